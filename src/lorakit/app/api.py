@@ -1,0 +1,48 @@
+"""Training from Python and from the command line alike: one call that leaves a complete run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorakit.app.figures import write_figures
+from lorakit.engine.events import Report, ignore
+from lorakit.engine.fit import Result, Run, open_run_folder
+from lorakit.engine.prepare import prepare
+from lorakit.recipe import Recipe, make_recipe
+
+
+def train(*, report: Report = ignore, resume: str | None = None, **sections: Mapping[str, Any]) -> Result:
+    """Train as the sections of a recipe say (`model={"base": ...}, data={"train": ...}, ...`).
+
+    Raises:
+        LorakitError: what is asked for cannot be done; nothing is left half written.
+    """
+    return train_recipe(make_recipe(sections), report=report, resume=resume)
+
+
+def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None = None) -> Result:
+    """Train a recipe into its run folder, pictures included. `resume` is `auto` or a checkpoint's path."""
+    folder = Path(recipe.output.dir or default_folder(recipe))
+    check_free(folder, resume)
+    prepared = prepare(recipe, report)
+    open_run_folder(folder, resume)
+    run = Run(prepared, folder, report)
+    if resume is not None:
+        run.resume(resume)
+    result = run.fit()
+    write_figures(result, run.history.lines, prepared)
+    return result
+
+
+def check_free(folder: Path, resume: str | None) -> None:
+    """Refuse a taken folder before the work of preparing, without making a new one."""
+    if folder.exists() or resume is not None:
+        open_run_folder(folder, resume)
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/<name of the training file or data set>."""
+    source = (recipe.data.train or "run").partition("#")[0].rstrip("/")
+    return Path("runs") / (Path(source).stem or "run").replace(":", "-").replace("@", "-")

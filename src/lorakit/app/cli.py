@@ -1,0 +1,266 @@
+"""The command line. torch and everything that needs it are imported inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import lorakit
+from lorakit.errors import ConfigError, LorakitError, OutputError
+
+if TYPE_CHECKING:
+    from lorakit.recipe import Recipe
+
+WORD = {"text2text": "text2text_ner", "ner": "token_classification", "classification": "sequence_classification"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command. A user's mistake ends in one line on stderr and exit code 2; ours in one line and 1."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        commands.main(words, prog_name="lorakit", standalone_mode=False)
+    except LorakitError as err:
+        _fail(str(err), err.exit_code, debug)
+    except click.exceptions.NoArgsIsHelpError as err:
+        click.echo(err.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as err:
+        _fail(err.format_message().replace("\n", " "), err.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", 130, debug)
+    except BrokenPipeError:  # `lorakit predict ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as err:
+        text = (str(err).strip() or "no message").splitlines()[0]
+        _fail(f"{type(err).__name__}: {text} (a fault of lorakit's; --debug shows where)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lorakit.__version__, prog_name="lorakit")
+def commands() -> None:
+    """LoRA fine-tuning from a file of labelled text to an honest score and an adapter that ships.
+
+    Every command takes --debug, which shows the traceback of a failure.
+    """
+
+
+@commands.command()
+@click.argument("what")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
+@click.option("--task", help="Task for DATA; told from the file where it can be.")
+@click.option("--text", help="Column of the text.")
+@click.option("--label", help="Column of the label.")
+@click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint of the run, or from this one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, write nothing.")
+def train(
+    what: str,
+    changes: tuple[str, ...],
+    resume: str | None,
+    as_json: bool,
+    dry_run: bool,
+    **options: str | None,
+) -> None:
+    """Train as RECIPE.toml says, or on DATA with --model.
+
+    \b
+    lorakit train recipes/sst2-bert.toml train.lr=1e-3
+    lorakit train reviews.csv --model minilm
+    """
+    from lorakit.app.api import train_recipe
+    from lorakit.app.console import Screen, score_lines
+
+    recipe = _recipe(what, changes, options)
+    screen = Screen()
+    try:
+        if dry_run:
+            from lorakit.app.inspecting import recipe_lines
+
+            click.echo("\n".join(recipe_lines(recipe, screen)))
+            return
+        result = train_recipe(recipe, report=screen, resume=resume)
+    finally:
+        screen.close()
+    if as_json:
+        click.echo(json.dumps({**result.scores, "run": str(result.folder)}))
+        return
+    counts = result.scores["parameters"]
+    click.echo("\n".join(score_lines(result.scores)))
+    click.echo(
+        f"trained {counts['trainable']:,} of {counts['total']:,} parameters ({counts['trainable'] / counts['total']:.2%})"
+    )
+    click.echo(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
+    click.echo(f"run folder: {result.folder}")
+
+
+def _recipe(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
+    """The recipe in a file, or the one that DATA and the options make."""
+    from lorakit.recipe import make_recipe, read_recipe
+
+    if what.endswith(".toml"):
+        given = [f"--{name}" for name, value in options.items() if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]} goes with DATA; with a recipe say section.key=value")
+        recipe = read_recipe(Path(what), changes)
+        return recipe if recipe.output.dir else _named(recipe, Path(what).stem)
+    if options["model"] is None:
+        raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm; recipes end in .toml")
+    raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
+    raw["data"].update({key: options[key] for key in ("text", "label") if options[key] is not None})
+    raw["task"] = {
+        "name": (options["task"] and WORD.get(options["task"], options["task"])) or _guess_task(what, options["model"])
+    }
+    return make_recipe(raw, changes, where="command line")
+
+
+def _named(recipe: Recipe, name: str) -> Recipe:
+    from lorakit.recipe import OutputSection
+
+    return recipe.model_copy(update={"output": OutputSection(dir=str(Path("runs") / name))})
+
+
+def _guess_task(source: str, model: str) -> str:
+    """CoNLL columns are entities to be recognised, by a T5 as text; everything else is classified."""
+    from lorakit.data.read import holds_words
+
+    if not holds_words(source):
+        return "sequence_classification"
+    return "text2text_ner" if "t5" in model.lower() else "token_classification"
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option("--text", help="Column of the text.")
+@click.option("--label", help="Column of the label.")
+@click.option("--format", "format_", default="auto", help="Format of DATA, where its name does not tell it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+def evaluate(
+    run: Path, data: str, text: str | None, label: str | None, format_: str, as_json: bool, allow_base_mismatch: bool
+) -> None:
+    """Score RUN (a run folder or an adapter) on labelled DATA."""
+    from lorakit.app.console import score_lines
+    from lorakit.data.example import Columns
+    from lorakit.data.read import read
+    from lorakit.engine.predictor import load
+    from lorakit.tasks.registry import reads_words
+
+    predictor = load(run, allow_base_mismatch=allow_base_mismatch)
+    words = reads_words(predictor.task.name)
+    dataset = read(data, words=words, columns=Columns(text, None, label), format=format_, split="test")
+    scores = predictor.evaluate(dataset.examples)
+    click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1, metavar="[TEXT ...]")
+@click.option(
+    "--file",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Texts from a file: .txt lines, or the text column of a table.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the answers here, a JSON line each.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+def predict(
+    run: Path, texts: tuple[str, ...], source: Path | None, out: Path | None, allow_base_mismatch: bool
+) -> None:
+    """Answer TEXTs, or the texts in a file, one JSON line each, in order."""
+    from lorakit.data.read import read_texts
+    from lorakit.engine.predictor import load
+
+    if bool(texts) == (source is not None):
+        raise ConfigError("predict takes either texts or --file")
+    if out is not None and not out.resolve().parent.is_dir():
+        raise OutputError(f"--out {out}: its folder does not exist")
+    wanted = read_texts(source) if source is not None else list(texts)
+    answers = load(run, allow_base_mismatch=allow_base_mismatch).predict(wanted)
+    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    if out is None:
+        click.echo(lines, nl=False)
+    else:
+        from lorakit.engine.checkpoint import atomic_text
+
+        atomic_text(out, lines)
+
+
+@commands.command()
+@click.argument("what")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
+def inspect(what: str, changes: tuple[str, ...]) -> None:
+    """Show what is in a MODEL, a RUN, or what a RECIPE would train: module, pattern that matched, rank, parameters."""
+    from lorakit.app.inspecting import model_lines, recipe_lines, run_lines
+    from lorakit.recipe import read_recipe
+
+    if what.endswith(".toml"):
+        lines = recipe_lines(read_recipe(Path(what), changes))
+    elif (
+        (Path(what) / "adapter").is_dir()
+        or (Path(what) / "adapter_config.json").is_file()
+        or (Path(what) / "scores.json").is_file()
+    ):
+        lines = run_lines(Path(what))
+    else:
+        lines = model_lines(what)
+    click.echo("\n".join(lines))
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+def merge(run: Path, out: Path, allow_base_mismatch: bool) -> None:
+    """Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
+    from lorakit.engine.checkpoint import atomic_folder
+    from lorakit.engine.predictor import load
+
+    if out.exists():
+        raise OutputError(f"--out {out} exists already; choose another folder")
+    predictor = load(run, allow_base_mismatch=allow_base_mismatch)
+    with atomic_folder(out) as folder:
+        predictor.merge_to(folder)
+    click.echo(f"merged model: {out}")
+
+
+@commands.command()
+@click.argument("which", type=click.Choice(["sentiment", "ner"]), required=False)
+@click.option(
+    "--t5", is_flag=True, help="With ner: as text to text, over t5-small from the hub's cache or the bundled t5-demo."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go."
+)
+def quickstart(which: str | None, t5: bool, out: Path) -> None:
+    """Train on the bundled data, score, and answer sentences never seen; both systems unless one is named."""
+    from lorakit.app.quickstart import run_ner, run_sentiment
+
+    if t5 and which == "sentiment":
+        raise ConfigError("--t5 goes with ner")
+    if which != "ner" and not t5:
+        run_sentiment(out)
+    if which != "sentiment":
+        run_ner(out, t5)
+
+
+if __name__ == "__main__":
+    main()

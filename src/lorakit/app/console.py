@@ -1,0 +1,92 @@
+"""A run's events on a terminal: a progress bar where there is one, plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lorakit.engine.events import Evaluated, Event, Note, Started
+from lorakit.engine.train import Step
+
+PLAIN_EVERY_S = 10.0
+
+
+class Screen:
+    """Draws events on stderr; results belong to stdout and to the caller."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.began = self.shown = time.monotonic()
+        self.examples, self.start, self.steps = 0, 0, 0
+        self.loss = 0.0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note(text):
+                self.say(text)
+            case Started():
+                self._started(event)
+            case Step():
+                self._step(event)
+            case Evaluated():
+                self._evaluated(event)
+
+    def say(self, text: str) -> None:
+        """One line, above the progress bar where there is one."""
+        self.console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _started(self, event: Started) -> None:
+        self.steps, self.start, self.metric = event.steps, event.start, event.metric
+        self.began = self.shown = time.monotonic()
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} examples/s  left"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.progress.add_task("training", total=event.steps, completed=event.start, loss=0.0, rate=0.0)
+            self.progress.start()
+
+    def _step(self, step: Step) -> None:
+        self.examples += step.examples
+        self.loss = step.loss if not self.loss else 0.95 * self.loss + 0.05 * step.loss
+        elapsed = time.monotonic() - self.began
+        rate = self.examples / max(elapsed, 1e-9)
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step.number, loss=self.loss, rate=rate)
+        elif time.monotonic() - self.shown > PLAIN_EVERY_S:
+            self.shown = time.monotonic()
+            left = elapsed / (step.number - self.start) * (self.steps - step.number)
+            self.say(f"step {step.number}/{self.steps}  loss {self.loss:.4f}  {rate:.0f} examples/s  {left:.0f} s left")
+
+    def _evaluated(self, event: Evaluated) -> None:
+        value = float(event.scores[self.metric])
+        best = "  (best so far)" if event.is_best else ""
+        self.say(f"step {event.step}/{self.steps}  validation {self.metric} {value:.4f}{best}")
+
+
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """The scores of a run or an evaluation as a small table."""
+    lines = [f"{key:<18} {value:.4f}" for key, value in scores.items() if isinstance(value, float) and key not in COSTS]
+    for key in ("per_class", "per_type"):
+        for name, row in scores.get(key, {}).items():
+            numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
+            lines.append(f"  {name:<16} {numbers}  n {row['support']}")
+    return lines
+
+
+COSTS = ("train_seconds", "examples_per_s")

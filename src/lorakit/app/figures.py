@@ -1,0 +1,146 @@
+"""The pictures in a run folder: the loss curve, and the model with its adapted places marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from torch import nn
+
+from lorakit.engine.fit import Result
+from lorakit.engine.prepare import Prepared
+from lorakit.lora import LoRALinear, SavedModule, count_parameters, hosts
+from lorakit.lora.targets import linear_layers, walk
+
+FROZEN, ADAPTED, TRAINED = "#e3e6ea", "#f5a623", "#4a90d9"
+BOX, ROW, LEFT, TOP = 128, 46, 190, 96  # pixels: width of a box, height of a row, margins
+
+
+def write_figures(result: Result, lines: Sequence[Mapping[str, Any]], prepared: Prepared) -> None:
+    """Write loss.png and architecture.svg into the run folder."""
+    write_loss(result.folder / "loss.png", lines, str(result.scores["metric"]))
+    title = f"{prepared.base.name}: {prepared.recipe.train.method}"
+    (result.folder / "architecture.svg").write_text(architecture(prepared.model, title), encoding="utf-8")
+
+
+def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Training loss over steps, with the validation score on a second axis and the best one marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot: no global state, no window system
+
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    scored = [line for line in lines if "validation" in line]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(*zip(*losses, strict=True), color="#c44e52", linewidth=1, label="training loss")
+    axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    axes.grid(alpha=0.25)
+    right = axes.twinx()
+    points = [(line["step"], line["validation"][metric]) for line in scored]
+    right.plot(*zip(*points, strict=True), "o-", color="#4c72b0", label=f"validation {metric}")
+    best = max(points, key=lambda point: (point[1], -point[0]))
+    right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha="center")
+    right.set(ylabel=f"validation {metric}", ylim=(0, 1.05))
+    figure.legend(loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=120)
+
+
+@dataclass(frozen=True)
+class Box:
+    """One linear layer in the picture."""
+
+    name: str
+    detail: str
+    color: str
+
+
+def architecture(model: nn.Module, title: str) -> str:
+    """An SVG of the model: a row per block, a box per linear layer; frozen, adapted and fully trained ones differ."""
+    rows = list(_rows(model))
+    width = LEFT + BOX * max(len(boxes) for _, boxes in rows) + 20
+    height = TOP + ROW * len(rows) + 20
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" role="img">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<text x="20" y="28" font-size="17" font-weight="600">{escape(title)}</text>',
+        f'<text x="20" y="50" font-size="12" fill="#444">{escape(_summary(model))}</text>',
+        *_legend(),
+    ]
+    for number, (name, boxes) in enumerate(rows):
+        parts += _row(name, boxes, TOP + ROW * number)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _summary(model: nn.Module) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    if not hosts(model):
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return f"{trainable:,} of {total:,} parameters are trained"
+    count = count_parameters(model)
+    share = f"{count.trainable / count.total:.2%}"
+    return (
+        f"{count.trainable:,} of {count.total:,} parameters are trained ({share}): "
+        f"{count.lora:,} LoRA, {count.saved:,} in whole modules"
+    )
+
+
+def _legend() -> Iterator[str]:
+    for i, (color, text) in enumerate(((FROZEN, "frozen"), (ADAPTED, "frozen + LoRA"), (TRAINED, "trained in full"))):
+        x = 20 + 150 * i
+        yield f'<rect x="{x}" y="62" width="14" height="14" rx="3" fill="{color}"/>'
+        yield f'<text x="{x + 20}" y="74" font-size="12">{text}</text>'
+
+
+def _row(name: str, boxes: Sequence[Box], y: int) -> Iterator[str]:
+    yield f'<text x="20" y="{y + 24}" font-size="12" fill="#222">{escape(name)}</text>'
+    for i, box in enumerate(boxes):
+        x = LEFT + BOX * i
+        yield f'<rect x="{x}" y="{y}" width="{BOX - 8}" height="{ROW - 8}" rx="5" fill="{box.color}"/>'
+        yield f'<text x="{x + 8}" y="{y + 16}" font-size="12" font-weight="600">{escape(box.name)}</text>'
+        yield f'<text x="{x + 8}" y="{y + 31}" font-size="10" fill="#333">{escape(box.detail)}</text>'
+
+
+def _rows(model: nn.Module) -> Iterator[tuple[str, list[Box]]]:
+    """(name of the block, its boxes) in the model's order; layers outside blocks make rows by their module."""
+    embeddings = [
+        Box(path.rpartition(".")[2], f"{m.num_embeddings:,} x {m.embedding_dim}", _plain_color(m))
+        for path, m in walk(model)
+        if isinstance(m, nn.Embedding) and "relative_attention" not in path
+    ]
+    yield "embeddings", embeddings[:6]
+    rows: dict[str, list[Box]] = {}
+    saved = {path: host for path, host in hosts(model) if isinstance(host, SavedModule)}
+    for path, linear in linear_layers(model).items():
+        rows.setdefault(_block(path), []).append(_box(model, path, linear))
+    for path, host in saved.items():
+        count = sum(p.numel() for p in host.base.parameters())
+        rows.setdefault(_block(path), []).append(Box(path.rpartition(".")[2], f"{count:,} trained", TRAINED))
+    yield from rows.items()
+
+
+def _block(path: str) -> str:
+    """The part of a path up to its first number, or its parent: the block that a layer belongs to."""
+    parts = path.split(".")
+    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return ".".join(parts[: numbered + 1]) if numbered is not None else ".".join(parts[:-1]) or "head"
+
+
+def _box(model: nn.Module, path: str, linear: nn.Linear) -> Box:
+    name = path.rpartition(".")[2]
+    shape = f"{linear.in_features} -> {linear.out_features}"
+    module = model.get_submodule(path)
+    if not isinstance(module, LoRALinear):
+        return Box(name, shape, _plain_color(linear))
+    adapter = next(iter(module.adapters))
+    count = sum(p.numel() for p in module.adapters[adapter].parameters())
+    return Box(name, f"r={module.lora(adapter).lora_A.shape[0]}  +{count:,}", ADAPTED)
+
+
+def _plain_color(module: nn.Module) -> str:
+    return TRAINED if any(p.requires_grad for p in module.parameters()) else FROZEN

@@ -1,0 +1,43 @@
+"""Which examples make which batch: a pure function of the lengths, the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lorakit.data.example import Example
+from lorakit.lora.variants import named_generator
+
+POOL = 50  # batches sorted by length together; large enough for 3 % padding, small enough to keep batches random
+
+
+def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of one epoch as lists of positions: every example once, texts of similar length together.
+
+    All positions are shuffled and cut into pools of POOL batches; each pool is sorted by length and cut into
+    batches; the batches are shuffled. The last batch may be smaller.
+    """
+    generator = named_generator(seed, f"epoch {epoch}")
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(order), POOL * batch_size):
+        pool = sorted(order[start : start + POOL * batch_size], key=lambda i: lengths[i])
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in shuffled]
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches for prediction: longest first (so that memory runs out at once or never), hardly any padding."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Train and validation examples by seed, both in file order; validation gets `share`, at least one example."""
+    n = max(1, round(len(examples) * share))
+    order = torch.randperm(len(examples), generator=named_generator(seed, "validation split")).tolist()
+    chosen = set(order[:n])
+    train = [example for i, example in enumerate(examples) if i not in chosen]
+    return train, [examples[i] for i in sorted(chosen)]

@@ -1,0 +1,38 @@
+"""Bytes of a file to text, with nothing guessed and nothing lost."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from lorakit.errors import DataError
+
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes, or a DataError that says why there are none."""
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read: {err.strerror}") from err
+    if not data.strip():
+        raise DataError(f"{path}: the file is empty")
+    return data
+
+
+def decode(path: Path, data: bytes) -> str:
+    """The text of a UTF-8 file, a byte-order mark dropped; other encodings and NUL are errors with their line."""
+    if data.startswith(UTF16):
+        raise DataError(f"{path}:1: the file is UTF-16; save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = data.count(b"\n", 0, err.start) + 1
+        raise DataError(
+            f"{path}:{line}: byte {err.start} (0x{data[err.start]:02x}) is no UTF-8; "
+            "if the file is Latin-1 or Windows-1252, save it as UTF-8"
+        ) from err
+    if "\0" in text:
+        raise DataError(f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character; text has none")
+    return text

@@ -1,0 +1,104 @@
+"""What a run ships: a folder with peft's two files, the tokenizer, and lorakit.json, which says all that peft's do not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.engine.checkpoint import atomic_folder
+from lorakit.engine.prepare import Prepared
+from lorakit.errors import AdapterError, OutputError
+from lorakit.lora import BaseInfo, save_adapter
+from lorakit.models import save_model, save_tokenizer, versions
+from lorakit.recipe import TaskSection
+from lorakit.tasks.base import Scores
+
+SIDE_FILE = "lorakit.json"
+FORMAT = 1
+ADAPTER, MODEL = "adapter", "model"  # names in the run folder
+
+
+@dataclass(frozen=True)
+class Side:
+    """The content of lorakit.json: enough to answer from the folder alone."""
+
+    task: TaskSection
+    labels: tuple[str, ...]
+    max_length: int
+    base: str
+    revision: str | None
+    base_sha256: str
+    dtype: str
+    method: str
+
+
+def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
+    """Write run/adapter (with full fine-tuning: run/model) as one unit, replacing the one before."""
+    target = run / (MODEL if prepared.config is None else ADAPTER)
+    with atomic_folder(target) as folder:
+        if prepared.config is None:
+            save_model(prepared.model, prepared.base.tokenizer, folder)
+        else:
+            info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
+            save_adapter(prepared.model, folder, prepared.config, info)
+            save_tokenizer(prepared.base.tokenizer, folder)
+        text = json.dumps(_side(prepared, scores), indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
+    return target
+
+
+def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
+    recipe, base = prepared.recipe, prepared.base
+    return {
+        "format": FORMAT,
+        "task": recipe.task.model_dump(),
+        "labels": list(prepared.task.labels),
+        "max_length": recipe.data.max_length or base.max_length,
+        "base": {"name": base.name, "revision": base.revision, "sha256": base.sha256},
+        "dtype": "fp32" if prepared.dtype.itemsize == 4 else "bf16",
+        "method": recipe.train.method,
+        "data": prepared.fingerprints,
+        "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
+        "versions": versions(),
+    }
+
+
+def shipped_folder(path: Path) -> Path:
+    """The folder to load for a run folder, an adapter folder or a fully fine-tuned model's folder.
+
+    Raises:
+        OutputError: there is no such folder, or it holds nothing that was shipped.
+    """
+    for folder in (path, path / ADAPTER, path / MODEL):
+        if (folder / SIDE_FILE).is_file():
+            return folder
+    if not path.exists():
+        raise OutputError(f"{path}: no such run folder")
+    raise OutputError(
+        f"{path}: neither a run folder nor an adapter of lorakit (no {SIDE_FILE}, no {ADAPTER}/{SIDE_FILE})"
+    )
+
+
+def read_side(folder: Path) -> Side:
+    """Read lorakit.json. Raises an AdapterError where it is damaged or of a newer format."""
+    path = folder / SIDE_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise AdapterError(
+                f"{path}: format {raw['format']} was written by a newer lorakit; this one reads {FORMAT}"
+            )
+        return Side(
+            task=TaskSection.model_validate(raw["task"]),
+            labels=tuple(raw["labels"]),
+            max_length=int(raw["max_length"]),
+            base=raw["base"]["name"],
+            revision=raw["base"]["revision"],
+            base_sha256=raw["base"]["sha256"],
+            dtype=raw["dtype"],
+            method=raw["method"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise AdapterError(f"{path}: damaged: {type(err).__name__} {err}") from err

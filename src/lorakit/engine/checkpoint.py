@@ -1,0 +1,150 @@
+"""What a run must remember to go on as if it had never stopped, written as one unit: all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lorakit.errors import OutputError
+
+MANIFEST = "manifest.json"
+TENSORS = "state.safetensors"
+STATE = "state.json"
+KEEP = 2  # checkpoints kept
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors (parameters, optimizer moments, random state) and the plain values beside them."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` by one rename; `folder` itself is never half written."""
+    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            _sync(path)
+        old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as err:
+        raise OutputError(f"{folder}: cannot be written: {err.strerror or err}") from err
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `folder`/step-N with a manifest of sha256 sums, then drop all but the newest KEEP."""
+    with atomic_folder(folder / f"step-{checkpoint.step:08d}") as place:
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}, place / TENSORS
+        )
+        (place / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}), encoding="utf-8")
+        sums = {name: _sha256(place / name) for name in (TENSORS, STATE)}
+        (place / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
+    for path in _newest_first(folder)[KEEP:]:
+        shutil.rmtree(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint whose sums are right, and a note for each newer one that was passed over.
+
+    Raises:
+        OutputError: there is none.
+    """
+    notes: list[str] = []
+    for path in _newest_first(folder):
+        try:
+            return load_checkpoint(path), notes
+        except OutputError as err:
+            notes.append(f"{err}; taking the one before")
+    raise OutputError(f"{folder}: no whole checkpoint to resume from")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """One checkpoint, its sums checked. Raises an OutputError that names what is damaged."""
+    try:
+        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name in (TENSORS, STATE):
+            if _sha256(path / name) != sums[name]:
+                raise OutputError(f"{path / name}: damaged (its sha256 is not the manifest's)")
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        return Checkpoint(state.pop("step"), load_file(path / TENSORS), state)
+    except (OSError, ValueError, KeyError, SafetensorError) as err:
+        raise OutputError(f"{path}: no whole checkpoint: {type(err).__name__} {err}") from err
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters and their optimizer state under the parameters' names."""
+    tensors: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            tensors[f"parameter/{name}"] = parameter
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"{key}/{name}"] = value
+    return tensors
+
+
+@torch.no_grad()
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            parameter.copy_(tensors[f"parameter/{name}"])
+            state = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{key}/{name}" in tensors:
+                    state[key] = tensors[f"{key}/{name}"].to(parameter.device)
+            optimizer.state[parameter] = state
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write a text file as one unit: the whole new one, or the old one untouched."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from err

@@ -1,0 +1,30 @@
+"""Answers to many examples, in their order, however they are batched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.data.batches import sorted_batches
+from lorakit.data.example import Example
+from lorakit.engine.runtime import evaluating
+from lorakit.engine.train import to_device
+from lorakit.tasks.base import Item, Task
+
+BATCH_SIZE = 64  # examples per forward in prediction
+
+
+def answer_all(
+    model: nn.Module, task: Task, examples: Sequence[Example], items: Sequence[Item], device: torch.device
+) -> list[Any]:
+    """The task's answer to each example, in the order of `examples`."""
+    answers: list[Any] = [None] * len(examples)
+    with evaluating(model):
+        for positions in sorted_batches([len(item["input_ids"]) for item in items], BATCH_SIZE):
+            batch = to_device(task.collate([items[i] for i in positions]), device)
+            for i, raw in zip(positions, task.predict(model, batch), strict=True):
+                answers[i] = task.answer(examples[i], raw)
+    return answers

@@ -1,0 +1,42 @@
+"""What a run tells its caller while it goes on; the command line draws it, a notebook may ignore it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorakit.engine.train import Step
+from lorakit.tasks.base import Scores
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training begins: steps in all, and the step it begins after (0 unless resumed)."""
+
+    steps: int
+    start: int
+    metric: str
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation examples were scored after a step."""
+
+    step: int
+    scores: Scores
+    is_best: bool
+
+
+Event = Note | Started | Step | Evaluated
+Report = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """A report to nobody."""

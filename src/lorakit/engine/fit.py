@@ -1,0 +1,273 @@
+"""One run: train, score, keep the best, and leave a run folder behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorakit.engine.adapter import write_shipped
+from lorakit.engine.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from lorakit.engine.evaluate import answer_all
+from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
+from lorakit.engine.prepare import Part, Prepared, trained_parameters
+from lorakit.engine.train import Step, make_optimizer, train
+from lorakit.errors import ConfigError, OutputError
+from lorakit.tasks.base import Scores
+
+SAMPLES = 20  # validation examples shown in samples.jsonl
+LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length
+
+
+@dataclass
+class History:
+    """What a run has learned about itself so far; part of every checkpoint."""
+
+    best: float = float("-inf")
+    best_step: int = 0
+    since_best: int = 0  # evaluations
+    seconds: float = 0.0  # of training alone, evaluations left out
+    examples: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the run is, and its scores (those of scores.json)."""
+
+    folder: Path
+    scores: Scores
+
+
+class Run:
+    """A prepared run and its folder, from the first step or from a checkpoint to the end."""
+
+    def __init__(self, prepared: Prepared, folder: Path, report: Report = ignore) -> None:
+        self.prepared = prepared
+        self.folder = folder
+        self.report = report
+        self.history = History()
+        lora, saved = trained_parameters(prepared.model)
+        self.optimizer = make_optimizer(lora, saved, prepared.recipe.train)
+        self.best_state: dict[str, Tensor] = {}
+        self.start = 0
+
+    def fit(self) -> Result:
+        """Train to the end (or until patience is out), then write scores, samples and predictions of the best."""
+        prepared, plan = self.prepared, self.prepared.plan
+        (self.folder / "recipe.toml").write_text(prepared.recipe.to_toml(), encoding="utf-8")
+        if self.start == 0:
+            torch.manual_seed(prepared.recipe.train.seed)  # dropout; a resumed run has its state restored
+        self.report(Started(plan.steps, self.start, prepared.task.metric))
+        items = prepared.parts["train"].items
+        mean = _Interval(max(1, plan.steps // LOG_LINES))
+        clock = time.perf_counter()
+        for step in train(prepared.model, prepared.task, items, self.optimizer, plan, self.start):
+            now = time.perf_counter()
+            self.history.seconds += now - clock
+            self.history.examples += step.examples
+            self.report(step)
+            self.history.lines += mean.add(step, now - clock)
+            self._after(step)
+            if self._out_of_patience():
+                self.report(
+                    Note(f"stopped at step {step.number}: {self.history.since_best} evaluations without a new best")
+                )
+                break
+            clock = time.perf_counter()
+        return self._finish()
+
+    def _after(self, step: Step) -> None:
+        """Evaluate and save where they are due."""
+        config, plan = self.prepared.recipe.train, self.prepared.plan
+        every = config.eval_every or plan.steps_per_epoch
+        evaluate = step.number % every == 0 or step.number == plan.steps
+        if evaluate:
+            self._evaluate(step)
+        if evaluate if config.checkpoint_every is None else step.number % config.checkpoint_every == 0:
+            self._save(step.number)
+
+    def _evaluate(self, step: Step) -> None:
+        scores = self._scores(self.prepared.parts["validation"])
+        value = float(scores[self.prepared.task.metric])
+        is_best = value > self.history.best  # a tie keeps the earlier step
+        if is_best:
+            self.history.best, self.history.best_step, self.history.since_best = value, step.number, 0
+            self.best_state = {name: p.detach().clone() for name, p in self._parameters().items()}
+            write_shipped(self.folder, self.prepared, scores)
+        else:
+            self.history.since_best += 1
+        plain = {key: number for key, number in scores.items() if isinstance(number, float)}
+        self.history.lines.append({"step": step.number, "epoch": step.epoch, "validation": plain, "is_best": is_best})
+        self._write_lines("metrics.jsonl", self.history.lines)
+        self.report(Evaluated(step.number, scores, is_best))
+
+    def _scores(self, part: Part) -> Scores:
+        answers = answer_all(self.prepared.model, self.prepared.task, part.examples, part.items, self.prepared.device)
+        return self.prepared.task.score(part.examples, answers)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.prepared.recipe.train.patience
+        return patience is not None and self.history.since_best >= patience
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {n: p for g in self.optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+
+    # Checkpoints
+
+    def _save(self, step: int) -> None:
+        best = {f"best/{name}": value for name, value in self.best_state.items()}
+        tensors = {**optimizer_tensors(self.optimizer), **best, "rng": torch.get_rng_state()}
+        save_checkpoint(self.folder / "checkpoints", Checkpoint(step, tensors, self._state()))
+
+    def _state(self) -> dict[str, Any]:
+        history = {**vars(self.history)}
+        if not self.best_state:
+            history["best"] = None  # JSON has no -inf
+        return {"history": history, "recipe": self.prepared.recipe.to_toml(), "data": self.prepared.fingerprints,
+                "base_sha256": self.prepared.base.sha256}  # fmt: skip
+
+    def resume(self, where: str) -> None:
+        """Go on from a checkpoint: `auto` takes the newest whole one of this run folder, else a path.
+
+        Raises:
+            OutputError: there is no whole checkpoint.
+            ConfigError: the checkpoint belongs to another recipe, other data or another base model.
+        """
+        if where == "auto":
+            checkpoint, notes = newest_checkpoint(self.folder / "checkpoints")
+            for note in notes:
+                self.report(Note(note))
+        else:
+            checkpoint = load_checkpoint(Path(where))
+        _check_same(checkpoint.state, self._state())
+        restore_optimizer(self.optimizer, checkpoint.tensors)
+        self.best_state = {
+            name.removeprefix("best/"): value.to(self.prepared.device)
+            for name, value in checkpoint.tensors.items()
+            if name.startswith("best/")
+        }
+        history = checkpoint.state["history"]
+        self.history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
+        torch.set_rng_state(checkpoint.tensors["rng"])
+        self.start = checkpoint.step
+        self.report(Note(f"resumed after step {checkpoint.step}"))
+
+    # The end
+
+    @torch.no_grad()
+    def _finish(self) -> Result:
+        last: Mapping[str, float] = next(
+            (line["validation"] for line in reversed(self.history.lines) if "validation" in line), {}
+        )
+        for name, parameter in self._parameters().items():
+            parameter.copy_(self.best_state[name])
+        prepared = self.prepared
+        part = prepared.parts["validation"]
+        answers = answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device)
+        scores = prepared.task.score(part.examples, answers)
+        if "test" in prepared.parts:
+            scores["test"] = self._scores(prepared.parts["test"])
+        scores.update(self._about(last))
+        lines = [prepared.task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
+        expected = [{"expected": prepared.task.expected(example)} for example in part.examples]
+        both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
+        self._write_lines("predictions.jsonl", both)
+        self._write_lines("samples.jsonl", both[:SAMPLES])
+        self._write_lines("metrics.jsonl", self.history.lines)
+        text = json.dumps(scores, indent=2, ensure_ascii=False)
+        (self.folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+        return Result(self.folder, scores)
+
+    def _about(self, last: Mapping[str, float]) -> dict[str, Any]:
+        """What the scores are scores of, and what they cost."""
+        prepared, history = self.prepared, self.history
+        sizes = {name: len(part.examples) for name, part in prepared.parts.items()}
+        counts = prepared.parameters
+        return {
+            "metric": prepared.task.metric,
+            "best_step": history.best_step,
+            "last": dict(last),
+            "examples": sizes,
+            "method": prepared.recipe.train.method,
+            "parameters": {
+                "trainable": counts.trainable,
+                "lora": counts.lora,
+                "saved": counts.saved,
+                "total": counts.total,
+            },
+            "train_seconds": round(history.seconds, 3),
+            "examples_per_s": round(history.examples / history.seconds, 1) if history.seconds else 0.0,
+            "dtype": str(prepared.dtype).removeprefix("torch."),
+            "seed": prepared.recipe.train.seed,
+        }
+
+    def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+
+class _Interval:
+    """Means of the loss over intervals of steps, so that metrics.jsonl stays short."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.losses: list[float] = []
+        self.examples, self.seconds = 0, 0.0
+
+    def add(self, step: Step, seconds: float) -> list[dict[str, Any]]:
+        self.losses.append(step.loss)
+        self.examples += step.examples
+        self.seconds += seconds
+        if step.number % self.every:
+            return []
+        line = {
+            "step": step.number,
+            "epoch": step.epoch,
+            "loss": sum(self.losses) / len(self.losses),
+            "lr": step.lr,
+            "grad_norm": step.grad_norm,
+            "examples_per_s": self.examples / self.seconds if self.seconds else 0.0,
+        }
+        self.losses, self.examples, self.seconds = [], 0, 0.0
+        return [line]
+
+
+def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key, words in (("data", "the data"), ("base_sha256", "the base model"), ("recipe", "the recipe")):
+        if saved[key] != now[key]:
+            detail = _first_difference(saved[key], now[key]) if key == "recipe" else ""
+            raise ConfigError(
+                f"--resume: {words} changed since the checkpoint was written{detail}; start a new run instead"
+            )
+
+
+def _first_difference(saved: str, now: str) -> str:
+    was, is_now = set(saved.splitlines()), set(now.splitlines())
+    gone, new = sorted(was - is_now), sorted(is_now - was)
+    return f": it had {gone[0] if gone else 'nothing'!r}, now {new[0] if new else 'nothing'!r}"
+
+
+def open_run_folder(folder: Path, resume: str | None) -> None:
+    """Make the run folder; one that holds anything is refused, unless the run in it is to be resumed."""
+    if resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
+    if resume == "auto" and not (folder / "checkpoints").is_dir():
+        raise OutputError(f"output.dir = {str(folder)!r} has no checkpoints to resume from")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"output.dir = {str(folder)!r} cannot be made: {err.strerror}") from err

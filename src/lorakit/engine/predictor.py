@@ -1,0 +1,84 @@
+"""Answers from a run folder or an adapter folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.data.example import Example, of_text
+from lorakit.engine.adapter import Side, read_side, shipped_folder
+from lorakit.engine.evaluate import answer_all
+from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
+from lorakit.errors import AdapterError, DataError
+from lorakit.lora import load_adapter, merge_and_unload
+from lorakit.models import load_base, save_model
+from lorakit.tasks.base import Scores, Task
+from lorakit.tasks.registry import KINDS, check_labels, make_task, reads_words
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that answers texts and scores labelled examples."""
+
+    model: nn.Module
+    task: Task
+    side: Side
+    device: torch.device
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """An answer for each text, in order: `{"text", "label", "score", "probabilities"}` or `{"text", "entities"}`.
+
+        Raises:
+            DataError: a text is empty.
+        """
+        for number, text in enumerate(texts, start=1):
+            if not text.strip():
+                raise DataError(f"text {number} of {len(texts)} is empty")
+        words = reads_words(self.task.name)
+        examples = [of_text(text) if words else Example(text) for text in texts]
+        return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
+
+    def answers(self, examples: Sequence[Example]) -> list[Any]:
+        """The task's own answers, in order."""
+        return answer_all(self.model, self.task, examples, self.task.encode(examples), self.device) if examples else []
+
+    def evaluate(self, examples: Sequence[Example]) -> Scores:
+        """Scores on labelled examples. Raises a DataError for a label that training did not have."""
+        check_labels(self.task.name, examples, self.task.labels)
+        return self.task.score(examples, self.answers(examples))
+
+    def merge_to(self, folder: Path) -> None:
+        """Write a plain transformers model with the adapter folded in. Afterwards this object answers through it."""
+        if self.side.method != "full":
+            merge_and_unload(self.model)
+        save_model(self.model, self.task.tokenizer, folder)
+
+
+def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
+    """Load what a run left, from its folder alone.
+
+    Raises:
+        AdapterError: the base model that is found is not the one the adapter was trained on (its sha256 differs),
+            unless `allow_base_mismatch`; or the folder is damaged.
+    """
+    folder = shipped_folder(Path(path))
+    side = read_side(folder)
+    kind = KINDS[side.task.name]
+    whole = side.method == "full"
+    base = load_base(str(folder) if whole else side.base, kind, labels=side.labels, revision=side.revision)
+    if not whole and base.sha256 != side.base_sha256 and not allow_base_mismatch:
+        raise AdapterError(
+            f"{folder}: trained on another {side.base}: its weights have sha256 {side.base_sha256[:12]}..., the ones found "
+            f"have {base.sha256[:12]}...; answers would differ (--allow-base-mismatch loads it all the same)"
+        )
+    if not whole:
+        load_adapter(base.model, folder)
+    device = pick_device()
+    cast_frozen_(base.model, DTYPES[side.dtype])
+    base.model.to(device).eval()
+    return Predictor(base.model, make_task(side.task, base.tokenizer, side.labels, side.max_length), side, device)

@@ -1,0 +1,176 @@
+"""Everything a run needs before its first step, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lorakit.data.batches import split
+from lorakit.data.example import Columns, Dataset, Example
+from lorakit.data.read import read
+from lorakit.engine.events import Note, Report, ignore
+from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype
+from lorakit.engine.train import Plan
+from lorakit.errors import ConfigError, ModelError
+from lorakit.lora import LoraConfig, ParameterCount, SavedModule, Target, add_adapter, count_parameters, hosts
+from lorakit.models import BaseModel, load_base
+from lorakit.recipe import DataSection, Recipe
+from lorakit.tasks.base import Item, Task
+from lorakit.tasks.registry import KINDS, check_labels, find_labels, make_task, reads_words
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data, encoded."""
+
+    examples: Sequence[Example]
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with its adapter in place, a task, encoded data and a plan."""
+
+    recipe: Recipe
+    base: BaseModel
+    task: Task
+    config: LoraConfig | None  # None with train.method = full
+    targets: Sequence[Target]
+    parameters: ParameterCount
+    parts: dict[str, Part]  # train, validation, and test where there is one
+    plan: Plan
+    fingerprints: dict[str, str]  # source -> sha256
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def model(self) -> nn.Module:
+        return self.base.model
+
+
+def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
+    """Read the data, load the model, put the adapter in place.
+
+    Raises:
+        LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
+    """
+    examples, fingerprints = read_parts(recipe, report)
+    labels = find_labels(recipe.task.name, examples["train"])
+    for part in examples.values():
+        check_labels(recipe.task.name, part, labels)
+    base = load_base(
+        recipe.model.base,
+        KINDS[recipe.task.name],
+        labels=labels,
+        revision=recipe.model.revision,
+        dropout=recipe.model.dropout,
+        seed=recipe.train.seed,
+    )
+    max_length = _max_length(recipe.data.max_length, base)
+    task = make_task(recipe.task, base.tokenizer, labels, max_length)
+    config, targets = _adapt(recipe, base)
+    device = pick_device()
+    dtype = pick_dtype(recipe.model.dtype, recipe.train.method, device)
+    cast_frozen_(base.model, dtype)
+    base.model.to(device)
+    parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
+    _tell_cut(parts, max_length, report)
+    return Prepared(
+        recipe=recipe,
+        base=base,
+        task=task,
+        config=config,
+        targets=targets,
+        parameters=_count(base.model, config),
+        parts=parts,
+        plan=Plan([len(item["input_ids"]) for item in parts["train"].items], recipe.train),
+        fingerprints=fingerprints,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def read_parts(recipe: Recipe, report: Report = ignore) -> tuple[dict[str, Sequence[Example]], dict[str, str]]:
+    """The examples of train, validation and (where named) test, and the sources' fingerprints."""
+    if recipe.data.train is None:
+        raise ConfigError("data.train is missing: name a file, a folder or a data set")
+    sources = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
+    found = {name: read_part(recipe, source, name, report) for name, source in sources.items() if source}
+    examples: dict[str, Sequence[Example]] = {name: dataset.examples for name, dataset in found.items()}
+    if "validation" not in examples:
+        share, seed = recipe.data.validation_share, recipe.train.seed
+        if len(examples["train"]) < 2:
+            raise ConfigError(f"{recipe.data.train}: one example cannot be split; name data.validation")
+        examples["train"], examples["validation"] = split(examples["train"], share, seed)
+        n = len(examples["validation"])
+        report(
+            Note(f"no validation set named: {n} examples ({share:.0%}) are held out of training, chosen by seed {seed}")
+        )
+    return examples, {dataset.source: dataset.sha256 for dataset in found.values()}
+
+
+def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ignore) -> Dataset:
+    """One source, read as the recipe says."""
+    data: DataSection = recipe.data
+    dataset = read(
+        source,
+        words=reads_words(recipe.task.name),
+        columns=Columns(data.text, data.pair, data.label),
+        format=data.format,
+        split=split_name,
+    )
+    for note in dataset.notes:
+        report(Note(note))
+    return dataset
+
+
+def _max_length(asked: int | None, base: BaseModel) -> int:
+    if asked is not None and asked > base.max_length:
+        raise ConfigError(f"data.max_length = {asked}: {base.name} takes {base.max_length} tokens at most")
+    return asked or base.max_length
+
+
+def _adapt(recipe: Recipe, base: BaseModel) -> tuple[LoraConfig | None, Sequence[Target]]:
+    """Make trainable what the method trains."""
+    method, seed = recipe.train.method, recipe.train.seed
+    if method == "full":
+        base.model.requires_grad_(True)
+        return None, ()
+    config = recipe.lora.config(modules_to_save=base.saved_modules)
+    if method == "head":
+        if not config.modules_to_save:
+            raise ModelError(f"train.method = 'head': {base.name} has no head to train for {recipe.task.name}")
+        config = LoraConfig(target_modules=(), modules_to_save=config.modules_to_save)
+    return config, add_adapter(base.model, config, seed=seed)
+
+
+def _count(model: nn.Module, config: LoraConfig | None) -> ParameterCount:
+    if config is not None:
+        return count_parameters(model)
+    total = sum(p.numel() for p in model.parameters())
+    return ParameterCount(lora=0, saved=total, total=total)
+
+
+def trained_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trainable parameters by path: LoRA factors, and parameters of modules trained in full."""
+    saved_hosts = [path for path, host in hosts(model) if isinstance(host, SavedModule)]
+    has_lora = any(True for _ in hosts(model))
+    lora: dict[str, nn.Parameter] = {}
+    saved: dict[str, nn.Parameter] = {}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            whole = not has_lora or any(path.startswith(host + ".") for host in saved_hosts)
+            (saved if whole else lora)[path] = parameter
+    return lora, saved
+
+
+def _tell_cut(parts: dict[str, Part], max_length: int, report: Report) -> None:
+    for name, part in parts.items():
+        cut = sum(len(item["input_ids"]) >= max_length for item in part.items)
+        if cut:
+            report(
+                Note(f"{name}: {cut} of {len(part.items)} texts reach the limit of {max_length} tokens and may be cut")
+            )

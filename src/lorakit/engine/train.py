@@ -1,0 +1,139 @@
+"""The training loop: a generator that yields after each step. Logging, saving, scoring and stopping are the caller's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.data.batches import bucketed_batches
+from lorakit.errors import NumericsError
+from lorakit.recipe import TrainSection
+from lorakit.tasks.base import Batch, Item, Task
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer update did. `loss` is the mean over labelled positions, `tokens` counts real ones."""
+
+    number: int  # from 1
+    epoch: float  # epochs done after this step
+    loss: float
+    lr: float
+    grad_norm: float  # before clipping
+    examples: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which examples each step sees: a pure function of (seed, step), so that a resumed run needs no sampler state."""
+
+    lengths: Sequence[int]  # tokens of each example
+    config: TrainSection
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.lengths) / self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        planned = self.config.epochs * self.steps_per_epoch
+        return min(planned, self.config.max_steps or planned)
+
+    def batches(self, start: int) -> Iterator[list[int]]:
+        """The batches of all steps from `start` (0 is the first) to the end, as positions of examples."""
+        for epoch in range(start // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
+            batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, epoch)
+            begin = epoch * self.steps_per_epoch
+            yield from batches[max(start - begin, 0) : self.steps - begin]
+
+
+def lr_factor(step: int, steps: int, config: TrainSection) -> float:
+    """The schedule's value at a step (0 is the first): a linear warm-up to 1, then linear or cosine decay, or none.
+
+    The warm-up reaches 1 at the end of its last step; the decay reaches 0 just after the last step.
+    """
+    warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    return 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def make_optimizer(
+    lora: Mapping[str, nn.Parameter], saved: Mapping[str, nn.Parameter], config: TrainSection
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with one group for LoRA factors and one for whole modules."""
+    groups = [
+        {"params": list(parameters.values()), "lr": lr, "peak_lr": lr, "names": list(parameters)}
+        for parameters, lr in ((lora, config.lr), (saved, config.head_lr or config.lr))
+        if parameters
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+
+def train(
+    model: nn.Module, task: Task, items: Sequence[Item], optimizer: torch.optim.Optimizer, plan: Plan, start: int = 0
+) -> Iterator[Step]:
+    """Train from step `start` (0 is the first) to the plan's end.
+
+    The loss of a step is the mean over the labelled positions of the whole batch, so neither it nor its gradient
+    depends on how the batch is cut into micro-batches.
+
+    Raises:
+        NumericsError: the loss or a gradient is not finite; the parameters are as the step before left them.
+    """
+    config = plan.config
+    micro = config.micro_batch_size or config.batch_size
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    model.train()
+    for number, positions in enumerate(plan.batches(start), start=start):
+        window = [
+            to_device(task.collate([items[i] for i in positions[j : j + micro]]), device)
+            for j in range(0, len(positions), micro)
+        ]
+        factor = lr_factor(number, plan.steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        loss = _backward(model, task, window)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        values = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
+        if not all(map(math.isfinite, values)):
+            raise NumericsError(
+                f"step {number + 1}: the loss is {values[0]}, the gradient's norm {values[1]}; "
+                f"training stopped before it could do harm; a lower train.lr (now {config.lr}) is the usual remedy"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        yield Step(
+            number=number + 1,
+            epoch=(number + 1) / plan.steps_per_epoch,
+            loss=values[0],
+            lr=config.lr * factor,
+            grad_norm=values[1],
+            examples=len(positions),
+            tokens=sum(plan.lengths[i] for i in positions),
+        )
+
+
+def _backward(model: nn.Module, task: Task, window: Sequence[Batch]) -> Tensor:
+    """Gradients of the mean loss over the window's labelled positions; the loss itself is given back, detached."""
+    n_targets = max(1, sum(task.n_targets(batch) for batch in window))
+    total = torch.zeros((), device=window[0]["input_ids"].device)
+    for batch in window:
+        loss = task.loss(model, batch) / n_targets
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -1,0 +1,49 @@
+"""Every failure a user can meet. The command line prints one line for each and exits with its code; nothing else is caught."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LorakitError(Exception):
+    """A mistake outside this package's code: what is wrong with which value, where, and what would do."""
+
+    exit_code = 2
+
+
+class ConfigError(LorakitError):
+    """A knob (recipe key, command-line value, LoRA setting) has a value that cannot be used."""
+
+
+class DataError(LorakitError):
+    """An input file cannot be read as what it was said to be; the message starts with `file:line`."""
+
+
+class ModelError(LorakitError):
+    """A base model cannot be found, loaded, or adapted as asked."""
+
+
+class AdapterError(LorakitError):
+    """A saved adapter is damaged, or does not belong to this base model."""
+
+
+class OutputError(LorakitError):
+    """The place to write to, or a run folder to read, cannot be used."""
+
+
+class NumericsError(LorakitError):
+    """A loss or a gradient is not finite; nothing non-finite has been stored."""
+
+    exit_code = 4
+
+
+def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
+    """The end of an error message: the names nearest to `wrong`, or a short list of what there is."""
+    names = sorted(set(known))
+    if close := difflib.get_close_matches(wrong, names, n=most, cutoff=0.6):
+        return f"did you mean {' or '.join(repr(name) for name in close)}?"
+    if not names:
+        return "there are none"
+    shown = ", ".join(names[:12])
+    return f"known: {shown}{', ...' if len(names) > 12 else ''}"

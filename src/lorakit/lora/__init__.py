@@ -1,0 +1,48 @@
+"""LoRA over any torch model; needs torch and safetensors alone."""
+
+from lorakit.lora.config import ALL_LINEAR, LoraConfig
+from lorakit.lora.files import BaseInfo, load_adapter, read_adapter_config, save_adapter
+from lorakit.lora.inject import (
+    ParameterCount,
+    adapter_names,
+    adapter_parameters,
+    add_adapter,
+    count_parameters,
+    delete_adapter,
+    disabled,
+    set_adapter,
+    unload,
+)
+from lorakit.lora.layer import DoRA, LoRA, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.merge import merge, merge_and_unload, unmerge
+from lorakit.lora.targets import Target, linear_layers, select_targets
+
+__all__ = [
+    "ALL_LINEAR",
+    "BaseInfo",
+    "DoRA",
+    "LoRA",
+    "LoRALinear",
+    "LoraConfig",
+    "ParameterCount",
+    "Routing",
+    "SavedModule",
+    "Target",
+    "adapter_names",
+    "adapter_parameters",
+    "add_adapter",
+    "count_parameters",
+    "delete_adapter",
+    "disabled",
+    "hosts",
+    "linear_layers",
+    "load_adapter",
+    "merge",
+    "merge_and_unload",
+    "read_adapter_config",
+    "save_adapter",
+    "select_targets",
+    "set_adapter",
+    "unload",
+    "unmerge",
+]

@@ -1,0 +1,52 @@
+"""What one adapter is: a frozen dataclass with peft's field names, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora.variants import INITS
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The settings of one LoRA adapter (Hu et al. 2021, arXiv:2106.09685), named as peft names them.
+
+    Raises:
+        ConfigError: a value is out of range, or `init_lora_weights` names no known initialisation.
+    """
+
+    r: int = 8  # rank of the update
+    lora_alpha: float = 16  # the update is scaled by lora_alpha / r (use_rslora: by lora_alpha / sqrt(r))
+    lora_dropout: float = 0.0  # on the input of A, in training only
+    target_modules: str | tuple[str, ...] = ALL_LINEAR  # name suffixes; or a regex over whole paths; or "all-linear"
+    exclude_modules: str | tuple[str, ...] = ()  # the same notation; wins over target_modules
+    layers_to_transform: tuple[int, ...] | None = None  # indices of blocks; None means all of them
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)  # name suffix or regex -> r; the first match wins
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)  # the same for lora_alpha
+    modules_to_save: tuple[str, ...] = ()  # trained and saved in full: a head, a newly initialised layer
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: str = "kaiming"  # a key of variants.INITS
+
+    def __post_init__(self) -> None:
+        for key, r in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())):
+            if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+                raise ConfigError(f"{key} = {r!r}: a rank is a whole number from 1")
+        for key, alpha in (
+            ("lora_alpha", self.lora_alpha),
+            *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()),
+        ):
+            if not (math.isfinite(alpha) and alpha > 0):
+                raise ConfigError(f"{key} = {alpha!r}: must be a finite number above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout = {self.lora_dropout!r}: must be at least 0 and below 1")
+        if self.init_lora_weights not in INITS:
+            hint = did_you_mean(self.init_lora_weights, INITS)
+            raise ConfigError(f"init_lora_weights = {self.init_lora_weights!r} is not known; {hint}")
+        if not self.target_modules and not self.modules_to_save:
+            raise ConfigError("target_modules is empty: name at least one module, or use 'all-linear'")

@@ -1,0 +1,183 @@
+"""Put adapters into a model and take them out: wrap, freeze, count, switch, disable, delete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from torch import nn
+
+from lorakit.errors import AdapterError, ConfigError, did_you_mean
+from lorakit.lora.config import LoraConfig
+from lorakit.lora.layer import BASE, DoRA, LoRA, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.targets import Target, linear_layers, saved_modules, select_targets
+from lorakit.lora.variants import INITS, SCALINGS, named_generator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class ParameterCount(NamedTuple):
+    """Numbers of scalars. `lora` and `saved` are trainable and add up to `trainable`."""
+
+    lora: int
+    saved: int
+    total: int
+
+    @property
+    def trainable(self) -> int:
+        return self.lora + self.saved
+
+
+def add_adapter(model: nn.Module, config: LoraConfig, name: str = "default", seed: int = 0) -> list[Target]:
+    """Freeze the model, add one adapter and make it the active one; the adapted layers are given back.
+
+    At this point the model answers exactly as before: every update starts at zero.
+
+    Raises:
+        ConfigError: the name is not usable or taken, or a setting matches nothing (see select_targets).
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"adapter name {name!r}: use letters, digits, '-' and '_', at most 64 of them")
+    if name in adapter_names(model):
+        raise ConfigError(f"adapter {name!r} is there already; delete it first or choose another name")
+    targets = select_targets(model, config)
+    saved = saved_modules(model, config.modules_to_save)
+    routing = _routing(model) or Routing()
+    model.requires_grad_(False)
+    for path in saved:
+        _wrapped_to_save(model, path, routing).add(name)
+    linear = linear_layers(model)
+    for target in targets:
+        update = _update(linear[target.path], target, config, seed)
+        _wrapped_linear(model, target.path, routing).adapters[name] = update.to(linear[target.path].weight.device)
+    set_adapter(model, name)
+    return targets
+
+
+def _update(base: nn.Linear, target: Target, config: LoraConfig, seed: int) -> LoRA:
+    scaling = SCALINGS["rslora" if config.use_rslora else "standard"](target.alpha, target.r)
+    generator = named_generator(seed, target.path)
+    weight = base.weight.detach().cpu()
+    factors = INITS[config.init_lora_weights](weight, target.r, scaling, generator)
+    if config.use_dora:
+        return DoRA(factors, scaling, config.lora_dropout, weight)
+    return LoRA(factors, scaling, config.lora_dropout)
+
+
+def _wrapped_linear(model: nn.Module, path: str, routing: Routing) -> LoRALinear:
+    module = model.get_submodule(path)
+    if isinstance(module, LoRALinear):
+        return module
+    assert isinstance(module, nn.Linear)
+    host = LoRALinear(module, routing)
+    _put(model, path, host)
+    return host
+
+
+def _wrapped_to_save(model: nn.Module, path: str, routing: Routing) -> SavedModule:
+    module = model.get_submodule(path)
+    if isinstance(module, SavedModule):
+        return module
+    if any(True for _ in hosts(module)):
+        raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
+    host = SavedModule(module, routing)
+    _put(model, path, host)
+    return host
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module.train(model.training))
+
+
+def _routing(model: nn.Module) -> Routing | None:
+    return next((host.routing for _, host in hosts(model)), None)
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """The adapters in the model, in the order in which they were added."""
+    names: dict[str, None] = {}
+    for _, host in hosts(model):
+        names.update(dict.fromkeys(host.adapters))
+    return list(names)
+
+
+def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
+    """The trainable tensors of one adapter by path: its A and B, and the modules it saves."""
+    check_known(model, name)
+    return {
+        f"{path}.{key}": parameter
+        for path, host in hosts(model, name)
+        for key, parameter in host.adapters[name].named_parameters()
+    }
+
+
+def set_adapter(model: nn.Module, name: str) -> None:
+    """Make one adapter serve every row, and it alone trainable."""
+    check_known(model, name)
+    for _, host in hosts(model):
+        host.routing.use(name)
+        for other, part in host.adapters.items():
+            part.requires_grad_(other == name)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Inside this context the model answers as the base model does."""
+    routing = _routing(model)
+    if routing is None:
+        yield
+        return
+    before = routing.segments
+    routing.use(BASE)
+    try:
+        yield
+    finally:
+        routing.segments = before
+
+
+def delete_adapter(model: nn.Module, name: str) -> None:
+    """Take one adapter out; hosts left without any go with it, so that the base model is as it was."""
+    check_known(model, name)
+    for path, host in list(hosts(model, name)):
+        if host.merged is not None:
+            raise AdapterError(f"adapter {host.merged!r} is merged; unmerge it before deleting {name!r}")
+        del host.adapters[name]
+        if not host.adapters:
+            _put(model, path, host.base)
+    routing = _routing(model)
+    if routing is not None:
+        routing.segments = [segment for segment in routing.segments if segment[0] != name]
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Replace every host by the plain module that answers as it does now: the base, or the merged layer."""
+    for path, host in list(hosts(model)):
+        _put(model, path, host.unwrapped())
+    return model
+
+
+def count_parameters(model: nn.Module, name: str = "default") -> ParameterCount:
+    """How many scalars the adapter trains, and how many there are with the base model (tied ones once)."""
+    names = adapter_parameters(model, name)
+    saved = sum(
+        p.numel()
+        for _, host in hosts(model, name)
+        if isinstance(host, SavedModule)
+        for p in host.adapters[name].parameters()
+    )
+    lora = sum(p.numel() for p in names.values()) - saved
+    # base parameters that the adapter replaces by its own copy are counted once, as the copy
+    own = {id(p) for _, host in hosts(model) for p in host.adapters.parameters()}
+    replaced = {id(p) for _, h in hosts(model, name) if isinstance(h, SavedModule) for p in h.base.parameters()}
+    base = sum(p.numel() for p in model.parameters() if id(p) not in own | replaced)
+    return ParameterCount(lora, saved, base + lora + saved)
+
+
+def check_known(model: nn.Module, name: str) -> None:
+    """Raise an AdapterError that names the adapters there are, unless `name` is one of them."""
+    names = adapter_names(model)
+    if name not in names:
+        raise AdapterError(f"no adapter {name!r} in this model; {did_you_mean(name, names)}")

@@ -1,0 +1,244 @@
+"""The LoRA update, and the modules that hold it beside a frozen layer of the base model.
+
+Shapes: B rows, T tokens, x (B, ..., d_in), y (B, ..., d_out), A (r, d_in), B (d_out, r), W (d_out, d_in).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorakit.errors import AdapterError
+from lorakit.lora.variants import Factors
+
+BASE = None  # as an adapter name in a routing: these rows see the base model alone
+
+
+class Routing:
+    """Which adapter serves which rows of a batch; one object per model, shared by all its hosts.
+
+    `segments` lists (adapter, number of rows) in batch order. One segment serves the whole batch whatever its
+    size; no segment means the base model. Beam search multiplies rows, so the caller multiplies the counts.
+    """
+
+    def __init__(self) -> None:
+        self.segments: list[tuple[str | None, int]] = []
+
+    def use(self, adapter: str | None) -> None:
+        """Send every row to one adapter, or to the base model."""
+        self.segments = [] if adapter is BASE else [(adapter, 0)]
+
+    def map(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Apply `function(adapter, *slices)` to each segment of `rows` and put the answers together again."""
+        if len(self.segments) <= 1:
+            return function(self.segments[0][0] if self.segments else BASE, *rows)
+        sizes = [size for _, size in self.segments]
+        if sum(sizes) != len(rows[0]):
+            raise ValueError(f"routing covers {sum(sizes)} rows, the batch has {len(rows[0])}")
+        pieces = zip(*(tensor.split(sizes) for tensor in rows), strict=True)
+        answers = [function(adapter, *slices) for (adapter, _), slices in zip(self.segments, pieces, strict=True)]
+        return torch.cat(answers)
+
+
+class LoRA(nn.Module):
+    """One low-rank update of one linear layer: y -> y + s B A x (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+
+    A and B are fp32 parameters; the product is computed in the dtype of x. Where the start B0 A0 is not zero
+    (pissa, olora), the update is s (B A - B0 A0), so that W is never edited and the first step equals the base.
+    """
+
+    start_A: Tensor | None
+    start_B: Tensor | None
+
+    def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(factors.A.clone())
+        self.lora_B = nn.Parameter(factors.B.clone())
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+        has_start = bool(factors.B.any())
+        self.register_buffer("start_A", factors.A.clone() if has_start else None)
+        self.register_buffer("start_B", factors.B.clone() if has_start else None)
+
+    def factors(self) -> Factors:
+        """The factors of the whole update, the start included: A (r or 2r, d_in), B (d_out, r or 2r)."""
+        if self.start_A is None or self.start_B is None:
+            return Factors(self.lora_A, self.lora_B)
+        return Factors(torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], dim=1))
+
+    def product(self, x: Tensor) -> Tensor:
+        """s B A x. Shapes: x (..., d_in) -> (..., d_out)."""
+        A, B = self.factors()
+        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype)) * self.scaling
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Linear) -> Tensor:
+        """The layer's output with this update. Shapes: x (..., d_in), y = W x + b (..., d_out)."""
+        return y + self.product(self.dropout(x))
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        """What merging adds to W, in fp32. Shapes: (d_out, d_in)."""
+        A, B = self.factors()
+        return (B @ A) * self.scaling
+
+
+class DoRA(LoRA):
+    """LoRA whose result keeps a learned length per output row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
+
+    y = m/n (W x + s B A x) + b, n the row norms of W + s B A, held constant in the backward pass (section 4.3).
+    """
+
+    magnitude: nn.Parameter
+    base_norm2: Tensor
+
+    def __init__(self, factors: Factors, scaling: float, dropout: float, weight: Tensor) -> None:
+        super().__init__(factors, scaling, dropout)
+        weight = weight.detach().float()
+        self.register_buffer("base_norm2", weight.square().sum(1), persistent=False)
+        self.magnitude = nn.Parameter(self._row_norms(weight))
+
+    def _row_norms(self, weight: Tensor) -> Tensor:
+        """Row norms of W + s B A by expanding the square, without the (d_out, d_in) product. Shapes: (d_out,)."""
+        with torch.no_grad():
+            A, B = self.factors()
+            cross = F.linear(weight.float(), A)  # W A^T (d_out, r)
+            gram = B @ (A @ A.T)  # (d_out, r)
+            s = self.scaling
+            return (self.base_norm2 + 2 * s * (cross * B).sum(1) + s * s * (gram * B).sum(1)).clamp_min(0).sqrt()
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Linear) -> Tensor:
+        """The layer's output with this update. Shapes: x (..., d_in), y = W x + b (..., d_out)."""
+        gain = (self.magnitude / self._row_norms(base.weight)).to(x.dtype)
+        x = self.dropout(x)
+        if self.training and self.dropout.p > 0:
+            wx = F.linear(x, base.weight)
+        else:
+            wx = y if base.bias is None else y - base.bias
+        return y + (gain - 1) * wx + gain * self.product(x)
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        """What merging adds to W, in fp32. Shapes: (d_out, d_in)."""
+        gain = (self.magnitude / self._row_norms(weight))[:, None]
+        return (gain - 1) * weight.float() + gain * super().delta_weight(weight)
+
+
+class AdapterHost(nn.Module):
+    """A frozen module of the base model and what each adapter keeps beside it, by adapter name."""
+
+    def __init__(self, base: nn.Module, routing: Routing) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.adapters = nn.ModuleDict()
+        self.routing = routing
+        self.merged: str | None = None
+
+    def merge(self, adapter: str) -> None:
+        """Answer as `adapter` does, whatever the routing says, until `unmerge`."""
+        if self.merged is not None:
+            raise AdapterError(f"adapter {self.merged!r} is merged already; unmerge it first")
+        self.merged = adapter
+
+    def unmerge(self) -> None:
+        """Undo `merge`, bit for bit."""
+        self.merged = None
+
+    def unwrapped(self) -> nn.Module:
+        """The plain module that answers as this host does now (merged, or the base)."""
+        return self.base
+
+
+class LoRALinear(AdapterHost):
+    """A frozen linear layer and the low-rank updates its adapters add: y = W x + b + s B A x."""
+
+    base: nn.Linear
+
+    def __init__(self, base: nn.Linear, routing: Routing) -> None:
+        super().__init__(base, routing)
+        self._kept: Tensor | None = None  # W as it was before merging
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y if self.merged else self.routing.map(self._update, x, y)
+
+    def _update(self, adapter: str | None, x: Tensor, y: Tensor) -> Tensor:
+        if adapter is BASE or adapter not in self.adapters:
+            return y
+        updated: Tensor = self.adapters[adapter](x, y, self.base)
+        return updated
+
+    def lora(self, adapter: str) -> LoRA:
+        """The update that `adapter` adds here."""
+        update = self.adapters[adapter]
+        assert isinstance(update, LoRA)
+        return update
+
+    def merge(self, adapter: str) -> None:
+        super().merge(adapter)
+        if adapter not in self.adapters:
+            return
+        weight = self.base.weight.data
+        merged = weight.float() + self.lora(adapter).delta_weight(weight).detach()
+        if not merged.isfinite().all():
+            self.merged = None
+            raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
+        self._kept, self.base.weight.data = weight, merged.to(weight.dtype)
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        if self._kept is not None:
+            self.base.weight.data, self._kept = self._kept, None
+
+    # What other code reads from a plain nn.Linear (T5's feed-forward looks at wo.weight.dtype, say).
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+
+class SavedModule(AdapterHost):
+    """A module that adapters train in full (a head, a newly initialised layer): each has its own copy."""
+
+    def add(self, adapter: str) -> None:
+        """Give `adapter` a trainable fp32 copy of the base module."""
+        self.adapters[adapter] = copy.deepcopy(self.base).float().requires_grad_(True)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def run(adapter: str | None, rows: Tensor) -> Tensor:
+            name = self.merged or adapter
+            if name is BASE or name not in self.adapters:
+                answer: Tensor = self.base(rows, *args, **kwargs)
+                return answer
+            module = self.adapters[name]
+            dtype = next(module.parameters()).dtype  # the copy is fp32 also over a bf16 base
+            trained: Tensor = module(rows.to(dtype), *args, **kwargs)
+            return trained.to(rows.dtype)
+
+        return run(BASE, x) if self.merged else self.routing.map(run, x)
+
+    def unwrapped(self) -> nn.Module:
+        if self.merged is None or self.merged not in self.adapters:
+            return self.base
+        dtype = next(self.base.parameters()).dtype
+        return self.adapters[self.merged].to(dtype).requires_grad_(False)
+
+
+def hosts(model: nn.Module, adapter: str | None = None) -> Sequence[tuple[str, AdapterHost]]:
+    """Every (path, host) in the model's order; with `adapter`, those that hold a part of it."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, AdapterHost)]
+    return found if adapter is None else [(path, host) for path, host in found if adapter in host.adapters]

@@ -1,0 +1,181 @@
+"""Which modules an adapter touches. Every entry that matches nothing is an error that names what there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora.config import ALL_LINEAR, LoraConfig
+from lorakit.lora.layer import AdapterHost, LoRALinear
+
+HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
+
+
+class Target(NamedTuple):
+    """One linear layer to adapt: its path, what chose it, and its own rank and alpha."""
+
+    path: str
+    matched_by: str
+    r: int
+    alpha: float
+
+
+def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every (path, module) as in the model before any adapter: hosts are given, their insides are not."""
+    yield prefix, module
+    if not isinstance(module, AdapterHost):
+        for name, child in module.named_children():
+            yield from walk(child, f"{prefix}.{name}" if prefix else name)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers an adapter could touch, by path, wrapped or not."""
+    found: dict[str, nn.Linear] = {}
+    for path, module in walk(model):
+        if isinstance(module, LoRALinear):
+            found[path] = module.base
+        elif isinstance(module, nn.Linear):
+            found[path] = module
+    return found
+
+
+def has_suffix(path: str, name: str) -> bool:
+    """Whether `name` is the path or its last dotted parts: `query` is a suffix of `a.query`, not of `a.my_query`."""
+    return path == name or path.endswith("." + name)
+
+
+def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
+    """The layers that `config` adapts, in the model's order; matching as in peft, but nothing unmatched is let pass.
+
+    Raises:
+        ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or
+            alpha_pattern matches nothing, or a rank exceeds its layer's smaller side.
+    """
+    linear = linear_layers(model)
+    saved = saved_modules(model, config.modules_to_save)
+    candidates = [p for p in linear if not any(p == s or p.startswith(s + ".") for s in saved)]
+    if config.target_modules == ALL_LINEAR:
+        heads = _head_paths(model, linear)
+        matched = {path: ALL_LINEAR for path in candidates if path not in heads}
+    else:
+        matched = _match("target_modules", config.target_modules, candidates)
+    if config.exclude_modules:
+        excluded = _match("exclude_modules", config.exclude_modules, candidates)
+        matched = {path: by for path, by in matched.items() if path not in excluded}
+    if config.layers_to_transform is not None:
+        matched = _only_layers(matched, config.layers_to_transform)
+    if config.target_modules and not matched:
+        raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
+    targets = _with_patterns(matched, config)
+    _check_ranks(targets, linear)
+    return targets
+
+
+def saved_modules(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The paths of the modules that `modules_to_save` names, by suffix; an entry without one is a ConfigError."""
+    paths = [path for path, _ in walk(model) if path]
+    chosen: dict[str, None] = {}
+    for name in names:
+        found = [path for path in paths if has_suffix(path, name)]
+        if not found:
+            hint = did_you_mean(name, {path.rpartition(".")[2] for path in paths})
+            raise ConfigError(f"modules_to_save: nothing matches {name!r}; {hint}")
+        chosen.update(dict.fromkeys(found))
+    # an inner module of a saved one is saved with it
+    return [path for path in chosen if not any(path.startswith(other + ".") for other in chosen)]
+
+
+def _match(key: str, wanted: str | Sequence[str], paths: Sequence[str]) -> dict[str, str]:
+    """path -> the entry of `wanted` that matched it, in the order of `paths`."""
+    if isinstance(wanted, str):
+        pattern = _compiled(key, wanted)
+        found = {path: wanted for path in paths if pattern.fullmatch(path)}
+        if not found:
+            raise ConfigError(
+                f"{key}: the pattern {wanted!r} matches no whole path such as {paths[0] if paths else '(none)'!r}; "
+                f"for a name give a list: [{wanted!r}]"
+            )
+        return found
+    by: dict[str, str] = {}
+    for name in wanted:
+        found_paths = [path for path in paths if has_suffix(path, name)]
+        if not found_paths:
+            raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, paths)}")
+        for path in found_paths:
+            by.setdefault(path, name)
+    return {path: by[path] for path in paths if path in by}
+
+
+def _near(name: str, paths: Sequence[str]) -> str:
+    kinds = {path.rpartition(".")[2] for path in paths}
+    known = ", ".join(sorted(kinds))
+    hint = did_you_mean(name, kinds)
+    return (
+        f"{hint} ({len(paths)} linear layers: {known})"
+        if hint.startswith("did")
+        else (f"there are {len(paths)} linear layers: {known}")
+    )
+
+
+def _compiled(key: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as err:
+        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {err}") from err
+
+
+def _head_paths(model: nn.Module, linear: Mapping[str, nn.Linear]) -> set[str]:
+    """Linear layers that belong to a head: a known head's name at the top, or the output embeddings."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return {
+        path
+        for path, module in linear.items()
+        if path.split(".")[0] in HEADS or module is output or path.rpartition(".")[2] in HEADS
+    }
+
+
+def _layer_index(path: str) -> int | None:
+    """The index of the block that the path lies in: its first number."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+
+def _only_layers(matched: Mapping[str, str], layers: Sequence[int]) -> dict[str, str]:
+    there = sorted({i for i in map(_layer_index, matched) if i is not None})
+    for index in layers:
+        if index not in there:
+            span = f"{there[0]} to {there[-1]}" if there else "none"
+            raise ConfigError(f"layers_to_transform: no targeted layer lies in block {index}; blocks: {span}")
+    return {path: by for path, by in matched.items() if _layer_index(path) in layers}
+
+
+def _with_patterns(matched: Mapping[str, str], config: LoraConfig) -> list[Target]:
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, matched)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, matched)
+    return [
+        Target(path, by, int(ranks.get(path, config.r)), float(alphas.get(path, config.lora_alpha)))
+        for path, by in matched.items()
+    ]
+
+
+def _by_pattern(key: str, pattern: Mapping[str, float], paths: Iterable[str]) -> dict[str, float]:
+    """path -> value of the first entry that matches it: as a suffix read as a regular expression, like peft."""
+    chosen: dict[str, float] = {}
+    for name, value in pattern.items():
+        compiled = _compiled(key, rf"(?:.*\.)?(?:{name})")
+        found = [path for path in paths if compiled.fullmatch(path)]
+        if not found:
+            raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, list(paths))}")
+        for path in found:
+            chosen.setdefault(path, value)
+    return chosen
+
+
+def _check_ranks(targets: Iterable[Target], linear: Mapping[str, nn.Linear]) -> None:
+    for target in targets:
+        smaller = min(linear[target.path].weight.shape)
+        if target.r > smaller:
+            raise ConfigError(f"r = {target.r} is more than {target.path} can use: its smaller side is {smaller}")

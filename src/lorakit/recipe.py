@@ -1,0 +1,214 @@
+"""Every knob of a run, from a TOML file and key=value words; all defaults are here and reach the resolved recipe."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora.config import ALL_LINEAR, LoraConfig
+
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Indices = Annotated[tuple[int, ...], Field(strict=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+TaskName = Literal["sequence_classification", "token_classification", "text2text_ner"]
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys, NaN and values of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The frozen base model."""
+
+    base: str  # hub id, folder, `minilm` or `t5-demo`
+    revision: str | None = None  # branch, tag or commit of a hub id
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what a short measurement finds faster here
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: as its config says
+
+
+class DataSection(Section):
+    """Where the examples come from: a file, a folder saved by `datasets`, or a hub's ID[:CONFIG][@REVISION][#SPLIT]."""
+
+    train: str | None = None
+    validation: str | None = None  # unset: a share of train, by seed
+    test: str | None = None
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "conll", "label-first", "datasets"] = "auto"
+    text: str | None = None  # column names; unset: the usual ones, said aloud
+    pair: str | None = None
+    label: str | None = None
+    validation_share: Share = 0.1
+    max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
+
+
+class TaskSection(Section):
+    """What is learned. `prefix` and `max_target_length` belong to text2text_ner."""
+
+    name: TaskName = "sequence_classification"
+    prefix: str = "ner: "
+    max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
+
+
+class LoraSection(Section):
+    """The adapter; peft's names without the lora_ prefix."""
+
+    r: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Names | str = ALL_LINEAR
+    exclude_modules: Names | str = ()
+    layers_to_transform: Indices | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: str = "kaiming"
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    modules_to_save: Names = ()  # besides the head and what the checkpoint lacks, which are always saved
+
+    def config(self, modules_to_save: Sequence[str] = ()) -> LoraConfig:
+        """The adapter's settings, with these modules saved besides the named ones."""
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=_listed(self.target_modules),
+            exclude_modules=_listed(self.exclude_modules),
+            layers_to_transform=self.layers_to_transform,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
+            modules_to_save=tuple(dict.fromkeys((*self.modules_to_save, *modules_to_save))),
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            init_lora_weights=self.init,
+        )
+
+
+class TrainSection(Section):
+    """How it is trained. A step is one optimizer update; `batch_size` counts its examples over all micro-batches."""
+
+    method: Literal["lora", "full", "head"] = "lora"
+    epochs: Annotated[int, Field(ge=1)] = 3
+    max_steps: Annotated[int, Field(ge=1)] | None = None  # ends the run earlier than `epochs` does
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples per forward; unset: the whole batch
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    head_lr: Annotated[float, Field(gt=0)] | None = None  # of modules trained in full; unset: lr
+    warmup: Annotated[float, Field(ge=0)] = 0.06  # below 1: a share of all steps; else a number of steps
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: at the end of each epoch
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: with each evaluation
+    patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
+
+
+class OutputSection(Section):
+    """Where the run folder goes."""
+
+    dir: str | None = None  # unset: runs/<name of the recipe or data file>
+
+
+class Recipe(Section):
+    """All sections; only `model.base` and `data.train` have no default."""
+
+    model: ModelSection
+    data: DataSection = DataSection()
+    task: TaskSection = TaskSection()
+    lora: LoraSection = LoraSection()
+    train: TrainSection = TrainSection()
+    output: OutputSection = OutputSection()
+
+    def to_toml(self) -> str:
+        """The resolved recipe, every key written; those without a value are listed in comments."""
+        parts = []
+        for name, section in self.model_dump(mode="json").items():
+            unset = [key for key, value in section.items() if value is None]
+            table = tomli_w.dumps({name: {key: value for key, value in section.items() if value is not None}})
+            parts.append(table + (f"# not set: {', '.join(unset)}\n" if unset else ""))
+        return "\n".join(parts)
+
+
+def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
+    """A plain dotted name given as a string is one name; anything with other characters is a regular expression."""
+    if isinstance(names, str):
+        return (names,) if names != ALL_LINEAR and re.fullmatch(r"[\w.]+", names) else names
+    return tuple(names)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, changed by `key=value` words.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value has the wrong type or range.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        hint = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        raise ConfigError(f"recipe {path} does not exist; {hint}") from err
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise ConfigError(f"{path}: no TOML: {err}") from err
+    return make_recipe(raw, overrides, where=str(path))
+
+
+def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+    """A recipe from nested mappings, changed by `key=value` words; errors name `where` or the word they are in."""
+    merged = {name: dict(table) if isinstance(table, Mapping) else table for name, table in raw.items()}
+    words: dict[str, str] = {}
+    for word in overrides:
+        key, value = _split_override(word)
+        section, _, name = key.partition(".")
+        if not isinstance(merged.setdefault(section, {}), dict):
+            raise ConfigError(f"{where}: {section} is no table")
+        merged[section][name] = value
+        words[key] = word
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as err:
+        raise ConfigError(_first_problem(err, where, words)) from err
+
+
+def _split_override(word: str) -> tuple[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not re.fullmatch(r"\w+\.\w+", key):
+        raise ConfigError(f"{word!r}: changes are written section.key=value, for example train.lr=1e-3")
+    return key, _toml_value(text)
+
+
+def _toml_value(text: str) -> Any:
+    """The value as TOML reads it; bare words are strings, bare words with commas lists."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if "," in text and not re.search(r"[()|\\]", text):
+            return [_toml_value(part.strip()) for part in text.split(",") if part.strip()]
+        return text
+
+
+def known_keys() -> list[str]:
+    """Every key of a recipe, as section.key."""
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]  # type: ignore[union-attr]
+
+
+def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -> str:
+    problem = err.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path[:2])
+    place = words.get(key, where)
+    if problem["type"] == "extra_forbidden":
+        known = known_keys() if len(path) > 1 else list(Recipe.model_fields)
+        return f"{place}: unknown key {key!r}; {did_you_mean(key, known)}"
+    if problem["type"] == "missing":
+        return f"{place}: {key} is missing"
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{place}: {key} = {problem['input']!r}: should be {message}"
