@@ -53,7 +53,25 @@ def build_model() -> T5ForConditionalGeneration:
         decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS,
     )  # fmt: skip
     config._attn_implementation = "eager"  # a little faster than SDPA here: sequences are short
-    return T5ForConditionalGeneration(config)
+    model = T5ForConditionalGeneration(config)
+    look_at_neighbours(model)
+    return model
+
+
+@torch.no_grad()
+def look_at_neighbours(model: T5ForConditionalGeneration) -> None:
+    """Start half of the self-attention heads as views of single neighbours.
+
+    To copy, the decoder has to find the place in the source that its last few bytes match, so
+    encoder and decoder must both know the bytes just before a position.  With the heads that
+    see them in place, copying is learned in hundreds of steps; from zero it takes thousands.
+    In T5 the bucket of a short distance back is the distance, and 16 more ahead in the encoder.
+    """
+    for stack, buckets in ((model.encoder, (1, 2, 3, 17)), (model.decoder, (1, 2, 3))):
+        bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        bias.zero_()
+        for head, bucket in enumerate(buckets):
+            bias[bucket, head] = 8.0
 
 
 def build_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
@@ -190,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and model")
-    parser.add_argument("--tokens", type=int, default=6000, help="padded bytes in a batch, source and target")
+    parser.add_argument("--tokens", type=int, default=5000, help="padded bytes in a batch, source and target")
     parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate of the matrices")
     parser.add_argument("--warm-batches", type=int, default=200, help="opening batches of short copying")
     parser.add_argument("--save-every", type=int, default=400, help="steps between checkpoints")
