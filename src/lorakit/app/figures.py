@@ -36,7 +36,8 @@ def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> N
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(*zip(*losses, strict=True), color="#c44e52", linewidth=1, label="training loss")
+    axes.plot(*zip(*losses, strict=True), color="#c44e52", linewidth=1, alpha=0.35)
+    axes.plot(*zip(*_smoothed(losses), strict=True), color="#c44e52", linewidth=1.8, label="training loss")
     axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
     axes.grid(alpha=0.25)
     right = axes.twinx()
@@ -47,6 +48,15 @@ def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> N
     right.set(ylabel=f"validation {metric}", ylim=(0, 1.05))
     figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
+
+
+def _smoothed(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
+    """An exponential mean of the points, corrected for its start."""
+    mean, total, smooth = 0.0, 0.0, []
+    for x, y in points:
+        mean, total = weight * mean + (1 - weight) * y, weight * total + (1 - weight)
+        smooth.append((x, mean / total))
+    return smooth
 
 
 @dataclass(frozen=True)
