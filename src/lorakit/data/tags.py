@@ -50,7 +50,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 def strict_entities(tags: Sequence[str]) -> list[Entity]:
     """The entities in strict IOB2: they begin at B- only, and an I- that continues nothing is no entity."""
     found: list[Entity] = []
-    inside = OUTSIDE  # type of the entity that the previous word belongs to
+    inside = ""  # type of the entity that the previous word belongs to
     for i, tag in enumerate(tags):
         prefix, kind = split_tag(tag)
         if prefix == "B":
@@ -59,7 +59,7 @@ def strict_entities(tags: Sequence[str]) -> list[Entity]:
         elif prefix == "I" and kind == inside:
             found[-1] = found[-1]._replace(end=i + 1)
         else:
-            inside = OUTSIDE
+            inside = ""
     return found
 
 
