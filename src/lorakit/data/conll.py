@@ -59,7 +59,5 @@ def _check(fields: list[str], columns: int, where: str) -> None:
     if len(fields) != columns or not 2 <= len(fields) <= 4:
         wanted = f"the lines before have {columns}" if columns in (2, 3, 4) else "2 to 4 are expected, the tag last"
         raise DataError(f"{where}: {len(fields)} column{'s' * (len(fields) != 1)}; {wanted}")
-    if not fields[0]:
-        raise DataError(f"{where}: the word is empty")
     if not is_tag(fields[-1]):
         raise DataError(f"{where}: {fields[-1]!r} is no IOB tag; expected O, B-TYPE or I-TYPE in the last column")
