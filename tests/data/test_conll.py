@@ -1,0 +1,182 @@
+"""CoNLL columns: every shape found in the wild, and refusals with file and line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorakit.data.conll import read_conll
+from lorakit.data.read import read
+from lorakit.data.tags import Entity, entities
+from lorakit.errors import DataError
+
+SENTENCES = [
+    (("EU", "rejects", "German", "call"), ("B-ORG", "O", "B-MISC", "O")),
+    (("Peter", "Blackburn"), ("B-PER", "I-PER")),
+]
+# The shape of CoNLL-2003: four columns, one space, IOB1; B- only where an entity touches one of its own type.
+CONLL_2003 = """-DOCSTART- -X- O O
+
+EU NNP I-NP I-ORG
+rejects VBZ I-VP O
+German JJ I-NP I-MISC
+call NN I-NP O
+
+Peter NNP I-NP I-PER
+Blackburn NNP I-NP I-PER
+
+-DOCSTART- -X- O O
+
+W NNP I-NP I-LOC
+T NNP I-NP I-LOC
+Georgia NNP I-NP B-LOC
+England NNP B-NP B-LOC
+"""
+EXTRA = ("NN", "I-NP")
+
+
+def content(sentences, separator: str = "\t", columns: int = 2, newline: str = "\n", gap: str = "") -> str:
+    """The text of a CoNLL file."""
+    lines = []
+    for words, tags in sentences:
+        lines += [separator.join([word, *EXTRA[: columns - 2], tag]) for word, tag in zip(words, tags, strict=True)]
+        lines.append(gap)
+    return newline.join(lines)
+
+
+def read_back(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    return [(example.words, example.tags) for example in read_conll(path)[0]]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("separator", ["\t", " "], ids=["tab", "space"])
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_sentences_are_read_from_every_shape(save, columns, separator, newline):
+    assert read_back(save("a.conll", content(SENTENCES, separator, columns, newline))) == SENTENCES
+
+
+@pytest.mark.parametrize("gap", ["\t", " ", " \t ", "\n\n", "-DOCSTART- O\n", "\n-DOCSTART- -X- O O\n"])
+def test_sentences_end_at_blank_lines_and_document_starts(save, gap):
+    assert read_back(save("a.conll", content(SENTENCES, gap=gap))) == SENTENCES
+
+
+def test_last_sentence_needs_no_empty_line(save):
+    assert read_back(save("a.conll", content(SENTENCES).rstrip("\n"))) == SENTENCES
+
+
+def test_byte_order_mark_is_no_part_of_the_first_word(save):
+    assert read_back(save("a.conll", "\ufeff" + content(SENTENCES))) == SENTENCES
+
+
+@pytest.mark.parametrize("separator", ["\t", " "])
+@pytest.mark.parametrize("word", ["10\u00a0000", "\u00a0", "\u2028", "\x85", "a\u3000b", '"', "'", "#", ",", "O"])
+def test_words_with_odd_characters_are_kept(save, word, separator):
+    sentences = [((word, "x"), ("B-ORG", "O")), (("x", word), ("O", "B-ORG"))]
+    assert read_back(save("a.conll", content(sentences, separator))) == sentences
+
+
+def test_conll_2003_finds_the_entities_that_a_reader_of_beginnings_misses(save):
+    path = save("a.conll", CONLL_2003)
+    examples, notes = read_conll(path)
+    assert [entities(example.tags) for example in examples] == [
+        [Entity("ORG", 0, 1), Entity("MISC", 2, 3)],
+        [Entity("PER", 0, 2)],
+        [Entity("LOC", 0, 2), Entity("LOC", 2, 3), Entity("LOC", 3, 4)],
+    ]
+    found = sum(len(entities(example.tags)) for example in examples)
+    begun = [line for line in CONLL_2003.splitlines() if line.rpartition(" ")[2].startswith("B-")]
+    assert sum(tag.startswith("B-") for example in examples for tag in example.tags) == found > 2 * len(begun)
+    assert notes == ["a.conll: tag scheme IOB1, read as conlleval does and converted to IOB2"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "kind"),
+    [(("B-PER", "I-PER", "O"), "IOB2"), (("I-PER", "B-PER", "O"), "IOB1"), (("I-PER", "I-PER", "O"), "IO")],
+)
+def test_notes_state_the_scheme(save, tags, kind):
+    _, (note,) = read_conll(save("a.conll", content([(("a", "b", "c"), tags)])))
+    assert f"tag scheme {kind}" in note
+    assert ("converted" in note) == (kind != "IOB2")
+
+
+def test_examples_know_their_first_line(save):
+    path = save("a.conll", CONLL_2003)
+    lines = CONLL_2003.splitlines()
+    examples, _ = read_conll(path)
+    assert [example.where for example in examples] == [
+        f"{path}:{lines.index(first) + 1}"
+        for first in ("EU NNP I-NP I-ORG", "Peter NNP I-NP I-PER", "W NNP I-NP I-LOC")
+    ]
+
+
+def test_text_is_the_words_joined_by_spaces_with_their_offsets(save):
+    (example, *_), _ = read_conll(save("a.conll", content(SENTENCES)))
+    assert example.text == " ".join(example.words)
+    assert tuple(example.text[start:end] for start, end in example.offsets) == example.words
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("lonely", "1 column; the lines before have 2"),
+        ("one\ttoo\tO", "3 columns; the lines before have 2"),
+        ("word\tPER", "'PER' is no IOB tag; expected O, B-TYPE or I-TYPE in the last column"),
+        ("word\tX", "'X' is no IOB tag"),
+        ("word\tB-", "'B-' is no IOB tag"),
+        ("word\tS-PER", "'S-PER' is no IOB tag"),
+        ("\tO", "1 column; the lines before have 2"),
+        ("word\t", "1 column; the lines before have 2"),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+def test_bad_line_is_refused_with_its_number(save, bad, message, newline):
+    good = content(SENTENCES, newline=newline)
+    path = save("a.conll", good + newline + bad + newline)
+    number = good.count(newline) + 2
+    with pytest.raises(DataError, match="^" + re.escape(f"{path}:{number}: {message}")):
+        read_conll(path)
+
+
+@pytest.mark.parametrize("columns", [1, 5])
+def test_wrong_number_of_columns_in_the_first_line_is_refused(save, columns):
+    path = save("a.conll", "\n" + " ".join(["O"] * columns))
+    plural = "s" * (columns != 1)
+    with pytest.raises(
+        DataError, match=re.escape(f"{path}:2: {columns} column{plural}; 2 to 4 are expected, the tag last")
+    ):
+        read_conll(path)
+
+
+def test_file_of_document_starts_alone_is_refused(save):
+    path = save("a.conll", "-DOCSTART- -X- O O\n\n")
+    with pytest.raises(DataError, match=re.escape(f"{path}: no sentence in the file")):
+        read_conll(path)
+
+
+def test_text_and_label_tasks_refuse_tagged_words(save):
+    path = save("a.conll", content(SENTENCES))
+    with pytest.raises(DataError, match=re.escape(f"{path}: CoNLL columns hold tagged words; this task needs a text")):
+        read(str(path))
+
+
+def test_texts_to_predict_on_may_come_from_tagged_words(save):
+    dataset = read(str(save("a.conll", content(SENTENCES))), labelled=False)
+    assert [example.text for example in dataset.examples] == [" ".join(words) for words, _ in SENTENCES]
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0 \t\r\n"), min_size=1, max_size=6)
+TAGS = st.sampled_from(["O", "B-PER", "B-LOC"])
+TAGGED = st.lists(st.tuples(WORDS.filter(lambda word: word != "-DOCSTART-"), TAGS), min_size=1, max_size=6)
+
+
+@given(rows=st.lists(TAGGED, min_size=1, max_size=4), separator=st.sampled_from("\t "), columns=st.integers(2, 4))
+@settings(max_examples=60, deadline=None)
+def test_reading_gives_back_what_was_written(tmp_path_factory, rows, separator, columns):
+    sentences = [tuple(zip(*row, strict=True)) for row in rows]
+    path = tmp_path_factory.getbasetemp() / "written.conll"
+    path.write_bytes(b"\xef\xbb\xbf" + content(sentences, separator, columns).encode())  # so that a word may be U+FEFF
+    assert read_back(path) == sentences
