@@ -112,14 +112,18 @@ def _row(name: str, boxes: Sequence[Box], y: int) -> Iterator[str]:
     for i, box in enumerate(boxes):
         x = LEFT + BOX * i
         yield f'<rect x="{x}" y="{y}" width="{BOX - 8}" height="{ROW - 8}" rx="5" fill="{box.color}"/>'
-        yield f'<text x="{x + 8}" y="{y + 16}" font-size="12" font-weight="600">{escape(box.name)}</text>'
+        yield f'<text x="{x + 8}" y="{y + 16}" font-size="11" font-weight="600">{escape(box.name)}</text>'
         yield f'<text x="{x + 8}" y="{y + 31}" font-size="10" fill="#333">{escape(box.detail)}</text>'
 
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, list[Box]]]:
     """(name of the block, its boxes) in the model's order; layers outside blocks make rows by their module."""
     embeddings = [
-        Box(path.rpartition(".")[2], f"{m.num_embeddings:,} x {m.embedding_dim}", _plain_color(m))
+        Box(
+            path.rpartition(".")[2].removesuffix("_embeddings"),
+            f"{m.num_embeddings:,} x {m.embedding_dim}",
+            _plain_color(m),
+        )
         for path, m in walk(model)
         if isinstance(m, nn.Embedding) and "relative_attention" not in path
     ]
@@ -142,7 +146,9 @@ def _block(path: str) -> str:
 
 
 def _box(model: nn.Module, path: str, linear: nn.Linear) -> Box:
-    name = path.rpartition(".")[2]
+    *_, parent, name = f".{path}".split(".")
+    if name == "dense":  # says nothing by itself
+        name = f"{parent}.dense"
     shape = f"{linear.in_features} -> {linear.out_features}"
     module = model.get_submodule(path)
     if not isinstance(module, LoRALinear):
