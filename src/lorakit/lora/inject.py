@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -37,13 +37,13 @@ def add_adapter(model: nn.Module, config: LoraConfig, name: str = "default", see
 
     Raises:
         ConfigError: the name is not usable or taken, or a setting matches nothing (see select_targets).
+        AdapterError: an adapter is merged, so that the base weights are not the base's.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"adapter name {name!r}: use letters, digits, '-' and '_', at most 64 of them")
-    if name in adapter_names(model):
-        raise ConfigError(f"adapter {name!r} is there already; delete it first or choose another name")
+    _check_new_name(model, name)
+    _check_unmerged(model)
     targets = select_targets(model, config)
     saved = saved_modules(model, config.modules_to_save)
+    _check_savable(model, saved)
     routing = _routing(model) or Routing()
     model.requires_grad_(False)
     for path in saved:
@@ -54,6 +54,22 @@ def add_adapter(model: nn.Module, config: LoraConfig, name: str = "default", see
         _wrapped_linear(model, target.path, routing).adapters[name] = update.to(linear[target.path].weight.device)
     set_adapter(model, name)
     return targets
+
+
+def _check_new_name(model: nn.Module, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"adapter name {name!r}: use letters, digits, '-' and '_', at most 64 of them")
+    if hasattr(nn.ModuleDict(), name):
+        raise ConfigError(f"adapter name {name!r} is an attribute of every torch module; choose another")
+    if name in adapter_names(model):
+        raise ConfigError(f"adapter {name!r} is there already; delete it first or choose another name")
+
+
+def _check_savable(model: nn.Module, paths: Iterable[str]) -> None:
+    for path in paths:
+        module = model.get_submodule(path)
+        if not isinstance(module, SavedModule) and hosts(module):
+            raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
 
 
 def _update(base: nn.Linear, target: Target, config: LoraConfig, seed: int) -> LoRA:
@@ -80,8 +96,6 @@ def _wrapped_to_save(model: nn.Module, path: str, routing: Routing) -> SavedModu
     module = model.get_submodule(path)
     if isinstance(module, SavedModule):
         return module
-    if any(True for _ in hosts(module)):
-        raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
     host = SavedModule(module, routing)
     _put(model, path, host)
     return host
@@ -117,6 +131,7 @@ def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.
 def set_adapter(model: nn.Module, name: str) -> None:
     """Make one adapter serve every row, and it alone trainable."""
     check_known(model, name)
+    _check_unmerged(model)
     for _, host in hosts(model):
         host.routing.use(name)
         for other, part in host.adapters.items():
@@ -126,6 +141,7 @@ def set_adapter(model: nn.Module, name: str) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside this context the model answers as the base model does."""
+    _check_unmerged(model)
     routing = _routing(model)
     if routing is None:
         yield
@@ -141,15 +157,14 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Take one adapter out; hosts left without any go with it, so that the base model is as it was."""
     check_known(model, name)
-    for path, host in list(hosts(model, name)):
-        if host.merged is not None:
-            raise AdapterError(f"adapter {host.merged!r} is merged; unmerge it before deleting {name!r}")
+    _check_unmerged(model)
+    for path, host in hosts(model, name):
         del host.adapters[name]
         if not host.adapters:
             _put(model, path, host.base)
     routing = _routing(model)
     if routing is not None:
-        routing.segments = [segment for segment in routing.segments if segment[0] != name]
+        routing.segments = [(BASE if adapter == name else adapter, rows) for adapter, rows in routing.segments]
 
 
 def unload(model: nn.Module) -> nn.Module:
@@ -181,3 +196,9 @@ def check_known(model: nn.Module, name: str) -> None:
     names = adapter_names(model)
     if name not in names:
         raise AdapterError(f"no adapter {name!r} in this model; {did_you_mean(name, names)}")
+
+
+def _check_unmerged(model: nn.Module) -> None:
+    for _, host in hosts(model):
+        if host.merged is not None:
+            raise AdapterError(f"adapter {host.merged!r} is merged; unmerge it first")

@@ -108,7 +108,8 @@ class DoRA(LoRA):
             cross = F.linear(weight.float(), A)  # W A^T (d_out, r)
             gram = B @ (A @ A.T)  # (d_out, r)
             s = self.scaling
-            return (self.base_norm2 + 2 * s * (cross * B).sum(1) + s * s * (gram * B).sum(1)).clamp_min(0).sqrt()
+            norm2 = self.base_norm2 + 2 * s * (cross * B).sum(1) + s * s * (gram * B).sum(1)
+            return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()  # a row of zeros must not divide by zero
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Linear) -> Tensor:
         """The layer's output with this update. Shapes: x (..., d_in), y = W x + b (..., d_out)."""
@@ -225,6 +226,9 @@ class SavedModule(AdapterHost):
                 answer: Tensor = self.base(rows, *args, **kwargs)
                 return answer
             module = self.adapters[name]
+            if not rows.is_floating_point():  # an embedding takes ids
+                looked_up: Tensor = module(rows, *args, **kwargs)
+                return looked_up.to(next(self.base.parameters()).dtype)
             dtype = next(module.parameters()).dtype  # the copy is fp32 also over a bf16 base
             trained: Tensor = module(rows.to(dtype), *args, **kwargs)
             return trained.to(rows.dtype)
