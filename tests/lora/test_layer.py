@@ -1,0 +1,215 @@
+"""The layer alone: the equation against a dense weight, where it starts, and which rows see which adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lorakit.lora import DoRA, LoRA, LoRALinear, Routing
+from lorakit.lora.variants import INITS, SCALINGS, Factors, named_generator
+from tests.lora.oracle import CLOSE
+
+D_IN, D_OUT, R = 12, 20, 3
+
+
+def linear(bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(D_IN, D_OUT, bias=bias)
+
+
+def factors(seed: int = 0) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    return Factors(torch.randn(R, D_IN, generator=generator), torch.randn(D_OUT, R, generator=generator))
+
+
+def rows(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, D_IN, generator=torch.Generator().manual_seed(7))
+
+
+def trained(update: LoRA, seed: int = 0) -> LoRA:
+    """The update with A and B as training might leave them."""
+    A, B = factors(seed)
+    update.lora_A.data, update.lora_B.data = A, B
+    return update
+
+
+def started(init: str, scaling: float = 2.0, dora: bool = False, dropout: float = 0.0) -> LoRA:
+    weight = linear().weight.detach()
+    start = INITS[init](weight, R, scaling, named_generator(0, "layer"))
+    return DoRA(start, scaling, dropout, weight) if dora else LoRA(start, scaling, dropout)
+
+
+def hosted(bias: bool = True, **updates: LoRA) -> LoRALinear:
+    host = LoRALinear(linear(bias), Routing())
+    for name, update in updates.items():
+        host.adapters[name] = update
+    host.routing.use(next(iter(updates)))
+    return host.eval()
+
+
+def dense_dora(base: nn.Linear, update: DoRA, scaling: float) -> torch.Tensor:
+    """Liu et al. 2024, eq. 5, with the whole matrix written out. Shapes: (d_out, d_in)."""
+    direction = base.weight + scaling * update.lora_B @ update.lora_A
+    return update.magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4,), (4, 5), (2, 3, 5)])
+def test_lora_output_equals_a_dense_weight(shape: tuple[int, ...], bias: bool) -> None:
+    host = hosted(bias, a=trained(started("kaiming", scaling=0.5)))
+    A, B = factors()
+    want = F.linear(rows(*shape), host.base.weight + 0.5 * B @ A, host.base.bias)
+    torch.testing.assert_close(host(rows(*shape)), want, rtol=0, atol=1e-5)
+
+
+def test_dora_output_equals_a_dense_weight() -> None:
+    update = started("kaiming", scaling=0.5, dora=True)
+    host = hosted(a=trained(update))
+    want = F.linear(rows(4, 5), dense_dora(host.base, update, 0.5), host.base.bias)
+    torch.testing.assert_close(host(rows(4, 5)), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("init", sorted(INITS))
+def test_delta_weight_is_what_the_forward_adds(init: str, dora: bool) -> None:
+    update = trained(started(init, dora=dora))
+    host = hosted(a=update)
+    dense = host.base.weight + update.delta_weight(host.base.weight)
+    torch.testing.assert_close(host(rows(4)), F.linear(rows(4), dense, host.base.bias), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["a", "b", "x"])
+def test_lora_gradients_equal_finite_differences(key: str) -> None:
+    update = trained(started("kaiming")).double()
+    base = linear().double()
+    x = rows(2).double().requires_grad_()
+    wanted = {"a": update.lora_A, "b": update.lora_B, "x": x}[key]
+
+    def output(_: torch.Tensor) -> torch.Tensor:
+        return update(x, base(x), base)
+
+    assert torch.autograd.gradcheck(output, (wanted,))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_first_output_equals_the_base_bit_for_bit(init: str, dora: bool) -> None:
+    host = hosted(a=started(init, dora=dora))
+    assert torch.equal(host(rows(4, 5)), host.base(rows(4, 5)))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_first_output_of_a_nonzero_start_equals_the_base(init: str, dora: bool) -> None:
+    host = hosted(a=started(init, dora=dora))
+    torch.testing.assert_close(host(rows(4, 5)), host.base(rows(4, 5)), **CLOSE)
+
+
+def test_dora_of_a_row_of_zeros_is_finite() -> None:
+    base = linear()
+    base.weight.data[0] = 0
+    start = INITS["kaiming"](base.weight, R, 1.0, named_generator(0, "layer"))
+    update = DoRA(start, 1.0, 0.0, base.weight)
+    y = base(rows(4))
+    assert torch.equal(update(rows(4), y, base), y)
+
+
+def test_dora_norm_is_constant_in_the_backward_pass() -> None:
+    """Section 4.3 of the paper: the gradient of B is that of the numerator alone."""
+    update = started("kaiming", dora=True)
+    base = linear()
+    x = rows(4)
+    trained(update)(x, base(x), base).sum().backward()
+    gain = update.magnitude.detach() / (base.weight + 2.0 * update.lora_B @ update.lora_A).detach().norm(dim=1)
+    want = gain[:, None] * 2.0 * F.linear(x, update.lora_A.detach()).sum(0)
+    torch.testing.assert_close(update.lora_B.grad, want, rtol=1e-5, atol=1e-5)
+
+
+def test_pissa_start_is_the_best_low_rank_part_of_the_weight() -> None:
+    weight = linear().weight.detach()
+    A, B = INITS["pissa"](weight, R, 2.0, named_generator(0, "layer"))
+    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+    torch.testing.assert_close(2.0 * B @ A, U[:, :R] * S[:R] @ Vh[:R], rtol=0, atol=1e-5)
+
+
+def test_olora_start_has_orthogonal_columns_and_shares_the_weight_s_first_column() -> None:
+    weight = linear().weight.detach()
+    A, B = INITS["olora"](weight, R, 2.0, named_generator(0, "layer"))
+    torch.testing.assert_close(2.0 * B.T @ B, torch.eye(R), rtol=0, atol=1e-5)
+    torch.testing.assert_close((2.0 * B @ A)[:, :R], weight[:, :R], rtol=0, atol=1e-5)
+
+
+def test_kaiming_start_has_the_distribution_of_torch() -> None:
+    """nn.Linear's own start is kaiming-uniform(a = sqrt 5): the same bound, the same spread."""
+    wide = torch.empty(1, 4096)
+    A, B = INITS["kaiming"](wide, 64, 1.0, named_generator(0, "layer"))
+    reference = torch.empty(64, 4096)
+    nn.init.kaiming_uniform_(reference, a=5**0.5, generator=torch.Generator().manual_seed(0))
+    assert not B.any()
+    torch.testing.assert_close(A.std(), reference.std(), rtol=0.02, atol=0)
+    torch.testing.assert_close(A.abs().max(), reference.abs().max(), rtol=0.02, atol=0)
+
+
+def test_rslora_scaling_is_standard_scaling_times_the_root_of_the_rank() -> None:
+    assert SCALINGS["rslora"](16, 4) == pytest.approx(SCALINGS["standard"](16, 4) * 4**0.5)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    update = trained(started("kaiming", scaling=1.0, dropout=0.5))
+    base = linear()
+    x, y = rows(4), base(rows(4))
+    assert torch.equal(update.eval()(x, y, base), y + F.linear(F.linear(x, update.lora_A), update.lora_B))
+    torch.manual_seed(0)
+    kept = F.dropout(x, 0.5)
+    torch.manual_seed(0)
+    assert torch.equal(update.train()(x, y, base), y + F.linear(F.linear(kept, update.lora_A), update.lora_B))
+
+
+def test_dora_with_dropout_drops_both_terms_alike() -> None:
+    update = trained(started("kaiming", scaling=1.0, dora=True, dropout=0.5)).train()
+    base = linear()
+    x, y = rows(4), base(rows(4))
+    torch.manual_seed(0)
+    kept = F.dropout(x, 0.5)
+    torch.manual_seed(0)
+    want = y + F.linear(kept, dense_dora(base, update, 1.0) - base.weight)
+    torch.testing.assert_close(update(x, y, base), want, rtol=0, atol=1e-4)
+
+
+def test_adapter_stays_fp32_over_a_bf16_base() -> None:
+    host = LoRALinear(linear().bfloat16(), Routing())
+    host.adapters["a"] = trained(started("kaiming"))
+    host.routing.use("a")
+    y = host(rows(4).bfloat16())
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert host.lora("a").lora_A.dtype == host.lora("a").lora_A.grad.dtype == torch.float32
+
+
+def test_routing_serves_each_row_by_its_adapter() -> None:
+    host = hosted(a=trained(started("kaiming"), 1), b=trained(started("gaussian"), 2))
+    x = rows(6)
+    host.routing.segments = [("b", 1), (None, 2), ("a", 3)]
+    mixed = host(x)
+    host.routing.use("a")
+    alone_a = host(x)
+    host.routing.use("b")
+    alone_b = host(x)
+    want = torch.cat([alone_b[:1], host.base(x)[1:3], alone_a[3:]])
+    torch.testing.assert_close(mixed, want, **CLOSE)
+
+
+def test_routing_leaves_rows_of_an_absent_adapter_to_the_base() -> None:
+    host = hosted(a=trained(started("kaiming")))
+    host.routing.segments = [("elsewhere", 2), ("a", 2)]
+    assert torch.equal(host(rows(4))[:2], host.base(rows(4))[:2])
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (3, 2)])
+def test_routing_of_a_wrong_number_of_rows_raises(sizes: tuple[int, int]) -> None:
+    host = hosted(a=trained(started("kaiming")))
+    host.routing.segments = [("a", sizes[0]), (None, sizes[1])]
+    with pytest.raises(ValueError, match=f"routing covers {sum(sizes)} rows, the batch has 4"):
+        host(rows(4))
