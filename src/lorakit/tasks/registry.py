@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.data.example import Example
 from lorakit.data.tags import entities
-from lorakit.errors import DataError, did_you_mean
+from lorakit.errors import DataError, ModelError, did_you_mean
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
 from lorakit.tasks.sequence_classification import SequenceClassification
@@ -76,5 +76,10 @@ def make_task(
     if section.name == "sequence_classification":
         return SequenceClassification(tokenizer, labels, max_length)
     if section.name == "token_classification":
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"task.name = 'token_classification': {type(tokenizer).__name__} cannot tell which sub-word belongs to "
+                "which word; use a base model with a fast tokenizer, or text2text_ner with a T5"
+            )
         return TokenClassification(tokenizer, labels, max_length)
     return Text2TextNer(tokenizer, labels, max_length, section.prefix, section.max_target_length)
