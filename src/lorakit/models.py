@@ -83,7 +83,7 @@ def load_base(
         tokenizer = _tokenizer(folder, name, words=kind == "token_classification")
     if tokenizer.pad_token_id is None:  # decoder-only families have none; what stands there is masked
         tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
+        config.pad_token_id = tokenizer.pad_token_id
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
