@@ -35,8 +35,8 @@ def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Train and validation examples by seed, both in file order; validation gets `share`, at least one example."""
-    n = max(1, round(len(examples) * share))
+    """Train and validation examples by seed, both in file order; validation gets `share`, and each at least one."""
+    n = min(len(examples) - 1, max(1, round(len(examples) * share)))
     order = torch.randperm(len(examples), generator=named_generator(seed, "validation split")).tolist()
     chosen = set(order[:n])
     train = [example for i, example in enumerate(examples) if i not in chosen]
