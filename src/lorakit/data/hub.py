@@ -67,7 +67,7 @@ def _named(value: Any, names: list[str] | None) -> Any:
     if names is None:
         return value
     if isinstance(value, list):
-        return [names[i] for i in value]
+        return [_named(item, names) for item in value]
     return names[value] if isinstance(value, int) and value >= 0 else None
 
 
