@@ -53,7 +53,7 @@ def read_back(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
-@pytest.mark.parametrize("separator", ["\t", " "], ids=["tab", "space"])
+@pytest.mark.parametrize("separator", ["\t", " ", "   "], ids=["tab", "space", "spaces"])
 @pytest.mark.parametrize("columns", [2, 3, 4])
 def test_sentences_are_read_from_every_shape(save, columns, separator, newline):
     assert read_back(save("a.conll", content(SENTENCES, separator, columns, newline))) == SENTENCES

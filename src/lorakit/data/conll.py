@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorakit.data.example import Example, of_words
 from lorakit.data.tags import entities, is_tag, scheme, to_tags
-from lorakit.data.text import decode, read_bytes
+from lorakit.data.text import lines_of
 from lorakit.errors import DataError
 
 DOCSTART = "-DOCSTART-"
@@ -32,9 +32,8 @@ def _sentences(path: Path) -> Iterator[tuple[list[str], list[str], str]]:
     words: list[str] = []
     tags: list[str] = []
     begin, columns = 1, 0
-    lines = decode(path, read_bytes(path)).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    for number, line in enumerate([*lines, ""], start=1):
-        fields = _fields(line)
+    for number, line in enumerate([*lines_of(path), ""], start=1):
+        fields = columns_of(line)
         if not fields or fields[0] == DOCSTART:
             if words:
                 yield words, tags, f"{path}:{begin}"
@@ -47,12 +46,12 @@ def _sentences(path: Path) -> Iterator[tuple[list[str], list[str], str]]:
         tags.append(fields[-1])
 
 
-def _fields(line: str) -> list[str]:
-    """The columns of a line: split at tabs where there are any, else at spaces."""
+def columns_of(line: str) -> list[str]:
+    """The columns of a line: split at tabs where there are any, else at runs of spaces."""
     line = line.strip(" \t")  # not strip(): a no-break space may be a word
-    if not line:
-        return []
-    return [field.strip(" ") for field in line.split("\t")] if "\t" in line else line.split(" ")
+    if "\t" in line:
+        return [field.strip(" ") for field in line.split("\t")]
+    return [field for field in line.split(" ") if field]
 
 
 def _check(fields: list[str], columns: int, where: str) -> None:

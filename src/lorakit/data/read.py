@@ -9,12 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.conll import read_conll
+from lorakit.data.conll import DOCSTART, columns_of, read_conll
 from lorakit.data.example import Columns, Dataset, Example, of_words
 from lorakit.data.hub import read_hub, read_saved
 from lorakit.data.tables import Row, read_csv, read_jsonl, read_label_first, read_parquet
 from lorakit.data.tags import entities, is_tag, to_tags
-from lorakit.data.text import decode, read_bytes
+from lorakit.data.text import lines_of
 from lorakit.errors import DataError, did_you_mean
 
 TABLES: Mapping[str, Callable[[Path], Iterator[Row]]] = {
@@ -74,7 +74,7 @@ def read(
         DataError: the source is missing, empty or damaged, a column is not there, or a record is incomplete; the
             message names the file and the line.
     """
-    path = Path(source.partition("#")[0])
+    path = _path(source)
     kind = format if format != "auto" else _format(source, path)
     notes: list[str] = []
     if kind == "conll":
@@ -91,7 +91,12 @@ def read(
 
 def holds_words(source: str) -> bool:
     """Whether a source is a file of CoNLL columns."""
-    return _format(source, Path(source.partition("#")[0])) == "conll"
+    return _format(source, _path(source)) == "conll"
+
+
+def _path(source: str) -> Path:
+    """The file or folder of a source, whose #SPLIT is no part of it; but a # may stand in a file's name."""
+    return Path(source) if Path(source).exists() else Path(source.partition("#")[0])
 
 
 def _format(source: str, path: Path) -> str:
@@ -107,10 +112,9 @@ def _format(source: str, path: Path) -> str:
 
 def _sniffed(path: Path) -> str:
     """The format of a file whose ending says nothing, from its first lines."""
-    lines = [line for line in decode(path, read_bytes(path)).split("\n")[:400] if line.strip()]
-    if all(
-        (len(line.split()) in (2, 3, 4) and is_tag(line.split()[-1])) or line.startswith("-DOCSTART-") for line in lines
-    ):
+    lines = [line for line in lines_of(path)[:400] if line.strip()]
+    rows = [columns_of(line) for line in lines]
+    if all((len(row) in (2, 3, 4) and is_tag(row[-1])) or row[0] == DOCSTART for row in rows):
         return "conll"
     if lines[0].lstrip().startswith("{"):
         return "jsonl"
@@ -240,7 +244,7 @@ def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
 def read_texts(path: Path) -> list[str]:
     """Texts to predict on: the lines of a .txt file, or the text column of a table, in order."""
     if path.suffix.lower() == ".txt":
-        lines = decode(path, read_bytes(path)).removesuffix("\n").split("\n")
+        lines = lines_of(path)
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 raise DataError(f"{path}:{number}: the line is empty")

@@ -25,6 +25,9 @@ def decode(path: Path, data: bytes) -> str:
     """The text of a UTF-8 file, a byte-order mark dropped; other encodings and NUL are errors with their line."""
     if data.startswith(UTF16):
         raise DataError(f"{path}:1: the file is UTF-16; save it as UTF-8")
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise DataError(f"{path}:{line}: a NUL character; text has none; if the file is UTF-16, save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -33,6 +36,12 @@ def decode(path: Path, data: bytes) -> str:
             f"{path}:{line}: byte {err.start} (0x{data[err.start]:02x}) is no UTF-8; "
             "if the file is Latin-1 or Windows-1252, save it as UTF-8"
         ) from err
-    if "\0" in text:
-        raise DataError(f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character; text has none")
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
     return text
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file, which end at \\n, \\r\\n or \\r; other line separators may stand inside a text."""
+    text = decode(path, read_bytes(path)).replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n").split("\n")

@@ -1,0 +1,39 @@
+"""Examples keep offsets into the original text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorakit.data.example import of_text, of_words
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_words_of_a_text_are_all_of_it_but_white_space(text):
+    example = of_text(text)
+    assert example.text == text
+    assert example.words == tuple(text[start:end] for start, end in example.offsets)
+    assert "".join(example.words) == "".join(text.split())
+    assert list(example.offsets) == sorted(example.offsets)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("  EU   rejects\tGerman\ncall. ", ["EU", "rejects", "German", "call", "."]),
+        ("the U.S. won't pay $1,000!", ["the", "U.S", ".", "won", "'t", "pay", "$", "1,000", "!"]),
+        ("mid-May (Peter's)", ["mid-May", "(", "Peter", "'s", ")"]),
+        ("São\u00a0Paulo 東京", ["São", "Paulo", "東京"]),
+    ],
+)
+def test_raw_text_is_cut_as_conll_files_cut_it(text, words):
+    assert list(of_text(text).words) == words
+
+
+@given(words=st.lists(st.text(min_size=1, max_size=5), max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_offsets_of_words_point_into_their_text(words):
+    example = of_words(words)
+    assert [example.text[start:end] for start, end in example.offsets] == words

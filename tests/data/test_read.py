@@ -1,0 +1,262 @@
+"""From a source to a Dataset: which format, which columns, which records are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lorakit.data.example import Columns
+from lorakit.data.read import TABLES, USUAL, holds_words, read
+from lorakit.errors import DataError, did_you_mean
+
+CSV = "text,label\na,x\nb,y\n"
+TAGGED = "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n"
+LABELLED_LINES = "".join(f"{number % 2} text number {number}\n" for number in range(40))
+
+
+def refusal(where: object, message: str) -> str:
+    return "^" + re.escape(f"{where}: {message}")
+
+
+@pytest.mark.parametrize("name", ["noending", "a.train", "a.dev", "a.test", "a.txt", "a.data"])
+@pytest.mark.parametrize(
+    ("content", "first"),
+    [
+        (CSV, ("a", "x")),
+        (CSV.replace(",", "\t"), ("a", "x")),
+        (CSV.replace("\n", "\r\n"), ("a", "x")),
+        ('\n{"text": "a", "label": "x"}\n', ("a", "x")),
+        (LABELLED_LINES, ("text number 0", "0")),
+        ('sentence,label\n"a, b",x\n', ("a, b", "x")),
+    ],
+    ids=["csv", "tsv", "crlf", "jsonl", "label-first", "quoted"],
+)
+def test_format_of_an_unknown_ending_is_told_from_the_content(save, name, content, first):
+    example = read(str(save(name, content))).examples[0]
+    assert (example.text, example.label) == first
+
+
+@pytest.mark.parametrize("name", ["noending", "a.train", "a.dev", "a.test", "a.txt"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        TAGGED,
+        TAGGED.replace("\t", " "),
+        TAGGED.replace("\n\n", "\n\t\n"),
+        TAGGED.replace("\n", "\r\n"),
+        TAGGED.replace("\n", "\r"),
+        "-DOCSTART- -X- O O\n\n" + TAGGED.replace("\t", " NN I-NP "),
+        TAGGED.replace("rejects", "10\u00a0000"),
+        TAGGED.replace("rejects", "\u00a0"),
+    ],
+    ids=["tab", "space", "lone tab", "crlf", "cr", "four columns", "no-break space", "blank word"],
+)
+def test_tagged_words_of_an_unknown_ending_are_told_from_the_content(save, name, content):
+    path = str(save(name, content))
+    assert holds_words(path)
+    assert [example.tags for example in read(path, words=True).examples] == [("B-ORG", "O"), ("B-PER",)]
+
+
+@pytest.mark.parametrize("ending", ["conll", "bio", "iob", "CONLL"])
+def test_endings_of_tagged_words_are_known(save, ending):
+    assert holds_words(str(save(f"a.{ending}", TAGGED)))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.tsv", "a.jsonl", "a.txt"])
+def test_tables_hold_no_words(save, name):
+    assert not holds_words(str(save(name, CSV)))
+
+
+def test_asked_format_beats_the_ending(save):
+    path = save("a.jsonl", CSV)
+    assert [example.text for example in read(str(path), format="csv").examples] == ["a", "b"]
+
+
+def test_file_whose_name_has_a_number_sign_is_read(save):
+    path = save("c#.csv", CSV)
+    assert [example.text for example in read(str(path)).examples] == ["a", "b"]
+    assert not holds_words(str(path))
+
+
+def test_unclear_format_is_refused_with_the_formats_there_are(save):
+    path = save("a.data", "one line\nanother line\n")
+    with pytest.raises(DataError, match=refusal(path, "the format cannot be told from its name or first lines")) as err:
+        read(str(path))
+    assert str(err.value).endswith("data.format=" + "|".join([*TABLES, "conll"]))
+
+
+@pytest.mark.parametrize("role", ["text", "label"])
+@pytest.mark.parametrize("which", range(len(USUAL["label"])))
+def test_usual_column_names_are_found_and_said(save, role, which):
+    name = USUAL[role][which % len(USUAL[role])]
+    other = {"text": "label", "label": "text"}[role]
+    path = save("a.csv", f"number,{other},{name}\n1,a,b\n")
+    dataset = read(str(path))
+    assert getattr(dataset.examples[0], role) == "b"
+    assert f"{path}: {role} is column {name!r}" in dataset.notes
+
+
+def test_usual_names_are_tried_in_their_order(save):
+    names = USUAL["text"]
+    path = save("a.csv", ",".join([*reversed(names), "label"]) + "\n" + ",".join([*reversed(names), "x"]) + "\n")
+    assert read(str(path)).examples[0].text == names[0]
+
+
+def test_asked_columns_are_read_without_a_note(save):
+    path = save("a.csv", "text,label,first,second,verdict\n1,2,a,b,c\n")
+    dataset = read(str(path), columns=Columns(text="first", pair="second", label="verdict"))
+    (example,) = dataset.examples
+    assert (example.text, example.pair, example.label) == ("a", "b", "c")
+    assert not dataset.notes
+
+
+@pytest.mark.parametrize("role", ["text", "pair", "label"])
+def test_wrong_column_is_refused_with_the_nearest_name(save, role):
+    path = save("a.csv", "sentence,verdict\na,b\n")
+    columns = Columns(**{"text": "sentence", "label": "verdict", role: "sentense"})
+    message = f"data.{role} = 'sentense' is no column; did you mean 'sentence'?"
+    with pytest.raises(DataError, match=refusal(path, message)):
+        read(str(path), columns=columns)
+
+
+@pytest.mark.parametrize(("role", "header"), [("text", "words here,label"), ("label", "text,gold")])
+def test_missing_column_is_refused_with_the_knob_and_the_columns(save, role, header):
+    path = save("a.csv", f"{header}\na,b\n")
+    message = f"which column is the {role}? say data.{role}=NAME; columns: {header.replace(',', ', ')}"
+    with pytest.raises(DataError, match=refusal(path, message)):
+        read(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_header_alone_is_refused(save, name):
+    path = save(name, CSV.splitlines(keepends=True)[0])
+    with pytest.raises(DataError, match=refusal(path, "a header but no record")):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (",x", "column 'text' is empty"),
+        ('" \n ",x', "column 'text' is empty"),
+        ("a,", "column 'label' holds '', not a label"),
+        ("a, ", "column 'label' holds ' ', not a label"),
+    ],
+)
+def test_empty_value_of_a_table_is_refused_with_its_line(save, bad, message):
+    path = save("a.csv", CSV + bad + "\n")
+    with pytest.raises(DataError, match=refusal(f"{path}:{CSV.count(chr(10)) + 1}", message)):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"label": "x"}', "column 'text' holds None, not a text"),
+        ('{"text": 7, "label": "x"}', "column 'text' holds 7, not a text"),
+        ('{"text": ["a"], "label": "x"}', "column 'text' holds ['a'], not a text"),
+        ('{"text": "a"}', "column 'label' holds None, not a label (a text or a whole number)"),
+        ('{"text": "a", "label": 0.5}', "column 'label' holds 0.5, not a label"),
+        ('{"text": "a", "label": NaN}', "column 'label' holds nan, not a label"),
+        ('{"text": "a", "label": true}', "column 'label' holds True, not a label"),
+        ('{"text": "a", "label": ["x"]}', "column 'label' holds ['x'], not a label"),
+    ],
+)
+def test_value_of_another_kind_is_refused_with_its_line(save, bad, message):
+    path = save("a.jsonl", '{"text": "a", "label": "x"}\n' + bad)
+    with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
+        read(str(path))
+
+
+def test_label_without_a_text_is_refused_with_its_line(save):
+    path = save("a.txt", LABELLED_LINES + "1\n")
+    with pytest.raises(
+        DataError, match=refusal(f"{path}:{LABELLED_LINES.count(chr(10)) + 1}", "column 'text' is empty")
+    ):
+        read(str(path))
+
+
+def test_parquet_without_a_label_is_refused_with_its_row(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": ["x", None]}), path)
+    with pytest.raises(DataError, match=refusal(f"{path}:2", "column 'label' holds None, not a label")):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"), [("trian.csv", "train.csv"), ("train.jsonl", "train.csv"), ("./train.cvs", "train.csv")]
+)
+def test_missing_file_is_refused_with_the_nearest_name(save, monkeypatch, asked, there):
+    monkeypatch.chdir(save(there, CSV).parent)
+    with pytest.raises(DataError, match=refusal(asked, f"no such file; did you mean {there!r}?")):
+        read(asked)
+
+
+def test_missing_file_in_a_missing_folder_is_refused(tmp_path):
+    path = tmp_path / "none" / "a.csv"
+    with pytest.raises(DataError, match=refusal(path, "no such file; there are none")):
+        read(str(path))
+
+
+def test_missing_file_of_an_asked_format_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    with pytest.raises(DataError, match=refusal(path, "cannot be read: No such file or directory")):
+        read(str(path), format="csv")
+
+
+@pytest.mark.parametrize(("words", "tags"), [("tokens", "ner_tags"), ("words", "tags"), ("tokens", "labels")])
+def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
+    path = save("a.jsonl", f'{{"id": 0, "{words}": ["EU", "rejects"], "{tags}": ["I-ORG", "O"]}}\n')
+    dataset = read(str(path), words=True)
+    (example,) = dataset.examples
+    assert (example.words, example.tags) == (("EU", "rejects"), ("B-ORG", "O"))
+    assert example.where == f"{path}:1"
+    assert dataset.notes == [f"{path}: words are column {words!r}, tags are column {tags!r}"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"tokens": ["a", "b"], "ner_tags": ["O"]}', "2 words but 1 tags"),
+        ('{"tokens": ["a"], "ner_tags": ["PER"]}', "'PER' is no IOB tag; expected O, B-TYPE or I-TYPE"),
+        ('{"tokens": [], "ner_tags": []}', "column 'tokens' is no list of words or tags"),
+        ('{"tokens": [""], "ner_tags": ["O"]}', "column 'tokens' is no list of words or tags"),
+        ('{"tokens": ["a"], "ner_tags": [3]}', "column 'ner_tags' is no list of words or tags"),
+        ('{"tokens": "a", "ner_tags": ["O"]}', "column 'tokens' is no list of words or tags"),
+        ('{"tokens": ["a"]}', "column 'ner_tags' is no list of words or tags"),
+    ],
+)
+def test_bad_record_of_words_is_refused_with_its_line(save, bad, message):
+    path = save("a.jsonl", '{"tokens": ["a"], "ner_tags": ["O"]}\n' + bad)
+    with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
+        read(str(path), words=True)
+
+
+def test_table_without_words_is_refused_for_a_task_of_words(save):
+    path = save("a.csv", CSV)
+    message = (
+        "this task needs tagged words: CoNLL columns, or records with the lists 'tokens' and 'ner_tags'; columns: "
+    )
+    with pytest.raises(DataError, match=refusal(path, message + "text, label")):
+        read(str(path), words=True)
+
+
+def test_fingerprint_is_the_sha256_of_the_file(save):
+    assert read(str(save("a.csv", CSV))).sha256 == hashlib.sha256(CSV.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "known", "end"),
+    [
+        ("qurey", ["query", "key"], "did you mean 'query'?"),
+        ("x", ["b", "a"], "known: a, b"),
+        ("x", [], "there are none"),
+        ("x", [f"name {letter}" for letter in "abcdefghijklmn"], ", ..."),
+    ],
+)
+def test_did_you_mean_names_what_there_is(wrong, known, end):
+    assert did_you_mean(wrong, known).endswith(end)
