@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lorakit.data.text import decode, read_bytes
+from lorakit.data.text import decode, lines_of, read_bytes
 from lorakit.errors import DataError
 
 FIELD_LIMIT = 2**31 - 1  # characters; the csv module's own limit is 131,072
@@ -42,7 +42,7 @@ def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Row]:
             else:
                 yield Row(dict(zip(header, fields, strict=True)), where)
     except csv.Error as err:
-        raise DataError(f"{path}:{reader.line_num}: no valid CSV: {err}") from err
+        raise DataError(f"{path}:{begin}: no valid CSV: {err}; a quote inside a quoted field is written twice") from err
 
 
 def _header(fields: list[str], where: str) -> list[str]:
@@ -60,12 +60,13 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             values = json.loads(line)
-            line.encode("utf-8")
             json.dumps(values, ensure_ascii=False).encode("utf-8")  # a lone surrogate is no text
         except json.JSONDecodeError as err:
             raise DataError(f"{where}: no JSON: {err.msg} at column {err.colno}") from err
         except UnicodeEncodeError as err:
             raise DataError(f"{where}: a lone surrogate escape such as \\ud800 is no text") from err
+        except (ValueError, RecursionError) as err:  # a number of thousands of digits, or as many open brackets
+            raise DataError(f"{where}: no JSON: {err}") from err
         if not isinstance(values, dict):
             raise DataError(f"{where}: a {type(values).__name__}, not a JSON object")
         yield Row(values, where)
@@ -87,8 +88,8 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 def read_label_first(path: Path) -> Iterator[Row]:
     """Lines of a label, white space and the text, without a header."""
-    for number, line in enumerate(decode(path, read_bytes(path)).split("\n"), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         if not line.strip():
             continue
-        label, _, text = line.strip().partition(" ")
+        label, text = [*line.split(maxsplit=1), ""][:2]
         yield Row({"label": label, "text": text.strip()}, f"{path}:{number}")

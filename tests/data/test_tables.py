@@ -1,0 +1,293 @@
+"""Tables: bytes that other readers lose rows on, against the csv, json and pyarrow libraries."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from itertools import accumulate
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorakit.data.read import read, read_texts
+from lorakit.errors import DataError
+
+NASTY = ["NA", "null", "None", "nan", "a,b", 'say "hi"', "two\nlines", "\ntwo\r\nmore", " 'x' ", "\u2028x", "é", "012"]
+
+
+def records(path) -> list[tuple[str, str | None]]:
+    return [(example.text, example.label) for example in read(str(path)).examples]
+
+
+def refusal(where: object, message: str) -> str:
+    return "^" + re.escape(f"{where}: {message}")
+
+
+def as_csv(rows, newline: str = "\r\n", quoting: int = csv.QUOTE_MINIMAL) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator=newline, quoting=quoting)
+    writer.writerows([("text", "label"), *rows])
+    return out.getvalue()
+
+
+def as_jsonl(rows, ascii_only: bool = True) -> str:
+    return "".join(json.dumps({"text": t, "label": l}, ensure_ascii=ascii_only) + "\n" for t, l in rows)
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"], ids=["plain", "bom"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL], ids=["minimal", "all"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+def test_csv_keeps_every_text_in_order(save, newline, quoting, bom):
+    rows = [(text, str(i)) for i, text in enumerate(NASTY)]
+    quoting = csv.QUOTE_ALL if newline == "\r" else quoting  # csv.writer leaves \n bare where it ends no line
+    assert records(save("a.csv", bom + as_csv(rows, newline, quoting))) == rows
+
+
+def test_csv_field_longer_than_the_csv_modules_limit_is_read(save):
+    limit = 131_072  # characters, of a fresh csv module
+    csv.field_size_limit(limit)
+    text = "x" * (limit + 1)
+    assert records(save("a.csv", as_csv([(text, "a")]))) == [(text, "a")]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("text", ['"', '"a', 'a "b" c', '"a" b', "'", "a,b", "\\", "a ", "\u2028x", "NA", "null"])
+def test_tsv_knows_no_quotes(save, text, newline):
+    rows = [(text, "1"), ("next", "2")]
+    lines = ["text\tlabel", *("\t".join(row) for row in rows), ""]
+    assert records(save("a.tsv", newline.join(lines))) == rows
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson"])
+def test_jsonl_keeps_every_text_in_order(save, ending, ascii_only):
+    rows = [(text, str(i)) for i, text in enumerate([*NASTY, "a\u2028b", "a\x85b", "a\x0bb", "\U0001f600"])]
+    assert records(save(f"a.{ending}", as_jsonl(rows, ascii_only))) == rows
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"text": "a", "label": 1}\r\n\r\n{"text": "b", "label": -1}', "\ufeff" + as_jsonl([("a", "1"), ("b", "-1")])],
+)
+def test_jsonl_takes_whole_numbers_blank_lines_and_carriage_returns(save, content):
+    assert records(save("a.jsonl", content)) == [("a", "1"), ("b", "-1")]
+
+
+def test_parquet_keeps_every_text_in_order(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": NASTY, "label": list(range(len(NASTY)))}), path)
+    assert records(path) == [(text, str(i)) for i, text in enumerate(NASTY)]
+
+
+@pytest.mark.parametrize("gap", [" ", "\t", "  "], ids=["space", "tab", "spaces"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+def test_label_first_lines_are_split_at_the_first_gap(save, newline, gap):
+    rows = [("a fine film", "1"), ('"dull" , and long', "0"), ("a\u00a0b c", "1")]
+    path = save("a.txt", newline.join([*(f"{label}{gap}{text}" for text, label in rows), ""]))
+    assert [(e.text, e.label) for e in read(str(path), format="label-first").examples] == rows
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL], ids=["minimal", "all"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_csv_rows_know_their_first_line(save, newline, quoting):
+    texts = ["a", "b\nc", "d", "e\n\n\nf", "g"]
+    path = save("a.csv", as_csv([(text, "x") for text in texts], newline, quoting))
+    begins = accumulate((text.count("\n") + 1 for text in texts), initial=2)
+    assert [example.where for example in read(str(path)).examples] == [
+        f"{path}:{begin}" for begin, _ in zip(begins, texts, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("blank", ["", "\n", "\n\n"])
+def test_csv_skips_blank_lines_but_counts_them(save, blank):
+    path = save("a.csv", f"{blank}text,label\n{blank}a,b\n")
+    (example,) = read(str(path)).examples
+    assert (example.text, example.where) == ("a", f"{path}:{2 * len(blank) + 2}")
+
+
+def test_jsonl_and_label_first_rows_know_their_line(save):
+    path = save("a.jsonl", "\n" + as_jsonl([("a", "1")]))
+    assert [example.where for example in read(str(path)).examples] == [f"{path}:2"]
+    path = save("a.txt", "\n1 a\n")
+    assert [example.where for example in read(str(path), format="label-first").examples] == [f"{path}:2"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize(
+    ("before", "lines"),
+    [([], 0), (["a,b"], 1), (['"two\nlines",b'], 2), (['"a ""quoted""\r\nline\n",b', "c,d"], 4)],
+    ids=["first", "second", "after a newline", "after more"],
+)
+@pytest.mark.parametrize("bad", ["lonely", "one,too,many", '"x,y"'])
+def test_csv_row_of_another_length_is_refused_with_its_line(save, before, lines, bad, newline):
+    path = save("a.csv", newline.join(["text,label", *before, bad, "c,d", ""]))
+    columns = len(next(csv.reader([bad])))
+    with pytest.raises(
+        DataError, match=refusal(f"{path}:{lines + 2}", f"{columns} columns, the header has 2: text, label")
+    ):
+        read(str(path))
+
+
+def test_tsv_row_of_another_length_is_refused_with_its_line(save):
+    path = save("a.tsv", 'text\tlabel\n"a\tb\nlonely\n')
+    with pytest.raises(DataError, match=refusal(f"{path}:3", "1 columns, the header has 2: text, label")):
+        read(str(path))
+
+
+@pytest.mark.parametrize("bad", ['"never closed,b\nc,d\ne,f\n', '"closed" early,b\n'])
+def test_csv_with_broken_quotes_is_refused_where_the_record_begins(save, bad):
+    path = save("a.csv", f'text,label\n"two\nlines",b\n{bad}')
+    with pytest.raises(DataError, match=refusal(f"{path}:4", "no valid CSV: ")):
+        read(str(path))
+
+
+def test_column_named_twice_is_refused(save):
+    path = save("a.csv", "text,label,text\na,b,c\n")
+    with pytest.raises(
+        DataError, match=refusal(f"{path}:1", "a column name stands twice in the header: text, label, text")
+    ):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"text": "a"', "no JSON: Expecting ',' delimiter at column 13"),
+        ("text", "no JSON: Expecting value at column 1"),
+        ('["a", "b"]', "a list, not a JSON object"),
+        ('"a"', "a str, not a JSON object"),
+        ("null", "a NoneType, not a JSON object"),
+        (r'{"text": "a\ud800", "label": "b"}', r"a lone surrogate escape such as \ud800 is no text"),
+        (r'{"text": "a", "la\udc00bel": "b"}', r"a lone surrogate escape such as \ud800 is no text"),
+        ('{"text": "a", "label": ' + "1" * 5000 + "}", "no JSON: "),
+        ("[" * 100_000, "no JSON: "),
+    ],
+    ids=["cut", "bare", "list", "string", "null", "surrogate", "surrogate in a key", "endless number", "deep"],
+)
+def test_jsonl_line_that_is_no_record_is_refused_with_its_number(save, bad, message):
+    path = save("a.jsonl", as_jsonl([("a\u2028b", "1")], ascii_only=False) + bad + "\n")
+    with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
+        read(str(path))
+
+
+def test_pair_of_surrogates_is_a_character(save):
+    assert records(save("a.jsonl", r'{"text": "\ud83d\ude00", "label": "b"}')) == [("\U0001f600", "b")]
+
+
+def test_file_that_is_no_parquet_is_refused(save):
+    path = save("a.parquet", "text,label\n")
+    with pytest.raises(DataError, match=refusal(path, "no Parquet file: ")):
+        read(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll", "a.txt", "a.train"])
+@pytest.mark.parametrize("content", [b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
+def test_empty_file_is_refused(save, name, content):
+    path = save(name, content)
+    with pytest.raises(DataError, match=refusal(path, "the file is empty")):
+        read(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll", "a.txt"])
+@pytest.mark.parametrize(
+    ("encoding", "line", "message"),
+    [
+        ("latin-1", 2, "byte 14 (0xe9) is no UTF-8; if the file is Latin-1 or Windows-1252, save it as UTF-8"),
+        ("utf-16", 1, "the file is UTF-16; save it as UTF-8"),
+        ("utf-16-le", 1, "a NUL character"),
+    ],
+)
+def test_other_encodings_are_refused_with_their_line(save, name, encoding, line, message):
+    path = save(name, "text,label\ncafé,x\n".encode(encoding))
+    with pytest.raises(DataError, match=refusal(f"{path}:{line}", message)):
+        read(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll", "a.txt"])
+def test_nul_character_is_refused_with_its_line(save, name):
+    path = save(name, "text,label\na,b\nc\0,d\n")
+    with pytest.raises(DataError, match=refusal(f"{path}:3", "a NUL character; text has none")):
+        read(str(path))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("end", [True, False], ids=["ended", "open"])
+def test_texts_of_a_txt_file_are_its_lines(save, newline, end):
+    texts = ["first", " second, \u2028 still ", "NA"]
+    assert read_texts(save("a.txt", newline.join(texts) + newline * end)) == texts
+
+
+def test_empty_line_of_a_txt_file_is_refused_with_its_number(save):
+    path = save("a.txt", "first\n \nthird\n")
+    with pytest.raises(DataError, match=refusal(f"{path}:2", "the line is empty")):
+        read_texts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text\nfirst\n"second, and more"\n'),
+        ("a.tsv", "id\tsentence\n1\tfirst\n2\tsecond, and more\n"),
+        ("a.jsonl", '{"text": "first"}\n{"text": "second, and more", "label": null}\n'),
+        ("a.conll", "first\tO\n\nsecond,\tO\nand\tO\nmore\tO\n"),
+    ],
+)
+def test_texts_of_a_table_need_no_label(save, name, content):
+    assert read_texts(save(name, content)) == ["first", "second, and more"]
+
+
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+LABELS = st.text(CHARACTERS, min_size=1, max_size=5).map(str.strip).filter(bool)
+FILLED = st.text(CHARACTERS, min_size=1, max_size=12).filter(str.strip)
+ROWS = st.lists(st.tuples(FILLED, LABELS), min_size=1, max_size=5)
+ONE_LINE = CHARACTERS.filter(lambda character: character not in "\t\r\n")
+TSV_ROWS = st.lists(
+    st.tuples(
+        st.text(ONE_LINE, min_size=1, max_size=12).filter(str.strip),
+        st.text(ONE_LINE, min_size=1, max_size=5).map(str.strip).filter(bool),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("written")
+
+
+@given(rows=ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
+@settings(max_examples=60, deadline=None)
+def test_reading_csv_gives_back_what_was_written(folder, rows, newline):
+    path = folder / "a.csv"
+    path.write_bytes(as_csv(rows, newline, csv.QUOTE_ALL).encode())
+    assert records(path) == rows
+
+
+@given(rows=ROWS, ascii_only=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_reading_jsonl_gives_back_what_was_written(folder, rows, ascii_only):
+    path = folder / "a.jsonl"
+    path.write_bytes(as_jsonl(rows, ascii_only).encode())
+    assert records(path) == rows
+
+
+@given(rows=TSV_ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
+@settings(max_examples=60, deadline=None)
+def test_reading_tsv_gives_back_what_was_written(folder, rows, newline):
+    path = folder / "a.tsv"
+    path.write_bytes(newline.join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())
+    assert records(path) == rows
+
+
+@given(rows=ROWS)
+@settings(max_examples=30, deadline=None)
+def test_reading_parquet_gives_back_what_was_written(folder, rows):
+    path = folder / "a.parquet"
+    pq.write_table(pa.table(dict(zip(("text", "label"), zip(*rows, strict=True), strict=True))), path)
+    assert records(path) == rows
