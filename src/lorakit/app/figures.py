@@ -12,7 +12,7 @@ from torch import nn
 
 from lorakit.engine.fit import Result
 from lorakit.engine.prepare import Prepared
-from lorakit.lora import LoRALinear, SavedModule, count_parameters, hosts
+from lorakit.lora import Layer, SavedModule, count_parameters, hosts
 from lorakit.lora.targets import linear_layers, walk
 
 FROZEN, ADAPTED, TRAINED = "#e3e6ea", "#f5a623", "#4a90d9"
@@ -151,7 +151,7 @@ def _box(model: nn.Module, path: str, linear: nn.Linear) -> Box:
         name = f"{parent}.dense"
     shape = f"{linear.in_features} -> {linear.out_features}"
     module = model.get_submodule(path)
-    if not isinstance(module, LoRALinear):
+    if not isinstance(module, Layer):
         return Box(name, shape, _plain_color(linear))
     adapter = next(iter(module.adapters))
     count = sum(p.numel() for p in module.adapters[adapter].parameters())

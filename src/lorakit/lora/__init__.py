@@ -13,14 +13,15 @@ from lorakit.lora.inject import (
     set_adapter,
     unload,
 )
-from lorakit.lora.layer import DoRA, LoRA, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.layer import DoRA, Layer, LoRA, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
-from lorakit.lora.targets import Target, linear_layers, select_targets
+from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
 
 __all__ = [
     "ALL_LINEAR",
     "BaseInfo",
     "DoRA",
+    "Layer",
     "LoRA",
     "LoRALinear",
     "LoraConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "Routing",
     "SavedModule",
     "Target",
+    "adaptable_layers",
     "adapter_names",
     "adapter_parameters",
     "add_adapter",

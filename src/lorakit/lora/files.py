@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
+from lorakit.lora.geometry import TRANSPOSED, geometry_of, matrix_shape
 from lorakit.lora.inject import add_adapter, check_known
-from lorakit.lora.layer import DoRA, LoRALinear, SavedModule, hosts
-from lorakit.lora.targets import has_suffix, linear_layers, saved_modules, select_targets, walk
+from lorakit.lora.layer import DoRA, Layer, SavedModule, hosts
+from lorakit.lora.targets import adaptable_layers, has_suffix, saved_modules, select_targets, walk
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -76,7 +77,14 @@ DEFAULTS: Mapping[str, Any] = {
 }
 # Keys that may have any value: we implement them, or they do not change what the adapter computes.
 FREE = {
-    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode"),
+    *(
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+    ),
     *("init_lora_weights", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save"),
     *("peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules"),
     *("task_type", "use_dora", "use_rslora", "loftq_config", "eva_config", "lora_ga_config", "corda_config"),
@@ -97,17 +105,35 @@ def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor
     """The tensors of one adapter under peft's keys, detached, on the CPU; LoRA factors in fp32."""
     tensors: dict[str, Tensor] = {}
     for path, host in hosts(model, name):
-        if isinstance(host, LoRALinear):
+        if isinstance(host, Layer):
             update = host.lora(name)
             A, B = update.factors()
-            tensors[f"{PREFIX}{path}.lora_A.weight"] = A
-            tensors[f"{PREFIX}{path}.lora_B.weight"] = B
-            if isinstance(update, DoRA):
-                tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = update.magnitude
+            for (key, shape), tensor in zip(
+                _disk_shapes(host.base, len(A), isinstance(update, DoRA)).items(),
+                (A, B, *([update.magnitude] if isinstance(update, DoRA) else [])),
+                strict=True,
+            ):
+                tensors[f"{PREFIX}{path}.{key}"] = tensor.view(shape)
         else:
             for key, tensor in host.adapters[name].state_dict().items():
                 tensors[f"{PREFIX}{path}.{key}"] = tensor
     return {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+
+
+def _disk_shapes(base: nn.Module, r: int, dora: bool) -> dict[str, tuple[int, ...]]:
+    """peft's keys under a layer's path and the shapes it gives them: A, B, and DoRA's magnitude."""
+    d_out, d_in = matrix_shape(base)
+    A, B, magnitude = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+    if isinstance(base, nn.Embedding):
+        shapes: dict[str, tuple[int, ...]] = {"lora_embedding_A": (r, d_in), "lora_embedding_B": (d_out, r)}
+    elif isinstance(base, (nn.Conv1d, nn.Conv2d)):
+        ones = (1,) * len(base.kernel_size)
+        shapes = {A: (r, *base.weight.shape[1:]), B: (d_out, r, *ones)}
+    else:
+        shapes = {A: (r, d_in), B: (d_out, r)}
+    if dora:
+        shapes[magnitude] = (1, d_out, *ones) if isinstance(base, (nn.Conv1d, nn.Conv2d)) else (d_out,)
+    return shapes
 
 
 def save_adapter(
@@ -125,7 +151,7 @@ def save_adapter(
 
 
 def _peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str) -> dict[str, Any]:
-    updates = [(path, host.lora(name)) for path, host in hosts(model, name) if isinstance(host, LoRALinear)]
+    updates = [(path, host.lora(name)) for path, host in hosts(model, name) if isinstance(host, Layer)]
     doubled = any(update.start_A is not None for _, update in updates)
     rank_factor = 2 if doubled else 1
     alpha_factor = math.sqrt(2) if doubled and config.use_rslora else rank_factor
@@ -142,6 +168,7 @@ def _peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str
         "auto_mapping": None if base.task_type else _auto_mapping(model),
         "base_model_name_or_path": base.name_or_path,
         "exclude_modules": None if by_path else excluded or None,
+        "fan_in_fan_out": any(geometry_of(host.base) is TRANSPOSED for _, host in hosts(model, name)),
         "init_lora_weights": "gaussian" if config.init_lora_weights == "gaussian" else True,
         "layers_to_transform": None
         if by_path or config.layers_to_transform is None
@@ -254,14 +281,11 @@ def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
 
 def _expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
     """The shape that each key must have for this model and these settings."""
-    linear = linear_layers(model)
+    layers = adaptable_layers(model)
     shapes: dict[str, tuple[int, ...]] = {}
     for target in select_targets(model, config):
-        d_out, d_in = linear[target.path].weight.shape
-        shapes[f"{PREFIX}{target.path}.lora_A.weight"] = (target.r, d_in)
-        shapes[f"{PREFIX}{target.path}.lora_B.weight"] = (d_out, target.r)
-        if config.use_dora:
-            shapes[f"{PREFIX}{target.path}.lora_magnitude_vector"] = (d_out,)
+        for key, shape in _disk_shapes(layers[target.path], target.r, config.use_dora).items():
+            shapes[f"{PREFIX}{target.path}.{key}"] = shape
     for path in saved_modules(model, config.modules_to_save):
         module = model.get_submodule(path)
         plain = module.base if isinstance(module, SavedModule) else module
@@ -303,12 +327,12 @@ def _check_header(path: Path, header: Mapping[str, Any], shapes: Mapping[str, tu
 @torch.no_grad()
 def _assign(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
     for path, host in hosts(model, name):
-        if isinstance(host, LoRALinear):
+        if isinstance(host, Layer):
             update = host.lora(name)
-            update.lora_A.copy_(tensors[f"{PREFIX}{path}.lora_A.weight"])
-            update.lora_B.copy_(tensors[f"{PREFIX}{path}.lora_B.weight"])
-            if isinstance(update, DoRA):
-                update.magnitude.copy_(tensors[f"{PREFIX}{path}.lora_magnitude_vector"])
+            keys = _disk_shapes(host.base, len(update.lora_A), isinstance(update, DoRA))
+            parts = (update.lora_A, update.lora_B, *([update.magnitude] if isinstance(update, DoRA) else []))
+            for key, part in zip(keys, parts, strict=True):
+                part.copy_(tensors[f"{PREFIX}{path}.{key}"].view_as(part))
         else:
-            part = host.adapters[name]
-            part.load_state_dict({key: tensors[f"{PREFIX}{path}.{key}"] for key in part.state_dict()})
+            module = host.adapters[name]
+            module.load_state_dict({key: tensors[f"{PREFIX}{path}.{key}"] for key in module.state_dict()})

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.layer import BASE, DoRA, LoRA, LoRALinear, Routing, SavedModule, hosts
-from lorakit.lora.targets import Target, linear_layers, saved_modules, select_targets
+from lorakit.lora.layer import BASE, DoRA, Layer, LoRA, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.targets import Target, saved_modules, select_targets
 from lorakit.lora.variants import INITS, SCALINGS, named_generator
 
+Put = TypeVar("Put", bound=nn.Module)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -47,11 +48,10 @@ def add_adapter(model: nn.Module, config: LoraConfig, name: str = "default", see
     routing = _routing(model) or Routing()
     model.requires_grad_(False)
     for path in saved:
-        _wrapped_to_save(model, path, routing).add(name)
-    linear = linear_layers(model)
+        _saved(model, path, routing).add(name)
     for target in targets:
-        update = _update(linear[target.path], target, config, seed)
-        _wrapped_linear(model, target.path, routing).adapters[name] = update.to(linear[target.path].weight.device)
+        layer = _adapted(model, target.path, routing)
+        layer.adapters[name] = _update(layer, target, config, seed).to(layer.base.weight.device)
     set_adapter(model, name)
     return targets
 
@@ -72,38 +72,35 @@ def _check_savable(model: nn.Module, paths: Iterable[str]) -> None:
             raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
 
 
-def _update(base: nn.Linear, target: Target, config: LoraConfig, seed: int) -> LoRA:
+def _update(layer: Layer, target: Target, config: LoraConfig, seed: int) -> LoRA:
     scaling = SCALINGS["rslora" if config.use_rslora else "standard"](target.alpha, target.r)
     generator = named_generator(seed, target.path)
-    weight = base.weight.detach().cpu()
-    factors = INITS[config.init_lora_weights](weight, target.r, scaling, generator)
+    factors = INITS[config.init_lora_weights](layer.matrix().cpu(), target.r, scaling, generator)
     if config.use_dora:
-        return DoRA(factors, scaling, config.lora_dropout, weight)
+        return DoRA(factors, scaling, config.lora_dropout, layer)
     return LoRA(factors, scaling, config.lora_dropout)
 
 
-def _wrapped_linear(model: nn.Module, path: str, routing: Routing) -> LoRALinear:
+def _adapted(model: nn.Module, path: str, routing: Routing) -> Layer:
     module = model.get_submodule(path)
-    if isinstance(module, LoRALinear):
+    if isinstance(module, Layer):
         return module
-    assert isinstance(module, nn.Linear)
-    host = LoRALinear(module, routing)
-    _put(model, path, host)
-    return host
+    return _put(model, module, (LoRALinear if isinstance(module, nn.Linear) else Layer)(module, routing))
 
 
-def _wrapped_to_save(model: nn.Module, path: str, routing: Routing) -> SavedModule:
+def _saved(model: nn.Module, path: str, routing: Routing) -> SavedModule:
     module = model.get_submodule(path)
-    if isinstance(module, SavedModule):
-        return module
-    host = SavedModule(module, routing)
-    _put(model, path, host)
-    return host
+    return module if isinstance(module, SavedModule) else _put(model, module, SavedModule(module, routing))
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module.train(model.training))
+def _put(model: nn.Module, old: nn.Module, new: Put) -> Put:
+    """Let `new` stand wherever `old` did: a module may have several names (T5's shared embedding has three)."""
+    places = [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is old]
+    for parent, name in places:
+        if parent is not new:
+            setattr(parent, name, new)
+    new.train(model.training)
+    return new
 
 
 def _routing(model: nn.Module) -> Routing | None:
@@ -158,10 +155,10 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     """Take one adapter out; hosts left without any go with it, so that the base model is as it was."""
     check_known(model, name)
     _check_unmerged(model)
-    for path, host in hosts(model, name):
+    for _, host in hosts(model, name):
         del host.adapters[name]
         if not host.adapters:
-            _put(model, path, host.base)
+            _put(model, host, host.base)
     routing = _routing(model)
     if routing is not None:
         routing.segments = [(BASE if adapter == name else adapter, rows) for adapter, rows in routing.segments]
@@ -169,8 +166,8 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 
 def unload(model: nn.Module) -> nn.Module:
     """Replace every host by the plain module that answers as it does now: the base, or the merged layer."""
-    for path, host in list(hosts(model)):
-        _put(model, path, host.unwrapped())
+    for _, host in hosts(model):
+        _put(model, host, host.unwrapped())
     return model
 
 

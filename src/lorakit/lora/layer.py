@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterError
+from lorakit.lora.geometry import geometry_of
 from lorakit.lora.variants import Factors
 
 BASE = None  # as an adapter name in a routing: these rows see the base model alone
@@ -46,7 +47,7 @@ class Routing:
 
 
 class LoRA(nn.Module):
-    """One low-rank update of one linear layer: y -> y + s B A x (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+    """One low-rank update of one layer: y -> y + s B A x (Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
     A and B are fp32 parameters; the product is computed in the dtype of x. Where the start B0 A0 is not zero
     (pissa, olora), the update is s (B A - B0 A0), so that W is never edited and the first step equals the base.
@@ -71,17 +72,21 @@ class LoRA(nn.Module):
             return Factors(self.lora_A, self.lora_B)
         return Factors(torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], dim=1))
 
-    def product(self, x: Tensor) -> Tensor:
-        """s B A x. Shapes: x (..., d_in) -> (..., d_out)."""
-        A, B = self.factors()
-        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype)) * self.scaling
+    def product(self, x: Tensor, layer: Layer) -> Tensor:
+        """s B A x. Shapes: x and the answer as the layer's own input and output."""
+        return layer.geometry.product(x, *self.factors(), layer.base) * self.scaling
 
-    def forward(self, x: Tensor, y: Tensor, base: nn.Linear) -> Tensor:
-        """The layer's output with this update. Shapes: x (..., d_in), y = W x + b (..., d_out)."""
-        return y + self.product(self.dropout(x))
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input after LoRA's dropout; the ids that an embedding takes are left alone."""
+        dropped: Tensor = self.dropout(x) if x.is_floating_point() else x
+        return dropped
 
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        """What merging adds to W, in fp32. Shapes: (d_out, d_in)."""
+    def forward(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
+        """The layer's output with this update. Shapes: x as the layer's input, y = W x + b as its output."""
+        return y + self.product(self.dropped(x), layer)
+
+    def delta_weight(self, layer: Layer) -> Tensor:
+        """What merging adds to the matrix view of W, in fp32. Shapes: (d_out, d_in)."""
         A, B = self.factors()
         return (B @ A) * self.scaling
 
@@ -95,36 +100,39 @@ class DoRA(LoRA):
     magnitude: nn.Parameter
     base_norm2: Tensor
 
-    def __init__(self, factors: Factors, scaling: float, dropout: float, weight: Tensor) -> None:
+    def __init__(self, factors: Factors, scaling: float, dropout: float, layer: Layer) -> None:
         super().__init__(factors, scaling, dropout)
-        weight = weight.detach().float()
-        self.register_buffer("base_norm2", weight.square().sum(1), persistent=False)
-        self.magnitude = nn.Parameter(self._row_norms(weight))
+        self.register_buffer("base_norm2", layer.matrix().square().sum(1).cpu(), persistent=False)
+        self.magnitude = nn.Parameter(self._row_norms(layer.matrix().cpu()))
 
-    def _row_norms(self, weight: Tensor) -> Tensor:
-        """Row norms of W + s B A by expanding the square, without the (d_out, d_in) product. Shapes: (d_out,)."""
+    def _row_norms(self, M: Tensor) -> Tensor:
+        """Row norms of M + s B A by expanding the square, without the (d_out, d_in) product. Shapes: (d_out,)."""
         with torch.no_grad():
             A, B = self.factors()
-            cross = F.linear(weight.float(), A)  # W A^T (d_out, r)
+            cross = F.linear(M, A)  # M A^T (d_out, r)
             gram = B @ (A @ A.T)  # (d_out, r)
             s = self.scaling
             norm2 = self.base_norm2 + 2 * s * (cross * B).sum(1) + s * s * (gram * B).sum(1)
             return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()  # a row of zeros must not divide by zero
 
-    def forward(self, x: Tensor, y: Tensor, base: nn.Linear) -> Tensor:
-        """The layer's output with this update. Shapes: x (..., d_in), y = W x + b (..., d_out)."""
-        gain = (self.magnitude / self._row_norms(base.weight)).to(x.dtype)
-        x = self.dropout(x)
-        if self.training and self.dropout.p > 0:
-            wx = F.linear(x, base.weight)
-        else:
-            wx = y if base.bias is None else y - base.bias
-        return y + (gain - 1) * wx + gain * self.product(x)
+    def _gain(self, layer: Layer) -> Tensor:
+        return self.magnitude / self._row_norms(layer.matrix())
 
-    def delta_weight(self, weight: Tensor) -> Tensor:
-        """What merging adds to W, in fp32. Shapes: (d_out, d_in)."""
-        gain = (self.magnitude / self._row_norms(weight))[:, None]
-        return (gain - 1) * weight.float() + gain * super().delta_weight(weight)
+    def forward(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
+        """The layer's output with this update. Shapes: x as the layer's input, y = W x + b as its output."""
+        gain = layer.along_channels(self._gain(layer).to(y.dtype), y)
+        bias = getattr(layer.base, "bias", None)
+        if self.training and self.dropout.p > 0 and x.is_floating_point():
+            x = self.dropped(x)
+            plain = layer.geometry.plain(x, layer.base)
+        else:
+            plain = y if bias is None else y - layer.along_channels(bias, y)
+        return y + (gain - 1) * plain + gain * self.product(x, layer)
+
+    def delta_weight(self, layer: Layer) -> Tensor:
+        """What merging adds to the matrix view of W, in fp32. Shapes: (d_out, d_in)."""
+        gain = self._gain(layer)[:, None]
+        return (gain - 1) * layer.matrix() + gain * super().delta_weight(layer)
 
 
 class AdapterHost(nn.Module):
@@ -152,23 +160,35 @@ class AdapterHost(nn.Module):
         return self.base
 
 
-class LoRALinear(AdapterHost):
-    """A frozen linear layer and the low-rank updates its adapters add: y = W x + b + s B A x."""
+class Layer(AdapterHost):
+    """A frozen layer of any kind in geometry.py, and the low-rank updates its adapters add: y = W x + b + s B A x."""
 
-    base: nn.Linear
+    base: Any  # a module with a weight, and a bias or none
 
-    def __init__(self, base: nn.Linear, routing: Routing) -> None:
+    def __init__(self, base: nn.Module, routing: Routing) -> None:
         super().__init__(base, routing)
-        self._kept: Tensor | None = None  # W as it was before merging
+        geometry = geometry_of(base)
+        assert geometry is not None, f"{type(base).__name__} is no layer that can be adapted"
+        self.geometry = geometry
+        self._kept: nn.Parameter | None = None  # W as it was before merging
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
+    def __getattr__(self, name: str) -> Any:
+        """What other code reads from the plain layer (T5's feed-forward looks at wo.weight.dtype, say)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":
+                raise
+            return getattr(self.base, name)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.base(x, *args, **kwargs)
         return y if self.merged else self.routing.map(self._update, x, y)
 
     def _update(self, adapter: str | None, x: Tensor, y: Tensor) -> Tensor:
         if adapter is BASE or adapter not in self.adapters:
             return y
-        updated: Tensor = self.adapters[adapter](x, y, self.base)
+        updated: Tensor = self.adapters[adapter](x, y, self)
         return updated
 
     def lora(self, adapter: str) -> LoRA:
@@ -177,39 +197,39 @@ class LoRALinear(AdapterHost):
         assert isinstance(update, LoRA)
         return update
 
+    def matrix(self) -> Tensor:
+        """The matrix view of W in fp32, detached. Shapes: (d_out, d_in)."""
+        return self.geometry.matrix(self.base).detach().float()
+
+    def along_channels(self, values: Tensor, y: Tensor) -> Tensor:
+        """One value per output channel, shaped to be broadcast over y. Shapes: (d_out,)."""
+        shape = [1] * y.dim()
+        shape[self.geometry.channel] = -1
+        return values.view(shape)
+
     def merge(self, adapter: str) -> None:
         super().merge(adapter)
         if adapter not in self.adapters:
             return
-        weight = self.base.weight.data
-        merged = weight.float() + self.lora(adapter).delta_weight(weight).detach()
+        weight = self.base.weight
+        merged = self.geometry.weight(self.matrix() + self.lora(adapter).delta_weight(self).detach(), self.base)
         if not merged.isfinite().all():
             self.merged = None
             raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
-        self._kept, self.base.weight.data = weight, merged.to(weight.dtype)
+        # a parameter of its own: W may be tied to an output layer, which the update does not concern
+        merged = merged.to(weight.dtype).contiguous()
+        self._kept, self.base.weight = weight, nn.Parameter(merged, requires_grad=False)
 
     def unmerge(self) -> None:
         super().unmerge()
         if self._kept is not None:
-            self.base.weight.data, self._kept = self._kept, None
+            self.base.weight, self._kept = self._kept, None
 
-    # What other code reads from a plain nn.Linear (T5's feed-forward looks at wo.weight.dtype, say).
 
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
+class LoRALinear(Layer):
+    """A frozen linear layer and the low-rank updates its adapters add: y = W x + b + s B A x."""
 
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
+    base: nn.Linear
 
 
 class SavedModule(AdapterHost):

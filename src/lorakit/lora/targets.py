@@ -10,7 +10,8 @@ from torch import nn
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
-from lorakit.lora.layer import AdapterHost, LoRALinear
+from lorakit.lora.geometry import LINEAR, TRANSPOSED, geometry_of, matrix_shape
+from lorakit.lora.layer import AdapterHost, Layer
 
 HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
 
@@ -32,15 +33,15 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
             yield from walk(child, f"{prefix}.{name}" if prefix else name)
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers an adapter could touch, by path, wrapped or not."""
-    found: dict[str, nn.Linear] = {}
-    for path, module in walk(model):
-        if isinstance(module, LoRALinear):
-            found[path] = module.base
-        elif isinstance(module, nn.Linear):
-            found[path] = module
-    return found
+def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers an adapter could touch (linear, embedding, convolution), by path, wrapped or not."""
+    plain = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
+    return {path: module for path, module in plain if geometry_of(module) is not None}
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear ones among them, GPT-2's Conv1D included: the candidates of all-linear."""
+    return {path: m for path, m in adaptable_layers(model).items() if geometry_of(m) in (LINEAR, TRANSPOSED)}
 
 
 def has_suffix(path: str, name: str) -> bool:
@@ -55,12 +56,13 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or
             alpha_pattern matches nothing, or a rank exceeds its layer's smaller side.
     """
-    linear = linear_layers(model)
+    layers = adaptable_layers(model)
     saved = saved_modules(model, config.modules_to_save)
-    candidates = [p for p in linear if not any(p == s or p.startswith(s + ".") for s in saved)]
+    candidates = [p for p in layers if not any(p == s or p.startswith(s + ".") for s in saved)]
     if config.target_modules == ALL_LINEAR:
+        linear = linear_layers(model)
         heads = _head_paths(model, linear)
-        matched = {path: ALL_LINEAR for path in candidates if path not in heads}
+        matched = {path: ALL_LINEAR for path in candidates if path in linear and path not in heads}
     else:
         matched = _match("target_modules", config.target_modules, candidates)
     if config.exclude_modules:
@@ -71,7 +73,7 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     if config.target_modules and not matched:
         raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
     targets = _with_patterns(matched, config)
-    _check_ranks(targets, linear)
+    _check_ranks(targets, layers)
     return targets
 
 
@@ -112,13 +114,9 @@ def _match(key: str, wanted: str | Sequence[str], paths: Sequence[str]) -> dict[
 
 def _near(name: str, paths: Sequence[str]) -> str:
     kinds = {path.rpartition(".")[2] for path in paths}
-    known = ", ".join(sorted(kinds))
+    there = f"{len(paths)} layers that can be adapted: {', '.join(sorted(kinds))}"
     hint = did_you_mean(name, kinds)
-    return (
-        f"{hint} ({len(paths)} linear layers: {known})"
-        if hint.startswith("did")
-        else (f"there are {len(paths)} linear layers: {known}")
-    )
+    return f"{hint} ({there})" if hint.startswith("did") else f"there are {there}"
 
 
 def _compiled(key: str, pattern: str) -> re.Pattern[str]:
@@ -128,7 +126,7 @@ def _compiled(key: str, pattern: str) -> re.Pattern[str]:
         raise ConfigError(f"{key}: {pattern!r} is no regular expression: {err}") from err
 
 
-def _head_paths(model: nn.Module, linear: Mapping[str, nn.Linear]) -> set[str]:
+def _head_paths(model: nn.Module, linear: Mapping[str, nn.Module]) -> set[str]:
     """Linear layers that belong to a head: a known head's name at the top, or the output embeddings."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
     return {
@@ -174,8 +172,8 @@ def _by_pattern(key: str, pattern: Mapping[str, float], paths: Iterable[str]) ->
     return chosen
 
 
-def _check_ranks(targets: Iterable[Target], linear: Mapping[str, nn.Linear]) -> None:
+def _check_ranks(targets: Iterable[Target], layers: Mapping[str, nn.Module]) -> None:
     for target in targets:
-        smaller = min(linear[target.path].weight.shape)
+        smaller = min(matrix_shape(layers[target.path]))
         if target.r > smaller:
             raise ConfigError(f"r = {target.r} is more than {target.path} can use: its smaller side is {smaller}")
