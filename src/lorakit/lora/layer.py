@@ -143,6 +143,11 @@ class AdapterHost(nn.Module):
             raise AdapterError(f"adapter {self.merged!r} is merged already; unmerge it first")
         self.merged = adapter
 
+    def _check_finite(self, *weights: Tensor) -> None:
+        if not all(weight.isfinite().all() for weight in weights):
+            adapter, self.merged = self.merged, None
+            raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
+
     def unmerge(self) -> None:
         """Undo `merge`, bit for bit."""
         self.merged = None
@@ -159,7 +164,7 @@ class LoRALinear(AdapterHost):
 
     def __init__(self, base: nn.Linear, routing: Routing) -> None:
         super().__init__(base, routing)
-        self._kept: Tensor | None = None  # W as it was before merging
+        self._kept: list[nn.Parameter] = []  # W as it was before merging; in a list, so that it is in no state dict
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
@@ -181,17 +186,16 @@ class LoRALinear(AdapterHost):
         super().merge(adapter)
         if adapter not in self.adapters:
             return
-        weight = self.base.weight.data
-        merged = weight.float() + self.lora(adapter).delta_weight(weight).detach()
-        if not merged.isfinite().all():
-            self.merged = None
-            raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
-        self._kept, self.base.weight.data = weight, merged.to(weight.dtype)
+        weight = self.base.weight
+        merged = (weight.float() + self.lora(adapter).delta_weight(weight)).detach().to(weight.dtype)
+        self._check_finite(merged)
+        self._kept.append(weight)
+        self.base.weight = nn.Parameter(merged, requires_grad=False)  # a new one: W may be tied to an embedding
 
     def unmerge(self) -> None:
         super().unmerge()
-        if self._kept is not None:
-            self.base.weight.data, self._kept = self._kept, None
+        if self._kept:
+            self.base.weight = self._kept.pop()
 
     # What other code reads from a plain nn.Linear (T5's feed-forward looks at wo.weight.dtype, say).
 
@@ -234,6 +238,11 @@ class SavedModule(AdapterHost):
             return trained.to(rows.dtype)
 
         return run(BASE, x) if self.merged else self.routing.map(run, x)
+
+    def merge(self, adapter: str) -> None:
+        super().merge(adapter)
+        if adapter in self.adapters:
+            self._check_finite(*self.adapters[adapter].parameters())
 
     def unwrapped(self) -> nn.Module:
         if self.merged is None or self.merged not in self.adapters:

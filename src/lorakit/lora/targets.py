@@ -38,7 +38,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     for path, module in walk(model):
         if isinstance(module, LoRALinear):
             found[path] = module.base
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and path:  # the root has no parent in which to replace it
             found[path] = module
     return found
 
