@@ -164,7 +164,7 @@ class LoRALinear(AdapterHost):
 
     def __init__(self, base: nn.Linear, routing: Routing) -> None:
         super().__init__(base, routing)
-        self._kept: list[nn.Parameter] = []  # W as it was before merging; in a list, so that it is in no state dict
+        self._kept: list[Tensor] = []  # W as it was before merging; in a list, so that it is in no state dict
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)

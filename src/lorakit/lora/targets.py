@@ -53,7 +53,7 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
 
     Raises:
         ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or
-            alpha_pattern matches nothing, or a rank exceeds its layer's smaller side.
+            alpha_pattern matches nothing.
     """
     linear = linear_layers(model)
     saved = saved_modules(model, config.modules_to_save)
@@ -70,9 +70,7 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         matched = _only_layers(matched, config.layers_to_transform)
     if config.target_modules and not matched:
         raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
-    targets = _with_patterns(matched, config)
-    _check_ranks(targets, linear)
-    return targets
+    return _with_patterns(matched, config)
 
 
 def saved_modules(model: nn.Module, names: Iterable[str]) -> list[str]:
@@ -174,7 +172,9 @@ def _by_pattern(key: str, pattern: Mapping[str, float], paths: Iterable[str]) ->
     return chosen
 
 
-def _check_ranks(targets: Iterable[Target], linear: Mapping[str, nn.Linear]) -> None:
+def check_ranks(model: nn.Module, targets: Iterable[Target]) -> None:
+    """Raise a ConfigError for a rank above its layer's smaller side, where more rank adds nothing."""
+    linear = linear_layers(model)
     for target in targets:
         smaller = min(linear[target.path].weight.shape)
         if target.r > smaller:
