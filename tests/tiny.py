@@ -55,8 +55,9 @@ def tiny_distilbert(num_labels: int = 2, **kw: Any) -> PreTrainedModel:
 def tiny_t5(**kw: Any) -> PreTrainedModel:
     """T5 for conditional generation. `kw` goes to T5Config; `seed` chooses the weights."""
     seed = kw.pop("seed", 0)
-    sizes = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 3, "vocab_size": VOCABULARY}
-    config = transformers.T5Config(**{**sizes, "dropout_rate": 0.0, "decoder_start_token_id": 0, **kw})
+    sizes = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "vocab_size": VOCABULARY}
+    depths = {"num_layers": 3, "num_decoder_layers": 1}
+    config = transformers.T5Config(**{**sizes, **depths, "dropout_rate": 0.0, "decoder_start_token_id": 0, **kw})
     return randomized(transformers.T5ForConditionalGeneration(config), seed)
 
 

@@ -25,6 +25,7 @@ def test_words_of_a_text_are_all_of_it_but_white_space(text):
         ("  EU   rejects\tGerman\ncall. ", ["EU", "rejects", "German", "call", "."]),
         ("the U.S. won't pay $1,000!", ["the", "U.S", ".", "won", "'t", "pay", "$", "1,000", "!"]),
         ("mid-May (Peter's)", ["mid-May", "(", "Peter", "'s", ")"]),
+        ("Paris,London and 1,000,000", ["Paris", ",", "London", "and", "1,000,000"]),
         ("São\u00a0Paulo 東京", ["São", "Paulo", "東京"]),
     ],
 )

@@ -178,6 +178,13 @@ def test_start_of_a_layer_does_not_depend_on_what_else_is_injected() -> None:
     assert_same_tensors(adapter_parameters(alone), shared)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_follows_the_mode_of_the_model(training: bool) -> None:
+    model = tiny_bert().train(training)
+    add_adapter(model, LoraConfig(lora_dropout=0.5, modules_to_save=("classifier",)))
+    assert {module.training for module in model.modules()} == {training}
+
+
 # what trains
 
 

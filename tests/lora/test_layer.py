@@ -24,6 +24,10 @@ def factors(seed: int = 0) -> Factors:
     return Factors(torch.randn(R, D_IN, generator=generator), torch.randn(D_OUT, R, generator=generator))
 
 
+def layer_of(base: nn.Linear) -> LoRALinear:
+    return LoRALinear(base, Routing())
+
+
 def rows(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, D_IN, generator=torch.Generator().manual_seed(7))
 
@@ -38,7 +42,7 @@ def trained(update: LoRA, seed: int = 0) -> LoRA:
 def started(init: str, scaling: float = 2.0, dora: bool = False, dropout: float = 0.0) -> LoRA:
     weight = linear().weight.detach()
     start = INITS[init](weight, R, scaling, named_generator(0, "layer"))
-    return DoRA(start, scaling, dropout, weight) if dora else LoRA(start, scaling, dropout)
+    return DoRA(start, scaling, dropout, layer_of(linear())) if dora else LoRA(start, scaling, dropout)
 
 
 def hosted(bias: bool = True, **updates: LoRA) -> LoRALinear:
@@ -76,7 +80,7 @@ def test_dora_output_equals_a_dense_weight() -> None:
 def test_delta_weight_is_what_the_forward_adds(init: str, dora: bool) -> None:
     update = trained(started(init, dora=dora))
     host = hosted(a=update)
-    dense = host.base.weight + update.delta_weight(host.base.weight)
+    dense = host.base.weight + update.delta_weight(host)
     torch.testing.assert_close(host(rows(4)), F.linear(rows(4), dense, host.base.bias), rtol=0, atol=1e-4)
 
 
@@ -88,7 +92,7 @@ def test_lora_gradients_equal_finite_differences(key: str) -> None:
     wanted = {"a": update.lora_A, "b": update.lora_B, "x": x}[key]
 
     def output(_: torch.Tensor) -> torch.Tensor:
-        return update(x, base(x), base)
+        return update(x, base(x), layer_of(base))
 
     assert torch.autograd.gradcheck(output, (wanted,))
 
@@ -111,9 +115,10 @@ def test_dora_of_a_row_of_zeros_is_finite() -> None:
     base = linear()
     base.weight.data[0] = 0
     start = INITS["kaiming"](base.weight, R, 1.0, named_generator(0, "layer"))
-    update = DoRA(start, 1.0, 0.0, base.weight)
+    layer = layer_of(base)
+    update = DoRA(start, 1.0, 0.0, layer)
     y = base(rows(4))
-    assert torch.equal(update(rows(4), y, base), y)
+    assert torch.equal(update(rows(4), y, layer), y)
 
 
 def test_dora_norm_is_constant_in_the_backward_pass() -> None:
@@ -121,7 +126,7 @@ def test_dora_norm_is_constant_in_the_backward_pass() -> None:
     update = started("kaiming", dora=True)
     base = linear()
     x = rows(4)
-    trained(update)(x, base(x), base).sum().backward()
+    trained(update)(x, base(x), layer_of(base)).sum().backward()
     gain = update.magnitude.detach() / (base.weight + 2.0 * update.lora_B @ update.lora_A).detach().norm(dim=1)
     want = gain[:, None] * 2.0 * F.linear(x, update.lora_A.detach()).sum(0)
     torch.testing.assert_close(update.lora_B.grad, want, rtol=1e-5, atol=1e-5)
@@ -160,11 +165,11 @@ def test_dropout_acts_in_training_only() -> None:
     update = trained(started("kaiming", scaling=1.0, dropout=0.5))
     base = linear()
     x, y = rows(4), base(rows(4))
-    assert torch.equal(update.eval()(x, y, base), y + F.linear(F.linear(x, update.lora_A), update.lora_B))
+    assert torch.equal(update.eval()(x, y, layer_of(base)), y + F.linear(F.linear(x, update.lora_A), update.lora_B))
     torch.manual_seed(0)
     kept = F.dropout(x, 0.5)
     torch.manual_seed(0)
-    assert torch.equal(update.train()(x, y, base), y + F.linear(F.linear(kept, update.lora_A), update.lora_B))
+    assert torch.equal(update.train()(x, y, layer_of(base)), y + F.linear(F.linear(kept, update.lora_A), update.lora_B))
 
 
 def test_dora_with_dropout_drops_both_terms_alike() -> None:
@@ -175,7 +180,7 @@ def test_dora_with_dropout_drops_both_terms_alike() -> None:
     kept = F.dropout(x, 0.5)
     torch.manual_seed(0)
     want = y + F.linear(kept, dense_dora(base, update, 1.0) - base.weight)
-    torch.testing.assert_close(update(x, y, base), want, rtol=0, atol=1e-4)
+    torch.testing.assert_close(update(x, y, layer_of(base)), want, rtol=0, atol=1e-4)
 
 
 def test_adapter_stays_fp32_over_a_bf16_base() -> None:

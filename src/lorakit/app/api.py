@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.app.figures import write_figures
 from lorakit.engine.events import Report, ignore
-from lorakit.engine.fit import Result, Run, open_run_folder
+from lorakit.engine.fit import Result, Run, check_run_folder, open_run_folder
 from lorakit.engine.prepare import prepare
 from lorakit.recipe import Recipe, make_recipe
 
@@ -25,21 +25,15 @@ def train(*, report: Report = ignore, resume: str | None = None, **sections: Map
 def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None = None) -> Result:
     """Train a recipe into its run folder, pictures included. `resume` is `auto` or a checkpoint's path."""
     folder = Path(recipe.output.dir or default_folder(recipe))
-    check_free(folder, resume)
+    check_run_folder(folder, resume)  # before the work of preparing
     prepared = prepare(recipe, report)
-    open_run_folder(folder, resume)
     run = Run(prepared, folder, report)
     if resume is not None:
         run.resume(resume)
+    open_run_folder(folder, resume)
     result = run.fit()
     write_figures(result, run.history.lines, prepared)
     return result
-
-
-def check_free(folder: Path, resume: str | None) -> None:
-    """Refuse a taken folder before the work of preparing, without making a new one."""
-    if folder.exists() or resume is not None:
-        open_run_folder(folder, resume)
 
 
 def default_folder(recipe: Recipe) -> Path:

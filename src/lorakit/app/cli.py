@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(err.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as err:
-        _fail(err.format_message().replace("\n", " "), err.exit_code, debug)
+        _fail(err.format_message(), err.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130, debug)
     except BrokenPipeError:  # `lorakit predict ... | head`
@@ -48,7 +48,8 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"error: {message}", err=True)
+    one_line = " ".join(line.strip() for line in message.splitlines())  # a library's message may have several
+    click.echo(f"error: {one_line}", err=True)
     sys.exit(code)
 
 
@@ -150,12 +151,13 @@ def _guess_task(source: str, model: str) -> str:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option("--text", help="Column of the text.")
+@click.option("--pair", help="Column of the second text, where the run was trained on pairs.")
 @click.option("--label", help="Column of the label.")
 @click.option("--format", "format_", default="auto", help="Format of DATA, where its name does not tell it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def evaluate(
-    run: Path, data: str, text: str | None, label: str | None, format_: str, as_json: bool, allow_base_mismatch: bool
+    run: Path, data: str, format_: str, as_json: bool, allow_base_mismatch: bool, **columns: str | None
 ) -> None:
     """Score RUN (a run folder or an adapter) on labelled DATA."""
     from lorakit.app.console import score_lines
@@ -166,7 +168,7 @@ def evaluate(
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch)
     words = reads_words(predictor.task.name)
-    dataset = read(data, words=words, columns=Columns(text, None, label), format=format_, split="test")
+    dataset = read(data, words=words, columns=Columns(**columns), format=format_, split="test")
     scores = predictor.evaluate(dataset.examples)
     click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
 

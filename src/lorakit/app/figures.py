@@ -13,6 +13,7 @@ from torch import nn
 from lorakit.engine.fit import Result
 from lorakit.engine.prepare import Prepared
 from lorakit.lora import Layer, SavedModule, count_parameters, hosts
+from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.targets import linear_layers, walk
 
 FROZEN, ADAPTED, TRAINED = "#e3e6ea", "#f5a623", "#4a90d9"
@@ -145,14 +146,14 @@ def _block(path: str) -> str:
     return ".".join(parts[: numbered + 1]) if numbered is not None else ".".join(parts[:-1]) or "head"
 
 
-def _box(model: nn.Module, path: str, linear: nn.Linear) -> Box:
+def _box(model: nn.Module, path: str, linear: nn.Module) -> Box:
     *_, parent, name = f".{path}".split(".")
     if name == "dense":  # says nothing by itself
         name = f"{parent}.dense"
-    shape = f"{linear.in_features} -> {linear.out_features}"
+    d_out, d_in = matrix_shape(linear)
     module = model.get_submodule(path)
     if not isinstance(module, Layer):
-        return Box(name, shape, _plain_color(linear))
+        return Box(name, f"{d_in} -> {d_out}", _plain_color(linear))
     adapter = next(iter(module.adapters))
     count = sum(p.numel() for p in module.adapters[adapter].parameters())
     return Box(name, f"r={module.lora(adapter).lora_A.shape[0]}  +{count:,}", ADAPTED)

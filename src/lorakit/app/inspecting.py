@@ -11,7 +11,8 @@ from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.events import Report, ignore
 from lorakit.engine.prepare import Prepared, prepare
 from lorakit.errors import ModelError
-from lorakit.lora import linear_layers, read_adapter_config
+from lorakit.lora import adaptable_layers, linear_layers, read_adapter_config
+from lorakit.lora.geometry import matrix_shape
 from lorakit.models import load_base
 from lorakit.recipe import Recipe
 
@@ -28,9 +29,9 @@ def target_lines(prepared: Prepared) -> list[str]:
         return [f"no LoRA layers: train.method = {prepared.recipe.train.method!r}"]
     width = max(len(target.path) for target in prepared.targets)
     lines = [f"{'module':<{width}}  matched by      r  alpha  parameters"]
-    layers = linear_layers(prepared.model)
+    layers = adaptable_layers(prepared.model)
     for path, by, r, alpha in prepared.targets:
-        count = r * sum(layers[path].weight.shape)
+        count = r * sum(matrix_shape(layers[path]))
         lines.append(f"{path:<{width}}  {by[:14]:<14} {r:>2}  {alpha:>5g}  {count:>10,}")
     return lines
 
@@ -82,7 +83,7 @@ def model_lines(name: str) -> list[str]:
         model = load_base(name, "sequence_classification", labels=("0", "1")).model
     except ModelError:
         model = load_base(name, "text2text").model
-    kinds = Counter((path.rpartition(".")[2], *layer.weight.shape) for path, layer in linear_layers(model).items())
+    kinds = Counter((path.rpartition(".")[2], *matrix_shape(layer)) for path, layer in linear_layers(model).items())
     total = sum(p.numel() for p in model.parameters())
     lines = [f"{name}: {type(model).__name__}, {total:,} parameters, {sum(kinds.values())} linear layers"]
     lines += [f"  {kind:<14} x{n:<3} {d_in} -> {d_out}" for (kind, d_out, d_in), n in kinds.items()]

@@ -51,8 +51,9 @@ def of_words(words: Sequence[str], tags: Sequence[str] = (), where: str = "") ->
     return Example(" ".join(words), words=tuple(words), tags=tuple(tags), offsets=tuple(offsets), where=where)
 
 
-# A word with inner hyphens, dots or commas (U.S, 1,000, mid-May); a clitic ('s); or one other visible character.
-WORD = re.compile(r"\w+(?:[-.,]\w+)*|'\w+|[^\w\s]")
+# A word with inner hyphens or dots (U.S, mid-May) or commas between digits (1,000); a clitic ('s); or one other
+# visible character.
+WORD = re.compile(r"\w+(?:[-.]\w+|(?<=\d),\d\w*)*|'\w+|[^\w\s]")
 
 
 def of_text(text: str) -> Example:

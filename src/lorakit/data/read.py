@@ -135,6 +135,10 @@ def _rows(kind: str, source: str, path: Path, split: str) -> Iterable[Row]:
         return read_hub(source, split)
     if kind == "datasets":
         return read_saved(Path(source), split)
+    if kind not in TABLES:
+        raise DataError(
+            f"{source}: format = {kind!r} is not known; {did_you_mean(kind, [*TABLES, 'conll', 'datasets'])}"
+        )
     return TABLES[kind](path)
 
 

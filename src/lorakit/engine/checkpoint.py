@@ -39,21 +39,31 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `folder` by one rename; `folder` itself is never half written."""
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.iterdir():
             _sync(path)
-        old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        _sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as err:
-        raise OutputError(f"{folder}: cannot be written: {err.strerror or err}") from err
+        _replace(folder, temporary)
+    except (OSError, SafetensorError) as err:  # safetensors has its own error for a full disk
+        raise OutputError(f"{folder}: cannot be written: {getattr(err, 'strerror', None) or err}") from err
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Let `new` take the place of `folder`; where that fails, the old one is back."""
+    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

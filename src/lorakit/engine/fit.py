@@ -25,7 +25,7 @@ from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
 from lorakit.engine.train import Step, make_optimizer, train
-from lorakit.errors import ConfigError, OutputError
+from lorakit.errors import ConfigError, NumericsError, OutputError
 from lorakit.tasks.base import Scores
 
 SAMPLES = 20  # validation examples shown in samples.jsonl
@@ -63,42 +63,55 @@ class Run:
         lora, saved = trained_parameters(prepared.model)
         self.optimizer = make_optimizer(lora, saved, prepared.recipe.train)
         self.best_state: dict[str, Tensor] = {}
+        self.interval = _Interval(max(1, prepared.plan.steps // LOG_LINES))
         self.start = 0
 
     def fit(self) -> Result:
         """Train to the end (or until patience is out), then write scores, samples and predictions of the best."""
-        prepared, plan = self.prepared, self.prepared.plan
+        prepared = self.prepared
         (self.folder / "recipe.toml").write_text(prepared.recipe.to_toml(), encoding="utf-8")
         if self.start == 0:
             torch.manual_seed(prepared.recipe.train.seed)  # dropout; a resumed run has its state restored
-        self.report(Started(plan.steps, self.start, prepared.task.metric))
+        self.report(Started(prepared.plan.steps, self.start, prepared.task.metric))
+        if not self._out_of_patience():  # a run that patience had ended is not trained on when it is resumed
+            self._train()
+        return self._finish()
+
+    def _train(self) -> None:
+        prepared, history = self.prepared, self.history
         items = prepared.parts["train"].items
-        mean = _Interval(max(1, plan.steps // LOG_LINES))
         clock = time.perf_counter()
-        for step in train(prepared.model, prepared.task, items, self.optimizer, plan, self.start):
-            now = time.perf_counter()
-            self.history.seconds += now - clock
-            self.history.examples += step.examples
+        for step in train(prepared.model, prepared.task, items, self.optimizer, prepared.plan, self.start):
+            seconds = time.perf_counter() - clock
+            history.seconds += seconds
+            history.examples += step.examples
             self.report(step)
-            self.history.lines += mean.add(step, now - clock)
+            history.lines += self.interval.add(step, seconds)
             self._after(step)
             if self._out_of_patience():
-                self.report(
-                    Note(f"stopped at step {step.number}: {self.history.since_best} evaluations without a new best")
-                )
+                self.report(Note(f"stopped at step {step.number}: {history.since_best} evaluations without a new best"))
                 break
             clock = time.perf_counter()
-        return self._finish()
 
     def _after(self, step: Step) -> None:
         """Evaluate and save where they are due."""
         config, plan = self.prepared.recipe.train, self.prepared.plan
         every = config.eval_every or plan.steps_per_epoch
         evaluate = step.number % every == 0 or step.number == plan.steps
+        save = evaluate if config.checkpoint_every is None else step.number % config.checkpoint_every == 0
+        if evaluate or save:
+            self._check_finite(step.number)
         if evaluate:
             self._evaluate(step)
-        if evaluate if config.checkpoint_every is None else step.number % config.checkpoint_every == 0:
+        if save:
             self._save(step.number)
+
+    def _check_finite(self, step: int) -> None:
+        """An update of finite gradients can still overflow; such weights are neither scored nor written."""
+        for name, parameter in self._parameters().items():
+            if not parameter.isfinite().all():
+                lr = self.prepared.recipe.train.lr
+                raise NumericsError(f"step {step}: {name} is not finite after the update; lower train.lr (now {lr})")
 
     def _evaluate(self, step: Step) -> None:
         scores = self._scores(self.prepared.parts["validation"])
@@ -137,8 +150,13 @@ class Run:
         history = {**vars(self.history)}
         if not self.best_state:
             history["best"] = None  # JSON has no -inf
-        return {"history": history, "recipe": self.prepared.recipe.to_toml(), "data": self.prepared.fingerprints,
-                "base_sha256": self.prepared.base.sha256}  # fmt: skip
+        return {
+            "history": history,
+            "interval": vars(self.interval),
+            "recipe": self.prepared.recipe.to_toml(),
+            "data": self.prepared.fingerprints,
+            "base_sha256": self.prepared.base.sha256,
+        }
 
     def resume(self, where: str) -> None:
         """Go on from a checkpoint: `auto` takes the newest whole one of this run folder, else a path.
@@ -162,6 +180,7 @@ class Run:
         }
         history = checkpoint.state["history"]
         self.history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
+        self.interval = _Interval(**checkpoint.state["interval"])
         torch.set_rng_state(checkpoint.tensors["rng"])
         self.start = checkpoint.step
         self.report(Note(f"resumed after step {checkpoint.step}"))
@@ -216,17 +235,21 @@ class Run:
         }
 
     def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        try:
+            text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        except ValueError as err:
+            raise NumericsError(f"{name}: an answer of the model is not finite; nothing of it was written") from err
         (self.folder / name).write_text(text, encoding="utf-8")
 
 
+@dataclass
 class _Interval:
-    """Means of the loss over intervals of steps, so that metrics.jsonl stays short."""
+    """Means of the loss over intervals of steps, so that metrics.jsonl stays short; part of every checkpoint."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.losses: list[float] = []
-        self.examples, self.seconds = 0, 0.0
+    every: int  # steps
+    losses: list[float] = field(default_factory=list)
+    examples: int = 0
+    seconds: float = 0.0
 
     def add(self, step: Step, seconds: float) -> list[dict[str, Any]]:
         self.losses.append(step.loss)
@@ -247,27 +270,47 @@ class _Interval:
 
 
 def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key, words in (("data", "the data"), ("base_sha256", "the base model"), ("recipe", "the recipe")):
+    for key, words, detail in (
+        ("data", "the data", _changed_sources),
+        ("base_sha256", "the base model", _changed_sha256),
+        ("recipe", "the recipe", _first_difference),
+    ):
         if saved[key] != now[key]:
-            detail = _first_difference(saved[key], now[key]) if key == "recipe" else ""
             raise ConfigError(
-                f"--resume: {words} changed since the checkpoint was written{detail}; start a new run instead"
+                f"--resume: {words} changed since the checkpoint was written: {detail(saved[key], now[key])}; "
+                "start a new run instead"
             )
 
 
 def _first_difference(saved: str, now: str) -> str:
     was, is_now = set(saved.splitlines()), set(now.splitlines())
     gone, new = sorted(was - is_now), sorted(is_now - was)
-    return f": it had {gone[0] if gone else 'nothing'!r}, now {new[0] if new else 'nothing'!r}"
+    return f"it had {gone[0] if gone else 'nothing'!r}, now {new[0] if new else 'nothing'!r}"
+
+
+def _changed_sources(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
+    changed = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    return f"the sha256 of {', '.join(changed)} differs"
+
+
+def _changed_sha256(saved: str, now: str) -> str:
+    return f"sha256 {saved[:12]}... then, {now[:12]}... now"
 
 
 def open_run_folder(folder: Path, resume: str | None) -> None:
-    """Make the run folder; one that holds anything is refused, unless the run in it is to be resumed."""
-    if resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
-    if resume == "auto" and not (folder / "checkpoints").is_dir():
-        raise OutputError(f"output.dir = {str(folder)!r} has no checkpoints to resume from")
+    """Make the run folder, after `check_run_folder`."""
+    check_run_folder(folder, resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise OutputError(f"output.dir = {str(folder)!r} cannot be made: {err.strerror}") from err
+
+
+def check_run_folder(folder: Path, resume: str | None) -> None:
+    """Refuse a folder that holds anything, unless the run in it is to be resumed; nothing is written."""
+    if resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
+    if resume == "auto" and not (folder / "checkpoints").is_dir():
+        raise OutputError(f"output.dir = {str(folder)!r} has no checkpoints to resume from")
+    if resume not in (None, "auto") and not Path(resume).is_dir():
+        raise OutputError(f"--resume {resume}: no such checkpoint; say auto, or the folder of one")

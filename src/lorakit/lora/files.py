@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import TRANSPOSED, geometry_of, matrix_shape
-from lorakit.lora.inject import add_adapter, check_known
+from lorakit.lora.inject import check_known, insert_adapter
 from lorakit.lora.layer import DoRA, Layer, SavedModule, hosts
 from lorakit.lora.targets import adaptable_layers, has_suffix, saved_modules, select_targets, walk
 
@@ -156,12 +157,14 @@ def _peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str
     rank_factor = 2 if doubled else 1
     alpha_factor = math.sqrt(2) if doubled and config.use_rslora else rank_factor
     targets: str | list[str]
-    if config.target_modules == ALL_LINEAR:
+    by_path = config.target_modules == ALL_LINEAR or (
+        isinstance(config.target_modules, str) and config.layers_to_transform is not None  # which peft refuses
+    )
+    if by_path:
         targets = sorted(path for path, _ in updates)
     else:
         targets = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
     excluded = config.exclude_modules if isinstance(config.exclude_modules, str) else sorted(config.exclude_modules)
-    by_path = config.target_modules == ALL_LINEAR
     return {
         **DEFAULTS,
         "alpha_pattern": {key: alpha * alpha_factor for key, alpha in config.alpha_pattern.items()},
@@ -208,7 +211,7 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
             f"{path}: init_lora_weights = {raw['init_lora_weights']!r} belongs to an edited base model; "
             "save it again with peft's path_initial_model_for_weight_conversion"
         )
-    if not raw.get("target_modules"):
+    if raw.get("target_modules") is None:
         raise AdapterError(f"{path}: target_modules is missing")
     try:
         config = LoraConfig(
@@ -218,11 +221,12 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
             target_modules=_names(raw["target_modules"]),
             exclude_modules=_names(raw.get("exclude_modules") or ()),
             layers_to_transform=_indices(raw.get("layers_to_transform")),
-            rank_pattern=raw.get("rank_pattern") or {},
-            alpha_pattern=raw.get("alpha_pattern") or {},
-            modules_to_save=tuple(dict.fromkeys(raw.get("modules_to_save") or ())),
+            rank_pattern=_mapping(raw.get("rank_pattern") or {}),
+            alpha_pattern=_mapping(raw.get("alpha_pattern") or {}),
+            modules_to_save=tuple(dict.fromkeys(_items(raw.get("modules_to_save") or (), str))),
             use_rslora=bool(raw.get("use_rslora")),
             use_dora=bool(raw.get("use_dora")),
+            init_lora_weights="gaussian" if raw.get("init_lora_weights") == "gaussian" else "kaiming",
         )
     except (ConfigError, TypeError) as err:
         raise AdapterError(f"{path}: {err}") from err
@@ -242,15 +246,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _names(value: Any) -> str | tuple[str, ...]:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise TypeError(f"{value!r} is neither a pattern nor a list of names")
+    return value if isinstance(value, str) else _items(value, str)
 
 
 def _indices(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else (value,) if isinstance(value, int) else tuple(value)
+    return None if value is None else (value,) if isinstance(value, int) else _items(value, int)
+
+
+def _items(value: Any, kind: type) -> tuple[Any, ...]:
+    if isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value):
+        return tuple(value)
+    raise TypeError(f"{value!r} is no list of {kind.__name__}")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise TypeError(f"{value!r} is no object of names and numbers")
 
 
 def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraConfig:
@@ -260,23 +272,44 @@ def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
         AdapterError: settings, keys, shapes or dtypes do not fit this model, or a value is not finite.
     """
     config, base = read_adapter_config(folder)
-    if base.task_type in ("SEQ_CLS", "TOKEN_CLS"):  # peft lists every head name it knows, present or not
-        there = [path for path, _ in walk(model)]
-        kept = (
-            n
-            for n in config.modules_to_save
-            if n not in ("classifier", "score") or any(has_suffix(p, n) for p in there)
-        )
-        config = dataclasses.replace(config, modules_to_save=tuple(kept))
     path = folder / WEIGHTS_FILE
+    with _opened(path) as file:
+        config = _as_peft_means(model, config, base, set(file.keys()))
     try:
         shapes = _expected_shapes(model, config)
     except ConfigError as err:
         raise AdapterError(f"{folder} does not fit this model: {err}") from err
     tensors = _checked_tensors(path, shapes)
-    add_adapter(model, config, name)
+    insert_adapter(model, config, name)
     _assign(model, name, tensors)
     return config
+
+
+def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: set[str]) -> LoraConfig:
+    """The settings in our stricter reading of names. Nothing is lost: the file's keys must match the result exactly.
+
+    peft lists every head name it knows, present or not, and targets that lie in a head; and its `classifier` takes
+    DistilBERT's `pre_classifier` along.
+    """
+    paths = [path for path, _ in walk(model)]
+    optional = ("classifier", "score") if base.task_type in ("SEQ_CLS", "TOKEN_CLS") else ()
+    saved = [n for n in config.modules_to_save if n not in optional or any(has_suffix(path, n) for path in paths)]
+    saved += [
+        path
+        for path in paths
+        if path.endswith(config.modules_to_save)
+        and not any(has_suffix(path, name) for name in saved)
+        and f"{PREFIX}{path}.weight" in keys
+    ]
+    targets = config.target_modules
+    if not isinstance(targets, str):
+        kept = tuple(n for n in targets if any(_in_file(path, keys) and has_suffix(path, n) for path in paths))
+        targets = kept or targets
+    return dataclasses.replace(config, modules_to_save=tuple(saved), target_modules=targets)
+
+
+def _in_file(path: str, keys: set[str]) -> bool:
+    return any(f"{PREFIX}{path}.{key}" in keys for key in ("lora_A.weight", "lora_embedding_A"))
 
 
 def _expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
@@ -296,18 +329,24 @@ def _expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[in
 
 def _checked_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Read the tensors, after keys, shapes and dtypes in the header were found right."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            _check_header(path, {key: file.get_slice(key) for key in file.keys()}, shapes)  # noqa: SIM118 - no dict
-            tensors = {key: file.get_tensor(key) for key in shapes}
-    except FileNotFoundError as err:
-        raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
-    except (SafetensorError, OSError) as err:
-        raise AdapterError(f"{path}: damaged: {err}") from err
+    with _opened(path) as file:
+        _check_header(path, {key: file.get_slice(key) for key in file.keys()}, shapes)  # noqa: SIM118 - no dict
+        tensors = {key: file.get_tensor(key) for key in shapes}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise AdapterError(f"{path}: {key} holds NaN or infinite values")
     return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as err:
+        raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
+    except (SafetensorError, OSError) as err:
+        raise AdapterError(f"{path}: damaged: {err}") from err
 
 
 def _check_header(path: Path, header: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
 from lorakit.lora.layer import BASE, DoRA, Layer, LoRA, LoRALinear, Routing, SavedModule, hosts
-from lorakit.lora.targets import Target, saved_modules, select_targets
+from lorakit.lora.targets import Target, check_ranks, saved_modules, select_targets
 from lorakit.lora.variants import INITS, SCALINGS, named_generator
 
 Put = TypeVar("Put", bound=nn.Module)
@@ -37,8 +37,18 @@ def add_adapter(model: nn.Module, config: LoraConfig, name: str = "default", see
     At this point the model answers exactly as before: every update starts at zero.
 
     Raises:
-        ConfigError: the name is not usable or taken, or a setting matches nothing (see select_targets).
+        ConfigError: the name is not usable or taken, a setting matches nothing (see select_targets), or a rank
+            exceeds its layer's smaller side.
         AdapterError: an adapter is merged, so that the base weights are not the base's.
+    """
+    check_ranks(model, select_targets(model, config))
+    return insert_adapter(model, config, name, seed)
+
+
+def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 0) -> list[Target]:
+    """As add_adapter, for factors that come from a file: a rank above a layer's smaller side is let pass.
+
+    peft allows such ranks, and an update with a start is saved with twice its rank.
     """
     _check_new_name(model, name)
     _check_unmerged(model)
@@ -51,7 +61,8 @@ def add_adapter(model: nn.Module, config: LoraConfig, name: str = "default", see
         _saved(model, path, routing).add(name)
     for target in targets:
         layer = _adapted(model, target.path, routing)
-        layer.adapters[name] = _update(layer, target, config, seed).to(layer.base.weight.device)
+        update = _update(layer, target, config, seed).train(model.training)
+        layer.adapters[name] = update.to(layer.base.weight.device)
     set_adapter(model, name)
     return targets
 

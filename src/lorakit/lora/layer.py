@@ -151,6 +151,11 @@ class AdapterHost(nn.Module):
             raise AdapterError(f"adapter {self.merged!r} is merged already; unmerge it first")
         self.merged = adapter
 
+    def _check_finite(self, *weights: Tensor) -> None:
+        if not all(weight.isfinite().all() for weight in weights):
+            adapter, self.merged = self.merged, None
+            raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
+
     def unmerge(self) -> None:
         """Undo `merge`, bit for bit."""
         self.merged = None
@@ -170,7 +175,7 @@ class Layer(AdapterHost):
         geometry = geometry_of(base)
         assert geometry is not None, f"{type(base).__name__} is no layer that can be adapted"
         self.geometry = geometry
-        self._kept: nn.Parameter | None = None  # W as it was before merging
+        self._kept: list[Tensor] = []  # W as it was before merging; in a list, so that it is in no state dict
 
     def __getattr__(self, name: str) -> Any:
         """What other code reads from the plain layer (T5's feed-forward looks at wo.weight.dtype, say)."""
@@ -213,17 +218,15 @@ class Layer(AdapterHost):
             return
         weight = self.base.weight
         merged = self.geometry.weight(self.matrix() + self.lora(adapter).delta_weight(self).detach(), self.base)
-        if not merged.isfinite().all():
-            self.merged = None
-            raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
-        # a parameter of its own: W may be tied to an output layer, which the update does not concern
         merged = merged.to(weight.dtype).contiguous()
-        self._kept, self.base.weight = weight, nn.Parameter(merged, requires_grad=False)
+        self._check_finite(merged)
+        self._kept.append(weight)
+        self.base.weight = nn.Parameter(merged, requires_grad=False)  # a new one: W may be tied to an embedding
 
     def unmerge(self) -> None:
         super().unmerge()
-        if self._kept is not None:
-            self.base.weight, self._kept = self._kept, None
+        if self._kept:
+            self.base.weight = self._kept.pop()
 
 
 class LoRALinear(Layer):
@@ -254,6 +257,11 @@ class SavedModule(AdapterHost):
             return trained.to(rows.dtype)
 
         return run(BASE, x) if self.merged else self.routing.map(run, x)
+
+    def merge(self, adapter: str) -> None:
+        super().merge(adapter)
+        if adapter in self.adapters:
+            self._check_finite(*self.adapters[adapter].parameters())
 
     def unwrapped(self) -> nn.Module:
         if self.merged is None or self.merged not in self.adapters:

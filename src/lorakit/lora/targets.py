@@ -36,7 +36,8 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers an adapter could touch (linear, embedding, convolution), by path, wrapped or not."""
     plain = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
-    return {path: module for path, module in plain if geometry_of(module) is not None}
+    # not the root, which has no parent in which to replace it
+    return {path: module for path, module in plain if path and geometry_of(module) is not None}
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -54,11 +55,11 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
 
     Raises:
         ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or
-            alpha_pattern matches nothing, or a rank exceeds its layer's smaller side.
+            alpha_pattern matches nothing.
     """
     layers = adaptable_layers(model)
     saved = saved_modules(model, config.modules_to_save)
-    candidates = [p for p in layers if not any(p == s or p.startswith(s + ".") for s in saved)]
+    candidates = {p: m for p, m in layers.items() if not any(p == s or p.startswith(s + ".") for s in saved)}
     if config.target_modules == ALL_LINEAR:
         linear = linear_layers(model)
         heads = _head_paths(model, linear)
@@ -72,9 +73,7 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         matched = _only_layers(matched, config.layers_to_transform)
     if config.target_modules and not matched:
         raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
-    targets = _with_patterns(matched, config)
-    _check_ranks(targets, layers)
-    return targets
+    return _with_patterns(matched, config, layers)
 
 
 def saved_modules(model: nn.Module, names: Iterable[str]) -> list[str]:
@@ -91,31 +90,34 @@ def saved_modules(model: nn.Module, names: Iterable[str]) -> list[str]:
     return [path for path in chosen if not any(path.startswith(other + ".") for other in chosen)]
 
 
-def _match(key: str, wanted: str | Sequence[str], paths: Sequence[str]) -> dict[str, str]:
-    """path -> the entry of `wanted` that matched it, in the order of `paths`."""
+def _match(key: str, wanted: str | Sequence[str], layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """path -> the entry of `wanted` that matched it, in the order of `layers`."""
     if isinstance(wanted, str):
         pattern = _compiled(key, wanted)
-        found = {path: wanted for path in paths if pattern.fullmatch(path)}
+        found = {path: wanted for path in layers if pattern.fullmatch(path)}
         if not found:
             raise ConfigError(
-                f"{key}: the pattern {wanted!r} matches no whole path such as {paths[0] if paths else '(none)'!r}; "
+                f"{key}: the pattern {wanted!r} matches no whole path such as {next(iter(layers), '(none)')!r}; "
                 f"for a name give a list: [{wanted!r}]"
             )
         return found
     by: dict[str, str] = {}
     for name in wanted:
-        found_paths = [path for path in paths if has_suffix(path, name)]
+        found_paths = [path for path in layers if has_suffix(path, name)]
         if not found_paths:
-            raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, paths)}")
+            raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, layers)}")
         for path in found_paths:
             by.setdefault(path, name)
-    return {path: by[path] for path in paths if path in by}
+    return {path: by[path] for path in layers if path in by}
 
 
-def _near(name: str, paths: Sequence[str]) -> str:
-    kinds = {path.rpartition(".")[2] for path in paths}
-    there = f"{len(paths)} layers that can be adapted: {', '.join(sorted(kinds))}"
-    hint = did_you_mean(name, kinds)
+def _near(name: str, layers: Mapping[str, nn.Module]) -> str:
+    """What would do instead of `name`: near names, how many linear layers there are, and every name there is."""
+    linear = [path for path, module in layers.items() if geometry_of(module) in (LINEAR, TRANSPOSED)]
+    kinds = sorted({path.rpartition(".")[2] for path in linear})
+    others = sorted({path.rpartition(".")[2] for path in layers} - set(kinds))
+    there = f"{len(linear)} linear layers: {', '.join(kinds)}{'; also ' * bool(others)}{', '.join(others)}"
+    hint = did_you_mean(name, [*kinds, *others])
     return f"{hint} ({there})" if hint.startswith("did") else f"there are {there}"
 
 
@@ -150,29 +152,32 @@ def _only_layers(matched: Mapping[str, str], layers: Sequence[int]) -> dict[str,
     return {path: by for path, by in matched.items() if _layer_index(path) in layers}
 
 
-def _with_patterns(matched: Mapping[str, str], config: LoraConfig) -> list[Target]:
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, matched)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, matched)
+def _with_patterns(matched: Mapping[str, str], config: LoraConfig, layers: Mapping[str, nn.Module]) -> list[Target]:
+    adapted = {path: layers[path] for path in matched}
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, adapted)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, adapted)
     return [
         Target(path, by, int(ranks.get(path, config.r)), float(alphas.get(path, config.lora_alpha)))
         for path, by in matched.items()
     ]
 
 
-def _by_pattern(key: str, pattern: Mapping[str, float], paths: Iterable[str]) -> dict[str, float]:
+def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.Module]) -> dict[str, float]:
     """path -> value of the first entry that matches it: as a suffix read as a regular expression, like peft."""
     chosen: dict[str, float] = {}
     for name, value in pattern.items():
         compiled = _compiled(key, rf"(?:.*\.)?(?:{name})")
-        found = [path for path in paths if compiled.fullmatch(path)]
+        found = [path for path in layers if compiled.fullmatch(path)]
         if not found:
-            raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, list(paths))}")
+            raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, layers)}")
         for path in found:
             chosen.setdefault(path, value)
     return chosen
 
 
-def _check_ranks(targets: Iterable[Target], layers: Mapping[str, nn.Module]) -> None:
+def check_ranks(model: nn.Module, targets: Iterable[Target]) -> None:
+    """Raise a ConfigError for a rank above its layer's smaller side, where more rank adds nothing."""
+    layers = adaptable_layers(model)
     for target in targets:
         smaller = min(matrix_shape(layers[target.path]))
         if target.r > smaller:

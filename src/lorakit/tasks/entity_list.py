@@ -80,9 +80,9 @@ def align(mentions: Sequence[Mention], words: Sequence[str]) -> Aligned:
 
 def _find(surface: str, words: Sequence[str], used: Sequence[bool], cursor: int) -> tuple[int, int] | None:
     for fold in (str, str.casefold):
-        wanted = fold("".join(surface.split()))
+        wanted, *there = (fold("".join(text.split())) for text in (surface, *words))
         for start in (*range(cursor, len(words)), *range(cursor)):
-            end = _match(wanted, [fold(word) for word in words], start)
+            end = _match(wanted, there, start)
             if end is not None and not any(used[start:end]):
                 return start, end
     return None

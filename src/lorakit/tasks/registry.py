@@ -63,7 +63,7 @@ def _labels_of(example: Example, task_name: str) -> list[str]:
 
 def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
     def key(label: str) -> tuple[bool, int, str]:
-        number = label.lstrip("-").isdecimal()
+        number = label.removeprefix("-").isdecimal()
         return (not number, int(label) if number else 0, label)
 
     return tuple(sorted(labels, key=key))

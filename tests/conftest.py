@@ -1,0 +1,75 @@
+"""Model folders, data files and trained runs, each made once for the whole session and only read by the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+N_TRAIN, N_VALIDATION = 36, 12  # with a batch of 8: four whole batches and a ragged one
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's libraries answer from their caches alone."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.runs import save_bert
+
+    return save_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.runs import save_roberta
+
+    return save_roberta(tmp_path_factory.mktemp("models") / "roberta")
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.runs import save_t5
+
+    return save_t5(tmp_path_factory.mktemp("models") / "t5")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train and validation files: .csv to classify, .conll with entities."""
+    from tests.runs import write_entities, write_reviews
+
+    folder = tmp_path_factory.mktemp("data")
+    for name, n, seed in (("train", N_TRAIN, 1), ("validation", N_VALIDATION, 2)):
+        write_reviews(folder / f"{name}.csv", n, seed)
+        write_entities(folder / f"{name}.conll", n, seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
+    """A complete run folder of sequence classification."""
+    return _run(tmp_path_factory, bert, files, "sequence_classification")
+
+
+@pytest.fixture(scope="session")
+def tagger_run(tmp_path_factory: pytest.TempPathFactory, roberta: Path, files: Path) -> Path:
+    """A complete run folder of token classification."""
+    return _run(tmp_path_factory, roberta, files, "token_classification")
+
+
+@pytest.fixture(scope="session")
+def t5_run(tmp_path_factory: pytest.TempPathFactory, t5: Path, files: Path) -> Path:
+    """A complete run folder of text-to-text NER, short since random weights never end a sentence."""
+    return _run(tmp_path_factory, t5, files, "text2text_ner", "train.max_steps=3")
+
+
+def _run(factory: pytest.TempPathFactory, base: Path, files: Path, task: str, *words: str) -> Path:
+    from lorakit.app.api import train_recipe
+    from tests.runs import changed, sections
+
+    folder = factory.mktemp("runs") / task
+    return train_recipe(changed(sections(base, files, task), f"output.dir={folder}", *words)).folder

@@ -1,0 +1,333 @@
+"""Checkpoints: a run that was stopped and resumed is the run that never stopped, and damage is found and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from lorakit.engine import fit as fit_module
+from lorakit.engine.checkpoint import (
+    KEEP,
+    Checkpoint,
+    atomic_folder,
+    atomic_text,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from lorakit.engine.events import Event, Note
+from lorakit.engine.fit import open_run_folder
+from lorakit.errors import ConfigError, OutputError
+from tests.runs import Sections, Stopped, changed, fit, sections, start, stop_after, weights, without_timings
+
+COSTS = ("train_seconds", "examples_per_s")
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def outcome(folder: Path) -> tuple[bytes, dict, list[dict], str]:
+    """All that a run has computed, timings left out."""
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return (
+        weights(folder),
+        {key: value for key, value in scores.items() if key not in COSTS},
+        without_timings(read_lines(folder / "metrics.jsonl")),
+        (folder / "predictions.jsonl").read_text(encoding="utf-8"),
+    )
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def raw(bert: Path, files: Path) -> Sections:
+    """A run of 10 steps with dropout, evaluated at 4, 8 and 10, a checkpoint after each third step."""
+    recipe = sections(bert, files)
+    recipe["train"] |= {"eval_every": 4, "checkpoint_every": 3}
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def straight(raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    fit(changed(raw), folder)
+    return folder
+
+
+# Resumed == never stopped
+
+
+@pytest.mark.parametrize("step", [4, 5, 6, 7, 10], ids="stopped after step {}".format)
+def test_resumed_run_equals_the_one_that_never_stopped(
+    raw: Sections, straight: Path, tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(Stopped):
+        fit(changed(raw), tmp_path, stop_after(step))
+    run = start(changed(raw), tmp_path)
+    run.resume("auto")
+    assert run.start == (step - 1) // 3 * 3
+    run.fit()
+    assert outcome(tmp_path) == outcome(straight)
+
+
+def test_resumed_twice_equals_the_one_that_never_stopped(raw: Sections, straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit(changed(raw), tmp_path, stop_after(5))
+    again = start(changed(raw), tmp_path, stop_after(8))
+    again.resume("auto")
+    with pytest.raises(Stopped):
+        again.fit()
+    last = start(changed(raw), tmp_path)
+    last.resume("auto")
+    last.fit()
+    assert outcome(tmp_path) == outcome(straight)
+
+
+def test_resumed_run_equals_the_one_that_never_stopped_with_lines_over_several_steps(
+    raw: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "LOG_LINES", 2)  # a line over five steps, stopped within one
+    fit(changed(raw), tmp_path / "straight")
+    with pytest.raises(Stopped):
+        fit(changed(raw), tmp_path / "stopped", stop_after(7))
+    run = start(changed(raw), tmp_path / "stopped")
+    run.resume("auto")
+    run.fit()
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_resumed_run_of_another_method_equals_the_one_that_never_stopped(
+    raw: Sections, tmp_path: Path, method: str
+) -> None:
+    recipe = changed(raw, f"train.method={method}")
+    fit(recipe, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        fit(recipe, tmp_path / "stopped", stop_after(7))
+    run = start(recipe, tmp_path / "stopped")
+    run.resume("auto")
+    run.fit()
+    results = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("straight", "stopped")]
+    assert results[0] == results[1]
+
+
+def test_resuming_a_finished_run_changes_nothing(raw: Sections, straight: Path, tmp_path: Path) -> None:
+    recipe = changed(raw, "train.checkpoint_every=10")
+    fit(recipe, tmp_path)
+    before = outcome(tmp_path)
+    run = start(recipe, tmp_path)
+    run.resume("auto")
+    run.fit()
+    assert outcome(tmp_path) == before
+
+
+def test_resuming_a_run_that_patience_ended_changes_nothing(raw: Sections, tmp_path: Path) -> None:
+    words = ("train.eval_every=1", "train.checkpoint_every=1", "train.patience=1", "train.epochs=4")
+    fit(changed(raw, *words), tmp_path)
+    before = outcome(tmp_path)
+    assert before[2][-1]["is_best"] is False
+    run = start(changed(raw, *words), tmp_path)
+    run.resume("auto")
+    run.fit()
+    assert outcome(tmp_path) == before
+
+
+def test_resume_takes_the_checkpoint_that_is_named(raw: Sections, straight: Path, tmp_path: Path) -> None:
+    run = start(changed(raw), tmp_path)
+    run.resume(str(straight / "checkpoints" / "step-00000006"))
+    assert run.start == 6
+
+
+# What is kept, and damage
+
+
+def test_last_checkpoints_are_kept(straight: Path) -> None:
+    assert steps_kept(straight) == [6, 9]
+    assert len(steps_kept(straight)) == KEEP
+
+
+def test_checkpoints_come_with_evaluations_by_default(raw: Sections, tmp_path: Path) -> None:
+    recipe = {**raw, "train": {k: v for k, v in raw["train"].items() if k not in ("eval_every", "checkpoint_every")}}
+    fit(changed(recipe), tmp_path)
+    assert steps_kept(tmp_path) == [5, 10]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=["truncated", "bit flipped", "deleted"])
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
+    tmp_path: Path, harm: Callable[[Path], None], name: str
+) -> None:
+    for step in (3, 6):
+        save_checkpoint(tmp_path, Checkpoint(step, {"x": torch.full((3,), float(step))}, {"note": step}))
+    harm(tmp_path / "step-00000006" / name)
+    checkpoint, notes = newest_checkpoint(tmp_path)
+    assert (checkpoint.step, checkpoint.state, checkpoint.tensors["x"].tolist()) == (3, {"note": 3}, [3.0] * 3)
+    (note,) = notes
+    assert "step-00000006" in note
+    assert "taking the one before" in note
+
+
+def test_empty_folder_of_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(3, {"x": torch.zeros(1)}, {}))
+    (tmp_path / "step-00000009").mkdir()
+    assert newest_checkpoint(tmp_path)[0].step == 3
+
+
+def test_run_goes_on_from_the_one_before_a_damaged_checkpoint(raw: Sections, straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit(changed(raw), tmp_path, stop_after(8))
+    flip_a_bit(tmp_path / "checkpoints" / "step-00000006" / "state.safetensors")
+    told: list[Event] = []
+    run = start(changed(raw), tmp_path, told.append)
+    run.resume("auto")
+    run.fit()
+    assert "step-00000006" in next(event.text for event in told if isinstance(event, Note))
+    assert outcome(tmp_path) == outcome(straight)
+
+
+def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "step-00000009").mkdir()
+    with pytest.raises(OutputError, match="no whole checkpoint"):
+        newest_checkpoint(tmp_path)
+
+
+def test_load_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
+    saved = Checkpoint(7, {"a": torch.randn(2, 3), "b": torch.arange(4)}, {"k": [1.5, None]})
+    save_checkpoint(tmp_path, saved)
+    found = load_checkpoint(tmp_path / "step-00000007")
+    assert (found.step, found.state) == (saved.step, saved.state)
+    assert all(torch.equal(found.tensors[key], value) for key, value in saved.tensors.items())
+
+
+# Something else than before
+
+
+@pytest.mark.parametrize("word", ["train.lr=0.5", "train.seed=3", "lora.alpha=9", "train.batch_size=4"])
+def test_resume_refuses_a_changed_recipe_and_says_what(
+    raw: Sections, straight: Path, tmp_path: Path, word: str
+) -> None:
+    run = start(changed(raw, word), tmp_path)
+    key, value = word.removeprefix("train.").removeprefix("lora.").split("=")
+    with pytest.raises(ConfigError, match=rf"the recipe changed.*{key} = .*now '{key} = {value}"):
+        run.resume(str(straight / "checkpoints" / "step-00000006"))
+
+
+def test_resume_refuses_changed_data_and_names_the_file(
+    raw: Sections, files: Path, straight: Path, tmp_path: Path
+) -> None:
+    saved = load_checkpoint(straight / "checkpoints" / "step-00000006")
+    run = start(changed(raw), tmp_path)
+    source = str(files / "train.csv")
+    other = {**saved.state, "data": {**saved.state["data"], source: "0" * 64}}
+    save_checkpoint(tmp_path / "other", Checkpoint(6, saved.tensors, other))
+    with pytest.raises(ConfigError, match=r"the data changed.*train\.csv"):
+        run.resume(str(tmp_path / "other" / "step-00000006"))
+
+
+def test_resume_refuses_another_base(raw: Sections, straight: Path, tmp_path: Path) -> None:
+    saved = load_checkpoint(straight / "checkpoints" / "step-00000006")
+    save_checkpoint(tmp_path / "other", Checkpoint(6, saved.tensors, {**saved.state, "base_sha256": "0" * 64}))
+    run = start(changed(raw), tmp_path)
+    with pytest.raises(ConfigError, match="the base model changed"):
+        run.resume(str(tmp_path / "other" / "step-00000006"))
+
+
+# Run folders
+
+
+def test_open_run_folder_refuses_one_that_holds_anything(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        open_run_folder(tmp_path, None)
+
+
+def test_open_run_folder_takes_an_empty_one(tmp_path: Path) -> None:
+    open_run_folder(tmp_path / "new", None)
+    open_run_folder(tmp_path / "new", None)
+    assert (tmp_path / "new").is_dir()
+
+
+def test_open_run_folder_names_what_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        open_run_folder(tmp_path / "file" / "run", None)
+
+
+# All or nothing
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize(
+    "error", [OSError("no space"), SafetensorError("no space"), ValueError("a bug"), KeyboardInterrupt()]
+)
+def test_atomic_folder_leaves_no_half_folder(tmp_path: Path, there_before: bool, error: BaseException) -> None:
+    target = tmp_path / "adapter"
+    if there_before:
+        target.mkdir()
+        (target / "old").write_text("whole")
+    known = {OSError: OutputError, SafetensorError: OutputError}
+    with pytest.raises(known.get(type(error), type(error))), atomic_folder(target) as folder:
+        (folder / "new").write_text("half")
+        raise error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"] * there_before
+    assert [p.name for p in target.glob("*")] == ["old"] * there_before
+
+
+def test_atomic_folder_puts_the_old_one_back_when_the_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("whole")
+    rename = Path.rename
+
+    def refuse_the_new_one(self: Path, to: Path) -> Path:
+        if self.name.startswith(".tmp-"):
+            raise OSError("disk gone")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new_one)
+    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(target) as folder:
+        (folder / "new").write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    assert [p.name for p in target.iterdir()] == ["old"]
+
+
+def test_atomic_folder_replaces_the_old_one(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with atomic_folder(tmp_path / "adapter") as folder:
+            (folder / name).write_text(name)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["adapter", "adapter/second"]
+
+
+def test_atomic_folder_names_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(tmp_path / "file" / "adapter"):
+        pytest.fail("there is nothing to fill")
+
+
+def test_atomic_text_keeps_the_old_file_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "answers.jsonl"
+    atomic_text(path, "old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
+    with pytest.raises(OutputError, match="cannot be written"):
+        atomic_text(path, "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("answers.jsonl", "old")]

@@ -1,0 +1,65 @@
+"""Facts of the machine: which dtype is taken, what is cast, what evaluation leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lorakit.engine import runtime
+from lorakit.errors import ConfigError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("method", ["lora", "head"])
+@pytest.mark.parametrize(("asked", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_pick_dtype_gives_what_is_asked_for(method: str, asked: str, dtype: torch.dtype) -> None:
+    assert runtime.pick_dtype(asked, method, CPU) == dtype
+
+
+@pytest.mark.parametrize(("gain", "dtype"), [(0.3, torch.float32), (5.0, torch.bfloat16)])
+def test_pick_dtype_takes_the_faster_one_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, gain: float, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(runtime, "bf16_gain", lambda: gain)
+    assert runtime.pick_dtype("auto", "lora", CPU) == dtype
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_pick_dtype_takes_bf16_on_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert runtime.pick_dtype("auto", "lora", CUDA) == dtype
+
+
+@pytest.mark.parametrize("asked", ["auto", "fp32"])
+def test_pick_dtype_keeps_full_fine_tuning_in_fp32(asked: str) -> None:
+    assert runtime.pick_dtype(asked, "full", CPU) == torch.float32
+
+
+def test_pick_dtype_refuses_full_fine_tuning_in_bf16() -> None:
+    with pytest.raises(ConfigError, match=r"model\.dtype = 'bf16'.*train\.method = 'full'"):
+        runtime.pick_dtype("bf16", "full", CPU)
+
+
+def test_bf16_gain_is_a_ratio() -> None:
+    runtime.bf16_gain.cache_clear()
+    assert 0 < runtime.bf16_gain() < float("inf")
+
+
+def test_cast_frozen_leaves_what_is_trained_alone() -> None:
+    model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+    runtime.cast_frozen_(model, torch.bfloat16)
+    assert [p.dtype for p in model.parameters()] == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_restores_the_mode_also_after_an_error(training: bool) -> None:
+    model = nn.Dropout().train(training)
+    with pytest.raises(ZeroDivisionError), runtime.evaluating(model):
+        assert not model.training
+        assert torch.is_inference_mode_enabled()
+        _ = 1 / 0
+    assert model.training is training

@@ -1,0 +1,327 @@
+"""An adapter on disk: saved and read again unchanged, and refused with a reason when anything is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorakit.errors import AdapterError, ConfigError
+from lorakit.lora import (
+    BaseInfo,
+    LoraConfig,
+    adapter_parameters,
+    add_adapter,
+    hosts,
+    load_adapter,
+    merge,
+    read_adapter_config,
+    save_adapter,
+    set_adapter,
+)
+from tests.lora.oracle import assert_same_tensors, assert_unchanged, fill, peft_model, peft_save, snapshot
+from tests.tiny import logits, tiny_batch, tiny_bert, tiny_roberta, tiny_t5
+
+JSON, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+QUERY_A = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
+QV = LoraConfig(r=4, target_modules=("query", "value"), modules_to_save=("classifier",))
+BASE = BaseInfo("some/base", "main", "SEQ_CLS")
+
+CONFIGS = {
+    "plain": QV,
+    "dora": LoraConfig(r=4, target_modules=("dense",), use_dora=True, modules_to_save=("pooler", "classifier")),
+    "rslora": LoraConfig(r=4, use_rslora=True, lora_dropout=0.1),
+    "patterns": LoraConfig(target_modules=("query", "key"), rank_pattern={"query": 3}, alpha_pattern={"key": 0.5}),
+    "layers": LoraConfig(target_modules=("query",), layers_to_transform=(2, 0), init_lora_weights="gaussian"),
+    "regex": LoraConfig(target_modules=r".*\.(query|value)", exclude_modules=(r"layer.0.attention.self.query",)),
+    "regex with layers": LoraConfig(target_modules=r".*\.(query|value)", layers_to_transform=(1,)),
+    "all-linear without one": LoraConfig(exclude_modules=("pooler.dense",)),
+    "head alone": LoraConfig(target_modules=(), modules_to_save=("classifier",)),
+    "pissa": LoraConfig(r=4, init_lora_weights="pissa", target_modules=("query",)),
+    "olora with rslora": LoraConfig(r=4, init_lora_weights="olora", use_rslora=True),
+    "pissa of more than half rank": LoraConfig(r=20, init_lora_weights="pissa", target_modules=("query",)),
+}
+configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def adapted(config: LoraConfig = QV, name: str = "default") -> PreTrainedModel:
+    model = tiny_bert()
+    add_adapter(model, config, name)
+    return fill(model, name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_adapter(adapted(), tmp_path, QV, BASE)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def edit_json(folder: Path, **changes: Any) -> None:
+    raw = json.loads((folder / JSON).read_text())
+    (folder / JSON).write_text(json.dumps({**raw, **changes}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+# there and back
+
+
+@configs
+def test_loaded_adapter_answers_as_the_saved_one(config: LoraConfig, tmp_path: Path) -> None:
+    model = adapted(config)
+    save_adapter(model, tmp_path, config, BASE)
+    again = tiny_bert()
+    load_adapter(again, tmp_path)
+    torch.testing.assert_close(logits(again, tiny_batch(model)), logits(model, tiny_batch(model)), rtol=0, atol=2e-6)
+
+
+@configs
+def test_save_load_save_gives_the_same_bytes(config: LoraConfig, tmp_path: Path) -> None:
+    save_adapter(adapted(config), tmp_path / "a", config, BASE)
+    again = tiny_bert()
+    read = load_adapter(again, tmp_path / "a")
+    save_adapter(again, tmp_path / "b", read, read_adapter_config(tmp_path / "a")[1])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_saving_twice_gives_the_same_bytes_whatever_the_order_of_names(folder: Path, tmp_path_factory: Any) -> None:
+    other = tmp_path_factory.mktemp("other")
+    turned = LoraConfig(r=4, target_modules=("value", "query"), modules_to_save=("classifier",))
+    save_adapter(adapted(turned), other, turned, BASE)
+    assert contents(folder) == contents(other)
+
+
+@pytest.mark.parametrize("name", ["plain", "dora"])
+def test_loaded_parameters_equal_the_saved_ones(name: str, tmp_path: Path) -> None:
+    model, again = adapted(CONFIGS[name]), tiny_bert()
+    save_adapter(model, tmp_path, CONFIGS[name])
+    load_adapter(again, tmp_path)
+    assert_same_tensors(adapter_parameters(again), adapter_parameters(model))
+    assert all(parameter.requires_grad for parameter in adapter_parameters(again).values())
+
+
+def test_config_and_base_are_read_as_written(folder: Path) -> None:
+    assert read_adapter_config(folder) == (QV, BASE)
+
+
+@pytest.mark.parametrize("name", ["query", "encoder", "classifier", "lora_A"])
+def test_second_adapter_named_like_a_module_is_saved_whole(name: str, tmp_path: Path) -> None:
+    """peft searches names in strings and loses such adapters."""
+    model = adapted()
+    add_adapter(model, QV, name)
+    save_adapter(model, tmp_path / "first", QV, BASE)
+    save_adapter(adapted(), tmp_path / "alone", QV, BASE)
+    assert contents(tmp_path / "first") == contents(tmp_path / "alone")
+
+
+def test_loading_a_second_adapter_leaves_the_first(folder: Path) -> None:
+    model = adapted(CONFIGS["patterns"], "first")
+    before = logits(model, tiny_batch(model))
+    load_adapter(model, folder, "second")
+    assert torch.equal(logits(model, tiny_batch(model)), logits(adapted(), tiny_batch(model)))
+    set_adapter(model, "first")
+    assert torch.equal(logits(model, tiny_batch(model)), before)
+
+
+def test_adapter_of_a_bf16_base_is_written_in_fp32(tmp_path: Path) -> None:
+    model = tiny_bert().bfloat16()
+    add_adapter(model, QV)
+    save_adapter(fill(model), tmp_path, QV)
+    assert {tensor.dtype for tensor in load_file(tmp_path / WEIGHTS).values()} == {torch.float32}
+    again = tiny_bert().bfloat16()
+    load_adapter(again, tmp_path)
+    assert torch.equal(logits(again, tiny_batch(model)), logits(model, tiny_batch(model)))
+
+
+def test_merged_adapter_is_saved_as_unmerged(folder: Path, tmp_path_factory: Any) -> None:
+    model, other = adapted(), tmp_path_factory.mktemp("other")
+    merge(model)
+    save_adapter(model, other, QV, BASE)
+    assert contents(folder) == contents(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_tensors_in_half_precision_are_read(dtype: torch.dtype, folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({QUERY_A: tensors[QUERY_A].to(dtype)}))
+    model = tiny_bert()
+    load_adapter(model, folder)
+    have = adapter_parameters(model)["bert.encoder.layer.0.attention.self.query.lora_A"]
+    assert have.dtype == torch.float32
+    assert torch.equal(have, load_file(folder / WEIGHTS)[QUERY_A].float())
+
+
+def test_smallest_config_that_peft_documents_is_read(folder: Path) -> None:
+    (folder / JSON).write_text(json.dumps({"peft_type": "LORA", "target_modules": ["query"]}))
+    config, base = read_adapter_config(folder)
+    assert (config.r, config.lora_alpha, config.target_modules) == (8, 8, ("query",))
+    assert base == BaseInfo()
+
+
+def test_name_that_peft_let_pass_unmatched_is_no_obstacle(folder: Path) -> None:
+    edit_json(folder, target_modules=["query", "value", "valeu"])
+    model = tiny_bert()
+    load_adapter(model, folder)
+    assert torch.equal(logits(model, tiny_batch(model)), logits(adapted(), tiny_batch(model)))
+
+
+def test_rank_above_the_smaller_side_is_read_as_peft_wrote_it(tmp_path: Path) -> None:
+    theirs = peft_model(tiny_bert(), LoraConfig(r=40, target_modules=("query",)))
+    peft_save(theirs, tmp_path)
+    load_adapter(tiny_bert(), tmp_path)
+
+
+# refused
+
+BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
+    "bias": ({"bias": "all"}, "bias = 'all' is not supported"),
+    "lora_bias": ({"lora_bias": True}, "lora_bias = True is not supported"),
+    "target_parameters": ({"target_parameters": ["w"]}, r"target_parameters = \['w'\] is not supported"),
+    "unknown key": ({"new_in_peft": 3}, "new_in_peft = 3 is not supported"),
+    "other method": ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' can be read"),
+    "no method": ({"peft_type": None}, "peft_type is None"),
+    "unconverted pissa": ({"init_lora_weights": "pissa"}, "'pissa' belongs to an edited base model; save it again"),
+    "unconverted pissa_niter": ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' belongs to an edited base"),
+    "unconverted olora": ({"init_lora_weights": "olora"}, "'olora' belongs to an edited base model"),
+    "no targets": ({"target_modules": None}, "target_modules is missing"),
+    "targets of a wrong type": ({"target_modules": {"query": 1}}, r"\{'query': 1\} is no list of str"),
+    "targets of numbers": ({"target_modules": [1]}, r"\[1\] is no list of str"),
+    "saved as a string": ({"modules_to_save": "classifier"}, "'classifier' is no list of str"),
+    "layers as text": ({"layers_to_transform": ["0"]}, r"\['0'\] is no list of int"),
+    "rank_pattern as a list": ({"rank_pattern": ["query"]}, r"\['query'\] is no object"),
+    "alpha_pattern of text": ({"alpha_pattern": {"query": "2"}}, "adapter_config.json: "),
+    "infinite alpha": ({"lora_alpha": float("inf")}, "lora_alpha = inf: must be a finite number above 0"),
+    "alpha nan": ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
+    "alpha as text": ({"lora_alpha": "8"}, "adapter_config.json: "),
+    "rank as text": ({"r": "4"}, "r = '4': a rank is a whole number"),
+    "other targets": ({"target_modules": ["q"]}, "does not fit this model: target_modules: nothing matches 'q'"),
+    "bad pattern": ({"target_modules": "(q"}, "does not fit this model: target_modules: .* is no regular expression"),
+    "more targets": (
+        {"target_modules": r".*\.(query|key|value)"},
+        "lacks 6 of 20 tensors .*first '.*0.attention.self.key",
+    ),
+    "fewer targets": (
+        {"target_modules": ["query"]},
+        "has unexpected 6 of 8 tensors for this model, first '.*value.lora_A",
+    ),
+    "no head": ({"modules_to_save": None}, "has unexpected 2 of 12 tensors .*first 'base_model.model.classifier.bias'"),
+    "unknown head": ({"modules_to_save": ["head"]}, "does not fit this model: modules_to_save: nothing matches 'head'"),
+    "other rank": (
+        {"r": 5},
+        r"query\.lora_A\.weight has shape \(4, 32\); this model and these settings need \(5, 32\)",
+    ),
+    "dora": ({"use_dora": True}, "lacks 6 of 20 tensors .*lora_magnitude_vector"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_JSON.values(), ids=BAD_JSON)
+def test_config_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, folder: Path) -> None:
+    edit_json(folder, **changes)
+    assert_refused(folder, message)
+
+
+def drop(tensors: dict[str, Tensor]) -> None:
+    del tensors[QUERY_A]
+
+
+def put(value: Tensor) -> Callable[[dict[str, Tensor]], None]:
+    return lambda tensors: tensors.update({QUERY_A: value})
+
+
+BAD_TENSORS = {
+    "missing": (drop, "lacks 1 of 14 tensors for this model, first 'base_model.*query.lora_A.weight'"),
+    "extra": (
+        lambda t: t.update({"more": torch.ones(1)}),
+        "has unexpected 1 of 14 tensors for this model, first 'more'",
+    ),
+    "shape": (put(torch.ones(32, 4)), r"has shape \(32, 4\); this model and these settings need \(4, 32\)"),
+    "dtype": (put(torch.ones(4, 32, dtype=torch.int64)), "has dtype I64; only F32, F16, BF16 are weights"),
+    "fp64": (put(torch.ones(4, 32, dtype=torch.float64)), "has dtype F64"),
+    "nan": (put(torch.full((4, 32), float("nan"))), "query.lora_A.weight holds NaN or infinite values"),
+    "infinite": (put(torch.full((4, 32), float("-inf"))), "query.lora_A.weight holds NaN or infinite values"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_tensors_that_do_not_fit_are_refused(
+    change: Callable[[dict[str, Tensor]], object], message: str, folder: Path
+) -> None:
+    edit_tensors(folder, change)
+    assert_refused(folder, message)
+
+
+BAD_FILES = {
+    "no config": (JSON, None, f"is no adapter folder: it has no {JSON}"),
+    "no weights": (WEIGHTS, None, f"is no adapter folder: it has no {WEIGHTS}"),
+    "damaged config": (JSON, lambda data: data[:-9], f"{JSON}: cannot be read as JSON"),
+    "config of a list": (JSON, lambda data: b"[]", f"{JSON}: holds a list, not an object"),
+    "config in latin-1": (JSON, lambda data: b'{"a": "\xe9"}', f"{JSON}: cannot be read as JSON"),
+    "empty config": (JSON, lambda data: b"", f"{JSON}: cannot be read as JSON"),
+    "truncated weights": (WEIGHTS, lambda data: data[:-9], f"{WEIGHTS}: damaged"),
+    "truncated header": (WEIGHTS, lambda data: data[:20], f"{WEIGHTS}: damaged"),
+    "empty weights": (WEIGHTS, lambda data: b"", f"{WEIGHTS}: damaged"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_missing_or_damaged_file_is_refused(
+    name: str, change: Callable[[bytes], bytes] | None, message: str, folder: Path
+) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if change:
+        (folder / name).write_bytes(change(data))
+    assert_refused(folder, message)
+
+
+def assert_refused(folder: Path, message: str) -> None:
+    model = tiny_bert()
+    before = snapshot(model)
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(model, folder)
+    assert_unchanged(model, before)
+    assert hosts(model) == []
+
+
+@pytest.mark.parametrize("build", [tiny_t5, tiny_roberta], ids=["t5", "roberta"])
+def test_adapter_of_another_architecture_is_refused(build: Callable[[], PreTrainedModel], folder: Path) -> None:
+    with pytest.raises(AdapterError, match=r"does not fit this model|tensors for this model"):
+        load_adapter(build(), folder)
+
+
+def test_adapter_with_a_head_of_other_size_is_refused(folder: Path) -> None:
+    with pytest.raises(AdapterError, match=r"classifier\.weight has shape \(2, 32\); .* need \(3, 32\)"):
+        load_adapter(tiny_bert(num_labels=3), folder)
+
+
+def test_pissa_that_peft_did_not_convert_is_refused(tmp_path: Path) -> None:
+    peft_save(peft_model(tiny_bert(), QV, init_lora_weights="pissa"), tmp_path)
+    assert_refused(tmp_path, "belongs to an edited base model")
+
+
+def test_loading_under_a_taken_name_is_refused(folder: Path) -> None:
+    model = adapted()
+    before = snapshot(model)
+    with pytest.raises(ConfigError, match="adapter 'default' is there already"):
+        load_adapter(model, folder)
+    assert_unchanged(model, before)
+
+
+def test_saving_an_unknown_adapter_is_refused_before_a_file_is_written(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter 'other' in this model"):
+        save_adapter(adapted(), tmp_path / "new", QV, name="other")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,161 @@
+"""Layers other than nn.Linear: embeddings, convolutions, GPT-2's Conv1D, and one module under several names."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from lorakit.errors import ConfigError
+from lorakit.lora import (
+    LoraConfig,
+    adapter_parameters,
+    add_adapter,
+    delete_adapter,
+    load_adapter,
+    merge,
+    save_adapter,
+    select_targets,
+    unmerge,
+)
+from tests.tiny import tiny_t5
+
+CLOSE = {"rtol": 0, "atol": 2e-6}  # the same sum in another order
+KINDS = ["emb", "padded", "conv", "reflected", "conv2", "fc"]
+# peft's convolutions forget the base's dilation and padding mode, so that its own merge differs from its forward.
+LIKE_PEFT = ["emb", "padded", "conv", "fc"]
+
+
+class Mixed(nn.Module):
+    """One layer of every kind that can be adapted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"model_type": "mixed"}
+        self.emb = nn.Embedding(50, 16)
+        self.padded = nn.Embedding(50, 16, padding_idx=0)
+        self.conv = nn.Conv1d(16, 24, 3, padding=1, stride=2)
+        self.reflected = nn.Conv1d(24, 12, 3, padding=1, padding_mode="reflect", bias=False)
+        self.conv2 = nn.Conv2d(1, 8, (3, 2), dilation=(1, 2))
+        self.grouped = nn.Conv1d(12, 12, 1, groups=2)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = (self.emb(ids) + self.padded(ids)).transpose(1, 2)
+        x = self.grouped(self.reflected(self.conv(x)))
+        return self.fc(x.mean(-1)) + self.conv2(x[:, None]).mean((1, 2, 3))[:, None]
+
+
+IDS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+def mixed() -> Mixed:
+    torch.manual_seed(0)
+    return Mixed().eval()
+
+
+def tiny_gpt2() -> GPT2ForSequenceClassification:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=32, num_labels=3, pad_token_id=0)
+    return GPT2ForSequenceClassification(config).eval()
+
+
+def shaken(model: nn.Module, config: LoraConfig) -> nn.Module:
+    """The model with an adapter whose tensors are all away from their start."""
+    add_adapter(model, config)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in adapter_parameters(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_output_equals_the_base(kind: str, dora: bool) -> None:
+    model = mixed()
+    before = model(IDS)
+    add_adapter(model, LoraConfig(r=4, target_modules=(kind,), use_dora=dora))
+    assert torch.equal(model(IDS), before)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nonzero_start_equals_the_base(kind: str, init: str) -> None:
+    model = mixed()
+    before = model(IDS)
+    add_adapter(model, LoraConfig(r=4, target_modules=(kind,), init_lora_weights=init))
+    torch.testing.assert_close(model(IDS), before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", LIKE_PEFT)
+def test_folder_loads_in_peft_with_the_same_output(kind: str, dora: bool, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=(kind,), use_dora=dora)
+    model = shaken(mixed(), config)
+    save_adapter(model, tmp_path, config)
+    theirs = PeftModel.from_pretrained(mixed(), tmp_path).eval()
+    torch.testing.assert_close(theirs(IDS), model(IDS), **CLOSE)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", LIKE_PEFT)
+def test_peft_folder_loads_with_the_same_output(kind: str, dora: bool, tmp_path: Path) -> None:
+    theirs = get_peft_model(mixed(), PeftConfig(r=4, target_modules=[kind], use_dora=dora)).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path)
+    ours = mixed()
+    load_adapter(ours, tmp_path)
+    torch.testing.assert_close(ours(IDS), theirs(IDS), **CLOSE)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_equals_unmerged_and_unmerge_is_exact(kind: str, dora: bool) -> None:
+    model = shaken(mixed(), LoraConfig(r=4, target_modules=(kind,), use_dora=dora))
+    before, plain = model(IDS), copy.deepcopy(mixed().state_dict())
+    merge(model)
+    torch.testing.assert_close(model(IDS), before, rtol=0, atol=1e-5)
+    unmerge(model)
+    assert torch.equal(model(IDS), before)
+    delete_adapter(model, "default")
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in plain.items())
+
+
+def test_grouped_convolution_is_no_target() -> None:
+    with pytest.raises(ConfigError, match="nothing matches 'grouped'"):
+        select_targets(mixed(), LoraConfig(target_modules=("grouped",)))
+
+
+def test_all_linear_leaves_embeddings_and_convolutions_alone() -> None:
+    assert [target.path for target in select_targets(mixed(), LoraConfig())] == ["fc"]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", [("c_attn",), "all-linear"])
+def test_gpt2_loads_in_peft_with_the_same_output(targets: str | tuple[str, ...], dora: bool, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=targets, modules_to_save=("score",), use_dora=dora)
+    model = shaken(tiny_gpt2(), config)
+    save_adapter(model, tmp_path, config)
+    theirs = PeftModel.from_pretrained(tiny_gpt2(), tmp_path).eval()
+    torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
+    again = tiny_gpt2()
+    load_adapter(again, tmp_path)
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_lora_on_a_tied_embedding_leaves_the_output_layer_alone() -> None:
+    model = tiny_t5().eval()
+    head = model.lm_head.weight.detach().clone()
+    shaken(model, LoraConfig(r=4, target_modules=("shared",)))
+    merge(model)
+    assert torch.equal(model.lm_head.weight, head)
+    unmerge(model)
+    assert model.lm_head.weight is model.shared.base.weight

@@ -1,0 +1,175 @@
+"""Merging: the merged model answers as the adapted one, is a plain model, and can be taken back bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lorakit.errors import AdapterError
+from lorakit.lora import LoraConfig, LoRALinear, add_adapter, hosts, merge, merge_and_unload, unmerge
+from tests.lora.oracle import CLOSE, assert_same_tensors, assert_unchanged, fill, snapshot
+from tests.tiny import logits, tiny_batch, tiny_bert, tiny_t5
+
+VARIANTS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "patterns": {"rank_pattern": {"query|q": 2}, "alpha_pattern": {"value|v": 3}},
+}
+variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+
+
+def adapted(build: Callable[[], PreTrainedModel] = tiny_bert, **settings: object) -> PreTrainedModel:
+    model = build()
+    saved = ("classifier",) if hasattr(model, "classifier") else ()
+    add_adapter(model, LoraConfig(**{"r": 4, "lora_alpha": 4, "modules_to_save": saved, **settings}))
+    return fill(model)
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    return {path: host for path, host in hosts(model) if isinstance(host, LoRALinear)}
+
+
+@variants
+@pytest.mark.parametrize("build", [tiny_bert, tiny_t5])
+def test_merged_answers_as_unmerged(build: Callable[[], PreTrainedModel], settings: dict[str, object]) -> None:
+    model = adapted(build, **settings)
+    before = logits(model, tiny_batch(model))
+    merge(model)
+    torch.testing.assert_close(logits(model, tiny_batch(model)), before, rtol=0, atol=2e-6)
+
+
+def test_merged_weight_is_the_dense_sum() -> None:
+    model = adapted()
+    want = {
+        path: host.base.weight
+        + host.lora("default").scaling * host.lora("default").lora_B @ host.lora("default").lora_A
+        for path, host in lora_layers(model).items()
+    }
+    merge(model)
+    have = {path: host.base.weight for path, host in lora_layers(model).items()}
+    torch.testing.assert_close(have, want, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@variants
+def test_unmerge_restores_the_base_bit_for_bit(settings: dict[str, object], dtype: torch.dtype) -> None:
+    model = tiny_bert().to(dtype)
+    add_adapter(model, LoraConfig(r=4, modules_to_save=("classifier",), **settings))
+    fill(model)
+    before = snapshot(model)
+    answer = logits(model, tiny_batch(model))
+    merge(model)
+    assert not torch.equal(model.state_dict()[_first_weight(model)], before["tensors"][_first_weight(model)])
+    unmerge(model)
+    assert_unchanged(model, before)
+    assert torch.equal(logits(model, tiny_batch(model)), answer)
+
+
+def _first_weight(model: nn.Module) -> str:
+    return f"{next(iter(lora_layers(model)))}.base.weight"
+
+
+def test_merged_state_has_no_second_copy_of_the_weights() -> None:
+    model = adapted()
+    keys = model.state_dict().keys()
+    merge(model)
+    assert model.state_dict().keys() == keys
+
+
+def test_unmerge_of_an_unmerged_model_does_nothing() -> None:
+    model = adapted()
+    before = snapshot(model)
+    unmerge(model)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_merging_twice_is_refused(name: str) -> None:
+    model = adapted()
+    add_adapter(model, LoraConfig(r=2), "other")
+    fill(model, "other")
+    merge(model)
+    before = snapshot(model)
+    with pytest.raises(AdapterError, match="adapter 'default' is merged already; unmerge it first"):
+        merge(model, name)
+    assert_unchanged(model, before)
+    assert {host.merged for _, host in hosts(model)} == {"default"}
+
+
+@pytest.mark.parametrize("path", ["lora_A", "lora_B", "magnitude", "classifier"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_adapter_that_is_not_finite_is_refused(path: str, value: float) -> None:
+    model = adapted(use_dora=path == "magnitude")
+    broken = [p for name, p in model.named_parameters() if p.requires_grad and path in name][-1]
+    broken.data.view(-1)[0] = value
+    answer = logits(model, tiny_batch(model))
+    before = {k: v for k, v in snapshot(model)["tensors"].items() if v.isfinite().all()}
+    with pytest.raises(AdapterError, match="adapter 'default' would make non-finite weights; it is not merged"):
+        merge(model)
+    assert {host.merged for _, host in hosts(model)} == {None}
+    assert_same_tensors({k: v for k, v in model.state_dict().items() if k in before}, before)
+    assert torch.equal(logits(model, tiny_batch(model)).isnan(), answer.isnan())
+
+
+def test_merge_that_overflows_the_base_dtype_is_refused() -> None:
+    layers = nn.Sequential(nn.Linear(4, 4)).half()
+    add_adapter(layers, LoraConfig(r=2))
+    host = hosts(layers)[0][1]
+    host.base.weight.data.fill_(torch.finfo(torch.float16).max)
+    host.lora("default").lora_A.data.fill_(1e3)
+    host.lora("default").lora_B.data.fill_(1e3)
+    with pytest.raises(AdapterError, match="non-finite"):
+        merge(layers)
+
+
+@variants
+def test_merge_and_unload_leaves_the_plain_class_with_the_same_answer(settings: dict[str, object]) -> None:
+    model = adapted(**settings)
+    before = logits(model, tiny_batch(model))
+    plain = tiny_bert(seed=9)
+    plain.load_state_dict(merge_and_unload(model).state_dict())  # strict: no key of ours is left
+    assert hosts(model) == []
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    torch.testing.assert_close(logits(plain, tiny_batch(plain)), before, rtol=0, atol=2e-6)
+
+
+def test_merge_and_unload_keeps_the_dtype_of_a_bf16_base() -> None:
+    model = tiny_bert().bfloat16()
+    add_adapter(model, LoraConfig(r=2, modules_to_save=("classifier",)))
+    assert {p.dtype for p in merge_and_unload(fill(model)).parameters()} == {torch.bfloat16}
+
+
+def test_merge_of_one_adapter_ignores_the_routing_and_the_other() -> None:
+    model = adapted()
+    want = logits(model, tiny_batch(model))
+    add_adapter(model, LoraConfig(r=2, target_modules=("dense",), modules_to_save=("classifier",)), "other")
+    fill(model, "other")
+    merge(model, "default")
+    torch.testing.assert_close(logits(model, tiny_batch(model)), want, rtol=0, atol=2e-6)
+
+
+def test_merge_of_a_tied_layer_leaves_the_other_end_of_the_tie() -> None:
+    """T5's lm_head shares its weight with the input embeddings, which the adapter does not touch."""
+    model = adapted(tiny_t5, target_modules=("lm_head", "q"))
+    assert model.lm_head.base.weight is model.shared.weight
+    before = logits(model, tiny_batch(model))
+    merge(model)
+    torch.testing.assert_close(logits(model, tiny_batch(model)), before, **CLOSE)
+    unmerge(model)
+    assert model.lm_head.base.weight is model.shared.weight
+    assert torch.equal(logits(model, tiny_batch(model)), before)
+
+
+def test_merged_copy_is_independent() -> None:
+    model = adapted()
+    before = snapshot(model)
+    merge(copy.deepcopy(model))
+    assert_unchanged(model, before)

@@ -1,0 +1,193 @@
+"""Which layers an adapter touches: by name, pattern, range; and the message when nothing is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import PreTrainedModel
+
+from lorakit.errors import ConfigError
+from lorakit.lora import ALL_LINEAR, LoraConfig, add_adapter, linear_layers, select_targets
+from tests.lora.oracle import assert_unchanged, snapshot
+from tests.tiny import tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5, tiny_token_bert
+
+Build = Callable[[], PreTrainedModel]
+
+
+def chosen(model: nn.Module, **settings: Any) -> list[str]:
+    return [target.path for target in select_targets(model, LoraConfig(r=2, **settings))]
+
+
+class Named(nn.Module):
+    """Two layers whose names end alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+        self.my_query = nn.Linear(4, 4)
+        self.inner = nn.ModuleDict({"query": nn.Linear(4, 4), "queryx": nn.Linear(4, 4)})
+
+
+def test_name_matches_whole_dotted_parts_only() -> None:
+    assert chosen(Named(), target_modules=("query",)) == ["query", "inner.query"]
+
+
+def test_dotted_name_matches_the_last_parts() -> None:
+    assert chosen(Named(), target_modules=("inner.query",)) == ["inner.query"]
+
+
+def test_pattern_matches_whole_paths_only() -> None:
+    assert chosen(Named(), target_modules=r".*query") == ["query", "my_query", "inner.query"]
+    assert chosen(Named(), target_modules=r"query") == ["query"]
+
+
+def test_targets_are_in_the_model_s_order_and_say_what_chose_them() -> None:
+    targets = select_targets(tiny_bert(), LoraConfig(r=2, target_modules=("value", "query"), layers_to_transform=(1,)))
+    path = "bert.encoder.layer.1.attention.self"
+    assert [(t.path, t.matched_by) for t in targets] == [(f"{path}.query", "query"), (f"{path}.value", "value")]
+
+
+def test_excluded_modules_win() -> None:
+    assert chosen(Named(), target_modules=("query",), exclude_modules=("inner.query",)) == ["query"]
+    assert chosen(Named(), target_modules=("query",), exclude_modules=r"inner\..*") == ["query"]
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 2), (2, 0), (0, 1, 2)])
+def test_layers_to_transform_keeps_those_blocks(layers: tuple[int, ...]) -> None:
+    paths = chosen(tiny_bert(), target_modules=("query",), layers_to_transform=layers)
+    assert paths == [f"bert.encoder.layer.{index}.attention.self.query" for index in sorted(layers)]
+
+
+def test_layers_to_transform_of_t5_counts_blocks_not_sublayers() -> None:
+    paths = chosen(tiny_t5(), target_modules=("q",), layers_to_transform=(1,))
+    assert paths == ["encoder.block.1.layer.0.SelfAttention.q"]  # not decoder.block.0.layer.1
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_token_bert, tiny_roberta, tiny_t5])
+def test_all_linear_is_every_linear_layer_but_the_head(build: Build) -> None:
+    model = build()
+    head = ("classifier", "lm_head")
+    want = [
+        path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not path.startswith(head)
+    ]
+    assert chosen(model) == want
+
+
+def test_all_linear_never_touches_a_saved_module() -> None:
+    saved = ("pre_classifier", "classifier")
+    assert not [path for path in chosen(tiny_distilbert(), modules_to_save=saved) if path in saved]
+
+
+def test_all_linear_spares_the_output_embeddings_whatever_their_name() -> None:
+    model = Named()
+    model.get_output_embeddings = lambda: model.my_query
+    assert "my_query" not in chosen(model)
+
+
+def test_linear_layers_are_the_same_before_and_after_injection() -> None:
+    model = tiny_bert()
+    before = linear_layers(model)
+    add_adapter(model, LoraConfig(r=2))
+    assert linear_layers(model) == before
+
+
+def test_patterns_give_a_layer_its_own_rank_and_alpha() -> None:
+    config = LoraConfig(
+        r=2,
+        lora_alpha=8,
+        target_modules=("query", "value"),
+        rank_pattern={r"layer\.0\..*query": 3, "query": 4},
+        alpha_pattern={"value": 32},
+    )
+    found = {(t.path.split(".")[3], t.path.split(".")[-1]): (t.r, t.alpha) for t in select_targets(tiny_bert(), config)}
+    later = {(i, "query"): (4, 8) for i in "12"}  # the first entry that matches wins
+    assert found == {("0", "query"): (3, 8), **later, **{(i, "value"): (2, 32) for i in "012"}}
+
+
+def test_pattern_key_matches_whole_dotted_parts_only() -> None:
+    config = LoraConfig(r=2, target_modules=r".*query", rank_pattern={"query": 3})
+    assert {t.path: t.r for t in select_targets(Named(), config)} == {"query": 3, "my_query": 2, "inner.query": 3}
+
+
+REFUSED = {
+    "misspelt name": (
+        {"target_modules": ("qurey",)},
+        r"target_modules: nothing matches 'qurey'; did you mean 'query'\? "
+        r"\(20 linear layers: classifier, dense, key, query, value; also position_embeddings, .*\)",
+    ),
+    "one unmatched among matching": ({"target_modules": ("query", "valeu")}, "nothing matches 'valeu'; did you mean"),
+    "nothing near": ({"target_modules": ("zzz",)}, r"'zzz'; there are 20 linear layers: classifier, dense, key"),
+    "pattern without a match": (
+        {"target_modules": "query"},
+        r"the pattern 'query' matches no whole path such as 'bert",
+    ),
+    "bad pattern": ({"target_modules": "(query"}, r"target_modules: '\(query' is no regular expression"),
+    "bad rank pattern": ({"target_modules": ("query",), "rank_pattern": {"(": 2}}, r"rank_pattern: .* no regular"),
+    "unmatched exclusion": ({"exclude_modules": ("qurey",)}, "exclude_modules: nothing matches 'qurey'; did you mean"),
+    "all excluded": ({"target_modules": ("query",), "exclude_modules": ("query",)}, "no layer is left"),
+    "unmatched saved": (
+        {"modules_to_save": ("clasifier",)},
+        "modules_to_save: .* 'clasifier'; did you mean 'classifier'",
+    ),
+    "target inside saved": ({"target_modules": ("classifier",), "modules_to_save": ("classifier",)}, "nothing matches"),
+    "block out of range": (
+        {"target_modules": ("query",), "layers_to_transform": (0, 3)},
+        "layers_to_transform: no targeted layer lies in block 3; blocks: 0 to 2",
+    ),
+    "no blocks": ({"target_modules": r"bert\.pooler\.dense", "layers_to_transform": (0,)}, "in block 0; blocks: none"),
+    "rank too large": (
+        {"target_modules": ("query",), "r": 33},
+        r"r = 33 is more than bert\.encoder\.layer\.0\.attention\.self\.query can use: its smaller side is 32",
+    ),
+    "pattern's rank too large": ({"rank_pattern": {"query": 33}}, "r = 33 is more than"),
+    "unmatched rank pattern": ({"rank_pattern": {"qurey": 2}}, "rank_pattern: nothing matches 'qurey'; did you mean"),
+    "unmatched alpha pattern": (
+        {"target_modules": ("query",), "alpha_pattern": {"value": 2}},
+        "alpha_pattern: nothing matches 'value'; there are 3 linear layers: query",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_injection_says_why_and_changes_nothing(settings: dict[str, Any], message: str) -> None:
+    model = tiny_bert()
+    before = snapshot(model)
+    with pytest.raises(ConfigError, match=message):
+        add_adapter(model, LoraConfig(**{"r": 2, **settings}))
+    assert_unchanged(model, before)
+
+
+BAD_SETTINGS = {
+    "rank 0": ({"r": 0}, r"^r = 0: a rank is a whole number from 1"),
+    "rank true": ({"r": True}, r"^r = True"),
+    "rank 2.0": ({"r": 2.0}, r"^r = 2\.0"),
+    "pattern rank": ({"rank_pattern": {"query": 0}}, r"rank_pattern\['query'\] = 0"),
+    "alpha 0": ({"lora_alpha": 0}, "lora_alpha = 0: must be a finite number above 0"),
+    "alpha infinite": ({"lora_alpha": float("inf")}, "lora_alpha = inf"),
+    "alpha nan": ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
+    "pattern alpha": ({"alpha_pattern": {"query": -1}}, r"alpha_pattern\['query'\] = -1"),
+    "dropout 1": ({"lora_dropout": 1.0}, r"lora_dropout = 1\.0: must be at least 0 and below 1"),
+    "dropout negative": ({"lora_dropout": -0.1}, r"lora_dropout = -0\.1"),
+    "init": ({"init_lora_weights": "pisa"}, "init_lora_weights = 'pisa' is not known; did you mean 'pissa'"),
+    "no targets": ({"target_modules": ()}, "target_modules is empty: name at least one module, or use 'all-linear'"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_bad_setting_is_refused_when_the_config_is_made(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LoraConfig(**settings)
+
+
+def test_model_without_linear_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no layer is left"):
+        select_targets(nn.Sequential(nn.LayerNorm(4)), LoraConfig(target_modules=ALL_LINEAR))
+
+
+def test_bare_linear_model_is_refused_rather_than_lost() -> None:
+    """A root module cannot be replaced in its parent."""
+    with pytest.raises(ConfigError, match="no layer is left"):
+        add_adapter(nn.Linear(4, 4), LoraConfig(r=2))

@@ -1,0 +1,171 @@
+"""Tiny model folders, tiny data files and recipes over them: what a test of a whole run needs, made on the spot.
+
+The models are random and have dropout; the sentences are separable, so that a few steps teach something.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import ByteLevelBPETokenizer
+
+from lorakit.engine.events import Event, Report, ignore
+from lorakit.engine.fit import Result, Run, open_run_folder
+from lorakit.engine.prepare import Prepared, prepare
+from lorakit.recipe import Recipe, make_recipe
+
+GOOD, BAD = ("superb", "lovely", "moving", "fresh"), ("dreadful", "stale", "clumsy", "boring")
+NEUTRAL = ("the", "film", "plot", "was", "a", "rather", "cast", "and", "scene", "last")
+PEOPLE, PLACES = ("Ada", "Omar", "Ines", "Paul"), ("Oslo", "Lima", "Rome", "Cairo")
+VERBS = ("visited", "left", "likes", "saw", "in", "spring", ".")
+WORDS = (*GOOD, *BAD, *NEUTRAL, *(w.lower() for w in (*PEOPLE, *PLACES)), *VERBS)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,  # ten times the usual one, so that random features tell words apart
+}
+DROPOUT = 0.1
+BYTES = 384  # ByT5's vocabulary: 256 bytes and its special tokens
+
+Sections = dict[str, dict[str, Any]]
+
+
+# Model folders
+
+
+def save_bert(folder: Path, seed: int = 0) -> Path:
+    """A BERT encoder without pooler and head, so that both are newly initialised, and a WordPiece tokenizer."""
+    torch.manual_seed(seed)
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+    config = transformers.BertConfig(vocab_size=len(vocabulary), **SIZES)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def save_roberta(folder: Path) -> Path:
+    """A RoBERTa encoder and a byte-level BPE trained on the words."""
+    torch.manual_seed(0)
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator([" ".join(WORDS)], vocab_size=300, show_progress=False, special_tokens=special)
+    folder.mkdir(parents=True)
+    bpe.save_model(str(folder))
+    files = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
+    config = transformers.RobertaConfig(vocab_size=300, pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES)
+    transformers.RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    transformers.RobertaTokenizerFast(**files).save_pretrained(folder)
+    return folder
+
+
+def save_t5(folder: Path) -> Path:
+    """A T5 over bytes, which needs no vocabulary file."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 3}
+    config = transformers.T5Config(vocab_size=BYTES, decoder_start_token_id=0, **sizes)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    transformers.ByT5Tokenizer().save_pretrained(folder)
+    return folder
+
+
+# Data files
+
+
+def reviews(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """n (text, label) of different length; one word decides the label."""
+    chance = random.Random(seed)
+    rows = []
+    for i in range(n):
+        label, words = (("good", GOOD), ("bad", BAD))[i % 2]
+        text = [*chance.choices(NEUTRAL, k=chance.randint(1, 9)), chance.choice(words)]
+        chance.shuffle(text)
+        rows.append((" ".join(text), label))
+    return rows
+
+
+def write_reviews(path: Path, n: int, seed: int = 0) -> Path:
+    lines = [f"{text},{label}" for text, label in reviews(n, seed)]
+    path.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def write_entities(path: Path, n: int, seed: int = 0) -> Path:
+    """n sentences whose lengths, and so whose numbers of labels, differ a lot."""
+    chance = random.Random(seed)
+    blocks = []
+    for _ in range(n):
+        words = [(chance.choice(PEOPLE), "B-PER"), (chance.choice(VERBS), "O"), (chance.choice(PLACES), "B-LOC")]
+        words += [(chance.choice(NEUTRAL), "O") for _ in range(chance.choice((0, 1, 14)))]
+        blocks.append("".join(f"{word} {tag}\n" for word, tag in words))
+    path.write_text("\n".join(blocks), encoding="utf-8")
+    return path
+
+
+# Recipes and runs
+
+
+def sections(base: Path, data: Path, task: str = "sequence_classification") -> Sections:
+    """A recipe's sections: 2 epochs of 5 steps over 36 examples, the last batch of 4."""
+    ending = "csv" if task == "sequence_classification" else "conll"
+    return {
+        "model": {"base": str(base), "dtype": "fp32"},
+        "data": {"train": str(data / f"train.{ending}"), "validation": str(data / f"validation.{ending}")},
+        "task": {"name": task} | ({"max_target_length": 12} if task == "text2text_ner" else {}),
+        "lora": {"r": 4, "dropout": DROPOUT},
+        "train": {"epochs": 2, "batch_size": 8, "lr": 2e-2},
+    }
+
+
+def changed(raw: Sections, *words: str) -> Recipe:
+    """The recipe of some sections, changed by key=value words."""
+    return make_recipe(raw, words)
+
+
+def start(recipe: Recipe, folder: Path, report: Report = ignore) -> Run:
+    """A run that is ready for its first step, or for `resume`."""
+    prepared = prepare(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(prepared, folder, report)
+
+
+def fit(recipe: Recipe, folder: Path, report: Report = ignore) -> Result:
+    """Train without the pictures, which take longer than the training."""
+    open_run_folder(folder, None)
+    return start(recipe, folder, report).fit()
+
+
+class Stopped(Exception):
+    """Stands for a kill between two steps."""
+
+
+def stop_after(step: int) -> Report:
+    """A report that ends the run as soon as this step has been done, before anything is saved of it."""
+
+    def report(event: Event) -> None:
+        if getattr(event, "number", None) == step:
+            raise Stopped
+
+    return report
+
+
+def weights(folder: Path) -> bytes:
+    """The bytes of the adapter that a run has left."""
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def values(prepared: Prepared) -> dict[str, torch.Tensor]:
+    """A copy of every parameter by path."""
+    return {name: parameter.detach().clone() for name, parameter in prepared.model.named_parameters()}
+
+
+def without_timings(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "examples_per_s"} for line in lines]

@@ -1,0 +1,97 @@
+"""Labels are found in a fixed order, and those that cannot be learned are refused."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from lorakit.data.example import Example, of_words
+from lorakit.errors import DataError
+from lorakit.recipe import TaskSection
+from lorakit.tasks.registry import KINDS, check_labels, find_labels, make_task, reads_words
+
+WORD_TASKS = [task for task in KINDS if reads_words(task)]
+
+
+def texts(*labels: str) -> list[Example]:
+    return [Example("text", label=label, where=f"a.csv:{line}") for line, label in enumerate(labels, start=2)]
+
+
+def sentences(*tags: str) -> list[Example]:
+    rows = [row.split() for row in tags]
+    return [of_words(["x"] * len(row), row, f"a.conll:{line}") for line, row in enumerate(rows, start=1)]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("0", "1", "2", "10", "11"),
+        ("-10", "-1", "0", "1"),
+        ("1", "2", "10", "a", "b"),
+        ("0", "07", "7", "8"),
+        ("B", "a", "b"),
+        ("1", "-", "--1", "1.5"),
+        ("neg", "pos"),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_are_ordered_numbers_by_value_then_names(labels, seed):
+    shuffled = random.Random(seed).sample(labels * 2, 2 * len(labels))
+    assert find_labels("sequence_classification", texts(*shuffled)) == labels
+
+
+def test_labels_of_words_are_tags_or_types():
+    examples = sentences("O B-PER I-PER", "B-LOC O")
+    assert find_labels("token_classification", examples) == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    assert find_labels("text2text_ner", examples) == ("LOC", "PER")
+
+
+def test_single_label_is_refused():
+    message = "a.csv: every training example has the label 'x'; two labels at least are needed"
+    with pytest.raises(DataError, match="^" + re.escape(message)):
+        find_labels("sequence_classification", texts("x", "x"))
+
+
+@pytest.mark.parametrize("task", WORD_TASKS)
+def test_data_without_an_entity_are_refused(task):
+    with pytest.raises(DataError, match=r"^a\.conll: no entity in the training data: every tag is O"):
+        find_labels(task, sentences("O O", "O"))
+
+
+def test_label_of_validation_alone_is_refused_with_its_line():
+    known = find_labels("sequence_classification", texts("positive", "negative"))
+    message = "a.csv:3: label 'postive' is not in the training data; did you mean 'positive'?"
+    with pytest.raises(DataError, match="^" + re.escape(message)):
+        check_labels("sequence_classification", texts("positive", "postive"), known)
+
+
+@pytest.mark.parametrize("task", WORD_TASKS)
+def test_type_of_validation_alone_is_refused_with_its_line(task):
+    known = find_labels(task, sentences("B-PER B-LOC"))
+    message = "a.conll:2: label 'PERS' is not in the training data; did you mean 'PER'?"
+    with pytest.raises(DataError, match="^" + re.escape(message)):
+        check_labels(task, sentences("O B-PER", "O B-PERS"), known)
+
+
+@pytest.mark.parametrize("task", WORD_TASKS)
+def test_fewer_types_and_inside_tags_pass_the_check(task):
+    check_labels(task, sentences("O I-PER", "O"), find_labels(task, sentences("B-PER B-LOC")))
+
+
+def test_examples_without_a_label_pass_the_check():
+    check_labels("sequence_classification", [Example("text")], ("a", "b"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_task_made_from_a_recipe_has_its_name_kind_and_labels(name, word_pieces):
+    task = make_task(TaskSection(name=name), word_pieces, ("a", "b"), 32)
+    assert (task.name, task.kind, task.labels, task.tokenizer) == (name, KINDS[name], ("a", "b"), word_pieces)
+    assert task.metric == ("entity_f1" if reads_words(name) else "accuracy")
+
+
+def test_knobs_of_text_to_text_reach_the_task(byte_tokenizer):
+    section = TaskSection(name="text2text_ner", prefix="find: ", max_target_length=9)
+    task = make_task(section, byte_tokenizer, ("PER",), 32)
+    assert (task.prefix, task.max_target_length, task.max_length) == ("find: ", 9, 32)

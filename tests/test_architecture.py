@@ -1,0 +1,289 @@
+"""The direction of imports and the size budgets, held as data; a violation is a failed test that names the place."""
+
+from __future__ import annotations
+
+import ast
+import io
+import statistics
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import lorakit
+
+PACKAGE = Path(lorakit.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Which parts of the package each part may import; itself always, and the root for its version.
+ALLOWED: Mapping[str, frozenset[str]] = {
+    "errors": frozenset(),
+    "lora": frozenset({"errors"}),
+    "recipe": frozenset({"errors", "lora"}),
+    "models": frozenset({"errors", "lora", "recipe"}),
+    "data": frozenset({"errors", "lora", "recipe"}),
+    "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
+    "engine": frozenset({"errors", "lora", "recipe", "models", "data", "tasks"}),
+    "app": frozenset({"errors", "lora", "recipe", "models", "data", "tasks", "engine"}),
+    "": frozenset({"app", "engine"}),  # the root's two verbs, imported when they are first used
+    "__main__": frozenset({"app"}),
+}
+# Libraries that one file alone may import (imports of types under TYPE_CHECKING are free).
+OWNERS = {"transformers": "models.py", "huggingface_hub": "models.py", "datasets": "data/hub.py"}
+NEVER = {"peft", "accelerate", "lightning", "pytorch_lightning"}
+LORA_NEEDS = {"torch", "safetensors", "lorakit"}
+VAGUE = {"utils", "util", "helpers", "common", "misc"}
+
+MEDIAN, USUAL, LONGEST_FUNCTION, LONGEST_FILE = 8, 25, 60, 400  # code lines; the last one all lines
+USUAL_SHARE = 0.9
+POSITIONAL, PARAMETERS = 6, 8
+
+
+class Import(NamedTuple):
+    """One imported name: the dotted module, and what is taken from it ('' for the module itself)."""
+
+    module: str
+    name: str
+    line: int
+
+
+def imports(tree: ast.Module) -> Iterator[Import]:
+    """Every import of a file, inside functions too; those under TYPE_CHECKING left out."""
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, "", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (Import("." * node.level + (node.module or ""), alias.name, node.lineno) for alias in node.names)
+
+
+def part_of(relative: Path) -> str:
+    """The part of the package that a file belongs to: its first folder, or its own name at the top."""
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem.replace("__init__", "")
+
+
+def violations(package: Path) -> list[str]:
+    """Every import in a package folder that the tables above do not allow."""
+    found: list[str] = []
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        for entry in imports(ast.parse(path.read_text(encoding="utf-8"))):
+            if reason := _reason(relative, entry):
+                found.append(f"{relative.as_posix()}:{entry.line}: {reason}")
+    return found
+
+
+def _reason(relative: Path, entry: Import) -> str:
+    part, top = part_of(relative), entry.module.split(".")[0]
+    if entry.module.startswith("."):
+        return "relative import"
+    if top in NEVER or (top == "transformers" and entry.name == "Trainer"):
+        return f"{top} is never imported"
+    if OWNERS.get(top, relative.as_posix()) != relative.as_posix():
+        return f"{top} belongs to {OWNERS[top]}"
+    if part == "lora" and top not in LORA_NEEDS | sys.stdlib_module_names:
+        return f"lora/ does without {top}"
+    if top == "lorakit" and (other := _part_named(entry)) not in ALLOWED[part] | {part, ""}:
+        return f"{part or 'the root'} may not import {other}"
+    return ""
+
+
+def _part_named(entry: Import) -> str:
+    dotted = [*entry.module.split("."), entry.name]
+    return dotted[1] if dotted[1] in ALLOWED else ""
+
+
+def cycle(package: Path) -> list[str]:
+    """The modules of an import cycle, or nothing. The root, which imports lazily, is left out."""
+    names = {_dotted(path, package): path for path in package.rglob("*.py")}
+    graph = {
+        name: {
+            target
+            for entry in imports(ast.parse(path.read_text(encoding="utf-8")))
+            for target in _targets(entry, names)
+        }
+        for name, path in names.items()
+        if name != package.name
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as err:
+        return list(err.args[1])
+    return []
+
+
+def _dotted(path: Path, package: Path) -> str:
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _targets(entry: Import, names: Mapping[str, Path]) -> set[str]:
+    inner = f"{entry.module}.{entry.name}"
+    return {inner} if inner in names else {entry.module} & names.keys()
+
+
+class Function(NamedTuple):
+    """The size of one function: lines with code in them, docstring and comments left out."""
+
+    place: str
+    lines: int
+    positional: int
+    parameters: int
+
+
+def functions(path: Path) -> Iterator[Function]:
+    """The functions and methods of a file."""
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    code = _code_lines(source) - _docstring_lines(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            lines = sum(node.lineno <= line <= (node.end_lineno or 0) for line in code)
+            positional = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")]
+            yield Function(
+                f"{path.relative_to(PACKAGE.parent)}:{node.lineno} {node.name}",
+                lines,
+                len(positional),
+                len(positional) + len(node.args.kwonlyargs),
+            )
+
+
+def _code_lines(source: str) -> set[int]:
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {line for t in tokens if t.type not in layout for line in range(t.start[0], t.end[0] + 1)}
+
+
+def _docstring_lines(tree: ast.Module) -> set[int]:
+    owners = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    strings = [n.body[0] for n in owners if ast.get_docstring(n) is not None]
+    return {line for s in strings for line in range(s.lineno, (s.end_lineno or 0) + 1)}
+
+
+# The package
+
+
+def test_imports_point_down_only() -> None:
+    assert violations(PACKAGE) == []
+
+
+def test_imports_make_no_cycle() -> None:
+    assert cycle(PACKAGE) == []
+
+
+def test_modules_have_telling_names() -> None:
+    assert [str(path) for path in FILES if path.stem in VAGUE or path.parent.name in VAGUE] == []
+
+
+def test_table_has_every_part_of_the_package() -> None:
+    assert {part_of(path.relative_to(PACKAGE)) for path in FILES} == set(ALLOWED)
+
+
+def test_functions_are_short() -> None:
+    sizes = sorted((f.lines, f.place) for path in FILES for f in functions(path))
+    lines = [size for size, _ in sizes]
+    assert statistics.median(lines) <= MEDIAN
+    assert sum(size <= USUAL for size in lines) >= USUAL_SHARE * len(lines), sizes[-10:]
+    assert [entry for entry in sizes if entry[0] > LONGEST_FUNCTION] == []
+
+
+def test_functions_have_few_parameters() -> None:
+    every = [f for path in FILES for f in functions(path)]
+    assert [f for f in every if f.positional > POSITIONAL or f.parameters > PARAMETERS] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_file_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+# The checks themselves
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "reason"),
+    [
+        ("lora/layer.py", "from lorakit.engine.fit import Run", "lora may not import engine"),
+        ("data/read.py", "from lorakit.models import find", "data may not import models"),
+        ("models.py", "import lorakit.data.read", "models may not import data"),
+        ("engine/fit.py", "def f():\n    from lorakit.app import cli", "engine may not import app"),
+        ("engine/fit.py", "from lorakit import app", "engine may not import app"),
+        ("errors.py", "import lorakit.lora", "errors may not import lora"),
+        ("engine/fit.py", "from transformers import AutoModel", "transformers belongs to models.py"),
+        ("tasks/base.py", "import datasets", "datasets belongs to data/hub.py"),
+        ("models.py", "from transformers import Trainer", "transformers is never imported"),
+        ("app/cli.py", "import peft.tuners", "peft is never imported"),
+        ("lora/layer.py", "import numpy as np", "lora/ does without numpy"),
+        ("lora/layer.py", "from .config import LoraConfig", "relative import"),
+    ],
+)
+def test_violations_finds_a_forbidden_import(tmp_path: Path, file: str, source: str, reason: str) -> None:
+    place = tmp_path / "lorakit" / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(source)
+    assert violations(tmp_path / "lorakit") == [f"{file}:{source.count(chr(10)) + 1}: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("models.py", "def f():\n    import transformers"),
+        ("tasks/base.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from transformers import X"),
+        ("engine/fit.py", "from lorakit.lora import merge\nimport torch, json"),
+        ("models.py", "import lorakit\nfrom lorakit import __version__"),
+    ],
+)
+def test_violations_lets_an_allowed_import_pass(tmp_path: Path, file: str, source: str) -> None:
+    place = tmp_path / "lorakit" / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(source)
+    assert violations(tmp_path / "lorakit") == []
+
+
+def test_cycle_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "lorakit"
+    package.mkdir()
+    (package / "a.py").write_text("from lorakit import b")
+    (package / "b.py").write_text("def f():\n    import lorakit.a")
+    assert set(cycle(package)) == {"lorakit.a", "lorakit.b"}
+
+
+def test_function_size_leaves_docstring_and_comments_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    path = tmp_path / "m.py"
+    path.write_text('def f(a, *, b):\n    """One.\n\n    Two."""\n\n    # three\n    return (\n        a\n    )\n')
+    (found,) = functions(path)
+    assert found[1:] == (4, 1, 2)
+
+
+# What a fresh interpreter loads
+
+
+def loaded(code: str, names: set[str]) -> set[str]:
+    """Those of the named modules that a fresh interpreter has loaded after running the code."""
+    script = f"import sys\n{code}\nprint(' '.join({names!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_lora_needs_torch_and_safetensors_alone() -> None:
+    heavy = {"transformers", "datasets", "pydantic", "click", "rich", "pyarrow", "sklearn", "matplotlib", "peft"}
+    assert loaded("import lorakit.lora", heavy | {"torch", "safetensors"}) == {"torch", "safetensors"}
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "from lorakit.app.cli import main\nmain(['--help'])"
+    assert loaded(code, {"torch", "transformers", "pydantic", "numpy", "lorakit.app.cli"}) == {"lorakit.app.cli"}
