@@ -342,6 +342,13 @@ def test_prepare_holds_out_a_share_by_seed(raw: Sections) -> None:
     assert any(isinstance(note, Note) and "9 examples (25%) are held out" in note.text for note in notes)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_prepare_knows_a_rare_label_wherever_the_split_puts_it(raw: Sections, tmp_path: Path, seed: int) -> None:
+    (tmp_path / "rare.csv").write_text("text,label\na,good\nb,good\nthe,bad\nfilm,fair\n")
+    recipe = {**raw, "data": {"train": str(tmp_path / "rare.csv"), "validation_share": 0.5}}
+    assert prepare(changed(recipe, f"train.seed={seed}")).task.labels == ("bad", "fair", "good")
+
+
 @pytest.mark.parametrize(
     ("word", "error", "message"),
     [
