@@ -18,7 +18,7 @@ from lorakit.app.api import default_folder
 from lorakit.models import find
 from lorakit.recipe import known_keys, make_recipe, read_recipe
 from tests.app.conftest import Cli
-from tests.runs import Sections, changed, sections
+from tests.runs import Sections, changed, sections, write_reviews
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.toml"))
 FAST = ("model.dtype=fp32", "train.epochs=1", "train.batch_size=12", "train.lr=0.02")
@@ -79,6 +79,16 @@ def test_train_refuses_to_resume_another_recipe(cli: Cli, bert_run: Path) -> Non
     assert code == 2
     assert "error: --resume: the recipe changed" in err
     assert "now 'lr = 0.5'" in err
+
+
+def test_train_refuses_to_resume_on_data_that_changed_by_a_byte(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    data = write_reviews(tmp_path / "mine.csv", n=12)
+    words = ("train", "mine.csv", "--model", bert, *FAST, "output.dir=run")
+    assert cli(*words).code == 0
+    data.write_text(data.read_text().replace("film", "fiim", 1))
+    code, _, err = cli(*words, "--resume", "auto")
+    assert code == 2
+    assert "error: --resume: the data changed since the checkpoint was written: the sha256 of mine.csv differs" in err
 
 
 @pytest.mark.parametrize(
