@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lorakit.errors import ModelError, did_you_mean
@@ -229,7 +230,7 @@ def _model(folder: Path, name: str, kind: Kind, config: Any, seed: int) -> tuple
             model, info = auto.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as err:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as err:
             raise ModelError(
                 f"model.base = {name!r} cannot be loaded by {kind.auto_class}: {_first_line(err)}"
             ) from err

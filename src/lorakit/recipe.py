@@ -167,7 +167,9 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
     for word in overrides:
         key, value = _split_override(word)
         section, _, name = key.partition(".")
-        if not isinstance(merged.setdefault(section, {}), dict):
+        if section not in merged:
+            merged[section], words[section] = {}, word
+        if not isinstance(merged[section], dict):
             raise ConfigError(f"{where}: {section} is no table")
         merged[section][name] = value
         words[key] = word

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorakit.engine.checkpoint import atomic_folder
 from lorakit.engine.prepare import Prepared
+from lorakit.engine.runtime import DTYPES
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, save_tokenizer, versions
@@ -90,6 +91,8 @@ def read_side(folder: Path) -> Side:
             raise AdapterError(
                 f"{path}: format {raw['format']} was written by a newer lorakit; this one reads {FORMAT}"
             )
+        if raw["dtype"] not in DTYPES:
+            raise ValueError(f"dtype = {raw['dtype']!r}")
         return Side(
             task=TaskSection.model_validate(raw["task"]),
             labels=tuple(raw["labels"]),

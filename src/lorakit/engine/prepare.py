@@ -58,7 +58,8 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
         LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
     """
     examples, fingerprints = read_parts(recipe, report)
-    labels = find_labels(recipe.task.name, examples["train"])
+    held_out = examples["validation"] if recipe.data.validation is None else ()
+    labels = find_labels(recipe.task.name, (*examples["train"], *held_out))  # a rare one may be held out by chance
     for part in examples.values():
         check_labels(recipe.task.name, part, labels)
     base = load_base(

@@ -1,0 +1,352 @@
+"""The command line: every command once on a real tiny model, with what it prints and what it leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import transformers
+
+import lorakit
+from lorakit.app import quickstart
+from lorakit.app.api import default_folder
+from lorakit.models import find
+from lorakit.recipe import known_keys, make_recipe, read_recipe
+from tests.app.conftest import Cli
+from tests.runs import Sections, changed, sections, write_reviews
+
+RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.toml"))
+FAST = ("model.dtype=fp32", "train.epochs=1", "train.batch_size=12", "train.lr=0.02")
+COMMANDS = ("train", "evaluate", "predict", "inspect", "merge", "quickstart")
+
+
+def parsed(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def written(path: Path, raw: Sections, *words: str) -> Path:
+    path.write_text(changed(raw, *words).to_toml(), encoding="utf-8")
+    return path
+
+
+# train
+
+
+def test_train_recipe_takes_changes_and_names_the_run_after_itself(
+    cli: Cli, bert: Path, files: Path, tmp_path: Path
+) -> None:
+    written(tmp_path / "small.toml", sections(bert, files))
+    code, out, err = cli("train", "small.toml", *FAST, "lora.target_modules=query,value", "train.seed=4")
+    assert (code, "Traceback" in err) == (0, False)
+    folder = tmp_path / "runs" / "small"
+    recipe = read_recipe(folder / "recipe.toml")
+    assert (recipe.train.seed, recipe.lora.target_modules) == (4, ("query", "value"))
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    assert f"accuracy           {scores['accuracy']:.4f}" in out
+    counts = scores["parameters"]
+    assert f"trained {counts['trainable']:,} of {counts['total']:,} parameters" in out
+    assert out.splitlines()[-1] == f"run folder: {Path('runs') / 'small'}"
+    assert f"validation accuracy {scores['accuracy']:.4f}  (best so far)" in err
+
+
+def test_train_data_prints_json_alone_on_stdout(cli: Cli, bert: Path, files: Path, tmp_path: Path) -> None:
+    code, out, err = cli("train", files / "train.csv", "--model", bert, "--json", *FAST)
+    assert code == 0
+    scores = json.loads(out)
+    assert scores["run"] == str(Path("runs") / "train")
+    assert {"accuracy", "macro_f1", "parameters"} <= scores.keys()
+    assert "text is column 'text'" in err
+    assert "held out of training, chosen by seed 0" in err
+
+
+def test_train_resumes_a_run_to_the_same_end(cli: Cli, bert: Path, files: Path, tmp_path: Path) -> None:
+    words = ("train", files / "train.csv", "--model", bert, *FAST, "output.dir=run")
+    assert cli(*words).code == 0
+    before = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+    code, _, err = cli(*words, "--resume", "auto")
+    assert code == 0
+    assert "resumed after step 3" in err
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_train_refuses_to_resume_another_recipe(cli: Cli, bert_run: Path) -> None:
+    code, _, err = cli("train", bert_run / "recipe.toml", "train.lr=0.5", "--resume", "auto")
+    assert code == 2
+    assert "error: --resume: the recipe changed" in err
+    assert "now 'lr = 0.5'" in err
+
+
+def test_train_refuses_to_resume_on_data_that_changed_by_a_byte(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    data = write_reviews(tmp_path / "mine.csv", n=12)
+    words = ("train", "mine.csv", "--model", bert, *FAST, "output.dir=run")
+    assert cli(*words).code == 0
+    data.write_text(data.read_text().replace("film", "fiim", 1))
+    code, _, err = cli(*words, "--resume", "auto")
+    assert code == 2
+    assert "error: --resume: the data changed since the checkpoint was written: the sha256 of mine.csv differs" in err
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options", "task"),
+    [
+        ("bert", "train.csv", (), "sequence_classification"),
+        ("roberta", "train.conll", (), "token_classification"),
+        ("t5", "train.conll", (), "text2text_ner"),
+        ("roberta", "train.conll", ("--task", "ner"), "token_classification"),
+        ("t5", "train.conll", ("--task", "text2text"), "text2text_ner"),
+    ],
+)
+def test_dry_run_tells_the_task_from_the_data_and_writes_nothing(
+    cli: Cli,
+    request: pytest.FixtureRequest,
+    files: Path,
+    tmp_path: Path,
+    model: str,
+    data: str,
+    options: tuple[str, ...],
+    task: str,
+) -> None:
+    base = request.getfixturevalue(model)
+    code, out, _ = cli("train", files / data, "--model", base, *options, "--dry-run", "model.dtype=fp32")
+    assert code == 0
+    assert f'name = "{task}"' in out
+    assert "parameters: " in out
+    assert "steps: 3 (1 an epoch), base in float32" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_lists_each_target(cli: Cli, bert: Path, files: Path) -> None:
+    code, out, _ = cli(
+        "train", files / "train.csv", "--model", bert, "--dry-run", "lora.target_modules=query", "lora.r=3"
+    )
+    rows = [line.split() for line in out.splitlines() if line.startswith("bert.encoder")]
+    assert code == 0
+    assert rows == [[f"bert.encoder.layer.{i}.attention.self.query", "query", "3", "16", "96"] for i in (0, 1)]
+
+
+# evaluate
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "metric"),
+    [
+        ("bert_run", "validation.csv", "accuracy"),
+        ("tagger_run", "validation.conll", "entity_f1"),
+        ("t5_run", "validation.conll", "entity_f1"),
+    ],
+)
+def test_evaluate_prints_the_scores_of_training(
+    cli: Cli, request: pytest.FixtureRequest, files: Path, name: str, data: str, metric: str
+) -> None:
+    run = request.getfixturevalue(name)
+    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    code, out, _ = cli("evaluate", run, files / data, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found == {key: scores[key] for key in found}
+    assert f"{metric:<18} {found[metric]:.4f}" in cli("evaluate", run / "adapter", files / data).out
+
+
+def test_evaluate_takes_columns_by_name(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("review,text,verdict\na superb film,1,good\nstale,2,bad\n")
+    usual = "text,label\na superb film,good\nstale,bad\n"
+    (tmp_path / "usual.csv").write_text(usual)
+    odd = cli("evaluate", bert_run, "odd.csv", "--text", "review", "--label", "verdict", "--json")
+    assert json.loads(odd.out) == json.loads(cli("evaluate", bert_run, "usual.csv", "--json").out)
+
+
+def test_evaluate_takes_the_pair_of_a_run_trained_on_pairs(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    rows = [
+        f"the film was {w},the plot was {v},{'same' if w == v else 'other'}"
+        for w in ("superb", "stale")
+        for v in ("superb", "stale")
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(["sentence1,sentence2,label", *rows]) + "\n")
+    words = ("data.pair=sentence2", "data.validation=pairs.csv", "output.dir=run", "--json")
+    trained = json.loads(cli("train", "pairs.csv", "--model", bert, *FAST, *words).out)
+    found = json.loads(cli("evaluate", "run", "pairs.csv", "--pair", "sentence2", "--json").out)
+    assert found == {key: trained[key] for key in found}
+    lines = parsed((tmp_path / "run" / "predictions.jsonl").read_text())
+    assert [(line["text"], line["pair"]) for line in lines] == [tuple(row.split(",")[:2]) for row in rows]
+
+
+# predict
+
+
+def test_predict_answers_words_in_order(cli: Cli, bert_run: Path) -> None:
+    texts = ["the film was superb", "stale", "a rather lovely scene"]
+    code, out, err = cli("predict", bert_run, *texts)
+    answers = parsed(out)
+    assert (code, err) == (0, "")
+    assert [answer["text"] for answer in answers] == texts
+    assert all(list(answer) == ["text", "label", "score", "probabilities"] for answer in answers)
+    assert all(set(answer["probabilities"]) == {"good", "bad"} for answer in answers)
+
+
+@pytest.mark.parametrize("name", ["tagger_run", "t5_run"])
+def test_predict_finds_entities(cli: Cli, request: pytest.FixtureRequest, name: str) -> None:
+    code, out, _ = cli("predict", request.getfixturevalue(name), "Ada visited Oslo.", "the plot")
+    assert code == 0
+    answers = parsed(out)
+    assert [answer["text"] for answer in answers] == ["Ada visited Oslo.", "the plot"]
+    for answer in answers:
+        for entity in answer["entities"]:
+            assert list(entity) == ["entity_group", "word", "start", "end", "score"]
+            assert answer["text"][entity["start"] : entity["end"]] == entity["word"]
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+def test_predict_answers_a_file_in_order(cli: Cli, bert_run: Path, tmp_path: Path, ending: str) -> None:
+    texts = [f"the film {i} was {'superb' * (i % 3)}." for i in range(70)]
+    content = {
+        "txt": "\n".join(texts) + "\n",
+        "csv": "\n".join(["id,text", *(f"{i},{text}" for i, text in enumerate(texts))]) + "\n",
+        "jsonl": "".join(json.dumps({"text": text, "label": None}) + "\n" for text in texts),
+    }
+    (tmp_path / f"in.{ending}").write_text(content[ending])
+    code, out, _ = cli("predict", bert_run, "--file", f"in.{ending}", "--out", "answers.jsonl")
+    assert (code, out) == (0, "")
+    answers = parsed((tmp_path / "answers.jsonl").read_text(encoding="utf-8"))
+    assert [answer["text"] for answer in answers] == texts
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", f"in.{ending}"]
+
+
+# inspect and merge
+
+
+def test_inspect_model_lists_the_names_of_its_layers(cli: Cli, bert: Path) -> None:
+    code, out, _ = cli("inspect", bert)
+    assert code == 0
+    assert {"query", "key", "value", "dense", "classifier"} <= {line.split()[0] for line in out.splitlines()[1:]}
+
+
+@pytest.mark.parametrize("name", ["bert_run", "tagger_run", "t5_run"])
+def test_inspect_run_tells_what_it_holds(cli: Cli, request: pytest.FixtureRequest, name: str) -> None:
+    run = request.getfixturevalue(name)
+    recipe = read_recipe(run / "recipe.toml")
+    code, out, _ = cli("inspect", run)
+    assert code == 0
+    assert f"task: {recipe.task.name}" in out
+    assert f"base: {recipe.model.base}, sha256 " in out
+    assert "adapter: r 4, alpha 16" in out
+
+
+def test_inspect_recipe_shows_the_resolved_recipe_and_its_targets(
+    cli: Cli, bert: Path, files: Path, tmp_path: Path
+) -> None:
+    written(tmp_path / "small.toml", sections(bert, files))
+    code, out, _ = cli("inspect", "small.toml", "lora.r=2")
+    assert code == 0
+    assert "r = 2\n" in out
+    assert "trained in full: classifier, bert.pooler.dense" in out
+    assert sum(line.startswith("bert.encoder.layer.") for line in out.splitlines()) == 12
+
+
+def test_merge_writes_a_plain_model(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("merge", bert_run, "--out", "merged")
+    assert (code, out) == (0, "merged model: merged\n")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert set(model.config.label2id) == {"good", "bad"}
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+# The rest
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    code, out, _ = cli("--help")
+    assert code == 0
+    assert all(f"\n  {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_describes_its_options(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert out.startswith(f"Usage: lorakit {command} ")
+
+
+def test_no_command_shows_the_help(cli: Cli) -> None:
+    code, _, err = cli()
+    assert code == 2
+    assert err.startswith("Usage: lorakit ")
+
+
+def test_version_is_the_package_s(cli: Cli) -> None:
+    assert lorakit.__version__ in cli("--version").out
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_recipe_of_the_repository_parses(recipe: Path) -> None:
+    resolved = read_recipe(recipe)
+    assert make_recipe(resolved.model_dump()) == resolved
+
+
+def test_known_keys_are_those_of_a_resolved_recipe() -> None:
+    resolved = make_recipe({"model": {"base": "x"}}).model_dump()
+    assert known_keys() == [f"{section}.{key}" for section, table in resolved.items() for key in table]
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [("a/reviews.csv", "reviews"), ("glue:sst2#train", "glue-sst2"), ("o/name@v1", "name-v1"), ("folder/", "folder")],
+)
+def test_default_folder_is_named_after_the_data(source: str, folder: str) -> None:
+    assert default_folder(make_recipe({"model": {"base": "x"}, "data": {"train": source}})) == Path("runs") / folder
+
+
+def test_train_from_python_and_load(bert: Path, files: Path, tmp_path: Path) -> None:
+    raw = sections(bert, files)
+    raw["train"]["max_steps"] = 1
+    result = lorakit.train(**raw, output={"dir": str(tmp_path / "run")})
+    (answer,) = lorakit.load(result.folder).predict(["a superb film"])
+    assert answer["label"] in ("good", "bad")
+
+
+def test_quickstart_trains_and_answers(
+    cli: Cli, bert: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, base in (("SENTIMENT", bert), ("ENTITIES", roberta)):
+        raw = getattr(quickstart, name)
+        tiny = {"model": {"base": str(base), "dtype": "fp32"}, "train": {**raw["train"], "max_steps": 1}}
+        monkeypatch.setattr(quickstart, name, {**raw, **tiny})
+    code, out, _ = cli("quickstart", "--out", "there")
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["quickstart-ner", "quickstart-sentiment"]
+    assert all(text in out for text in (*quickstart.UNSEEN_REVIEWS, *quickstart.UNSEEN_SENTENCES))
+    assert out.count("Open next:") == 2
+
+
+def test_second_quickstart_takes_the_next_free_name(tmp_path: Path) -> None:
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q-2").mkdir()
+    assert quickstart._free(tmp_path / "new") == tmp_path / "new"
+    assert quickstart._free(tmp_path / "q") == tmp_path / "q-3"
+
+
+def test_module_runs_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lorakit", "train", "nowhere.csv", "--model", "minilm"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: nowhere.csv: no such file")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_pipe_that_closes_early_is_no_failure(cli: Cli, bert_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **options: object) -> None:
+        raise BrokenPipeError
+
+    errors = io.StringIO()
+    monkeypatch.setattr(click, "echo", closed)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert cli("inspect", bert_run).code == 0
+    assert errors.closed  # so that the interpreter does not complain at its end
+
+
+def test_find_knows_a_folder(bert: Path) -> None:
+    assert find(str(bert)) == bert

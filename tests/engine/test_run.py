@@ -1,0 +1,368 @@
+"""One run: what each method trains, which checkpoint is kept, what the run folder holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lorakit.engine.events import Evaluated, Event, Note, Started
+from lorakit.engine.fit import SAMPLES
+from lorakit.engine.prepare import prepare
+from lorakit.engine.train import Step
+from lorakit.errors import ConfigError, DataError, ModelError, NumericsError
+from lorakit.lora import count_parameters
+from lorakit.recipe import Recipe, read_recipe
+from lorakit.tasks.sequence_classification import SequenceClassification
+from tests.runs import Sections, changed, fit, sections, start, values, weights
+
+
+def scores_of(folder: Path) -> dict:
+    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def raw(bert: Path, files: Path) -> Sections:
+    return sections(bert, files)
+
+
+# Seeds
+
+
+def test_same_seed_gives_the_same_adapter(raw: Sections, tmp_path: Path) -> None:
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        fit(changed(raw, f"train.seed={seed}"), tmp_path / name)
+    assert weights(tmp_path / "first") == weights(tmp_path / "again")
+    assert weights(tmp_path / "first") != weights(tmp_path / "other")
+
+
+def test_what_ran_before_does_not_matter(raw: Sections, tmp_path: Path) -> None:
+    fit(changed(raw), tmp_path / "first")
+    torch.manual_seed(99)
+    fit(changed(raw), tmp_path / "second")
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+
+
+# Methods
+
+
+def trained(raw: Sections, folder: Path, *words: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every parameter before and after a run."""
+    run = start(changed(raw, *words), folder)
+    before = values(run.prepared)
+    run.fit()
+    return before, values(run.prepared)
+
+
+HEAD = ("classifier.adapters", "bert.pooler.dense.adapters")
+LEARNS: dict[str, Callable[[str], bool]] = {
+    "lora": lambda path: "lora_" in path or path.startswith(HEAD),
+    "head": lambda path: path.startswith(HEAD),
+    "full": lambda path: True,
+}
+CONSTANT = ("key.bias", "position_embeddings.weight", "word_embeddings.weight")  # softmax ignores a key's bias
+
+
+@pytest.mark.parametrize("method", LEARNS)
+def test_method_trains_its_part_and_leaves_all_else_bit_identical(raw: Sections, tmp_path: Path, method: str) -> None:
+    before, after = trained(raw, tmp_path, f"train.method={method}")
+    moved = {path for path in before if not torch.equal(before[path], after[path])}
+    should = {path for path in before if LEARNS[method](path)}
+    assert moved <= should
+    assert {path for path in should - moved if not path.endswith(CONSTANT)} == set()
+
+
+@pytest.mark.parametrize("method", LEARNS)
+def test_parameter_counts_are_those_of_the_trainable_tensors(raw: Sections, tmp_path: Path, method: str) -> None:
+    prepared = prepare(changed(raw, f"train.method={method}"))
+    trainable = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+    counts = prepared.parameters
+    assert counts.trainable == counts.lora + counts.saved == trainable
+    assert (counts.lora > 0) == (method == "lora")
+    assert (counts.total == trainable) == (method == "full")
+    assert counts.total - counts.lora == prepare(changed(raw, "train.method=full")).parameters.total
+
+
+def test_lora_start_equals_the_base_model(raw: Sections) -> None:
+    """Before the first step the adapted model gives the very numbers that full fine-tuning starts from."""
+    models = [prepare(changed(raw, f"train.method={method}")) for method in ("lora", "full")]
+    batch = models[0].task.collate(models[0].parts["train"].items[:4])
+    with torch.no_grad():
+        first, second = (p.task.predict(p.model.eval(), batch) for p in models)
+    assert first == second
+
+
+def test_dropout_of_the_base_is_settable(raw: Sections) -> None:
+    rates = {
+        m.p for m in prepare(changed(raw, "model.dropout=0.25")).model.modules() if isinstance(m, torch.nn.Dropout)
+    }
+    assert rates == {0.25, raw["lora"]["dropout"]}
+
+
+def test_bf16_base_keeps_what_is_trained_in_fp32(raw: Sections, tmp_path: Path) -> None:
+    run = start(changed(raw, "model.dtype=bf16"), tmp_path)
+    dtypes = {p.requires_grad: p.dtype for p in run.prepared.model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    assert run.fit().scores["dtype"] == "bfloat16"
+    assert {t.dtype for t in load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+# The best checkpoint
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
+    """Let the evaluations of a run come out as written here."""
+    coming = iter(accuracies)
+    monkeypatch.setattr(SequenceClassification, "score", lambda *_: {"accuracy": next(coming)})
+
+
+def run_with(raw: Sections, folder: Path, *words: str) -> tuple[list[Event], dict[int, dict[str, Tensor]]]:
+    """The events of a run, and the trained parameters after each step."""
+    events: list[Event] = []
+    after: dict[int, dict[str, Tensor]] = {}
+
+    def report(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Step):
+            after[event.number] = values(run.prepared)
+
+    run = start(changed(raw, *words), folder, report)
+    run.fit()
+    after[0] = values(run.prepared)
+    return events, after
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ([0.1, 0.9, 0.5, 0.2, 0.3], 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], 1),
+        ([0.1, 0.2, 0.3, 0.4, 0.6], 5),
+        ([0, 0, 0, 0, 0], 1),
+    ],
+    ids=["a peak", "ties go to the earliest", "the last", "nothing right"],
+)
+def test_best_checkpoint_is_kept(
+    raw: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], best: int
+) -> None:
+    scripted(monkeypatch, [*map(float, accuracies), 1.0])  # the last one is the final scoring of the best
+    events, after = run_with(raw, tmp_path, "train.eval_every=1", "train.max_steps=5")
+    assert [e.step for e in events if isinstance(e, Evaluated) and e.is_best][-1] == best
+    assert scores_of(tmp_path)["best_step"] == best
+    assert scores_of(tmp_path)["last"] == {"accuracy": accuracies[-1]}
+    assert all(torch.equal(after[0][name], value) for name, value in after[best].items())
+    on_disk = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    path = "classifier.adapters.default.weight"
+    assert torch.equal(on_disk["base_model.model.classifier.weight"], after[best][path])
+
+
+def test_patience_stops_early(raw: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.3, 0.6, 0.6, 0.5, 1.0])
+    events, _ = run_with(raw, tmp_path, "train.eval_every=1", "train.patience=2")
+    assert max(e.number for e in events if isinstance(e, Step)) == 4
+    assert any(isinstance(e, Note) and "stopped at step 4" in e.text for e in events)
+    assert scores_of(tmp_path)["best_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        ((), [5, 10]),
+        (("train.eval_every=4",), [4, 8, 10]),
+        (("train.max_steps=7",), [5, 7]),
+        (("train.max_steps=3", "train.eval_every=3"), [3]),
+    ],
+    ids=["each epoch", "eval_every and the end", "max_steps", "once"],
+)
+def test_evaluations_come_when_they_are_due(
+    raw: Sections, tmp_path: Path, words: tuple[str, ...], steps: list[int]
+) -> None:
+    events, _ = run_with(raw, tmp_path, *words)
+    assert [e.step for e in events if isinstance(e, Evaluated)] == steps
+    assert next(e for e in events if isinstance(e, Started)) == Started(steps[-1], 0, "accuracy")
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl") if "validation" in line] == steps
+
+
+# Numbers that are none
+
+
+def assert_finite_on_disk(folder: Path) -> None:
+    for path in folder.rglob("*.safetensors"):
+        assert all(t.isfinite().all() for t in load_file(path).values() if t.is_floating_point()), path
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]:
+        assert not any(word in path.read_text() for word in ("NaN", "Infinity")), path
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [1, 6])
+def test_non_finite_loss_stops_the_run(
+    raw: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, at: int
+) -> None:
+    loss, calls = SequenceClassification.loss, []
+
+    def spoiled(self: SequenceClassification, model: torch.nn.Module, batch: dict) -> Tensor:
+        calls.append(1)
+        return loss(self, model, batch) * (bad if len(calls) == at else 1)
+
+    monkeypatch.setattr(SequenceClassification, "loss", spoiled)
+    run = start(changed(raw), tmp_path)
+    with pytest.raises(NumericsError, match=rf"step {at}: the loss is (nan|inf).*train\.lr") as caught:
+        run.fit()
+    assert caught.value.exit_code == 4
+    assert all(value.isfinite().all() for value in values(run.prepared).values())
+    assert_finite_on_disk(tmp_path)
+
+
+def test_weights_that_overflow_are_not_written(raw: Sections, tmp_path: Path) -> None:
+    words = ("train.lr=1e38", "train.head_lr=1e39", "train.max_steps=1", "train.warmup=0")
+    with pytest.raises(NumericsError, match=r"step 1: .* is not finite after the update"):
+        fit(changed(raw, *words), tmp_path)
+    assert_finite_on_disk(tmp_path)
+
+
+def test_answers_that_are_no_numbers_are_not_written(raw: Sections, tmp_path: Path) -> None:
+    with pytest.raises(NumericsError, match="not finite"):
+        fit(changed(raw, "train.lr=1e30", "train.max_steps=1", "train.warmup=0"), tmp_path)
+    assert_finite_on_disk(tmp_path)
+    assert not (tmp_path / "scores.json").exists()
+
+
+# The run folder
+
+CONTENT = {
+    "adapter",
+    "architecture.svg",
+    "checkpoints",
+    "loss.png",
+    "metrics.jsonl",
+    "predictions.jsonl",
+    "recipe.toml",
+    "samples.jsonl",
+    "scores.json",
+}
+RUNS = {"bert_run": "accuracy", "tagger_run": "entity_f1", "t5_run": "entity_f1"}
+
+
+@pytest.fixture(params=RUNS)
+def run_and_metric(request: pytest.FixtureRequest) -> tuple[Path, str]:
+    return request.getfixturevalue(request.param), RUNS[request.param]
+
+
+def test_run_folder_is_complete(run_and_metric: tuple[Path, str]) -> None:
+    folder, _ = run_and_metric
+    assert {path.name for path in folder.iterdir()} == CONTENT
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    adapter = {path.name for path in (folder / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "lorakit.json", "tokenizer_config.json"} <= adapter
+    assert "config.json" not in adapter
+
+
+def test_scores_have_the_metric_of_the_best_on_top(run_and_metric: tuple[Path, str]) -> None:
+    folder, metric = run_and_metric
+    scores = scores_of(folder)
+    assert scores["metric"] == metric
+    evaluations = [line for line in read_lines(folder / "metrics.jsonl") if "validation" in line]
+    assert scores[metric] == max(line["validation"][metric] for line in evaluations)
+    assert scores["best_step"] == next(line["step"] for line in reversed(evaluations) if line["is_best"])
+    assert scores["examples"] == {"train": 36, "validation": 12}
+    side = json.loads((folder / "adapter" / "lorakit.json").read_text(encoding="utf-8"))
+    assert side["scores"][metric] == scores[metric]
+
+
+def test_recipe_reads_back_to_the_same_recipe(run_and_metric: tuple[Path, str]) -> None:
+    folder, _ = run_and_metric
+    recipe = read_recipe(folder / "recipe.toml")
+    assert recipe.to_toml() == (folder / "recipe.toml").read_text(encoding="utf-8")
+    assert recipe.output.dir == str(folder)
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+def test_predictions_are_the_validation_examples_in_order(run_and_metric: tuple[Path, str]) -> None:
+    folder, metric = run_and_metric
+    lines = read_lines(folder / "predictions.jsonl")
+    examples = prepare(read_recipe(folder / "recipe.toml")).parts["validation"].examples
+    assert [line["text"] for line in lines] == [example.text for example in examples]
+    assert read_lines(folder / "samples.jsonl") == lines[:SAMPLES]
+    if metric == "accuracy":
+        assert [line["expected"] for line in lines] == [example.label for example in examples]
+        right = sum(line["label"] == line["expected"] for line in lines)
+        assert scores_of(folder)["accuracy"] == right / len(lines)
+
+
+def test_loss_lines_have_what_a_curve_needs(run_and_metric: tuple[Path, str]) -> None:
+    folder, _ = run_and_metric
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert all({"step", "epoch", "loss", "lr", "grad_norm", "examples_per_s"} == set(line) for line in lines)
+
+
+def test_architecture_shows_the_counts_and_the_adapted_places(run_and_metric: tuple[Path, str]) -> None:
+    folder, _ = run_and_metric
+    texts = [node.text or "" for node in ET.parse(folder / "architecture.svg").iter() if node.tag.endswith("text")]
+    prepared = prepare(read_recipe(folder / "recipe.toml"))
+    counts = count_parameters(prepared.model)
+    (summary,) = (text for text in texts if "parameters are trained" in text)
+    assert summary.startswith(f"{counts.trainable:,} of {counts.total:,} parameters")
+    assert f"{counts.lora:,} LoRA, {counts.saved:,} in whole modules" in summary
+    assert sum(text.startswith("r=4 ") for text in texts) == len(prepared.targets)
+
+
+def test_full_fine_tuning_leaves_a_plain_model(raw: Sections, tmp_path: Path) -> None:
+    fit(changed(raw, "train.method=full"), tmp_path)
+    assert not (tmp_path / "adapter").exists()
+    assert {"config.json", "model.safetensors", "lorakit.json"} <= {p.name for p in (tmp_path / "model").iterdir()}
+
+
+def test_test_part_is_scored_at_the_end(raw: Sections, files: Path, tmp_path: Path) -> None:
+    result = fit(changed(raw, f"data.test={files / 'train.csv'}"), tmp_path)
+    assert 0 <= result.scores["test"]["accuracy"] <= 1
+    assert result.scores["examples"]["test"] == result.scores["examples"]["train"]
+
+
+# Refused before anything is written
+
+
+def test_prepare_holds_out_a_share_by_seed(raw: Sections) -> None:
+    recipe = {**raw, "data": {"train": raw["data"]["train"], "validation_share": 0.25}}
+    notes: list[Event] = []
+    first, again, other = (prepare(changed(recipe, f"train.seed={seed}"), notes.append).parts for seed in (1, 1, 2))
+    assert [len(first[name].examples) for name in ("train", "validation")] == [27, 9]
+    assert first["validation"].examples == again["validation"].examples != other["validation"].examples
+    assert any(isinstance(note, Note) and "9 examples (25%) are held out" in note.text for note in notes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prepare_knows_a_rare_label_wherever_the_split_puts_it(raw: Sections, tmp_path: Path, seed: int) -> None:
+    (tmp_path / "rare.csv").write_text("text,label\na,good\nb,good\nthe,bad\nfilm,fair\n")
+    recipe = {**raw, "data": {"train": str(tmp_path / "rare.csv"), "validation_share": 0.5}}
+    assert prepare(changed(recipe, f"train.seed={seed}")).task.labels == ("bad", "fair", "good")
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "message"),
+    [
+        ("data.max_length=500", ConfigError, r"data\.max_length = 500: .* takes 64 tokens at most"),
+        ("lora.r=17", ConfigError, "r = 17 is more than .* smaller side is 16"),
+        ("lora.target_modules=qurey", ConfigError, "nothing matches 'qurey'; did you mean 'query'"),
+        ("data.label=lable", DataError, "data.label = 'lable' is no column; did you mean 'label'"),
+    ],
+)
+def test_prepare_refuses_what_cannot_be_used(raw: Sections, word: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        prepare(changed(raw, word))
+
+
+def test_head_method_needs_a_head(t5: Path, files: Path) -> None:
+    with pytest.raises(ModelError, match="has no head to train"):
+        prepare(changed(sections(t5, files, "text2text_ner"), "train.method=head"))
