@@ -9,19 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import TRANSPOSED, geometry_of, matrix_shape
+from lorakit.lora.header import TensorInfo, read_header
 from lorakit.lora.inject import check_known, insert_adapter
 from lorakit.lora.layer import DoRA, Layer, SavedModule, hosts
 from lorakit.lora.targets import adaptable_layers, has_suffix, saved_modules, select_targets, walk
@@ -30,7 +30,6 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PEFT_VERSION = "0.21.2"  # the version whose format this is
-FLOATS = ("F32", "F16", "BF16")
 
 # Every key that peft 0.21 writes for LoRA, with its default. What we do not implement must have the default.
 DEFAULTS: Mapping[str, Any] = {
@@ -273,19 +272,20 @@ def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
     """
     config, base = read_adapter_config(folder)
     path = folder / WEIGHTS_FILE
-    with _opened(path) as file:
-        config = _as_peft_means(model, config, base, set(file.keys()))
+    header = read_header(path)
+    config = _as_peft_means(model, config, base, header.keys())
     try:
         shapes = _expected_shapes(model, config)
     except ConfigError as err:
         raise AdapterError(f"{folder} does not fit this model: {err}") from err
-    tensors = _checked_tensors(path, shapes)
+    _check_header(path, header, shapes)
+    tensors = _read_tensors(path)
     insert_adapter(model, config, name)
     _assign(model, name, tensors)
     return config
 
 
-def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: set[str]) -> LoraConfig:
+def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: Set[str]) -> LoraConfig:
     """The settings in our stricter reading of names. Nothing is lost: the file's keys must match the result exactly.
 
     peft lists every head name it knows, present or not, and targets that lie in a head; and its `classifier` takes
@@ -308,7 +308,7 @@ def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: s
     return dataclasses.replace(config, modules_to_save=tuple(saved), target_modules=targets)
 
 
-def _in_file(path: str, keys: set[str]) -> bool:
+def _in_file(path: str, keys: Set[str]) -> bool:
     return any(f"{PREFIX}{path}.{key}" in keys for key in ("lora_A.weight", "lora_embedding_A"))
 
 
@@ -327,40 +327,26 @@ def _expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[in
     return shapes
 
 
-def _checked_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read the tensors, after keys, shapes and dtypes in the header were found right."""
-    with _opened(path) as file:
-        _check_header(path, {key: file.get_slice(key) for key in file.keys()}, shapes)  # noqa: SIM118 - no dict
-        tensors = {key: file.get_tensor(key) for key in shapes}
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise AdapterError(f"{path}: {key} holds NaN or infinite values")
-    return tensors
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except FileNotFoundError as err:
-        raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
-    except (SafetensorError, OSError) as err:
-        raise AdapterError(f"{path}: damaged: {err}") from err
-
-
-def _check_header(path: Path, header: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_header(path: Path, header: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for words, keys in (("lacks", shapes.keys() - header.keys()), ("has unexpected", header.keys() - shapes.keys())):
         if keys:
             raise AdapterError(
                 f"{path}: {words} {len(keys)} of {len(shapes)} tensors for this model, first {min(keys)!r}"
             )
     for key, want in shapes.items():
-        have, dtype = tuple(header[key].get_shape()), header[key].get_dtype()
-        if have != want:
+        if (have := header[key].shape) != want:
             raise AdapterError(f"{path}: {key} has shape {have}; this model and these settings need {want}")
-        if dtype not in FLOATS:
-            raise AdapterError(f"{path}: {key} has dtype {dtype}; only {', '.join(FLOATS)} are weights")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as err:
+        raise AdapterError(f"{path}: damaged: {err}") from err
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise AdapterError(f"{path}: {key} holds NaN or infinite values")
+    return tensors
 
 
 @torch.no_grad()

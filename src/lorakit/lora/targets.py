@@ -13,6 +13,8 @@ from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import LINEAR, TRANSPOSED, geometry_of, matrix_shape
 from lorakit.lora.layer import AdapterHost, Layer
 
+MAX_PATTERN = 512  # characters
+NESTED_REPEAT = re.compile(r"[*+}|][^()]*\)[*+{]")  # (...+...)+ and the like, once escapes and sets are taken out
 HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
 
 
@@ -122,6 +124,13 @@ def _near(name: str, layers: Mapping[str, nn.Module]) -> str:
 
 
 def _compiled(key: str, pattern: str) -> re.Pattern[str]:
+    """The compiled pattern. One that could take exponential time is refused: patterns come with strangers' adapters."""
+    if len(pattern) > MAX_PATTERN:
+        raise ConfigError(f"{key}: a pattern of {len(pattern)} characters; {MAX_PATTERN} are the most")
+    if NESTED_REPEAT.search(re.sub(r"\\.|\[[^]]*\]", "x", pattern)):
+        raise ConfigError(
+            f"{key}: {pattern!r} repeats a group that repeats or branches inside, which can take for ever"
+        )
     try:
         return re.compile(pattern)
     except re.error as err:
