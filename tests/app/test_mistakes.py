@@ -74,6 +74,7 @@ MISTAKES = (
     knob("lora.target_modules=query,valeu", "target_modules", "'valeu'", "did you mean 'value'"),
     knob("lora.target_modules=.*qurey", "target_modules", "'.*qurey'", "matches no whole path"),
     knob("lora.target_modules=(", "target_modules", "'('", "no regular expression"),
+    knob("lora.target_modules=[]", "lora.target_modules is empty", "train.method = 'head'"),
     knob("lora.layers_to_transform=7", "layers_to_transform", "7"),
     knob("lora.layers_to_transform=[7]", "layers_to_transform", "block 7", "blocks: 0 to 1"),
     knob('lora.modules_to_save=["clasifier"]', "modules_to_save", "'clasifier'", "did you mean 'classifier'"),
@@ -283,8 +284,14 @@ MISTAKES = (
     Mistake(
         "adapter cut off",
         ("predict", "bad", "a film"),
-        ("bad/adapter_model.safetensors", "damaged"),
+        ("bad/adapter_model.safetensors", "changed since it was written"),
         {"bad/": "{run}/adapter", "bad/adapter_model.safetensors": b"\x08\0\0"},
+    ),
+    Mistake(
+        "adapter settings edited",
+        ("predict", "bad", "a film"),
+        ("bad/adapter_config.json", "changed since it was written"),
+        {"bad/": "{run}/adapter", "bad/adapter_config.json": b'{"peft_type": "LORA", "lora_alpha": 9999}'},
     ),
     Mistake(
         "adapter without config",

@@ -15,6 +15,7 @@ from lorakit.data.hub import read_hub, read_saved
 from lorakit.data.tables import Row, read_csv, read_jsonl, read_label_first, read_parquet
 from lorakit.data.tags import entities, is_tag, to_tags
 from lorakit.data.text import lines_of
+from lorakit.digest import file_sha256
 from lorakit.errors import DataError, did_you_mean
 
 TABLES: Mapping[str, Callable[[Path], Iterator[Row]]] = {
@@ -238,7 +239,7 @@ def _tagged(row: Row, words: Sequence[str], tags: Sequence[str]) -> Example:
 def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
     """sha256 of the file; of the records where there is no single file."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.text, example.pair, example.label, example.tags)).encode())

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.digest import file_sha256
 from lorakit.engine.checkpoint import atomic_folder
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.runtime import DTYPES
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter
+from lorakit.lora.files import CONFIG_FILE, WEIGHTS_FILE
 from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Scores
 
 SIDE_FILE = "lorakit.json"
 FORMAT = 1
+GUARDED = (CONFIG_FILE, WEIGHTS_FILE)  # an edit of alpha, say, changes every answer and no shape
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder
 
 
@@ -45,7 +48,9 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
             info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
             save_adapter(prepared.model, folder, prepared.config, info)
             save_tokenizer(prepared.base.tokenizer, folder)
-        text = json.dumps(_side(prepared, scores), indent=2, sort_keys=True, ensure_ascii=False)
+        side = _side(prepared, scores)
+        side["files"] = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
+        text = json.dumps(side, indent=2, sort_keys=True, ensure_ascii=False)
         (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
     return target
 
@@ -91,6 +96,11 @@ def read_side(folder: Path) -> Side:
             raise AdapterError(
                 f"{path}: format {raw['format']} was written by a newer lorakit; this one reads {FORMAT}"
             )
+        for name, sha256 in raw["files"].items():
+            if file_sha256(folder / name) != sha256:
+                raise AdapterError(
+                    f"{folder / name}: changed since it was written (its sha256 is not the one in {SIDE_FILE})"
+                )
         if raw["dtype"] not in DTYPES:
             raise ValueError(f"dtype = {raw['dtype']!r}")
         return Side(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lorakit.digest import file_sha256
 from lorakit.errors import OutputError
 
 MANIFEST = "manifest.json"
@@ -81,15 +81,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}, place / TENSORS
         )
         (place / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}), encoding="utf-8")
-        sums = {name: _sha256(place / name) for name in (TENSORS, STATE)}
+        sums = {name: file_sha256(place / name) for name in (TENSORS, STATE)}
         (place / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
     for path in _newest_first(folder)[KEEP:]:
         shutil.rmtree(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -116,7 +111,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name in (TENSORS, STATE):
-            if _sha256(path / name) != sums[name]:
+            if file_sha256(path / name) != sums[name]:
                 raise OutputError(f"{path / name}: damaged (its sha256 is not the manifest's)")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         return Checkpoint(state.pop("step"), load_file(path / TENSORS), state)

@@ -141,6 +141,8 @@ def _adapt(recipe: Recipe, base: BaseModel) -> tuple[LoraConfig | None, Sequence
         base.model.requires_grad_(True)
         return None, ()
     config = recipe.lora.config(modules_to_save=base.saved_modules)
+    if method == "lora" and not config.target_modules:
+        raise ConfigError("lora.target_modules is empty; to train the head alone say train.method = 'head'")
     if method == "head":
         if not config.modules_to_save:
             raise ModelError(f"train.method = 'head': {base.name} has no head to train for {recipe.task.name}")
