@@ -1,5 +1,6 @@
 """LoRA over any torch model; needs torch and safetensors alone."""
 
+from lorakit.lora.combine import Combined, combine
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.files import BaseInfo, load_adapter, read_adapter_config, save_adapter
 from lorakit.lora.inject import (
@@ -20,6 +21,7 @@ from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select
 __all__ = [
     "ALL_LINEAR",
     "BaseInfo",
+    "Combined",
     "DoRA",
     "Layer",
     "LoRA",
@@ -33,6 +35,7 @@ __all__ = [
     "adapter_names",
     "adapter_parameters",
     "add_adapter",
+    "combine",
     "count_parameters",
     "delete_adapter",
     "disabled",

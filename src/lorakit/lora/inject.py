@@ -50,8 +50,8 @@ def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 
 
     peft allows such ranks, and an update with a start is saved with twice its rank.
     """
-    _check_new_name(model, name)
-    _check_unmerged(model)
+    check_new_name(model, name)
+    check_unmerged(model)
     targets = select_targets(model, config)
     saved = saved_modules(model, config.modules_to_save)
     _check_savable(model, saved)
@@ -67,7 +67,8 @@ def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 
     return targets
 
 
-def _check_new_name(model: nn.Module, name: str) -> None:
+def check_new_name(model: nn.Module, name: str) -> None:
+    """Raise a ConfigError unless `name` can be given to one more adapter."""
     if not NAME.fullmatch(name):
         raise ConfigError(f"adapter name {name!r}: use letters, digits, '-' and '_', at most 64 of them")
     if hasattr(nn.ModuleDict(), name):
@@ -139,7 +140,7 @@ def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.
 def set_adapter(model: nn.Module, name: str) -> None:
     """Make one adapter serve every row, and it alone trainable."""
     check_known(model, name)
-    _check_unmerged(model)
+    check_unmerged(model)
     for _, host in hosts(model):
         host.routing.use(name)
         for other, part in host.adapters.items():
@@ -149,7 +150,7 @@ def set_adapter(model: nn.Module, name: str) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside this context the model answers as the base model does."""
-    _check_unmerged(model)
+    check_unmerged(model)
     routing = _routing(model)
     if routing is None:
         yield
@@ -165,7 +166,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Take one adapter out; hosts left without any go with it, so that the base model is as it was."""
     check_known(model, name)
-    _check_unmerged(model)
+    check_unmerged(model)
     for _, host in hosts(model, name):
         del host.adapters[name]
         if not host.adapters:
@@ -206,7 +207,8 @@ def check_known(model: nn.Module, name: str) -> None:
         raise AdapterError(f"no adapter {name!r} in this model; {did_you_mean(name, names)}")
 
 
-def _check_unmerged(model: nn.Module) -> None:
+def check_unmerged(model: nn.Module) -> None:
+    """Raise an AdapterError while an adapter is merged, since the base weights are not the base's then."""
     for _, host in hosts(model):
         if host.merged is not None:
             raise AdapterError(f"adapter {host.merged!r} is merged; unmerge it first")

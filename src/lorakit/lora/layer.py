@@ -103,9 +103,9 @@ class DoRA(LoRA):
     def __init__(self, factors: Factors, scaling: float, dropout: float, layer: Layer) -> None:
         super().__init__(factors, scaling, dropout)
         self.register_buffer("base_norm2", layer.matrix().square().sum(1).cpu(), persistent=False)
-        self.magnitude = nn.Parameter(self._row_norms(layer.matrix().cpu()))
+        self.magnitude = nn.Parameter(self.row_norms(layer.matrix().cpu()))
 
-    def _row_norms(self, M: Tensor) -> Tensor:
+    def row_norms(self, M: Tensor) -> Tensor:
         """Row norms of M + s B A by expanding the square, without the (d_out, d_in) product. Shapes: (d_out,)."""
         with torch.no_grad():
             A, B = self.factors()
@@ -115,12 +115,13 @@ class DoRA(LoRA):
             norm2 = self.base_norm2 + 2 * s * (cross * B).sum(1) + s * s * (gram * B).sum(1)
             return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()  # a row of zeros must not divide by zero
 
-    def _gain(self, layer: Layer) -> Tensor:
-        return self.magnitude / self._row_norms(layer.matrix())
+    def gain(self, layer: Layer) -> Tensor:
+        """m / n, what each output row is multiplied with. Shapes: (d_out,)."""
+        return self.magnitude / self.row_norms(layer.matrix())
 
     def forward(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
         """The layer's output with this update. Shapes: x as the layer's input, y = W x + b as its output."""
-        gain = layer.along_channels(self._gain(layer).to(y.dtype), y)
+        gain = layer.along_channels(self.gain(layer).to(y.dtype), y)
         bias = getattr(layer.base, "bias", None)
         if self.training and self.dropout.p > 0 and x.is_floating_point():
             x = self.dropped(x)
@@ -131,7 +132,7 @@ class DoRA(LoRA):
 
     def delta_weight(self, layer: Layer) -> Tensor:
         """What merging adds to the matrix view of W, in fp32. Shapes: (d_out, d_in)."""
-        gain = self._gain(layer)[:, None]
+        gain = self.gain(layer)[:, None]
         return (gain - 1) * layer.matrix() + gain * super().delta_weight(layer)
 
 
