@@ -172,7 +172,13 @@ def test_evaluate_takes_the_pair_of_a_run_trained_on_pairs(cli: Cli, bert: Path,
     found = json.loads(cli("evaluate", "run", "pairs.csv", "--pair", "sentence2", "--json").out)
     assert found == {key: trained[key] for key in found}
     lines = parsed((tmp_path / "run" / "predictions.jsonl").read_text())
-    assert [(line["text"], line["pair"]) for line in lines] == [tuple(row.split(",")[:2]) for row in rows]
+    pairs = [tuple(row.split(",")[:2]) for row in rows]
+    assert [(line["text"], line["pair"]) for line in lines] == pairs
+    assert json.loads(cli("evaluate", "run", "pairs.csv", "--json").out) == found  # the column is remembered
+    answers = parsed(cli("predict", "run", "--file", "pairs.csv").out)
+    assert answers == lorakit.load("run").predict(pairs)
+    assert [answer["label"] for answer in answers] == [line["label"] for line in lines]
+    assert "trained on a pair of texts" in cli("predict", "run", "the film was superb").err
 
 
 # predict

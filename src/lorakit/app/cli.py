@@ -151,7 +151,7 @@ def _guess_task(source: str, model: str) -> str:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option("--text", help="Column of the text.")
-@click.option("--pair", help="Column of the second text, where the run was trained on pairs.")
+@click.option("--pair", help="Column of the second text of pairs; unset: as in training.")
 @click.option("--label", help="Column of the label.")
 @click.option("--format", "format_", default="auto", help="Format of DATA, where its name does not tell it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
@@ -168,7 +168,9 @@ def evaluate(
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch)
     words = reads_words(predictor.task.name)
-    dataset = read(data, words=words, columns=Columns(**columns), format=format_, split="test")
+    trained = predictor.side.columns
+    asked = Columns(columns["text"] or trained.text, columns["pair"] or trained.pair, columns["label"])
+    dataset = read(data, words=words, columns=asked, format=format_, split="test")
     scores = predictor.evaluate(dataset.examples)
     click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
 
@@ -195,8 +197,11 @@ def predict(
         raise ConfigError("predict takes either texts or --file")
     if out is not None and not out.resolve().parent.is_dir():
         raise OutputError(f"--out {out}: its folder does not exist")
-    wanted = read_texts(source) if source is not None else list(texts)
-    answers = load(run, allow_base_mismatch=allow_base_mismatch).predict(wanted)
+    predictor = load(run, allow_base_mismatch=allow_base_mismatch)
+    if source is not None:
+        answers = predictor.predict_examples(read_texts(source, predictor.side.columns))
+    else:
+        answers = predictor.predict(texts)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if out is None:
         click.echo(lines, nl=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -246,12 +247,12 @@ def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def read_texts(path: Path) -> list[str]:
-    """Texts to predict on: the lines of a .txt file, or the text column of a table, in order."""
+def read_texts(path: Path, columns: Columns = Columns()) -> list[Example]:
+    """Texts to predict on: the lines of a .txt file, or the text column (and the pair's) of a table, in order."""
     if path.suffix.lower() == ".txt":
         lines = lines_of(path)
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 raise DataError(f"{path}:{number}: the line is empty")
-        return lines
-    return [example.text for example in read(str(path), labelled=False).examples]
+        return [Example(line) for line in lines]
+    return list(read(str(path), columns=replace(columns, label=None), labelled=False).examples)

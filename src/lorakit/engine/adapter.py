@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.example import Columns
 from lorakit.digest import file_sha256
 from lorakit.engine.checkpoint import atomic_folder
 from lorakit.engine.prepare import Prepared
@@ -31,6 +32,7 @@ class Side:
     task: TaskSection
     labels: tuple[str, ...]
     max_length: int
+    columns: Columns  # that it was trained on; with a pair, answers need pairs too
     base: str
     revision: str | None
     base_sha256: str
@@ -65,6 +67,7 @@ def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
         "base": {"name": base.name, "revision": base.revision, "sha256": base.sha256},
         "dtype": "fp32" if prepared.dtype.itemsize == 4 else "bf16",
         "method": recipe.train.method,
+        "columns": {"text": recipe.data.text, "pair": recipe.data.pair},
         "data": prepared.fingerprints,
         "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
         "versions": versions(),
@@ -107,6 +110,7 @@ def read_side(folder: Path) -> Side:
             task=TaskSection.model_validate(raw["task"]),
             labels=tuple(raw["labels"]),
             max_length=int(raw["max_length"]),
+            columns=Columns(**raw["columns"]),
             base=raw["base"]["name"],
             revision=raw["base"]["revision"],
             base_sha256=raw["base"]["sha256"],

@@ -30,17 +30,25 @@ class Predictor:
     side: Side
     device: torch.device
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
         """An answer for each text, in order: `{"text", "label", "score", "probabilities"}` or `{"text", "entities"}`.
 
+        Texts are pairs where the run was trained on pairs.
+
         Raises:
-            DataError: a text is empty.
+            DataError: a text is empty, or is no pair where pairs are needed (or the reverse).
         """
-        for number, text in enumerate(texts, start=1):
-            if not text.strip():
-                raise DataError(f"text {number} of {len(texts)} is empty")
-        words = reads_words(self.task.name)
-        examples = [of_text(text) if words else Example(text) for text in texts]
+        return self.predict_examples([Example(*parts(text)) for text in texts])
+
+    def predict_examples(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
+        """The same for examples."""
+        for number, example in enumerate(unlabelled, start=1):
+            if not example.text.strip():
+                raise DataError(f"text {number} of {len(unlabelled)} is empty")
+            if (example.pair is None) != (self.side.columns.pair is None):
+                wanted = "a pair of texts" if self.side.columns.pair else "one text"
+                raise DataError(f"text {number} of {len(unlabelled)}: this run was trained on {wanted} an example")
+        examples = [of_text(example.text) if reads_words(self.task.name) else example for example in unlabelled]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 
     def answers(self, examples: Sequence[Example]) -> list[Any]:
@@ -57,6 +65,11 @@ class Predictor:
         if self.side.method != "full":
             merge_and_unload(self.model)
         save_model(self.model, self.task.tokenizer, folder)
+
+
+def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:
+    """The text, no label, and the second text of a pair, as an Example takes them."""
+    return (text, None, None) if isinstance(text, str) else (text[0], None, text[1])
 
 
 def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
