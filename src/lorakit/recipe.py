@@ -101,6 +101,7 @@ class TrainSection(Section):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples per forward; unset: the whole batch
     lr: Annotated[float, Field(gt=0)] = 5e-4
     head_lr: Annotated[float, Field(gt=0)] | None = None  # of modules trained in full; unset: lr
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # LoRA+: the learning rate of B over that of A
     warmup: Annotated[float, Field(ge=0)] = 0.06  # below 1: a share of all steps; else a number of steps
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

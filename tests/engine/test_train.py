@@ -97,6 +97,14 @@ def test_head_lr_is_the_rate_of_whole_modules_alone(bert: Path, files: Path) -> 
     assert not any("lora_" in name for name in whole)
 
 
+def test_loraplus_ratio_raises_the_rate_of_every_b_alone(bert: Path, files: Path) -> None:
+    prepared = prepare(changed(sections(bert, files), "train.loraplus_lr_ratio=16.0"))
+    config = prepared.recipe.train
+    lora, whole = trained_parameters(prepared.model)
+    rates = {n: group["lr"] for group in make_optimizer(lora, whole, config).param_groups for n in group["names"]}
+    assert rates == {n: config.lr * (16 if n.endswith("lora_B") else 1) for n in (*lora, *whole)}
+
+
 # One step, however it is cut
 
 

@@ -69,10 +69,19 @@ def lr_factor(step: int, steps: int, config: TrainSection) -> float:
 def make_optimizer(
     lora: Mapping[str, nn.Parameter], saved: Mapping[str, nn.Parameter], config: TrainSection
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with one group for LoRA factors and one for whole modules."""
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with a group for LoRA factors and one for whole modules.
+
+    With a ratio other than 1, B has a group and a higher rate of its own (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+    """
+    Bs = {name: p for name, p in lora.items() if config.loraplus_lr_ratio != 1 and name.endswith("lora_B")}
+    rates = (
+        ({name: p for name, p in lora.items() if name not in Bs}, config.lr),
+        (Bs, config.lr * config.loraplus_lr_ratio),
+        (saved, config.head_lr or config.lr),
+    )
     groups = [
         {"params": list(parameters.values()), "lr": lr, "peak_lr": lr, "names": list(parameters)}
-        for parameters, lr in ((lora, config.lr), (saved, config.head_lr or config.lr))
+        for parameters, lr in rates
         if parameters
     ]
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
