@@ -50,11 +50,12 @@ class DataSection(Section):
 
 
 class TaskSection(Section):
-    """What is learned. `prefix` and `max_target_length` belong to text2text_ner."""
+    """What is learned. All but the name belong to text2text_ner."""
 
     name: TaskName = "sequence_classification"
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
+    constrained: bool = False  # let the decoder write nothing but the source's words in order, with known types
 
 
 class LoraSection(Section):

@@ -48,7 +48,7 @@ ENTITIES: dict[str, dict[str, Any]] = {
 ENTITIES_T5: dict[str, dict[str, Any]] = {
     **ENTITIES,
     "model": {"base": "t5-demo"},
-    "task": {"name": "text2text_ner", "max_target_length": 192},
+    "task": {"name": "text2text_ner", "max_target_length": 192, "constrained": True},
     "train": {"epochs": 10, "batch_size": 16, "lr": 1e-3, "eval_every": 100},
 }
 

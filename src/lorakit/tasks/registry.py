@@ -82,4 +82,4 @@ def make_task(
                 "which word; use a base model with a fast tokenizer, or text2text_ner with a T5"
             )
         return TokenClassification(tokenizer, labels, max_length)
-    return Text2TextNer(tokenizer, labels, max_length, section.prefix, section.max_target_length)
+    return Text2TextNer(tokenizer, labels, max_length, section.prefix, section.max_target_length, section.constrained)

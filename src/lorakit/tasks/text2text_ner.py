@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.data.tags import entities, to_tags
 from lorakit.tasks.base import IGNORE, Batch, Item, Scores, inputs_of, pad, pad_inputs
+from lorakit.tasks.constrained import Constraint, Language
 from lorakit.tasks.entity_list import Aligned, Parsed, align, parse, write
 from lorakit.tasks.metrics import entity_scores, prf
 from lorakit.tasks.token_classification import entity_dicts
@@ -59,6 +60,7 @@ class Text2TextNer:
     max_length: int
     prefix: str = "ner: "
     max_target_length: int = 128
+    constrained: bool = False
     name: str = "text2text_ner"
     kind: str = "text2text"
     metric: str = "entity_f1"
@@ -68,11 +70,16 @@ class Text2TextNer:
         ids = self.tokenizer(inputs, truncation=True, max_length=self.max_length)["input_ids"]
         targets = [self.expected(example) for example in examples]
         labels = self.tokenizer(text_target=targets, truncation=True, max_length=self.max_target_length)["input_ids"]
-        return [{"input_ids": i, "labels": t} for i, t in zip(ids, labels, strict=True)]
+        items: list[Item] = [{"input_ids": i, "labels": t} for i, t in zip(ids, labels, strict=True)]
+        if self.constrained:  # the words go along as code points, since a batch is made of numbers
+            items = [{**i, "source": [ord(c) for c in " ".join(e.words)]} for i, e in zip(items, examples, strict=True)]
+        return items
 
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = pad_inputs(items, self.tokenizer.pad_token_id)
         batch["labels"] = pad([item["labels"] for item in items], IGNORE)
+        if self.constrained:
+            batch["source"] = pad([item["source"] for item in items], 0)
         return batch
 
     def n_targets(self, batch: Batch) -> int:
@@ -86,12 +93,13 @@ class Text2TextNer:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Generated]:
         confidence = _Confidence()
+        constraint = [Constraint([self._language(row) for row in batch["source"].tolist()])] if self.constrained else []
         sequences: Tensor = model.generate(  # type: ignore[operator]
             **inputs_of(batch),
             max_new_tokens=self.max_target_length,
             do_sample=False,
             num_beams=1,
-            logits_processor=[confidence],
+            logits_processor=[*constraint, confidence],
         )
         output = sequences[:, 1:]  # (B, T) without the start token
         log_p = torch.stack(confidence.steps, 1)  # (B, T)
@@ -101,6 +109,10 @@ class Text2TextNer:
         texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
         rows = zip(texts, ended.any(1).tolist(), means.exp().tolist(), strict=True)
         return [Generated(*row) for row in rows]
+
+    def _language(self, source: list[int]) -> Language:
+        words = "".join(map(chr, source)).rstrip("\0").split(" ")
+        return Language(self.tokenizer, self.labels, words)
 
     def answer(self, example: Example, raw: Generated) -> Extracted:
         parsed = parse(raw.text, self.labels)
