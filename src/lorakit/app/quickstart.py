@@ -36,14 +36,14 @@ SENTIMENT: dict[str, dict[str, Any]] = {
     "data": {"train": str(DEMO / "reviews-train.csv"), "validation": str(DEMO / "reviews-validation.csv")},
     "task": {"name": "sequence_classification"},
     "lora": {"r": 8, "alpha": 16.0},
-    "train": {"epochs": 3, "batch_size": 32, "lr": 1e-3},
+    "train": {"epochs": 2, "batch_size": 32, "lr": 1e-3},
 }
 ENTITIES: dict[str, dict[str, Any]] = {
     "model": {"base": "minilm", "dropout": 0.0},
     "data": {"train": str(DEMO / "entities-train.conll"), "validation": str(DEMO / "entities-validation.conll")},
     "task": {"name": "token_classification"},
     "lora": {"r": 16, "alpha": 32.0},
-    "train": {"epochs": 6, "batch_size": 16, "lr": 1e-3},
+    "train": {"epochs": 5, "batch_size": 16, "lr": 1e-3},
 }
 ENTITIES_T5: dict[str, dict[str, Any]] = {
     **ENTITIES,
