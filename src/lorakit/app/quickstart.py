@@ -43,7 +43,7 @@ ENTITIES: dict[str, dict[str, Any]] = {
     "data": {"train": str(DEMO / "entities-train.conll"), "validation": str(DEMO / "entities-validation.conll")},
     "task": {"name": "token_classification"},
     "lora": {"r": 16, "alpha": 32.0},
-    "train": {"epochs": 5, "batch_size": 16, "lr": 1e-3},
+    "train": {"epochs": 3, "batch_size": 16, "lr": 1e-3},
 }
 ENTITIES_T5: dict[str, dict[str, Any]] = {
     **ENTITIES,
