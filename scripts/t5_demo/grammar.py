@@ -29,15 +29,24 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
+class Entity:
+    """A name, its type, and the byte of the sentence at which it begins."""
+
+    name: str
+    kind: str
+    start: int
+
+
+@dataclass(frozen=True)
 class Sentence:
     """Tokens joined by single spaces and the entities in source order."""
 
     text: str
-    entities: tuple[tuple[str, str], ...]
+    entities: tuple[Entity, ...]
 
     def target(self) -> str:
         """The answer to ``ner: ``: ``Peter Blackburn: PER | EU: ORG`` or ``None``."""
-        return " | ".join(f"{name}: {kind}" for name, kind in self.entities) or "None"
+        return " | ".join(f"{entity.name}: {entity.kind}" for entity in self.entities) or "None"
 
 
 @dataclass
@@ -137,8 +146,12 @@ class Grammar:
                 texts[index] = texts[index][0].upper() + texts[index][1:]
         if shout:
             texts = [text.upper() for text in texts]
-        entities = tuple((text, piece.kind) for text, piece in zip(texts, pieces, strict=True) if piece.kind)
-        return Sentence(" ".join(texts), entities)
+        entities, at = [], 0
+        for text, piece in zip(texts, pieces, strict=True):
+            if piece.kind:
+                entities.append(Entity(text, piece.kind, at))
+            at += len(text.encode("utf-8")) + 1
+        return Sentence(" ".join(texts), tuple(entities))
 
 
 def lowered(pieces: list[Piece]) -> list[Piece]:

@@ -21,10 +21,12 @@ from pathlib import Path
 import torch
 from corpus import DATA, read_unlabelled
 from grammar import Grammar
-from mixture import EOS, PAD, Mixture, batches, decode, encode, pad
+from mixture import EOS, ORDERS, PAD, TAGS, UNKNOWN, Mixture, batches, decode, encode, pad
 from muon import Muon
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import ByT5Tokenizer, T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import Seq2SeqLMOutput
 
 log = logging.getLogger("t5-demo")
 Labelled = list[tuple[str, str]]
@@ -79,13 +81,43 @@ def look_at_neighbours(model: T5ForConditionalGeneration) -> None:
             bias[bucket, head] = 8.0
 
 
-def build_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+class Hints(nn.Module):
+    """What the model is told while it trains, and what is thrown away afterwards.
+
+    Two linear heads on the encoder name the type and the number of the entity that a byte
+    belongs to; one cross-attention head in each of the upper decoder blocks is led to the byte
+    that is due (guided alignment, Chen et al. 2016, arXiv:1607.01628).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tags = nn.Linear(width, TAGS)
+        self.orders = nn.Linear(width, ORDERS)
+
+    def forward(self, output: Seq2SeqLMOutput, hints: dict[str, Tensor]) -> Tensor:
+        """The sum of the losses; each is a mean over the bytes whose hint is known."""
+        hidden = output.encoder_last_hidden_state
+        known = hints["tags"].ne(UNKNOWN)
+        loss = hidden.new_zeros(())
+        if known.any():
+            loss = loss + F.cross_entropy(self.tags(hidden[known]), hints["tags"][known])
+            loss = loss + F.cross_entropy(self.orders(hidden[known]), hints["orders"][known])
+        known = hints["origins"].ne(UNKNOWN)
+        if known.any():
+            rows, columns = known.nonzero(as_tuple=True)
+            origins = hints["origins"][known]
+            for attention in output.cross_attentions[1:]:
+                loss = loss - (attention[rows, 0, columns, origins] + 1e-6).log().mean() / 2
+        return loss
+
+
+def build_optimizers(model: nn.Module, hints: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, norms and position biases."""
     named = dict(model.named_parameters())
     matrices = {
         name for name, weight in named.items() if weight.ndim == 2 and "shared" not in name and "relative" not in name
     }
-    rest = [weight for name, weight in named.items() if name not in matrices]
+    rest = [weight for name, weight in named.items() if name not in matrices] + list(hints.parameters())
     return [
         Muon([named[name] for name in named if name in matrices], lr=rate),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
@@ -167,9 +199,11 @@ def train(arguments: argparse.Namespace) -> None:
     """The whole run: steps, checkpoints, evaluation, export."""
     torch.manual_seed(arguments.seed)
     model = build_model()
-    optimizers = build_optimizers(model, arguments.rate)
+    hints = Hints(model.config.d_model)
+    optimizers = build_optimizers(model, hints, arguments.rate)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    done = resume(arguments.resume, model, optimizers) if arguments.resume else 0
+    parts = nn.ModuleDict({"model": model, "hints": hints})
+    done = resume(arguments.resume, parts, optimizers) if arguments.resume else 0
     schedule = Schedule(arguments.steps)
     mixture = Mixture(arguments.seed, read_unlabelled())
     source = islice(batches(mixture, arguments.tokens, arguments.warm_batches), done, None)
@@ -177,32 +211,33 @@ def train(arguments: argparse.Namespace) -> None:
     for step in range(done, arguments.steps):
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * schedule.factor(step)
-        loss = model(**next(source)).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        batch, known = next(source)
+        output = model(**batch, output_attentions=True)
+        (output.loss + arguments.hints * hints(output, known)).backward()
+        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(output.loss.item())
         if (step + 1) % 50 == 0:
             minutes = (time.monotonic() - began) / 60
             log.info("step %d  loss %.4f  %.1f min", step + 1, sum(losses[-50:]) / 50, minutes)
         if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
-            save(arguments.out, step + 1, model, optimizers)
+            save(arguments.out, step + 1, parts, optimizers)
             log.info("step %d  F1 %s", step + 1, json.dumps(evaluate(model, sets)))
     export(model, arguments.out / "model")
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+def save(folder: Path, step: int, parts: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     """A checkpoint that ``--resume`` takes up; the data are drawn again from the seed."""
     states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save({"step": step, "model": model.state_dict(), "optimizers": states}, folder / f"step-{step}.pt")
+    torch.save({"step": step, "parts": parts.state_dict(), "optimizers": states}, folder / f"step-{step}.pt")
 
 
-def resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+def resume(path: Path, parts: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     """Load a checkpoint and return the number of steps done."""
     state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
+    parts.load_state_dict(state["parts"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return int(state["step"])
@@ -216,6 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and model")
     parser.add_argument("--tokens", type=int, default=5000, help="padded bytes in a batch, source and target")
     parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate of the matrices")
+    parser.add_argument("--hints", type=float, default=0.3, help="weight of what the model is told besides")
     parser.add_argument("--warm-batches", type=int, default=200, help="opening batches of short copying")
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--threads", type=int, default=2)
