@@ -14,9 +14,10 @@ from lorakit.lora.inject import (
     set_adapter,
     unload,
 )
-from lorakit.lora.layer import DoRA, Layer, LoRA, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
+from lorakit.lora.updates import DoRA, LoRA, LoRAFA
 
 __all__ = [
     "ALL_LINEAR",
@@ -25,6 +26,7 @@ __all__ = [
     "DoRA",
     "Layer",
     "LoRA",
+    "LoRAFA",
     "LoRALinear",
     "LoraConfig",
     "ParameterCount",

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
 from lorakit.lora.inject import check_known, check_new_name, check_unmerged, set_adapter
-from lorakit.lora.layer import DoRA, Layer, LoRA, SavedModule, hosts
+from lorakit.lora.layer import Layer, SavedModule, hosts
+from lorakit.lora.updates import DoRA, LoRA
 from lorakit.lora.variants import Factors
 
 

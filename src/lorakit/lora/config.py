@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora.updates import UPDATES
 from lorakit.lora.variants import INITS
 
 ALL_LINEAR = "all-linear"
+BIASES = ("none", "lora_only", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,11 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)  # the same for lora_alpha
     modules_to_save: tuple[str, ...] = ()  # trained and saved in full: a head, a newly initialised layer
     use_rslora: bool = False
-    use_dora: bool = False
+    use_dora: bool = False  # peft's way to say update = "dora"
+    lora_bias: bool = False  # a trained bias inside of the scaled update
+    bias: str = "none"  # biases of the base that are trained: "none", "lora_only" (of the targets), "all"
     init_lora_weights: str = "kaiming"  # a key of variants.INITS
+    update: str = "lora"  # a key of updates.UPDATES
 
     def __post_init__(self) -> None:
         for key, r in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())):
@@ -48,5 +53,19 @@ class LoraConfig:
         if self.init_lora_weights not in INITS:
             hint = did_you_mean(self.init_lora_weights, INITS)
             raise ConfigError(f"init_lora_weights = {self.init_lora_weights!r} is not known; {hint}")
+        self._check_update()
         if not self.target_modules and not self.modules_to_save:
             raise ConfigError("target_modules is empty: name at least one module, or use 'all-linear'")
+
+    def _check_update(self) -> None:
+        if self.update not in UPDATES:
+            raise ConfigError(f"update = {self.update!r} is not known; {did_you_mean(self.update, UPDATES)}")
+        if self.use_dora and self.update not in ("lora", "dora"):
+            raise ConfigError(f"use_dora = true asks for another update than update = {self.update!r}")
+        if self.use_dora or self.update == "dora":  # two spellings of one thing
+            object.__setattr__(self, "update", "dora")
+            object.__setattr__(self, "use_dora", True)
+        if self.lora_bias and self.use_dora:
+            raise ConfigError("lora_bias = true does not go with DoRA, which learns no bias; leave one of them out")
+        if self.bias not in BIASES:
+            raise ConfigError(f"bias = {self.bias!r} is not known; {did_you_mean(self.bias, BIASES)}")

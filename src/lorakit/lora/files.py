@@ -23,8 +23,9 @@ from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import TRANSPOSED, geometry_of, matrix_shape
 from lorakit.lora.header import TensorInfo, read_header
 from lorakit.lora.inject import check_known, insert_adapter
-from lorakit.lora.layer import DoRA, Layer, SavedModule, hosts
+from lorakit.lora.layer import Layer, SavedModule, hosts
 from lorakit.lora.targets import adaptable_layers, has_suffix, saved_modules, select_targets, walk
+from lorakit.lora.updates import DoRA
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

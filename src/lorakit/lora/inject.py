@@ -11,8 +11,9 @@ from torch import nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.layer import BASE, DoRA, Layer, LoRA, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.layer import BASE, Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.targets import Target, check_ranks, saved_modules, select_targets
+from lorakit.lora.updates import UPDATES, LoRA
 from lorakit.lora.variants import INITS, SCALINGS, named_generator
 
 Put = TypeVar("Put", bound=nn.Module)
@@ -88,9 +89,9 @@ def _update(layer: Layer, target: Target, config: LoraConfig, seed: int) -> LoRA
     scaling = SCALINGS["rslora" if config.use_rslora else "standard"](target.alpha, target.r)
     generator = named_generator(seed, target.path)
     factors = INITS[config.init_lora_weights](layer.matrix().cpu(), target.r, scaling, generator)
-    if config.use_dora:
-        return DoRA(factors, scaling, config.lora_dropout, layer)
-    return LoRA(factors, scaling, config.lora_dropout)
+    update = UPDATES[config.update](factors, scaling, config.lora_dropout, layer)
+    update.train_biases(layer, config.lora_bias, config.bias != "none")
+    return update
 
 
 def _adapted(model: nn.Module, path: str, routing: Routing) -> Layer:

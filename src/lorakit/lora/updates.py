@@ -1,0 +1,160 @@
+"""What an adapter adds to one layer: a kind of update is one class and one line in UPDATES.
+
+Shapes: B rows, T tokens, x (B, ..., d_in), y (B, ..., d_out), A (r, d_in), B (d_out, r), W (d_out, d_in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorakit.lora.variants import Factors
+
+if TYPE_CHECKING:
+    from lorakit.lora.layer import Layer
+
+
+class LoRA(nn.Module):
+    """One low-rank update of one layer: y -> y + s B A x (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+
+    A and B are fp32 parameters; the product is computed in the dtype of x. Where the start B0 A0 is not zero
+    (pissa, olora), the update is s (B A - B0 A0), so that W is never edited and the first step equals the base.
+    Two biases may be trained besides, and are None unless asked for: `lora_bias` b, added inside of the scaling
+    (peft's lora_bias: y + s (B A x + b)), and `base_bias`, which takes the place of the layer's own (peft's bias).
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    start_A: Tensor | None
+    start_B: Tensor | None
+    lora_bias: nn.Parameter | None
+    base_bias: nn.Parameter | None
+
+    def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(factors.A.clone())
+        self.lora_B = nn.Parameter(factors.B.clone())
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+        has_start = bool(factors.B.any())
+        self.register_buffer("start_A", factors.A.clone() if has_start else None)
+        self.register_buffer("start_B", factors.B.clone() if has_start else None)
+        self.register_parameter("lora_bias", None)
+        self.register_parameter("base_bias", None)
+
+    def train_biases(self, layer: Layer, lora_bias: bool, base_bias: bool) -> None:
+        """Add the biases asked for; neither changes the layer's answer yet. A layer without a bias has none to train."""
+        if lora_bias:
+            self.lora_bias = nn.Parameter(self.lora_B.new_zeros(len(layer.matrix())))
+        bias = getattr(layer.base, "bias", None)
+        if base_bias and bias is not None:
+            self.base_bias = nn.Parameter(bias.detach().float().clone())
+
+    def factors(self) -> Factors:
+        """The factors of the whole update, the start included: A (r or 2r, d_in), B (d_out, r or 2r)."""
+        if self.start_A is None or self.start_B is None:
+            return Factors(self.lora_A, self.lora_B)
+        return Factors(torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], dim=1))
+
+    def parts(self) -> dict[str, Tensor]:
+        """All tensors that define the update, by the name of their role: A, B, and what else there is."""
+        A, B = self.factors()
+        parts = {"A": A, "B": B, "lora_bias": self.lora_bias, "base_bias": self.base_bias}
+        return {role: tensor for role, tensor in parts.items() if tensor is not None}
+
+    def product(self, x: Tensor, layer: Layer) -> Tensor:
+        """s B A x. Shapes: x and the answer as the layer's own input and output."""
+        return layer.geometry.product(x, *self.factors(), layer.base) * self.scaling
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input after LoRA's dropout; the ids that an embedding takes are left alone."""
+        dropped: Tensor = self.dropout(x) if x.is_floating_point() else x
+        return dropped
+
+    def offset(self, layer: Layer) -> Tensor | None:
+        """What the trained biases add to the output, or None. Shapes: (d_out,)."""
+        added = [] if self.lora_bias is None else [self.scaling * self.lora_bias]
+        if self.base_bias is not None:
+            added.append(self.base_bias - layer.base.bias)
+        return sum(added[1:], added[0]) if added else None
+
+    def forward(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
+        """The layer's output with this update. Shapes: x as the layer's input, y = W x + b as its output."""
+        return self.shifted(y + self.product(self.dropped(x), layer), layer)
+
+    def shifted(self, y: Tensor, layer: Layer) -> Tensor:
+        """The output with the trained biases in it."""
+        offset = self.offset(layer)
+        return y if offset is None else y + layer.along_channels(offset.to(y.dtype), y)
+
+    def delta_weight(self, layer: Layer) -> Tensor:
+        """What merging adds to the matrix view of W, in fp32. Shapes: (d_out, d_in)."""
+        A, B = self.factors()
+        return (B @ A) * self.scaling
+
+
+class DoRA(LoRA):
+    """LoRA whose result keeps a learned length per output row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
+
+    y = m/n (W x + s B A x) + b, n the row norms of W + s B A, held constant in the backward pass (section 4.3).
+    """
+
+    magnitude: nn.Parameter
+    base_norm2: Tensor
+
+    def __init__(self, factors: Factors, scaling: float, dropout: float, layer: Layer) -> None:
+        super().__init__(factors, scaling, dropout)
+        self.register_buffer("base_norm2", layer.matrix().square().sum(1).cpu(), persistent=False)
+        self.magnitude = nn.Parameter(self.row_norms(layer.matrix().cpu()))
+
+    def parts(self) -> dict[str, Tensor]:
+        return {**super().parts(), "magnitude": self.magnitude}
+
+    def row_norms(self, M: Tensor) -> Tensor:
+        """Row norms of M + s B A by expanding the square, without the (d_out, d_in) product. Shapes: (d_out,)."""
+        with torch.no_grad():
+            A, B = self.factors()
+            cross = F.linear(M, A)  # M A^T (d_out, r)
+            gram = B @ (A @ A.T)  # (d_out, r)
+            s = self.scaling
+            norm2 = self.base_norm2 + 2 * s * (cross * B).sum(1) + s * s * (gram * B).sum(1)
+            return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()  # a row of zeros must not divide by zero
+
+    def gain(self, layer: Layer) -> Tensor:
+        """m / n, what each output row is multiplied with. Shapes: (d_out,)."""
+        return self.magnitude / self.row_norms(layer.matrix())
+
+    def forward(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
+        """The layer's output with this update. Shapes: x as the layer's input, y = W x + b as its output."""
+        gain = layer.along_channels(self.gain(layer).to(y.dtype), y)
+        bias = getattr(layer.base, "bias", None)
+        if self.training and self.dropout.p > 0 and x.is_floating_point():
+            x = self.dropped(x)
+            plain = layer.geometry.plain(x, layer.base)
+        else:
+            plain = y if bias is None else y - layer.along_channels(bias, y)
+        return self.shifted(y + (gain - 1) * plain + gain * self.product(x, layer), layer)
+
+    def delta_weight(self, layer: Layer) -> Tensor:
+        """What merging adds to the matrix view of W, in fp32. Shapes: (d_out, d_in)."""
+        gain = self.gain(layer)[:, None]
+        return (gain - 1) * layer.matrix() + gain * super().delta_weight(layer)
+
+
+class LoRAFA(LoRA):
+    """LoRA whose A stays as it was drawn, so that x need not be kept for the backward pass (arXiv:2308.03303, eq. 3).
+
+    Departure: the paper changes the optimizer's step so that it follows full fine-tuning; here B gets its plain gradient.
+    """
+
+    def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
+        super().__init__(factors, scaling, dropout, layer)
+        del self.lora_A
+        self.register_buffer("lora_A", factors.A.clone())
+
+
+UPDATES: Mapping[str, type[LoRA]] = {"lora": LoRA, "dora": DoRA, "lora_fa": LoRAFA}
