@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
+from lorakit.lora.presets import PRESET_NAMES
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
@@ -140,9 +141,10 @@ class Recipe(Section):
 
 
 def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
-    """A plain dotted name given as a string is one name; anything with other characters is a regular expression."""
+    """A plain dotted name given as a string is one name; anything but a preset with other characters is a regex."""
     if isinstance(names, str):
-        return (names,) if names != ALL_LINEAR and re.fullmatch(r"[\w.]+", names) else names
+        keep = names in (ALL_LINEAR, *PRESET_NAMES) or not re.fullmatch(r"[\w.]+", names)
+        return names if keep else (names,)
     return tuple(names)
 
 

@@ -25,7 +25,7 @@ class LoraConfig:
     r: int = 8  # rank of the update
     lora_alpha: float = 16  # the update is scaled by lora_alpha / r (use_rslora: by lora_alpha / sqrt(r))
     lora_dropout: float = 0.0  # on the input of A, in training only
-    target_modules: str | tuple[str, ...] = ALL_LINEAR  # name suffixes; or a regex over whole paths; or "all-linear"
+    target_modules: str | tuple[str, ...] = ALL_LINEAR  # suffixes; or a regex over whole paths; "all-linear"; a preset
     exclude_modules: str | tuple[str, ...] = ()  # the same notation; wins over target_modules
     layers_to_transform: tuple[int, ...] | None = None  # indices of blocks; None means all of them
     rank_pattern: Mapping[str, int] = field(default_factory=dict)  # name suffix or regex -> r; the first match wins

@@ -24,6 +24,7 @@ from lorakit.lora.geometry import TRANSPOSED, geometry_of, matrix_shape
 from lorakit.lora.header import TensorInfo, read_header
 from lorakit.lora.inject import check_known, insert_adapter
 from lorakit.lora.layer import Layer, SavedModule, hosts
+from lorakit.lora.presets import with_presets
 from lorakit.lora.targets import adaptable_layers, has_suffix, saved_modules, select_targets, walk
 from lorakit.lora.updates import DoRA
 
@@ -152,6 +153,7 @@ def save_adapter(
 
 
 def _peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str) -> dict[str, Any]:
+    config = with_presets(model, config)
     updates = [(path, host.lora(name)) for path, host in hosts(model, name) if isinstance(host, Layer)]
     doubled = any(update.start_A is not None for _, update in updates)
     rank_factor = 2 if doubled else 1

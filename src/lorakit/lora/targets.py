@@ -12,6 +12,7 @@ from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import LINEAR, TRANSPOSED, geometry_of, matrix_shape
 from lorakit.lora.layer import AdapterHost, Layer
+from lorakit.lora.presets import with_presets
 
 MAX_PATTERN = 512  # characters
 NESTED_REPEAT = re.compile(r"[*+}|][^()]*\)[*+{]")  # (...+...)+ and the like, once escapes and sets are taken out
@@ -57,8 +58,9 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
 
     Raises:
         ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or
-            alpha_pattern matches nothing.
+            alpha_pattern matches nothing, or a preset is not known for this family of models.
     """
+    config = with_presets(model, config)
     layers = adaptable_layers(model)
     saved = saved_modules(model, config.modules_to_save)
     candidates = {p: m for p, m in layers.items() if not any(p == s or p.startswith(s + ".") for s in saved)}
