@@ -39,8 +39,9 @@ EXACT_STARTS = {
     "gaussian": {"init_lora_weights": "gaussian"},
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
 }
-NEAR_STARTS = {init: {"init_lora_weights": init} for init in ("pissa", "olora")}
 
 
 def routing(model: nn.Module) -> Routing:
@@ -127,14 +128,6 @@ def test_model_before_the_first_step_equals_the_base_bit_for_bit(
     assert torch.equal(logits(model, tiny_batch(model)), before)
 
 
-@pytest.mark.parametrize("settings", NEAR_STARTS.values(), ids=NEAR_STARTS)
-def test_model_before_the_first_step_of_a_nonzero_start_equals_the_base(settings: dict[str, object]) -> None:
-    model = tiny_bert()
-    before = logits(model, tiny_batch(model))
-    add_adapter(model, LoraConfig(r=4, **settings))
-    torch.testing.assert_close(logits(model, tiny_batch(model)), before, **CLOSE)
-
-
 def test_bias_of_the_adapted_layer_is_used() -> None:
     model = tiny_bert()
     model.bert.encoder.layer[0].attention.self.value.bias.data.fill_(50.0)
@@ -197,7 +190,7 @@ def one_step(model: PreTrainedModel) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("settings", (EXACT_STARTS | NEAR_STARTS).values(), ids=(EXACT_STARTS | NEAR_STARTS).keys())
+@pytest.mark.parametrize("settings", EXACT_STARTS.values(), ids=EXACT_STARTS)
 def test_one_step_changes_every_b_and_the_head_and_nothing_frozen(settings: dict[str, object]) -> None:
     model = tiny_bert()
     add_adapter(model, LoraConfig(r=4, modules_to_save=("classifier",), **settings))

@@ -98,17 +98,21 @@ def test_lora_gradients_equal_finite_differences(key: str) -> None:
 
 
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+@pytest.mark.parametrize("init", INITS)
 def test_first_output_equals_the_base_bit_for_bit(init: str, dora: bool) -> None:
     host = hosted(a=started(init, dora=dora))
     assert torch.equal(host(rows(4, 5)), host.base(rows(4, 5)))
 
 
-@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_first_output_of_a_nonzero_start_equals_the_base(init: str, dora: bool) -> None:
-    host = hosted(a=started(init, dora=dora))
-    torch.testing.assert_close(host(rows(4, 5)), host.base(rows(4, 5)), **CLOSE)
+def test_small_change_of_a_nonzero_start_is_not_lost_in_bf16(init: str) -> None:
+    """s (B A - B0 A0) x is small beside either product: their difference, taken in bf16, would be noise."""
+    update, layer = started(init), layer_of(linear())
+    with torch.no_grad():
+        update.lora_B.mul_(1.001)
+        want = update.product(rows(4), layer)
+        have = update.product(rows(4).bfloat16(), layer)
+    assert (have - want).norm() < 0.02 * want.norm()
 
 
 def test_dora_of_a_row_of_zeros_is_finite() -> None:

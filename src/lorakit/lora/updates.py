@@ -55,10 +55,15 @@ class LoRA(nn.Module):
             self.base_bias = nn.Parameter(bias.detach().float().clone())
 
     def factors(self) -> Factors:
-        """The factors of the whole update, the start included: A (r or 2r, d_in), B (d_out, r or 2r)."""
+        """The factors of the whole update, the start taken off: A (r or 2r, d_in), B (d_out, r or 2r).
+
+        B A - B0 A0 is written as (B - B0) A + B0 (A - A0): exactly zero before the first step, and a small change of
+        A or B is not lost in the difference of two large products, in bf16 least of all.
+        """
         if self.start_A is None or self.start_B is None:
             return Factors(self.lora_A, self.lora_B)
-        return Factors(torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], dim=1))
+        A = torch.cat([self.lora_A, self.lora_A - self.start_A])
+        return Factors(A, torch.cat([self.lora_B - self.start_B, self.start_B], dim=1))
 
     def parts(self) -> dict[str, Tensor]:
         """All tensors that define the update, by the name of their role: A, B, and what else there is."""
