@@ -14,7 +14,8 @@ from lorakit.engine.prepare import Prepared
 from lorakit.engine.runtime import DTYPES
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter
-from lorakit.lora.files import CONFIG_FILE, WEIGHTS_FILE
+from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.lora.peft_config import CONFIG_FILE
 from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Scores

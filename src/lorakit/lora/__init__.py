@@ -2,7 +2,7 @@
 
 from lorakit.lora.combine import Combined, combine
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
-from lorakit.lora.files import BaseInfo, load_adapter, read_adapter_config, save_adapter
+from lorakit.lora.files import load_adapter, save_adapter
 from lorakit.lora.inject import (
     ParameterCount,
     adapter_names,
@@ -16,6 +16,7 @@ from lorakit.lora.inject import (
 )
 from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
+from lorakit.lora.peft_config import BaseInfo, read_adapter_config
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
 from lorakit.lora.updates import DoRA, LoRA, LoRAFA
 

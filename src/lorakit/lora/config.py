@@ -34,6 +34,9 @@ class LoraConfig:
     use_rslora: bool = False
     use_dora: bool = False  # peft's way to say update = "dora"
     lora_bias: bool = False  # a trained bias inside of the scaled update
+    trainable_token_indices: (
+        tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    ) = ()  # rows of the input embedding; or by name
     bias: str = "none"  # biases of the base that are trained: "none", "lora_only" (of the targets), "all"
     init_lora_weights: str = "kaiming"  # a key of variants.INITS
     update: str = "lora"  # a key of updates.UPDATES
@@ -54,7 +57,11 @@ class LoraConfig:
             hint = did_you_mean(self.init_lora_weights, INITS)
             raise ConfigError(f"init_lora_weights = {self.init_lora_weights!r} is not known; {hint}")
         self._check_update()
-        if not self.target_modules and not self.modules_to_save:
+        rows = self.trainable_token_indices
+        for indices in rows.values() if isinstance(rows, Mapping) else (rows,):
+            if len(set(indices)) < len(indices) or not all(type(i) is int and i >= 0 for i in indices):
+                raise ConfigError(f"trainable_token_indices = {list(indices)}: must be different whole numbers from 0")
+        if not self.target_modules and not self.modules_to_save and not rows:
             raise ConfigError("target_modules is empty: name at least one module, or use 'all-linear'")
 
     def _check_update(self) -> None:

@@ -7,6 +7,7 @@ the layers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ class Geometry:
     product: Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # B A x
     plain: Callable[[Tensor, Any], Tensor]  # W x without the bias
     channel: int = -1  # the output's dimension that d_out stands in
+    parameter: str = "weight"  # the name of the layer's weight
 
 
 def _linear_product(x: Tensor, A: Tensor, B: Tensor, base: Any) -> Tensor:
@@ -77,6 +79,8 @@ CONVOLUTION = Geometry(
     channel=1,
 )
 
+ATTENTION = dataclasses.replace(LINEAR, matrix=lambda base: base.in_proj_weight, parameter="in_proj_weight")
+
 
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be adapted, or None."""
@@ -86,6 +90,8 @@ def geometry_of(module: nn.Module) -> Geometry | None:
         return EMBEDDING
     if isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1:
         return CONVOLUTION
+    if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
+        return ATTENTION
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' own, which we do not import
         return TRANSPOSED
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -11,17 +11,28 @@ from torch import nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.layer import BASE, Layer, LoRALinear, Routing, SavedModule, hosts
-from lorakit.lora.targets import Target, check_ranks, saved_modules, select_targets
+from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.places import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
+from lorakit.lora.targets import (
+    Target,
+    check_ranks,
+    plain,
+    saved_modules,
+    select_targets,
+    tied_to,
+    trainable_row_modules,
+    walk,
+)
 from lorakit.lora.updates import UPDATES, LoRA
 from lorakit.lora.variants import INITS, SCALINGS, named_generator
 
 Put = TypeVar("Put", bound=nn.Module)
+Host = TypeVar("Host", bound=AdapterHost)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class ParameterCount(NamedTuple):
-    """Numbers of scalars. `lora` and `saved` are trainable and add up to `trainable`."""
+    """Numbers of scalars. `saved` belongs to modules trained in full; with `lora`, all else, it makes up `trainable`."""
 
     lora: int
     saved: int
@@ -56,16 +67,63 @@ def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 
     targets = select_targets(model, config)
     saved = saved_modules(model, config.modules_to_save)
     _check_savable(model, saved)
+    rows = trainable_row_modules(model, config)
+    biases = biased_modules(model, config, {target.path for target in targets}, saved)
+    _check_disjoint(rows, [target.path for target in targets], saved)
     routing = _routing(model) or Routing()
     model.requires_grad_(False)
-    for path in saved:
-        _saved(model, path, routing).add(name)
+    for path in (*saved, *biases.whole):
+        _hosted(model, path, SavedModule, routing).add(name)
+    for path in biases.single:
+        _hosted(model, path, BiasHost, routing).add(name)
+    for path, indices in rows.items():
+        _train_rows(model, path, indices, name, routing)
     for target in targets:
         layer = _adapted(model, target.path, routing)
         update = _update(layer, target, config, seed).train(model.training)
-        layer.adapters[name] = update.to(layer.base.weight.device)
+        layer.adapters[name] = update.to(layer.weight.device)
+    set_fast_paths(model)
     set_adapter(model, name)
     return targets
+
+
+class Biases(NamedTuple):
+    """Modules whose bias is trained, and modules that are trained in whole since their name says bias."""
+
+    single: list[str]
+    whole: list[str]
+
+
+def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], saved: Sequence[str]) -> Biases:
+    """The modules besides the targets that bias = "all" trains: as in peft, every parameter with `bias` in its name."""
+    if config.bias != "all":
+        return Biases([], [])
+    found = Biases([], [])
+    for path, module in walk(model):
+        if any(path == s or path.startswith(s + ".") for s in saved) or path in targets:
+            continue
+        own = [name for name, _ in plain(module).named_parameters(recurse=False) if "bias" in f"{path}.{name}"]
+        if own and "bias" in path.rpartition(".")[2]:  # T5's relative_attention_bias is an embedding
+            found.whole.append(path)
+        elif own == ["bias"]:
+            found.single.append(path)
+        elif own:
+            raise ConfigError(f"bias = 'all': {path}.{own[0]} cannot be trained by itself; use 'lora_only'")
+    return found
+
+
+def _check_disjoint(rows: Iterable[str], targets: Sequence[str], saved: Sequence[str]) -> None:
+    for path in rows:
+        if path in targets or path in saved:
+            raise ConfigError(f"trainable_token_indices: {path} is adapted or saved as a whole already")
+
+
+def _train_rows(model: nn.Module, path: str, indices: Sequence[int], name: str, routing: Routing) -> None:
+    """Let the embedding and all modules that share its weight share the trained rows."""
+    tied = tied_to(model, path)
+    rows = TrainedRows(plain(model.get_submodule(path)).weight, indices)
+    for place in tied:
+        _hosted(model, place, RowsHost, routing).adapters[name] = rows
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
@@ -96,14 +154,18 @@ def _update(layer: Layer, target: Target, config: LoraConfig, seed: int) -> LoRA
 
 def _adapted(model: nn.Module, path: str, routing: Routing) -> Layer:
     module = model.get_submodule(path)
-    if isinstance(module, Layer):
-        return module
-    return _put(model, module, (LoRALinear if isinstance(module, nn.Linear) else Layer)(module, routing))
+    kind = {nn.Linear: LoRALinear, nn.MultiheadAttention: Attention}.get(type(module), Layer)
+    return _hosted(model, path, kind, routing)
 
 
-def _saved(model: nn.Module, path: str, routing: Routing) -> SavedModule:
+def _hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> Host:
+    """The host at a path, made where there is none."""
     module = model.get_submodule(path)
-    return module if isinstance(module, SavedModule) else _put(model, module, SavedModule(module, routing))
+    if not isinstance(module, AdapterHost):
+        return _put(model, module, kind(module, routing))
+    if not isinstance(module, kind):
+        raise ConfigError(f"{path} serves another adapter in another way ({type(module).__name__}); use two models")
+    return module
 
 
 def _put(model: nn.Module, old: nn.Module, new: Put) -> Put:
@@ -131,11 +193,14 @@ def adapter_names(model: nn.Module) -> list[str]:
 def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
     """The trainable tensors of one adapter by path: its A and B, and the modules it saves."""
     check_known(model, name)
-    return {
-        f"{path}.{key}": parameter
-        for path, host in hosts(model, name)
-        for key, parameter in host.adapters[name].named_parameters()
-    }
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()  # tied modules share their part
+    for path, host in hosts(model, name):
+        for key, parameter in host.adapters[name].named_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{path}.{key}"] = parameter
+    return found
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
@@ -172,6 +237,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         del host.adapters[name]
         if not host.adapters:
             _put(model, host, host.base)
+    set_fast_paths(model)
     routing = _routing(model)
     if routing is not None:
         routing.segments = [(BASE if adapter == name else adapter, rows) for adapter, rows in routing.segments]
@@ -181,6 +247,7 @@ def unload(model: nn.Module) -> nn.Module:
     """Replace every host by the plain module that answers as it does now: the base, or the merged layer."""
     for _, host in hosts(model):
         _put(model, host, host.unwrapped())
+    set_fast_paths(model)
     return model
 
 
@@ -196,7 +263,7 @@ def count_parameters(model: nn.Module, name: str = "default") -> ParameterCount:
     lora = sum(p.numel() for p in names.values()) - saved
     # base parameters that the adapter replaces by its own copy are counted once, as the copy
     own = {id(p) for _, host in hosts(model) for p in host.adapters.parameters()}
-    replaced = {id(p) for _, h in hosts(model, name) if isinstance(h, SavedModule) for p in h.base.parameters()}
+    replaced = {id(p) for _, host in hosts(model, name) for p in host.replaced(name)}
     base = sum(p.numel() for p in model.parameters() if id(p) not in own | replaced)
     return ParameterCount(lora, saved, base + lora + saved)
 

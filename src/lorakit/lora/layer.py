@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,10 +30,16 @@ class Routing:
         """Send every row to one adapter, or to the base model."""
         self.segments = [] if adapter is BASE else [(adapter, 0)]
 
+    def only(self) -> str | None:
+        """The one adapter that serves the whole batch, for modules that cannot be applied to a part of it."""
+        if len(self.segments) > 1:
+            raise ValueError("nn.MultiheadAttention serves one adapter a batch")
+        return self.segments[0][0] if self.segments else BASE
+
     def map(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """Apply `function(adapter, *slices)` to each segment of `rows` and put the answers together again."""
         if len(self.segments) <= 1:
-            return function(self.segments[0][0] if self.segments else BASE, *rows)
+            return function(self.only(), *rows)
         sizes = [size for _, size in self.segments]
         if sum(sizes) != len(rows[0]):
             raise ValueError(f"routing covers {sum(sizes)} rows, the batch has {len(rows[0])}")
@@ -51,6 +57,16 @@ class AdapterHost(nn.Module):
         self.adapters = nn.ModuleDict()
         self.routing = routing
         self.merged: str | None = None
+        self._kept: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
+
+    def __getattr__(self, name: str) -> Any:
+        """What other code reads from the plain module (T5's feed-forward looks at wo.weight.dtype, say)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":
+                raise
+            return getattr(self.base, name)
 
     def merge(self, adapter: str) -> None:
         """Answer as `adapter` does, whatever the routing says, until `unmerge`."""
@@ -63,9 +79,22 @@ class AdapterHost(nn.Module):
             adapter, self.merged = self.merged, None
             raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
 
+    def _replace(self, name: str, tensor: Tensor) -> None:
+        """Let a new parameter of the base's dtype stand in for one of its own, which may be tied to another module's."""
+        old = getattr(self.base, name)
+        self._kept[name] = old
+        setattr(self.base, name, nn.Parameter(tensor.to(old.dtype).contiguous(), requires_grad=False))
+
     def unmerge(self) -> None:
         """Undo `merge`, bit for bit."""
         self.merged = None
+        for name, old in self._kept.items():
+            setattr(self.base, name, old)
+        self._kept.clear()
+
+    def replaced(self, adapter: str) -> Iterable[nn.Parameter]:
+        """The parameters of the base in whose place the adapter has its own."""
+        return ()
 
     def unwrapped(self) -> nn.Module:
         """The plain module that answers as this host does now (merged, or the base)."""
@@ -82,16 +111,6 @@ class Layer(AdapterHost):
         geometry = geometry_of(base)
         assert geometry is not None, f"{type(base).__name__} is no layer that can be adapted"
         self.geometry = geometry
-        self._kept: list[Tensor] = []  # W as it was before merging; in a list, so that it is in no state dict
-
-    def __getattr__(self, name: str) -> Any:
-        """What other code reads from the plain layer (T5's feed-forward looks at wo.weight.dtype, say)."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base":
-                raise
-            return getattr(self.base, name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base(x, *args, **kwargs)
@@ -123,17 +142,24 @@ class Layer(AdapterHost):
         super().merge(adapter)
         if adapter not in self.adapters:
             return
-        weight = self.base.weight
-        merged = self.geometry.weight(self.matrix() + self.lora(adapter).delta_weight(self).detach(), self.base)
-        merged = merged.to(weight.dtype).contiguous()
-        self._check_finite(merged)
-        self._kept.append(weight)
-        self.base.weight = nn.Parameter(merged, requires_grad=False)  # a new one: W may be tied to an embedding
+        update = self.lora(adapter)
+        matrix, offset = self.matrix() + update.delta_weight(self).detach(), update.offset(self)
+        self._check_finite(matrix.to(self.weight.dtype), *([] if offset is None else [offset]))
+        if offset is not None and getattr(self.base, "bias", None) is None:
+            self.merged = None
+            raise AdapterError(f"adapter {adapter!r} trains a bias where the layer has none; it cannot be merged")
+        self._replace(self.geometry.parameter, self.geometry.weight(matrix, self.base))
+        if offset is not None:
+            self._replace("bias", self.base.bias + offset.detach())
 
-    def unmerge(self) -> None:
-        super().unmerge()
-        if self._kept:
-            self.base.weight = self._kept.pop()
+    @property
+    def weight(self) -> Tensor:
+        """W as the base keeps it."""
+        weight: Tensor = getattr(self.base, self.geometry.parameter)
+        return weight
+
+    def replaced(self, adapter: str) -> Iterable[nn.Parameter]:
+        return () if self.lora(adapter).base_bias is None else (self.base.bias,)
 
 
 class LoRALinear(Layer):
@@ -144,6 +170,9 @@ class LoRALinear(Layer):
 
 class SavedModule(AdapterHost):
     """A module that adapters train in full (a head, a newly initialised layer): each has its own copy."""
+
+    def __getattr__(self, name: str) -> Any:
+        return nn.Module.__getattr__(self, name)  # the base's weights are not what answers
 
     def add(self, adapter: str) -> None:
         """Give `adapter` a trainable fp32 copy of the base module."""
@@ -169,6 +198,9 @@ class SavedModule(AdapterHost):
         super().merge(adapter)
         if adapter in self.adapters:
             self._check_finite(*self.adapters[adapter].parameters())
+
+    def replaced(self, adapter: str) -> Iterable[nn.Parameter]:
+        return self.base.parameters()
 
     def unwrapped(self) -> nn.Module:
         if self.merged is None or self.merged not in self.adapters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from lorakit.lora.layer import AdapterHost, Layer
 from lorakit.lora.presets import with_presets
 
 MAX_PATTERN = 512  # characters
+OUT_PROJ = ".base.out_proj"  # the second place in an nn.MultiheadAttention, which goes with the first
 NESTED_REPEAT = re.compile(r"[*+}|][^()]*\)[*+{]")  # (...+...)+ and the like, once escapes and sets are taken out
 HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
 
@@ -31,16 +32,58 @@ class Target(NamedTuple):
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Every (path, module) as in the model before any adapter: hosts are given, their insides are not."""
     yield prefix, module
-    if not isinstance(module, AdapterHost):
+    if not isinstance(module, (AdapterHost, nn.MultiheadAttention)):  # the latter never calls its out_proj
         for name, child in module.named_children():
             yield from walk(child, f"{prefix}.{name}" if prefix else name)
 
 
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers an adapter could touch (linear, embedding, convolution), by path, wrapped or not."""
-    plain = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
+    found = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
     # not the root, which has no parent in which to replace it
-    return {path: module for path, module in plain if path and geometry_of(module) is not None}
+    return {path: module for path, module in found if path and geometry_of(module) is not None}
+
+
+def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """path -> the rows to train of that embedding, as `trainable_token_indices` says.
+
+    Raises:
+        ConfigError: a name matches no embedding, the model has no input embedding, or an index is out of range.
+    """
+    wanted = config.trainable_token_indices
+    embeddings = {path: plain(m) for path, m in walk(model) if isinstance(plain(m), nn.Embedding)}
+    if not wanted:
+        return {}
+    if not isinstance(wanted, Mapping):
+        main = getattr(model, "get_input_embeddings", lambda: None)()
+        chosen = {path: tuple(wanted) for path, module in walk(model) if module is main and path in embeddings}
+        if not chosen:
+            raise ConfigError(f"trainable_token_indices: name the embedding; there are {', '.join(embeddings)}")
+    else:
+        chosen = {}
+        for name, indices in wanted.items():
+            found = [path for path in embeddings if has_suffix(path, name)]
+            if not found:
+                raise ConfigError(
+                    f"trainable_token_indices: nothing matches {name!r}; {did_you_mean(name, embeddings)}"
+                )
+            chosen.update(dict.fromkeys(found, tuple(indices)))
+    for path, indices in chosen.items():
+        rows = len(embeddings[path].weight)
+        if max(indices) >= rows:
+            raise ConfigError(f"trainable_token_indices: {max(indices)} is not in {path}, which has {rows} rows")
+    return chosen
+
+
+def tied_to(model: nn.Module, path: str) -> list[str]:
+    """The paths of all modules that share their weight with the one at `path`, it first."""
+    weight = plain(model.get_submodule(path)).weight
+    return [path, *(p for p, m in walk(model) if p != path and getattr(plain(m), "weight", None) is weight)]
+
+
+def plain(module: nn.Module) -> Any:
+    """The module itself, or the one that its host stands for."""
+    return module.base if isinstance(module, AdapterHost) else module
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -167,10 +210,12 @@ def _with_patterns(matched: Mapping[str, str], config: LoraConfig, layers: Mappi
     adapted = {path: layers[path] for path in matched}
     ranks = _by_pattern("rank_pattern", config.rank_pattern, adapted)
     alphas = _by_pattern("alpha_pattern", config.alpha_pattern, adapted)
-    return [
-        Target(path, by, int(ranks.get(path, config.r)), float(alphas.get(path, config.lora_alpha)))
-        for path, by in matched.items()
-    ]
+    targets: list[Target] = []
+    for path, by in matched.items():
+        r, alpha = int(ranks.get(path, config.r)), float(alphas.get(path, config.lora_alpha))
+        inner = [path + OUT_PROJ] if isinstance(layers[path], nn.MultiheadAttention) else []
+        targets += [Target(place, by, r, alpha) for place in (path, *inner)]
+    return targets
 
 
 def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -186,10 +231,17 @@ def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.
     return chosen
 
 
+def layer_at(model: nn.Module, path: str) -> nn.Module:
+    """The plain layer at a target's path, also where that is inside of an attention that is not wrapped yet."""
+    outer = path.removesuffix(OUT_PROJ)
+    if outer != path and isinstance(plain(model.get_submodule(outer)), nn.MultiheadAttention):
+        return plain(plain(model.get_submodule(outer)).out_proj)  # type: ignore[no-any-return]
+    return plain(model.get_submodule(path))  # type: ignore[no-any-return]
+
+
 def check_ranks(model: nn.Module, targets: Iterable[Target]) -> None:
     """Raise a ConfigError for a rank above its layer's smaller side, where more rank adds nothing."""
-    layers = adaptable_layers(model)
     for target in targets:
-        smaller = min(matrix_shape(layers[target.path]))
+        smaller = min(matrix_shape(layer_at(model, target.path)))
         if target.r > smaller:
             raise ConfigError(f"r = {target.r} is more than {target.path} can use: its smaller side is {smaller}")
