@@ -1,98 +1,196 @@
-"""One adapter out of several: a weighted sum that is exact, or one of lower rank whose error is reported.
+"""One adapter out of several: a weighted sum that is exact, or TIES and DARE at a rank whose error is reported.
 
-Over a layer with weight M every update of ours has the form  gain * (M + U V) - M,  with U (d_out, k), V (k, d_in) and a gain
-per output row: 1 for LoRA, m / n for DoRA. A weighted sum of such updates has the same form, so it is exact for mixed
-ranks, scalings, variants and starts, and `combine([x], [1])` is x.
+Over a layer with weight M every update of ours has the form  gain * M + P - M,  with P = gain * U V, U (d_out, k), V (k, d_in)
+and a gain per output row: 1 for LoRA, m / n for DoRA. So an update is two differences from the base: gain - 1, and the low-rank
+P, which for LoRA is dW itself. A method of methods.py makes one of each out of those of several adapters. A weighted sum
+of low-rank P has the same form, so that it is exact for mixed ranks, scalings, variants and starts; the P of TIES and DARE,
+which take single entries, is cut to a rank by its singular values. In every case `combine([x], [1])` is x.
+
+peft's `add_weighted_adapter` works on A and B apart instead. The sum of products is not the product of sums, so there TIES and
+DARE act on numbers that are no part of the update; and its weighted sum is wrong for rsLoRA, DoRA and negative weights.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora.config import LoraConfig
 from lorakit.lora.inject import check_known, check_new_name, check_unmerged, set_adapter
 from lorakit.lora.layer import Layer, SavedModule, hosts
-from lorakit.lora.updates import DoRA, LoRA
-from lorakit.lora.variants import Factors
+from lorakit.lora.methods import METHODS, add, keep
+from lorakit.lora.targets import select_targets
+from lorakit.lora.updates import UPDATES, DoRA, LoRA
+from lorakit.lora.variants import Factors, named_generator
 
 
 @dataclass(frozen=True)
 class Combined:
-    """What `combine` made: the largest rank in it, and how much of the exact sum was lost, layer by layer."""
+    """What `combine` made: how much was lost in each layer, and the settings to save it with."""
 
-    r: int
-    errors: Mapping[str, float]  # |U V - kept| / |U V| in the Frobenius norm; 0 where nothing was cut
+    errors: Mapping[str, float]  # |P - kept| / |P| in the Frobenius norm; 0 where nothing was cut
+    config: LoraConfig
+
+    @property
+    def r(self) -> int:
+        """The largest rank in it; 0 if it is heads alone."""
+        return self.config.r if self.errors else 0
 
 
 @torch.no_grad()
 def combine(
-    model: nn.Module, names: Sequence[str], weights: Sequence[float], into: str, *, r: int | None = None
+    model: nn.Module,
+    names: Sequence[str],
+    weights: Sequence[float],
+    into: str,
+    *,
+    method: str = "linear",
+    density: float | None = None,
+    r: int | None = None,
+    seed: int = 0,
 ) -> Combined:
-    """Add the adapter `into`, the weighted sum of others, and make it the active one.
+    """Add the adapter `into`, made of others, and make it the active one.
 
-    Without `r` the sum is exact, of a rank that is the sum of theirs. With `r` each layer keeps the r largest
-    singular directions. Modules trained in full become base + the weighted sum of their differences from the base.
+    `method` is a key of METHODS: "linear" is the weighted sum; the others first keep a share `density` of each difference
+    from the base, "dare" one drawn from `seed`, and "ties" then lets the signs vote. Without `r` each layer gets the sum of
+    the adapters' ranks, which for "linear" is exact; with `r`, and after pruning, the largest singular directions are kept.
+    Modules trained in full are combined entry by entry, with nothing to cut. A name given twice counts with both weights.
 
     Raises:
-        ConfigError: numbers of names and weights differ, a weight is not finite, the sum turns a DoRA gain to 0 or
-            below, or the modules that two adapters save differ in shape.
+        ConfigError: numbers of names and weights differ, a weight is not finite, method, density or r is not usable, a
+            DoRA gain would become 0 or less, or the modules that two adapters save differ in shape.
         AdapterError: an adapter is unknown or merged.
     """
-    _check(model, names, weights)
+    shares = _shares(model, names, weights)
     check_new_name(model, into)
     check_unmerged(model)
-    shares = {name: sum(w for n, w in zip(names, weights, strict=True) if n == name) for name in names}
+    recipe = Recipe(shares, method, _checked_density(method, density), _checked_rank(r), seed, _kind(model, shares))
     parts: dict[str, nn.Module] = {}
     errors: dict[str, float] = {}
     for path, host in hosts(model):
-        here = {name: weight for name, weight in shares.items() if name in host.adapters}
+        here = [name for name in shares if name in host.adapters]
         if here and isinstance(host, Layer):
-            parts[path], errors[path] = _combined_update(path, host, here, r)
+            parts[path], errors[path] = _combined_update(path, host, here, recipe)
         elif here and isinstance(host, SavedModule):
-            parts[path] = _combined_module(path, host, here)
+            parts[path] = _combined_module(path, host, here, recipe)
+    made = Combined(errors, _config(model, parts, recipe.kind))
     for path, host in hosts(model):
         if path in parts:
             host.adapters[into] = parts[path].train(model.training)
     set_adapter(model, into)
-    ranks = [len(part.lora_A) for part in parts.values() if isinstance(part, LoRA)]
-    return Combined(max(ranks, default=0), errors)
+    return made
 
 
-def _check(model: nn.Module, names: Sequence[str], weights: Sequence[float]) -> None:
+def _shares(model: nn.Module, names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
     if not names or len(names) != len(weights):
         raise ConfigError(f"combine: {len(names)} adapters but {len(weights)} weights")
     for name, weight in zip(names, weights, strict=True):
         check_known(model, name)
         if not math.isfinite(weight):
             raise ConfigError(f"combine: the weight of {name!r} is {weight}")
+    return {name: sum(w for n, w in zip(names, weights, strict=True) if n == name) for name in names}
 
 
-def _combined_update(path: str, layer: Layer, shares: Mapping[str, float], r: int | None) -> tuple[LoRA, float]:
-    gains = {name: _gain(layer, layer.lora(name)) for name in shares}
-    total = torch.stack([weight * (gains[name] - 1) for name, weight in shares.items()]).sum(0) + 1  # (d_out,)
-    if bool((total <= 0).any()):
+def _checked_density(method: str, density: float | None) -> float:
+    if method not in METHODS:
+        raise ConfigError(f"combine: method {method!r} is not known; {did_you_mean(method, METHODS)}")
+    if METHODS[method].prune is keep:
+        if density not in (None, 1):
+            raise ConfigError(
+                f"combine: density = {density} means nothing to method {method!r}, which keeps everything"
+            )
+        return 1.0
+    if density is None or not 0 < density <= 1:
+        raise ConfigError(
+            f"combine: density = {density}: method {method!r} needs the share of entries to keep, above 0 and at most 1"
+        )
+    return density
+
+
+def _checked_rank(r: int | None) -> int | None:
+    if r is not None and (isinstance(r, bool) or not isinstance(r, int) or r < 1):
+        raise ConfigError(f"combine: r = {r!r}: a rank is a whole number from 1")
+    return r
+
+
+class Kind(NamedTuple):
+    """What every layer of the result has, as one LoraConfig says it of all layers."""
+
+    dora: bool  # as soon as one of the adapters is DoRA anywhere
+    lora_bias: bool  # a bias of its own, when a layer without one needs it
+    base_bias: bool  # otherwise the layer's own, when there is any difference to hold
+
+
+def _kind(model: nn.Module, names: Iterable[str]) -> Kind:
+    updates = [(h, h.lora(name)) for name in names for _, h in hosts(model, name) if isinstance(h, Layer)]
+    shifted = [layer for layer, update in updates if update.offset(layer) is not None]
+    without = any(getattr(layer.base, "bias", None) is None for layer in shifted)
+    return Kind(any(isinstance(update, DoRA) for _, update in updates), without, bool(shifted) and not without)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked of `combine`, the same for every tensor of the model."""
+
+    shares: Mapping[str, float]  # adapter -> weight
+    method: str
+    density: float
+    r: int | None
+    seed: int
+    kind: Kind
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the method is a plain weighted sum, so that low rank stays low rank."""
+        return METHODS[self.method] == (keep, add)
+
+    def merged(self, what: str, differences: Mapping[str, Tensor]) -> Tensor:
+        """One difference out of one per adapter. What is drawn depends on the seed, the adapter and `what` alone."""
+        prune, merge = METHODS[self.method]
+        pruned = {
+            name: prune(difference, self.density, named_generator(self.seed, f"{what}:{name}"))
+            for name, difference in differences.items()
+        }
+        return merge(torch.stack([self.shares[name] * difference for name, difference in pruned.items()]))
+
+
+def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Recipe) -> tuple[LoRA, float]:
+    """The update of one layer, and the share of P that its rank could not hold."""
+    updates = {name: layer.lora(name) for name in names}
+    gains = {name: _gain(layer, update) for name, update in updates.items()}
+    gain = 1 + recipe.merged(f"{path}.gain", {name: gains[name] - 1 for name in names})  # (d_out,)
+    if bool((gain <= 0).any()):
         raise ConfigError(f"combine: at {path} the weights turn a DoRA magnitude to 0 or below; use smaller weights")
-    scaled = {name: weight * layer.lora(name).scaling * gains[name] / total for name, weight in shares.items()}
-    factors = {name: layer.lora(name).factors() for name in shares}
-    V = torch.cat([factors[name].A for name in shares])  # (k, d_in)
-    U = torch.cat([scaled[name][:, None] * factors[name].B for name in shares], dim=1)  # (d_out, k)
-    U, V, error = _cut(U, V, r)
+    parts = {
+        name: Factors(update.factors().A, update.scaling * gains[name][:, None] * update.factors().B)
+        for name, update in updates.items()
+    }
+    (V, U), error = _low_rank(path, parts, recipe)
+    U = U / gain[:, None]
+    dropout = next(iter(updates.values())).dropout.p
     start = Factors(V, torch.zeros_like(U))  # B is set after: a B that is not zero at birth is taken for a start
-    dropout = next(layer.lora(name).dropout.p for name in shares)
-    if not any(isinstance(layer.lora(name), DoRA) for name in shares):
-        update = LoRA(start, 1.0, dropout)
-        update.lora_B.copy_(U)
-        return update, error
-    dora = DoRA(start, 1.0, dropout, layer).to(U.device)
-    dora.lora_B.copy_(U)
-    dora.magnitude.copy_(total * dora.row_norms(layer.matrix()))
-    return dora, error
+    update = UPDATES["dora" if recipe.kind.dora else "lora"](start, 1.0, dropout, layer).to(U.device)
+    update.lora_B.copy_(U)
+    if isinstance(update, DoRA):
+        update.magnitude.copy_(gain * update.row_norms(layer.matrix()))
+    _combine_biases(path, layer, update, updates, recipe)
+    return update, error
+
+
+def _combine_biases(path: str, layer: Layer, made: LoRA, updates: Mapping[str, LoRA], recipe: Recipe) -> None:
+    made.train_biases(layer, recipe.kind.lora_bias, recipe.kind.base_bias)
+    offsets = {name: offset for name, update in updates.items() if (offset := update.offset(layer)) is not None}
+    trained = made.base_bias if made.lora_bias is None else made.lora_bias
+    if offsets and trained is not None:
+        trained.add_(recipe.merged(f"{path}.bias", offsets))
 
 
 def _gain(layer: Layer, update: LoRA) -> Tensor:
@@ -100,27 +198,63 @@ def _gain(layer: Layer, update: LoRA) -> Tensor:
     return update.gain(layer) if isinstance(update, DoRA) else torch.ones_like(update.lora_B[:, 0])
 
 
-def _cut(U: Tensor, V: Tensor, r: int | None) -> tuple[Tensor, Tensor, float]:
-    """U V with its r largest singular directions kept, and the share of its norm that is lost; by QR of the factors."""
-    if r is None or len(V) <= r:
-        return U, V, 0.0
+def _low_rank(path: str, parts: Mapping[str, Factors], recipe: Recipe) -> tuple[Factors, float]:
+    """The combined P in two factors, and the share of its norm that is lost."""
+    total = sum(len(part.A) for part in parts.values())
+    if not recipe.is_sum:
+        return _cut(recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()}), recipe.r or total)
+    V = torch.cat([part.A for part in parts.values()])  # (k, d_in)
+    U = torch.cat([recipe.shares[name] * part.B for name, part in parts.items()], dim=1)  # (d_out, k)
+    if recipe.r is None or total <= recipe.r:
+        return Factors(V, U), 0.0
     Qu, Ru = torch.linalg.qr(U)
     Qv, Rv = torch.linalg.qr(V.T)
-    left, S, right = torch.linalg.svd(Ru @ Rv.T)
+    core, error = _cut(Ru @ Rv.T, recipe.r)  # (k, k), with the singular values of U V
+    return Factors(core.A @ Qv.T, Qu @ core.B), error
+
+
+def _cut(P: Tensor, r: int) -> tuple[Factors, float]:
+    """P with its r largest singular directions kept, and the share of its norm that is lost."""
+    left, S, right = torch.linalg.svd(P, full_matrices=False)
     norm = S.norm()
-    lost = float(S[r:].norm() / norm) if norm > 0 else 0.0
     root = S[:r].sqrt()
-    return Qu @ left[:, :r] * root, (root[:, None] * right[:r]) @ Qv.T, lost
+    return Factors(root[:, None] * right[:r], left[:, :r] * root), float(S[r:].norm() / norm) if norm > 0 else 0.0
 
 
-def _combined_module(path: str, host: SavedModule, shares: Mapping[str, float]) -> nn.Module:
-    """base + the weighted sum of the copies' differences from it; of one copy with weight 1, exactly that copy."""
-    copies = {name: dict(host.adapters[name].named_parameters()) for name in shares}
-    made = copy.deepcopy(host.adapters[next(iter(shares))])
+def _combined_module(path: str, host: SavedModule, names: Sequence[str], recipe: Recipe) -> nn.Module:
+    """base + the combined difference from it, tensor by tensor. In fp64, so that of one copy it is that copy bit for bit."""
+    copies = {name: dict(host.adapters[name].named_parameters()) for name in names}
+    made = copy.deepcopy(host.adapters[names[0]])
     base = dict(host.base.named_parameters())
     for key, parameter in made.named_parameters():
-        if any(copies[name][key].shape != parameter.shape for name in shares):
+        if any(copies[name][key].shape != parameter.shape for name in names):
             raise ConfigError(f"combine: {path}.{key} has another shape in another adapter (other labels?)")
-        rest = 1 - sum(shares.values())
-        parameter.copy_(rest * base[key].float() + sum(w * copies[name][key] for name, w in shares.items()))
+        start = base[key].double()
+        differences = {name: copies[name][key].double() - start for name in names}
+        parameter.copy_(start + recipe.merged(f"{path}.{key}", differences))
+    for key, buffer in made.named_buffers():
+        if any(not torch.equal(host.adapters[name].get_buffer(key), buffer) for name in names):
+            raise ConfigError(f"combine: {path}.{key} differs, and running statistics of two adapters make no third")
     return made
+
+
+def _config(model: nn.Module, parts: Mapping[str, nn.Module], kind: Kind) -> LoraConfig:
+    """Settings that describe the parts: each layer by its path, with its own rank and a scaling of 1."""
+    updates = {path: part for path, part in parts.items() if isinstance(part, LoRA)}
+    ranks = {path: len(update.lora_A) for path, update in updates.items()}
+    r = max(ranks.values(), default=1)
+    others = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != r}
+    config = LoraConfig(
+        r=r,
+        lora_alpha=r,
+        lora_dropout=max((update.dropout.p for update in updates.values()), default=0.0),
+        target_modules=tuple(ranks),
+        rank_pattern=others,
+        alpha_pattern=others,
+        modules_to_save=tuple(path for path in parts if path not in updates),
+        use_dora=kind.dora,
+        lora_bias=kind.lora_bias,
+        bias="lora_only" if kind.base_bias else "none",
+    )
+    too_many = (target.path for target in select_targets(model, config) if target.path not in ranks)
+    return replace(config, exclude_modules=tuple(too_many))  # a path may be the end of a longer one
