@@ -12,11 +12,10 @@ from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import LINEAR, TRANSPOSED, geometry_of, matrix_shape
 from lorakit.lora.layer import AdapterHost, Layer
+from lorakit.lora.patterns import Pattern
 from lorakit.lora.presets import with_presets
 
-MAX_PATTERN = 512  # characters
 OUT_PROJ = ".base.out_proj"  # the second place in an nn.MultiheadAttention, which goes with the first
-NESTED_REPEAT = re.compile(r"[*+}|][^()]*\)[*+{]")  # (...+...)+ and the like, once escapes and sets are taken out
 HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
 
 
@@ -140,8 +139,7 @@ def saved_modules(model: nn.Module, names: Iterable[str]) -> list[str]:
 def _match(key: str, wanted: str | Sequence[str], layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """path -> the entry of `wanted` that matched it, in the order of `layers`."""
     if isinstance(wanted, str):
-        pattern = _compiled(key, wanted)
-        found = {path: wanted for path in layers if pattern.fullmatch(path)}
+        found = dict.fromkeys(_matching(key, wanted, layers), wanted)
         if not found:
             raise ConfigError(
                 f"{key}: the pattern {wanted!r} matches no whole path such as {next(iter(layers), '(none)')!r}; "
@@ -168,18 +166,13 @@ def _near(name: str, layers: Mapping[str, nn.Module]) -> str:
     return f"{hint} ({there})" if hint.startswith("did") else f"there are {there}"
 
 
-def _compiled(key: str, pattern: str) -> re.Pattern[str]:
-    """The compiled pattern. One that could take exponential time is refused: patterns come with strangers' adapters."""
-    if len(pattern) > MAX_PATTERN:
-        raise ConfigError(f"{key}: a pattern of {len(pattern)} characters; {MAX_PATTERN} are the most")
-    if NESTED_REPEAT.search(re.sub(r"\\.|\[[^]]*\]", "x", pattern)):
-        raise ConfigError(
-            f"{key}: {pattern!r} repeats a group that repeats or branches inside, which can take for ever"
-        )
+def _matching(key: str, pattern: str, paths: Iterable[str]) -> list[str]:
+    """The paths that match as a whole. Patterns come with strangers' adapters: one that takes too long is refused."""
     try:
-        return re.compile(pattern)
+        compiled = Pattern(pattern)
+        return [path for path in paths if compiled.fullmatch(path)]
     except re.error as err:
-        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {err}") from err
+        raise ConfigError(f"{key}: {pattern[:80]!r} is no regular expression that can be used: {err}") from err
 
 
 def _head_paths(model: nn.Module, linear: Mapping[str, nn.Module]) -> set[str]:
@@ -222,8 +215,7 @@ def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.
     """path -> value of the first entry that matches it: as a suffix read as a regular expression, like peft."""
     chosen: dict[str, float] = {}
     for name, value in pattern.items():
-        compiled = _compiled(key, rf"(?:.*\.)?(?:{name})")
-        found = [path for path in layers if compiled.fullmatch(path)]
+        found = _matching(key, rf"(?:.*\.)?(?:{name})", layers)
         if not found:
             raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, layers)}")
         for path in found:
