@@ -70,6 +70,11 @@ class LoraSection(Section):
     layers_to_transform: Indices | None = None
     use_rslora: bool = False
     use_dora: bool = False
+    update: str = "lora"  # lora, dora (the same as use_dora), lora_fa, vera, adalora
+    target_r: Annotated[int, Field(ge=1)] | None = None  # adalora: the rank that is left on average; unset: half of r
+    lora_bias: bool = False
+    bias: Literal["none", "lora_only", "all"] = "none"  # biases of the base that are trained
+    trainable_token_indices: Indices | dict[str, Indices] = ()  # rows of the input embedding, or by name
     init: str = "kaiming"
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
@@ -89,6 +94,10 @@ class LoraSection(Section):
             modules_to_save=tuple(dict.fromkeys((*self.modules_to_save, *modules_to_save))),
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
+            update=self.update,
+            lora_bias=self.lora_bias,
+            bias=self.bias,
+            trainable_token_indices=self.trainable_token_indices,
             init_lora_weights=self.init,
         )
 

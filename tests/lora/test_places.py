@@ -311,7 +311,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"target_modules": ("word_embeddings",), "trainable_token_indices": (1,)},
         "word_embeddings is adapted or saved as a whole already",
     ),
-    "unknown update": ({"update": "dorra"}, "update = 'dorra' is not known; did you mean 'dora' or 'lora'?"),
+    "unknown update": ({"update": "dorra"}, "update = 'dorra' is not known; did you mean 'dora' or 'lora'"),
 }
 
 

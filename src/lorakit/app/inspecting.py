@@ -11,8 +11,9 @@ from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.events import Report, ignore
 from lorakit.engine.prepare import Prepared, prepare
 from lorakit.errors import ModelError
-from lorakit.lora import adaptable_layers, linear_layers, read_adapter_config
+from lorakit.lora import linear_layers, read_adapter_config
 from lorakit.lora.geometry import matrix_shape
+from lorakit.lora.layer import AdapterHost
 from lorakit.models import load_base
 from lorakit.recipe import Recipe
 
@@ -29,9 +30,10 @@ def target_lines(prepared: Prepared) -> list[str]:
         return [f"no LoRA layers: train.method = {prepared.recipe.train.method!r}"]
     width = max(len(target.path) for target in prepared.targets)
     lines = [f"{'module':<{width}}  matched by      r  alpha  parameters"]
-    layers = adaptable_layers(prepared.model)
-    for path, by, r, alpha in prepared.targets:
-        count = r * sum(matrix_shape(layers[path]))
+    for path, by, r, alpha, _ in prepared.targets:
+        host = prepared.model.get_submodule(path)
+        assert isinstance(host, AdapterHost)
+        count = sum(parameter.numel() for parameter in host.adapters.parameters())
         lines.append(f"{path:<{width}}  {by[:14]:<14} {r:>2}  {alpha:>5g}  {count:>10,}")
     return lines
 

@@ -133,14 +133,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 @torch.no_grad()
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave."""
+    keys = {key.partition("/")[0] for key in tensors} - {"parameter"}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             parameter.copy_(tensors[f"parameter/{name}"])
-            state = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"{key}/{name}" in tensors:
-                    state[key] = tensors[f"{key}/{name}"].to(parameter.device)
-            optimizer.state[parameter] = state
+            optimizer.state[parameter] = {
+                key: tensors[f"{key}/{name}"].to(parameter.device) for key in keys if f"{key}/{name}" in tensors
+            }
 
 
 def atomic_text(path: Path, text: str) -> None:

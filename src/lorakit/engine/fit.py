@@ -26,6 +26,7 @@ from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
 from lorakit.engine.train import Step, make_optimizer, train
 from lorakit.errors import ConfigError, NumericsError, OutputError
+from lorakit.lora import RankBudget
 from lorakit.tasks.base import Scores
 
 SAMPLES = 20  # validation examples shown in samples.jsonl
@@ -62,6 +63,9 @@ class Run:
         self.history = History()
         lora, saved = trained_parameters(prepared.model)
         self.optimizer = make_optimizer(lora, saved, prepared.recipe.train)
+        if prepared.config is not None and prepared.config.update == "adalora":
+            target_r = prepared.recipe.lora.target_r or max(1, prepared.config.r // 2)
+            RankBudget(prepared.model, target_r, prepared.plan.steps).attach(self.optimizer)
         self.best_state: dict[str, Tensor] = {}
         self.interval = _Interval(max(1, prepared.plan.steps // LOG_LINES))
         self.start = 0

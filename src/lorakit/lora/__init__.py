@@ -1,5 +1,6 @@
 """LoRA over any torch model; needs torch and safetensors alone."""
 
+from lorakit.lora.adalora import RankBudget
 from lorakit.lora.combine import Combined, combine
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.files import load_adapter, save_adapter
@@ -18,10 +19,12 @@ from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
-from lorakit.lora.updates import DoRA, LoRA, LoRAFA
+from lorakit.lora.updates import UPDATES, AdaLoRA, DoRA, LoRA, LoRAFA, VeRA
 
 __all__ = [
     "ALL_LINEAR",
+    "UPDATES",
+    "AdaLoRA",
     "BaseInfo",
     "Combined",
     "DoRA",
@@ -31,9 +34,11 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "ParameterCount",
+    "RankBudget",
     "Routing",
     "SavedModule",
     "Target",
+    "VeRA",
     "adaptable_layers",
     "adapter_names",
     "adapter_parameters",

@@ -74,5 +74,9 @@ class LoraConfig:
             object.__setattr__(self, "use_dora", True)
         if self.lora_bias and self.use_dora:
             raise ConfigError("lora_bias = true does not go with DoRA, which learns no bias; leave one of them out")
+        if not isinstance(self.target_modules, str) and self.update in ("vera", "adalora"):
+            for name in self.target_modules:
+                if ":" in name:
+                    raise ConfigError(f"target_modules: {name!r}: update = {self.update!r} takes whole layers only")
         if self.bias not in BIASES:
             raise ConfigError(f"bias = {self.bias!r} is not known; {did_you_mean(self.bias, BIASES)}")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
@@ -148,8 +149,15 @@ def _update(layer: Layer, target: Target, config: LoraConfig, seed: int) -> LoRA
     generator = named_generator(seed, target.path)
     factors = INITS[config.init_lora_weights](layer.matrix().cpu(), target.r, scaling, generator)
     update = UPDATES[config.update](factors, scaling, config.lora_dropout, layer)
+    if target.parts:
+        update.keep_rows(_fused_rows(target, len(layer.matrix()) // 3))
     update.train_biases(layer, config.lora_bias, config.bias != "none")
     return update
+
+
+def _fused_rows(target: Target, third: int) -> Tensor:
+    """The rows of q, k and v that a target's parts name."""
+    return torch.cat([torch.arange(third) + third * "qkv".index(part) for part in target.parts])
 
 
 def _adapted(model: nn.Module, path: str, routing: Routing) -> Layer:

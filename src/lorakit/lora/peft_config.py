@@ -15,7 +15,7 @@ from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import TRANSPOSED, geometry_of
 from lorakit.lora.layer import Layer, hosts
 from lorakit.lora.presets import with_presets
-from lorakit.lora.targets import OUT_PROJ
+from lorakit.lora.targets import OUT_PROJ, select_targets
 
 CONFIG_FILE = "adapter_config.json"
 PEFT_VERSION = "0.21.2"  # the version whose format this is
@@ -104,12 +104,22 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
     )
     if by_path:
         targets = sorted(path for path, _ in updates if not path.endswith(OUT_PROJ))
+    elif isinstance(config.target_modules, str):
+        targets = config.target_modules
     else:
-        targets = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
+        targets = sorted({entry.partition(":")[0] for entry in config.target_modules})
+    ranks = {key: r * rank_factor for key, r in config.rank_pattern.items()}
+    alphas = {key: alpha * alpha_factor for key, alpha in config.alpha_pattern.items()}
+    planned = {target.path: target.r * rank_factor for target in select_targets(model, config)}
+    actual = {path: len(update.parts()["A"]) for path, update in updates}
+    if actual != planned:  # pruned, redistributed or combined: say of each layer what it has
+        power = 0.5 if config.use_rslora else 1.0
+        ranks = {path.replace(OUT_PROJ, ""): r for path, r in actual.items()}
+        alphas = {path.replace(OUT_PROJ, ""): update.scaling * actual[path] ** power for path, update in updates}
     excluded = config.exclude_modules if isinstance(config.exclude_modules, str) else sorted(config.exclude_modules)
     return {
         **DEFAULTS,
-        "alpha_pattern": {key: alpha * alpha_factor for key, alpha in config.alpha_pattern.items()},
+        "alpha_pattern": alphas,
         "auto_mapping": None if base.task_type else _auto_mapping(model),
         "base_model_name_or_path": base.name_or_path,
         "bias": config.bias,
@@ -124,7 +134,7 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
         "lora_dropout": config.lora_dropout,
         "modules_to_save": sorted(config.modules_to_save) or None,
         "r": config.r * rank_factor,
-        "rank_pattern": {key: r * rank_factor for key, r in config.rank_pattern.items()},
+        "rank_pattern": ranks,
         "revision": base.revision,
         "target_modules": targets,
         "task_type": base.task_type,

@@ -16,6 +16,7 @@ from lorakit.lora.patterns import Pattern
 from lorakit.lora.presets import with_presets
 
 OUT_PROJ = ".base.out_proj"  # the second place in an nn.MultiheadAttention, which goes with the first
+INTERLEAVED = ("query_key_value",)  # GPT-NeoX and BLOOM mix q, k and v head by head
 HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
 
 
@@ -26,6 +27,7 @@ class Target(NamedTuple):
     matched_by: str
     r: int
     alpha: float
+    parts: str = ""  # which of q, k and v in a fused projection; empty means the whole layer
 
 
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -147,12 +149,13 @@ def _match(key: str, wanted: str | Sequence[str], layers: Mapping[str, nn.Module
             )
         return found
     by: dict[str, str] = {}
-    for name in wanted:
+    for entry in wanted:
+        name = entry.partition(":")[0]
         found_paths = [path for path in layers if has_suffix(path, name)]
         if not found_paths:
             raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, layers)}")
         for path in found_paths:
-            by.setdefault(path, name)
+            by.setdefault(path, entry)
     return {path: by[path] for path in layers if path in by}
 
 
@@ -207,8 +210,22 @@ def _with_patterns(matched: Mapping[str, str], config: LoraConfig, layers: Mappi
     for path, by in matched.items():
         r, alpha = int(ranks.get(path, config.r)), float(alphas.get(path, config.lora_alpha))
         inner = [path + OUT_PROJ] if isinstance(layers[path], nn.MultiheadAttention) else []
-        targets += [Target(place, by, r, alpha) for place in (path, *inner)]
+        parts = _fused_parts(path, by, layers[path]) if not isinstance(config.target_modules, str) else ""
+        targets += [Target(place, by, r, alpha, "" if place in inner else parts) for place in (path, *inner)]
     return targets
+
+
+def _fused_parts(path: str, entry: str, layer: nn.Module) -> str:
+    """The letters after the colon of `c_attn:qv`, for a layer that computes q, k and v one after the other."""
+    name, colon, parts = entry.partition(":")
+    if not colon:
+        return ""
+    d_out, d_in = matrix_shape(layer)
+    if not parts or set(parts) - set("qkv") or len(set(parts)) < len(parts):
+        raise ConfigError(f"target_modules: {entry!r}: after the colon stand some of the letters q, k and v")
+    if d_out != 3 * d_in or name.rpartition(".")[2] in INTERLEAVED:
+        raise ConfigError(f"target_modules: {entry!r}: {path} ({d_out} x {d_in}) is not q, k and v one after the other")
+    return parts
 
 
 def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.Module]) -> dict[str, float]:

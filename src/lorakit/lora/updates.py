@@ -6,13 +6,14 @@ Shapes: B rows, T tokens, x (B, ..., d_in), y (B, ..., d_out), A (r, d_in), B (d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorakit.lora.variants import Factors
+from lorakit.lora.variants import Factors, named_generator
 
 if TYPE_CHECKING:
     from lorakit.lora.layer import Layer
@@ -31,6 +32,7 @@ class LoRA(nn.Module):
     lora_B: Tensor
     start_A: Tensor | None
     start_B: Tensor | None
+    rows: Tensor | None
     lora_bias: nn.Parameter | None
     base_bias: nn.Parameter | None
 
@@ -43,13 +45,26 @@ class LoRA(nn.Module):
         has_start = bool(factors.B.any())
         self.register_buffer("start_A", factors.A.clone() if has_start else None)
         self.register_buffer("start_B", factors.B.clone() if has_start else None)
+        self.register_buffer("rows", None)
         self.register_parameter("lora_bias", None)
         self.register_parameter("base_bias", None)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Let B have these of its rows alone, the others staying zero: q and v of a fused projection, say. Shapes: (n,)."""
+        self.register_buffer("rows", rows, persistent=False)
+        self.d_out = len(self.lora_B)
+        self.lora_B = nn.Parameter(self.lora_B.detach()[rows])
+        if self.start_B is not None:
+            self.start_B = self.start_B[rows]
+
+    def _whole(self, B: Tensor) -> Tensor:
+        """B with zeros for the rows that it does not have. Shapes: (d_out, r)."""
+        return B if self.rows is None else B.new_zeros(self.d_out, B.shape[1]).index_copy(0, self.rows, B)
 
     def train_biases(self, layer: Layer, lora_bias: bool, base_bias: bool) -> None:
         """Add the biases asked for; neither changes the layer's answer yet. A layer without a bias has none to train."""
         if lora_bias:
-            self.lora_bias = nn.Parameter(self.lora_B.new_zeros(len(layer.matrix())))
+            self.lora_bias = nn.Parameter(torch.zeros(len(layer.matrix())))
         bias = getattr(layer.base, "bias", None)
         if base_bias and bias is not None:
             self.base_bias = nn.Parameter(bias.detach().float().clone())
@@ -61,9 +76,9 @@ class LoRA(nn.Module):
         A or B is not lost in the difference of two large products, in bf16 least of all.
         """
         if self.start_A is None or self.start_B is None:
-            return Factors(self.lora_A, self.lora_B)
+            return Factors(self.lora_A, self._whole(self.lora_B))
         A = torch.cat([self.lora_A, self.lora_A - self.start_A])
-        return Factors(A, torch.cat([self.lora_B - self.start_B, self.start_B], dim=1))
+        return Factors(A, self._whole(torch.cat([self.lora_B - self.start_B, self.start_B], dim=1)))
 
     def parts(self) -> dict[str, Tensor]:
         """All tensors that define the update, by the name of their role: A, B, and what else there is."""
@@ -162,4 +177,59 @@ class LoRAFA(LoRA):
         self.register_buffer("lora_A", factors.A.clone())
 
 
-UPDATES: Mapping[str, type[LoRA]] = {"lora": LoRA, "dora": DoRA, "lora_fa": LoRAFA}
+class VeRA(LoRA):
+    """Two trained vectors around frozen random factors that all layers of a shape share (Kopiczko et al. 2024, arXiv:2310.11454).
+
+    y = W x + s diag(b) B diag(d) A x + bias (eq. 2), d starting at 0.1 and b at zero (section 3.2). Departures: s is that of
+    LoRA (alpha = r gives the paper's 1), and A and B are shared by layers of equal shape rather than cut from one
+    largest pair. On disk it is plain LoRA, which is larger than the two vectors but which everything reads.
+    """
+
+    def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
+        (r, d_in), d_out = factors.A.shape, len(factors.B)
+        super().__init__(Factors(factors.A, torch.zeros(d_out, r)), scaling, dropout, layer)
+        del self.lora_A, self.lora_B
+        self.register_buffer("lora_A", _shared_projection(r, d_in), persistent=False)
+        self.register_buffer("lora_B", _shared_projection(d_out, r), persistent=False)
+        self.vera_lambda_d = nn.Parameter(torch.full((r,), 0.1))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(d_out))
+
+    def factors(self) -> Factors:
+        """The factors with the trained vectors in them: A (r, d_in), B (d_out, r)."""
+        return Factors(self.vera_lambda_d[:, None] * self.lora_A, self.vera_lambda_b[:, None] * self.lora_B)
+
+
+@cache
+def _shared_projection(rows: int, columns: int) -> Tensor:
+    """A kaiming-uniform matrix that depends on its shape alone."""
+    bound = (3 / columns) ** 0.5
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=named_generator(0, f"vera {rows} {columns}"))
+
+
+class AdaLoRA(LoRA):
+    """An update in the form of a singular value decomposition, s B diag(E) A, whose E a RankBudget prunes.
+
+    Zhang et al. 2023, arXiv:2303.10512, eq. 3. Departure: A and B start with orthonormal rows and columns (A's from the
+    drawn one, B's from W A^T), where the paper draws normals, so that its orthogonality loss starts at zero.
+    """
+
+    def __init__(self, factors: Factors, scaling: float, dropout: float, layer: Layer) -> None:
+        super().__init__(Factors(factors.A, torch.zeros_like(factors.B)), scaling, dropout, layer)
+        A = torch.linalg.qr(factors.A.T).Q.T
+        self.lora_A = nn.Parameter(A.contiguous())
+        self.lora_B = nn.Parameter(torch.linalg.qr(layer.matrix().to(A.device) @ A.T).Q.contiguous())
+        self.lora_E = nn.Parameter(torch.zeros(len(A), 1))
+
+    def factors(self) -> Factors:
+        """The factors with the singular values in A: A (r, d_in), B (d_out, r)."""
+        return Factors(self.lora_E * self.lora_A, self.lora_B)
+
+    def parts(self) -> dict[str, Tensor]:
+        """As of LoRA, without the directions that were pruned (one is kept where all were)."""
+        kept = self.lora_E.flatten().nonzero().flatten()
+        kept = kept if len(kept) else kept.new_zeros(1)
+        A, B = self.factors()
+        return {**super().parts(), "A": A[kept], "B": B[:, kept]}
+
+
+UPDATES: Mapping[str, type[LoRA]] = {"lora": LoRA, "dora": DoRA, "lora_fa": LoRAFA, "vera": VeRA, "adalora": AdaLoRA}
