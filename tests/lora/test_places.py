@@ -212,6 +212,31 @@ def fill_rows(model: nn.Module) -> Tensor:
     return rows.add_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)))
 
 
+def test_an_adapted_embedding_is_adapted_wherever_it_is_read(tmp_path: Path) -> None:
+    """T5's encoder and decoder have embeddings of their own, tied to `shared`, which nothing calls: peft adapts that alone."""
+    model = tiny_t5(tie_word_embeddings=True)
+    base, dense = copy.deepcopy(model), copy.deepcopy(model)
+    config = LoraConfig(r=4, target_modules=("shared",))
+    add_adapter(model, config)
+    fill(model)
+    assert len(adapter_parameters(model)) == 2
+    layer = hosts(model)[0][1]
+    with torch.no_grad():
+        weight = dense.shared.weight + layer.lora("default").delta_weight(layer).T
+        dense.encoder.embed_tokens.weight = dense.decoder.embed_tokens.weight = nn.Parameter(weight)
+    batch = tiny_batch(model)
+    torch.testing.assert_close(logits(model, batch), logits(dense, batch), **CLOSE)
+    save_adapter(model, tmp_path, config)
+    load_adapter(base, tmp_path)
+    assert torch.equal(logits(base, batch), logits(model, batch))
+    adapted = logits(model, batch)
+    merge(model)
+    torch.testing.assert_close(logits(model, batch), adapted, **CLOSE)
+    unmerge(model)
+    delete_adapter(model, "default")
+    assert model.encoder.embed_tokens.weight is model.lm_head.weight
+
+
 class Encoder(nn.Module):
     """A model around PyTorch's own attention."""
 

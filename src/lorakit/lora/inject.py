@@ -69,8 +69,9 @@ def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 
     saved = saved_modules(model, config.modules_to_save)
     _check_savable(model, saved)
     rows = trainable_row_modules(model, config)
-    biases = biased_modules(model, config, {target.path for target in targets}, saved)
-    _check_disjoint(rows, [target.path for target in targets], saved)
+    paths = frozenset(target.path for target in targets)
+    biases = biased_modules(model, config, paths, saved)
+    _check_disjoint(rows, paths, saved)
     routing = _routing(model) or Routing()
     model.requires_grad_(False)
     for path in (*saved, *biases.whole):
@@ -81,8 +82,9 @@ def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 
         _train_rows(model, path, indices, name, routing)
     for target in targets:
         layer = _adapted(model, target.path, routing)
-        update = _update(layer, target, config, seed).train(model.training)
-        layer.adapters[name] = update.to(layer.weight.device)
+        update = _update(layer, target, config, seed).train(model.training).to(layer.weight.device)
+        for place in (target.path, *_tied_embeddings(model, target.path, paths)):
+            _adapted(model, place, routing).adapters[name] = update
     set_fast_paths(model)
     set_adapter(model, name)
     return targets
@@ -113,7 +115,7 @@ def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], save
     return found
 
 
-def _check_disjoint(rows: Iterable[str], targets: Sequence[str], saved: Sequence[str]) -> None:
+def _check_disjoint(rows: Iterable[str], targets: Set[str], saved: Sequence[str]) -> None:
     for path in rows:
         if path in targets or path in saved:
             raise ConfigError(f"trainable_token_indices: {path} is adapted or saved as a whole already")
@@ -153,6 +155,20 @@ def _update(layer: Layer, target: Target, config: LoraConfig, seed: int) -> LoRA
         update.keep_rows(_fused_rows(target, len(layer.matrix()) // 3))
     update.train_biases(layer, config.lora_bias, config.bias != "none")
     return update
+
+
+def _tied_embeddings(model: nn.Module, path: str, targets: frozenset[str]) -> list[str]:
+    """The other embeddings that read with the weight of the model's main one, which T5 never calls itself.
+
+    None, where one of them is a target of its own.
+    """
+    main = getattr(model, "get_input_embeddings", lambda: None)()
+    if main is None or plain(model.get_submodule(path)) is not plain(main):
+        return []
+    places = [
+        place for place in tied_to(model, path)[1:] if isinstance(plain(model.get_submodule(place)), nn.Embedding)
+    ]
+    return [] if targets.intersection(places) else places
 
 
 def _fused_rows(target: Target, third: int) -> Tensor:

@@ -94,7 +94,10 @@ class BaseInfo(NamedTuple):
 def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str) -> dict[str, Any]:
     """Every key that peft writes, for an adapter that is in the model. What peft has no word for is written as plain LoRA."""
     config = with_presets(model, config)
-    updates = [(path, host.lora(name)) for path, host in hosts(model, name) if isinstance(host, Layer)]
+    planned = {target.path: target.r for target in select_targets(model, config)}
+    updates = [
+        (path, host.lora(name)) for path, host in hosts(model, name) if isinstance(host, Layer) and path in planned
+    ]
     doubled = any(update.start_A is not None for _, update in updates)
     rank_factor = 2 if doubled else 1
     alpha_factor = math.sqrt(2) if doubled and config.use_rslora else rank_factor
@@ -110,9 +113,10 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
         targets = sorted({entry.partition(":")[0] for entry in config.target_modules})
     ranks = {key: r * rank_factor for key, r in config.rank_pattern.items()}
     alphas = {key: alpha * alpha_factor for key, alpha in config.alpha_pattern.items()}
-    planned = {target.path: target.r * rank_factor for target in select_targets(model, config)}
     actual = {path: len(update.parts()["A"]) for path, update in updates}
-    if actual != planned:  # pruned, redistributed or combined: say of each layer what it has
+    if actual != {
+        path: r * rank_factor for path, r in planned.items()
+    }:  # pruned, redistributed or combined: say of each layer what it has
         power = 0.5 if config.use_rslora else 1.0
         ranks = {path.replace(OUT_PROJ, ""): r for path, r in actual.items()}
         alphas = {path.replace(OUT_PROJ, ""): update.scaling * actual[path] ** power for path, update in updates}
