@@ -22,6 +22,7 @@ from lorakit.engine.checkpoint import (
 )
 from lorakit.engine.events import Event, Note
 from lorakit.engine.fit import open_run_folder
+from lorakit.engine.predictor import load
 from lorakit.errors import ConfigError, OutputError
 from tests.runs import Sections, Stopped, changed, fit, sections, start, stop_after, weights, without_timings
 
@@ -117,6 +118,35 @@ def test_resumed_run_of_another_method_equals_the_one_that_never_stopped(
     run.fit()
     results = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("straight", "stopped")]
     assert results[0] == results[1]
+
+
+VARIANTS = {
+    "DoRA": ["lora.use_dora=true"],
+    "LoRA-FA": ["lora.update=lora_fa"],
+    "VeRA": ["lora.update=vera"],
+    "AdaLoRA": ["lora.update=adalora", "lora.target_r=2"],
+    "all biases": ["lora.bias=all", "lora.lora_bias=true"],
+    "token rows": ["lora.trainable_token_indices=[5, 6, 7]"],
+}
+
+
+@pytest.mark.parametrize("words", VARIANTS.values(), ids=VARIANTS)
+def test_resumed_run_of_a_variant_equals_the_one_that_never_stopped_and_ships(
+    raw: Sections, tmp_path: Path, words: list[str]
+) -> None:
+    recipe = changed(raw, *words)
+    fit(recipe, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        fit(recipe, tmp_path / "stopped", stop_after(8))
+    run = start(recipe, tmp_path / "stopped")
+    run.resume("auto")
+    run.fit()
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
+    scored = read_lines(tmp_path / "straight" / "predictions.jsonl")
+    shipped = load(tmp_path / "straight").predict([line["text"] for line in scored])
+    for answer, line in zip(shipped, scored, strict=True):
+        assert answer["label"] == line["label"]
+        assert answer["score"] == pytest.approx(line["score"], abs=1e-5)
 
 
 def test_resuming_a_finished_run_changes_nothing(raw: Sections, straight: Path, tmp_path: Path) -> None:
