@@ -25,11 +25,12 @@ from lorakit.lora import (
     merge,
     save_adapter,
     set_adapter,
+    unmerge,
 )
 from lorakit.lora.layer import Layer
 from lorakit.lora.methods import METHODS, trim
 from tests.lora.test_geometry import IDS, mixed
-from tests.tiny import logits, tiny_batch, tiny_bert
+from tests.tiny import logits, tiny_batch, tiny_bert, tiny_t5
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -292,6 +293,86 @@ def test_biases_are_summed_with_the_weights(second: str, last: str) -> None:
     a, b, made = (shifts(model, name) for name in "abc")
     for path, shift in made.items():
         torch.testing.assert_close(shift, 0.7 * a[path] - 0.4 * b[path], **CLOSE)
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "all biases": {"bias": "all"},
+    "all biases, dora": {"bias": "all", "use_dora": True},
+    "both biases": {"bias": "lora_only", "lora_bias": True},
+    "rows": {"trainable_token_indices": (7, 3)},
+    "tied rows": {"trainable_token_indices": (7, 3)},
+    "attention": {},
+}
+
+
+def in_place(place: str) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    """A fresh model on which the settings of PLACES act, and what to ask of it."""
+    if place == "attention":
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, batch_first=True)}).eval()
+        x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+        return model, lambda m: m["attn"](x, x, x)[0].detach()
+    if place == "tied rows":
+        model = tiny_t5(num_layers=1)
+        return model, lambda m: logits(m, tiny_batch(model))
+    return small_bert(), answers
+
+
+def placed(place: str, model: nn.Module, *names: str) -> None:
+    targets = {"attention": ("attn",), "tied rows": ("q", "v")}.get(place, ("query", "value"))
+    config = LoraConfig(r=2, target_modules=targets, **PLACES[place])
+    for seed, name in enumerate(names):
+        add_adapter(model, config, name, seed=seed)
+        fill(model, name, seed=seed)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+@pytest.mark.parametrize("place", PLACES)
+def test_combination_of_one_in_other_places_equals_it_and_is_saved(place: str, method: str, tmp_path: Path) -> None:
+    model, ask = in_place(place)
+    placed(place, model, "a")
+    before = ask(model)
+    made = combine(model, ["a"], [1.0], "b", method=method, density=1.0)
+    torch.testing.assert_close(ask(model), before, **CLOSE)
+    save_adapter(model, tmp_path, made.config, name="b")
+    again, _ = in_place(place)
+    load_adapter(again, tmp_path)
+    torch.testing.assert_close(ask(again), before, **CLOSE)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_other_places_are_summed_with_the_weights(place: str) -> None:
+    model, _ = in_place(place)
+    placed(place, model, "a", "b")
+    combine(model, ["a", "b"], [0.7, -0.4], "c")
+    plain = {key: tensor.clone() for key, tensor in in_place(place)[0].state_dict().items()}
+    merged = {}
+    for name in "abc":
+        merge(model, name)
+        state = {k.replace(".base.", "."): v.clone() for k, v in model.state_dict().items() if ".adapters." not in k}
+        merged[name] = {key: state[key] for key in plain}
+        unmerge(model)
+    for key, tensor in plain.items():
+        want = tensor + 0.7 * (merged["a"][key] - tensor) - 0.4 * (merged["b"][key] - tensor)
+        torch.testing.assert_close(merged["c"][key], want, rtol=0, atol=1e-5)
+    assert any(not torch.equal(merged["c"][key], tensor) for key, tensor in plain.items())
+
+
+def test_rows_that_one_adapter_leaves_alone_get_the_share_of_the_other() -> None:
+    model = small_bert()
+    for name, rows in (("a", (7, 3)), ("b", (3, 9, 1))):
+        add_adapter(model, LoraConfig(r=2, target_modules=("query",), trainable_token_indices=rows), name)
+        fill(model, name)
+    combine(model, ["a", "b"], [0.5, 2.0], "c")
+    host = model.bert.embeddings.word_embeddings
+    rows = {
+        name: dict(zip(host.trained(name).indices.tolist(), host.trained(name).rows, strict=True)) for name in "abc"
+    }
+    assert list(rows["c"]) == [7, 3, 9, 1]
+    for i, row in rows["c"].items():
+        base = host.base.weight[i]
+        want = base + 0.5 * (rows["a"].get(i, base) - base) + 2 * (rows["b"].get(i, base) - base)
+        torch.testing.assert_close(row, want, **CLOSE)
 
 
 # TIES and DARE

@@ -1,35 +1,30 @@
 """One adapter out of several: a weighted sum that is exact, or TIES and DARE at a rank whose error is reported.
 
-Over a layer with weight M every update of ours has the form  gain * M + P - M,  with P = gain * U V, U (d_out, k), V (k, d_in)
-and a gain per output row: 1 for LoRA, m / n for DoRA. So an update is two differences from the base: gain - 1, and the low-rank
-P, which for LoRA is dW itself. A method of methods.py makes one of each out of those of several adapters. A weighted sum
-of low-rank P has the same form, so that it is exact for mixed ranks, scalings, variants and starts; the P of TIES and DARE,
-which take single entries, is cut to a rank by its singular values. In every case `combine([x], [1])` is x.
+How each place of the model is combined stands in differences.py, and what makes TIES of it in methods.py.
 
-peft's `add_weighted_adapter` works on A and B apart instead. The sum of products is not the product of sums, so there TIES and
-DARE act on numbers that are no part of the update; and its weighted sum is wrong for rsLoRA, DoRA and negative weights.
+peft's `add_weighted_adapter` works on A and B apart. The sum of products is not the product of sums, so there TIES and DARE
+act on numbers that are no part of the update; and its weighted sum is wrong for rsLoRA, DoRA and negative weights.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
+from lorakit.lora.differences import Kind, Recipe, combined_module, combined_rows, combined_update
 from lorakit.lora.inject import check_known, check_new_name, check_unmerged, set_adapter
 from lorakit.lora.layer import Layer, SavedModule, hosts
-from lorakit.lora.methods import METHODS, add, keep
-from lorakit.lora.targets import select_targets
-from lorakit.lora.updates import UPDATES, DoRA, LoRA
-from lorakit.lora.variants import Factors, named_generator
+from lorakit.lora.methods import METHODS, keep
+from lorakit.lora.places import BiasHost, RowsHost, TrainedBias, TrainedRows
+from lorakit.lora.targets import OUT_PROJ, select_targets
+from lorakit.lora.updates import DoRA, LoRA
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,20 @@ def combine(
     recipe = Recipe(shares, method, _checked_density(method, density), _checked_rank(r), seed, _kind(model, shares))
     parts: dict[str, nn.Module] = {}
     errors: dict[str, float] = {}
+    rows: dict[nn.Module, TrainedRows] = {}  # modules that are tied share theirs
     for path, host in hosts(model):
         here = [name for name in shares if name in host.adapters]
-        if here and isinstance(host, Layer):
-            parts[path], errors[path] = _combined_update(path, host, here, recipe)
-        elif here and isinstance(host, SavedModule):
-            parts[path] = _combined_module(path, host, here, recipe)
+        if not here:
+            continue
+        if isinstance(host, Layer):
+            parts[path], errors[path] = combined_update(path, host, here, recipe)
+        elif isinstance(host, RowsHost):
+            shared = host.trained(here[0])
+            parts[path] = rows[shared] = rows.get(shared) or combined_rows(path, host, here, recipe)
+        elif isinstance(host, (SavedModule, BiasHost)):
+            parts[path] = combined_module(path, host, here, recipe)
+        else:
+            raise ConfigError(f"combine: what {type(host).__name__} holds at {path} cannot be combined")
     made = Combined(errors, _config(model, parts, recipe.kind))
     for path, host in hosts(model):
         if path in parts:
@@ -121,140 +124,36 @@ def _checked_rank(r: int | None) -> int | None:
     return r
 
 
-class Kind(NamedTuple):
-    """What every layer of the result has, as one LoraConfig says it of all layers."""
-
-    dora: bool  # as soon as one of the adapters is DoRA anywhere
-    lora_bias: bool  # a bias of its own, when a layer without one needs it
-    base_bias: bool  # otherwise the layer's own, when there is any difference to hold
-
-
-def _kind(model: nn.Module, names: Iterable[str]) -> Kind:
+def _kind(model: nn.Module, names: Collection[str]) -> Kind:
     updates = [(h, h.lora(name)) for name in names for _, h in hosts(model, name) if isinstance(h, Layer)]
     shifted = [layer for layer, update in updates if update.offset(layer) is not None]
     without = any(getattr(layer.base, "bias", None) is None for layer in shifted)
-    return Kind(any(isinstance(update, DoRA) for _, update in updates), without, bool(shifted) and not without)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What was asked of `combine`, the same for every tensor of the model."""
-
-    shares: Mapping[str, float]  # adapter -> weight
-    method: str
-    density: float
-    r: int | None
-    seed: int
-    kind: Kind
-
-    @property
-    def is_sum(self) -> bool:
-        """Whether the method is a plain weighted sum, so that low rank stays low rank."""
-        return METHODS[self.method] == (keep, add)
-
-    def merged(self, what: str, differences: Mapping[str, Tensor]) -> Tensor:
-        """One difference out of one per adapter. What is drawn depends on the seed, the adapter and `what` alone."""
-        prune, merge = METHODS[self.method]
-        pruned = {
-            name: prune(difference, self.density, named_generator(self.seed, f"{what}:{name}"))
-            for name, difference in differences.items()
-        }
-        return merge(torch.stack([self.shares[name] * difference for name, difference in pruned.items()]))
-
-
-def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Recipe) -> tuple[LoRA, float]:
-    """The update of one layer, and the share of P that its rank could not hold."""
-    updates = {name: layer.lora(name) for name in names}
-    gains = {name: _gain(layer, update) for name, update in updates.items()}
-    gain = 1 + recipe.merged(f"{path}.gain", {name: gains[name] - 1 for name in names})  # (d_out,)
-    if bool((gain <= 0).any()):
-        raise ConfigError(f"combine: at {path} the weights turn a DoRA magnitude to 0 or below; use smaller weights")
-    parts = {
-        name: Factors(update.factors().A, update.scaling * gains[name][:, None] * update.factors().B)
-        for name, update in updates.items()
-    }
-    (V, U), error = _low_rank(path, parts, recipe)
-    U = U / gain[:, None]
-    dropout = next(iter(updates.values())).dropout.p
-    start = Factors(V, torch.zeros_like(U))  # B is set after: a B that is not zero at birth is taken for a start
-    update = UPDATES["dora" if recipe.kind.dora else "lora"](start, 1.0, dropout, layer).to(U.device)
-    update.lora_B.copy_(U)
-    if isinstance(update, DoRA):
-        update.magnitude.copy_(gain * update.row_norms(layer.matrix()))
-    _combine_biases(path, layer, update, updates, recipe)
-    return update, error
-
-
-def _combine_biases(path: str, layer: Layer, made: LoRA, updates: Mapping[str, LoRA], recipe: Recipe) -> None:
-    made.train_biases(layer, recipe.kind.lora_bias, recipe.kind.base_bias)
-    offsets = {name: offset for name, update in updates.items() if (offset := update.offset(layer)) is not None}
-    trained = made.base_bias if made.lora_bias is None else made.lora_bias
-    if offsets and trained is not None:
-        trained.add_(recipe.merged(f"{path}.bias", offsets))
-
-
-def _gain(layer: Layer, update: LoRA) -> Tensor:
-    """The gain of each output row: m / n for DoRA, 1 for LoRA. Shapes: (d_out,)."""
-    return update.gain(layer) if isinstance(update, DoRA) else torch.ones_like(update.lora_B[:, 0])
-
-
-def _low_rank(path: str, parts: Mapping[str, Factors], recipe: Recipe) -> tuple[Factors, float]:
-    """The combined P in two factors, and the share of its norm that is lost."""
-    total = sum(len(part.A) for part in parts.values())
-    if not recipe.is_sum:
-        return _cut(recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()}), recipe.r or total)
-    V = torch.cat([part.A for part in parts.values()])  # (k, d_in)
-    U = torch.cat([recipe.shares[name] * part.B for name, part in parts.items()], dim=1)  # (d_out, k)
-    if recipe.r is None or total <= recipe.r:
-        return Factors(V, U), 0.0
-    Qu, Ru = torch.linalg.qr(U)
-    Qv, Rv = torch.linalg.qr(V.T)
-    core, error = _cut(Ru @ Rv.T, recipe.r)  # (k, k), with the singular values of U V
-    return Factors(core.A @ Qv.T, Qu @ core.B), error
-
-
-def _cut(P: Tensor, r: int) -> tuple[Factors, float]:
-    """P with its r largest singular directions kept, and the share of its norm that is lost."""
-    left, S, right = torch.linalg.svd(P, full_matrices=False)
-    norm = S.norm()
-    root = S[:r].sqrt()
-    return Factors(root[:, None] * right[:r], left[:, :r] * root), float(S[r:].norm() / norm) if norm > 0 else 0.0
-
-
-def _combined_module(path: str, host: SavedModule, names: Sequence[str], recipe: Recipe) -> nn.Module:
-    """base + the combined difference from it, tensor by tensor. In fp64, so that of one copy it is that copy bit for bit."""
-    copies = {name: dict(host.adapters[name].named_parameters()) for name in names}
-    made = copy.deepcopy(host.adapters[names[0]])
-    base = dict(host.base.named_parameters())
-    for key, parameter in made.named_parameters():
-        if any(copies[name][key].shape != parameter.shape for name in names):
-            raise ConfigError(f"combine: {path}.{key} has another shape in another adapter (other labels?)")
-        start = base[key].double()
-        differences = {name: copies[name][key].double() - start for name in names}
-        parameter.copy_(start + recipe.merged(f"{path}.{key}", differences))
-    for key, buffer in made.named_buffers():
-        if any(not torch.equal(host.adapters[name].get_buffer(key), buffer) for name in names):
-            raise ConfigError(f"combine: {path}.{key} differs, and running statistics of two adapters make no third")
-    return made
+    all_biases = any(isinstance(host, BiasHost) for name in names for _, host in hosts(model, name))
+    dora = any(isinstance(update, DoRA) for _, update in updates)
+    return Kind(dora, without, all_biases or (bool(shifted) and not without))
 
 
 def _config(model: nn.Module, parts: Mapping[str, nn.Module], kind: Kind) -> LoraConfig:
     """Settings that describe the parts: each layer by its path, with its own rank and a scaling of 1."""
     updates = {path: part for path, part in parts.items() if isinstance(part, LoRA)}
     ranks = {path: len(update.lora_A) for path, update in updates.items()}
+    named = {path: rank for path, rank in ranks.items() if not path.endswith(OUT_PROJ)}  # it comes with its attention
     r = max(ranks.values(), default=1)
-    others = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != r}
+    others = {f"^{re.escape(path)}": rank for path, rank in named.items() if rank != r}
+    rows = {part: path for path, part in reversed(list(parts.items())) if isinstance(part, TrainedRows)}  # the first
+    all_biases = any(isinstance(part, TrainedBias) for part in parts.values())
     config = LoraConfig(
         r=r,
         lora_alpha=r,
         lora_dropout=max((update.dropout.p for update in updates.values()), default=0.0),
-        target_modules=tuple(ranks),
+        target_modules=tuple(named),
         rank_pattern=others,
         alpha_pattern=others,
-        modules_to_save=tuple(path for path in parts if path not in updates),
+        modules_to_save=tuple(p for p, part in parts.items() if not isinstance(part, (LoRA, TrainedRows, TrainedBias))),
+        trainable_token_indices={path: tuple(part.indices.tolist()) for part, path in rows.items()},
         use_dora=kind.dora,
         lora_bias=kind.lora_bias,
-        bias="lora_only" if kind.base_bias else "none",
+        bias="all" if all_biases else "lora_only" if kind.base_bias else "none",
     )
     too_many = (target.path for target in select_targets(model, config) if target.path not in ranks)
     return replace(config, exclude_modules=tuple(too_many))  # a path may be the end of a longer one
