@@ -16,6 +16,7 @@ from lorakit.errors import ConfigError, LorakitError, OutputError
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
 
+CONSUMERS = ("peft", "merged", "vllm", "lorax", "llamacpp")  # merged, and the keys of lora.profiles.PROFILES
 WORD = {"text2text": "text2text_ner", "ner": "token_classification", "classification": "sequence_classification"}
 
 
@@ -238,15 +239,32 @@ def inspect(what: str, changes: tuple[str, ...]) -> None:
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def merge(run: Path, out: Path, allow_base_mismatch: bool) -> None:
     """Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
-    from lorakit.engine.checkpoint import atomic_folder
-    from lorakit.engine.predictor import load
+    from lorakit.app.exporting import merge as merge_run
 
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; choose another folder")
-    predictor = load(run, allow_base_mismatch=allow_base_mismatch)
-    with atomic_folder(out) as folder:
-        predictor.merge_to(folder)
+    merge_run(run, out, allow_base_mismatch=allow_base_mismatch)
     click.echo(f"merged model: {out}")
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(CONSUMERS), required=True, help="What is going to read it.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
+@click.option("--rank", type=click.IntRange(min=1), help="Cut updates of higher rank (DoRA's) to this one, by SVD.")
+@click.option("--base-name", metavar="ID", help="What the reader calls the base model; unset: as in training.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+def export(run: Path, to: str, out: Path, **options: Any) -> None:
+    """Write RUN's adapter in the form that another program reads, and say what was changed.
+
+    \b
+    peft      as it is: peft and what is built on it read all of it
+    merged    a plain transformers model, the adapter folded in
+    vllm, lorax, llamacpp
+              factors A and B with one global alpha / r; the head split off
+    """
+    from lorakit.app.exporting import Options
+    from lorakit.app.exporting import export as export_run
+
+    click.echo("\n".join([*export_run(run, to, out, Options(**options)), f"exported for {to}: {out}"]))
 
 
 @commands.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,20 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
             info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
             save_adapter(prepared.model, folder, prepared.config, info)
             save_tokenizer(prepared.base.tokenizer, folder)
-        side = _side(prepared, scores)
-        side["files"] = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
-        text = json.dumps(side, indent=2, sort_keys=True, ensure_ascii=False)
-        (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
+        write_side(folder, _side(prepared, scores))
     return target
+
+
+def write_side(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write lorakit.json, with the sums of the files beside it."""
+    files = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
+    text = json.dumps({**content, "format": FORMAT, "files": files}, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
     recipe, base = prepared.recipe, prepared.base
     return {
-        "format": FORMAT,
         "task": recipe.task.model_dump(),
         "labels": list(prepared.task.labels),
         "max_length": recipe.data.max_length or base.max_length,
@@ -87,7 +91,8 @@ def shipped_folder(path: Path) -> Path:
     if not path.exists():
         raise OutputError(f"{path}: no such run folder")
     raise OutputError(
-        f"{path}: neither a run folder nor an adapter of lorakit (no {SIDE_FILE}, no {ADAPTER}/{SIDE_FILE})"
+        f"{path}: neither a run folder nor an adapter of lorakit (no {SIDE_FILE}, no {ADAPTER}/{SIDE_FILE}); "
+        "`lorakit import` adopts an adapter of peft's"
     )
 
 

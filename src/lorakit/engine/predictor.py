@@ -16,7 +16,7 @@ from lorakit.engine.evaluate import answer_all
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
 from lorakit.lora import load_adapter, merge_and_unload
-from lorakit.models import load_base, save_model
+from lorakit.models import BaseModel, load_base, save_model
 from lorakit.tasks.base import Scores, Task
 from lorakit.tasks.registry import KINDS, check_labels, make_task, reads_words
 
@@ -81,6 +81,15 @@ def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
     """
     folder = shipped_folder(Path(path))
     side = read_side(folder)
+    base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
+    device = pick_device()
+    cast_frozen_(base.model, DTYPES[side.dtype])
+    base.model.to(device).eval()
+    return Predictor(base.model, make_task(side.task, base.tokenizer, side.labels, side.max_length), side, device)
+
+
+def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False) -> BaseModel:
+    """The base model with the adapter in it (or the fully fine-tuned model), in fp32 and on the CPU; errors as `load`."""
     kind = KINDS[side.task.name]
     whole = side.method == "full"
     base = load_base(str(folder) if whole else side.base, kind, labels=side.labels, revision=side.revision)
@@ -91,7 +100,4 @@ def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
         )
     if not whole:
         load_adapter(base.model, folder)
-    device = pick_device()
-    cast_frozen_(base.model, DTYPES[side.dtype])
-    base.model.to(device).eval()
-    return Predictor(base.model, make_task(side.task, base.tokenizer, side.labels, side.max_length), side, device)
+    return base

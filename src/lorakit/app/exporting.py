@@ -1,0 +1,193 @@
+"""`lorakit export`: an adapter in the form that another program reads, with what was changed and a check of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lorakit.engine.adapter import Side, read_side, shipped_folder
+from lorakit.engine.checkpoint import atomic_folder
+from lorakit.engine.predictor import load, load_shipped
+from lorakit.errors import ConfigError, OutputError
+from lorakit.lora import (
+    BaseInfo,
+    Layer,
+    SavedModule,
+    hosts,
+    load_adapter,
+    read_adapter_config,
+    save_adapter,
+    set_adapter,
+)
+from lorakit.lora.profiles import PROFILES, Profile, conform, left_behind
+from lorakit.models import KINDS, MINILM_HUB, BaseModel, find, load_base
+
+MERGED = "merged"
+HEAD = (
+    Path("head") / "model.safetensors"
+)  # in a folder of its own, since LoRAX reads every safetensors file beside the config
+PROBES = ("The quick brown fox jumps over the lazy dog.", "Ada Lovelace met Charles Babbage in London in 1833!")
+TOLERANCE = 1e-4  # of the largest weight change: far above fp32 rounding, far below any real mistake
+READ_BACK = "exported"  # the name under which the written adapter is loaded again
+SERVED_RANKS = (8, 16, 32, 64, 128, 256)  # what vLLM takes for --max-lora-rank
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may ask for besides the consumer."""
+
+    rank: int | None = None  # cut updates to it where the consumer cannot take them whole
+    base_name: str | None = None  # what the consumer calls the base model
+    allow_base_mismatch: bool = False
+
+
+class Parity(NamedTuple):
+    """The largest differences between before and after, and the largest values they are to be seen against."""
+
+    logits: float
+    largest_logit: float
+    weights: float
+    largest_weight: float
+
+    def line(self) -> str:
+        return (
+            f"check: read back from the files, logits differ by at most {self.logits:.2g} (largest {self.largest_logit:.3g}), "
+            f"weight changes by at most {self.weights:.2g} (largest {self.largest_weight:.3g})"
+        )
+
+
+def export(path: Path, to: str, out: Path, options: Options = Options()) -> list[str]:
+    """Write what the consumer reads from a run folder or an adapter folder; the lines say what was changed.
+
+    Raises:
+        OutputError: `out` exists or cannot be written; nothing is left half written.
+        AdapterError: the consumer cannot read such an adapter.
+    """
+    if to == MERGED:
+        if options.rank is not None or options.base_name is not None:
+            raise ConfigError("--rank and --base-name are for adapters; --to merged needs neither")
+        return merge(path, out, allow_base_mismatch=options.allow_base_mismatch)
+    _check_free(out)
+    folder = shipped_folder(path)
+    side = read_side(folder)
+    if side.method == "full":
+        raise ConfigError(f"{path}: the whole model was trained, there is no adapter; export it --to merged")
+    base = load_shipped(folder, side, allow_base_mismatch=options.allow_base_mismatch)
+    base.model.eval()
+    config, saved_as = read_adapter_config(folder)
+    profile = PROFILES[to]
+    name, note = _public_name(side, options)
+    with atomic_folder(out) as place:
+        conformed = conform(base.model, config, profile, rank=options.rank)
+        head = left_behind(base.model, conformed)
+        task_type = None if head else saved_as.task_type  # with SEQ_CLS and the like peft insists on a head in the file
+        info = BaseInfo(name, saved_as.revision, task_type)
+        save_adapter(base.model, place, conformed.config, info, conformed.name)
+        changes = [*conformed.changes, *note, *_split_head(head, profile, place)]
+        parity = _parity(base, place)
+        _check(parity, exact=options.rank is None)
+    r = conformed.config.r
+    use = profile.use.format(out=out, r=r, served_r=next((n for n in SERVED_RANKS if n >= r), r))
+    return [*(changes or ["nothing had to be changed"]), parity.line(), *_told_labels(side, profile), f"use: {use}"]
+
+
+def _check_free(out: Path) -> None:
+    if out.exists():
+        raise OutputError(f"--out {out} exists already; choose another folder")
+
+
+def _public_name(side: Side, options: Options) -> tuple[str, list[str]]:
+    """What others call the base model, and a line where that differs from the recipe's name."""
+    if options.base_name is not None:
+        return options.base_name, [f"base model: called {options.base_name}"]
+    if side.base == "minilm":
+        return MINILM_HUB, [f"base model: called {MINILM_HUB}, which is where minilm comes from"]
+    if side.base == "t5-demo":
+        folder = str(find(side.base))
+        return folder, [f"base model: t5-demo is on no hub; called by its folder here, {folder}"]
+    return side.base, []
+
+
+def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) -> list[str]:
+    """Write modules that the consumer does not read into a file of their own."""
+    if not tensors:
+        return []
+    (place / HEAD).parent.mkdir()
+    save_file(dict(tensors), place / HEAD, metadata={"format": "pt"})
+    names = ", ".join(sorted({key.rpartition(".")[0] for key in tensors}))
+    return [f"head: {names} split off into {HEAD}, since {profile.consumer} takes LoRA factors alone"]
+
+
+def _told_labels(side: Side, profile: Profile) -> list[str]:
+    if not profile.everything or side.task.name == "text2text_ner" or len(side.labels) == 2:
+        return []
+    return [f"labels: load the base with num_labels={len(side.labels)}; they are {', '.join(side.labels)}"]
+
+
+@torch.no_grad()
+def _parity(base: BaseModel, written: Path, name: str = "default") -> Parity:
+    """What the written files do, read back beside the adapter they came from; a head split off is taken from there."""
+    model = base.model
+    load_adapter(model, written, READ_BACK)
+    for _, host in hosts(model, name):
+        if isinstance(host, SavedModule) and READ_BACK not in host.adapters:
+            host.adapters[READ_BACK] = host.adapters[name]
+    answers = []
+    for adapter in (name, READ_BACK):
+        set_adapter(model, adapter)
+        answers.append(_logits(model, base.tokenizer, base.kind.peft_task_type))
+    changes = [
+        [_change(host, adapter) for adapter in (name, READ_BACK)] for _, host in hosts(model) if isinstance(host, Layer)
+    ]
+    return Parity(
+        _largest(answers[0] - answers[1]),
+        _largest(answers[0]),
+        max((_largest(before - after) for before, after in changes), default=0.0),
+        max((_largest(before) for before, _ in changes), default=0.0),
+    )
+
+
+def _change(layer: Layer, adapter: str) -> Tensor:
+    """What the adapter adds to this layer's weight. Shapes: (d_out, d_in), or a single zero."""
+    return layer.lora(adapter).delta_weight(layer) if adapter in layer.adapters else torch.zeros(1, 1)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max())
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, tokenizer: Any, task_type: str) -> Tensor:
+    """The answers to the probe sentences, in fp32 on the CPU."""
+    device = next(model.parameters()).device
+    batch = {key: ids.to(device) for key, ids in tokenizer(list(PROBES), padding=True, return_tensors="pt").items()}
+    if task_type == "SEQ_2_SEQ_LM":
+        batch["labels"] = batch["input_ids"]
+    logits: Tensor = model(**batch).logits
+    return logits.float().cpu()
+
+
+def _check(parity: Parity, exact: bool) -> None:
+    """Raise where an export that should be exact is not: that would be our own fault, and must not go out."""
+    if exact and parity.weights > TOLERANCE * max(parity.largest_weight, TOLERANCE):
+        raise RuntimeError(f"the export differs from the adapter; nothing was written. {parity.line()}")
+
+
+def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> list[str]:
+    """Fold the adapter into its base model: a plain transformers folder. Gives the line of the check."""
+    _check_free(out)
+    predictor = load(path, allow_base_mismatch=allow_base_mismatch)
+    tokenizer, kind = predictor.task.tokenizer, predictor.task.kind
+    task_type = KINDS[kind].peft_task_type
+    with atomic_folder(out) as folder:
+        before = _logits(predictor.model, tokenizer, task_type)
+        predictor.merge_to(folder)
+        after = _logits(load_base(str(folder), kind).model.eval(), tokenizer, task_type)
+    largest = _largest(before - after)
+    return [f"check: read back from the files, logits differ by at most {largest:.2g} (largest {_largest(before):.3g})"]

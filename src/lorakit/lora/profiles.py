@@ -1,0 +1,259 @@
+"""What each consumer of LoRA files can read, and the same update written so that it can. A new consumer is one line.
+
+Outside peft most readers know one form alone: factors A and B, one global scaling lora_alpha / r, no tensor besides. Here
+every update is put into that form exactly, or by a truncated SVD whose error is told, or it is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.errors import AdapterError
+from lorakit.lora.config import LoraConfig
+from lorakit.lora.files import PREFIX, adapter_tensors
+from lorakit.lora.geometry import EMBEDDING, LINEAR, TRANSPOSED, Geometry, geometry_of
+from lorakit.lora.inject import insert_adapter
+from lorakit.lora.layer import AdapterHost, Layer, SavedModule, hosts
+from lorakit.lora.targets import adaptable_layers, has_suffix, saved_modules, walk
+from lorakit.lora.updates import DoRA
+from lorakit.lora.variants import Factors
+
+FACTORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
+MAGNITUDE = "lora_magnitude_vector"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One consumer: what it reads of all that peft's format can say."""
+
+    consumer: str
+    use: str  # how the exported folder is handed over; {out}, {r} and {served_r} (the next rank vLLM has) are filled in
+    everything: bool = False  # each layer's own r and alpha, rsLoRA, DoRA, biases, whole modules: nothing is converted
+    kinds: tuple[Geometry, ...] = (LINEAR, TRANSPOSED, EMBEDDING)  # the layers whose factors it takes
+    whole_types: bool = False  # takes a kind of layer (every block's query, say) from all blocks or from none
+
+
+PROFILES: Mapping[str, Profile] = {
+    "peft": Profile("peft", "PeftModel.from_pretrained(base, '{out}')", everything=True),
+    "vllm": Profile("vLLM", "vllm serve BASE --enable-lora --max-lora-rank {served_r} --lora-modules NAME={out}"),
+    "lorax": Profile("LoRAX", "adapter_source local, adapter_id {out}", kinds=(LINEAR, TRANSPOSED), whole_types=True),
+    "llamacpp": Profile("llama.cpp", "python convert_lora_to_gguf.py {out} --base FOLDER_OF_THE_BASE"),
+}
+
+
+class Conformed(NamedTuple):
+    """An adapter in the form that a consumer reads."""
+
+    name: str  # of the adapter in the model that holds it
+    config: LoraConfig
+    changes: Sequence[str]  # one line for each thing that is different now
+    errors: Mapping[str, float]  # path -> |lost| / |update| in the Frobenius norm, where an SVD was cut
+
+
+class _Plain(NamedTuple):
+    """One layer's update as s B A. Shapes: A (r, d_in), B (d_out, r)."""
+
+    factors: Factors
+    scaling: float
+    error: float | None = None  # None where nothing was cut
+
+
+@torch.no_grad()
+def conform(
+    model: nn.Module,
+    config: LoraConfig,
+    profile: Profile,
+    *,
+    name: str = "default",
+    into: str = "conformed",
+    rank: int | None = None,
+) -> Conformed:
+    """Add the adapter `into`, which does what `name` does and says it in words that the consumer reads.
+
+    Where all of it can be read, nothing is added and `name` is given back. Modules trained in full stay behind where
+    the consumer reads none. With `rank`, updates that are of no such rank (DoRA's are of full rank) are cut to it.
+
+    Raises:
+        AdapterError: the adapter has parts that the consumer cannot read and that have no other form.
+    """
+    if profile.everything and rank is None:
+        return Conformed(name, config, [], {})
+    _check_readable(model, profile, name, rank)
+    parts = {path: _plain(layer, name, rank) for path, layer in _layers(model, name)}
+    r = max(len(part.factors.A) for part in parts.values())
+    scalings = {part.scaling for part in parts.values()}
+    keeps_alpha = not config.use_rslora and len(scalings) == 1 and {len(p.factors.A) for p in parts.values()} == {r}
+    alpha = next(iter(scalings)) * r if keeps_alpha else r  # with alpha = r the scaling is 1, and B takes the old one
+    saved = config.modules_to_save if profile.everything else ()
+    filled = [path for path in _same_types(model, parts) if path not in parts] if profile.whole_types else []
+    plain = LoraConfig(
+        r=r,
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=_names(model, {*parts, *filled}, saved),
+        modules_to_save=saved,
+    )
+    insert_adapter(model, plain, into)
+    _fill(model, name, into, {p: part.factors if keeps_alpha else _folded(part) for p, part in parts.items()})
+    changes = [
+        *_told_cuts(parts, r),
+        *_told_scaling(scalings, config, r if not keeps_alpha else None),
+        *_told_ranks(parts, r),
+        *_told_filled(filled, profile),
+        *_told_targets(config, plain),
+    ]
+    return Conformed(into, plain, changes, {p: part.error for p, part in parts.items() if part.error is not None})
+
+
+def left_behind(model: nn.Module, conformed: Conformed, name: str = "default") -> dict[str, Tensor]:
+    """The tensors of modules that `name` trained in full and its conformed form lacks, under the plain model's names."""
+    tensors: dict[str, Tensor] = {}
+    for path, host in hosts(model, name):
+        if isinstance(host, SavedModule) and conformed.name not in host.adapters:
+            for key, tensor in host.adapters[name].state_dict().items():
+                tensors[f"{path}.{key}"] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def _layers(model: nn.Module, name: str) -> Iterator[tuple[str, Layer]]:
+    yield from ((path, host) for path, host in hosts(model, name) if isinstance(host, Layer))
+
+
+def _check_readable(model: nn.Module, profile: Profile, name: str, rank: int | None) -> None:
+    """Raise unless every tensor of the adapter is a factor of a layer that the consumer takes, or a whole module."""
+    layers = dict(_layers(model, name))
+    if not layers:
+        raise AdapterError(f"{profile.consumer} reads LoRA factors alone, and this adapter has none")
+    for path, layer in layers.items():
+        if layer.geometry not in profile.kinds:
+            kind = type(layer.base).__name__
+            raise AdapterError(f"{profile.consumer} takes no such LoRA over {path} ({kind}); --to merged keeps it")
+    whole = [path for path, host in hosts(model, name) if isinstance(host, SavedModule)]
+    readable = {f"{PREFIX}{path}.{factor}" for path in layers for factor in FACTORS}
+    readable |= {f"{PREFIX}{path}.{MAGNITUDE}" for path in layers if rank is not None}
+    for key in adapter_tensors(model, name):
+        if key in readable or any(key.startswith(f"{PREFIX}{path}.") for path in whole):
+            continue
+        if key.endswith(MAGNITUDE):
+            raise AdapterError(
+                f"{profile.consumer} reads no DoRA, and a DoRA update is of full rank: "
+                "--to merged keeps it exactly, --rank N cuts it to rank N and tells the error"
+            )
+        raise AdapterError(f"{profile.consumer} reads factors A and B alone, not {key!r}; --to merged keeps it")
+
+
+def _plain(layer: Layer, name: str, rank: int | None) -> _Plain:
+    update = layer.lora(name)
+    factors = update.factors()
+    if rank is None or (not isinstance(update, DoRA) and len(factors.A) <= rank):
+        return _Plain(factors, update.scaling)
+    cut, error = truncated(update.delta_weight(layer), rank)
+    return _Plain(cut, 1.0, error)
+
+
+def truncated(delta: Tensor, r: int) -> tuple[Factors, float]:
+    """The best B A of rank r for a matrix, by SVD (Eckart and Young 1936), and |delta - B A| / |delta|.
+
+    Shapes: delta (d_out, d_in); A (r, d_in), B (d_out, r), of fewer than r where the matrix has no r directions.
+    """
+    U, S, Vh = torch.linalg.svd(delta.float(), full_matrices=False)
+    root = S[:r].sqrt()
+    error = float(S[r:].norm() / S.norm()) if S.any() else 0.0
+    return Factors((root[:, None] * Vh[:r]).contiguous(), U[:, :r] * root), error
+
+
+def _folded(part: _Plain) -> Factors:
+    return Factors(part.factors.A, part.factors.B * part.scaling)
+
+
+def _fill(model: nn.Module, name: str, into: str, factors: Mapping[str, Factors]) -> None:
+    """Write factors, padded with zeros to the rank of `into`; layers without any become zero."""
+    for path, host in hosts(model, into):
+        if isinstance(host, Layer):
+            update = host.lora(into)
+            update.lora_A.zero_()
+            update.lora_B.zero_()
+            if path in factors:
+                A, B = factors[path]
+                update.lora_A[: len(A)] = A
+                update.lora_B[:, : len(A)] = B
+        elif isinstance(host, SavedModule):
+            host.adapters[into].load_state_dict(host.adapters[name].state_dict())
+
+
+def _same_types(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Every layer that is like one of these but for the number of its block."""
+    types = {_type(path) for path in paths}
+    return [path for path in adaptable_layers(model) if _type(path) in types]
+
+
+def _type(path: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", path)
+
+
+def _names(model: nn.Module, paths: set[str], saved: Sequence[str]) -> tuple[str, ...]:
+    """The last names of these layers where they choose these and no others in the plain model; else the whole paths."""
+    kept = saved_modules(model, saved)
+    last = sorted({path.rpartition(".")[2] for path in paths})
+    chosen = {
+        path
+        for path in _plain_paths(model)
+        if any(has_suffix(path, name) for name in last) and not any(f"{path}.".startswith(f"{s}.") for s in kept)
+    }
+    return tuple(last) if chosen == paths else tuple(sorted(paths))
+
+
+def _plain_paths(model: nn.Module) -> Iterator[str]:
+    """The layers of the model that stands under the adapters, those inside a module trained in full included."""
+    for path, module in walk(model):
+        plain = module.base if isinstance(module, AdapterHost) else module
+        inside = walk(plain, path) if isinstance(module, SavedModule) else [(path, plain)]
+        yield from (place for place, layer in inside if geometry_of(layer) is not None)
+
+
+# What was changed, in words
+
+
+def _told_cuts(parts: Mapping[str, _Plain], r: int) -> Iterator[str]:
+    errors = {path: part.error for path, part in parts.items() if part.error is not None}
+    if errors:
+        worst = max(errors, key=lambda path: errors[path])
+        mean = sum(errors.values()) / len(errors)
+        yield (
+            f"cut by SVD to rank {r}: {len(errors)} of {len(parts)} updates; {mean:.2%} of an update's norm is lost on "
+            f"average, at most {errors[worst]:.2%} ({worst})"
+        )
+
+
+def _told_scaling(scalings: set[float], config: LoraConfig, folded_r: int | None) -> Iterator[str]:
+    if folded_r is not None:
+        values = f"{min(scalings):g}" if len(scalings) == 1 else f"{min(scalings):g} to {max(scalings):g}"
+        rule = "alpha / sqrt(r)" if config.use_rslora else "alpha / r"
+        yield f"scaling: {rule} of each layer ({values}) folded into B; lora_alpha = r = {folded_r}, so that alpha / r is 1"
+
+
+def _told_ranks(parts: Mapping[str, _Plain], r: int) -> Iterator[str]:
+    if n := sum(len(part.factors.A) < r for part in parts.values()):
+        yield f"rank: {n} of {len(parts)} layers padded with zeros to r = {r}"
+
+
+def _told_filled(filled: Sequence[str], profile: Profile) -> Iterator[str]:
+    if filled:
+        types = ", ".join(sorted({_type(path) for path in filled}))
+        yield f"layers: {len(filled)} added with zeros, since {profile.consumer} takes all of a type or none: {types}"
+
+
+def _told_targets(config: LoraConfig, plain: LoraConfig) -> Iterator[str]:
+    listed = not isinstance(config.target_modules, str) and sorted(config.target_modules)
+    if listed != sorted(plain.target_modules) or config.layers_to_transform is not None or config.exclude_modules:
+        yield f"target_modules: written as {_shown(plain.target_modules)}"
+
+
+def _shown(names: str | Sequence[str]) -> str:
+    return f"{len(names)} whole paths" if any("." in name for name in names) else ", ".join(names)

@@ -1,0 +1,212 @@
+"""`lorakit export` over trained runs: other programs read the folder, and the command says what it changed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import lorakit
+from lorakit.app.cli import CONSUMERS
+from lorakit.app.exporting import MERGED, Options, Parity, export
+from lorakit.errors import AdapterError, ConfigError, OutputError
+from lorakit.lora import Layer, hosts
+from lorakit.lora.profiles import PROFILES
+from tests.app.conftest import Cli
+from tests.runs import changed, fit, sections
+
+AUTO = {
+    "bert_run": transformers.AutoModelForSequenceClassification,
+    "tagger_run": transformers.AutoModelForTokenClassification,
+    "t5_run": transformers.AutoModelForSeq2SeqLM,
+}
+PLAIN = [name for name, profile in PROFILES.items() if not profile.everything]
+runs = pytest.mark.parametrize("run", AUTO)
+plain_consumers = pytest.mark.parametrize("consumer", PLAIN)
+
+
+def base_of(run: Path, auto: type) -> nn.Module:
+    """The plain base model with a random head of the right size."""
+    side = json.loads((run / "adapter" / "lorakit.json").read_text())
+    labels = {} if "Seq2Seq" in auto.__name__ else {"num_labels": len(side["labels"])}
+    return auto.from_pretrained(side["base"]["name"], **labels).eval()
+
+
+@torch.no_grad()
+def answers(model: nn.Module) -> Tensor:
+    """The logits of any of these models for a few arbitrary ids."""
+    batch = {"input_ids": torch.arange(5, 29).view(3, 8)}
+    if model.config.is_encoder_decoder:
+        batch["labels"] = batch["input_ids"]
+    logits: Tensor = model(**batch).logits
+    return logits
+
+
+@pytest.fixture
+def dora_run(bert: Path, files: Path, tmp_path: Path) -> Path:
+    recipe = changed(sections(bert, files), "lora.use_dora=true", "lora.r=3", "train.max_steps=3")
+    return fit(recipe, tmp_path / "dora").folder
+
+
+@pytest.fixture
+def mixed_run(bert: Path, files: Path, tmp_path: Path) -> Path:
+    """Ranks, alphas and layers that differ."""
+    words = ("lora.use_rslora=true", "lora.target_modules=query,value", "lora.rank_pattern={value=2}")
+    more = ("lora.alpha_pattern={query=4}", "lora.layers_to_transform=[1]", "train.max_steps=3")
+    return fit(changed(sections(bert, files), *words, *more), tmp_path / "mixed").folder
+
+
+def test_consumers_of_the_command_line_are_the_profiles() -> None:
+    assert set(CONSUMERS) == {MERGED, *PROFILES}
+
+
+@runs
+def test_peft_reads_what_was_exported_for_it(
+    cli: Cli, request: pytest.FixtureRequest, run: str, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(run)
+    code, out, _ = cli("export", folder, "--to", "peft", "--out", "out")
+    assert code == 0, out
+    assert out.startswith("nothing had to be changed\ncheck: read back from the files, logits differ by at most 0 ")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    theirs = peft.PeftModel.from_pretrained(base_of(folder, AUTO[run]), tmp_path / "out").eval()
+    torch.testing.assert_close(answers(theirs), answers(lorakit.load(folder).model), rtol=0, atol=1e-6)
+
+
+@runs
+def test_merged_is_a_plain_model_with_the_same_answers(
+    cli: Cli, request: pytest.FixtureRequest, run: str, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(run)
+    code, out, _ = cli("export", folder, "--to", "merged", "--out", "out")
+    assert code == 0
+    assert re.match(r"check: .* differ by at most \S+ \(largest \S+\)\nexported for merged: out\n$", out)
+    plain = AUTO[run].from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(answers(plain), answers(lorakit.load(folder).model), rtol=0, atol=1e-5)
+
+
+@plain_consumers
+def test_plain_consumers_get_factors_with_one_scaling(cli: Cli, mixed_run: Path, tmp_path: Path, consumer: str) -> None:
+    code, out, _ = cli("export", mixed_run, "--to", consumer, "--out", "out")
+    assert code == 0
+    told = [line.partition(":")[0] for line in out.splitlines()]
+    filled = ["layers"] if consumer == "lorax" else []
+    rest = ["target_modules", "head", "check", "use", f"exported for {consumer}"]
+    assert told == ["scaling", "rank", *filled, *rest]
+    raw = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    model = lorakit.load(mixed_run).model
+    for path, host in hosts(model):
+        if isinstance(host, Layer):
+            A, B = (tensors[f"base_model.model.{path}.lora_{factor}.weight"] for factor in "AB")
+            wanted = host.lora("default").delta_weight(host)
+            torch.testing.assert_close(raw["lora_alpha"] / raw["r"] * B @ A, wanted, rtol=0, atol=1e-6)
+    assert (
+        raw["base_model_name_or_path"]
+        == json.loads((mixed_run / "adapter" / "lorakit.json").read_text())["base"]["name"]
+    )
+
+
+def test_head_that_was_split_off_completes_the_model(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    cli("export", bert_run, "--to", "vllm", "--out", "out")
+    theirs = peft.PeftModel.from_pretrained(base_of(bert_run, AUTO["bert_run"]), tmp_path / "out").eval()
+    head = load_file(tmp_path / "out" / "head" / "model.safetensors")
+    assert {key.partition(".")[0] for key in head} == {"classifier", "bert"}  # the pooler was new as well
+    theirs.base_model.model.load_state_dict(head, strict=False)
+    torch.testing.assert_close(answers(theirs), answers(lorakit.load(bert_run).model), rtol=0, atol=1e-6)
+
+
+def test_export_takes_an_adapter_folder_and_gives_the_same_bytes(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    cli("export", bert_run, "--to", "lorax", "--out", "a")
+    cli("export", bert_run / "adapter", "--to", "lorax", "--out", "b")
+    first, second = (sorted(p for p in (tmp_path / name).rglob("*") if p.is_file()) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_base_name_is_what_the_reader_calls_it(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    _, out, _ = cli("export", bert_run, "--to", "llamacpp", "--out", "out", "--base-name", "some/base")
+    assert "base model: called some/base" in out
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "some/base"
+
+
+def test_many_labels_are_told_to_peft_s_user(tagger_run: Path, tmp_path: Path) -> None:
+    side = json.loads((tagger_run / "adapter" / "lorakit.json").read_text())
+    lines = export(tagger_run, "peft", tmp_path / "out")
+    assert any(f"num_labels={len(side['labels'])}" in line and side["labels"][0] in line for line in lines)
+
+
+# DoRA
+
+
+@plain_consumers
+def test_dora_is_refused_and_nothing_is_left(cli: Cli, dora_run: Path, tmp_path: Path, consumer: str) -> None:
+    there = set(tmp_path.iterdir())
+    code, _, err = cli("export", dora_run, "--to", consumer, "--out", "out")
+    assert code == 2
+    assert "reads no DoRA" in err
+    assert "--to merged" in err
+    assert set(tmp_path.iterdir()) == there
+
+
+def test_dora_cut_to_a_rank_tells_its_error(cli: Cli, dora_run: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("export", dora_run, "--to", "vllm", "--rank", 5, "--out", "out")
+    assert code == 0
+    assert re.search(r"cut by SVD to rank 5: \d+ of \d+ updates; \d+\.\d+% .* on average, at most \d+\.\d+%", out)
+    raw = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (raw["r"], raw["use_dora"]) == (5, False)
+
+
+def test_dora_goes_to_peft_as_it_is(dora_run: Path, tmp_path: Path) -> None:
+    assert export(dora_run, "peft", tmp_path / "out")[0] == "nothing had to be changed"
+    theirs = peft.PeftModel.from_pretrained(base_of(dora_run, AUTO["bert_run"]), tmp_path / "out").eval()
+    torch.testing.assert_close(answers(theirs), answers(lorakit.load(dora_run).model), rtol=0, atol=2e-6)
+
+
+# What cannot be done
+
+
+def test_out_that_exists_is_left_alone(bert_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for to in CONSUMERS:
+        with pytest.raises(OutputError, match="exists already"):
+            export(bert_run, to, tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [Options(rank=2), Options(base_name="a/b")])
+def test_merged_takes_no_adapter_s_options(bert_run: Path, tmp_path: Path, options: Options) -> None:
+    with pytest.raises(ConfigError, match="--to merged needs neither"):
+        export(bert_run, "merged", tmp_path / "out", options)
+
+
+def test_full_fine_tuning_has_no_adapter(bert: Path, files: Path, tmp_path: Path) -> None:
+    run = fit(changed(sections(bert, files), "train.method=full", "train.max_steps=2"), tmp_path / "full").folder
+    with pytest.raises(ConfigError, match=r"the whole model was trained.*--to merged"):
+        export(run, "vllm", tmp_path / "out")
+
+
+def test_another_base_is_refused_unless_told(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lorakit.engine.predictor as predictor
+
+    real = predictor.load_base
+    monkeypatch.setattr(
+        predictor, "load_base", lambda *a, **kw: type(found := real(*a, **kw))(**{**vars(found), "sha256": "0" * 64})
+    )
+    with pytest.raises(AdapterError, match="trained on another"):
+        export(bert_run, "peft", tmp_path / "out")
+    export(bert_run, "peft", tmp_path / "out", Options(allow_base_mismatch=True))
+
+
+def test_export_that_differs_is_not_published(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lorakit.app.exporting as exporting
+
+    monkeypatch.setattr(exporting, "_parity", lambda *_: Parity(0.5, 1.0, 0.1, 1.0))
+    with pytest.raises(RuntimeError, match="differs from the adapter; nothing was written"):
+        export(bert_run, "vllm", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
