@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorakit.lora.geometry import LINEAR, TRANSPOSED
+from lorakit.lora.kernels import rescale
 from lorakit.lora.variants import Factors, named_generator
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ class DoRA(LoRA):
     """LoRA whose result keeps a learned length per output row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
 
     y = m/n (W x + s B A x) + b, n the row norms of W + s B A, held constant in the backward pass (section 4.3).
+    It is computed from m/n - 1, which keeps more digits in bf16 than m/n.
     """
 
     magnitude: nn.Parameter
@@ -150,14 +153,20 @@ class DoRA(LoRA):
 
     def forward(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
         """The layer's output with this update. Shapes: x as the layer's input, y = W x + b as its output."""
-        gain = layer.along_channels(self.gain(layer).to(y.dtype), y)
-        bias = getattr(layer.base, "bias", None)
+        gain, bias = self.gain(layer), getattr(layer.base, "bias", None)
         if self.training and self.dropout.p > 0 and x.is_floating_point():
             x = self.dropped(x)
             plain = layer.geometry.plain(x, layer.base)
-        else:
-            plain = y if bias is None else y - layer.along_channels(bias, y)
-        return self.shifted(y + (gain - 1) * plain + gain * self.product(x, layer), layer)
+            product = self.product(x, layer)
+            more = layer.along_channels((gain - 1).to(y.dtype), y)
+            rescaled = torch.addcmul(y + product, more, plain + product)
+        elif layer.geometry in (LINEAR, TRANSPOSED):
+            rescaled = rescale(y + self.product(x, layer), gain, bias)
+        else:  # what follows an embedding or a convolution may change the answer in place
+            less = layer.along_channels((1 - gain).to(y.dtype), y)
+            end = torch.zeros_like(less) if bias is None else layer.along_channels(bias.to(y.dtype), y)
+            rescaled = torch.lerp(y + self.product(x, layer), end, less)
+        return self.shifted(rescaled, layer)
 
     def delta_weight(self, layer: Layer) -> Tensor:
         """What merging adds to the matrix view of W, in fp32. Shapes: (d_out, d_in)."""
