@@ -3,6 +3,7 @@
 from lorakit.lora.adalora import RankBudget
 from lorakit.lora.combine import Combined, combine
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
+from lorakit.lora.data_inits import Data
 from lorakit.lora.files import load_adapter, save_adapter
 from lorakit.lora.inject import (
     ParameterCount,
@@ -18,6 +19,7 @@ from lorakit.lora.inject import (
 from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
+from lorakit.lora.start import Start, start_from_data
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
 from lorakit.lora.updates import UPDATES, AdaLoRA, DoRA, LoRA, LoRAFA, VeRA
 
@@ -27,6 +29,7 @@ __all__ = [
     "AdaLoRA",
     "BaseInfo",
     "Combined",
+    "Data",
     "DoRA",
     "Layer",
     "LoRA",
@@ -37,6 +40,7 @@ __all__ = [
     "RankBudget",
     "Routing",
     "SavedModule",
+    "Start",
     "Target",
     "VeRA",
     "adaptable_layers",
@@ -56,6 +60,7 @@ __all__ = [
     "save_adapter",
     "select_targets",
     "set_adapter",
+    "start_from_data",
     "unload",
     "unmerge",
 ]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora.data_inits import DATA_INITS
 from lorakit.lora.updates import UPDATES
-from lorakit.lora.variants import INITS
+from lorakit.lora.variants import INITS, find_init
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "lora_only", "all")
@@ -38,7 +39,7 @@ class LoraConfig:
         tuple[int, ...] | Mapping[str, tuple[int, ...]]
     ) = ()  # rows of the input embedding; or by name
     bias: str = "none"  # biases of the base that are trained: "none", "lora_only" (of the targets), "all"
-    init_lora_weights: str = "kaiming"  # a key of variants.INITS
+    init_lora_weights: str = "kaiming"  # a key of variants.INITS or data_inits.DATA_INITS; pissa_niter_N
     update: str = "lora"  # a key of updates.UPDATES
 
     def __post_init__(self) -> None:
@@ -53,8 +54,8 @@ class LoraConfig:
                 raise ConfigError(f"{key} = {alpha!r}: must be a finite number above 0")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"lora_dropout = {self.lora_dropout!r}: must be at least 0 and below 1")
-        if self.init_lora_weights not in INITS:
-            hint = did_you_mean(self.init_lora_weights, INITS)
+        if find_init(self.init_lora_weights) is None and self.init_lora_weights not in DATA_INITS:
+            hint = did_you_mean(self.init_lora_weights, (*INITS, *DATA_INITS))
             raise ConfigError(f"init_lora_weights = {self.init_lora_weights!r} is not known; {hint}")
         self._check_update()
         rows = self.trainable_token_indices

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
+from lorakit.lora.data_inits import DATA_INITS
+from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.places import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
 from lorakit.lora.targets import (
     Target,
+    adaptable_layers,
     check_ranks,
     plain,
     saved_modules,
@@ -25,7 +29,7 @@ from lorakit.lora.targets import (
     walk,
 )
 from lorakit.lora.updates import UPDATES, LoRA
-from lorakit.lora.variants import INITS, SCALINGS, named_generator
+from lorakit.lora.variants import SCALINGS, Factors, find_init, named_generator
 
 Put = TypeVar("Put", bound=nn.Module)
 Host = TypeVar("Host", bound=AdapterHost)
@@ -44,21 +48,34 @@ class ParameterCount(NamedTuple):
         return self.lora + self.saved
 
 
-def add_adapter(model: nn.Module, config: LoraConfig, name: str = "default", seed: int = 0) -> list[Target]:
+def add_adapter(
+    model: nn.Module,
+    config: LoraConfig,
+    name: str = "default",
+    seed: int = 0,
+    factors: Mapping[str, Factors] = MappingProxyType({}),
+) -> list[Target]:
     """Freeze the model, add one adapter and make it the active one; the adapted layers are given back.
 
-    At this point the model answers exactly as before: every update starts at zero.
+    At this point the model answers exactly as before: every update starts at zero. `factors`, by path, take the place
+    of the initialisation's (see start.py).
 
     Raises:
-        ConfigError: the name is not usable or taken, a setting matches nothing (see select_targets), or a rank
-            exceeds its layer's smaller side.
+        ConfigError: the name is not usable or taken, a setting matches nothing (see select_targets), a rank
+            exceeds its layer's smaller side, or the initialisation needs data and there are no factors for a layer.
         AdapterError: an adapter is merged, so that the base weights are not the base's.
     """
     check_ranks(model, select_targets(model, config))
-    return insert_adapter(model, config, name, seed)
+    return insert_adapter(model, config, name, seed, factors)
 
 
-def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 0) -> list[Target]:
+def insert_adapter(
+    model: nn.Module,
+    config: LoraConfig,
+    name: str,
+    seed: int = 0,
+    factors: Mapping[str, Factors] = MappingProxyType({}),
+) -> list[Target]:
     """As add_adapter, for factors that come from a file: a rank above a layer's smaller side is let pass.
 
     peft allows such ranks, and an update with a start is saved with twice its rank.
@@ -66,6 +83,7 @@ def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 
     check_new_name(model, name)
     check_unmerged(model)
     targets = select_targets(model, config)
+    _check_factors(model, config, targets, factors)
     saved = saved_modules(model, config.modules_to_save)
     _check_savable(model, saved)
     rows = trainable_row_modules(model, config)
@@ -82,7 +100,8 @@ def insert_adapter(model: nn.Module, config: LoraConfig, name: str, seed: int = 
         _train_rows(model, path, indices, name, routing)
     for target in targets:
         layer = _adapted(model, target.path, routing)
-        update = _update(layer, target, config, seed).train(model.training).to(layer.weight.device)
+        start = factors.get(target.path) or _initial(layer, target, config, seed)
+        update = _update(layer, target, config, start).train(model.training).to(layer.weight.device)
         for place in (target.path, *_tied_embeddings(model, target.path, paths)):
             _adapted(model, place, routing).adapters[name] = update
     set_fast_paths(model)
@@ -146,11 +165,35 @@ def _check_savable(model: nn.Module, paths: Iterable[str]) -> None:
             raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
 
 
-def _update(layer: Layer, target: Target, config: LoraConfig, seed: int) -> LoRA:
-    scaling = SCALINGS["rslora" if config.use_rslora else "standard"](target.alpha, target.r)
-    generator = named_generator(seed, target.path)
-    factors = INITS[config.init_lora_weights](layer.matrix().cpu(), target.r, scaling, generator)
-    update = UPDATES[config.update](factors, scaling, config.lora_dropout, layer)
+def _check_factors(
+    model: nn.Module, config: LoraConfig, targets: Iterable[Target], factors: Mapping[str, Factors]
+) -> None:
+    layers = adaptable_layers(model)
+    for target in targets:
+        if target.path in factors:
+            d_out, d_in = matrix_shape(layers[target.path])
+            shapes = tuple(tuple(factor.shape) for factor in factors[target.path])
+            if shapes != ((target.r, d_in), (d_out, target.r)):
+                raise ConfigError(f"factors: those of {target.path} have shapes {shapes}; its rank is {target.r}")
+        elif config.init_lora_weights in DATA_INITS:
+            raise ConfigError(
+                f"init_lora_weights = {config.init_lora_weights!r} is computed from data: "
+                f"give add_adapter the factors of start_from_data; there are none for {target.path}"
+            )
+
+
+def _scaling(target: Target, config: LoraConfig) -> float:
+    return SCALINGS["rslora" if config.use_rslora else "standard"](target.alpha, target.r)
+
+
+def _initial(layer: Layer, target: Target, config: LoraConfig, seed: int) -> Factors:
+    init = find_init(config.init_lora_weights)
+    assert init is not None, "checked by LoraConfig and _check_factors"
+    return init(layer.matrix().cpu(), target.r, _scaling(target, config), named_generator(seed, target.path))
+
+
+def _update(layer: Layer, target: Target, config: LoraConfig, start: Factors) -> LoRA:
+    update = UPDATES[config.update](start, _scaling(target, config), config.lora_dropout, layer)
     if target.parts:
         update.keep_rows(_fused_rows(target, len(layer.matrix()) // 3))
     update.train_biases(layer, config.lora_bias, config.bias != "none")

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+OVERSAMPLING = 8  # directions drawn beyond those asked for (Halko et al. 2009, section 4.2: 5 or 10)
 
 
 class Factors(NamedTuple):
@@ -67,6 +71,45 @@ def pissa_init(weight: Tensor, r: int, scaling: float, generator: torch.Generato
     return Factors((root[:, None] * Vh[:r]).contiguous(), U[:, :r] * root)
 
 
+def fast_pissa_init(weight: Tensor, r: int, scaling: float, generator: torch.Generator, niter: int = 16) -> Factors:
+    """PiSSA by randomised SVD, with `niter` power iterations (Meng et al. 2024, arXiv:2404.02948, section 4: fast SVD).
+
+    peft's `pissa_niter_N`; some directions more than r are drawn here, which costs little and comes nearer to `pissa`.
+    """
+    U, S, Vh = randomised_svd(weight.detach().float(), r, niter, generator)
+    root = (S / scaling).sqrt()
+    return Factors((root[:, None] * Vh).contiguous(), U * root)
+
+
+def randomised_svd(M: Tensor, k: int, niter: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest singular triples of M, nearly (Halko et al. 2009, arXiv:0909.4061, algorithms 4.4 and 5.1).
+
+    Shapes: M (m, n), the answer U (m, k), S (k,), Vh (k, n); fewer than k where M has fewer.
+    """
+    drawn = torch.empty(M.shape[1], min(k + OVERSAMPLING, *M.shape)).normal_(generator=generator)
+    Q = torch.linalg.qr(M @ drawn.to(M.device)).Q
+    for _ in range(niter):
+        Q = torch.linalg.qr(M @ torch.linalg.qr(M.T @ Q).Q).Q
+    U, S, Vh = torch.linalg.svd(Q.T @ M, full_matrices=False)
+    return Q @ U[:, :k], S[:k], Vh[:k]
+
+
+def orthogonal_init(weight: Tensor, r: int, scaling: float, generator: torch.Generator) -> Factors:
+    """A from the even, B from the odd rows of one random orthogonal (r, r) matrix, so that B A is 0 (peft's `orthogonal`).
+
+    Source: datta0.github.io/posts/rethink-lora-init. Departures: B A is 0 up to rounding only, so the layer subtracts
+    the start; and the rank may be odd, with one row more for A.
+    """
+    d_out, d_in = weight.shape
+
+    def normal(*shape: int) -> Tensor:
+        return torch.empty(shape).normal_(generator=generator)
+
+    Q = torch.linalg.qr(normal(r, r)).Q
+    A, B = normal(d_in, (r + 1) // 2) @ Q[0::2], normal(d_out, r // 2) @ Q[1::2]
+    return Factors((A.T / 10).contiguous(), B / 10)
+
+
 def olora_init(weight: Tensor, r: int, scaling: float, generator: torch.Generator) -> Factors:
     """The first r columns of Q and rows of R of W = QR (Büyükakyüz 2024, arXiv:2406.01775, algorithm 1).
 
@@ -85,5 +128,13 @@ INITS: Mapping[str, Init] = {
     "kaiming": kaiming_init,
     "gaussian": gaussian_init,
     "pissa": pissa_init,
+    "pissa_niter_16": fast_pissa_init,
     "olora": olora_init,
+    "orthogonal": orthogonal_init,
 }
+
+
+def find_init(name: str) -> Init | None:
+    """The initialisation of this name, or None. In `pissa_niter_N`, N may be any number."""
+    number = re.fullmatch(r"pissa_niter_(\d{1,3})", name)
+    return partial(fast_pissa_init, niter=int(number[1])) if number else INITS.get(name)

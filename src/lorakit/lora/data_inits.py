@@ -1,0 +1,180 @@
+"""Initialisations that look at data first: a start from the inputs, or the gradients, of each layer on some batches.
+
+One function and one line in DATA_INITS each. They see the base model alone, in eval mode, and never change it.
+Shapes: x (B, ..., d_in), W and its gradient G (d_out, d_in), A (r, d_in), B (d_out, r).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lorakit.errors import ConfigError
+from lorakit.lora.geometry import LINEAR, TRANSPOSED, geometry_of, matrix_shape
+from lorakit.lora.variants import Factors, named_generator, randomised_svd
+
+Batch = Mapping[str, Tensor]
+NITER = 4  # power iterations; LoRA-GA's own code takes 4
+
+
+class Data(NamedTuple):
+    """Batches of the training data, and how the model's loss on one of them is computed."""
+
+    batches: Iterable[Batch]  # positions where a batch's `attention_mask` (B, T) is 0 are left out
+    loss: Callable[[Batch], Tensor]  # a scalar; its scale plays no part
+
+
+class Place(NamedTuple):
+    """A layer of the base model that is to be adapted, and its rank."""
+
+    path: str
+    layer: Any  # one of the kinds in geometry.py
+    r: int
+
+
+def eva(places: Sequence[Place], data: Data, seed: int, rho: float = 2.0) -> dict[str, Factors]:
+    """A from the directions in which a layer's inputs vary most, B zero (Paischer et al. 2024, arXiv:2410.07170).
+
+    The incremental SVD of section 3.1, and the ranks of section 3.3: of all layers' directions, those that explain
+    the largest shares of their layer's variance get the sum of the ranks, at most rho r in one layer. A layer that
+    gets none is left out. Departure: no early stop, all batches are used.
+
+    Raises:
+        ConfigError: there is no batch, a layer is not linear, or no batch reaches a layer.
+    """
+    _check_linear(places)
+    seen = {p.path: _Variation(_most(p, rho), named_generator(seed, p.path)) for p in places}
+    for batch in data.batches:
+        hooks = [p.layer.register_forward_pre_hook(_watch(seen[p.path], batch.get("attention_mask"))) for p in places]
+        try:
+            with torch.no_grad():
+                data.loss(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    if missed := [path for path, variation in seen.items() if not variation.rows]:
+        raise ConfigError(f"init_lora_weights = 'eva': no input reached {missed[0]} in the batches; exclude it")
+    shares = [(share, path) for path, variation in seen.items() for share in variation.shares()]
+    shares.sort(key=lambda entry: -entry[0])  # stable: of equal ones the model's order decides
+    chosen = [path for _, path in shares[: sum(p.r for p in places)]]
+    return {
+        p.path: Factors(seen[p.path].Vh[:r].contiguous().cpu(), torch.zeros(matrix_shape(p.layer)[0], r))
+        for p in places
+        if (r := chosen.count(p.path))
+    }
+
+
+def _most(place: Place, rho: float) -> int:
+    return min(round(rho * place.r), *matrix_shape(place.layer))
+
+
+def _check_linear(places: Sequence[Place]) -> None:
+    for place in places:
+        if geometry_of(place.layer) not in (LINEAR, TRANSPOSED):
+            kind = type(place.layer).__name__
+            raise ConfigError(f"init_lora_weights = 'eva': {place.path} is no linear layer but {kind}; exclude it")
+
+
+def _watch(variation: _Variation, mask: Tensor | None) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float()
+        fits = mask is not None and mask.shape == x.shape[:-1]
+        variation.add(x[mask.bool()] if fits and mask is not None else x.flatten(0, -2))
+
+    return hook
+
+
+class _Variation:
+    """The k main directions of all rows seen so far, about their mean (Ross et al. 2008, IJCV 77, section 3.1).
+
+    Twice as many are carried along, so that little is lost of a direction that becomes a main one later.
+    """
+
+    def __init__(self, k: int, generator: torch.Generator) -> None:
+        self.k = k
+        self.generator = generator
+        self.rows = 0
+        self.mean = self.total = torch.zeros(())  # total: the sum of squares about the mean
+        self.S, self.Vh = torch.zeros(0), torch.zeros(0)
+
+    def add(self, X: Tensor) -> None:
+        """See more rows. Shapes: X (n, d_in)."""
+        if not len(X):
+            return
+        mean, rows = X.mean(0), self.rows + len(X)
+        parts = [X - mean]
+        if self.rows:
+            shift = mean - self.mean
+            parts += [(shift * math.sqrt(self.rows * len(X) / rows))[None], self.S[:, None] * self.Vh]
+            mean = self.mean + shift * (len(X) / rows)
+        self.total = self.total + sum(part.square().sum() for part in parts[:2])
+        _, self.S, self.Vh = randomised_svd(torch.cat(parts), 2 * self.k, NITER, self.generator)
+        self.mean, self.rows = mean, rows
+
+    def shares(self) -> list[float]:
+        """The share of the variance that each main direction explains, the largest first."""
+        shares: list[float] = (
+            self.S[: self.k].square() / self.total.clamp_min(torch.finfo(torch.float32).tiny)
+        ).tolist()
+        return shares
+
+
+def lora_ga(places: Sequence[Place], data: Data, seed: int, gamma: float = 16.0) -> dict[str, Factors]:
+    """A and B from the gradient's singular vectors, so that the first step follows full fine-tuning's.
+
+    Wang et al. 2024, arXiv:2407.05000, theorem 3.1 and algorithm 1: G = U S V^T gives A = c V_1..r^T and
+    B = c U_r+1..2r with c = d_out^(1/4) / sqrt(gamma) (section 3.3). The paper then takes s B A off W; here W stays
+    and the layer subtracts the start. Departures: the gradient is taken in eval mode; where a layer has fewer than 2r
+    directions, B takes the last r. peft 0.21 multiplies B by S besides and leaves A at length 1; the paper does not.
+
+    Raises:
+        ConfigError: there is no batch, a weight is not of floating point, or no gradient reaches a layer.
+    """
+    gradients = _gradients(places, data)
+    factors = {}
+    for p in places:
+        U, _, Vh = randomised_svd(gradients[p.path], 2 * p.r, NITER, named_generator(seed, p.path))
+        c = len(U) ** 0.25 / math.sqrt(gamma)
+        factors[p.path] = Factors((c * Vh[: p.r]).contiguous().cpu(), (c * U[:, -p.r :]).contiguous().cpu())
+    return factors
+
+
+def _gradients(places: Sequence[Place], data: Data) -> dict[str, Tensor]:
+    """The summed gradient of each layer's matrix, in fp32. Shapes: (d_out, d_in)."""
+    weights = [p.layer.weight for p in places]
+    needed = [weight.requires_grad for weight in weights]
+    sums: dict[str, Tensor] = {}
+    for place, weight in zip(places, weights, strict=True):
+        if not weight.is_floating_point():
+            raise ConfigError(f"init_lora_weights = 'lora_ga': {place.path} is quantised and has no gradient")
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for batch in data.batches:
+            with torch.enable_grad():
+                found = torch.autograd.grad(data.loss(batch), weights, allow_unused=True)
+            for place, gradient in zip(places, found, strict=True):
+                if gradient is not None:
+                    sums[place.path] = sums.get(place.path, 0) + gradient.float()
+    finally:
+        for weight, before in zip(weights, needed, strict=True):
+            weight.requires_grad_(before)
+    if missed := [p.path for p in places if not bool(sums.get(p.path, torch.zeros(1)).any())]:
+        raise ConfigError(f"init_lora_weights = 'lora_ga': no gradient reached {missed[0]} in the batches; exclude it")
+    return {p.path: _matrix(p, sums[p.path]) for p in places}
+
+
+def _matrix(place: Place, weight: Tensor) -> Tensor:
+    geometry = geometry_of(place.layer)
+    assert geometry is not None
+    return geometry.matrix(SimpleNamespace(weight=weight))
+
+
+DataInit = Callable[[Sequence[Place], Data, int], dict[str, Factors]]
+
+DATA_INITS: Mapping[str, DataInit] = {"eva": eva, "lora_ga": lora_ga}
