@@ -61,6 +61,7 @@ class BaseModel:
     revision: str | None
     sha256: str  # of the weight files
     saved_modules: tuple[str, ...]  # paths of the head, and of layers that the checkpoint lacked
+    missing: tuple[str, ...]  # tensors that the checkpoint lacked, and that are random now
     max_length: int  # tokens
 
 
@@ -94,6 +95,7 @@ def load_base(
         revision=revision,
         sha256=weights_sha256(folder),
         saved_modules=_saved_modules(model, missing),
+        missing=tuple(sorted(missing)),
         max_length=_max_length(config, tokenizer),
     )
 

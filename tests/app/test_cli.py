@@ -22,7 +22,7 @@ from tests.runs import Sections, changed, sections, write_reviews
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.toml"))
 FAST = ("model.dtype=fp32", "train.epochs=1", "train.batch_size=12", "train.lr=0.02")
-COMMANDS = ("train", "evaluate", "predict", "inspect", "merge", "export", "quickstart")
+COMMANDS = ("train", "evaluate", "predict", "inspect", "merge", "export", "import", "quickstart")
 
 
 def parsed(text: str) -> list[dict]:
@@ -239,7 +239,7 @@ def test_inspect_run_tells_what_it_holds(cli: Cli, request: pytest.FixtureReques
     assert code == 0
     assert f"task: {recipe.task.name}" in out
     assert f"base: {recipe.model.base}, sha256 " in out
-    assert "adapter: r 4, alpha 16" in out
+    assert "adapter: LoRA, r 4, alpha 16" in out
 
 
 def test_inspect_recipe_shows_the_resolved_recipe_and_its_targets(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorakit.recipe import Recipe
 
 CONSUMERS = ("peft", "merged", "vllm", "lorax", "llamacpp")  # merged, and the keys of lora.profiles.PROFILES
+TASKS = ("sequence_classification", "token_classification", "text2text_ner")
 WORD = {"text2text": "text2text_ner", "ner": "token_classification", "classification": "sequence_classification"}
 
 
@@ -215,22 +216,25 @@ def predict(
 @commands.command()
 @click.argument("what")
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
-def inspect(what: str, changes: tuple[str, ...]) -> None:
-    """Show what is in a MODEL, a RUN, or what a RECIPE would train: module, pattern that matched, rank, parameters."""
-    from lorakit.app.inspecting import model_lines, recipe_lines, run_lines
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def inspect(what: str, changes: tuple[str, ...], as_json: bool) -> None:
+    """Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.
+
+    Each adapted layer gets a line: module, pattern that matched it, rank, alpha, parameters.
+    """
+    from lorakit.app.inspecting import inspect_adapter, inspect_model, inspect_recipe, inspect_run
     from lorakit.recipe import read_recipe
 
+    path = Path(what)
     if what.endswith(".toml"):
-        lines = recipe_lines(read_recipe(Path(what), changes))
-    elif (
-        (Path(what) / "adapter").is_dir()
-        or (Path(what) / "adapter_config.json").is_file()
-        or (Path(what) / "scores.json").is_file()
-    ):
-        lines = run_lines(Path(what))
+        found = inspect_recipe(read_recipe(path, changes))
+    elif (path / "adapter").is_dir() or (path / "lorakit.json").is_file() or (path / "scores.json").is_file():
+        found = inspect_run(path)
+    elif (path / "adapter_config.json").is_file():
+        found = inspect_adapter(path)
     else:
-        lines = model_lines(what)
-    click.echo("\n".join(lines))
+        found = inspect_model(what)
+    click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 
 @commands.command()
@@ -265,6 +269,21 @@ def export(run: Path, to: str, out: Path, **options: Any) -> None:
     from lorakit.app.exporting import export as export_run
 
     click.echo("\n".join([*export_run(run, to, out, Options(**options)), f"exported for {to}: {out}"]))
+
+
+@commands.command(name="import")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
+@click.option("--base", help="Its base model, where the adapter does not name it or it is elsewhere.")
+@click.option("--task", type=click.Choice(sorted(TASKS)), help="Its task, where its task_type does not tell it.")
+@click.option("--labels", metavar="A,B,...", help="The labels, in the order of its head's rows.")
+@click.option("--pair", metavar="COLUMN", help="The second text's column, where it was trained on pairs.")
+def import_(folder: Path, out: Path, labels: str | None, **options: str | None) -> None:
+    """Check an adapter that peft has written and adopt it: predict, evaluate, merge and export work on it then."""
+    from lorakit.app.importing import Asked, import_adapter
+
+    names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()
+    click.echo("\n".join([*import_adapter(folder, out, Asked(labels=names, **options)), f"adapter: {out}"]))
 
 
 @commands.command()

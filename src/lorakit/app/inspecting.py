@@ -2,39 +2,93 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from lorakit.app.console import score_lines
 from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.events import Report, ignore
 from lorakit.engine.prepare import Prepared, prepare
-from lorakit.errors import ModelError
-from lorakit.lora import linear_layers, read_adapter_config
+from lorakit.errors import AdapterError, ModelError
+from lorakit.lora import LoraConfig, linear_layers, read_adapter_config
+from lorakit.lora.files import PREFIX, WEIGHTS_FILE
 from lorakit.lora.geometry import matrix_shape
-from lorakit.lora.layer import AdapterHost
+from lorakit.lora.header import read_header
+from lorakit.lora.layer import hosts
+from lorakit.lora.patterns import Pattern
+from lorakit.lora.targets import has_suffix
 from lorakit.models import load_base
 from lorakit.recipe import Recipe
 
 
+class Inspection(NamedTuple):
+    """The same facts for a reader and for a program."""
+
+    lines: list[str]
+    facts: dict[str, Any]
+
+
+class Row(NamedTuple):
+    """A line of the targeting table."""
+
+    module: str
+    matched_by: str
+    r: int
+    alpha: float
+    parameters: int
+
+
 def recipe_lines(recipe: Recipe, report: Report = ignore) -> list[str]:
     """The resolved recipe, the targeting table, and the size of the run."""
+    return inspect_recipe(recipe, report).lines
+
+
+def inspect_recipe(recipe: Recipe, report: Report = ignore) -> Inspection:
+    """What a recipe would train."""
     prepared = prepare(recipe, report)
-    return [recipe.to_toml(), *target_lines(prepared), *size_lines(prepared)]
+    rows = target_rows(prepared)
+    table = table_lines(rows) if rows else [f"no LoRA layers: train.method = {recipe.train.method!r}"]
+    counts = prepared.parameters
+    facts = {
+        "recipe": recipe.model_dump(mode="json"),
+        "targets": [row._asdict() for row in rows],
+        "parameters": {**counts._asdict(), "trainable": counts.trainable},
+        "steps": prepared.plan.steps,
+    }
+    return Inspection([recipe.to_toml(), *table, *size_lines(prepared)], facts)
 
 
-def target_lines(prepared: Prepared) -> list[str]:
-    """One line a target: module, what matched it, rank, alpha, parameters."""
-    if not prepared.targets:
-        return [f"no LoRA layers: train.method = {prepared.recipe.train.method!r}"]
-    width = max(len(target.path) for target in prepared.targets)
-    lines = [f"{'module':<{width}}  matched by      r  alpha  parameters"]
-    for path, by, r, alpha, _ in prepared.targets:
-        host = prepared.model.get_submodule(path)
-        assert isinstance(host, AdapterHost)
-        count = sum(parameter.numel() for parameter in host.adapters.parameters())
-        lines.append(f"{path:<{width}}  {by[:14]:<14} {r:>2}  {alpha:>5g}  {count:>10,}")
+def target_rows(prepared: Prepared) -> list[Row]:
+    """A row for each layer that the recipe adapts."""
+    layers = dict(hosts(prepared.model))
+    return [
+        Row(target.path, target.matched_by, target.r, target.alpha, _trained(layers[target.path]))
+        for target in prepared.targets
+    ]
+
+
+def _trained(host: nn.Module) -> int:
+    return sum(p.numel() for p in host.get_submodule("adapters").parameters())
+
+
+def table_lines(rows: Sequence[Row]) -> list[str]:
+    """One line a layer: module, what matched it, rank, alpha, parameters."""
+    width = max(len("module"), *(len(row.module) for row in rows))
+    by = {row: "its whole path" if row.matched_by == row.module else row.matched_by for row in rows}
+    by_width = max(len("matched by"), *map(len, by.values()))
+    lines = [f"{'module':<{width}}  {'matched by':<{by_width}}    r  alpha  parameters"]
+    for row in rows:
+        lines.append(
+            f"{row.module:<{width}}  {by[row]:<{by_width}}  {row.r:>3}  {row.alpha:>5g}  {row.parameters:>10,}"
+        )
     return lines
 
 
@@ -53,8 +107,8 @@ def size_lines(prepared: Prepared) -> list[str]:
     ]
 
 
-def run_lines(path: Path) -> list[str]:
-    """What a run folder or an adapter folder holds."""
+def inspect_run(path: Path) -> Inspection:
+    """What a run folder or an adapter folder holds; the base model is not needed."""
     folder = shipped_folder(path)
     side = read_side(folder)
     lines = [
@@ -63,13 +117,73 @@ def run_lines(path: Path) -> list[str]:
         f"base: {side.base}{f' at {side.revision}' if side.revision else ''}, sha256 {side.base_sha256[:12]}..., {side.dtype}",
         f"method: {side.method}, at most {side.max_length} tokens",
     ]
+    facts: dict[str, Any] = {"folder": str(folder), **dataclasses.asdict(side), "task": side.task.model_dump()}
     if side.method != "full":
-        config, _ = read_adapter_config(folder)
-        lines.append(f"adapter: r {config.r}, alpha {config.lora_alpha:g}, {_shortened(config.target_modules)}")
+        more = inspect_adapter(folder)
+        lines, facts = [*lines, *more.lines], {**facts, **more.facts}
     scores = path / "scores.json"
     if scores.is_file():
-        lines += score_lines(json.loads(scores.read_text(encoding="utf-8")))
-    return lines
+        facts["scores"] = json.loads(scores.read_text(encoding="utf-8"))
+        lines += score_lines(facts["scores"])
+    return Inspection(lines, facts)
+
+
+def inspect_adapter(folder: Path) -> Inspection:
+    """The targeting table of peft's two files, told from the file's header alone: no tensor and no base is loaded."""
+    config, info = read_adapter_config(folder)
+    sizes = {key.removeprefix(PREFIX): found.shape for key, found in read_header(folder / WEIGHTS_FILE).items()}
+    rows = []
+    for key, shape in sizes.items():
+        path = re.sub(r"\.(lora_A\.weight|lora_embedding_A)$", "", key)
+        if path != key:
+            count = sum(math.prod(size) for other, size in sizes.items() if _is_of(other, path))
+            rows.append(Row(path, _matched_by(path, config), shape[0], _alpha(path, config), count))
+    rows.sort(
+        key=lambda row: [(part.isdigit(), int(part) if part.isdigit() else part) for part in row.module.split(".")]
+    )
+    whole = {key: math.prod(size) for key, size in sizes.items() if not any(_is_of(key, row.module) for row in rows)}
+    lora = sum(row.parameters for row in rows)
+    facts = {
+        "base": info.name_or_path,
+        "task_type": info.task_type,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "targets": [row._asdict() for row in rows],
+        "whole": whole,
+        "parameters": {"lora": lora, "saved": sum(whole.values())},
+    }
+    kind = " ".join(["rsLoRA"] * config.use_rslora + ["DoRA"] * config.use_dora) or "LoRA"
+    lines = [f"adapter: {kind}, r {config.r}, alpha {config.lora_alpha:g}, {_shortened(config.target_modules)}"]
+    lines += ["", *table_lines(rows)] if rows else []
+    modules = sorted({key.rpartition(".")[0] for key in whole})
+    lines += ["", f"trained in full: {', '.join(modules) or 'nothing'}"]
+    lines.append(f"parameters: {lora:,} LoRA, {sum(whole.values()):,} in whole modules")
+    return Inspection(lines, facts)
+
+
+OF_UPDATE = re.compile(r"(lora_|base_layer\.bias)")
+
+
+def _is_of(key: str, path: str) -> bool:
+    """Whether a tensor belongs to the update at this path."""
+    return key.startswith(f"{path}.") and OF_UPDATE.match(key[len(path) + 1 :]) is not None
+
+
+def _matched_by(path: str, config: LoraConfig) -> str:
+    """The entry of target_modules that chose this layer."""
+    names = config.target_modules
+    return names if isinstance(names, str) else next((name for name in names if has_suffix(path, name)), "?")
+
+
+def _alpha(path: str, config: LoraConfig) -> float:
+    """The layer's own alpha: that of the first pattern which matches it, as peft reads it."""
+    for name, alpha in config.alpha_pattern.items():
+        try:
+            if Pattern(rf"(?:.*\.)?(?:{name})").fullmatch(path):
+                return alpha
+        except re.error as err:
+            raise AdapterError(f"alpha_pattern: {name[:80]!r} cannot be used: {err}") from err
+    return config.lora_alpha
 
 
 def _shortened(names: str | tuple[str, ...]) -> str:
@@ -79,7 +193,7 @@ def _shortened(names: str | tuple[str, ...]) -> str:
     return ", ".join(f"{name} x{n}" if n > 1 else name for name, n in kinds.items())
 
 
-def model_lines(name: str) -> list[str]:
+def inspect_model(name: str) -> Inspection:
     """The linear layers of a base model by name, which are the names for lora.target_modules."""
     try:
         model = load_base(name, "sequence_classification", labels=("0", "1")).model
@@ -89,4 +203,12 @@ def model_lines(name: str) -> list[str]:
     total = sum(p.numel() for p in model.parameters())
     lines = [f"{name}: {type(model).__name__}, {total:,} parameters, {sum(kinds.values())} linear layers"]
     lines += [f"  {kind:<14} x{n:<3} {d_in} -> {d_out}" for (kind, d_out, d_in), n in kinds.items()]
-    return lines
+    facts = {
+        "model": name,
+        "class": type(model).__name__,
+        "parameters": total,
+        "linear": [
+            {"name": kind, "count": n, "d_in": d_in, "d_out": d_out} for (kind, d_out, d_in), n in kinds.items()
+        ],
+    }
+    return Inspection(lines, facts)

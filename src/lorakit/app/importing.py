@@ -1,0 +1,141 @@
+"""`lorakit import`: check an adapter that something else has written, and make it a folder that every command here reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.engine.adapter import write_side
+from lorakit.engine.checkpoint import atomic_folder
+from lorakit.errors import AdapterError, ConfigError, OutputError
+from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
+from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.lora.header import TensorInfo, read_header
+from lorakit.models import BaseModel, load_base, save_tokenizer, versions
+from lorakit.recipe import TaskSection
+from lorakit.tasks.registry import KINDS
+
+TASKS = {"SEQ_CLS": "sequence_classification", "TOKEN_CLS": "token_classification", "SEQ_2_SEQ_LM": "text2text_ner"}
+HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # the layer with one row a label
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of the adapter where its own files do not."""
+
+    base: str | None = None
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+    pair: str | None = None  # name of the second text's column, for an adapter trained on pairs
+
+
+def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]:
+    """Write `out` from peft's adapter in `source`: loaded onto its base, checked, and saved again; says what was found.
+
+    Raises:
+        AdapterError: the adapter is damaged, does not fit the base, or leaves a layer of the model random.
+        ConfigError: base, task or labels cannot be told from the files.
+        OutputError: `out` exists or cannot be written; nothing is left half written.
+    """
+    if out.exists():
+        raise OutputError(f"--out {out} exists already; choose another folder")
+    _, info = read_adapter_config(source)
+    header = read_header(source / WEIGHTS_FILE)
+    name = asked.base or info.name_or_path
+    if name is None:
+        raise ConfigError(f"{source}: the adapter does not name its base model; say it with --base")
+    task = _task(source, info, asked)
+    revision = None if asked.base else info.revision
+    base = _base(source, name, revision, task, asked.labels)
+    labels = asked.labels or _own_labels(base)
+    _check_nothing_random(source, base, header)
+    config = load_adapter(base.model, source)
+    with atomic_folder(out) as folder:
+        save_adapter(base.model, folder, config, BaseInfo(name, revision, base.kind.peft_task_type))
+        save_tokenizer(base.tokenizer, folder)
+        write_side(
+            folder,
+            {
+                "task": task.model_dump(),
+                "labels": list(labels),
+                "max_length": base.max_length,
+                "base": {"name": name, "revision": revision, "sha256": base.sha256},
+                "dtype": "fp32",
+                "method": "lora" if config.target_modules else "head",
+                "columns": {"text": None, "pair": asked.pair},
+                "data": {},
+                "scores": {},
+                "versions": versions(),
+            },
+        )
+    return _found(base, task, labels, config, info)
+
+
+def _task(source: Path, info: BaseInfo, asked: Asked) -> TaskSection:
+    name = asked.task or TASKS.get(info.task_type or "")
+    if name is None:
+        known = ", ".join(KINDS)
+        raise ConfigError(f"{source}: task_type {info.task_type!r} tells no task; say it with --task ({known})")
+    return TaskSection.model_validate({"name": name})
+
+
+def _outputs(header: Mapping[str, TensorInfo]) -> int | None:
+    """How many labels the adapter's own head tells apart; None where it brings no head."""
+    return next((info.shape[0] for key, info in header.items() if HEAD.fullmatch(key)), None)
+
+
+def _base(source: Path, name: str, revision: str | None, task: TaskSection, labels: tuple[str, ...]) -> BaseModel:
+    """The base model with an output for each label: those asked for, else those of its own config."""
+    kind = KINDS[task.name]
+    outputs = _outputs(read_header(source / WEIGHTS_FILE))
+    if kind == "text2text":
+        if not labels:
+            raise ConfigError(f"{source}: name the entity types that the adapter writes with --labels PER,LOC,...")
+        return load_base(name, kind, revision=revision)
+    base = load_base(name, kind, labels=labels, revision=revision)
+    found = labels or _own_labels(base)
+    if outputs is not None and len(found) != outputs:
+        whose = "--labels has" if labels else f"{name} names"
+        raise ConfigError(
+            f"{source}: its head tells {outputs} labels apart, {whose} {len(found)} ({', '.join(found[:5])}); "
+            f"give {outputs} with --labels, in the order of the head's rows"
+        )
+    return base
+
+
+def _own_labels(base: BaseModel) -> tuple[str, ...]:
+    names: Mapping[int, str] = getattr(base.model.config, "id2label", None) or {}
+    return tuple(names[i] for i in sorted(names))
+
+
+def _check_nothing_random(source: Path, base: BaseModel, header: Mapping[str, TensorInfo]) -> None:
+    """Raise where neither the base's checkpoint nor the adapter has a layer of the model: it would answer at random."""
+    brought = {key.removeprefix("base_model.model.") for key in header}
+    if random := sorted(set(base.missing) - brought):
+        raise AdapterError(
+            f"{source}: neither the adapter nor {base.name} has {random[0]}"
+            f"{f' and {len(random) - 1} more tensors' if len(random) > 1 else ''}, so answers would be random; "
+            "give the base that it was trained on with --base"
+        )
+
+
+def _found(
+    base: BaseModel, task: TaskSection, labels: tuple[str, ...], config: LoraConfig, info: BaseInfo
+) -> list[str]:
+    counts = count_parameters(base.model)
+    targets = (
+        config.target_modules if isinstance(config.target_modules, str) else ", ".join(sorted(config.target_modules))
+    )
+    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+    lines = [
+        f"base: {base.name}, sha256 {base.sha256[:12]}...; from now on no other is taken for it",
+        f"task: {task.name} (task_type {info.task_type})",
+        f"adapter: {kind}, r {config.r}, alpha {config.lora_alpha:g}, over {targets or 'no layer'}; {counts.lora:,} parameters",
+        f"trained in full: {', '.join(config.modules_to_save) or 'nothing'}; {counts.saved:,} parameters",
+        f"labels: {', '.join(labels)}",
+    ]
+    if any(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+        lines.append("the labels are numbered, not named: --labels gives them names")
+    return lines
