@@ -17,6 +17,7 @@ from lorakit.lora.data_inits import DATA_INITS
 from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.places import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
+from lorakit.lora.quantize import is_quantized
 from lorakit.lora.targets import (
     Target,
     adaptable_layers,
@@ -163,6 +164,10 @@ def _check_savable(model: nn.Module, paths: Iterable[str]) -> None:
         module = model.get_submodule(path)
         if not isinstance(module, SavedModule) and hosts(module):
             raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
+        if any(is_quantized(inner) for inner in module.modules()):
+            raise ConfigError(
+                f"modules_to_save: {path} is quantised, so it cannot be trained; name it in quantize's skip"
+            )
 
 
 def _check_factors(

@@ -7,11 +7,14 @@ from torch import nn
 
 from lorakit.lora.inject import check_known, unload
 from lorakit.lora.layer import hosts
+from lorakit.lora.quantize import dequantize
 
 
 @torch.no_grad()
 def merge(model: nn.Module, name: str = "default") -> None:
     """Fold the adapter into the base: W becomes W + s B A. The old weights are kept, so `unmerge` is exact.
+
+    Over a quantised W the sum is dense, in the dtype of W's products; `unmerge` brings the codes back.
 
     Raises:
         AdapterError: the adapter is unknown, one is merged already, or a merged weight would not be finite;
@@ -36,6 +39,6 @@ def unmerge(model: nn.Module) -> None:
 
 
 def merge_and_unload(model: nn.Module, name: str = "default") -> nn.Module:
-    """The plain model with the adapter folded in and no trace of LoRA left."""
+    """The plain model with the adapter folded in and no trace of LoRA or of quantised weights left."""
     merge(model, name)
-    return unload(model)
+    return dequantize(unload(model))
