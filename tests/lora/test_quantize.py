@@ -28,6 +28,7 @@ from lorakit.lora import (
     dequantize,
     hosts,
     load_adapter,
+    loftq,
     merge,
     merge_and_unload,
     quantize,
@@ -461,3 +462,61 @@ def test_codes_take_the_bytes_they_promise(format: str) -> None:
     weight = QuantizedTensor.of(matrix((d_out, d_in)), format)
     want = {"int8": d_out * d_in + 4 * d_out, "nf4": d_out * d_in // 2 + 4 * d_out * d_in // NF4_BLOCK}
     assert weight.codes.nbytes + weight.scales.nbytes == want[format]
+
+
+# LoftQ
+
+
+def started_by_loftq(
+    build: Callable[[], PreTrainedModel] = tiny_bert, format: str = "nf4", **settings: Any
+) -> PreTrainedModel:
+    model = build()
+    original = model.state_dict()
+    quantize(model, format)
+    add_adapter(model, LoraConfig(**{"r": 4, **settings}))
+    loftq(model, original)
+    return model
+
+
+@formats
+@pytest.mark.parametrize("build", [tiny_bert, tiny_gpt2])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}], ids=str)
+def test_loftq_starts_at_the_best_approximation_of_what_was_lost(
+    build: Callable[[], PreTrainedModel], format: str, settings: dict[str, object]
+) -> None:
+    """Eckart-Young: what the best update of rank r leaves of a matrix are its other singular values."""
+    plain, model = build(), started_by_loftq(build, format, **settings)
+    for path, host in hosts(model):
+        original = host.geometry.matrix(plain.get_submodule(path)).detach()
+        rest = torch.linalg.svdvals(original - host.matrix().dequantize())[4:]
+        left = original - host.matrix() - host.lora("default").delta_weight(host)
+        torch.testing.assert_close(left.norm(), rest.norm(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_t5])
+def test_loftq_of_full_rank_starts_at_the_unquantised_model(build: Callable[[], PreTrainedModel]) -> None:
+    plain, started = build(), started_by_loftq(build, r=32)  # the smaller side of every layer
+    want, have = (logits(model, tiny_batch(model)) for model in (plain, started))
+    torch.testing.assert_close(have, want, rtol=0, atol=1e-5)
+
+
+def test_loftq_adapter_is_read_back_over_the_quantised_base(tmp_path: Path) -> None:
+    model = fill(started_by_loftq())
+    save_adapter(model, tmp_path, LoraConfig(r=4))
+    again = tiny_bert()
+    quantize(again, "nf4")
+    load_adapter(again, tmp_path)
+    torch.testing.assert_close(logits(again, tiny_batch(again)), logits(model, tiny_batch(model)), **CLOSE)
+
+
+def test_loftq_needs_a_quantised_base_and_its_original_weights() -> None:
+    model = tiny_bert()
+    original = model.state_dict()
+    add_adapter(model, LoraConfig(r=4))
+    with pytest.raises(ConfigError, match="'default' has no layer with a quantised weight; quantize the model first"):
+        loftq(model, original)
+    with pytest.raises(ConfigError, match="needs update = 'lora' or 'dora' and init_lora_weights = 'kaiming'"):
+        started_by_loftq(init_lora_weights="pissa")
+    with pytest.raises(ConfigError, match=r"no original weight '.*query\.weight'; did you mean"):
+        started = started_by_loftq()
+        loftq(started, {f"model.{name}": weight for name, weight in original.items()})

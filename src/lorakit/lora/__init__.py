@@ -19,7 +19,7 @@ from lorakit.lora.inject import (
 from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
-from lorakit.lora.quantize import dequantize, quantize
+from lorakit.lora.quantize import dequantize, loftq, quantize
 from lorakit.lora.start import Start, start_from_data
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
 from lorakit.lora.updates import UPDATES, AdaLoRA, DoRA, LoRA, LoRAFA, VeRA
@@ -56,6 +56,7 @@ __all__ = [
     "hosts",
     "linear_layers",
     "load_adapter",
+    "loftq",
     "merge",
     "merge_and_unload",
     "quantize",

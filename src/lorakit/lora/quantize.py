@@ -19,9 +19,11 @@ from torch.utils._pytree import tree_map
 
 from lorakit.errors import ConfigError, ModelError, did_you_mean
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.geometry import geometry_of
-from lorakit.lora.layer import hosts
+from lorakit.lora.geometry import TRANSPOSED, geometry_of
+from lorakit.lora.layer import Layer, hosts
 from lorakit.lora.targets import linear_layers, select_targets
+from lorakit.lora.updates import DoRA, LoRA, LoRAFA
+from lorakit.lora.variants import pissa_init
 
 INT8_LARGEST = 127  # -128 is not used, so that codes are symmetric
 NF4_BLOCK = 64  # values that share a scale (QLoRA, section 2)
@@ -233,3 +235,37 @@ def dequantize(model: nn.Module) -> nn.Module:
 def is_quantized(layer: nn.Module) -> bool:
     """Whether this very module (its children aside) has a quantised weight."""
     return isinstance(layer._parameters.get("weight"), QuantizedTensor)
+
+
+@torch.no_grad()
+def loftq(model: nn.Module, original: Mapping[str, Tensor], name: str = "default") -> None:
+    """Start an adapter at the best approximation of what quantisation took away: s B A ~ W - Q(W), of rank r.
+
+    Li et al. 2023, arXiv:2310.08659, algorithm 1 with T = 1. With more rounds the codes would depend on the adapter, and
+    could neither be shared by several adapters nor be made again from the base model alone. It is no member of INITS:
+    those leave the model's answers as they are, this one moves them back towards those of the unquantised model.
+    `original` holds the unquantised weights by the names of the plain model's state dict.
+
+    Raises:
+        ConfigError: the adapter has no layer with a quantised weight, is of another kind than LoRA and DoRA or has a
+            start of its own (pissa, olora), or an original weight is missing.
+    """
+    layers = {path: host for path, host in hosts(model, name) if isinstance(host, Layer) and is_quantized(host.base)}
+    if not layers:
+        raise ConfigError(f"loftq: adapter {name!r} has no layer with a quantised weight; quantize the model first")
+    for path, layer in layers.items():
+        if (key := f"{path}.weight") not in original:
+            raise ConfigError(f"loftq: no original weight {key!r}; {did_you_mean(key, original)}")
+        update = layer.lora(name)
+        if type(update) not in (LoRA, DoRA, LoRAFA) or update.start_A is not None:
+            raise ConfigError(
+                f"loftq: adapter {name!r} needs update = 'lora' or 'dora' and init_lora_weights = 'kaiming'"
+            )
+        lost = original[key].float() - _dense(layer.base.weight).float()
+        lost = lost.T if layer.geometry is TRANSPOSED else lost
+        lost = lost if update.rows is None else lost[update.rows]
+        start = pissa_init(lost, len(update.lora_A), update.scaling, torch.Generator())
+        update.lora_A.copy_(start.A)
+        update.lora_B.copy_(start.B)
+        if isinstance(update, DoRA):
+            update.magnitude.copy_(update.row_norms(layer.matrix()))
