@@ -18,6 +18,7 @@ from lorakit.lora.presets import PRESET_NAMES
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
 TaskName = Literal["sequence_classification", "token_classification", "text2text_ner"]
 
 
@@ -34,6 +35,7 @@ class ModelSection(Section):
     revision: str | None = None  # branch, tag or commit of a hub id
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what a short measurement finds faster here
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: as its config says
+    quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are kept
 
 
 class DataSection(Section):
@@ -98,7 +100,7 @@ class LoraSection(Section):
             lora_bias=self.lora_bias,
             bias=self.bias,
             trainable_token_indices=self.trainable_token_indices,
-            init_lora_weights=self.init,
+            init_lora_weights="kaiming" if self.init == LOFTQ else self.init,
         )
 
 

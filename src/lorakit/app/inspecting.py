@@ -103,8 +103,13 @@ def size_lines(prepared: Prepared) -> list[str]:
         f"parameters: {counts.trainable:,} trained ({counts.lora:,} LoRA, {counts.saved:,} in whole modules) "
         f"of {counts.total:,} ({counts.trainable / counts.total:.2%})",
         f"examples: {sizes}; labels: {len(prepared.task.labels)}",
-        f"steps: {plan.steps} ({plan.steps_per_epoch} an epoch), base in {str(prepared.dtype).removeprefix('torch.')}",
+        f"steps: {plan.steps} ({plan.steps_per_epoch} an epoch), base in {str(prepared.dtype).removeprefix('torch.')}"
+        f"{_quantized(prepared.recipe.model.quantize)}",
     ]
+
+
+def _quantized(format: str) -> str:
+    return "" if format == "none" else f", its linear layers in {format}"
 
 
 def inspect_run(path: Path) -> Inspection:
@@ -114,7 +119,8 @@ def inspect_run(path: Path) -> Inspection:
     lines = [
         f"folder: {folder}",
         f"task: {side.task.name}, {len(side.labels)} labels: {', '.join(side.labels)}",
-        f"base: {side.base}{f' at {side.revision}' if side.revision else ''}, sha256 {side.base_sha256[:12]}..., {side.dtype}",
+        f"base: {side.base}{f' at {side.revision}' if side.revision else ''}, sha256 {side.base_sha256[:12]}..., "
+        f"{side.dtype}{_quantized(side.quantize)}",
         f"method: {side.method}, at most {side.max_length} tokens",
     ]
     facts: dict[str, Any] = {"folder": str(folder), **dataclasses.asdict(side), "task": side.task.model_dump()}

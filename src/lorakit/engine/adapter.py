@@ -17,6 +17,7 @@ from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.lora.peft_config import CONFIG_FILE
+from lorakit.lora.quantize import FORMATS
 from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Scores
@@ -39,6 +40,7 @@ class Side:
     revision: str | None
     base_sha256: str
     dtype: str
+    quantize: str
     method: str
 
 
@@ -71,6 +73,7 @@ def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
         "max_length": recipe.data.max_length or base.max_length,
         "base": {"name": base.name, "revision": base.revision, "sha256": base.sha256},
         "dtype": "fp32" if prepared.dtype.itemsize == 4 else "bf16",
+        "quantize": recipe.model.quantize,
         "method": recipe.train.method,
         "columns": {"text": recipe.data.text, "pair": recipe.data.pair},
         "data": prepared.fingerprints,
@@ -112,6 +115,8 @@ def read_side(folder: Path) -> Side:
                 )
         if raw["dtype"] not in DTYPES:
             raise ValueError(f"dtype = {raw['dtype']!r}")
+        if (format := raw.get("quantize", "none")) not in ("none", *FORMATS):
+            raise ValueError(f"quantize = {format!r}")
         return Side(
             task=TaskSection.model_validate(raw["task"]),
             labels=tuple(raw["labels"]),
@@ -121,6 +126,7 @@ def read_side(folder: Path) -> Side:
             revision=raw["base"]["revision"],
             base_sha256=raw["base"]["sha256"],
             dtype=raw["dtype"],
+            quantize=format,
             method=raw["method"],
         )
     except (OSError, ValueError, KeyError, TypeError) as err:

@@ -15,7 +15,7 @@ from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
-from lorakit.lora import load_adapter, merge_and_unload
+from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_config
 from lorakit.models import BaseModel, load_base, save_model
 from lorakit.tasks.base import Scores, Task
 from lorakit.tasks.registry import KINDS, check_labels, make_task, reads_words
@@ -98,6 +98,8 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
             f"{folder}: trained on another {side.base}: its weights have sha256 {side.base_sha256[:12]}..., the ones found "
             f"have {base.sha256[:12]}...; answers would differ (--allow-base-mismatch loads it all the same)"
         )
+    if side.quantize != "none":
+        quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
     if not whole:
         load_adapter(base.model, folder)
     return base

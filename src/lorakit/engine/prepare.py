@@ -15,9 +15,19 @@ from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype
 from lorakit.engine.train import Plan
 from lorakit.errors import ConfigError, ModelError
-from lorakit.lora import LoraConfig, ParameterCount, SavedModule, Target, add_adapter, count_parameters, hosts
+from lorakit.lora import (
+    LoraConfig,
+    ParameterCount,
+    SavedModule,
+    Target,
+    add_adapter,
+    count_parameters,
+    hosts,
+    loftq,
+    quantize,
+)
 from lorakit.models import BaseModel, load_base
-from lorakit.recipe import DataSection, Recipe
+from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
 from lorakit.tasks.registry import KINDS, check_labels, find_labels, make_task, reads_words
 
@@ -136,8 +146,10 @@ def _max_length(asked: int | None, base: BaseModel) -> int:
 
 def _adapt(recipe: Recipe, base: BaseModel) -> tuple[LoraConfig | None, Sequence[Target]]:
     """Make trainable what the method trains."""
-    method, seed = recipe.train.method, recipe.train.seed
+    method = recipe.train.method
     if method == "full":
+        if (format := recipe.model.quantize) != "none":
+            raise ConfigError(f"model.quantize = {format!r}: train.method = 'full' trains the weights themselves")
         base.model.requires_grad_(True)
         return None, ()
     config = recipe.lora.config(modules_to_save=base.saved_modules)
@@ -147,7 +159,23 @@ def _adapt(recipe: Recipe, base: BaseModel) -> tuple[LoraConfig | None, Sequence
         if not config.modules_to_save:
             raise ModelError(f"train.method = 'head': {base.name} has no head to train for {recipe.task.name}")
         config = LoraConfig(target_modules=(), modules_to_save=config.modules_to_save)
-    return config, add_adapter(base.model, config, seed=seed)
+    return config, _add_adapter(base.model, config, recipe)
+
+
+def _add_adapter(model: nn.Module, config: LoraConfig, recipe: Recipe) -> Sequence[Target]:
+    """Quantise the base if the recipe says so, and add the adapter."""
+    format, starts_by_loftq = recipe.model.quantize, recipe.lora.init == LOFTQ
+    if starts_by_loftq and format == "none":
+        raise ConfigError(
+            "lora.init = 'loftq' starts from what quantisation takes away: say model.quantize = 'nf4' too"
+        )
+    original = model.state_dict() if starts_by_loftq else {}
+    if format != "none":
+        quantize(model, format, skip=config.modules_to_save)
+    targets = add_adapter(model, config, seed=recipe.train.seed)
+    if starts_by_loftq and targets:
+        loftq(model, original)
+    return targets
 
 
 def _count(model: nn.Module, config: LoraConfig | None) -> ParameterCount:
