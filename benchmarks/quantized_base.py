@@ -4,8 +4,9 @@
     python benchmarks/quantized_base.py --model t5-small --rounds 1
 
 Every measurement is a process of its own, since peaks of memory cannot be told apart inside of one; the kinds of base are
-interleaved (fp32, bf16, int8, nf4, fp32, ...), and medians of the rounds are printed. Weights are random, normal with the
-standard deviation that BERT's initialisation has, so the errors are those of the formats and not of a trained model.
+interleaved (fp32, bf16, int8, nf4, fp32, ...), and medians of the rounds are printed. Weights are random, as each model's own
+initialisation draws them, so the errors compare formats and say little of a trained model. int8 and nf4 compute in
+fp32 here and leave the embeddings in fp32; with model.dtype = "bf16" a recipe halves those too.
 
 Columns: MB that the base's parameters take; MB of the process above what the interpreter and libraries took, before the
 first step (with adapter and optimizer) and at the peak of the steps; seconds of a step, by CPU time; the error of the last
