@@ -13,6 +13,7 @@ from lorakit.lora.inject import (
     count_parameters,
     delete_adapter,
     disabled,
+    rename_adapter,
     set_adapter,
     unload,
 )
@@ -21,6 +22,7 @@ from lorakit.lora.merge import merge, merge_and_unload, unmerge
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
 from lorakit.lora.quantize import dequantize, loftq, quantize
 from lorakit.lora.start import Start, start_from_data
+from lorakit.lora.swap import swap_adapter
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
 from lorakit.lora.updates import UPDATES, AdaLoRA, DoRA, LoRA, LoRAFA, VeRA
 
@@ -61,10 +63,12 @@ __all__ = [
     "merge_and_unload",
     "quantize",
     "read_adapter_config",
+    "rename_adapter",
     "save_adapter",
     "select_targets",
     "set_adapter",
     "start_from_data",
+    "swap_adapter",
     "unload",
     "unmerge",
 ]

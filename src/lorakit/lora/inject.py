@@ -234,13 +234,13 @@ def _hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> 
     """The host at a path, made where there is none."""
     module = model.get_submodule(path)
     if not isinstance(module, AdapterHost):
-        return _put(model, module, kind(module, routing))
+        return put(model, module, kind(module, routing))
     if not isinstance(module, kind):
         raise ConfigError(f"{path} serves another adapter in another way ({type(module).__name__}); use two models")
     return module
 
 
-def _put(model: nn.Module, old: nn.Module, new: Put) -> Put:
+def put(model: nn.Module, old: nn.Module, new: Put) -> Put:
     """Let `new` stand wherever `old` did: a module may have several names (T5's shared embedding has three)."""
     places = [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is old]
     for parent, name in places:
@@ -308,17 +308,40 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     for _, host in hosts(model, name):
         del host.adapters[name]
         if not host.adapters:
-            _put(model, host, host.base)
+            put(model, host, host.base)
     set_fast_paths(model)
     routing = _routing(model)
     if routing is not None:
         routing.segments = [(BASE if adapter == name else adapter, rows) for adapter, rows in routing.segments]
 
 
+def rename_adapter(model: nn.Module, old: str, new: str) -> None:
+    """Give an adapter another name; its place among the others and the rows it serves stay.
+
+    Raises:
+        AdapterError: there is no such adapter, or one is merged.
+        ConfigError: the new name is taken or not usable.
+    """
+    check_known(model, old)
+    check_unmerged(model)
+    check_new_name(model, new)
+    for _, host in hosts(model, old):
+        arrange(host, {new if name == old else name: part for name, part in host.adapters.items()})
+    routing = _routing(model)
+    if routing is not None:
+        routing.segments = [(new if adapter == old else adapter, rows) for adapter, rows in routing.segments]
+
+
+def arrange(host: AdapterHost, parts: Mapping[str, nn.Module]) -> None:
+    """Let a host hold these parts under these names, in this order."""
+    host.adapters.clear()
+    host.adapters.update(parts)
+
+
 def unload(model: nn.Module) -> nn.Module:
     """Replace every host by the plain module that answers as it does now: the base, or the merged layer."""
     for _, host in hosts(model):
-        _put(model, host, host.unwrapped())
+        put(model, host, host.unwrapped())
     set_fast_paths(model)
     return model
 

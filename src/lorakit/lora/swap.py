@@ -1,0 +1,88 @@
+"""Put the adapter of another folder in the place of one that serves; when anything is wrong, the one that serves stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from lorakit.lora.config import LoraConfig
+from lorakit.lora.files import load_adapter
+from lorakit.lora.inject import (
+    adapter_names,
+    adapter_parameters,
+    arrange,
+    check_known,
+    check_unmerged,
+    delete_adapter,
+    put,
+)
+from lorakit.lora.layer import AdapterHost, hosts
+from lorakit.lora.places import set_fast_paths
+
+
+class Place(NamedTuple):
+    """A host of the adapter that goes, and all that it held."""
+
+    host: AdapterHost
+    parts: Mapping[str, nn.Module]
+
+
+def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraConfig:
+    """Replace the adapter `name`, weights and settings, by the one in a folder; give back the new settings.
+
+    Ranks, targets, variants and saved modules may all differ: the model then answers as after a fresh `load_adapter`.
+    What serves which rows and what is trained stay as they were, and a layer that both adapt keeps its wrapper. An
+    optimizer of the old adapter holds tensors that are no longer in the model.
+
+    Raises:
+        AdapterError: there is no such adapter, one is merged, or the folder does not fit this model (see load_adapter);
+            the model then is as before, bit for bit.
+    """
+    check_known(model, name)
+    check_unmerged(model)
+    routing = hosts(model, name)[0][1].routing
+    segments = routing.segments
+    trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    is_trained = not trainable.isdisjoint(adapter_parameters(model, name).values())
+    # The old one goes first, since the new one may need a layer in another way (a head adapted, not saved, say).
+    places = [Place(host, dict(host.adapters)) for _, host in hosts(model, name)]
+    delete_adapter(model, name)
+    try:
+        config = load_adapter(model, folder, name)
+        _keep_hosts(model, name, places)
+    except BaseException:
+        _put_back(model, name, places)
+        raise
+    finally:
+        for _, host in hosts(model):
+            host.routing = routing  # a model without an adapter was given a new one
+        routing.segments = segments
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter in trainable)
+    for parameter in adapter_parameters(model, name).values():
+        parameter.requires_grad_(is_trained)
+    return config
+
+
+def _keep_hosts(model: nn.Module, name: str, places: Sequence[Place]) -> None:
+    """Let the new parts move into the old hosts, in the old order, where a host of the same kind is needed again."""
+    now = {host.base: host for _, host in hosts(model, name)}
+    for old, parts in places:
+        new = now.get(old.base)
+        if new is not None and type(new) is type(old):
+            arrange(old, {**parts, name: new.adapters[name]})
+            if new is not old:
+                put(model, new, old)
+
+
+def _put_back(model: nn.Module, name: str, places: Sequence[Place]) -> None:
+    if name in adapter_names(model):  # the new one, half inserted
+        delete_adapter(model, name)
+    for host, parts in places:
+        if not host.adapters:
+            put(model, host.base, host)
+        arrange(host, parts)
+    set_fast_paths(model)
