@@ -38,6 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "pissa": {"init_lora_weights": "pissa"},
     "olora dora": {"init_lora_weights": "olora", "use_dora": True},
+    "lora_fa": {"update": "lora_fa"},
+    "vera": {"update": "vera"},
+    "adalora": {"update": "adalora"},
     "small": {"r": 2, "lora_alpha": 3},
     "patterns": {"rank_pattern": {"query": 7}, "alpha_pattern": {"output.dense": 1.5}},
 }
