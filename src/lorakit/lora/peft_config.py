@@ -75,7 +75,7 @@ FREE = {
         "inference_mode",
     ),
     *("init_lora_weights", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save"),
-    *("bias", "lora_bias", "trainable_token_indices", "ensure_weight_tying"),
+    *("bias", "lora_bias", "trainable_token_indices", "ensure_weight_tying", "layers_pattern"),
     *("peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules"),
     *("task_type", "use_dora", "use_rslora", "loftq_config", "eva_config", "lora_ga_config", "corda_config"),
 }
