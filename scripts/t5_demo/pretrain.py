@@ -1,6 +1,6 @@
 """Pre-train ``t5-demo``, the small bundled base model, from nothing on two CPU cores.
 
-    python scripts/t5_demo/pretrain.py --steps 2200 --seed 0 --out build/t5-demo
+    python scripts/t5_demo/pretrain.py --seed 0 --out build/t5-demo
 
 The learning rate starts high and then falls in a line to zero at the last step.  A run can be
 cut early: ``--resume CHECKPOINT --steps FEWER`` continues it down a steeper line.  Neither time
@@ -246,7 +246,7 @@ def resume(path: Path, parts: nn.Module, optimizers: list[torch.optim.Optimizer]
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Pre-train the bundled demonstration model.")
-    parser.add_argument("--steps", type=int, default=2200, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=3500, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and model")
     parser.add_argument("--tokens", type=int, default=5000, help="padded bytes in a batch, source and target")

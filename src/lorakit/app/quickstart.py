@@ -49,7 +49,7 @@ ENTITIES_T5: dict[str, dict[str, Any]] = {
     **ENTITIES,
     "model": {"base": "t5-demo"},
     "task": {"name": "text2text_ner", "max_target_length": 192, "constrained": True},
-    "train": {"epochs": 6, "batch_size": 16, "lr": 7e-4, "eval_every": 158},
+    "train": {"epochs": 5, "batch_size": 16, "lr": 7e-4, "eval_every": 158},
 }
 
 
