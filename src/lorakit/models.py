@@ -73,8 +73,11 @@ def load_base(
     revision: str | None = None,
     dropout: float | None = None,
     seed: int = 0,
+    sha256: str | None = None,
 ) -> BaseModel:
     """Load a base model in fp32; layers that the checkpoint lacks are initialised by `seed`.
+
+    `sha256` is that of its weights where it is known already, which spares reading them once more.
 
     Raises:
         ModelError: the model is not found (nor the hub reachable), has no safetensors weights, or is of another kind.
@@ -93,7 +96,7 @@ def load_base(
         kind=KINDS[kind],
         name=name,
         revision=revision,
-        sha256=weights_sha256(folder),
+        sha256=sha256 or weights_sha256(folder),
         saved_modules=_saved_modules(model, missing),
         missing=tuple(sorted(missing)),
         max_length=_max_length(config, tokenizer),

@@ -129,5 +129,5 @@ def read_side(folder: Path) -> Side:
             quantize=format,
             method=raw["method"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise AdapterError(f"{path}: damaged: {type(err).__name__} {err}") from err

@@ -16,7 +16,7 @@ from lorakit.engine.evaluate import answer_all
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
 from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_config
-from lorakit.models import BaseModel, load_base, save_model
+from lorakit.models import BaseModel, find, load_base, save_model, weights_sha256
 from lorakit.tasks.base import Scores, Task
 from lorakit.tasks.registry import KINDS, check_labels, make_task, reads_words
 
@@ -92,14 +92,22 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
     """The base model with the adapter in it (or the fully fine-tuned model), in fp32 and on the CPU; errors as `load`."""
     kind = KINDS[side.task.name]
     whole = side.method == "full"
-    base = load_base(str(folder) if whole else side.base, kind, labels=side.labels, revision=side.revision)
-    if not whole and base.sha256 != side.base_sha256 and not allow_base_mismatch:
-        raise AdapterError(
-            f"{folder}: trained on another {side.base}: its weights have sha256 {side.base_sha256[:12]}..., the ones found "
-            f"have {base.sha256[:12]}...; answers would differ (--allow-base-mismatch loads it all the same)"
-        )
+    sha256 = None if whole else _checked_base(folder, side, allow_base_mismatch)
+    name = str(folder) if whole else side.base
+    base = load_base(name, kind, labels=side.labels, revision=side.revision, sha256=sha256)
     if side.quantize != "none":
         quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
     if not whole:
         load_adapter(base.model, folder)
     return base
+
+
+def _checked_base(folder: Path, side: Side, allow_mismatch: bool) -> str:
+    """The sha256 of the base model's weights, compared before anything is loaded."""
+    sha256 = weights_sha256(find(side.base, side.revision))
+    if sha256 != side.base_sha256 and not allow_mismatch:
+        raise AdapterError(
+            f"{folder}: trained on another {side.base}: its weights have sha256 {side.base_sha256[:12]}..., the ones found "
+            f"have {sha256[:12]}...; answers would differ (--allow-base-mismatch loads it all the same)"
+        )
+    return sha256

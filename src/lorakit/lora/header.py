@@ -16,6 +16,8 @@ from lorakit.errors import AdapterError
 
 MAX_HEADER = 1_000_000  # bytes; an adapter over every layer of BERT-large has 40,000
 MAX_TENSORS = 10_000
+MAX_VALUES = 10 * MAX_TENSORS
+MAX_DIMENSIONS = 8  # the product of a hundred thousand sizes takes seconds
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes a value of the dtypes that are weights
 
 
@@ -40,6 +42,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 raise AdapterError(f"{path}: damaged: a header of {length:,} bytes in a file of {size:,}")
             raw = file.read(length)
     except FileNotFoundError as err:
+        pickled = path.with_suffix(".bin")
+        if pickled.exists():
+            raise AdapterError(
+                f"{pickled}: pickled weights can run code and are never read; save them as {path.name} where you trust them"
+            ) from err
         raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
     except OSError as err:
         raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
@@ -52,10 +59,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _parsed(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise ValueError("the header is no JSON object")
+    # counted before they are parsed, which takes a hundred times as long
+    if (tensors := raw.count(b'"data_offsets"')) > MAX_TENSORS:
+        raise ValueError(f"{tensors:,} tensors; an adapter has {MAX_TENSORS:,} at most")
+    if raw.count(b",") > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES:,} values in the header")
     header = json.loads(raw, object_pairs_hook=_without_duplicates)
-    header.pop("__metadata__", None)
-    if len(header) > MAX_TENSORS:
-        raise ValueError(f"{len(header):,} tensors; an adapter has {MAX_TENSORS:,} at most")
+    metadata = header.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__ holds more than text")
     return dict(header)
 
 
@@ -75,8 +87,8 @@ def _checked(header: Mapping[str, Any], data_bytes: int) -> dict[str, TensorInfo
         begin, end = _offsets(entry)
         if dtype not in WIDTHS:
             raise ValueError(f"{key} has dtype {dtype}; only {', '.join(WIDTHS)} are weights")
-        if not all(isinstance(n, int) and n > 0 for n in shape):
-            raise ValueError(f"{key} has the shape {list(shape)}")
+        if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"{key} has the shape {str(list(shape[:MAX_DIMENSIONS]))[:80]}")
         if begin != position or end - begin != math.prod(shape) * WIDTHS[dtype]:
             raise ValueError(f"{key}: its bytes {begin:,} to {end:,} do not fit its shape and its place")
         infos[key] = TensorInfo(dtype, shape)

@@ -56,6 +56,7 @@ class _Match:
     def __init__(self, text: str) -> None:
         self.text = text
         self.steps = 0
+        self.places: dict[tuple[Any, int], int] = {}  # of each character and set in the pattern, by its id
 
     def after(self, nodes: Iterable[tuple[Any, Any]], starts: int) -> int:
         """Where a match of `nodes`, one after the other, can end."""
@@ -70,7 +71,10 @@ class _Match:
 
     def _after_one(self, kind: Any, value: Any, starts: int) -> int:
         if kind in (op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN):
-            return (starts & _places(self.text, kind, value)) << 1
+            key = (kind, id(value))
+            if key not in self.places:
+                self.places[key] = _places(self.text, kind, value)
+            return (starts & self.places[key]) << 1
         if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
             return self._repeated(starts, *value)
         if kind is op.BRANCH:

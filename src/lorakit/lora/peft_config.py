@@ -18,6 +18,7 @@ from lorakit.lora.presets import with_presets
 from lorakit.lora.targets import OUT_PROJ, select_targets
 
 CONFIG_FILE = "adapter_config.json"
+MAX_BYTES = 1_000_000
 PEFT_VERSION = "0.21.2"  # the version whose format this is
 
 # Every key that peft 0.21 writes for LoRA, with its default. What we do not implement must have the default.
@@ -201,10 +202,12 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise AdapterError(f"{path}: {size:,} bytes; the settings of an adapter have {MAX_BYTES:,} at most")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise AdapterError(f"{path}: cannot be read as JSON: {err}") from err
     if not isinstance(raw, dict):
         raise AdapterError(f"{path}: holds a {type(raw).__name__}, not an object")
