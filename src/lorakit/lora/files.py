@@ -40,7 +40,7 @@ from lorakit.lora.targets import (
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ROWS = "token_adapter.trainable_tokens_delta"
-JUNK = re.compile(r".*\.(modules_to_save|original_module)\.bias")  # doubles that peft writes with bias = "all"
+JUNK = re.compile(r".*\.(modules_to_save|original_module)\.(.*\.)?bias")  # doubles that peft writes with bias = "all"
 
 
 def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor]:

@@ -34,14 +34,13 @@ class BiasHost(AdapterHost):
         self.adapters[adapter] = TrainedBias(self.base.bias)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base(x, *args, **kwargs)
-        return y if self.merged else self.routing.map(self._update, y)
+        def run(adapter: str | None, rows: Tensor) -> Tensor:
+            own = adapter is not BASE and adapter in self.adapters
+            bias = {"bias": self.bias(str(adapter)).to(self.base.bias.dtype)} if own else {}
+            answer: Tensor = torch.func.functional_call(self.base, bias, (rows, *args), kwargs)
+            return answer
 
-    def _update(self, adapter: str | None, y: Tensor) -> Tensor:
-        if adapter is BASE or adapter not in self.adapters:
-            return y
-        shift: Tensor = self.bias(adapter) - self.base.bias
-        return y + shift.to(y.dtype)
+        return run(BASE, x) if self.merged else self.routing.map(run, x)
 
     def bias(self, adapter: str) -> nn.Parameter:
         """The adapter's own bias. Shapes: (d_out,)."""
