@@ -24,47 +24,116 @@ BERT_SIZES = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+# by model_type: everything that a tiny model of the family needs to be told
+SIZES: dict[str, dict[str, Any]] = {
+    "albert": {**BERT_SIZES, "embedding_size": 16},
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "vocab_size": VOCABULARY,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": 40,
+        "dropout": 0.0,
+    },
+    "bert": BERT_SIZES,
+    "deberta-v2": {
+        **BERT_SIZES,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "pooler_hidden_size": 32,
+        "conv_kernel_size": 3,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+    },
+    "distilbert": {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 48,
+        "vocab_size": VOCABULARY,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+    },
+    "electra": {**BERT_SIZES, "embedding_size": 16},
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 40,
+        "vocab_size": VOCABULARY,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "modernbert": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 40,
+        "local_attention": 8,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
+    "roberta": BERT_SIZES,
+    "t5": {
+        "d_model": 32,
+        "d_kv": 8,
+        "num_heads": 4,
+        "d_ff": 48,
+        "vocab_size": VOCABULARY,
+        "num_layers": 3,
+        "num_decoder_layers": 1,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+    },
+}
+
+
+def tiny(architecture: str, *, seed: int = 0, **kw: Any) -> PreTrainedModel:
+    """A model by its class in transformers. `kw` goes to its config; `seed` chooses the weights."""
+    model_class = getattr(transformers, architecture)
+    config = model_class.config_class(**{**SIZES[model_class.config_class.model_type], **kw})
+    return randomized(model_class(config), seed)
 
 
 def tiny_bert(num_labels: int = 2, **kw: Any) -> PreTrainedModel:
-    """BERT with a sequence-classification head. `kw` goes to BertConfig; `seed` chooses the weights."""
-    return _bert("BertForSequenceClassification", num_labels, **kw)
+    """BERT with a sequence-classification head."""
+    return tiny("BertForSequenceClassification", num_labels=num_labels, **kw)
 
 
 def tiny_token_bert(num_labels: int = 5, **kw: Any) -> PreTrainedModel:
     """BERT with a token-classification head."""
-    return _bert("BertForTokenClassification", num_labels, **kw)
+    return tiny("BertForTokenClassification", num_labels=num_labels, **kw)
 
 
 def tiny_roberta(num_labels: int = 2, **kw: Any) -> PreTrainedModel:
     """RoBERTa, whose head is a module of two linear layers."""
-    seed = kw.pop("seed", 0)
-    config = transformers.RobertaConfig(**{**BERT_SIZES, "num_labels": num_labels, **kw})
-    return randomized(transformers.RobertaForSequenceClassification(config), seed)
+    return tiny("RobertaForSequenceClassification", num_labels=num_labels, **kw)
 
 
 def tiny_distilbert(num_labels: int = 2, **kw: Any) -> PreTrainedModel:
     """DistilBERT, whose head begins with `pre_classifier`."""
-    seed = kw.pop("seed", 0)
-    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": VOCABULARY}
-    still = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-    config = transformers.DistilBertConfig(**{**sizes, **still, "num_labels": num_labels, **kw})
-    return randomized(transformers.DistilBertForSequenceClassification(config), seed)
+    return tiny("DistilBertForSequenceClassification", num_labels=num_labels, **kw)
 
 
 def tiny_t5(**kw: Any) -> PreTrainedModel:
-    """T5 for conditional generation. `kw` goes to T5Config; `seed` chooses the weights."""
-    seed = kw.pop("seed", 0)
-    sizes = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "vocab_size": VOCABULARY}
-    depths = {"num_layers": 3, "num_decoder_layers": 1}
-    config = transformers.T5Config(**{**sizes, **depths, "dropout_rate": 0.0, "decoder_start_token_id": 0, **kw})
-    return randomized(transformers.T5ForConditionalGeneration(config), seed)
-
-
-def _bert(architecture: str, num_labels: int, **kw: Any) -> PreTrainedModel:
-    seed = kw.pop("seed", 0)
-    config = transformers.BertConfig(**{**BERT_SIZES, "num_labels": num_labels, **kw})
-    return randomized(getattr(transformers, architecture)(config), seed)
+    """T5 for conditional generation."""
+    return tiny("T5ForConditionalGeneration", **kw)
 
 
 @torch.no_grad()
@@ -81,13 +150,13 @@ def randomized(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def tiny_batch(model: nn.Module, rows: int = 6, tokens: int = 9, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs for any of these models, the last rows padded. Shapes: (rows, tokens); T5 gets labels too."""
+    """Random inputs for any of these models, the last rows padded. Shapes: (rows, tokens); a decoder gets labels."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, VOCABULARY, (rows, tokens), generator=generator)
     mask = torch.ones_like(ids)
     mask[rows // 2 :, tokens - 2 :] = 0
     batch = {"input_ids": ids, "attention_mask": mask}
-    if isinstance(model, transformers.T5ForConditionalGeneration):
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         batch["labels"] = torch.randint(5, VOCABULARY, (rows, 4), generator=generator)
     return batch
 
