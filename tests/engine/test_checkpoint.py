@@ -125,6 +125,10 @@ VARIANTS = {
     "LoRA-FA": ["lora.update=lora_fa"],
     "VeRA": ["lora.update=vera"],
     "AdaLoRA": ["lora.update=adalora", "lora.target_r=2"],
+    "EVA": ["lora.init=eva"],
+    "LoRA-GA": ["lora.init=lora_ga"],
+    "orthogonal": ["lora.init=orthogonal"],
+    "fast PiSSA": ["lora.init=pissa_niter_4"],
     "all biases": ["lora.bias=all", "lora.lora_bias=true"],
     "token rows": ["lora.trainable_token_indices=[5, 6, 7]"],
 }

@@ -147,8 +147,14 @@ class Run:
 
     def _save(self, step: int) -> None:
         best = {f"best/{name}": value for name, value in self.best_state.items()}
-        tensors = {**optimizer_tensors(self.optimizer), **best, "rng": torch.get_rng_state()}
+        starts = {f"start/{name}": value for name, value in self._starts().items()}
+        tensors = {**optimizer_tensors(self.optimizer), **starts, **best, "rng": torch.get_rng_state()}
         save_checkpoint(self.folder / "checkpoints", Checkpoint(step, tensors, self._state()))
+
+    def _starts(self) -> dict[str, Tensor]:
+        """What the adapter subtracts or keeps frozen; another machine's SVD may give another sign."""
+        ends = (".start_A", ".start_B", ".lora_A")
+        return {name: value for name, value in self.prepared.model.named_buffers() if name.endswith(ends)}
 
     def _state(self) -> dict[str, Any]:
         history = {**vars(self.history)}
@@ -177,6 +183,8 @@ class Run:
             checkpoint = load_checkpoint(Path(where))
         _check_same(checkpoint.state, self._state())
         restore_optimizer(self.optimizer, checkpoint.tensors)
+        for name, value in self._starts().items():
+            value.copy_(checkpoint.tensors[f"start/{name}"])
         self.best_state = {
             name.removeprefix("best/"): value.to(self.prepared.device)
             for name, value in checkpoint.tensors.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -13,23 +14,29 @@ from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.read import read
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype
-from lorakit.engine.train import Plan
+from lorakit.engine.train import Plan, to_device
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora import (
+    Data,
     LoraConfig,
     ParameterCount,
     SavedModule,
+    Start,
     Target,
     add_adapter,
     count_parameters,
     hosts,
     loftq,
     quantize,
+    start_from_data,
 )
+from lorakit.lora.data_inits import DATA_INITS
 from lorakit.models import BaseModel, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
 from lorakit.tasks.registry import KINDS, check_labels, find_labels, make_task, reads_words
+
+INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 
 
 @dataclass(frozen=True)
@@ -82,13 +89,16 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
     )
     max_length = _max_length(recipe.data.max_length, base)
     task = make_task(recipe.task, base.tokenizer, labels, max_length)
-    config, targets = _adapt(recipe, base)
     device = pick_device()
     dtype = pick_dtype(recipe.model.dtype, recipe.train.method, device)
-    cast_frozen_(base.model, dtype)
-    base.model.to(device)
     parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
     _tell_cut(parts, max_length, report)
+    plan = Plan([len(item["input_ids"]) for item in parts["train"].items], recipe.train)
+    if recipe.lora.init in DATA_INITS:
+        base.model.to(device)
+    config, targets = _adapt(recipe, base, _first_batches(base.model, task, parts["train"].items, plan, device))
+    cast_frozen_(base.model, dtype)
+    base.model.to(device)
     return Prepared(
         recipe=recipe,
         base=base,
@@ -97,7 +107,7 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
         targets=targets,
         parameters=_count(base.model, config),
         parts=parts,
-        plan=Plan([len(item["input_ids"]) for item in parts["train"].items], recipe.train),
+        plan=plan,
         fingerprints=fingerprints,
         device=device,
         dtype=dtype,
@@ -144,7 +154,18 @@ def _max_length(asked: int | None, base: BaseModel) -> int:
     return asked or base.max_length
 
 
-def _adapt(recipe: Recipe, base: BaseModel) -> tuple[LoraConfig | None, Sequence[Target]]:
+def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Plan, device: torch.device) -> Data:
+    """The first batches of training, for an initialisation that looks at data; collated as they are asked for."""
+    micro = plan.config.micro_batch_size or plan.config.batch_size
+    batches = (
+        to_device(task.collate([items[i] for i in positions[j : j + micro]]), device)
+        for positions in islice(plan.batches(0), INIT_STEPS)
+        for j in range(0, len(positions), micro)
+    )
+    return Data(batches, lambda batch: task.loss(model, dict(batch)))
+
+
+def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | None, Sequence[Target]]:
     """Make trainable what the method trains."""
     method = recipe.train.method
     if method == "full":
@@ -159,23 +180,28 @@ def _adapt(recipe: Recipe, base: BaseModel) -> tuple[LoraConfig | None, Sequence
         if not config.modules_to_save:
             raise ModelError(f"train.method = 'head': {base.name} has no head to train for {recipe.task.name}")
         config = LoraConfig(target_modules=(), modules_to_save=config.modules_to_save)
-    return config, _add_adapter(base.model, config, recipe)
+    return _add_adapter(base.model, config, recipe, data)
 
 
-def _add_adapter(model: nn.Module, config: LoraConfig, recipe: Recipe) -> Sequence[Target]:
-    """Quantise the base if the recipe says so, and add the adapter."""
-    format, starts_by_loftq = recipe.model.quantize, recipe.lora.init == LOFTQ
+def _add_adapter(
+    model: nn.Module, config: LoraConfig, recipe: Recipe, data: Data
+) -> tuple[LoraConfig, Sequence[Target]]:
+    """Look at data and quantise the base if the recipe says so, and add the adapter."""
+    format, starts_by_loftq, seed = recipe.model.quantize, recipe.lora.init == LOFTQ, recipe.train.seed
     if starts_by_loftq and format == "none":
         raise ConfigError(
             "lora.init = 'loftq' starts from what quantisation takes away: say model.quantize = 'nf4' too"
         )
     original = model.state_dict() if starts_by_loftq else {}
+    start = Start(config, {})
+    if config.init_lora_weights in DATA_INITS:
+        start = start_from_data(model, config, data, seed)
     if format != "none":
         quantize(model, format, skip=config.modules_to_save)
-    targets = add_adapter(model, config, seed=recipe.train.seed)
+    targets = add_adapter(model, start.config, seed=seed, factors=start.factors)
     if starts_by_loftq and targets:
         loftq(model, original)
-    return targets
+    return start.config, targets
 
 
 def _count(model: nn.Module, config: LoraConfig | None) -> ParameterCount:
