@@ -1,0 +1,90 @@
+"""What every variant must hold, over the dicts themselves: a new line in one of them is tested without a line here."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorakit.lora import (
+    Data,
+    LoraConfig,
+    adapter_parameters,
+    add_adapter,
+    load_adapter,
+    merge,
+    save_adapter,
+    start_from_data,
+    unmerge,
+)
+from lorakit.lora.data_inits import DATA_INITS
+from lorakit.lora.updates import UPDATES
+from lorakit.lora.variants import INITS, SCALINGS
+from tests.lora.oracle import assert_same_tensors, fill, peft_load
+from tests.tiny import logits, tiny_batch, tiny_bert
+
+NEAR = {"rtol": 0.0, "atol": 1e-5}
+every = pytest.mark.parametrize(
+    ("init", "update", "scaling"), itertools.product((*INITS, *DATA_INITS), UPDATES, SCALINGS)
+)
+
+
+def adapted(
+    init: str, update: str, scaling: str, *, target_modules: tuple[str, ...] = ("query", "dense"), seed: int = 3
+) -> tuple[PreTrainedModel, LoraConfig]:
+    """A tiny BERT with the variant in it, and the settings to save it with."""
+    model = tiny_bert()
+    config = LoraConfig(
+        r=4, target_modules=target_modules, init_lora_weights=init, update=update, use_rslora=scaling == "rslora"
+    )
+    factors = {}
+    if init in DATA_INITS:
+        data = Data([tiny_batch(model)], lambda batch: model(**batch).logits.square().sum())
+        config, factors = start_from_data(model, config, data, seed)
+    add_adapter(model, config, seed=seed, factors=factors)
+    return model, config
+
+
+def answer(model: PreTrainedModel) -> Tensor:
+    return logits(model, tiny_batch(model))
+
+
+@every
+def test_variant_conforms(init: str, update: str, scaling: str, tmp_path: Path) -> None:
+    """One adapter through its life: start, gradients, merge and back, disk, peft."""
+    model, config = adapted(init, update, scaling)
+    assert torch.equal(answer(model), answer(tiny_bert())), "the first step is the base's, bit for bit"
+    model(**tiny_batch(model)).logits.square().sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained
+    assert [name for name in trained if ".adapters.default." not in name] == []
+    fill(model)
+    before, weights = answer(model), copy.deepcopy(model.state_dict())
+    assert not torch.equal(before, answer(tiny_bert()))
+    merge(model)
+    torch.testing.assert_close(answer(model), before, **NEAR)
+    unmerge(model)
+    assert_same_tensors(model.state_dict(), weights)
+    save_adapter(model, tmp_path, config)
+    again = tiny_bert()
+    load_adapter(again, tmp_path)
+    torch.testing.assert_close(answer(again), before, **NEAR)
+    torch.testing.assert_close(answer(peft_load(tiny_bert(), tmp_path)), before, **NEAR)
+
+
+@every
+def test_same_seed_gives_the_same_factors(init: str, update: str, scaling: str) -> None:
+    assert_same_tensors(*(adapter_parameters(adapted(init, update, scaling)[0]) for _ in range(2)))
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("init", INITS)
+def test_factors_do_not_depend_on_what_else_is_injected(init: str, update: str) -> None:
+    alone = adapter_parameters(adapted(init, update, "standard", target_modules=("query",))[0])
+    among = adapter_parameters(adapted(init, update, "standard")[0])
+    assert_same_tensors(alone, {key: among[key] for key in alone})
