@@ -30,7 +30,7 @@ from tests.tiny import logits, tiny_batch, tiny_bert
 
 NEAR = {"rtol": 0.0, "atol": 1e-5}
 every = pytest.mark.parametrize(
-    ("init", "update", "scaling"), itertools.product((*INITS, *DATA_INITS), UPDATES, SCALINGS)
+    ("init", "update", "scaling"), [*itertools.product((*INITS, *DATA_INITS), UPDATES, SCALINGS)]
 )
 
 
