@@ -41,8 +41,9 @@ A cell is one architecture with one variant of LoRA, and stands for five checks:
 |---|---|
 | `=` | every check passes, with differences of exactly 0 |
 | `~` | every check passes, with differences of at most {TOLERANCE:g} (of the largest value, if above 1); why: see Near |
+| `differs` | no check passes |
 | `n/a` | the variant has no place in this model |
-| `[n]` | a check has no place here, or ends otherwise for a cause outside of lorakit that the command shows to hold; see Notes |
+| `[n]` | a check has no place here, or ends otherwise for a cause that the command shows (theirs, or a refusal of ours); see Notes |
 
 """
 
@@ -118,7 +119,8 @@ def sign(outcomes: Mapping[str, Outcome], notes: dict[str, int]) -> str:
             found.append(f"[{number}]")
     status = {outcome.status for outcome in outcomes.values()}
     passed = "~" if any(outcome.difference for outcome in outcomes.values()) else "="
-    mark = next((word for word in ("FAIL", "pending") if word in status), passed if "pass" in status else "n/a")
+    status = {"FAIL", "pending"} & status or status - {"n/a"} or status
+    mark = passed if "pass" in status else min(status)
     return " ".join([mark, *dict.fromkeys(found)])
 
 
