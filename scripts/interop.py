@@ -43,7 +43,7 @@ A cell is one architecture with one variant of LoRA, and stands for five checks:
 | `~` | every check passes, with differences of at most {TOLERANCE:g} (of the largest value, if above 1); why: see Near |
 | `differs` | no check passes |
 | `n/a` | the variant has no place in this model |
-| `[n]` | a check has no place here, or ends otherwise for a cause that the command shows (theirs, or a refusal of ours); see Notes |
+| `[n]` | a check has no place here, or ends otherwise for a cause shown by the command, theirs or a refusal of ours; see Notes |
 
 """
 
