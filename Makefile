@@ -18,7 +18,7 @@ quickstart: $(VENV)/.package  ## train, score and use both systems on the bundle
 	$(BIN)/lorakit quickstart
 
 test: lint  ## lint, types, tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # tiny models: one thread a process, a process a core
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
