@@ -17,7 +17,7 @@ from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.targets import linear_layers, walk
 
 FROZEN, ADAPTED, TRAINED = "#e3e6ea", "#f5a623", "#4a90d9"
-BOX, ROW, LEFT, TOP = 128, 46, 190, 96  # pixels: width of a box, height of a row, margins
+BOX, ROW, LEFT, TOP = 144, 46, 190, 96  # pixels: width of a box, height of a row, margins
 
 
 def write_figures(result: Result, lines: Sequence[Mapping[str, Any]], prepared: Prepared) -> None:
