@@ -24,9 +24,19 @@ from lorakit.lora import (
     merge,
     read_adapter_config,
     save_adapter,
+    select_targets,
     set_adapter,
 )
-from tests.lora.oracle import assert_same_tensors, assert_unchanged, fill, peft_model, peft_save, snapshot
+from tests.lora.oracle import (
+    CLOSE,
+    assert_same_tensors,
+    assert_unchanged,
+    fill,
+    peft_load,
+    peft_model,
+    peft_save,
+    snapshot,
+)
 from tests.tiny import logits, tiny_batch, tiny_bert, tiny_roberta, tiny_t5
 
 JSON, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -326,3 +336,24 @@ def test_saving_an_unknown_adapter_is_refused_before_a_file_is_written(tmp_path:
     with pytest.raises(AdapterError, match="no adapter 'other' in this model"):
         save_adapter(adapted(), tmp_path / "new", QV, name="other")
     assert not (tmp_path / "new").exists()
+
+
+def test_patterns_whose_order_counts_survive_the_sorting_of_keys(tmp_path: Path) -> None:
+    """The first match wins, but the keys of adapter_config.json are sorted, in peft as here."""
+    model = tiny_bert()
+    config = LoraConfig(
+        r=2,
+        lora_alpha=4,
+        target_modules=("query", "value"),
+        rank_pattern={r"layer\.1\..*query": 5, "query": 3},
+        alpha_pattern={r"layer\.2\..*value": 9, r".*": 6},
+    )
+    targets = {target.path: (target.r, target.alpha) for target in add_adapter(model, config)}
+    fill(model)
+    save_adapter(model, tmp_path, config)
+    again = tiny_bert()
+    loaded = load_adapter(again, tmp_path)
+    assert {target.path: (target.r, target.alpha) for target in select_targets(tiny_bert(), loaded)} == targets
+    batch = tiny_batch(model)
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    torch.testing.assert_close(logits(peft_load(tiny_bert(), tmp_path), batch), logits(model, batch), **CLOSE)

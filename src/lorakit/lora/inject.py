@@ -255,7 +255,7 @@ def _routing(model: nn.Module) -> Routing | None:
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """The adapters in the model, in the order in which they were added."""
+    """The adapters in the model, in the order of the places that hold them; at one place, of being added."""
     names: dict[str, None] = {}
     for _, host in hosts(model):
         names.update(dict.fromkeys(host.adapters))

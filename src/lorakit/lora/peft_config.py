@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from lorakit.lora.geometry import TRANSPOSED, geometry_of
 from lorakit.lora.layer import Layer, hosts
 from lorakit.lora.presets import with_presets
 from lorakit.lora.targets import OUT_PROJ, select_targets
+from lorakit.lora.updates import LoRA
+from lorakit.lora.variants import SCALINGS
 
 CONFIG_FILE = "adapter_config.json"
 MAX_BYTES = 1_000_000
@@ -95,7 +98,7 @@ class BaseInfo(NamedTuple):
 def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str) -> dict[str, Any]:
     """Every key that peft writes, for an adapter that is in the model. What peft has no word for is written as plain LoRA."""
     config = with_presets(model, config)
-    planned = {target.path: target.r for target in select_targets(model, config)}
+    planned = {target.path for target in select_targets(model, config)}
     updates = [
         (path, host.lora(name)) for path, host in hosts(model, name) if isinstance(host, Layer) and path in planned
     ]
@@ -112,15 +115,7 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
         targets = config.target_modules
     else:
         targets = sorted({entry.partition(":")[0] for entry in config.target_modules})
-    ranks = {key: r * rank_factor for key, r in config.rank_pattern.items()}
-    alphas = {key: alpha * alpha_factor for key, alpha in config.alpha_pattern.items()}
-    actual = {path: len(update.parts()["A"]) for path, update in updates}
-    if actual != {
-        path: r * rank_factor for path, r in planned.items()
-    }:  # pruned, redistributed or combined: say of each layer what it has
-        power = 0.5 if config.use_rslora else 1.0
-        ranks = {path.replace(OUT_PROJ, ""): r for path, r in actual.items()}
-        alphas = {path.replace(OUT_PROJ, ""): update.scaling * actual[path] ** power for path, update in updates}
+    ranks, alphas = _patterns(model, config, dict(updates), rank_factor, alpha_factor)
     excluded = config.exclude_modules if isinstance(config.exclude_modules, str) else sorted(config.exclude_modules)
     return {
         **DEFAULTS,
@@ -147,6 +142,33 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
+
+
+def _patterns(
+    model: nn.Module, config: LoraConfig, updates: Mapping[str, LoRA], rank_factor: int, alpha_factor: float
+) -> tuple[dict[str, int], dict[str, float]]:
+    """rank_pattern and alpha_pattern as they were asked for, if they still say what each layer has; else layer by layer.
+
+    They do not where ranks were pruned, redistributed or combined, nor where the first of several matches counts: in the
+    file the keys are sorted.
+    """
+    ranks = {key: r * rank_factor for key, r in sorted(config.rank_pattern.items())}
+    alphas = {key: alpha * alpha_factor for key, alpha in sorted(config.alpha_pattern.items())}
+    scaling_of = SCALINGS["rslora" if config.use_rslora else "standard"]
+    written = dataclasses.replace(
+        config,
+        r=config.r * rank_factor,
+        lora_alpha=config.lora_alpha * alpha_factor,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+    )
+    have = {path: (len(update.parts()["A"]), update.scaling) for path, update in updates.items()}
+    said = {target.path: (target.r, scaling_of(target.alpha, target.r)) for target in select_targets(model, written)}
+    if all(r == said[path][0] and math.isclose(s, said[path][1], rel_tol=1e-9) for path, (r, s) in have.items()):
+        return ranks, alphas
+    power = 0.5 if config.use_rslora else 1.0
+    places = {path: "^" + path.removesuffix(OUT_PROJ) for path in have}  # nothing but this path
+    return {places[p]: r for p, (r, _) in have.items()}, {places[p]: s * r**power for p, (r, s) in have.items()}
 
 
 def _listed(rows: Any) -> Any:
