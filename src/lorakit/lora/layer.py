@@ -68,6 +68,17 @@ class AdapterHost(nn.Module):
                 raise
             return getattr(self.base, name)
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.base(x, *args, **kwargs)
+        return y if self.merged else self.routing.map(self._changed, x, y)
+
+    def _changed(self, adapter: str | None, x: Tensor, y: Tensor) -> Tensor:
+        """The base's answer as the adapter's part changes it."""
+        if adapter is BASE or adapter not in self.adapters:
+            return y
+        changed: Tensor = self.adapters[adapter](x, y, self)
+        return changed
+
     def merge(self, adapter: str) -> None:
         """Answer as `adapter` does, whatever the routing says, until `unmerge`."""
         if self.merged is not None:
@@ -111,16 +122,6 @@ class Layer(AdapterHost):
         geometry = geometry_of(base)
         assert geometry is not None, f"{type(base).__name__} is no layer that can be adapted"
         self.geometry = geometry
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base(x, *args, **kwargs)
-        return y if self.merged else self.routing.map(self._update, x, y)
-
-    def _update(self, adapter: str | None, x: Tensor, y: Tensor) -> Tensor:
-        if adapter is BASE or adapter not in self.adapters:
-            return y
-        updated: Tensor = self.adapters[adapter](x, y, self)
-        return updated
 
     def lora(self, adapter: str) -> LoRA:
         """The update that `adapter` adds here."""

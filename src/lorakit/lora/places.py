@@ -74,6 +74,15 @@ class TrainedRows(nn.Module):
         self.register_buffer("slots", slots, persistent=False)
         self.rows = nn.Parameter(weight.detach()[places].float())
 
+    def forward(self, x: Tensor, y: Tensor, host: RowsHost) -> Tensor:
+        """The host's answer y to x with these rows in it: read by ids, or written as logits. Shapes: (B, ..., d or V)."""
+        if isinstance(host.base, nn.Linear):
+            bias = None if host.base.bias is None else host.base.bias[self.indices]
+            return y.index_copy(-1, self.indices, F.linear(x, self.rows.to(x.dtype), bias))
+        slots = self.slots[x]
+        rows = self.rows.to(y.dtype)[slots.clamp_min(0)] * getattr(host.base, "embed_scale", 1.0)  # BART scales
+        return torch.where(slots.ge(0)[..., None], rows, y)
+
 
 class RowsHost(AdapterHost):
     """An embedding of which adapters train some rows (peft's trainable_token_indices), or an output layer tied to it.
@@ -82,21 +91,6 @@ class RowsHost(AdapterHost):
     """
 
     base: Any
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base(x, *args, **kwargs)
-        return y if self.merged else self.routing.map(self._update, x, y)
-
-    def _update(self, adapter: str | None, x: Tensor, y: Tensor) -> Tensor:
-        if adapter is BASE or adapter not in self.adapters:
-            return y
-        trained = self.trained(adapter)
-        if isinstance(self.base, nn.Linear):
-            bias = None if self.base.bias is None else self.base.bias[trained.indices]
-            return y.index_copy(-1, trained.indices, F.linear(x, trained.rows.to(x.dtype), bias))
-        slots = trained.slots[x]
-        rows = trained.rows.to(y.dtype)[slots.clamp_min(0)] * getattr(self.base, "embed_scale", 1.0)  # BART scales
-        return torch.where(slots.ge(0)[..., None], rows, y)
 
     def trained(self, adapter: str) -> TrainedRows:
         """The rows that `adapter` trains here."""

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorakit.lora.geometry import LINEAR, TRANSPOSED
+from lorakit.lora.geometry import LINEAR, TRANSPOSED, Geometry
 from lorakit.lora.kernels import rescale
 from lorakit.lora.variants import Factors, named_generator
 
-if TYPE_CHECKING:
-    from lorakit.lora.layer import Layer
+
+class Layer(Protocol):
+    """What an update needs of the host it stands in (layer.py has the host itself)."""
+
+    base: Any
+    geometry: Geometry
+
+    def matrix(self) -> Tensor:
+        """The matrix view of W in fp32, detached. Shapes: (d_out, d_in)."""
+        ...
+
+    def along_channels(self, values: Tensor, y: Tensor) -> Tensor:
+        """One value per output channel, shaped to be broadcast over y. Shapes: (d_out,)."""
+        ...
 
 
 class LoRA(nn.Module):
