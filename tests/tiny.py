@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 VOCABULARY = 60
-BERT_SIZES = {
+ENCODER_SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 40,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
 }
+BERT_SIZES = {**ENCODER_SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 # by model_type: everything that a tiny model of the family needs to be told
 SIZES: dict[str, dict[str, Any]] = {
     "albert": {**BERT_SIZES, "embedding_size": 16},
@@ -76,12 +75,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "attn_pdrop": 0.0,
     },
     "modernbert": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 40,
+        **ENCODER_SIZES,
         "local_attention": 8,
         "pad_token_id": 0,
         "bos_token_id": 1,

@@ -24,6 +24,7 @@ from lorakit.engine.events import Event, Note
 from lorakit.engine.fit import open_run_folder
 from lorakit.engine.predictor import load
 from lorakit.errors import ConfigError, OutputError
+from lorakit.recipe import Recipe
 from tests.runs import Sections, Stopped, changed, fit, sections, start, stop_after, weights, without_timings
 
 COSTS = ("train_seconds", "examples_per_s")
@@ -66,6 +67,15 @@ def straight(raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Resumed == never stopped
 
 
+def stop_and_resume(recipe: Recipe, folder: Path, step: int) -> None:
+    """A run that was killed after a step, and went on to its end."""
+    with pytest.raises(Stopped):
+        fit(recipe, folder, stop_after(step))
+    run = start(recipe, folder)
+    run.resume("auto")
+    run.fit()
+
+
 @pytest.mark.parametrize("step", [4, 5, 6, 7, 10], ids="stopped after step {}".format)
 def test_resumed_run_equals_the_one_that_never_stopped(
     raw: Sections, straight: Path, tmp_path: Path, step: int
@@ -97,11 +107,7 @@ def test_resumed_run_equals_the_one_that_never_stopped_with_lines_over_several_s
 ) -> None:
     monkeypatch.setattr(fit_module, "LOG_LINES", 2)  # a line over five steps, stopped within one
     fit(changed(raw), tmp_path / "straight")
-    with pytest.raises(Stopped):
-        fit(changed(raw), tmp_path / "stopped", stop_after(7))
-    run = start(changed(raw), tmp_path / "stopped")
-    run.resume("auto")
-    run.fit()
+    stop_and_resume(changed(raw), tmp_path / "stopped", 7)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
 
 
@@ -111,11 +117,7 @@ def test_resumed_run_of_another_method_equals_the_one_that_never_stopped(
 ) -> None:
     recipe = changed(raw, f"train.method={method}")
     fit(recipe, tmp_path / "straight")
-    with pytest.raises(Stopped):
-        fit(recipe, tmp_path / "stopped", stop_after(7))
-    run = start(recipe, tmp_path / "stopped")
-    run.resume("auto")
-    run.fit()
+    stop_and_resume(recipe, tmp_path / "stopped", 7)
     results = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("straight", "stopped")]
     assert results[0] == results[1]
 
@@ -140,11 +142,7 @@ def test_resumed_run_of_a_variant_equals_the_one_that_never_stopped_and_ships(
 ) -> None:
     recipe = changed(raw, *words)
     fit(recipe, tmp_path / "straight")
-    with pytest.raises(Stopped):
-        fit(recipe, tmp_path / "stopped", stop_after(8))
-    run = start(recipe, tmp_path / "stopped")
-    run.resume("auto")
-    run.fit()
+    stop_and_resume(recipe, tmp_path / "stopped", 8)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
     scored = read_lines(tmp_path / "straight" / "predictions.jsonl")
     shipped = load(tmp_path / "straight").predict([line["text"] for line in scored])

@@ -13,7 +13,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from lorakit.lora import LoraConfig, adapter_parameters, hosts
+from lorakit.lora import LoraConfig, adapter_parameters, add_adapter, hosts, save_adapter
 
 CLOSE = {"rtol": 0.0, "atol": 1e-6}  # the contract for two fp32 computations of the same thing
 
@@ -77,6 +77,15 @@ def peft_model(model: nn.Module, config: LoraConfig, task_type: str | None = Non
 def peft_load(model: nn.Module, folder: Path) -> peft.PeftModel:
     """A copy of the plain model with the adapter in `folder`, as peft reads it."""
     return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+
+
+def filled_and_saved(model: nn.Module, config: LoraConfig, folder: Path) -> nn.Module:
+    """Give the model an adapter off its start and write it to the folder; the plain model as it was is given back."""
+    base = copy.deepcopy(model)
+    add_adapter(model, config)
+    fill(model)
+    save_adapter(model, folder, config)
+    return base
 
 
 def peft_save(model: peft.PeftModel, folder: Path) -> Path:

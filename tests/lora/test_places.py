@@ -30,7 +30,16 @@ from lorakit.lora import (
     save_adapter,
     unmerge,
 )
-from tests.lora.oracle import CLOSE, assert_same_tensors, assert_unchanged, fill, peft_load, peft_save, snapshot
+from tests.lora.oracle import (
+    CLOSE,
+    assert_same_tensors,
+    assert_unchanged,
+    fill,
+    filled_and_saved,
+    peft_load,
+    peft_save,
+    snapshot,
+)
 from tests.tiny import logits, randomized, tiny_batch, tiny_bert, tiny_t5
 
 WIDTH, HEADS = 32, 4
@@ -89,11 +98,7 @@ def test_first_answer_is_the_base_s(settings: dict[str, Any]) -> None:
 @place
 def test_peft_reads_ours_and_answers_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_bert()
-    base = copy.deepcopy(model)
-    config = config_of(settings)
-    add_adapter(model, config)
-    fill(model)
-    save_adapter(model, tmp_path, config)
+    base = filled_and_saved(model, config_of(settings), tmp_path)
     batch = tiny_batch(model)
     torch.testing.assert_close(logits(peft_load(base, tmp_path), batch), logits(model, batch), **CLOSE)
     assert not torch.allclose(logits(model, batch), logits(base, batch), atol=1e-3)

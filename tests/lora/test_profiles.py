@@ -17,8 +17,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from lorakit.errors import AdapterError
 from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, load_adapter, merge, save_adapter, set_adapter
 from lorakit.lora.geometry import geometry_of
-from lorakit.lora.profiles import PROFILES, Conformed, conform, left_behind, truncated
+from lorakit.lora.profiles import PROFILES, Conformed, conform, left_behind
 from lorakit.lora.targets import adaptable_layers
+from lorakit.lora.variants import truncated
 from tests.lora.oracle import CLOSE, assert_same_tensors, fill, peft_load
 from tests.tiny import logits, randomized, tiny_batch, tiny_bert, tiny_roberta, tiny_t5
 

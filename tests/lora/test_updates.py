@@ -26,7 +26,7 @@ from lorakit.lora import (
     save_adapter,
 )
 from lorakit.lora.layer import Layer
-from tests.lora.oracle import CLOSE, fill, peft_load
+from tests.lora.oracle import CLOSE, fill, filled_and_saved, peft_load
 from tests.tiny import BERT_SIZES, logits, randomized, tiny_batch, tiny_bert
 
 UPDATES = ("lora", "dora", "lora_fa", "vera", "adalora")
@@ -80,11 +80,7 @@ def test_answers_are_those_of_the_dense_weights(update: str) -> None:
 @update
 def test_the_folder_answers_the_same_in_peft_and_here(update: str, tmp_path: Path) -> None:
     model = tiny_bert()
-    base = copy.deepcopy(model)
-    config = config_of(update)
-    add_adapter(model, config)
-    fill(model)
-    save_adapter(model, tmp_path, config)
+    base = filled_and_saved(model, config_of(update), tmp_path)
     batch = tiny_batch(model)
     torch.testing.assert_close(logits(peft_load(base, tmp_path), batch), logits(model, batch), **CLOSE)
     load_adapter(base, tmp_path)

@@ -29,9 +29,7 @@ from lorakit.lora.profiles import PROFILES, Profile, conform, left_behind
 from lorakit.models import KINDS, MINILM_HUB, BaseModel, find, load_base
 
 MERGED = "merged"
-HEAD = (
-    Path("head") / "model.safetensors"
-)  # in a folder of its own, since LoRAX reads every safetensors file beside the config
+HEAD = Path("head") / "model.safetensors"  # LoRAX reads every safetensors file beside the config
 PROBES = ("The quick brown fox jumps over the lazy dog.", "Ada Lovelace met Charles Babbage in London in 1833!")
 TOLERANCE = 1e-4  # of the largest weight change: far above fp32 rounding, far below any real mistake
 READ_BACK = "exported"  # the name under which the written adapter is loaded again
@@ -73,7 +71,7 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> list
         if options.rank is not None or options.base_name is not None:
             raise ConfigError("--rank and --base-name are for adapters; --to merged needs neither")
         return merge(path, out, allow_base_mismatch=options.allow_base_mismatch)
-    _check_free(out)
+    check_free(out)
     folder = shipped_folder(path)
     side = read_side(folder)
     if side.method == "full":
@@ -97,7 +95,8 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> list
     return [*(changes or ["nothing had to be changed"]), parity.line(), *_told_labels(side, profile), f"use: {use}"]
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raise an OutputError where a command would write over something."""
     if out.exists():
         raise OutputError(f"--out {out} exists already; choose another folder")
 
@@ -181,7 +180,7 @@ def _check(parity: Parity, exact: bool) -> None:
 
 def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> list[str]:
     """Fold the adapter into its base model: a plain transformers folder. Gives the line of the check."""
-    _check_free(out)
+    check_free(out)
     predictor = load(path, allow_base_mismatch=allow_base_mismatch)
     tokenizer, kind = predictor.task.tokenizer, predictor.task.kind
     task_type = KINDS[kind].peft_task_type

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakit import models
+from lorakit.app.exporting import check_free
 from lorakit.engine.adapter import write_side
 from lorakit.engine.checkpoint import atomic_folder
-from lorakit.errors import AdapterError, ConfigError, OutputError
+from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
-from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.lora.files import PREFIX, WEIGHTS_FILE
 from lorakit.lora.header import TensorInfo, read_header
 from lorakit.models import BaseModel, load_base, save_tokenizer, versions
 from lorakit.recipe import TaskSection
 from lorakit.tasks.registry import KINDS
 
-TASKS = {"SEQ_CLS": "sequence_classification", "TOKEN_CLS": "token_classification", "SEQ_2_SEQ_LM": "text2text_ner"}
+TASKS = {models.KINDS[kind].peft_task_type: task for task, kind in KINDS.items()}  # peft's task_type -> ours
 HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # the layer with one row a label
 
 
@@ -39,8 +41,7 @@ def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]
         ConfigError: base, task or labels cannot be told from the files.
         OutputError: `out` exists or cannot be written; nothing is left half written.
     """
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; choose another folder")
+    check_free(out)
     _, info = read_adapter_config(source)
     header = read_header(source / WEIGHTS_FILE)
     name = asked.base or info.name_or_path
@@ -48,7 +49,7 @@ def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]
         raise ConfigError(f"{source}: the adapter does not name its base model; say it with --base")
     task = _task(source, info, asked)
     revision = None if asked.base else info.revision
-    base = _base(source, name, revision, task, asked.labels)
+    base = _base(source, name, revision, task, asked.labels, _outputs(header))
     labels = asked.labels or _own_labels(base)
     _check_nothing_random(source, base, header)
     config = load_adapter(base.model, source)
@@ -86,10 +87,11 @@ def _outputs(header: Mapping[str, TensorInfo]) -> int | None:
     return next((info.shape[0] for key, info in header.items() if HEAD.fullmatch(key)), None)
 
 
-def _base(source: Path, name: str, revision: str | None, task: TaskSection, labels: tuple[str, ...]) -> BaseModel:
+def _base(
+    source: Path, name: str, revision: str | None, task: TaskSection, labels: tuple[str, ...], outputs: int | None
+) -> BaseModel:
     """The base model with an output for each label: those asked for, else those of its own config."""
     kind = KINDS[task.name]
-    outputs = _outputs(read_header(source / WEIGHTS_FILE))
     if kind == "text2text":
         if not labels:
             raise ConfigError(f"{source}: name the entity types that the adapter writes with --labels PER,LOC,...")
@@ -112,7 +114,7 @@ def _own_labels(base: BaseModel) -> tuple[str, ...]:
 
 def _check_nothing_random(source: Path, base: BaseModel, header: Mapping[str, TensorInfo]) -> None:
     """Raise where neither the base's checkpoint nor the adapter has a layer of the model: it would answer at random."""
-    brought = {key.removeprefix("base_model.model.") for key in header}
+    brought = {key.removeprefix(PREFIX) for key in header}
     if random := sorted(set(base.missing) - brought):
         raise AdapterError(
             f"{source}: neither the adapter nor {base.name} has {random[0]}"

@@ -24,7 +24,7 @@ from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.header import read_header
 from lorakit.lora.layer import hosts
 from lorakit.lora.patterns import Pattern
-from lorakit.lora.targets import has_suffix
+from lorakit.lora.targets import has_suffix, suffix_pattern
 from lorakit.models import load_base
 from lorakit.recipe import Recipe
 
@@ -185,7 +185,7 @@ def _alpha(path: str, config: LoraConfig) -> float:
     """The layer's own alpha: that of the first pattern which matches it, as peft reads it."""
     for name, alpha in config.alpha_pattern.items():
         try:
-            if Pattern(rf"(?:.*\.)?(?:{name})").fullmatch(path):
+            if Pattern(suffix_pattern(name)).fullmatch(path):
                 return alpha
         except re.error as err:
             raise AdapterError(f"alpha_pattern: {name[:80]!r} cannot be used: {err}") from err

@@ -14,7 +14,7 @@ from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.read import read
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype
-from lorakit.engine.train import Plan, to_device
+from lorakit.engine.train import Plan, micro_batches
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora import (
     Data,
@@ -156,11 +156,10 @@ def _max_length(asked: int | None, base: BaseModel) -> int:
 
 def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Plan, device: torch.device) -> Data:
     """The first batches of training, for an initialisation that looks at data; collated as they are asked for."""
-    micro = plan.config.micro_batch_size or plan.config.batch_size
     batches = (
-        to_device(task.collate([items[i] for i in positions[j : j + micro]]), device)
+        batch
         for positions in islice(plan.batches(0), INIT_STEPS)
-        for j in range(0, len(positions), micro)
+        for batch in micro_batches(task, items, positions, plan.config, device)
     )
     return Data(batches, lambda batch: task.loss(model, dict(batch)))
 

@@ -99,15 +99,11 @@ def train(
         NumericsError: the loss or a gradient is not finite; the parameters are as the step before left them.
     """
     config = plan.config
-    micro = config.micro_batch_size or config.batch_size
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     model.train()
     for number, positions in enumerate(plan.batches(start), start=start):
-        window = [
-            to_device(task.collate([items[i] for i in positions[j : j + micro]]), device)
-            for j in range(0, len(positions), micro)
-        ]
+        window = list(micro_batches(task, items, positions, config, device))
         factor = lr_factor(number, plan.steps, config)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
@@ -130,6 +126,15 @@ def train(
             examples=len(positions),
             tokens=sum(plan.lengths[i] for i in positions),
         )
+
+
+def micro_batches(
+    task: Task, items: Sequence[Item], positions: Sequence[int], config: TrainSection, device: torch.device
+) -> Iterator[Batch]:
+    """The batch of the items at these positions, cut into what one forward takes."""
+    micro = config.micro_batch_size or config.batch_size
+    for j in range(0, len(positions), micro):
+        yield to_device(task.collate([items[i] for i in positions[j : j + micro]]), device)
 
 
 def _backward(model: nn.Module, task: Task, window: Sequence[Batch]) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.data_inits import DATA_INITS
 from lorakit.lora.updates import UPDATES
-from lorakit.lora.variants import INITS, find_init
+from lorakit.lora.variants import INITS, SCALINGS, find_init
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "lora_only", "all")
@@ -64,6 +64,10 @@ class LoraConfig:
                 raise ConfigError(f"trainable_token_indices = {list(indices)}: must be different whole numbers from 0")
         if not self.target_modules and not self.modules_to_save and not rows:
             raise ConfigError("target_modules is empty: name at least one module, or use 'all-linear'")
+
+    def scaling(self, alpha: float, r: int) -> float:
+        """The s of s B A for a layer of this alpha and rank."""
+        return SCALINGS["rslora" if self.use_rslora else "standard"](alpha, r)
 
     def _check_update(self) -> None:
         if self.update not in UPDATES:

@@ -22,7 +22,7 @@ from lorakit.lora.layer import AdapterHost, Layer
 from lorakit.lora.methods import METHODS, add, keep
 from lorakit.lora.places import BiasHost, RowsHost, TrainedRows
 from lorakit.lora.updates import UPDATES, DoRA, LoRA
-from lorakit.lora.variants import Factors, named_generator
+from lorakit.lora.variants import Factors, named_generator, truncated
 
 
 class Kind(NamedTuple):
@@ -99,23 +99,17 @@ def _low_rank(path: str, parts: Mapping[str, Factors], recipe: Recipe) -> tuple[
     """The combined P in two factors, and the share of its norm that is lost."""
     total = sum(len(part.A) for part in parts.values())
     if not recipe.is_sum:
-        return _cut(recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()}), recipe.r or total)
+        return truncated(
+            recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()}), recipe.r or total
+        )
     V = torch.cat([part.A for part in parts.values()])  # (k, d_in)
     U = torch.cat([recipe.shares[name] * part.B for name, part in parts.items()], dim=1)  # (d_out, k)
     if recipe.r is None or total <= recipe.r:
         return Factors(V, U), 0.0
     Qu, Ru = torch.linalg.qr(U)
     Qv, Rv = torch.linalg.qr(V.T)
-    core, error = _cut(Ru @ Rv.T, recipe.r)  # (k, k), with the singular values of U V
+    core, error = truncated(Ru @ Rv.T, recipe.r)  # (k, k), with the singular values of U V
     return Factors(core.A @ Qv.T, Qu @ core.B), error
-
-
-def _cut(P: Tensor, r: int) -> tuple[Factors, float]:
-    """P with its r largest singular directions kept, and the share of its norm that is lost."""
-    left, S, right = torch.linalg.svd(P, full_matrices=False)
-    norm = S.norm()
-    root = S[:r].sqrt()
-    return Factors(root[:, None] * right[:r], left[:, :r] * root), float(S[r:].norm() / norm) if norm > 0 else 0.0
 
 
 def combined_module(path: str, host: AdapterHost, names: Sequence[str], recipe: Recipe) -> nn.Module:

@@ -30,7 +30,7 @@ from lorakit.lora.targets import (
     walk,
 )
 from lorakit.lora.updates import UPDATES, LoRA
-from lorakit.lora.variants import SCALINGS, Factors, find_init, named_generator
+from lorakit.lora.variants import Factors, find_init, named_generator
 
 Put = TypeVar("Put", bound=nn.Module)
 Host = TypeVar("Host", bound=AdapterHost)
@@ -187,18 +187,16 @@ def _check_factors(
             )
 
 
-def _scaling(target: Target, config: LoraConfig) -> float:
-    return SCALINGS["rslora" if config.use_rslora else "standard"](target.alpha, target.r)
-
-
 def _initial(layer: Layer, target: Target, config: LoraConfig, seed: int) -> Factors:
     init = find_init(config.init_lora_weights)
     assert init is not None, "checked by LoraConfig and _check_factors"
-    return init(layer.matrix().cpu(), target.r, _scaling(target, config), named_generator(seed, target.path))
+    return init(
+        layer.matrix().cpu(), target.r, config.scaling(target.alpha, target.r), named_generator(seed, target.path)
+    )
 
 
 def _update(layer: Layer, target: Target, config: LoraConfig, start: Factors) -> LoRA:
-    update = UPDATES[config.update](start, _scaling(target, config), config.lora_dropout, layer)
+    update = UPDATES[config.update](start, config.scaling(target.alpha, target.r), config.lora_dropout, layer)
     if target.parts:
         update.keep_rows(_fused_rows(target, len(layer.matrix()) // 3))
     update.train_biases(layer, config.lora_bias, config.bias != "none")

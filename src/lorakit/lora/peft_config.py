@@ -18,7 +18,6 @@ from lorakit.lora.layer import Layer, hosts
 from lorakit.lora.presets import with_presets
 from lorakit.lora.targets import OUT_PROJ, select_targets
 from lorakit.lora.updates import LoRA
-from lorakit.lora.variants import SCALINGS
 
 CONFIG_FILE = "adapter_config.json"
 MAX_BYTES = 1_000_000
@@ -154,7 +153,6 @@ def _patterns(
     """
     ranks = {key: r * rank_factor for key, r in sorted(config.rank_pattern.items())}
     alphas = {key: alpha * alpha_factor for key, alpha in sorted(config.alpha_pattern.items())}
-    scaling_of = SCALINGS["rslora" if config.use_rslora else "standard"]
     written = dataclasses.replace(
         config,
         r=config.r * rank_factor,
@@ -163,7 +161,9 @@ def _patterns(
         alpha_pattern=alphas,
     )
     have = {path: (len(update.parts()["A"]), update.scaling) for path, update in updates.items()}
-    said = {target.path: (target.r, scaling_of(target.alpha, target.r)) for target in select_targets(model, written)}
+    said = {
+        target.path: (target.r, config.scaling(target.alpha, target.r)) for target in select_targets(model, written)
+    }
     if all(r == said[path][0] and math.isclose(s, said[path][1], rel_tol=1e-9) for path, (r, s) in have.items()):
         return ranks, alphas
     power = 0.5 if config.use_rslora else 1.0

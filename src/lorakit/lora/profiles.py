@@ -19,10 +19,10 @@ from lorakit.lora.config import LoraConfig
 from lorakit.lora.files import PREFIX, adapter_tensors
 from lorakit.lora.geometry import EMBEDDING, LINEAR, TRANSPOSED, Geometry, geometry_of
 from lorakit.lora.inject import insert_adapter
-from lorakit.lora.layer import AdapterHost, Layer, SavedModule, hosts
-from lorakit.lora.targets import adaptable_layers, has_suffix, saved_modules, walk
+from lorakit.lora.layer import Layer, SavedModule, hosts
+from lorakit.lora.targets import adaptable_layers, has_suffix, plain, saved_modules, walk
 from lorakit.lora.updates import DoRA
-from lorakit.lora.variants import Factors
+from lorakit.lora.variants import Factors, truncated
 
 FACTORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 MAGNITUDE = "lora_magnitude_vector"
@@ -92,23 +92,23 @@ def conform(
     alpha = next(iter(scalings)) * r if keeps_alpha else r  # with alpha = r the scaling is 1, and B takes the old one
     saved = config.modules_to_save if profile.everything else ()
     filled = [path for path in _same_types(model, parts) if path not in parts] if profile.whole_types else []
-    plain = LoraConfig(
+    written = LoraConfig(
         r=r,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=config.lora_dropout,
         target_modules=_names(model, {*parts, *filled}, saved),
         modules_to_save=saved,
     )
-    insert_adapter(model, plain, into)
+    insert_adapter(model, written, into)
     _fill(model, name, into, {p: part.factors if keeps_alpha else _folded(part) for p, part in parts.items()})
     changes = [
         *_told_cuts(parts, r),
         *_told_scaling(scalings, config, r if not keeps_alpha else None),
         *_told_ranks(parts, r),
         *_told_filled(filled, profile),
-        *_told_targets(config, plain),
+        *_told_targets(config, written),
     ]
-    return Conformed(into, plain, changes, {p: part.error for p, part in parts.items() if part.error is not None})
+    return Conformed(into, written, changes, {p: part.error for p, part in parts.items() if part.error is not None})
 
 
 def left_behind(model: nn.Module, conformed: Conformed, name: str = "default") -> dict[str, Tensor]:
@@ -157,17 +157,6 @@ def _plain(layer: Layer, name: str, rank: int | None) -> _Plain:
     return _Plain(cut, 1.0, error)
 
 
-def truncated(delta: Tensor, r: int) -> tuple[Factors, float]:
-    """The best B A of rank r for a matrix, by SVD (Eckart and Young 1936), and |delta - B A| / |delta|.
-
-    Shapes: delta (d_out, d_in); A (r, d_in), B (d_out, r), of fewer than r where the matrix has no r directions.
-    """
-    U, S, Vh = torch.linalg.svd(delta.float(), full_matrices=False)
-    root = S[:r].sqrt()
-    error = float(S[r:].norm() / S.norm()) if S.any() else 0.0
-    return Factors((root[:, None] * Vh[:r]).contiguous(), U[:, :r] * root), error
-
-
 def _folded(part: _Plain) -> Factors:
     return Factors(part.factors.A, part.factors.B * part.scaling)
 
@@ -212,8 +201,7 @@ def _names(model: nn.Module, paths: set[str], saved: Sequence[str]) -> tuple[str
 def _plain_paths(model: nn.Module) -> Iterator[str]:
     """The layers of the model that stands under the adapters, those inside a module trained in full included."""
     for path, module in walk(model):
-        plain = module.base if isinstance(module, AdapterHost) else module
-        inside = walk(plain, path) if isinstance(module, SavedModule) else [(path, plain)]
+        inside = walk(plain(module), path) if isinstance(module, SavedModule) else [(path, plain(module))]
         yield from (place for place, layer in inside if geometry_of(layer) is not None)
 
 
@@ -249,10 +237,10 @@ def _told_filled(filled: Sequence[str], profile: Profile) -> Iterator[str]:
         yield f"layers: {len(filled)} added with zeros, since {profile.consumer} takes all of a type or none: {types}"
 
 
-def _told_targets(config: LoraConfig, plain: LoraConfig) -> Iterator[str]:
+def _told_targets(config: LoraConfig, written: LoraConfig) -> Iterator[str]:
     listed = not isinstance(config.target_modules, str) and sorted(config.target_modules)
-    if listed != sorted(plain.target_modules) or config.layers_to_transform is not None or config.exclude_modules:
-        yield f"target_modules: written as {_shown(plain.target_modules)}"
+    if listed != sorted(written.target_modules) or config.layers_to_transform is not None or config.exclude_modules:
+        yield f"target_modules: written as {_shown(written.target_modules)}"
 
 
 def _shown(names: str | Sequence[str]) -> str:

@@ -178,6 +178,11 @@ def _matching(key: str, pattern: str, paths: Iterable[str]) -> list[str]:
         raise ConfigError(f"{key}: {pattern[:80]!r} is no regular expression that can be used: {err}") from err
 
 
+def suffix_pattern(name: str) -> str:
+    """A key of rank_pattern or alpha_pattern as a regular expression over whole paths, as peft reads it."""
+    return rf"(?:.*\.)?(?:{name})"
+
+
 def _head_paths(model: nn.Module, linear: Mapping[str, nn.Module]) -> set[str]:
     """Linear layers that belong to a head: a known head's name at the top, or the output embeddings."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
@@ -232,7 +237,7 @@ def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.
     """path -> value of the first entry that matches it: as a suffix read as a regular expression, like peft."""
     chosen: dict[str, float] = {}
     for name, value in pattern.items():
-        found = _matching(key, rf"(?:.*\.)?(?:{name})", layers)
+        found = _matching(key, suffix_pattern(name), layers)
         if not found:
             raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, layers)}")
         for path in found:

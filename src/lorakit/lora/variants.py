@@ -25,6 +25,17 @@ class Factors(NamedTuple):
     B: Tensor
 
 
+def truncated(M: Tensor, r: int) -> tuple[Factors, float]:
+    """The best B A of rank r for a matrix, by SVD (Eckart and Young 1936), and |M - B A| / |M|.
+
+    Shapes: M (d_out, d_in); A (r, d_in), B (d_out, r), of fewer than r where the matrix has no r directions.
+    """
+    U, S, Vh = torch.linalg.svd(M.float(), full_matrices=False)
+    root = S[:r].sqrt()
+    lost = float(S[r:].norm() / S.norm()) if S.any() else 0.0
+    return Factors((root[:, None] * Vh[:r]).contiguous(), U[:, :r] * root), lost
+
+
 def named_generator(seed: int, path: str) -> torch.Generator:
     """A generator that depends on the seed and the module's path alone, so that what else is injected changes nothing."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
