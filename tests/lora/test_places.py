@@ -240,6 +240,12 @@ def test_an_adapted_embedding_is_adapted_wherever_it_is_read(tmp_path: Path) -> 
     unmerge(model)
     delete_adapter(model, "default")
     assert model.encoder.embed_tokens.weight is model.lm_head.weight
+    if peft.__version__ == "0.21.2":
+        plain = tiny_t5(tie_word_embeddings=True)
+        settings = peft.LoraConfig(r=4, target_modules=["shared"], init_lora_weights=False)
+        assert torch.equal(
+            logits(peft.get_peft_model(copy.deepcopy(plain), settings).eval(), batch), logits(plain, batch)
+        )
 
 
 class Encoder(nn.Module):
