@@ -1,0 +1,460 @@
+"""Quality on real data over `minilm`: lorakit's LoRA beside peft's under the Hugging Face Trainer, and the usual baselines.
+
+    python benchmarks/quality.py run DATA OUT --sets sick banking77 --systems lora rival --lr 5e-4 1e-3 2e-3
+    python benchmarks/quality.py table OUT
+
+DATA is a folder with the public files of the sets, none of which is part of this project. Each run is a process of its own
+and leaves one JSON file in OUT; a run that is there already is skipped. No run looks at the test part but to be scored: the
+last epoch is scored, whatever it is, and `table` takes the learning rate that is best on the validation part. `lora` and
+`rival` have the same layers, r, alpha, batch size, epochs, schedule, warm-up, weight decay, clipping and dropout (none);
+the rival pads each batch to its longest text, the Trainer's default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+R, ALPHA, WARMUP, WEIGHT_DECAY, MAX_LENGTH = 8, 16, 0.06, 0.01, 128
+NEVER = 10**9  # steps
+RESAMPLES = 2_000
+Row = dict[str, Any]
+Parts = Mapping[str, list[Row]]  # train, validation, test
+
+
+# The sets
+
+
+def tab_separated(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a file with a header, fields stripped of the spaces that GLUE leaves."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = (line.rstrip("\r\n").split("\t") for line in file.read().splitlines())
+        header = next(lines)
+        for fields in lines:
+            yield {name: field.strip() for name, field in zip(header, fields, strict=True)}
+
+
+def held_out(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """The rows without a share of them chosen by chance, and that share."""
+    order = random.Random(0).sample(range(len(rows)), round(share * len(rows)))
+    return [row for i, row in enumerate(rows) if i not in set(order)], [rows[i] for i in sorted(order)]
+
+
+def sst2(data: Path) -> Parts:
+    """GLUE's SST-2. Scores are those of GLUE's 872 development sentences; the 1,821 of the test part choose."""
+    names = {"0": "negative", "1": "positive"}
+    files = {"train": "train.tsv", "validation": "test-gold.tsv", "test": "dev.tsv"}
+    return {
+        part: [
+            {"text": row["sentence"], "label": names[row["label"]]} for row in tab_separated(data / "sst2_glue" / file)
+        ]
+        for part, file in files.items()
+    }
+
+
+def banking77(data: Path) -> Parts:
+    """77 intents of bank customers; a tenth of the training part chooses."""
+    parts = {}
+    for part in ("train", "test"):
+        with (data / "banking77" / f"{part}.csv").open(encoding="utf-8", newline="") as file:
+            parts[part] = [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
+    train, validation = held_out(parts["train"], 0.1)
+    return {"train": train, "validation": validation, "test": parts["test"]}
+
+
+def sick(data: Path) -> Parts:
+    """Entailment between two sentences, in three classes."""
+    files = {"train": "SICK_train.txt", "validation": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
+    return {
+        part: [
+            {"text": row["sentence_A"], "pair": row["sentence_B"], "label": row["entailment_judgment"].lower()}
+            for row in tab_separated(data / "sick" / file)
+        ]
+        for part, file in files.items()
+    }
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set and how it is trained, the same for every system."""
+
+    parts: Callable[[Path], Parts]
+    task: str
+    epochs: int
+    batch_size: int = 32
+
+
+SETS = {
+    "sst2": Set(sst2, "sequence_classification", epochs=3),
+    "banking77": Set(banking77, "sequence_classification", epochs=5),
+    "sick": Set(sick, "sequence_classification", epochs=5),
+}
+
+
+def files_of(name: str, out: Path, data: Path | None = None) -> dict[str, Path]:
+    """The parts of a set as JSON lines in OUT, written there once."""
+    folder = out / "data" / name
+    if data is not None and not folder.exists():
+        unfinished = out / "data" / f"{name}.{time.time_ns()}"
+        unfinished.mkdir(parents=True)
+        for part, rows in SETS[name].parts(data).items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (unfinished / f"{part}.jsonl").write_text(text, encoding="utf-8")
+        unfinished.rename(folder)
+    return {part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")}
+
+
+def rows_of(path: Path) -> list[Row]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+# The systems: each trains and gives its answers to the validation and test parts, and what the training cost
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    set: str
+    system: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.set}-{self.system}-{self.lr:g}-{self.seed}"
+
+
+@dataclass
+class Clock:
+    """Time of the training steps alone: no loading, encoding, scoring or saving."""
+
+    begin: tuple[float, float] = (0.0, 0.0)
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    def start(self) -> None:
+        self.begin = (time.process_time(), time.perf_counter())
+
+    def lap(self) -> None:
+        self.cpu_s, self.wall_s = time.process_time() - self.begin[0], time.perf_counter() - self.begin[1]
+
+
+def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock) -> dict[str, list[Any]]:
+    """lorakit with train.method lora, full or head."""
+    import lorakit
+    from lorakit.data.read import read
+    from lorakit.engine.events import Event, Started
+    from lorakit.engine.train import Step
+
+    def report(event: Event) -> None:
+        if isinstance(event, Started):
+            clock.start()
+        if isinstance(event, Step):
+            clock.lap()
+            if event.number % 50 == 0:
+                print(f"  {job.name} epoch {event.epoch:.2f} loss {event.loss:.4f} cpu {clock.cpu_s:.0f}", flush=True)
+
+    spec = SETS[job.set]
+    lorakit.train(
+        report=report,
+        model={"base": "minilm", "dtype": "fp32", "dropout": 0.0},
+        data={**{part: str(files[part]) for part in ("train", "validation")}, "max_length": MAX_LENGTH},
+        task={"name": spec.task},
+        lora={"r": R, "alpha": ALPHA},
+        train={
+            "method": job.system, "epochs": spec.epochs, "batch_size": spec.batch_size, "lr": job.lr, "seed": job.seed,
+            "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "eval_every": NEVER,
+        },
+        output={"dir": str(folder)},
+    )  # fmt: skip
+    predictor = lorakit.load(folder)
+    answers = {part: predictor.predict_examples(read(str(files[part])).examples) for part in ("validation", "test")}
+    return {part: [answer["label"] for answer in found] for part, found in answers.items()}
+
+
+def rival_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock) -> dict[str, list[Any]]:
+    """peft's LoRA on the same layers under transformers.Trainer; the classifier is trained in full, as with lorakit."""
+    import peft
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from lorakit.models import find
+
+    class Timed(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.start()
+
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.lap()
+            if state.global_step % 50 == 0:
+                print(f"  {job.name} epoch {state.epoch:.2f} cpu {clock.cpu_s:.0f}", flush=True)
+
+    spec, base = SETS[job.set], find("minilm")
+    rows = {part: rows_of(path) for part, path in files.items()}
+    labels = sorted({row["label"] for row in rows["train"]})
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def encoded(part: str) -> list[Row]:
+        texts = [[row[key] for row in rows[part]] for key in ("text", "pair") if key in rows[part][0]]
+        found = tokenizer(*texts, truncation=True, max_length=MAX_LENGTH)
+        return [
+            {**{key: found[key][i] for key in found}, "labels": labels.index(row["label"])}
+            for i, row in enumerate(rows[part])
+        ]
+
+    set_seed(job.seed)
+    model = peft.get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=len(labels), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        ),
+        peft.LoraConfig(
+            task_type="SEQ_CLS", r=R, lora_alpha=ALPHA, target_modules="all-linear", modules_to_save=["classifier"]
+        ),
+    )
+    train = encoded("train")
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=spec.batch_size, num_train_epochs=spec.epochs,
+        learning_rate=job.lr, lr_scheduler_type="linear", weight_decay=WEIGHT_DECAY, max_grad_norm=1.0, seed=job.seed,
+        warmup_steps=round(WARMUP * spec.epochs * -(-len(train) // spec.batch_size)), per_device_eval_batch_size=64,
+        report_to=[], save_strategy="no", logging_steps=500, disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    trainer = Trainer(
+        model, arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer), callbacks=[Timed()]
+    )
+    trainer.train()
+    print(f"  {job.name} trains {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
+    return {
+        part: [labels[i] for i in trainer.predict(encoded(part)).predictions.argmax(-1)]  # type: ignore[arg-type]
+        for part in ("validation", "test")
+    }
+
+
+SYSTEMS = {"lora": lorakit_system, "full": lorakit_system, "head": lorakit_system, "rival": rival_system}
+
+
+# Scores: of every metric, a function of sums over examples, so that a bootstrap is a product of matrices
+
+
+def right(gold: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """For accuracy: (N, 1), whether each is right."""
+    return np.array([[float(a == g)] for a, g in zip(answers, gold, strict=True)])
+
+
+def accuracy(sums: np.ndarray, n: int) -> np.ndarray:
+    """Shapes: sums (..., 1); result (...)."""
+    return sums[..., 0] / n
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score and what it needs of each example."""
+
+    name: str
+    gold: str  # key of a row
+    counts: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]  # gold, answers -> (N, K)
+    score: Callable[[np.ndarray, int], np.ndarray]  # sums over N examples (..., K), N -> (...)
+
+
+METRICS = {"sequence_classification": Metric("accuracy", "label", right, accuracy)}
+
+
+def counts_of(name: str, out: Path, answers: Sequence[Any], part: str) -> np.ndarray:
+    """What a set's metric needs of each example."""
+    metric = METRICS[SETS[name].task]
+    gold = [row[metric.gold] for row in rows_of(files_of(name, out)[part])]
+    return metric.counts(gold, answers)
+
+
+def score_of(name: str, counts: np.ndarray) -> float:
+    """The set's score."""
+    return float(METRICS[SETS[name].task].score(counts.sum(0), len(counts)))
+
+
+# Running
+
+
+def one(job: Job, data: Path, out: Path) -> None:
+    """Train and score, in this process, and leave the JSON file."""
+    files, folder, clock = files_of(job.set, out, data), out / "runs" / job.name, Clock()
+    shutil.rmtree(folder, ignore_errors=True)
+    answers = SYSTEMS[job.system](job, files, folder, clock)
+    spec = SETS[job.set]
+    result = {
+        **vars(job), "commit": commit(), "date": time.strftime("%Y-%m-%d"), "epochs": spec.epochs, "batch_size": spec.batch_size,
+        "r": R, "alpha": ALPHA, "metric": METRICS[spec.task].name,
+        **{part: score_of(job.set, counts_of(job.set, out, found, part)) for part, found in answers.items()},
+        "cpu_s": clock.cpu_s, "wall_s": clock.wall_s,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "answers": answers["test"],
+    }  # fmt: skip
+    (out / f"{job.name}.json").write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+    print(f"{job.name}: validation {result['validation']:.4f} test {result['test']:.4f} cpu {clock.cpu_s:.0f} s")
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Every run that is asked for and not there yet, each in a process of its own."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.sets:
+        for seed in arguments.seeds:
+            for lr in arguments.lr:
+                for system in arguments.systems:
+                    job = Job(name, system, lr, seed)
+                    if not (arguments.out / f"{job.name}.json").exists():
+                        places = [str(arguments.data.resolve()), str(arguments.out.resolve())]
+                        words = [sys.executable, __file__, "one", *places, name, system, str(lr), str(seed)]
+                        subprocess.run(words, check=False)
+
+
+# Telling
+
+
+def resampled(name: str, counts: np.ndarray) -> np.ndarray:
+    """The score over RESAMPLES bootstrap samples of the examples; the same samples for every run of a set.
+
+    Shapes: counts (..., N, K); result (..., RESAMPLES).
+    """
+    n = counts.shape[-2]
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)  # times each example is drawn
+    return METRICS[SETS[name].task].score(draws @ counts, n)
+
+
+def interval(scores: np.ndarray) -> str:
+    """The middle 95 %, in points."""
+    low, high = np.quantile(scores, (0.025, 0.975)) * 100
+    return f"{low:.2f} to {high:.2f}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs of a system on a set at the learning rate that its validation part prefers, a seed each."""
+
+    runs: Sequence[Row]
+    tried: Sequence[float]  # learning rates
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run["seed"] for run in self.runs]
+
+    def mean(self, key: str) -> float:
+        return float(np.mean([run[key] for run in self.runs]))
+
+    def counts(self, out: Path) -> np.ndarray:
+        """Shapes: (seeds, N, K)."""
+        return np.stack([counts_of(run["set"], out, run["answers"], "test") for run in self.runs])
+
+
+def find(runs: Sequence[Row], name: str, system: str) -> Found | None:
+    """What there is of a system on a set; of equally good learning rates the lowest."""
+    mine = [run for run in runs if (run["set"], run["system"]) == (name, system)]
+    tried = sorted({run["lr"] for run in mine})
+    found = [Found([run for run in mine if run["lr"] == lr], tried) for lr in tried]
+    return max(found, key=lambda each: each.mean("validation"), default=None)
+
+
+def row(out: Path, found: Found) -> str:
+    """One line of the table of scores."""
+    first, name = found.runs[0], found.runs[0]["set"]
+    scores = resampled(name, found.counts(out)).mean(0)
+    lr = f"{first['lr']:g}" + (f" of {', '.join(f'{lr:g}' for lr in found.tried)}" if len(found.tried) > 1 else "")
+    return (
+        f"| {name}, {first['metric']} | `{first['system']}` | {lr} | {len(found.runs)} | {100 * found.mean('test'):.2f} "
+        f"| {interval(scores)} | {100 * found.mean('validation'):.2f} | {first['epochs']} | {found.mean('cpu_s'):,.0f} "
+        f"| {found.mean('wall_s'):,.0f} | {found.mean('peak_mb'):,.0f} |"
+    )
+
+
+def comparison(out: Path, ours: Found, theirs: Found) -> str:
+    """One line of the paired table, over the seeds that both have."""
+    name, seeds = ours.runs[0]["set"], [seed for seed in ours.seeds if seed in theirs.seeds]
+    a, b = (np.stack([each.counts(out)[each.seeds.index(seed)] for seed in seeds]) for each in (ours, theirs))
+    difference = (resampled(name, a) - resampled(name, b)).mean(0)
+    points = 100 * np.mean([score_of(name, x) - score_of(name, y) for x, y in zip(a, b, strict=True)])
+    seconds = ours.mean("cpu_s") / theirs.mean("cpu_s")
+    return f"| {name} | {points:+.2f} | {interval(difference)} | {mcnemar(name, a[0], b[0])} | {seconds:.2f} |"
+
+
+def mcnemar(name: str, a: np.ndarray, b: np.ndarray) -> str:
+    """McNemar's exact test of two runs' right answers; none for scores that are no share of right answers."""
+    if METRICS[SETS[name].task].counts is not right:
+        return "-"
+    only_a, only_b = int((a > b).sum()), int((b > a).sum())
+    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return f"{only_a} against {only_b}, p = {p:.2f}"
+
+
+def table(out: Path) -> None:
+    """Print both tables in Markdown."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))]
+    found = {(name, system): find(runs, name, system) for name in SETS for system in SYSTEMS}
+    print(
+        "| set, score | system | lr | seeds | test | 95 % | validation | epochs | training, CPU s | wall s | peak MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(row(out, each) for each in found.values() if each))
+    print(
+        "\n| set | `lora` - `rival`, points | 95 % | right where the other is wrong (McNemar, exact) | CPU time ratio |"
+    )
+    print("|---|---|---|---|---|")
+    for name in SETS:
+        ours, theirs = found[name, "lora"], found[name, "rival"]
+        if ours and theirs and set(ours.seeds) & set(theirs.seeds):
+            print(comparison(out, ours, theirs))
+    print(
+        f"\nCommits {', '.join(sorted({run['commit'] for run in runs}))}; {', '.join(sorted({run['date'] for run in runs}))}."
+    )
+
+
+def main() -> None:
+    """Run or tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("run")
+    verb.add_argument("data", type=Path)
+    verb.add_argument("out", type=Path)
+    verb.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    verb.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["lora", "rival"])
+    verb.add_argument("--lr", nargs="+", type=float, default=[1e-3])
+    verb.add_argument("--seeds", nargs="+", type=int, default=[0])
+    verbs.add_parser("table").add_argument("out", type=Path)
+    verb = verbs.add_parser("one")  # what `run` starts
+    for name, kind in (("data", Path), ("out", Path), ("set", str), ("system", str), ("lr", float), ("seed", int)):
+        verb.add_argument(name, type=kind)
+    arguments = parser.parse_args()
+    if arguments.verb == "run":
+        run(arguments)
+    elif arguments.verb == "table":
+        table(arguments.out)
+    else:
+        one(Job(arguments.set, arguments.system, arguments.lr, arguments.seed), arguments.data, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
