@@ -22,7 +22,7 @@ TYPES = {"PER", "ORG", "LOC", "MISC"}
 
 
 def texts(name: str, words: bool = False) -> list[str]:
-    return [example.text for example in read(str(DEMO / name), words=words).examples]
+    return [example.text for example in read(str(DEMO / name), "words" if words else "label").examples]
 
 
 @pytest.mark.parametrize(("stem", "ending", "words"), [("reviews", "csv", False), ("entities", "conll", True)])
@@ -39,7 +39,7 @@ def test_reviews_are_many_and_half_positive() -> None:
 
 
 def test_entity_sentences_are_many_and_of_all_types() -> None:
-    examples = read(str(DEMO / "entities-train.conll"), words=True).examples
+    examples = read(str(DEMO / "entities-train.conll"), "words").examples
     found = Counter(entity.type for example in examples for entity in entities(example.tags))
     assert len(examples) >= 400
     assert set(found) == TYPES

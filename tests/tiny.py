@@ -6,12 +6,16 @@ default: a bias that is dropped or a norm that is skipped changes the answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from lorakit.data.example import Example
+from lorakit.tasks.base import Item, Task
 
 VOCABULARY = 60
 ENCODER_SIZES = {
@@ -160,3 +164,8 @@ def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The model's answer. Shapes: (B, C), (B, T, C) or, for T5, (B, target tokens, V)."""
     answer: Tensor = model(**batch).logits
     return answer
+
+
+def items_of(task: Task, examples: Sequence[Example]) -> list[Item]:
+    """The examples' items in a row, as training and prediction see them."""
+    return [item for of_example in task.encode(examples) for item in of_example]

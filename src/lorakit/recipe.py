@@ -6,10 +6,10 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
@@ -52,13 +52,29 @@ class DataSection(Section):
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
 
 
+# Keys of the [task] table, and the tasks that know them; a key set for another task is an error.
+TASK_KEYS: Mapping[str, tuple[TaskName, ...]] = {
+    "prefix": ("text2text_ner",),
+    "max_target_length": ("text2text_ner",),
+    "constrained": ("text2text_ner",),
+}
+
+
 class TaskSection(Section):
-    """What is learned. All but the name belong to text2text_ner."""
+    """What is learned; `TASK_KEYS` says which keys belong to which task."""
 
     name: TaskName = "sequence_classification"
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
     constrained: bool = False  # let the decoder write nothing but the source's words in order, with known types
+
+    @model_validator(mode="after")
+    def _keys_of_the_task(self) -> Self:
+        for key, tasks in TASK_KEYS.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.name not in tasks:
+                raise ValueError(f"task.{key} = {value!r} belongs to {' and '.join(tasks)}, not to {self.name}")
+        return self
 
 
 class LoraSection(Section):
@@ -228,4 +244,6 @@ def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -
     if problem["type"] == "missing":
         return f"{place}: {key} is missing"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # of a whole table; it names its key itself
+        return f"{place}: {message}"
     return f"{place}: {key} = {problem['input']!r}: should be {message}"

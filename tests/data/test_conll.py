@@ -164,7 +164,7 @@ def test_text_and_label_tasks_refuse_tagged_words(save):
 
 
 def test_texts_to_predict_on_may_come_from_tagged_words(save):
-    dataset = read(str(save("a.conll", content(SENTENCES))), labelled=False)
+    dataset = read(str(save("a.conll", content(SENTENCES))), "text")
     assert [example.text for example in dataset.examples] == [" ".join(words) for words, _ in SENTENCES]
 
 

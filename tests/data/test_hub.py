@@ -71,7 +71,7 @@ def test_glue_is_read_by_its_notation_with_class_names(hub):
 
 
 def test_conll_2003_is_read_from_its_parquet_revision(hub):
-    (example,) = read("eriktks/conll2003@refs/convert/parquet#train", words=True).examples
+    (example,) = read("eriktks/conll2003@refs/convert/parquet#train", "words").examples
     assert hub == [("eriktks/conll2003", None, "refs/convert/parquet")]
     assert (example.words, example.tags) == (("Peter", "Blackburn", "spoke"), ("B-PER", "I-PER", "O"))
 
@@ -125,7 +125,7 @@ def test_folder_of_saved_splits_gives_the_one_asked_for(tmp_path, end, split):
 
 def test_saved_tags_are_read_by_their_names(tmp_path):
     CONLL.save_to_disk(tmp_path / "saved")
-    (example,) = read(str(tmp_path / "saved"), words=True).examples
+    (example,) = read(str(tmp_path / "saved"), "words").examples
     assert example.tags == ("B-PER", "I-PER", "O")
 
 
@@ -134,7 +134,7 @@ def test_missing_tag_of_a_word_is_refused_with_its_row(tmp_path, missing):
     tagged([1, missing, 0]).save_to_disk(tmp_path / "saved")
     path = tmp_path / "saved"
     with pytest.raises(DataError, match=refusal(f"{path}:1", "column 'ner_tags' is no list of words or tags")):
-        read(str(path), words=True)
+        read(str(path), "words")
 
 
 def test_fingerprint_of_saved_records_follows_their_content(tmp_path):

@@ -58,7 +58,7 @@ def test_format_of_an_unknown_ending_is_told_from_the_content(save, name, conten
 def test_tagged_words_of_an_unknown_ending_are_told_from_the_content(save, name, content):
     path = str(save(name, content))
     assert holds_words(path)
-    assert [example.tags for example in read(path, words=True).examples] == [("B-ORG", "O"), ("B-PER",)]
+    assert [example.tags for example in read(path, "words").examples] == [("B-ORG", "O"), ("B-PER",)]
 
 
 @pytest.mark.parametrize("ending", ["conll", "bio", "iob", "CONLL"])
@@ -211,7 +211,7 @@ def test_missing_file_of_an_asked_format_is_refused(tmp_path):
 @pytest.mark.parametrize(("words", "tags"), [("tokens", "ner_tags"), ("words", "tags"), ("tokens", "labels")])
 def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
     path = save("a.jsonl", f'{{"id": 0, "{words}": ["EU", "rejects"], "{tags}": ["I-ORG", "O"]}}\n')
-    dataset = read(str(path), words=True)
+    dataset = read(str(path), "words")
     (example,) = dataset.examples
     assert (example.words, example.tags) == (("EU", "rejects"), ("B-ORG", "O"))
     assert example.where == f"{path}:1"
@@ -233,7 +233,7 @@ def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
 def test_bad_record_of_words_is_refused_with_its_line(save, bad, message):
     path = save("a.jsonl", '{"tokens": ["a"], "ner_tags": ["O"]}\n' + bad)
     with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
-        read(str(path), words=True)
+        read(str(path), "words")
 
 
 def test_table_without_words_is_refused_for_a_task_of_words(save):
@@ -242,7 +242,7 @@ def test_table_without_words_is_refused_for_a_task_of_words(save):
         "this task needs tagged words: CoNLL columns, or records with the lists 'tokens' and 'ner_tags'; columns: "
     )
     with pytest.raises(DataError, match=refusal(path, message + "text, label")):
-        read(str(path), words=True)
+        read(str(path), "words")
 
 
 def test_fingerprint_is_the_sha256_of_the_file(save):

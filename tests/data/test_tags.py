@@ -12,7 +12,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2
 
 from lorakit.data.tags import Entity, entities, is_tag, scheme, strict_entities, to_tags
-from lorakit.tasks.metrics import entity_scores
+from lorakit.tasks.entity_scores import entity_scores
 
 TYPES = ("LOC", "ORG", "PER")
 TAGS = ("O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BI"))

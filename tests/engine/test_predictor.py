@@ -17,8 +17,9 @@ from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.recipe import read_recipe
-from lorakit.tasks.registry import reads_words
+from lorakit.tasks.registry import TASKS
 from tests.runs import Sections, changed, fit, save_bert, sections
+from tests.tiny import items_of
 
 RUNS = ("bert_run", "tagger_run", "t5_run")
 
@@ -63,7 +64,7 @@ def test_evaluate_gives_the_scores_of_training(name: str, request: pytest.Fixtur
     folder = request.getfixturevalue(name)
     loaded = load(folder)
     recipe = read_recipe(folder / "recipe.toml")
-    data = read(str(recipe.data.validation), words=reads_words(recipe.task.name))
+    data = read(str(recipe.data.validation), TASKS[recipe.task.name].wants)
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     found = loaded.evaluate(data.examples)
     assert found == {key: scores[key] for key in found}
@@ -172,7 +173,7 @@ def test_damaged_side_file_is_named(other_base: Path, change: dict) -> None:
 
 def inputs(loaded: Predictor) -> dict[str, Tensor]:
     texts = ["the film was superb", "a stale plot and a dreadful scene", "Ada visited Oslo ."]
-    batch = loaded.task.collate(loaded.task.encode([of_text(text) for text in texts]))
+    batch = loaded.task.collate(items_of(loaded.task, [of_text(text) for text in texts]))
     return {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask", "token_type_ids")}
 
 

@@ -97,7 +97,7 @@ def test_parameter_counts_are_those_of_the_trainable_tensors(raw: Sections, tmp_
 def test_lora_start_equals_the_base_model(raw: Sections) -> None:
     """Before the first step the adapted model gives the very numbers that full fine-tuning starts from."""
     models = [prepare(changed(raw, f"train.method={method}")) for method in ("lora", "full")]
-    batch = models[0].task.collate(models[0].parts["train"].items[:4])
+    batch = models[0].task.collate(models[0].parts["train"].flat[:4])
     with torch.no_grad():
         first, second = (p.task.predict(p.model.eval(), batch) for p in models)
     assert first == second

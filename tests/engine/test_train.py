@@ -114,7 +114,7 @@ def gradients(prepared: Prepared, positions: list[int], micro: int) -> dict[str,
     config = prepared.recipe.train.model_copy(
         update={"batch_size": len(positions), "micro_batch_size": micro, "max_steps": 1, "max_grad_norm": 1e9}
     )
-    items = [prepared.parts["train"].items[i] for i in positions]
+    items = [prepared.parts["train"].flat[i] for i in positions]
     optimizer = make_optimizer(*trained_parameters(prepared.model), config)
 
     def keep(*_: object) -> None:
@@ -146,10 +146,10 @@ def test_step_reports_real_tokens_and_epochs(bert: Path, files: Path) -> None:
     prepared = prepare(changed(sections(bert, files)))
     optimizer = make_optimizer(*trained_parameters(prepared.model), prepared.recipe.train)
     part, plan = prepared.parts["train"], prepared.plan
-    steps = list(train(prepared.model, prepared.task, part.items, optimizer, plan))
+    steps = list(train(prepared.model, prepared.task, part.flat, optimizer, plan))
     assert [step.number for step in steps] == list(range(1, plan.steps + 1))
     assert sum(step.tokens for step in steps) == 2 * sum(plan.lengths)
-    assert sum(step.examples for step in steps) == 2 * len(part.items)
+    assert sum(step.examples for step in steps) == 2 * len(part.flat)
     assert steps[-1].epoch == 2
 
 
@@ -158,11 +158,11 @@ def test_bucketed_equals_padded(task_sections: dict) -> None:
     prepared = prepare(changed(task_sections, *STILL))
     task, model, part = prepared.task, prepared.model.eval(), prepared.parts["train"]
     batches = list(prepared.plan.batches(0))[: prepared.plan.steps_per_epoch]
-    together = task.collate(part.items)
+    together = task.collate(part.flat)
     with torch.no_grad():
-        apart = sum(task.loss(model, task.collate([part.items[i] for i in batch])) for batch in batches)
+        apart = sum(task.loss(model, task.collate([part.flat[i] for i in batch])) for batch in batches)
         torch.testing.assert_close(apart, task.loss(model, together), atol=1e-4, rtol=1e-5)
-        padded = [task.answer(e, raw) for e, raw in zip(part.examples, task.predict(model, together), strict=True)]
+        padded = [task.answer(e, [raw]) for e, raw in zip(part.examples, task.predict(model, together), strict=True)]
     bucketed = answer_all(model, task, part.examples, part.items, prepared.device)
     assert task.score(part.examples, bucketed) == task.score(part.examples, padded)
     assert [task.to_json(e, a) for e, a in zip(part.examples, bucketed, strict=True)] == [

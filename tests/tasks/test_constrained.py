@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import items_of
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 import lorakit
@@ -45,7 +46,7 @@ def right_outputs_pass(
 
 
 def test_every_bundled_gold_output_can_be_written() -> None:
-    examples = list(read(str(DEMO / "entities-validation.conll"), words=True).examples)
+    examples = list(read(str(DEMO / "entities-validation.conll"), "words").examples)
     assert right_outputs_pass(ByT5Tokenizer(), TYPES, examples) == []
 
 
@@ -53,7 +54,7 @@ def test_every_bundled_gold_output_can_be_written() -> None:
 def test_every_gold_output_of_wnut17_can_be_written_by_t5s_tokenizer() -> None:
     if not SHARED.is_dir():
         pytest.skip("needs the public data sets beside the checkout")
-    examples = list(read(str(SHARED / "wnut17" / "emerging.dev.conll"), words=True).examples)
+    examples = list(read(str(SHARED / "wnut17" / "emerging.dev.conll"), "words").examples)
     types = tuple(sorted({entity.type for example in examples for entity in entities(example.tags)}))
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "t5_tokenizer")
     lost = right_outputs_pass(tokenizer, types, examples)
@@ -108,8 +109,8 @@ def test_random_model_writes_nothing_malformed_or_invented() -> None:
     task = Text2TextNer(ByT5Tokenizer(), TYPES, 64, max_target_length=60, constrained=True)
     examples = [of_words(WORDS), of_words(["No", "one", "came", "."]), of_words(["Ütz", "!"])]
     with torch.inference_mode():
-        raw = task.predict(model, task.collate(task.encode(examples)))
+        raw = task.predict(model, task.collate(items_of(task, examples)))
     for example, generated in zip(examples, raw, strict=True):
         if generated.ended:
-            answer = task.answer(example, generated)
+            answer = task.answer(example, [generated])
             assert (answer.parsed.malformed, answer.parsed.unknown_type, answer.aligned.invented) == (0, 0, 0)

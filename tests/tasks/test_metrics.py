@@ -7,7 +7,8 @@ import random
 import pytest
 from sklearn import metrics
 
-from lorakit.tasks.metrics import classification_scores, prf
+from lorakit.tasks.entity_scores import prf
+from lorakit.tasks.label_scores import classification_scores
 
 LABELS = ("a", "b", "c", "never")
 

@@ -10,9 +10,9 @@ import pytest
 from lorakit.data.example import Example, of_words
 from lorakit.errors import DataError
 from lorakit.recipe import TaskSection
-from lorakit.tasks.registry import KINDS, check_labels, find_labels, make_task, reads_words
+from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
 
-WORD_TASKS = [task for task in KINDS if reads_words(task)]
+WORD_TASKS = [name for name, kind in TASKS.items() if kind.wants == "words"]
 
 
 def texts(*labels: str) -> list[Example]:
@@ -84,11 +84,11 @@ def test_examples_without_a_label_pass_the_check():
     check_labels("sequence_classification", [Example("text")], ("a", "b"))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TASKS)
 def test_task_made_from_a_recipe_has_its_name_kind_and_labels(name, word_pieces):
     task = make_task(TaskSection(name=name), word_pieces, ("a", "b"), 32)
-    assert (task.name, task.kind, task.labels, task.tokenizer) == (name, KINDS[name], ("a", "b"), word_pieces)
-    assert task.metric == ("entity_f1" if reads_words(name) else "accuracy")
+    assert (task.name, task.kind, task.labels, task.tokenizer) == (name, TASKS[name].model, ("a", "b"), word_pieces)
+    assert task.metric == ("entity_f1" if name in WORD_TASKS else "accuracy")
 
 
 def test_knobs_of_text_to_text_reach_the_task(byte_tokenizer):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests.tiny import items_of
 
 from lorakit.data.example import of_text, of_words
 from lorakit.data.tags import Entity
@@ -31,7 +32,7 @@ def task(byte_tokenizer) -> Text2TextNer:
 
 @pytest.fixture(scope="module")
 def batch(task):
-    return task.collate(task.encode(EXAMPLES))
+    return task.collate(items_of(task, EXAMPLES))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def trained(task, batch, make_writer):
 
 def said(text: str, example, ended: bool = True) -> Extracted:
     task = Text2TextNer(None, TYPES, max_length=64)
-    return task.answer(example, Generated(text, ended, score=0.5))
+    return task.answer(example, [Generated(text, ended, score=0.5)])
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def test_targets_are_written_as_the_reference_system_does(task):
 
 
 def test_inputs_begin_with_the_prefix(byte_tokenizer):
-    items = Text2TextNer(byte_tokenizer, TYPES, max_length=64).encode(EXAMPLES)
+    items = items_of(Text2TextNer(byte_tokenizer, TYPES, max_length=64), EXAMPLES)
     texts = [byte_tokenizer.decode(item["input_ids"], skip_special_tokens=True) for item in items]
     assert texts == [f"ner: {example.text}" for example in EXAMPLES]
     written = [byte_tokenizer.decode(item["labels"], skip_special_tokens=True) for item in items]
@@ -77,7 +78,7 @@ def test_inputs_begin_with_the_prefix(byte_tokenizer):
 
 
 def test_labels_are_ignored_where_padded_and_nowhere_else(task, batch):
-    lengths = [len(item["labels"]) for item in task.encode(EXAMPLES)]
+    lengths = [len(item["labels"]) for item in items_of(task, EXAMPLES)]
     wanted = [[i >= length for i in range(max(lengths))] for length in lengths]
     assert (batch["labels"] == IGNORE).tolist() == wanted
     assert not (batch["labels"] == task.tokenizer.pad_token_id).any()
@@ -91,14 +92,14 @@ def test_loss_is_that_of_transformers_times_the_targets(task, batch, make_writer
 
 def test_loss_of_a_batch_is_the_sum_of_its_rows(task, batch, make_writer):
     model = make_writer().eval()
-    rows = [task.loss(model, task.collate([item])) for item in task.encode(EXAMPLES)]
+    rows = [task.loss(model, task.collate([item])) for item in items_of(task, EXAMPLES)]
     torch.testing.assert_close(task.loss(model, batch), torch.stack(rows).sum())
 
 
 @pytest.mark.parametrize("limit", [CUT, 32])
 def test_answers_of_a_batch_equal_a_plain_loop_over_its_rows(task, byte_tokenizer, trained, limit):
     task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, prefix="", max_target_length=limit)
-    items = task.encode(EXAMPLES)
+    items = items_of(task, EXAMPLES)
     with torch.no_grad():
         found = task.predict(trained, task.collate(items))
     loops = [greedy(trained, item["input_ids"], limit) for item in items]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.tiny import items_of
 from torch import nn
 
 from lorakit.data.example import of_text, of_words
@@ -50,12 +51,12 @@ def model(make_tagger):
 
 
 def answers(task, model, examples):
-    raw = task.predict(model, task.collate(task.encode(examples)))
-    return [task.answer(example, row) for example, row in zip(examples, raw, strict=True)]
+    raw = task.predict(model, task.collate(items_of(task, examples)))
+    return [task.answer(example, [row]) for example, row in zip(examples, raw, strict=True)]
 
 
 def test_first_sub_word_carries_the_label(task):
-    (item,) = task.encode(EXAMPLES[:1])
+    (item,) = items_of(task, EXAMPLES[:1])
     pieces = task.tokenizer.convert_ids_to_tokens(item["input_ids"])
     labelled = [(piece, LABELS[i]) for piece, i in zip(pieces, item["labels"], strict=True) if i != IGNORE]
     wanted = ["peter", "black", "visits", "the", "eu", "in", "brussels", "."]
@@ -64,20 +65,20 @@ def test_first_sub_word_carries_the_label(task):
 
 
 def test_labels_are_ignored_where_padded_and_at_other_sub_words(task):
-    batch = task.collate(task.encode(EXAMPLES))
+    batch = task.collate(items_of(task, EXAMPLES))
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE).all()
     assert (batch["labels"] != IGNORE).sum(1).tolist() == [len(example.words) for example in EXAMPLES]
     assert task.n_targets(batch) == sum(len(example.words) for example in EXAMPLES)
 
 
 def test_loss_is_that_of_transformers_times_the_targets(task, model):
-    batch = task.collate(task.encode(EXAMPLES))
+    batch = task.collate(items_of(task, EXAMPLES))
     inputs = {key: value for key, value in batch.items() if key != "first"}
     torch.testing.assert_close(task.loss(model, batch), model(**inputs).loss * task.n_targets(batch))
 
 
 def test_loss_of_a_batch_is_the_sum_of_its_rows(task, model):
-    items = task.encode(EXAMPLES)
+    items = items_of(task, EXAMPLES)
     rows = [task.loss(model, task.collate([item])) for item in items]
     torch.testing.assert_close(task.loss(model, task.collate(items)), torch.stack(rows).sum())
 
@@ -100,7 +101,7 @@ def test_perfect_tags_score_one(task, word_pieces):
 
 def test_cutting_lowers_the_score_of_a_perfect_tagger_and_never_raises_it(word_pieces):
     model = PerfectTagger(word_pieces)
-    longest = max(len(item["input_ids"]) for item in TokenClassification(word_pieces, LABELS, 32).encode(EXAMPLES))
+    longest = max(len(item["input_ids"]) for item in items_of(TokenClassification(word_pieces, LABELS, 32), EXAMPLES))
     tasks = [TokenClassification(word_pieces, LABELS, limit) for limit in range(3, longest + 1)]
     scores = [task.score(EXAMPLES, answers(task, model, EXAMPLES)) for task in tasks]
     recall = [score["entity_recall"] for score in scores]
@@ -115,7 +116,7 @@ def test_words_cut_off_are_answered_outside_and_leave_no_label(word_pieces):
     limit = 4  # [CLS], two sub-words, [SEP]
     task = TokenClassification(word_pieces, LABELS, limit)
     example = of_words(["Peter", "EU", "Brussels", "EU"], ["B-PER", "B-ORG", "B-LOC", "B-ORG"])
-    batch = task.collate(task.encode([example]))
+    batch = task.collate(items_of(task, [example]))
     assert task.n_targets(batch) == limit - 2
     (answer,) = answers(task, PerfectTagger(word_pieces), [example])
     assert answer.tags == ("B-PER", "B-ORG", "O", "O")

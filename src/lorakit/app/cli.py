@@ -166,13 +166,13 @@ def evaluate(
     from lorakit.data.example import Columns
     from lorakit.data.read import read
     from lorakit.engine.predictor import load
-    from lorakit.tasks.registry import reads_words
+    from lorakit.tasks.registry import TASKS as kinds
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch)
-    words = reads_words(predictor.task.name)
+    wants = kinds[predictor.task.name].wants
     trained = predictor.side.columns
     asked = Columns(columns["text"] or trained.text, columns["pair"] or trained.pair, columns["label"])
-    dataset = read(data, words=words, columns=asked, format=format_, split="test")
+    dataset = read(data, wants, columns=asked, format=format_, split="test")
     scores = predictor.evaluate(dataset.examples)
     click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
 

@@ -17,9 +17,10 @@ from lorakit.lora.files import PREFIX, WEIGHTS_FILE
 from lorakit.lora.header import TensorInfo, read_header
 from lorakit.models import BaseModel, load_base, save_tokenizer, versions
 from lorakit.recipe import TaskSection
-from lorakit.tasks.registry import KINDS
+from lorakit.tasks.registry import TASKS
 
-TASKS = {models.KINDS[kind].peft_task_type: task for task, kind in KINDS.items()}  # peft's task_type -> ours
+# peft's task_type -> ours; several may share one, and the first of them is meant unless one is asked for
+USUAL = {models.KINDS[kind.model].peft_task_type: task for task, kind in list(TASKS.items())[::-1]}
 HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # the layer with one row a label
 
 
@@ -75,9 +76,9 @@ def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]
 
 
 def _task(source: Path, info: BaseInfo, asked: Asked) -> TaskSection:
-    name = asked.task or TASKS.get(info.task_type or "")
+    name = asked.task or USUAL.get(info.task_type or "")
     if name is None:
-        known = ", ".join(KINDS)
+        known = ", ".join(TASKS)
         raise ConfigError(f"{source}: task_type {info.task_type!r} tells no task; say it with --task ({known})")
     return TaskSection.model_validate({"name": name})
 
@@ -91,7 +92,7 @@ def _base(
     source: Path, name: str, revision: str | None, task: TaskSection, labels: tuple[str, ...], outputs: int | None
 ) -> BaseModel:
     """The base model with an output for each label: those asked for, else those of its own config."""
-    kind = KINDS[task.name]
+    kind = TASKS[task.name].model
     if kind == "text2text":
         if not labels:
             raise ConfigError(f"{source}: name the entity types that the adapter writes with --labels PER,LOC,...")

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+# What a task wants of each record: a text alone, one label, several labels, a number, or words with their tags.
+Wants = Literal["text", "label", "labels", "number", "words"]
+# One label; a share for each label (soft); several labels; a number.
+Label = str | Mapping[str, float] | tuple[str, ...] | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +21,7 @@ class Example:
     """
 
     text: str
-    label: str | None = None
+    label: Label | None = None
     pair: str | None = None
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.conll import DOCSTART, columns_of, read_conll
-from lorakit.data.example import Columns, Dataset, Example, of_words
+from lorakit.data.example import Columns, Dataset, Example, Wants, of_words
 from lorakit.data.hub import read_hub, read_saved
+from lorakit.data.labels import LABELS, one_label
 from lorakit.data.tables import Row, read_csv, read_jsonl, read_label_first, read_parquet
 from lorakit.data.tags import entities, is_tag, to_tags
 from lorakit.data.text import lines_of
@@ -61,16 +62,15 @@ FILE_LIKE = (
 
 def read(
     source: str,
+    wants: Wants = "label",
     *,
-    words: bool = False,
     columns: Columns = Columns(),
     format: str = "auto",
     split: str = "train",
-    labelled: bool = True,
 ) -> Dataset:
-    """The examples of one source, in their order; with `words`, tagged words, else texts with labels.
+    """The examples of one source, in their order, each with what the task `wants`.
 
-    `labelled=False` reads texts to predict on: labels are taken where they are and not missed where they are not.
+    With `wants = "text"` labels are taken from the column that `columns` names, if it names one, and not looked for.
 
     Raises:
         DataError: the source is missing, empty or damaged, a column is not there, or a record is incomplete; the
@@ -83,11 +83,11 @@ def read(
         examples, notes = read_conll(path)
     else:
         rows = _rows(kind, source, path, split)
-        examples = list(_examples(rows, source, words, columns, labelled, notes))
+        examples = list(_examples(rows, source, wants, columns, notes))
     if not examples:
         raise DataError(f"{source}: a header but no record")
-    if not words and kind == "conll" and labelled:
-        raise DataError(f"{source}: CoNLL columns hold tagged words; this task needs a text and a label a record")
+    if kind == "conll" and wants not in ("words", "text"):
+        raise DataError(f"{source}: CoNLL columns hold tagged words; this task needs a text and its {wants} a record")
     return Dataset(source, examples, _fingerprint(path, examples), notes)
 
 
@@ -144,29 +144,27 @@ def _rows(kind: str, source: str, path: Path, split: str) -> Iterable[Row]:
     return TABLES[kind](path)
 
 
-def _examples(
-    rows: Iterable[Row], source: str, words: bool, columns: Columns, labelled: bool, notes: list[str]
-) -> Iterator[Example]:
+def _examples(rows: Iterable[Row], source: str, wants: Wants, columns: Columns, notes: list[str]) -> Iterator[Example]:
     iterator = iter(rows)
     first = next(iterator, None)
     if first is None:
         return
-    make = _words_maker(first, source, notes) if words else _text_maker(first, source, columns, labelled, notes)
+    make = _words_maker(first, source, notes) if wants == "words" else _text_maker(first, source, wants, columns, notes)
     for row in chain([first], iterator):
         yield make(row)
 
 
-def _text_maker(
-    first: Row, source: str, columns: Columns, labelled: bool, notes: list[str]
-) -> Callable[[Row], Example]:
+def _text_maker(first: Row, source: str, wants: Wants, columns: Columns, notes: list[str]) -> Callable[[Row], Example]:
     text = _column("text", columns.text, first, source, notes)
-    label = _column("label", columns.label, first, source, notes) if labelled or columns.label else None
+    label = _column("label", columns.label, first, source, notes) if wants != "text" or columns.label else None
     pair = _column("pair", columns.pair, first, source, notes) if columns.pair else None
+
+    to_label = LABELS.get(wants, one_label)
 
     def make(row: Row) -> Example:
         return Example(
             text=_text(row, text),
-            label=None if label is None else _label(row, label),
+            label=None if label is None else to_label(row, label),
             pair=None if pair is None else _text(row, pair),
             where=row.where,
         )
@@ -195,13 +193,6 @@ def _text(row: Row, column: str) -> str:
     if not value.strip():
         raise DataError(f"{row.where}: column {column!r} is empty")
     return value
-
-
-def _label(row: Row, column: str) -> str:
-    value = row.values.get(column)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not a label (a text or a whole number)")
-    return str(value).strip()
 
 
 def _words_maker(first: Row, source: str, notes: list[str]) -> Callable[[Row], Example]:
@@ -255,4 +246,4 @@ def read_texts(path: Path, columns: Columns = Columns()) -> list[Example]:
             if not line.strip():
                 raise DataError(f"{path}:{number}: the line is empty")
         return [Example(line) for line in lines]
-    return list(read(str(path), columns=replace(columns, label=None), labelled=False).examples)
+    return list(read(str(path), "text", columns=replace(columns, label=None)).examples)

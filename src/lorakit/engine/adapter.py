@@ -35,6 +35,7 @@ class Side:
     task: TaskSection
     labels: tuple[str, ...]
     max_length: int
+    tuned: Mapping[str, Any]  # on the validation examples: thresholds, say
     columns: Columns  # that it was trained on; with a pair, answers need pairs too
     base: str
     revision: str | None
@@ -70,6 +71,7 @@ def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
     return {
         "task": recipe.task.model_dump(),
         "labels": list(prepared.task.labels),
+        "tuned": dict(prepared.task.tuned),
         "max_length": recipe.data.max_length or base.max_length,
         "base": {"name": base.name, "revision": base.revision, "sha256": base.sha256},
         "dtype": "fp32" if prepared.dtype.itemsize == 4 else "bf16",
@@ -121,6 +123,7 @@ def read_side(folder: Path) -> Side:
             task=TaskSection.model_validate(raw["task"]),
             labels=tuple(raw["labels"]),
             max_length=int(raw["max_length"]),
+            tuned=dict(raw.get("tuned", {})),
             columns=Columns(**raw["columns"]),
             base=raw["base"]["name"],
             revision=raw["base"]["revision"],

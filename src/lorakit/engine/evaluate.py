@@ -18,13 +18,15 @@ BATCH_SIZE = 64  # examples per forward in prediction
 
 
 def answer_all(
-    model: nn.Module, task: Task, examples: Sequence[Example], items: Sequence[Item], device: torch.device
+    model: nn.Module, task: Task, examples: Sequence[Example], items: Sequence[Sequence[Item]], device: torch.device
 ) -> list[Any]:
-    """The task's answer to each example, in the order of `examples`."""
-    answers: list[Any] = [None] * len(examples)
+    """The task's answer to each example, in the order of `examples`; `items` has those of each example."""
+    flat = [item for of_example in items for item in of_example]
+    raws: list[Any] = [None] * len(flat)
     with evaluating(model):
-        for positions in sorted_batches([len(item["input_ids"]) for item in items], BATCH_SIZE):
-            batch = to_device(task.collate([items[i] for i in positions]), device)
+        for positions in sorted_batches([len(item["input_ids"]) for item in flat], BATCH_SIZE):
+            batch = to_device(task.collate([flat[i] for i in positions]), device)
             for i, raw in zip(positions, task.predict(model, batch), strict=True):
-                answers[i] = task.answer(examples[i], raw)
-    return answers
+                raws[i] = raw
+    rest = iter(raws)
+    return [task.answer(e, [next(rest) for _ in own]) for e, own in zip(examples, items, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Run:
 
     def _train(self) -> None:
         prepared, history = self.prepared, self.history
-        items = prepared.parts["train"].items
+        items = prepared.parts["train"].flat
         clock = time.perf_counter()
         for step in train(prepared.model, prepared.task, items, self.optimizer, prepared.plan, self.start):
             seconds = time.perf_counter() - clock
@@ -133,8 +133,11 @@ class Run:
         self.report(Evaluated(step.number, scores, is_best))
 
     def _scores(self, part: Part) -> Scores:
-        answers = answer_all(self.prepared.model, self.prepared.task, part.examples, part.items, self.prepared.device)
-        return self.prepared.task.score(part.examples, answers)
+        return self.prepared.task.score(part.examples, self._answers(part))
+
+    def _answers(self, part: Part) -> list[Any]:
+        prepared = self.prepared
+        return answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device)
 
     def _out_of_patience(self) -> bool:
         patience = self.prepared.recipe.train.patience
@@ -206,10 +209,14 @@ class Run:
         )
         for name, parameter in self._parameters().items():
             parameter.copy_(self.best_state[name])
+        part = self.prepared.parts["validation"]
+        answers = self._answers(part)
+        if tuned := self.prepared.task.tune(part.examples, answers):
+            self.prepared = replace(self.prepared, task=self.prepared.task.with_tuned(tuned))
         prepared = self.prepared
-        part = prepared.parts["validation"]
-        answers = answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device)
         scores = prepared.task.score(part.examples, answers)
+        if tuned:
+            write_shipped(self.folder, prepared, scores)
         if "test" in prepared.parts:
             scores["test"] = self._scores(prepared.parts["test"])
         scores.update(self._about(last))

@@ -18,7 +18,7 @@ from lorakit.errors import AdapterError, DataError
 from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_config
 from lorakit.models import BaseModel, find, load_base, save_model, weights_sha256
 from lorakit.tasks.base import Scores, Task
-from lorakit.tasks.registry import KINDS, check_labels, make_task, reads_words
+from lorakit.tasks.registry import TASKS, check_labels, make_task
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Predictor:
             if (example.pair is None) != (self.side.columns.pair is None):
                 wanted = "a pair of texts" if self.side.columns.pair else "one text"
                 raise DataError(f"text {number} of {len(unlabelled)}: this run was trained on {wanted} an example")
-        examples = [of_text(example.text) if reads_words(self.task.name) else example for example in unlabelled]
+        examples = [
+            of_text(example.text) if TASKS[self.task.name].wants == "words" else example for example in unlabelled
+        ]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 
     def answers(self, examples: Sequence[Example]) -> list[Any]:
@@ -85,12 +87,13 @@ def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
     device = pick_device()
     cast_frozen_(base.model, DTYPES[side.dtype])
     base.model.to(device).eval()
-    return Predictor(base.model, make_task(side.task, base.tokenizer, side.labels, side.max_length), side, device)
+    task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
+    return Predictor(base.model, task, side, device)
 
 
 def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False) -> BaseModel:
     """The base model with the adapter in it (or the fully fine-tuned model), in fp32 and on the CPU; errors as `load`."""
-    kind = KINDS[side.task.name]
+    kind = TASKS[side.task.name].model
     whole = side.method == "full"
     sha256 = None if whole else _checked_base(folder, side, allow_base_mismatch)
     name = str(folder) if whole else side.base

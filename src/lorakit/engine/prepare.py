@@ -34,7 +34,7 @@ from lorakit.lora.data_inits import DATA_INITS
 from lorakit.models import BaseModel, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
-from lorakit.tasks.registry import KINDS, check_labels, find_labels, make_task, reads_words
+from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
 
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 
@@ -44,7 +44,12 @@ class Part:
     """One part of the data, encoded."""
 
     examples: Sequence[Example]
-    items: Sequence[Item]
+    items: Sequence[Sequence[Item]]  # of each example
+
+    @property
+    def flat(self) -> list[Item]:
+        """All items in a row, which is what training draws from."""
+        return [item for of_example in self.items for item in of_example]
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
         check_labels(recipe.task.name, part, labels)
     base = load_base(
         recipe.model.base,
-        KINDS[recipe.task.name],
+        TASKS[recipe.task.name].model,
         labels=labels,
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,
@@ -92,11 +97,12 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
     device = pick_device()
     dtype = pick_dtype(recipe.model.dtype, recipe.train.method, device)
     parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
-    _tell_cut(parts, max_length, report)
-    plan = Plan([len(item["input_ids"]) for item in parts["train"].items], recipe.train)
+    _tell_cut(task, parts, max_length, report)
+    items = parts["train"].flat
+    plan = Plan([len(item["input_ids"]) for item in items], recipe.train)
     if recipe.lora.init in DATA_INITS:
         base.model.to(device)
-    config, targets = _adapt(recipe, base, _first_batches(base.model, task, parts["train"].items, plan, device))
+    config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device))
     cast_frozen_(base.model, dtype)
     base.model.to(device)
     return Prepared(
@@ -138,7 +144,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     data: DataSection = recipe.data
     dataset = read(
         source,
-        words=reads_words(recipe.task.name),
+        wants=TASKS[recipe.task.name].wants,
         columns=Columns(data.text, data.pair, data.label),
         format=data.format,
         split=split_name,
@@ -223,10 +229,11 @@ def trained_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[
     return lora, saved
 
 
-def _tell_cut(parts: dict[str, Part], max_length: int, report: Report) -> None:
+def _tell_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> None:
     for name, part in parts.items():
-        cut = sum(len(item["input_ids"]) >= max_length for item in part.items)
-        if cut:
-            report(
-                Note(f"{name}: {cut} of {len(part.items)} texts reach the limit of {max_length} tokens and may be cut")
-            )
+        cut = task.cut(part.examples, part.items)
+        if any(cut):
+            counts = {"texts": cut.texts, "targets": cut.targets, "entities lost": cut.entities}
+            told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            share = cut.texts / len(part.examples)
+            report(Note(f"{name}: cut at {max_length} tokens: {told}, of {len(part.examples)} texts ({share:.1%})"))

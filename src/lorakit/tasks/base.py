@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,24 @@ IGNORE = -100  # the label of positions that the loss leaves out
 Item = Mapping[str, list[int]]  # one encoded example: input_ids, labels, ...
 Batch = dict[str, Tensor]
 Scores = dict[str, Any]  # names of scores in [0, 1], tables of them, counts; ready for JSON
+
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Statistic(NamedTuple):
+    """A score as a function of sums over examples, which is what resampling needs."""
+
+    counts: Floats  # (N, K): what each example adds
+    value: Callable[[Floats], Floats]  # sums (..., K) to scores (...)
+
+
+class Cut(NamedTuple):
+    """What the length limits take away: texts not read to their end, targets not written to theirs, entities lost."""
+
+    texts: int = 0
+    targets: int = 0
+    entities: int = 0
 
 
 class Task(Protocol):
@@ -44,8 +63,12 @@ class Task(Protocol):
         """The base model's tokenizer."""
         ...
 
-    def encode(self, examples: Sequence[Example]) -> list[Item]:
-        """Token ids and targets, tokenised once for the whole run."""
+    def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
+        """Token ids and targets, tokenised once for the whole run: for each example one item, or one a window."""
+        ...
+
+    def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
+        """What the length limits took away when these examples were encoded to these items."""
         ...
 
     def collate(self, items: Sequence[Item]) -> Batch:
@@ -64,12 +87,29 @@ class Task(Protocol):
         """A raw answer for each row of the batch."""
         ...
 
-    def answer(self, example: Example, raw: Any) -> Any:
-        """The raw answer put in terms of the example."""
+    def answer(self, example: Example, raws: Sequence[Any]) -> Any:
+        """The raw answers to the example's items, put in terms of the example."""
         ...
 
     def score(self, examples: Sequence[Example], answers: Sequence[Any]) -> Scores:
         """Scores of answers to labelled examples; `metric` is one of the keys."""
+        ...
+
+    def statistics(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Statistic]:
+        """Those of the scores that are functions of sums over examples, by the names that `score` gives them."""
+        ...
+
+    @property
+    def tuned(self) -> Mapping[str, Any]:
+        """What was tuned on the validation examples (thresholds, say), ready for JSON; empty for most tasks."""
+        ...
+
+    def tune(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Any]:
+        """What to tune, from the best checkpoint's answers to the validation examples."""
+        ...
+
+    def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
+        """The task with what was tuned; answers stay as they are, scores and JSON change."""
         ...
 
     def to_json(self, example: Example, answer: Any) -> dict[str, Any]:
@@ -79,6 +119,29 @@ class Task(Protocol):
     def expected(self, example: Example) -> Any:
         """What the answer should have been, in the form that `to_json` gives."""
         ...
+
+
+class Untuned:
+    """The tuning of a task that has nothing to tune."""
+
+    @property
+    def tuned(self) -> Mapping[str, Any]:
+        return {}
+
+    def tune(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Any]:
+        return {}
+
+    def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
+        return self
+
+
+def count_longer(kept: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:
+    """How many of the texts whose kept ids are given have more than `limit` tokens.
+
+    Only those that fill the limit are looked at: `tokenize` gives the ids, not cut, of the texts at some positions.
+    """
+    full = [i for i, ids in enumerate(kept) if len(ids) >= limit]
+    return sum(len(ids) > limit for ids in tokenize(full)) if full else 0
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

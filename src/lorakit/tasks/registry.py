@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from lorakit.data.example import Example
+from lorakit.data.example import Example, Wants
 from lorakit.data.tags import entities
-from lorakit.errors import DataError, ModelError, did_you_mean
+from lorakit.errors import DataError, did_you_mean
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
 from lorakit.tasks.sequence_classification import SequenceClassification
@@ -17,16 +18,24 @@ from lorakit.tasks.token_classification import TokenClassification, tag_names
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = {  # task -> kind of model
-    "sequence_classification": "sequence_classification",
-    "token_classification": "token_classification",
-    "text2text_ner": "text2text",
+# What a task is made of: its table in the recipe, the tokenizer, the labels, and the length limit in tokens.
+Maker = Callable[["TaskSection", "PreTrainedTokenizerBase", tuple[str, ...], int], Task]
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """What is known of a task before its data and its model are."""
+
+    model: str  # a key of models.KINDS
+    wants: Wants  # of each record
+    make: Maker
+
+
+TASKS: Mapping[str, TaskKind] = {
+    "sequence_classification": TaskKind("sequence_classification", "label", SequenceClassification.make),
+    "token_classification": TaskKind("token_classification", "words", TokenClassification.make),
+    "text2text_ner": TaskKind("text2text", "words", Text2TextNer.make),
 }
-
-
-def reads_words(task_name: str) -> bool:
-    """Whether the task's data are tagged words rather than texts with a label."""
-    return task_name != "sequence_classification"
 
 
 def find_labels(task_name: str, examples: Sequence[Example]) -> tuple[str, ...]:
@@ -35,30 +44,35 @@ def find_labels(task_name: str, examples: Sequence[Example]) -> tuple[str, ...]:
     Raises:
         DataError: there are fewer than two labels, or no entity.
     """
-    labels = _in_order({label for example in examples for label in _labels_of(example, task_name)})
+    wants = TASKS[task_name].wants
+    labels = _in_order({label for example in examples for label in _labels_of(example)})
     place = examples[0].where.rpartition(":")[0]
-    if reads_words(task_name) and not labels:
+    if wants == "words" and not labels:
         raise DataError(f"{place}: no entity in the training data: every tag is O")
-    if not reads_words(task_name) and len(labels) < 2:
+    if wants == "label" and len(labels) < 2:
         raise DataError(f"{place}: every training example has the label {labels[0]!r}; two labels at least are needed")
     return tag_names(labels) if task_name == "token_classification" else labels
 
 
 def check_labels(task_name: str, examples: Iterable[Example], labels: Sequence[str]) -> None:
     """Raise a DataError with file and line at the first label that the training data do not have."""
-    known = {label.removeprefix("B-").removeprefix("I-") for label in labels} if reads_words(task_name) else set(labels)
+    words = TASKS[task_name].wants == "words"
+    known = {label.removeprefix("B-").removeprefix("I-") for label in labels} if words else set(labels)
     for example in examples:
-        for label in _labels_of(example, task_name):
+        for label in _labels_of(example):
             if label not in known:
                 raise DataError(
                     f"{example.where}: label {label!r} is not in the training data; {did_you_mean(label, known)}"
                 )
 
 
-def _labels_of(example: Example, task_name: str) -> list[str]:
-    if reads_words(task_name):
-        return [entity.type for entity in entities(example.tags)]
-    return [] if example.label is None else [example.label]
+def _labels_of(example: Example) -> Iterable[str]:
+    """The labels that a record names, whatever their form; a number names none."""
+    if isinstance(example.label, str):
+        return [example.label]
+    if isinstance(example.label, (tuple, Mapping)):
+        return example.label
+    return [entity.type for entity in entities(example.tags)]
 
 
 def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
@@ -70,16 +84,12 @@ def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def make_task(
-    section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
+    section: TaskSection,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    max_length: int,
+    tuned: Mapping[str, Any] | None = None,
 ) -> Task:
-    """The task that the recipe names, over one tokenizer and one set of labels."""
-    if section.name == "sequence_classification":
-        return SequenceClassification(tokenizer, labels, max_length)
-    if section.name == "token_classification":
-        if not tokenizer.is_fast:
-            raise ModelError(
-                f"task.name = 'token_classification': {type(tokenizer).__name__} cannot tell which sub-word belongs to "
-                "which word; use a base model with a fast tokenizer, or text2text_ner with a T5"
-            )
-        return TokenClassification(tokenizer, labels, max_length)
-    return Text2TextNer(tokenizer, labels, max_length, section.prefix, section.max_target_length, section.constrained)
+    """The task that the recipe names, over one tokenizer and one set of labels, with what a run tuned for it."""
+    task = TASKS[section.name].make(section, tokenizer, labels, max_length)
+    return task.with_tuned(tuned) if tuned else task

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.tasks.base import Batch, Item, Scores, inputs_of, pad_inputs
-from lorakit.tasks.metrics import classification_scores
+from lorakit.recipe import TaskSection
+from lorakit.tasks.base import Batch, Cut, Item, Scores, Statistic, Untuned, count_longer, inputs_of, pad_inputs
+from lorakit.tasks.label_scores import accuracy, classification_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class SequenceClassification:
+class SequenceClassification(Untuned):
     """Single-label classification; an answer is the list of the labels' probabilities."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -29,20 +30,36 @@ class SequenceClassification:
     kind: str = "sequence_classification"
     metric: str = "accuracy"
 
-    def encode(self, examples: Sequence[Example]) -> list[Item]:
-        pairs = [example.pair for example in examples] if examples[0].pair is not None else None
-        encoded = self.tokenizer(
-            [example.text for example in examples], pairs, truncation=True, max_length=self.max_length
-        )
+    @classmethod
+    def make(
+        cls, section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
+    ) -> Self:
+        return cls(tokenizer, labels, max_length)
+
+    def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
+        encoded = self._tokenized(examples, truncation=True, max_length=self.max_length)
         keys = [key for key in ("input_ids", "token_type_ids") if key in encoded]
         numbers = {label: i for i, label in enumerate(self.labels)}
         return [
-            {
-                **{key: encoded[key][i] for key in keys},
-                **({} if example.label is None else {"labels": [numbers[example.label]]}),
-            }
+            [
+                {
+                    **{key: encoded[key][i] for key in keys},
+                    **({} if example.label is None else {"labels": [numbers[str(example.label)]]}),
+                }
+            ]
             for i, example in enumerate(examples)
         ]
+
+    def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
+        pairs = [example.pair for example in examples] if examples[0].pair is not None else None
+        return self.tokenizer([example.text for example in examples], pairs, **options)
+
+    def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
+        def tokenize(positions: list[int]) -> list[list[int]]:
+            ids: list[list[int]] = self._tokenized([examples[i] for i in positions], verbose=False)["input_ids"]
+            return ids
+
+        return Cut(texts=count_longer([item["input_ids"] for (item,) in items], self.max_length, tokenize))
 
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = pad_inputs(items, self.tokenizer.pad_token_id)
@@ -61,12 +78,15 @@ class SequenceClassification:
         probabilities: list[list[float]] = model(**inputs_of(batch)).logits.float().softmax(-1).tolist()
         return probabilities
 
-    def answer(self, example: Example, raw: list[float]) -> list[float]:
-        return raw
+    def answer(self, example: Example, raws: Sequence[list[float]]) -> list[float]:
+        return raws[0]
 
     def score(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Scores:
-        gold = [example.label or "" for example in examples]
+        gold = [str(example.label) for example in examples]
         return classification_scores(gold, [self._best(answer) for answer in answers], self.labels)
+
+    def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
+        return {"accuracy": accuracy([e.label == self._best(a) for e, a in zip(examples, answers, strict=True)])}
 
     def _best(self, answer: list[float]) -> str:
         return self.labels[max(range(len(answer)), key=answer.__getitem__)]
@@ -80,5 +100,5 @@ class SequenceClassification:
             "probabilities": dict(zip(self.labels, answer, strict=True)),
         }
 
-    def expected(self, example: Example) -> str | None:
+    def expected(self, example: Example) -> Any:
         return example.label

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,23 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.data.tags import entities, to_tags
-from lorakit.tasks.base import IGNORE, Batch, Item, Scores, inputs_of, pad, pad_inputs
+from lorakit.recipe import TaskSection
+from lorakit.tasks.base import (
+    IGNORE,
+    Batch,
+    Cut,
+    Item,
+    Scores,
+    Statistic,
+    Untuned,
+    count_longer,
+    inputs_of,
+    pad,
+    pad_inputs,
+)
 from lorakit.tasks.constrained import Constraint, Language
 from lorakit.tasks.entity_list import Aligned, Parsed, align, parse, write
-from lorakit.tasks.metrics import entity_scores, prf
+from lorakit.tasks.entity_scores import entity_scores, entity_statistics, prf
 from lorakit.tasks.token_classification import entity_dicts
 
 if TYPE_CHECKING:
@@ -52,7 +65,7 @@ class _Confidence:
 
 
 @dataclass(frozen=True)
-class Text2TextNer:
+class Text2TextNer(Untuned):
     """NER as generation. The labels are entity types; entities are found again in the words, left to right."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -65,15 +78,39 @@ class Text2TextNer:
     kind: str = "text2text"
     metric: str = "entity_f1"
 
-    def encode(self, examples: Sequence[Example]) -> list[Item]:
-        inputs = [self.prefix + " ".join(example.words) for example in examples]
+    @classmethod
+    def make(
+        cls, section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
+    ) -> Self:
+        return cls(tokenizer, labels, max_length, section.prefix, section.max_target_length, section.constrained)
+
+    def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
+        inputs = [self._input(example) for example in examples]
         ids = self.tokenizer(inputs, truncation=True, max_length=self.max_length)["input_ids"]
         targets = [self.expected(example) for example in examples]
         labels = self.tokenizer(text_target=targets, truncation=True, max_length=self.max_target_length)["input_ids"]
         items: list[Item] = [{"input_ids": i, "labels": t} for i, t in zip(ids, labels, strict=True)]
         if self.constrained:  # the words go along as code points, since a batch is made of numbers
             items = [{**i, "source": [ord(c) for c in " ".join(e.words)]} for i, e in zip(items, examples, strict=True)]
-        return items
+        return [[item] for item in items]
+
+    def _input(self, example: Example) -> str:
+        return self.prefix + " ".join(example.words)
+
+    def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
+        def inputs(positions: list[int]) -> list[list[int]]:
+            ids: list[list[int]] = self.tokenizer([self._input(examples[i]) for i in positions])["input_ids"]
+            return ids
+
+        def targets(positions: list[int]) -> list[list[int]]:
+            texts = [self.expected(examples[i]) for i in positions]
+            ids: list[list[int]] = self.tokenizer(text_target=texts)["input_ids"]
+            return ids
+
+        return Cut(
+            texts=count_longer([item["input_ids"] for (item,) in items], self.max_length, inputs),
+            targets=count_longer([item["labels"] for (item,) in items], self.max_target_length, targets),
+        )
 
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = pad_inputs(items, self.tokenizer.pad_token_id)
@@ -114,13 +151,13 @@ class Text2TextNer:
         words = "".join(map(chr, source)).rstrip("\0").split(" ")
         return Language(self.tokenizer, self.labels, words)
 
-    def answer(self, example: Example, raw: Generated) -> Extracted:
+    def answer(self, example: Example, raws: Sequence[Generated]) -> Extracted:
+        (raw,) = raws
         parsed = parse(raw.text, self.labels)
         return Extracted(raw, parsed, align(parsed.mentions, example.words))
 
     def score(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> Scores:
-        gold = [example.tags for example in examples]
-        tags = [to_tags(a.aligned.entities, len(e.words)) for e, a in zip(examples, answers, strict=True)]
+        gold, tags = _tags(examples, answers)
         mentions = sum(len(answer.parsed.mentions) for answer in answers)
         return {
             **entity_scores(gold, tags),
@@ -130,6 +167,9 @@ class Text2TextNer:
             "truncated": _share(not answer.generated.ended for answer in answers),
             "invented": sum(answer.aligned.invented for answer in answers) / max(1, mentions),
         }
+
+    def statistics(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> dict[str, Statistic]:
+        return entity_statistics(*_tags(examples, answers))
 
     def to_json(self, example: Example, answer: Extracted) -> dict[str, Any]:
         found = answer.aligned.entities
@@ -141,6 +181,12 @@ class Text2TextNer:
 
     def expected(self, example: Example) -> str:
         return write(example.words, entities(example.tags))
+
+
+def _tags(examples: Sequence[Example], answers: Sequence[Extracted]) -> tuple[list[Sequence[str]], list[Sequence[str]]]:
+    """Gold and answered IOB2 tags."""
+    found = [to_tags(a.aligned.entities, len(e.words)) for e, a in zip(examples, answers, strict=True)]
+    return [example.tags for example in examples], list(found)
 
 
 def _share(claims: Iterable[bool]) -> float:

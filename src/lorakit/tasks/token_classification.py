@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, Entity, entities
-from lorakit.tasks.base import IGNORE, Batch, Item, Scores, inputs_of, pad, pad_inputs
-from lorakit.tasks.metrics import entity_scores
+from lorakit.errors import ModelError
+from lorakit.recipe import TaskSection
+from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Scores, Statistic, Untuned, inputs_of, pad, pad_inputs
+from lorakit.tasks.entity_scores import entity_scores, entity_statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +34,7 @@ def tag_names(types: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(Untuned):
     """Word-level tagging. Words that the length limit cuts off are answered O, and so count as missed."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,14 +44,27 @@ class TokenClassification:
     kind: str = "token_classification"
     metric: str = "entity_f1"
 
-    def encode(self, examples: Sequence[Example]) -> list[Item]:
+    @classmethod
+    def make(
+        cls, section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
+    ) -> Self:
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"task.name = 'token_classification': {type(tokenizer).__name__} cannot tell which sub-word belongs to "
+                "which word; use a base model with a fast tokenizer, or text2text_ner with a T5"
+            )
+        return cls(tokenizer, labels, max_length)
+
+    def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
         encoded = self.tokenizer(
             [list(example.words) for example in examples],
             is_split_into_words=True,
             truncation=True,
             max_length=self.max_length,
         )
-        return [self._item(example, encoded["input_ids"][i], encoded.word_ids(i)) for i, example in enumerate(examples)]
+        return [
+            [self._item(example, encoded["input_ids"][i], encoded.word_ids(i))] for i, example in enumerate(examples)
+        ]
 
     def _item(self, example: Example, ids: list[int], word_ids: Sequence[int | None]) -> Item:
         """`first` has the position of each word's first sub-word, -1 for words without one (cut off, or no glyph)."""
@@ -66,6 +81,13 @@ class TokenClassification:
                     labels[position] = numbers[tag]
             item["labels"] = labels
         return item
+
+    def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
+        read = [max((i for i, at in enumerate(item["first"], start=1) if at >= 0), default=0) for (item,) in items]
+        return Cut(
+            texts=sum(words < len(example.words) for words, example in zip(read, examples, strict=True)),
+            entities=sum(e.end > words for words, x in zip(read, examples, strict=True) for e in entities(x.tags)),
+        )
 
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = pad_inputs(items, self.tokenizer.pad_token_id)
@@ -92,12 +114,15 @@ class TokenClassification:
         scores = best.values.gather(1, first.clamp_min(0)).tolist()
         return [list(zip(*row, strict=True)) for row in zip(tags, scores, strict=True)]
 
-    def answer(self, example: Example, raw: list[tuple[int, float]]) -> Tagged:
-        kept = raw[: len(example.words)]
+    def answer(self, example: Example, raws: Sequence[list[tuple[int, float]]]) -> Tagged:
+        kept = raws[0][: len(example.words)]
         return Tagged(tuple(self.labels[tag] for tag, _ in kept), tuple(score for _, score in kept))
 
     def score(self, examples: Sequence[Example], answers: Sequence[Tagged]) -> Scores:
         return entity_scores([example.tags for example in examples], [answer.tags for answer in answers])
+
+    def statistics(self, examples: Sequence[Example], answers: Sequence[Tagged]) -> dict[str, Statistic]:
+        return entity_statistics([example.tags for example in examples], [answer.tags for answer in answers])
 
     def to_json(self, example: Example, answer: Tagged) -> dict[str, Any]:
         found = entities(answer.tags)

@@ -1,4 +1,4 @@
-"""Scores that tasks share. Classification is scikit-learn's; entity F1 equals seqeval's in both of its modes."""
+"""Scores of entities, equal to seqeval's in both of its modes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from lorakit.data.tags import Entity, entities, strict_entities
+from lorakit.tasks.base import Floats, Statistic
 
 Tags = Sequence[str]
-
-
-def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, macro F1, scores per class, and the confusion matrix (rows gold, columns predicted)."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # late: half a second
-
-    precision, recall, f1, support = precision_recall_fscore_support(
-        gold, predicted, labels=list(labels), zero_division=0.0
-    )
-    per_class = {
-        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-        for label, p, r, f, s in zip(labels, precision, recall, f1, support, strict=True)
-    }
-    return {
-        "accuracy": sum(g == p for g, p in zip(gold, predicted, strict=True)) / len(gold),
-        "macro_f1": float(f1.mean()),
-        "per_class": per_class,
-        "confusion": {
-            "labels": list(labels),
-            "matrix": confusion_matrix(gold, predicted, labels=list(labels)).tolist(),
-        },
-    }
+READERS = {"entity_f1": entities, "entity_f1_strict": strict_entities}  # conlleval's reading, and strict IOB2
 
 
 def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> dict[str, Any]:
@@ -71,3 +53,19 @@ def _counts(
         found.update(entity.type for entity in guessed)
         right.update(entity.type for entity in true & guessed)
     return {kind: (right[kind], found[kind], wanted[kind]) for kind in wanted | found}
+
+
+def entity_statistics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> dict[str, Statistic]:
+    """Micro F1 as conlleval counts, and in strict IOB2, from each sentence's right, predicted and gold entities."""
+    found = {}
+    for name, read in READERS.items():
+        pairs = [(set(read(g)), set(read(p))) for g, p in zip(gold, predicted, strict=True)]
+        counts = [(len(g & p), len(p), len(g)) for g, p in pairs]
+        found[name] = Statistic(np.array(counts, dtype=np.float64), _f1)
+    return found
+
+
+def _f1(sums: Floats) -> Floats:
+    right, found, wanted = np.moveaxis(sums, -1, 0)
+    value: Floats = 2 * right / np.maximum(found + wanted, 1)
+    return value
