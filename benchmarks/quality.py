@@ -4,8 +4,9 @@
     python benchmarks/quality.py table OUT
 
 DATA is a folder with the public files of the sets, none of which is part of this project. Each run is a process of its own
-and leaves one JSON file in OUT; a run that is there already is skipped. No run looks at the test part but to be scored: the
-last epoch is scored, whatever it is, and `table` takes the learning rate that is best on the validation part. `lora` and
+and leaves one JSON file in OUT; a run that is there already is skipped. No run looks at the test part but to be scored: what
+the last epoch leaves is scored, whatever it is (of SST-2, whose runs are long, the state that is best on the validation
+part), and `table` takes the learning rate that is best on the validation part. `lora` and
 `rival` have the same layers, r, alpha, batch size, epochs, schedule, warm-up, weight decay, clipping and dropout (none);
 the rival pads each batch to its longest text, the Trainer's default.
 """
@@ -88,6 +89,30 @@ def sick(data: Path) -> Parts:
     }
 
 
+def conll(data: Path, files: Mapping[str, str]) -> dict[str, list[Row]]:
+    """Files of words and tags, whatever their scheme, as words and IOB2 tags."""
+    from lorakit.data.read import read
+
+    found = {part: read(str(data / file), words=True).examples for part, file in files.items()}
+    return {
+        part: [{"tokens": list(example.words), "ner_tags": list(example.tags)} for example in examples]
+        for part, examples in found.items()
+    }
+
+
+def wnut17(data: Path) -> Parts:
+    """Six kinds of rare names in short messages."""
+    files = {"train": "wnut17train.conll", "validation": "emerging.dev.conll", "test": "emerging.test.annotated"}
+    return conll(data / "wnut17", files)
+
+
+def wikigold(data: Path) -> Parts:
+    """Four kinds of names in Wikipedia; one file, of which a fifth tests and a tenth of the rest chooses."""
+    rows, test = held_out(conll(data / "wikigold", {"all": "wikigold.conll.txt"})["all"], 0.2)
+    train, validation = held_out(rows, 0.1)
+    return {"train": train, "validation": validation, "test": test}
+
+
 @dataclass(frozen=True)
 class Set:
     """A data set and how it is trained, the same for every system."""
@@ -96,12 +121,15 @@ class Set:
     task: str
     epochs: int
     batch_size: int = 32
+    eval_every: int | None = None  # steps; where set, the state that is best on the validation part is kept
 
 
 SETS = {
-    "sst2": Set(sst2, "sequence_classification", epochs=3),
+    "sst2": Set(sst2, "sequence_classification", epochs=3, eval_every=1_500),
     "banking77": Set(banking77, "sequence_classification", epochs=5),
-    "sick": Set(sick, "sequence_classification", epochs=5),
+    "sick": Set(sick, "sequence_classification", epochs=3),
+    "wnut17": Set(wnut17, "token_classification", epochs=5, batch_size=16),
+    "wikigold": Set(wikigold, "token_classification", epochs=5, batch_size=16),
 }
 
 
@@ -154,17 +182,24 @@ class Clock:
     def lap(self) -> None:
         self.cpu_s, self.wall_s = time.process_time() - self.begin[0], time.perf_counter() - self.begin[1]
 
+    def skip(self) -> None:
+        """Leave out what has passed since the last lap."""
+        self.begin = (time.process_time() - self.cpu_s, time.perf_counter() - self.wall_s)
+
 
 def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock) -> dict[str, list[Any]]:
     """lorakit with train.method lora, full or head."""
     import lorakit
     from lorakit.data.read import read
-    from lorakit.engine.events import Event, Started
+    from lorakit.engine.events import Evaluated, Event, Started
     from lorakit.engine.train import Step
 
     def report(event: Event) -> None:
         if isinstance(event, Started):
             clock.start()
+        if isinstance(event, Evaluated):
+            clock.skip()
+            print(f"  {job.name} step {event.step}: {event.scores}"[:200], flush=True)
         if isinstance(event, Step):
             clock.lap()
             if event.number % 50 == 0:
@@ -179,27 +214,24 @@ def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clo
         lora={"r": R, "alpha": ALPHA},
         train={
             "method": job.system, "epochs": spec.epochs, "batch_size": spec.batch_size, "lr": job.lr, "seed": job.seed,
-            "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "eval_every": NEVER,
+            "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "eval_every": spec.eval_every or NEVER,
         },
         output={"dir": str(folder)},
     )  # fmt: skip
     predictor = lorakit.load(folder)
-    answers = {part: predictor.predict_examples(read(str(files[part])).examples) for part in ("validation", "test")}
-    return {part: [answer["label"] for answer in found] for part, found in answers.items()}
+    words = spec.task == "token_classification"
+    answers = {
+        part: predictor.predict_examples(read(str(files[part]), words=words).examples)
+        for part in ("validation", "test")
+    }
+    return {part: [TASKS[spec.task].ours(answer) for answer in found] for part, found in answers.items()}
 
 
 def rival_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock) -> dict[str, list[Any]]:
     """peft's LoRA on the same layers under transformers.Trainer; the classifier is trained in full, as with lorakit."""
     import peft
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-        set_seed,
-    )
+    import transformers
+    from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
     from lorakit.models import find
 
@@ -212,43 +244,52 @@ def rival_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock
             if state.global_step % 50 == 0:
                 print(f"  {job.name} epoch {state.epoch:.2f} cpu {clock.cpu_s:.0f}", flush=True)
 
+        def on_evaluate(self, *_: Any, **__: Any) -> None:
+            clock.skip()
+
     spec, base = SETS[job.set], find("minilm")
+    task = TASKS[spec.task]
     rows = {part: rows_of(path) for part, path in files.items()}
-    labels = sorted({row["label"] for row in rows["train"]})
+    labels = task.labels(rows["train"])
     tokenizer = AutoTokenizer.from_pretrained(base)
-
-    def encoded(part: str) -> list[Row]:
-        texts = [[row[key] for row in rows[part]] for key in ("text", "pair") if key in rows[part][0]]
-        found = tokenizer(*texts, truncation=True, max_length=MAX_LENGTH)
-        return [
-            {**{key: found[key][i] for key in found}, "labels": labels.index(row["label"])}
-            for i, row in enumerate(rows[part])
-        ]
-
+    items = {part: task.encode(tokenizer, rows[part], labels) for part in rows}
     set_seed(job.seed)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    auto = getattr(transformers, task.model)
     model = peft.get_peft_model(
-        AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=len(labels), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-        ),
+        auto.from_pretrained(base, num_labels=len(labels), **no_dropout),
         peft.LoraConfig(
-            task_type="SEQ_CLS", r=R, lora_alpha=ALPHA, target_modules="all-linear", modules_to_save=["classifier"]
+            task_type=task.peft_type, r=R, lora_alpha=ALPHA, target_modules="all-linear", modules_to_save=["classifier"]
         ),
     )
-    train = encoded("train")
+    best: Row = {"save_strategy": "no"}
+    if spec.eval_every:
+        best = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": spec.eval_every}
+        best |= {"save_steps": spec.eval_every, "load_best_model_at_end": True, "metric_for_best_model": "score"}
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=spec.batch_size, num_train_epochs=spec.epochs,
         learning_rate=job.lr, lr_scheduler_type="linear", weight_decay=WEIGHT_DECAY, max_grad_norm=1.0, seed=job.seed,
-        warmup_steps=round(WARMUP * spec.epochs * -(-len(train) // spec.batch_size)), per_device_eval_batch_size=64,
-        report_to=[], save_strategy="no", logging_steps=500, disable_tqdm=True, use_cpu=True,
+        warmup_steps=round(WARMUP * spec.epochs * -(-len(rows["train"]) // spec.batch_size)),
+        per_device_eval_batch_size=64, report_to=[], disable_tqdm=True, use_cpu=True,
+        **best,
     )  # fmt: skip
+    collator = getattr(transformers, task.collator)(tokenizer)
+
+    def score(found: Any) -> dict[str, float]:
+        answers = [task.theirs(*each, labels) for each in zip(found.predictions, items["validation"], strict=True)]
+        gold = [row[task.gold] for row in rows["validation"]]
+        return {"score": float(task.score(task.counts(gold, answers).sum(0), len(gold)))}
+
     trainer = Trainer(
-        model, arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer), callbacks=[Timed()]
-    )
+        model, arguments, train_dataset=items["train"], eval_dataset=items["validation"], data_collator=collator,
+        callbacks=[Timed()], compute_metrics=score if spec.eval_every else None,
+    )  # fmt: skip
     trainer.train()
     print(f"  {job.name} trains {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
+    logits = {part: trainer.predict(items[part]).predictions for part in ("validation", "test")}
     return {
-        part: [labels[i] for i in trainer.predict(encoded(part)).predictions.argmax(-1)]  # type: ignore[arg-type]
-        for part in ("validation", "test")
+        part: [task.theirs(row, item, labels) for row, item in zip(found, items[part], strict=True)]
+        for part, found in logits.items()
     }
 
 
@@ -268,29 +309,115 @@ def accuracy(sums: np.ndarray, n: int) -> np.ndarray:
     return sums[..., 0] / n
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A score and what it needs of each example."""
+def entity_counts(gold: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """For entity F1: (N, 2), the entities that are right, and those of the gold tags and of the answer together."""
+    from seqeval.metrics.sequence_labeling import get_entities
 
-    name: str
+    both = [(set(get_entities(list(g))), set(get_entities(list(a)))) for g, a in zip(gold, answers, strict=True)]
+    return np.array([[len(g & a), len(g) + len(a)] for g, a in both], float)
+
+
+def f1(sums: np.ndarray, n: int) -> np.ndarray:
+    """Shapes: sums (..., 2); result (...)."""
+    return 2 * sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
+# The tasks
+
+
+def classes(rows: Sequence[Row]) -> list[str]:
+    """The labels, by alphabet."""
+    return sorted({row["label"] for row in rows})
+
+
+def encode_texts(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
+    """Texts or pairs for the Trainer."""
+    texts = [[row[key] for row in rows] for key in ("text", "pair") if key in rows[0]]
+    found = tokenizer(*texts, truncation=True, max_length=MAX_LENGTH)
+    return [
+        {**{key: found[key][i] for key in found}, "labels": labels.index(row["label"])} for i, row in enumerate(rows)
+    ]
+
+
+def best_class(logits: np.ndarray, item: Row, labels: Sequence[str]) -> str:
+    """Shapes: logits (C,)."""
+    return labels[int(logits.argmax())]
+
+
+def tags(rows: Sequence[Row]) -> list[str]:
+    """O, and B- and I- of each type."""
+    types = sorted({tag[2:] for row in rows for tag in row["ner_tags"]} - {""})
+    return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+
+
+def encode_words(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
+    """Words for the Trainer: the first sub-word of each has its label."""
+    found = tokenizer([row["tokens"] for row in rows], is_split_into_words=True, truncation=True, max_length=MAX_LENGTH)
+    items = []
+    for i, row in enumerate(rows):
+        words = found.word_ids(i)
+        first = [word is not None and word not in words[:at] for at, word in enumerate(words)]
+        marks = [labels.index(row["ner_tags"][w]) if new else -100 for w, new in zip(words, first, strict=True)]
+        items.append({**{key: found[key][i] for key in found}, "labels": marks})
+    return items
+
+
+def best_tags(logits: np.ndarray, item: Row, labels: Sequence[str]) -> list[str]:
+    """A tag for each word that the length limit leaves. Shapes: logits (T, C)."""
+    marks = np.array(item["labels"])
+    return [labels[i] for i in logits[: len(marks)][marks != -100].argmax(-1)]
+
+
+def tags_of(answer: Row) -> list[str]:
+    """IOB2 tags of the text's words, which single spaces join, from entities with offsets."""
+    found, position = [], 0
+    for word in answer["text"].split(" "):
+        inside = next((e for e in answer["entities"] if e["start"] <= position < e["end"]), None)
+        prefix = "B" if inside and inside["start"] == position else "I"
+        found.append(f"{prefix}-{inside['entity_group']}" if inside else "O")
+        position += len(word) + 1
+    return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a kind of problem needs of each system, and its score."""
+
+    model: str  # transformers' class
+    peft_type: str
+    labels: Callable[[Sequence[Row]], list[str]]
+    encode: Callable[[Any, Sequence[Row], Sequence[str]], list[Row]]
+    collator: str
+    theirs: Callable[[np.ndarray, Row, Sequence[str]], Any]  # the Trainer's logits of an example -> its answer
+    ours: Callable[[Row], Any]  # lorakit's answer -> the same
     gold: str  # key of a row
+    metric: str
     counts: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]  # gold, answers -> (N, K)
     score: Callable[[np.ndarray, int], np.ndarray]  # sums over N examples (..., K), N -> (...)
 
 
-METRICS = {"sequence_classification": Metric("accuracy", "label", right, accuracy)}
+TASKS = {
+    "sequence_classification": Task(
+        "AutoModelForSequenceClassification", "SEQ_CLS", classes, encode_texts, "DataCollatorWithPadding", best_class,
+        lambda answer: answer["label"], "label", "accuracy", right, accuracy,
+    ),
+    "token_classification": Task(
+        "AutoModelForTokenClassification", "TOKEN_CLS", tags, encode_words, "DataCollatorForTokenClassification",
+        best_tags, tags_of, "ner_tags", "entity F1", entity_counts, f1,
+    ),
+}  # fmt: skip
 
 
 def counts_of(name: str, out: Path, answers: Sequence[Any], part: str) -> np.ndarray:
-    """What a set's metric needs of each example."""
-    metric = METRICS[SETS[name].task]
-    gold = [row[metric.gold] for row in rows_of(files_of(name, out)[part])]
-    return metric.counts(gold, answers)
+    """What a set's score needs of each example."""
+    task = TASKS[SETS[name].task]
+    gold = [row[task.gold] for row in rows_of(files_of(name, out)[part])]
+    return task.counts(gold, answers)
 
 
 def score_of(name: str, counts: np.ndarray) -> float:
     """The set's score."""
-    return float(METRICS[SETS[name].task].score(counts.sum(0), len(counts)))
+    return float(TASKS[SETS[name].task].score(counts.sum(0), len(counts)))
 
 
 # Running
@@ -304,7 +431,7 @@ def one(job: Job, data: Path, out: Path) -> None:
     spec = SETS[job.set]
     result = {
         **vars(job), "commit": commit(), "date": time.strftime("%Y-%m-%d"), "epochs": spec.epochs, "batch_size": spec.batch_size,
-        "r": R, "alpha": ALPHA, "metric": METRICS[spec.task].name,
+        "r": R, "alpha": ALPHA, "metric": TASKS[spec.task].metric,
         **{part: score_of(job.set, counts_of(job.set, out, found, part)) for part, found in answers.items()},
         "cpu_s": clock.cpu_s, "wall_s": clock.wall_s,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "answers": answers["test"],
@@ -343,7 +470,7 @@ def resampled(name: str, counts: np.ndarray) -> np.ndarray:
     """
     n = counts.shape[-2]
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)  # times each example is drawn
-    return METRICS[SETS[name].task].score(draws @ counts, n)
+    return TASKS[SETS[name].task].score(draws @ counts, n)
 
 
 def interval(scores: np.ndarray) -> str:
@@ -403,7 +530,7 @@ def comparison(out: Path, ours: Found, theirs: Found) -> str:
 
 def mcnemar(name: str, a: np.ndarray, b: np.ndarray) -> str:
     """McNemar's exact test of two runs' right answers; none for scores that are no share of right answers."""
-    if METRICS[SETS[name].task].counts is not right:
+    if TASKS[SETS[name].task].counts is not right:
         return "-"
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
     p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
