@@ -47,7 +47,8 @@ def test_train_recipe_takes_changes_and_names_the_run_after_itself(
     recipe = read_recipe(folder / "recipe.toml")
     assert (recipe.train.seed, recipe.lora.target_modules) == (4, ("query", "value"))
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    assert f"accuracy           {scores['accuracy']:.4f}" in out
+    low, high = scores["intervals"]["accuracy"]
+    assert f"accuracy           {scores['accuracy']:.4f} [{low:.3f}, {high:.3f}]" in out
     counts = scores["parameters"]
     assert f"trained {counts['trainable']:,} of {counts['total']:,} parameters" in out
     assert out.splitlines()[-1] == f"run folder: {Path('runs') / 'small'}"

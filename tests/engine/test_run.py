@@ -16,10 +16,12 @@ from torch import Tensor
 from lorakit.engine.events import Evaluated, Event, Note, Started
 from lorakit.engine.fit import SAMPLES
 from lorakit.engine.prepare import prepare
+from lorakit.engine.resamples import DIGITS, read_resamples
 from lorakit.engine.train import Step
 from lorakit.errors import ConfigError, DataError, ModelError, NumericsError
 from lorakit.lora import count_parameters
 from lorakit.recipe import Recipe, read_recipe
+from lorakit.tasks.intervals import intervals
 from lorakit.tasks.sequence_classification import SequenceClassification
 from tests.runs import Sections, changed, fit, sections, start, values, weights
 
@@ -247,6 +249,7 @@ CONTENT = {
     "loss.png",
     "metrics.jsonl",
     "predictions.jsonl",
+    "resamples.json",
     "recipe.toml",
     "samples.jsonl",
     "scores.json",
@@ -278,6 +281,26 @@ def test_scores_have_the_metric_of_the_best_on_top(run_and_metric: tuple[Path, s
     assert scores["examples"] == {"train": 36, "validation": 12}
     side = json.loads((folder / "adapter" / "lorakit.json").read_text(encoding="utf-8"))
     assert side["scores"][metric] == scores[metric]
+
+
+def test_scores_have_intervals_and_the_number_of_evaluations_chosen_from(run_and_metric: tuple[Path, str]) -> None:
+    folder, metric = run_and_metric
+    scores = scores_of(folder)
+    low, high = scores["intervals"][metric]
+    assert low <= scores[metric] <= high
+    assert scores["evaluations"] == sum("validation" in line for line in read_lines(folder / "metrics.jsonl"))
+
+
+def test_resamples_are_those_of_the_scores(run_and_metric: tuple[Path, str]) -> None:
+    folder, metric = run_and_metric
+    found = read_resamples(folder)
+    scores = scores_of(folder)
+    assert (found.metric, found.n) == (metric, scores["examples"]["validation"])
+    assert intervals(found.scores, found.n) == {
+        name: pytest.approx(interval, abs=10**-DIGITS) for name, interval in scores["intervals"].items()
+    }
+    for name, score in found.scores.items():
+        assert score.value == pytest.approx(scores[name])
 
 
 def test_recipe_reads_back_to_the_same_recipe(run_and_metric: tuple[Path, str]) -> None:
@@ -326,7 +349,8 @@ def test_full_fine_tuning_leaves_a_plain_model(raw: Sections, tmp_path: Path) ->
 
 def test_test_part_is_scored_at_the_end(raw: Sections, files: Path, tmp_path: Path) -> None:
     result = fit(changed(raw, f"data.test={files / 'train.csv'}"), tmp_path)
-    assert 0 <= result.scores["test"]["accuracy"] <= 1
+    low, high = result.scores["test"]["intervals"]["accuracy"]
+    assert 0 <= low <= result.scores["test"]["accuracy"] <= high <= 1
     assert result.scores["examples"]["test"] == result.scores["examples"]["train"]
 
 

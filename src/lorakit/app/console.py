@@ -80,13 +80,26 @@ class Screen:
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
-    """The scores of a run or an evaluation as a small table."""
-    lines = [f"{key:<18} {value:.4f}" for key, value in scores.items() if isinstance(value, float) and key not in COSTS]
+    """The scores of a run or an evaluation as a small table, those of the test part behind them."""
+    intervals = scores.get("intervals", {})
+    lines = [
+        f"{key:<18} {value:.4f}{_between(intervals.get(key))}{READINGS.get(key, '')}"
+        for key, value in scores.items()
+        if isinstance(value, float) and key not in COSTS
+    ]
     for key in ("per_class", "per_type"):
         for name, row in scores.get(key, {}).items():
             numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
             lines.append(f"  {name:<16} {numbers}  n {row['support']}")
-    return lines
+    if scores.get("evaluations", 1) > 1:
+        lines.append(f"the best of {scores['evaluations']} evaluations on the same examples, so a little optimistic")
+    test = score_lines(scores["test"]) if "test" in scores else []
+    return [*lines, *(f"test {line}" for line in test)]
 
 
+def _between(interval: list[float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+READINGS = {"entity_f1": "  as conlleval counts", "entity_f1_strict": "  strict IOB2"}
 COSTS = ("train_seconds", "examples_per_s")

@@ -24,10 +24,12 @@ from lorakit.engine.checkpoint import (
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
+from lorakit.engine.resamples import sampled, write_resamples
 from lorakit.engine.train import Step, make_optimizer, train
 from lorakit.errors import ConfigError, NumericsError, OutputError
 from lorakit.lora import RankBudget
 from lorakit.tasks.base import Scores
+from lorakit.tasks.intervals import intervals, resample, with_intervals
 
 SAMPLES = 20  # validation examples shown in samples.jsonl
 LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length
@@ -214,11 +216,15 @@ class Run:
         if tuned := self.prepared.task.tune(part.examples, answers):
             self.prepared = replace(self.prepared, task=self.prepared.task.with_tuned(tuned))
         prepared = self.prepared
+        resampled = resample(prepared.task.statistics(part.examples, answers))
         scores = prepared.task.score(part.examples, answers)
         if tuned:
             write_shipped(self.folder, prepared, scores)
+        write_resamples(self.folder, sampled(part.examples, prepared.task.metric, resampled))
+        scores["intervals"] = intervals(resampled, len(part.examples))
         if "test" in prepared.parts:
-            scores["test"] = self._scores(prepared.parts["test"])
+            test = prepared.parts["test"]
+            scores["test"] = with_intervals(prepared.task, test.examples, self._answers(test))
         scores.update(self._about(last))
         lines = [prepared.task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
         expected = [{"expected": prepared.task.expected(example)} for example in part.examples]
@@ -238,6 +244,7 @@ class Run:
         return {
             "metric": prepared.task.metric,
             "best_step": history.best_step,
+            "evaluations": sum("validation" in line for line in history.lines),
             "last": dict(last),
             "examples": sizes,
             "method": prepared.recipe.train.method,

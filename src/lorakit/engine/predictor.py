@@ -18,6 +18,7 @@ from lorakit.errors import AdapterError, DataError
 from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_config
 from lorakit.models import BaseModel, find, load_base, save_model, weights_sha256
 from lorakit.tasks.base import Scores, Task
+from lorakit.tasks.intervals import with_intervals
 from lorakit.tasks.registry import TASKS, check_labels, make_task
 
 
@@ -58,9 +59,9 @@ class Predictor:
         return answer_all(self.model, self.task, examples, self.task.encode(examples), self.device) if examples else []
 
     def evaluate(self, examples: Sequence[Example]) -> Scores:
-        """Scores on labelled examples. Raises a DataError for a label that training did not have."""
+        """Scores on labelled examples, with intervals. Raises a DataError for a label that training did not have."""
         check_labels(self.task.name, examples, self.task.labels)
-        return self.task.score(examples, self.answers(examples))
+        return with_intervals(self.task, examples, self.answers(examples))
 
     def merge_to(self, folder: Path) -> None:
         """Write a plain transformers model with the adapter folded in. Afterwards this object answers through it."""

@@ -1,0 +1,128 @@
+"""How far chance can have moved a score: the bootstrap over examples (Efron 1979), of one answer set and of two in pairs.
+
+A resample draws as many examples as there are, with replacement. The draws depend on the number of examples alone, so
+resample i of every run over the same examples holds the same ones, and two runs are compared resample by resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lorakit.data.example import Example
+from lorakit.tasks.base import Floats, Scores, Statistic, Task
+
+RESAMPLES = 1000
+TAIL = 0.025  # on either side of a 95 % interval
+AT_ONCE = 2**22  # drawn examples in memory
+
+
+class Resampled(NamedTuple):
+    """A score, its value on each resample, and which examples were right where the score is the share of them."""
+
+    value: float
+    values: Floats  # (RESAMPLES,)
+    right: tuple[bool, ...] | None
+
+
+class Interval(NamedTuple):
+    """The 95 % interval of a score."""
+
+    low: float
+    high: float
+
+
+def resample(statistics: Mapping[str, Statistic]) -> dict[str, Resampled]:
+    """Each statistic on the same RESAMPLES resamples of its examples."""
+    if not statistics:
+        return {}
+    counts = np.hstack([statistic.counts for statistic in statistics.values()])  # (N, K of all)
+    sums = np.vstack([weights @ counts for weights in _weights(len(counts))])
+    ends = np.cumsum([statistic.counts.shape[1] for statistic in statistics.values()])
+    parts = np.split(sums, ends[:-1], axis=1)
+    return {
+        name: Resampled(float(s.value(s.counts.sum(0))), s.value(part), _right(s.counts))
+        for (name, s), part in zip(statistics.items(), parts, strict=True)
+    }
+
+
+def _weights(n: int) -> Iterator[Floats]:
+    """How often each of n examples is in each resample, (chunk, n): some resamples at a time."""
+    draws = np.random.RandomState(0)  # the one generator whose numbers numpy never changes; runs of years are compared
+    rows = max(1, AT_ONCE // n)
+    for start in range(0, RESAMPLES, rows):
+        chunk = min(rows, RESAMPLES - start)
+        drawn = draws.randint(0, n, (chunk, n)) + n * np.arange(chunk)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=chunk * n).reshape(chunk, n).astype(np.float64)
+
+
+def _right(counts: Floats) -> tuple[bool, ...] | None:
+    """Which examples are right, where each counts 0 or 1 of 1."""
+    is_share = counts.shape[1] == 2 and bool((counts[:, 1] == 1).all()) and bool(np.isin(counts[:, 0], (0, 1)).all())
+    return tuple(map(bool, counts[:, 0])) if is_share else None
+
+
+def interval(score: Resampled, n: int) -> Interval:
+    """The percentile interval of a score over n examples.
+
+    A score of 1 on every resample has no spread to show; its interval begins where all of n examples would still be
+    right once in 40 times, 0.025^(1/n), which is the exact binomial bound for accuracy (Clopper and Pearson 1934).
+    """
+    low, high = quantiles(score.values)
+    return Interval(TAIL ** (1 / n), 1.0) if low == high == 1.0 else Interval(low, high)
+
+
+def quantiles(values: Floats) -> Interval:
+    """The middle 95 % of some values; those that are undefined (a correlation of one value, say) are left out."""
+    low, high = np.nanquantile(values, (TAIL, 1 - TAIL))
+    return Interval(float(low), float(high))
+
+
+def intervals(scores: Mapping[str, Resampled], n: int) -> dict[str, list[float]]:
+    """[low, high] of each score over n examples, ready for JSON."""
+    return {name: list(interval(score, n)) for name, score in scores.items()}
+
+
+def with_intervals(task: Task, examples: Sequence[Example], answers: Sequence[Any]) -> Scores:
+    """The task's scores, and under `intervals` the 95 % interval of each that can be resampled."""
+    found = resample(task.statistics(examples, answers))
+    return {**task.score(examples, answers), "intervals": intervals(found, len(examples))}
+
+
+class Difference(NamedTuple):
+    """By how much a second score is higher than a first one: 95 % interval, two-sided p, and the test that gave it."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    test: str
+    spread: float  # standard deviation over resamples
+
+
+def difference(first: Sequence[Resampled], second: Sequence[Resampled]) -> Difference:
+    """The mean difference over pairs of runs (of equal seeds), each over the same examples.
+
+    Interval: resamples of examples and, where there are several pairs, of pairs. p: McNemar's exact test where single
+    right answers are counted and there is one pair; else twice the smaller share of resamples beyond 0, itself counted.
+    """
+    values = np.stack([b.values - a.values for a, b in zip(first, second, strict=True)])  # (pairs, RESAMPLES)
+    drawn = np.random.RandomState(1).randint(0, len(values), values.shape)
+    spread = np.take_along_axis(values, drawn, 0).mean(0) if len(values) > 1 else values[0]
+    spread = spread[np.isfinite(spread)]
+    value = float(np.mean([b.value - a.value for a, b in zip(first, second, strict=True)]))
+    beyond = min((spread <= 0).sum(), (spread >= 0).sum())
+    p, test = min(1.0, 2 * float(beyond + 1) / (len(spread) + 1)), "paired bootstrap"
+    if len(values) == 1 and first[0].right is not None and second[0].right is not None:
+        p, test = mcnemar(first[0].right, second[0].right), "exact McNemar"
+    return Difference(value, *quantiles(spread), p, test, float(spread.std()))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The two-sided p of the exact test on the examples that only one of two is right on (McNemar 1947)."""
+    from scipy.stats import binomtest  # late: 0.3 s
+
+    changed = [b for a, b in zip(first, second, strict=True) if a != b]
+    return float(binomtest(sum(changed), len(changed)).pvalue) if changed else 1.0

@@ -1,0 +1,165 @@
+"""Bootstrap intervals and paired tests against scipy on the same draws, exact binomial intervals, and simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lorakit.tasks import intervals as intervals_module
+from lorakit.tasks.base import Floats, Statistic
+from lorakit.tasks.entity_scores import entity_statistics
+from lorakit.tasks.intervals import RESAMPLES, TAIL, Resampled, difference, interval, intervals, mcnemar, resample
+from lorakit.tasks.label_scores import accuracy
+
+N = 200
+LEVEL = 1 - 2 * TAIL
+
+
+def rights(share: float, n: int = N, seed: int = 0) -> list[bool]:
+    """The same share of right answers, in random places."""
+    return [bool(x) for x in np.random.default_rng(seed).permutation(np.arange(n) < round(share * n))]
+
+
+def mean_of(values: Floats) -> Statistic:
+    return Statistic(np.stack([values, np.ones_like(values)], 1), lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def scored(right: list[bool]) -> Resampled:
+    return resample({"accuracy": accuracy(right)})["accuracy"]
+
+
+# Intervals
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_interval_equals_that_of_scipy_on_the_same_draws(share):
+    right = rights(share)
+    theirs = stats.bootstrap(
+        (np.array(right, dtype=float),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        confidence_level=LEVEL,
+        random_state=np.random.RandomState(0),
+        vectorized=True,
+    ).confidence_interval
+    assert interval(scored(right), N) == pytest.approx(tuple(theirs))
+
+
+def test_statistic_of_several_sums_equals_that_of_scipy_on_the_same_draws():
+    rng = np.random.default_rng(0)
+    tags = np.array(["O", "B-A", "B-B"])
+    gold, predicted = (rng.choice(tags, (50, 4)).tolist() for _ in range(2))
+    found = entity_statistics(gold, predicted)["entity_f1"]
+    theirs = stats.bootstrap(
+        tuple(found.counts.T),
+        lambda right, guessed, wanted: 2 * right.sum() / (guessed.sum() + wanted.sum()),
+        paired=True,
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        random_state=np.random.RandomState(0),
+    ).confidence_interval
+    assert interval(resample({"f": found})["f"], 50) == pytest.approx(tuple(theirs))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_interval_of_accuracy_is_near_the_exact_binomial_one(share):
+    right = rights(share, n=1000)
+    exact = stats.binomtest(sum(right), len(right)).proportion_ci(LEVEL)
+    assert interval(scored(right), len(right)) == pytest.approx((exact.low, exact.high), abs=0.1 * (1 - LEVEL))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    truth, rounds = 0.8, 200
+    drawn = np.random.default_rng(0).random((rounds, N)) < truth
+    found = [interval(scored(row.tolist()), N) for row in drawn]
+    covered = sum(low <= truth <= high for low, high in found)
+    assert stats.binomtest(covered, rounds, LEVEL).pvalue > 0.01
+
+
+@pytest.mark.parametrize("n", [1, 12, 300])
+def test_interval_of_a_perfect_score_is_the_exact_binomial_one(n):
+    exact = stats.binomtest(n, n).proportion_ci(LEVEL)
+    assert interval(scored([True] * n), n) == pytest.approx((exact.low, 1.0))
+
+
+def test_every_statistic_sees_the_same_draws_whatever_stands_beside_it():
+    first, second = accuracy(rights(0.7)), mean_of(np.arange(N, dtype=float))
+    together = resample({"first": first, "second": second})
+    assert np.array_equal(together["first"].values, resample({"first": first})["first"].values)
+    assert np.array_equal(together["second"].values, resample({"x": second})["x"].values)
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * N, 2**22])
+def test_memory_limit_changes_no_number(monkeypatch, at_once):
+    wanted = scored(rights(0.7)).values
+    monkeypatch.setattr(intervals_module, "AT_ONCE", at_once)
+    assert np.array_equal(scored(rights(0.7)).values, wanted)
+
+
+def test_value_is_the_statistic_of_all_examples():
+    assert scored(rights(0.7)).value == pytest.approx(0.7)
+
+
+def test_undefined_resamples_are_left_out():
+    values = np.array([np.nan] * 10 + list(range(RESAMPLES - 10)))
+    assert interval(Resampled(1.0, values, None), N) == pytest.approx(tuple(np.quantile(values[10:], (TAIL, 1 - TAIL))))
+
+
+def test_intervals_of_no_statistic_are_none():
+    assert intervals(resample({}), N) == {}
+
+
+# Pairs
+
+
+def test_p_of_single_answers_is_that_of_mcnemar():
+    first, second = rights(0.7, seed=1), rights(0.8, seed=2)
+    gained = sum(b and not a for a, b in zip(first, second, strict=True))
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    found = difference([scored(first)], [scored(second)])
+    assert (found.test, found.p) == ("exact McNemar", stats.binomtest(gained, gained + lost).pvalue)
+    assert found.value == pytest.approx((gained - lost) / N)
+    assert found.low < found.value < found.high
+
+
+def test_mcnemar_of_the_same_answers_is_no_difference():
+    assert mcnemar([True, False], [True, False]) == 1.0
+
+
+def test_difference_interval_equals_that_of_scipy_on_the_same_draws():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=N)
+    second = first + rng.normal(0.1, 0.5, N)
+    theirs = stats.bootstrap(
+        (second - first,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=np.random.RandomState(0)
+    )
+    a, b = (resample({"mean": mean_of(values)})["mean"] for values in (first, second))
+    found = difference([a], [b])
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval))
+    assert found.spread == pytest.approx(theirs.standard_error, rel=0.01)
+    assert found.test == "paired bootstrap"
+    wanted = stats.ttest_rel(first, second).pvalue
+    assert found.p == pytest.approx(wanted, abs=4 * (wanted / RESAMPLES) ** 0.5)  # 4 standard errors of counting
+
+
+def test_p_of_equal_systems_is_spread_evenly():
+    """Under no difference p lies below 5 % about 5 % of the time."""
+    rng, rounds = np.random.default_rng(0), 150
+    found = []
+    for _ in range(rounds):
+        a, b = (resample({"mean": mean_of(rng.normal(size=N))})["mean"] for _ in range(2))
+        found.append(difference([a], [b]).p)
+    assert stats.binomtest(sum(p < 0.05 for p in found), rounds, 0.05).pvalue > 0.01
+
+
+def test_difference_of_several_pairs_is_their_mean_and_spreads_over_them():
+    pairs = [(rights(0.7, seed=s), rights(0.7 + gain, seed=s)) for s, gain in ((1, 0.0), (2, 0.1), (3, 0.2))]
+    first, second = ([scored(pair[i]) for pair in pairs] for i in (0, 1))
+    found = difference(first, second)
+    alone = [difference([a], [b]) for a, b in zip(first, second, strict=True)]
+    assert found.value == pytest.approx(np.mean([one.value for one in alone]))
+    assert found.high - found.low > max(one.high - one.low for one in alone)
+    assert found.test == "paired bootstrap"
