@@ -91,6 +91,9 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         for name, row in scores.get(key, {}).items():
             numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
             lines.append(f"  {name:<16} {numbers}  n {row['support']}")
+    if "errors" in scores:
+        kinds = (f"{count} {kind.replace('_', ' ')}" for kind, count in scores["errors"].items() if kind != "correct")
+        lines.append(f"  entity errors: {', '.join(kinds)}; {scores['errors']['correct']} correct")
     if scores.get("evaluations", 1) > 1:
         lines.append(f"the best of {scores['evaluations']} evaluations on the same examples, so a little optimistic")
     test = score_lines(scores["test"]) if "test" in scores else []

@@ -10,24 +10,25 @@ import numpy as np
 
 from lorakit.data.tags import Entity, entities, strict_entities
 from lorakit.tasks.base import Floats, Statistic
+from lorakit.tasks.entity_errors import error_counts, semeval_scores
 
 Tags = Sequence[str]
 READERS = {"entity_f1": entities, "entity_f1_strict": strict_entities}  # conlleval's reading, and strict IOB2
 
 
 def entity_scores(gold: Sequence[Tags], predicted: Sequence[Tags]) -> dict[str, Any]:
-    """Micro entity precision, recall and F1 as conlleval counts, per type too, and F1 in strict IOB2 beside it."""
-    loose = _counts(gold, predicted, entities)
-    strict = _counts(gold, predicted, strict_entities)
-    total = prf(*(sum(column) for column in zip(*loose.values(), strict=True))) if loose else prf(0, 0, 0)
-    strict_total = prf(*(sum(column) for column in zip(*strict.values(), strict=True))) if strict else prf(0, 0, 0)
-    return {
-        "entity_f1": total["f1"],
-        "entity_precision": total["precision"],
-        "entity_recall": total["recall"],
-        "entity_f1_strict": strict_total["f1"],
-        "per_type": {kind: prf(*counts) for kind, counts in sorted(loose.items())},
-    }
+    """Micro entity precision, recall and F1, per type too, as conlleval counts and (`_strict`) in strict IOB2.
+
+    `errors` and `semeval` tell the kinds of mistakes apart, on the entities that conlleval reads.
+    """
+    scores: dict[str, Any] = {}
+    for reading, read in (("", entities), ("_strict", strict_entities)):
+        counts = _counts(gold, predicted, read)
+        total = prf(*(sum(column) for column in zip((0, 0, 0), *counts.values(), strict=True)))
+        scores |= {f"entity_{part}{reading}": total[part] for part in ("f1", "precision", "recall")}
+        scores[f"per_type{reading}"] = {kind: prf(*row) for kind, row in sorted(counts.items())}
+    both = [[entities(tags) for tags in sentences] for sentences in (gold, predicted)]
+    return {**scores, "errors": error_counts(*both), "semeval": semeval_scores(*both)}
 
 
 def prf(right: int, found: int, wanted: int) -> dict[str, float]:

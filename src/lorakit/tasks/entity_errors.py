@@ -1,0 +1,92 @@
+"""What kinds of mistakes were made on entities: the schemas of SemEval-2013 task 9.1, and boundary against type errors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lorakit.data.tags import Entity
+
+Judge = Callable[[Entity, Entity], bool]
+
+
+def _same_place(guess: Entity, entity: Entity) -> bool:
+    return guess[1:] == entity[1:]
+
+
+# When a guess that touches a gold entity is correct (Segura-Bedmar et al. 2013). `strict` on the entities that conlleval
+# reads has the F1 that conlleval gives; `partial` is `exact` with half a point where only a part was found.
+SCHEMAS: Mapping[str, Judge] = {
+    "strict": lambda guess, entity: guess == entity,
+    "exact": _same_place,
+    "partial": _same_place,
+    "type": lambda guess, entity: guess.type == entity.type,
+}
+
+
+class Match(NamedTuple):
+    """One sentence's guesses beside its gold entities."""
+
+    pairs: list[tuple[Entity, Entity]]  # guess, gold
+    missed: list[Entity]
+    spurious: list[Entity]
+
+
+def match(gold: Sequence[Entity], guesses: Sequence[Entity], is_correct: Judge) -> Match:
+    """Give each guess, from left to right, a gold entity that it touches and that no guess before it took.
+
+    A correct one goes before others, and the nearest correct one before those further away; this is nervaluate's order.
+    """
+    left, pairs, spurious = list(gold), [], []
+    for guess in guesses:
+        touched = [entity for entity in left if entity.start < guess.end and guess.start < entity.end]
+        correct = [entity for entity in touched if is_correct(guess, entity)]
+        if touched:
+            entity = min(correct, key=lambda e: abs(e.start - guess.start) + abs(e.end - guess.end), default=touched[0])
+            left.remove(entity)
+            pairs.append((guess, entity))
+        else:
+            spurious.append(guess)
+    return Match(pairs, left, spurious)
+
+
+def semeval_scores(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[Entity]]) -> dict[str, dict[str, Any]]:
+    """For each schema the numbers of correct, incorrect, partial, missed and spurious entities, precision, recall, F1."""
+    found = {}
+    for name, is_correct in SCHEMAS.items():
+        counts: Counter[str] = Counter()
+        for pairs, missed, spurious in (match(*row, is_correct) for row in zip(gold, guesses, strict=True)):
+            right = sum(is_correct(*pair) for pair in pairs)
+            wrong = "partial" if name == "partial" else "incorrect"
+            counts.update({"correct": right, wrong: len(pairs) - right})
+            counts.update(missed=len(missed), spurious=len(spurious))
+        found[name] = _with_scores(counts)
+    return found
+
+
+def _with_scores(counts: Counter[str]) -> dict[str, Any]:
+    points = counts["correct"] + 0.5 * counts["partial"]
+    paired = counts["correct"] + counts["incorrect"] + counts["partial"]
+    said, wanted = paired + counts["spurious"], paired + counts["missed"]
+    return {
+        **{key: counts[key] for key in ("correct", "incorrect", "partial", "missed", "spurious")},
+        "precision": points / said if said else 0.0,
+        "recall": points / wanted if wanted else 0.0,
+        "f1": 2 * points / (said + wanted) if said + wanted else 0.0,
+    }
+
+
+def error_counts(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[Entity]]) -> dict[str, int]:
+    """How many entities were right, had the wrong type, the wrong boundary or both, were missed, or were made up."""
+    counts = Counter({"correct": 0, "type": 0, "boundary": 0, "type_and_boundary": 0, "missed": 0, "spurious": 0})
+    for pairs, missed, spurious in (match(*row, SCHEMAS["strict"]) for row in zip(gold, guesses, strict=True)):
+        counts.update(_kind(*pair) for pair in pairs)
+        counts.update(missed=len(missed), spurious=len(spurious))
+    return dict(counts)
+
+
+def _kind(guess: Entity, entity: Entity) -> str:
+    if _same_place(guess, entity):
+        return "correct" if guess == entity else "type"
+    return "boundary" if guess.type == entity.type else "type_and_boundary"
