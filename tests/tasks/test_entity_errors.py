@@ -65,7 +65,7 @@ def test_errors_cut_the_strict_schema_into_kinds(corpus):
     ],
 )
 def test_error_is_of_its_kind(guess, kind):
-    errors = error_counts([entities("O B-PER I-PER O".split())], [entities(guess.split())])
+    errors = error_counts([entities(["O", "B-PER", "I-PER", "O"])], [entities(guess.split())])
     assert {name for name, count in errors.items() if count} == {kind}
 
 
