@@ -1,8 +1,10 @@
-"""Token classification: the first sub-word carries the label, and words that are cut off count as missed."""
+"""Token classification: the first sub-word carries the label, and long texts are answered to their end."""
 
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +14,11 @@ from tests.tiny import items_of
 from torch import nn
 
 from lorakit.data.example import of_text, of_words
-from lorakit.data.tags import entities
-from lorakit.tasks.base import IGNORE
+from lorakit.data.tags import scheme
+from lorakit.engine.evaluate import answer_all
+from lorakit.errors import ConfigError
+from lorakit.recipe import TaskSection, make_recipe
+from lorakit.tasks.base import IGNORE, Cut
 from lorakit.tasks.token_classification import Tagged, TokenClassification, tag_names
 
 LABELS = tag_names(["LOC", "ORG", "PER"])
@@ -40,6 +45,18 @@ class PerfectTagger(nn.Module):
         return SimpleNamespace(logits=20.0 * F.one_hot(self.table[input_ids], len(LABELS)))
 
 
+class WildTagger(nn.Module):
+    """Says of each sub-word something of its own, with no thought of its neighbours."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        table = torch.randn(len(tokenizer), len(LABELS), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("table", table)
+
+    def forward(self, input_ids, **_):
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
 @pytest.fixture
 def task(word_pieces) -> TokenClassification:
     return TokenClassification(word_pieces, LABELS, max_length=32)
@@ -51,8 +68,14 @@ def model(make_tagger):
 
 
 def answers(task, model, examples):
-    raw = task.predict(model, task.collate(items_of(task, examples)))
-    return [task.answer(example, [row]) for example, row in zip(examples, raw, strict=True)]
+    return answer_all(model, task, examples, task.encode(examples), torch.device("cpu"))
+
+
+def long_example(n: int, seed: int = 0):
+    """A sentence of n words, whose names are tagged at random."""
+    chance = random.Random(seed)
+    words = chance.choices([*GOLD, "visits", "the", "film", "\u200b", "Blackburns"], k=n)
+    return of_words(words, [chance.choice(LABELS) if word in GOLD else "O" for word in words])
 
 
 def test_first_sub_word_carries_the_label(task):
@@ -84,8 +107,8 @@ def test_loss_of_a_batch_is_the_sum_of_its_rows(task, model):
 
 
 @torch.no_grad()
-def test_answers_are_the_best_tag_of_each_first_sub_word(task, model):
-    found = answers(task, model, EXAMPLES)
+def test_argmax_answers_are_the_best_tag_of_each_first_sub_word(task, model):
+    found = answers(replace(task, decoding="argmax"), model, EXAMPLES)
     for example, answer in zip(EXAMPLES, found, strict=True):
         encoded = task.tokenizer(list(example.words), is_split_into_words=True, return_tensors="pt")
         best = model(**encoded).logits[0].softmax(-1).max(-1)
@@ -99,27 +122,141 @@ def test_perfect_tags_score_one(task, word_pieces):
     assert scores["entity_f1"] == scores["entity_f1_strict"] == 1.0
 
 
-def test_cutting_lowers_the_score_of_a_perfect_tagger_and_never_raises_it(word_pieces):
-    model = PerfectTagger(word_pieces)
-    longest = max(len(item["input_ids"]) for item in items_of(TokenClassification(word_pieces, LABELS, 32), EXAMPLES))
-    tasks = [TokenClassification(word_pieces, LABELS, limit) for limit in range(3, longest + 1)]
-    scores = [task.score(EXAMPLES, answers(task, model, EXAMPLES)) for task in tasks]
-    recall = [score["entity_recall"] for score in scores]
-    assert recall == sorted(recall)
-    f1 = [score["entity_f1"] for score in scores]
-    assert f1[0] < max(f1) == f1[-1] == 1.0
-    support = {kind: row["support"] for kind, row in scores[0]["per_type"].items()}
-    assert sum(support.values()) == sum(len(entities(example.tags)) for example in EXAMPLES)  # nothing gold is lost
+# Long texts
 
 
-def test_words_cut_off_are_answered_outside_and_leave_no_label(word_pieces):
-    limit = 4  # [CLS], two sub-words, [SEP]
+LIMITS = (4, 7, 8, 16, 31, 64)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("stride", [None, 0, 1])
+def test_every_word_of_a_long_text_is_trained_once(word_pieces, limit, stride):
+    task = TokenClassification(word_pieces, LABELS, limit, stride)
+    example = long_example(60)
+    items = items_of(task, [example])
+    assert max(len(item["input_ids"]) for item in items) <= limit
+    seen = [label for item in items for label in item["labels"] if label != IGNORE]
+    present = [tag for word, tag in zip(example.words, example.tags, strict=True) if word != "\u200b"]
+    assert [LABELS[label] for label in seen] == present
+    assert sum(len(item["first"]) for item in items) == len(example.words)
+    assert task.cut([example], [items]) == Cut()
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("decoding", ["viterbi", "argmax"])
+def test_perfect_tagger_is_perfect_however_short_its_windows_are(word_pieces, limit, decoding):
+    task = TokenClassification(word_pieces, LABELS, limit, decoding=decoding)
+    text = " , ".join(SENTENCES * 5).split()
+    examples = [of_words(text, [GOLD.get(word, "O") for word in text]), *EXAMPLES]
+    found = answers(task, PerfectTagger(word_pieces), examples)
+    assert [answer.tags for answer in found] == [example.tags for example in examples]
+
+
+def test_text_that_fits_is_one_item_as_the_tokenizer_gives_it(task):
+    encoded = task.tokenizer([list(example.words) for example in EXAMPLES], is_split_into_words=True)
+    for i, items in enumerate(task.encode(EXAMPLES)):
+        assert [item["input_ids"] for item in items] == [encoded["input_ids"][i]]
+        word_ids = encoded.word_ids(i)
+        assert items[0]["first"] == [word_ids.index(word) for word in range(len(EXAMPLES[i].words))]
+
+
+@pytest.mark.parametrize("decoding", ["viterbi", "argmax"])
+def test_windows_of_a_text_are_one_sentence_to_the_decoding(word_pieces, decoding):
+    """With a tagger that looks at no context, windows change nothing; read one by one they would."""
+    task = TokenClassification(word_pieces, LABELS, 10, decoding=decoding)
+    examples, model = [long_example(40, seed) for seed in range(20)], WildTagger(word_pieces)
+    found = answers(task, model, examples)
+    assert found == answers(replace(task, max_length=1000), model, examples)
+    raws = [task.predict(model, task.collate(items)) for items in task.encode(examples)]
+    apart = [tuple(LABELS[i] for raw in rows for i in raw.tags.tolist()) for rows in raws]
+    assert (apart == [answer.tags for answer in found]) == (decoding == "argmax")
+
+
+def test_answers_do_not_depend_on_the_batch(word_pieces, model):
+    task = TokenClassification(word_pieces, LABELS, 10)
+    examples = [long_example(n, seed=n) for n in (3, 40, 1, 17)]
+    together, alone = answers(task, model, examples), [answers(task, model, [example])[0] for example in examples]
+    turned = answers(task, model, examples[::-1])[::-1]
+    assert [a.tags for a in together] == [a.tags for a in alone] == [a.tags for a in turned]
+    for one, other in zip(together, alone, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("limit", [8, 64])
+def test_answers_are_valid_iob2_and_argmax_where_that_is_valid(word_pieces, limit):
+    model = WildTagger(word_pieces)
     task = TokenClassification(word_pieces, LABELS, limit)
-    example = of_words(["Peter", "EU", "Brussels", "EU"], ["B-PER", "B-ORG", "B-LOC", "B-ORG"])
-    batch = task.collate(items_of(task, [example]))
-    assert task.n_targets(batch) == limit - 2
-    (answer,) = answers(task, PerfectTagger(word_pieces), [example])
-    assert answer.tags == ("B-PER", "B-ORG", "O", "O")
+    examples = [long_example(n, seed=n) for n in range(1, 40)]
+    best = answers(replace(task, decoding="argmax"), model, examples)
+    found = answers(task, model, examples)
+    assert {scheme([answer.tags]) for answer in found} == {"IOB2"}
+    valid = [scheme([answer.tags]) == "IOB2" for answer in best]
+    assert set(valid) == {True, False}
+    assert all(a == b for a, b, same in zip(found, best, valid, strict=True) if same)
+
+
+def test_stride_that_leaves_no_step_is_refused(word_pieces):
+    section = TaskSection(name="token_classification", stride=6)
+    with pytest.raises(ConfigError, match=r"task\.stride = 6: a window of 8 tokens holds 6 .* share 5 at most"):
+        TokenClassification.make(section, word_pieces, LABELS, 8)
+    assert TokenClassification.make(section, word_pieces, LABELS, 9).stride == 6
+
+
+def test_stride_is_the_number_of_shared_tokens(word_pieces):
+    task = TokenClassification(word_pieces, LABELS, 10, stride=3)
+    first, second, *_ = items_of(task, [long_example(40)])
+    assert first["input_ids"][1:-1][-3:] == second["input_ids"][1:-1][:3]
+
+
+@pytest.mark.parametrize("key", ["stride=4", "subwords=all", "decoding=argmax"])
+def test_keys_of_token_classification_are_refused_elsewhere(key):
+    raw = {"model": {"base": "minilm"}, "data": {"train": "a.csv"}}
+    with pytest.raises(ConfigError, match=f"task.{key.partition('=')[0]} = .* belongs to token_classification"):
+        make_recipe(raw, [f"task.{key}"])
+    make_recipe(raw, ["task.name=token_classification", f"task.{key}"])
+
+
+# Labels on all sub-words
+
+
+def test_all_sub_words_carry_the_tag_and_its_inside(word_pieces):
+    task = TokenClassification(word_pieces, LABELS, 32, subwords="all")
+    example = of_words(["Peter", "Blackburns", "Blackburn", "films"], ["B-PER", "I-PER", "B-ORG", "O"])
+    (item,) = items_of(task, [example])
+    pieces = word_pieces.convert_ids_to_tokens(item["input_ids"])
+    labels = [LABELS[i] if i != IGNORE else None for i in item["labels"]]
+    assert list(zip(pieces, labels, strict=True)) == [
+        ("[CLS]", None),
+        ("peter", "B-PER"),
+        ("black", "I-PER"),
+        ("##burn", "I-PER"),
+        ("##s", "I-PER"),
+        ("black", "B-ORG"),
+        ("##burn", "I-ORG"),
+        ("film", "O"),
+        ("##s", "O"),
+        ("[SEP]", None),
+    ]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_all_sub_words_are_trained_in_one_window_alone(word_pieces, limit):
+    """A word that a window cuts keeps the pieces that are there; none of them counts twice."""
+    task = TokenClassification(word_pieces, LABELS, limit, subwords="all")
+    example = long_example(60)
+    whole = items_of(TokenClassification(word_pieces, LABELS, 10_000, subwords="all"), [example])[0]
+    wanted = [i for i in whole["labels"] if i != IGNORE]
+    seen = [i for item in items_of(task, [example]) for i in item["labels"] if i != IGNORE]
+    assert len(seen) <= len(wanted)
+    if limit >= 8:  # windows that share two pieces at least have each name of three whole in one of them
+        assert seen == wanted
+
+
+def test_answers_are_those_of_the_first_sub_word_whichever_are_trained(task, model):
+    assert answers(replace(task, subwords="all"), model, EXAMPLES) == answers(task, model, EXAMPLES)
+
+
+# Raw texts
 
 
 def test_word_without_a_sub_word_is_answered_outside(task, word_pieces):
@@ -128,9 +265,11 @@ def test_word_without_a_sub_word_is_answered_outside(task, word_pieces):
     assert answer.tags == example.tags
 
 
+@pytest.mark.parametrize("limit", [5, 32])
 @pytest.mark.parametrize("text", ["  Peter   Blackburn\tvisits\n the EU. ", "EU,Brussels!", "(Peter Blackburn)"])
-def test_entities_of_a_raw_text_point_into_it(task, word_pieces, text):
+def test_entities_of_a_raw_text_point_into_it(word_pieces, text, limit):
     example = of_text(text)
+    task = TokenClassification(word_pieces, LABELS, limit)
     (answer,) = answers(task, PerfectTagger(word_pieces), [example])
     line = task.to_json(example, answer)
     assert list(line) == ["text", "entities"]

@@ -80,7 +80,9 @@ def _task(source: Path, info: BaseInfo, asked: Asked) -> TaskSection:
     if name is None:
         known = ", ".join(TASKS)
         raise ConfigError(f"{source}: task_type {info.task_type!r} tells no task; say it with --task ({known})")
-    return TaskSection.model_validate({"name": name})
+    # its tags may be IOB1 or IO, under whose rules most of what IOB2 forbids is right
+    free = {"decoding": "argmax"} if name == "token_classification" else {}
+    return TaskSection.model_validate({"name": name, **free})
 
 
 def _outputs(header: Mapping[str, TensorInfo]) -> int | None:

@@ -237,3 +237,8 @@ def _tell_cut(task: Task, parts: dict[str, Part], max_length: int, report: Repor
             told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
             share = cut.texts / len(part.examples)
             report(Note(f"{name}: cut at {max_length} tokens: {told}, of {len(part.examples)} texts ({share:.1%})"))
+        if longer := [windows for windows in part.items if len(windows) > 1]:
+            n = sum(map(len, longer))
+            report(
+                Note(f"{name}: longer than {max_length} tokens: {len(longer)} texts, read in {n} overlapping windows")
+            )

@@ -1,23 +1,29 @@
-"""Named entities by a tag for each word: the first sub-word carries the label, words are scored, not sub-words."""
+"""Named entities by a tag for each word: words are scored, not sub-words, and all of them, however long the text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.data.tags import OUTSIDE, Entity, entities
-from lorakit.errors import ModelError
+from lorakit.data.tags import OUTSIDE, Entity, entities, split_tag
+from lorakit.errors import ConfigError, ModelError
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Scores, Statistic, Untuned, inputs_of, pad, pad_inputs
 from lorakit.tasks.entity_scores import entity_scores, entity_statistics
+from lorakit.tasks.viterbi import iob2_rule, iob2_start, viterbi
+from lorakit.tasks.windows import windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+ABSENT, PADDING = -1, -2  # in place of a sub-word's position: the word has none; there is no word
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,27 @@ def tag_names(types: Sequence[str]) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
 
 
+class Read(NamedTuple):
+    """What one window says of its own words: log-probabilities (W, C) and the tags (W,) they give by themselves."""
+
+    log_p: Tensor
+    tags: Tensor
+
+
 @dataclass(frozen=True)
 class TokenClassification(Untuned):
-    """Word-level tagging. Words that the length limit cuts off are answered O, and so count as missed."""
+    """Word-level tagging. A text longer than the limit is read in overlapping windows, so that every word is answered.
+
+    A word is answered by its first sub-word, whichever sub-words are trained: one that is cut in many pieces has no more
+    say than another, and at its first piece every word, cut by a window or not, has been seen.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]  # tags, O first
     max_length: int
+    stride: int | None = None  # tokens that neighbouring windows share; None: a quarter of max_length
+    subwords: Literal["first", "all"] = "first"
+    decoding: Literal["viterbi", "argmax"] = "viterbi"
     name: str = "token_classification"
     kind: str = "token_classification"
     metric: str = "entity_f1"
@@ -53,45 +73,58 @@ class TokenClassification(Untuned):
                 f"task.name = 'token_classification': {type(tokenizer).__name__} cannot tell which sub-word belongs to "
                 "which word; use a base model with a fast tokenizer, or text2text_ner with a T5"
             )
-        return cls(tokenizer, labels, max_length)
+        size = max_length - tokenizer.num_special_tokens_to_add()
+        if section.stride is not None and section.stride >= size:
+            raise ConfigError(
+                f"task.stride = {section.stride}: a window of {max_length} tokens holds {size} of the text; "
+                f"neighbours can share {size - 1} at most"
+            )
+        return cls(tokenizer, labels, max_length, section.stride, section.subwords, section.decoding)
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
-        encoded = self.tokenizer(
-            [list(example.words) for example in examples],
-            is_split_into_words=True,
-            truncation=True,
-            max_length=self.max_length,
-        )
+        words = [list(example.words) for example in examples]
+        encoded = self.tokenizer(words, is_split_into_words=True, verbose=False)
         return [
-            [self._item(example, encoded["input_ids"][i], encoded.word_ids(i))] for i, example in enumerate(examples)
+            self._items(example, encoded["input_ids"][i], encoded.word_ids(i)) for i, example in enumerate(examples)
         ]
 
-    def _item(self, example: Example, ids: list[int], word_ids: Sequence[int | None]) -> Item:
-        """`first` has the position of each word's first sub-word, -1 for words without one (cut off, or no glyph)."""
-        first = [-1] * len(example.words)
-        for position, word in enumerate(word_ids):
-            if word is not None and first[word] < 0:
-                first[word] = position
-        item = {"input_ids": ids, "first": first}
-        if example.tags:
-            numbers = {tag: i for i, tag in enumerate(self.labels)}
-            labels = [IGNORE] * len(ids)
-            for position, tag in zip(first, example.tags, strict=True):
-                if position >= 0:
-                    labels[position] = numbers[tag]
-            item["labels"] = labels
-        return item
+    def _items(self, example: Example, ids: list[int], word_ids: Sequence[int | None]) -> list[Item]:
+        """An item for each window. `first` has the position of the first sub-word of each word that is its own."""
+        inside = [position for position, word in enumerate(word_ids) if word is not None]
+        head, tail = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))  # special tokens stand around
+        spans = _spans(word_ids[head:tail], len(example.words))
+        size = self.max_length - head - (len(ids) - tail)
+        overlap = self.max_length // 4 if self.stride is None else self.stride
+        items: list[Item] = []
+        for window in windows(spans, tail - head, size, min(overlap, size - 1)):
+            own = spans[window.first : window.last]
+            kept = [*ids[:head], *ids[head + window.start : head + window.end], *ids[tail:]]
+            first = [head + begin - window.start if begin < stop else ABSENT for begin, stop in own]
+            item = {"input_ids": kept, "first": first}
+            if example.tags:
+                pieces = [min(stop, window.end) - begin for begin, stop in own]
+                item["labels"] = self._targets(len(kept), first, pieces, example.tags[window.first : window.last])
+            items.append(item)
+        return items
+
+    def _targets(self, length: int, first: list[int], pieces: list[int], tags: Sequence[str]) -> list[int]:
+        """The tag's number at the first sub-word of each word, and that of its I- at the others where all are trained."""
+        numbers = {tag: i for i, tag in enumerate(self.labels)}
+        labels = [IGNORE] * length
+        for position, count, tag in zip(first, pieces, tags, strict=True):
+            if position != ABSENT:
+                labels[position] = numbers[tag]
+                if self.subwords == "all":
+                    inside = numbers["I-" + split_tag(tag)[1] if tag != OUTSIDE else OUTSIDE]
+                    labels[position + 1 : position + count] = [inside] * (count - 1)
+        return labels
 
     def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
-        read = [max((i for i, at in enumerate(item["first"], start=1) if at >= 0), default=0) for (item,) in items]
-        return Cut(
-            texts=sum(words < len(example.words) for words, example in zip(read, examples, strict=True)),
-            entities=sum(e.end > words for words, x in zip(read, examples, strict=True) for e in entities(x.tags)),
-        )
+        return Cut()
 
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = pad_inputs(items, self.tokenizer.pad_token_id)
-        batch["first"] = pad([item["first"] for item in items], -1)
+        batch["first"] = pad([item["first"] for item in items], PADDING)
         if "labels" in items[0]:
             batch["labels"] = pad([item["labels"] for item in items], IGNORE)
         return batch
@@ -105,18 +138,32 @@ class TokenClassification(Untuned):
             logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORE, reduction="sum"
         )
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[list[tuple[int, float]]]:
-        """For each row the (tag number, probability) of each word position; padding included."""
-        best = model(**inputs_of(batch)).logits.float().softmax(-1).max(-1)  # (B, T)
-        first = batch["first"]
-        there = first >= 0
-        tags = best.indices.gather(1, first.clamp_min(0)).where(there, 0).tolist()  # (B, W)
-        scores = best.values.gather(1, first.clamp_min(0)).tolist()
-        return [list(zip(*row, strict=True)) for row in zip(tags, scores, strict=True)]
+    def predict(self, model: nn.Module, batch: Batch) -> list[Read]:
+        first = batch["first"]  # (B, W)
+        logits = model(**inputs_of(batch)).logits.float()  # (B, T, C)
+        log_p = logits.log_softmax(-1).gather(1, first.clamp_min(0)[..., None].expand(-1, -1, logits.shape[-1]))
+        outside = torch.full_like(log_p, -torch.inf)
+        outside[..., 0] = 0.0
+        log_p = log_p.where((first >= 0)[..., None], outside).cpu()  # (B, W, C)
+        there = (first != PADDING).cpu()
+        tags = self._decode(log_p, there)
+        lengths = there.sum(1).tolist()
+        return [Read(log_p[i, :n], tags[i, :n]) for i, n in enumerate(lengths)]
 
-    def answer(self, example: Example, raws: Sequence[list[tuple[int, float]]]) -> Tagged:
-        kept = raws[0][: len(example.words)]
-        return Tagged(tuple(self.labels[tag] for tag, _ in kept), tuple(score for _, score in kept))
+    def _decode(self, log_p: Tensor, mask: Tensor) -> Tensor:
+        """The numbers of the best tags. Shapes: log_p (B, W, C), mask (B, W), tags (B, W)."""
+        if self.decoding == "argmax":
+            return log_p.argmax(-1)
+        begun = torch.cat([log_p[:, :1] + iob2_start(self.labels), log_p[:, 1:]], 1)
+        return viterbi(begun, iob2_rule(self.labels).expand(len(log_p), -1, -1), mask)
+
+    def answer(self, example: Example, raws: Sequence[Read]) -> Tagged:
+        log_p, tags = raws[0]
+        if len(raws) > 1:  # one path over the whole text, whatever each window would say alone
+            log_p = torch.cat([raw.log_p for raw in raws])
+            tags = self._decode(log_p[None], torch.ones(1, len(log_p), dtype=torch.bool))[0]
+        scores = log_p.gather(1, tags[:, None])[:, 0].exp()
+        return Tagged(tuple(self.labels[tag] for tag in tags.tolist()), tuple(scores.tolist()))
 
     def score(self, examples: Sequence[Example], answers: Sequence[Tagged]) -> Scores:
         return entity_scores([example.tags for example in examples], [answer.tags for answer in answers])
@@ -131,6 +178,21 @@ class TokenClassification(Untuned):
 
     def expected(self, example: Example) -> list[dict[str, Any]]:
         return entity_dicts(example, entities(example.tags))
+
+
+def _spans(word_ids: Sequence[int | None], n_words: int) -> list[tuple[int, int]]:
+    """The sub-words [begin, stop) of each word; where it has none, an empty stretch behind the word before."""
+    begins: dict[int, int] = {}
+    stops: dict[int, int] = {}
+    for position, word in enumerate(word_ids):
+        if word is not None:
+            begins.setdefault(word, position)
+            stops[word] = position + 1
+    spans: list[tuple[int, int]] = []
+    for word in range(n_words):
+        before = spans[-1][1] if spans else 0
+        spans.append((begins.get(word, before), stops.get(word, before)))
+    return spans
 
 
 def entity_dicts(example: Example, found: Sequence[Entity], scores: Sequence[float] = ()) -> list[dict[str, Any]]:
