@@ -164,17 +164,32 @@ def evaluate(
     """Score RUN (a run folder or an adapter) on labelled DATA."""
     from lorakit.app.console import score_lines
     from lorakit.data.example import Columns
-    from lorakit.data.read import read
     from lorakit.engine.predictor import load
-    from lorakit.tasks.registry import TASKS as kinds
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch)
-    wants = kinds[predictor.task.name].wants
-    trained = predictor.side.columns
-    asked = Columns(columns["text"] or trained.text, columns["pair"] or trained.pair, columns["label"])
-    dataset = read(data, wants, columns=asked, format=format_, split="test")
-    scores = predictor.evaluate(dataset.examples)
+    scores = predictor.evaluate(predictor.read_labelled(data, Columns(**columns), format_).examples)
     click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
+
+
+@commands.command()
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, metavar="RUN RUN [RUN ...]")
+@click.option(
+    "--on", metavar="DATA", help="Compare on this data by predicting; unset: on the runs' validation examples."
+)
+@click.option("--text", help="With --on: column of the text.")
+@click.option("--pair", help="With --on: column of the second text of pairs.")
+@click.option("--label", help="With --on: column of the label.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
+    """Say whether RUNs differ by more than chance, by paired tests over the same examples.
+
+    Runs that differ in the seed alone are taken together; the first recipe is compared with each of the others.
+    """
+    from lorakit.app.comparing import compare_runs
+    from lorakit.data.example import Columns
+
+    found = compare_runs(runs, on, Columns(**columns))
+    click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 
 @commands.command()

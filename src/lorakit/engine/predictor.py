@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.data.example import Example, of_text
+from lorakit.data.example import Columns, Dataset, Example, of_text
+from lorakit.data.read import read
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
@@ -57,6 +58,11 @@ class Predictor:
     def answers(self, examples: Sequence[Example]) -> list[Any]:
         """The task's own answers, in order."""
         return answer_all(self.model, self.task, examples, self.task.encode(examples), self.device) if examples else []
+
+    def read_labelled(self, source: str, columns: Columns = Columns(), format: str = "auto") -> Dataset:
+        """Labelled examples as the task wants them; text and pair are the columns of training unless others are named."""
+        asked = Columns(columns.text or self.side.columns.text, columns.pair or self.side.columns.pair, columns.label)
+        return read(source, TASKS[self.task.name].wants, columns=asked, format=format, split="test")
 
     def evaluate(self, examples: Sequence[Example]) -> Scores:
         """Scores on labelled examples, with intervals. Raises a DataError for a label that training did not have."""

@@ -6,6 +6,7 @@ resample i of every run over the same examples holds the same ones, and two runs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ def quantiles(values: Floats) -> Interval:
 
 
 def intervals(scores: Mapping[str, Resampled], n: int) -> dict[str, list[float]]:
-    """[low, high] of each score over n examples, ready for JSON."""
-    return {name: list(interval(score, n)) for name, score in scores.items()}
+    """[low, high] of each score over n examples, ready for JSON; of none that is undefined."""
+    return {name: list(interval(score, n)) for name, score in scores.items() if math.isfinite(score.value)}
 
 
 def with_intervals(task: Task, examples: Sequence[Example], answers: Sequence[Any]) -> Scores:

@@ -1,0 +1,268 @@
+"""What `lorakit compare` shows: scores of runs over the same examples, and whether their differences are more than chance.
+
+Runs whose recipes differ in the seed alone make one group. Two groups are compared over pairs of runs of equal seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorakit.app.inspecting import Inspection
+from lorakit.data.example import Columns
+from lorakit.engine.predictor import load
+from lorakit.engine.resamples import Sampled, read_resamples, sampled
+from lorakit.errors import ConfigError, DataError
+from lorakit.tasks.intervals import Difference, difference, resample
+from lorakit.tasks.registry import check_labels
+
+LOWER_IS_BETTER = ("mae", "rmse", "mse", "brier", "ece", "nll")  # by the ends of their names; no shares either
+SIGNIFICANT = 0.05
+# Standard errors of a difference that a test at 5 % finds 4 times in 5.
+DETECTABLE = statistics.NormalDist().inv_cdf(1 - SIGNIFICANT / 2) + statistics.NormalDist().inv_cdf(0.8)
+REPORT = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run and its resampled scores; `recipe` is what tells it from other runs, the seed left out."""
+
+    path: Path
+    recipe: str
+    seed: int | None
+    found: Sampled
+
+
+class Group(NamedTuple):
+    """Runs of one recipe, and the letter that stands for them."""
+
+    letter: str
+    runs: list[Judged]
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """Each score that all of the runs have, of each run."""
+        names = [name for name in self.runs[0].found.scores if all(name in run.found.scores for run in self.runs)]
+        return {name: [run.found.scores[name].value for run in self.runs] for name in names}
+
+
+class Comparison(NamedTuple):
+    """What the second group gains over the first, by score."""
+
+    first: Group
+    second: Group
+    pairs: list[tuple[Judged, Judged]]
+    scores: dict[str, Difference]
+    verdict: str
+
+
+def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns = Columns()) -> Inspection:
+    """Compare runs on their validation examples, or on the examples in `on` by predicting them.
+
+    Raises:
+        ConfigError: there is nothing to compare. DataError: runs were scored on different examples.
+    """
+    if len(paths) < 2:
+        raise ConfigError("compare takes two runs at least")
+    runs = [_judged(path, read_resamples(path) if on is None else _predicted(path, on, columns)) for path in paths]
+    by_recipe: dict[str, list[Judged]] = {}
+    for run in runs:
+        by_recipe.setdefault(run.recipe, []).append(run)
+    groups = [Group(chr(ord("A") + i), members) for i, members in enumerate(by_recipe.values())]
+    comparisons = [_compare(groups[0], other) for other in groups[1:]]
+    return Inspection(_lines(groups, comparisons), _facts(groups, comparisons, on))
+
+
+def _predicted(path: Path, on: str, columns: Columns) -> Sampled:
+    predictor = load(path)
+    examples = predictor.read_labelled(on, columns).examples
+    check_labels(predictor.task.name, examples, predictor.task.labels)
+    found = resample(predictor.task.statistics(examples, predictor.answers(examples)))
+    return sampled(examples, predictor.task.metric, found)
+
+
+def _judged(path: Path, found: Sampled) -> Judged:
+    defined = {name: score for name, score in found.scores.items() if math.isfinite(score.value)}
+    found = replace(found, scores=defined)
+    try:
+        recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        seed = recipe["train"].pop("seed")
+        recipe["output"].pop("dir", None)
+        return Judged(path, json.dumps(recipe, sort_keys=True), seed, found)
+    except (OSError, ValueError, KeyError):  # an adapter alone; it is a group of its own
+        return Judged(path, str(path.resolve()), None, found)
+
+
+def _compare(first: Group, second: Group) -> Comparison:
+    pairs = _pairs(first, second)
+    for a, b in pairs:
+        _check_same_examples(a, b)
+    metric = pairs[0][0].found.metric
+    names = [name for name in first.scores if name in second.scores]
+    if metric not in names:
+        raise ConfigError(
+            f"{pairs[0][0].path} is judged by {metric}, {pairs[0][1].path} by {pairs[0][1].found.metric}: "
+            "they have no score in common that could be compared"
+        )
+    sides = [[pair[i].found.scores for pair in pairs] for i in (0, 1)]
+    scores = {name: difference(*([run[name] for run in side] for side in sides)) for name in names}
+    verdict = _verdict(first, second, metric, scores[metric], pairs[0][0].found.n)
+    return Comparison(first, second, pairs, scores, verdict)
+
+
+def _pairs(first: Group, second: Group) -> list[tuple[Judged, Judged]]:
+    """Runs of equal seeds; of two single runs the seeds may differ."""
+    if len(first.runs) == len(second.runs) == 1:
+        return [(first.runs[0], second.runs[0])]
+    by_seed = {run.seed: run for run in second.runs}
+    pairs = [(run, by_seed[run.seed]) for run in first.runs if run.seed in by_seed]
+    if not pairs:
+        seeds = [", ".join(str(run.seed) for run in group.runs) for group in (first, second)]
+        raise ConfigError(
+            f"{first.runs[0].path} has the seeds {seeds[0]}, {second.runs[0].path} {seeds[1]}: groups are compared "
+            "over pairs of equal seeds"
+        )
+    return pairs
+
+
+def _check_same_examples(first: Judged, second: Judged) -> None:
+    if first.found.sha256 == second.found.sha256:
+        return
+    sides = [_texts(run.path) for run in (first, second)]
+    for number, (a, b) in enumerate(zip_longest(*sides), start=1):
+        if a != b:
+            raise DataError(
+                f"{second.path / REPORT}:{number}: {_shown(b)}, in {first.path} {_shown(a)}: the runs were scored on "
+                "different examples; --on DATA compares them on the same"
+            )
+    raise DataError(f"{second.path}: scored on other examples than {first.path}; --on DATA compares them on the same")
+
+
+def _texts(run: Path) -> list[tuple[Any, ...]]:
+    """What a run was asked and what was expected, by line; nothing where that cannot be read."""
+    try:
+        lines = (run / REPORT).read_text(encoding="utf-8").split("\n")
+        return [tuple(json.loads(line).get(key) for key in ("text", "pair", "expected")) for line in lines if line]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def _shown(entry: tuple[Any, ...] | None) -> str:
+    if entry is None:
+        return "nothing"
+    text, pair, expected = entry
+    return " / ".join(repr(part)[:60] for part in (text, pair, expected) if part is not None)
+
+
+# Words
+
+
+def _verdict(first: Group, second: Group, metric: str, found: Difference, n: int) -> str:
+    direction = -1 if _lower_is_better(metric) else 1
+    is_gain = direction * found.value > 0
+    better, worse = (second, first) if is_gain else (first, second)
+    if found.p < SIGNIFICANT:
+        sign = direction if is_gain else -direction
+        low, high = sorted((sign * found.low, sign * found.high))
+        return (
+            f"{better.letter} is better than {worse.letter} by {_amount(metric, abs(found.value))} {metric}, "
+            f"95 % interval {_bare(metric, low)} to {_bare(metric, high)}, {_p(found.p)}"
+        )
+    if found.spread == 0:
+        return f"no difference between {first.letter} and {second.letter}: the same {metric} on every resample"
+    return (
+        f"no difference between {first.letter} and {second.letter} that {n} examples can show: {metric} "
+        f"{_bare(metric, found.value, '+')}, 95 % interval {_bare(metric, found.low)} to {_bare(metric, found.high)}, "
+        f"{_p(found.p)}; they can show about {_amount(metric, DETECTABLE * found.spread)}"
+    )
+
+
+def _lower_is_better(score: str) -> bool:
+    return score.endswith(LOWER_IS_BETTER)
+
+
+def _bare(score: str, value: float, sign: str = "") -> str:
+    """A difference in points of a hundred, or in the score's own unit."""
+    return f"{value:{sign}.3g}" if _lower_is_better(score) else f"{100 * value:{sign}.1f}"
+
+
+def _amount(score: str, value: float) -> str:
+    return _bare(score, value) if _lower_is_better(score) else f"{_bare(score, value)} points"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p {p:.2g}"
+
+
+def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[str]:
+    lines = [f"{group.letter}  {', '.join(str(run.path) for run in group.runs)}{_seeds(group)}" for group in groups]
+    for group in groups:
+        if len(group.runs) > 1 or not comparisons:
+            lines += ["", f"{group.letter}: mean and standard deviation over {len(group.runs)} runs"]
+            lines += [f"{name:<22} {_mean(values)}" for name, values in group.scores.items()]
+    for comparison in comparisons:
+        a, b = comparison.first, comparison.second
+        lines += ["", f"{'':<22} {a.letter:>8} {b.letter:>8}  {f'{b.letter} - {a.letter}':>8}   95 % interval"]
+        for name, found in comparison.scores.items():
+            sides = zip(*comparison.pairs, strict=True)
+            means = [statistics.fmean(run.found.scores[name].value for run in side) for side in sides]
+            numbers = f"{means[0]:8.4f} {means[1]:8.4f}  {found.value:+8.4f}   [{found.low:+.4f}, {found.high:+.4f}]"
+            lines.append(f"{name:<22} {numbers}  {_p(found.p)}, {found.test}")
+        lines.append(comparison.verdict)
+    if len(comparisons) > 1:
+        lines.append(
+            f"{len(comparisons)} comparisons: each p stands alone, so that one below 0.05 comes by chance sooner"
+        )
+    return lines
+
+
+def _seeds(group: Group) -> str:
+    if len(group.runs) == 1:
+        return ""
+    of_other_examples = len({run.found.sha256 for run in group.runs}) > 1
+    apart = ", each scored on examples of its own" if of_other_examples else ""
+    return f"  (seeds {', '.join(str(run.seed) for run in group.runs)}{apart})"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.4f}" + (f" ± {_deviation(values):.4f}" if len(values) > 1 else "")
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _facts(groups: Sequence[Group], comparisons: Sequence[Comparison], on: str | None) -> dict[str, Any]:
+    return {
+        "on": on,
+        "groups": {
+            group.letter: {
+                "runs": [str(run.path) for run in group.runs],
+                "seeds": [run.seed for run in group.runs],
+                "scores": {
+                    name: {"mean": statistics.fmean(values), "deviation": _deviation(values), "n": len(values)}
+                    for name, values in group.scores.items()
+                },
+            }
+            for group in groups
+        },
+        "comparisons": [
+            {
+                "first": comparison.first.letter,
+                "second": comparison.second.letter,
+                "pairs": len(comparison.pairs),
+                "examples": comparison.pairs[0][0].found.n,
+                "metric": comparison.pairs[0][0].found.metric,
+                "differences": {name: found._asdict() for name, found in comparison.scores.items()},
+                "verdict": comparison.verdict,
+            }
+            for comparison in comparisons
+        ],
+    }

@@ -1,0 +1,212 @@
+"""`lorakit compare`: groups of seeds, paired tests, and the verdict in words."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lorakit.app.comparing import compare_runs
+from lorakit.data.example import Example
+from lorakit.engine.resamples import FILE, read_resamples, sampled, write_resamples
+from lorakit.errors import ConfigError, DataError, OutputError
+from lorakit.tasks.base import Statistic
+from lorakit.tasks.intervals import resample
+from lorakit.tasks.label_scores import accuracy
+from tests.app.conftest import Cli
+from tests.runs import Sections, changed, fit, sections
+
+N = 400
+
+
+def rights(share: float, seed: int = 0) -> list[bool]:
+    return [bool(x) for x in np.random.default_rng(seed).permutation(np.arange(N) < round(share * N))]
+
+
+def made(
+    folder: Path,
+    right: Sequence[bool],
+    *,
+    lr: float = 1e-3,
+    seed: int = 0,
+    metric: str = "accuracy",
+    word: str = "text",
+) -> Path:
+    """A run folder with these right answers, as far as `compare` looks at it."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(f'[train]\nlr = {lr}\nseed = {seed}\n[output]\ndir = "{folder.name}"\n')
+    examples = [Example(f"{word} {i}", "yes") for i in range(len(right))]
+    errors = np.array([(not r, 1) for r in right], dtype=float)
+    statistic = accuracy(right) if metric == "accuracy" else Statistic(errors, lambda s: 30 * s[..., 0] / s[..., 1])
+    write_resamples(folder, sampled(examples, metric, resample({metric: statistic})))
+    lines = [json.dumps({"text": example.text, "expected": example.label}) for example in examples]
+    (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_verdict_names_the_better_run_with_mcnemar_s_p(tmp_path: Path) -> None:
+    first, second = rights(0.8, seed=1), rights(0.9, seed=2)
+    found = compare_runs([made(tmp_path / "a", first), made(tmp_path / "b", second, lr=1e-2)])
+    gained = sum(b and not a for a, b in zip(first, second, strict=True))
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    (comparison,) = found.facts["comparisons"]
+    p = stats.binomtest(gained, gained + lost).pvalue
+    assert comparison["differences"]["accuracy"]["p"] == pytest.approx(p)
+    assert comparison["verdict"].startswith("B is better than A by 10.0 points accuracy, 95 % interval ")
+    assert found.lines[-1] == comparison["verdict"]
+    swapped = compare_runs([tmp_path / "b", tmp_path / "a"]).lines[-1]
+    assert swapped == comparison["verdict"].replace("B is better than A", "A is better than B")
+
+
+def test_verdict_says_what_the_examples_could_have_shown(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, rights(0.8, seed), lr=seed) for name, seed in (("a", 1), ("b", 2))]
+    verdict = compare_runs(runs).lines[-1]
+    assert f"no difference between A and B that {N} examples can show" in verdict
+    (_, shown) = verdict.split("they can show about ")
+    variance = 2 * 0.8 * 0.2 / N  # of the difference of two independent shares
+    assert float(shown.split()[0]) == pytest.approx(100 * 2.8 * variance**0.5, rel=0.2)
+
+
+def test_verdict_of_equal_answers_claims_nothing(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, rights(0.8), lr=lr) for name, lr in (("a", 1e-3), ("b", 1e-2))]
+    assert compare_runs(runs).lines[-1] == "no difference between A and B: the same accuracy on every resample"
+
+
+def test_lower_errors_are_better_and_have_their_own_unit(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, rights(share, 1), lr=share, metric="mae") for name, share in (("a", 0.9), ("b", 0.5))]
+    assert compare_runs(runs).lines[-1].startswith("A is better than B by 12 mae, 95 % interval ")
+    assert compare_runs(runs[::-1]).lines[-1].startswith("B is better than A by 12 mae, 95 % interval ")
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> None:
+    shares = (0.7, 0.72, 0.8)
+    runs = [made(tmp_path / str(seed), rights(share), seed=seed) for seed, share in enumerate(shares)]
+    found = compare_runs(runs)
+    assert found.facts["comparisons"] == []
+    assert found.facts["groups"]["A"]["seeds"] == [0, 1, 2]
+    wanted = {"mean": statistics.mean(shares), "deviation": statistics.stdev(shares), "n": 3}
+    assert found.facts["groups"]["A"]["scores"]["accuracy"] == {k: pytest.approx(v) for k, v in wanted.items()}
+    assert found.lines[-1] == f"{'accuracy':<22} {statistics.mean(shares):.4f} ± {statistics.stdev(shares):.4f}"
+
+
+def test_groups_are_compared_over_pairs_of_equal_seeds(tmp_path: Path) -> None:
+    first = [made(tmp_path / f"a{seed}", rights(0.7, seed), seed=seed) for seed in (0, 1, 2)]
+    second = [made(tmp_path / f"b{seed}", rights(0.9, seed + 9), seed=seed, lr=1e-2) for seed in (2, 1, 5)]
+    found = compare_runs([*first, *second])
+    (comparison,) = found.facts["comparisons"]
+    assert comparison["pairs"] == 2
+    difference = comparison["differences"]["accuracy"]
+    assert difference["value"] == pytest.approx(0.2)
+    assert difference["test"] == "paired bootstrap"
+
+
+def test_groups_without_an_equal_seed_are_refused(tmp_path: Path) -> None:
+    runs = [made(tmp_path / f"a{seed}", rights(0.7), seed=seed) for seed in (0, 1)]
+    runs += [made(tmp_path / f"b{seed}", rights(0.7), seed=seed, lr=1e-2) for seed in (2, 3)]
+    with pytest.raises(
+        ConfigError, match=r"has the seeds 0, 1, .*b2 2, 3: groups are compared over pairs of equal seeds"
+    ):
+        compare_runs(runs)
+
+
+def test_every_later_group_is_compared_with_the_first(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, rights(0.7, i), lr=i + 1) for i, name in enumerate("abc")]
+    found = compare_runs(runs)
+    assert [(c["first"], c["second"]) for c in found.facts["comparisons"]] == [("A", "B"), ("A", "C")]
+    assert "2 comparisons" in found.lines[-1]
+
+
+# Refused
+
+
+def test_runs_over_other_examples_are_refused_with_the_first_that_differs(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, rights(0.8), lr=i + 1, word=name) for i, name in enumerate("ab")]
+    with pytest.raises(DataError, match=r"b/predictions\.jsonl:1: 'b 0' / 'yes', in .*a 'a 0' / 'yes': .*--on DATA"):
+        compare_runs(runs)
+    longer = made(tmp_path / "c", [*rights(0.8), True], lr=9, word="a")
+    with pytest.raises(DataError, match=rf"c/predictions\.jsonl:{N + 1}: 'a {N}' / 'yes', in .*a nothing"):
+        compare_runs([runs[0], longer])
+
+
+def test_runs_over_other_examples_are_refused_without_their_predictions(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, rights(0.8), lr=i + 1, word=name) for i, name in enumerate("ab")]
+    for run in runs:
+        (run / "predictions.jsonl").unlink()
+    with pytest.raises(DataError, match="scored on other examples than"):
+        compare_runs(runs)
+
+
+def test_runs_without_a_score_in_common_are_refused(tmp_path: Path) -> None:
+    runs = [made(tmp_path / "a", rights(0.8)), made(tmp_path / "b", rights(0.8), lr=1, metric="mae")]
+    with pytest.raises(ConfigError, match=r"is judged by accuracy, .*b by mae: they have no score in common"):
+        compare_runs(runs)
+
+
+def test_one_run_is_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two runs at least"):
+        compare_runs([made(tmp_path / "a", rights(0.8))])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda raw: "{", "damaged: JSONDecodeError"),
+        (lambda raw: json.dumps({**raw, "examples": 3}), "damaged: TypeError"),
+        (lambda raw: json.dumps({**raw, "scores": {"accuracy": {}}}), "damaged: KeyError"),
+        (lambda raw: json.dumps({**raw, "examples": {**raw["examples"], "n": 3}}), "numbers are missing"),
+        (lambda raw: json.dumps({**raw, "scores": []}), "damaged: AttributeError"),
+    ],
+)
+def test_damaged_resamples_are_refused(tmp_path: Path, edit, message: str) -> None:
+    path = made(tmp_path / "a", rights(0.8)) / FILE
+    path.write_text(edit(json.loads(path.read_text())))
+    with pytest.raises(OutputError, match=message):
+        read_resamples(tmp_path / "a")
+
+
+def test_folders_without_resamples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no such run folder"):
+        read_resamples(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match=r"no resamples\.json in it, .*--on DATA"):
+        read_resamples(tmp_path)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def raw(bert: Path, files: Path) -> Sections:
+    return sections(bert, files)
+
+
+def test_command_compares_runs_by_their_folders_and_by_predicting(
+    cli: Cli, bert_run: Path, raw: Sections, files: Path, tmp_path: Path
+) -> None:
+    fit(changed(raw, "train.lr=1e-9"), tmp_path / "untrained")
+    kept = json.loads(cli("compare", bert_run, "untrained", "--json").out)
+    predicted = json.loads(cli("compare", bert_run, "untrained", "--on", files / "validation.csv", "--json").out)
+    found = [c["comparisons"][0]["differences"]["accuracy"] for c in (kept, predicted)]
+    assert found[0] == {key: pytest.approx(v) if key != "test" else v for key, v in found[1].items()}
+    assert cli("compare", bert_run, "untrained").out.splitlines()[-1] == kept["comparisons"][0]["verdict"]
+
+
+def test_command_compares_other_tasks_over_the_same_examples(
+    cli: Cli, tagger_run: Path, t5_run: Path, files: Path
+) -> None:
+    code, out, _ = cli("compare", t5_run, tagger_run)
+    assert code == 0
+    assert "entity_f1_strict" in out
+
+
+def test_command_takes_columns_with_on(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("review,verdict\na superb film,good\nstale,bad\n")
+    code, out, err = cli(
+        "compare", bert_run, bert_run / "adapter", "--on", "odd.csv", "--text", "review", "--label", "verdict"
+    )
+    assert (code, err) == (0, "")
+    assert "the same accuracy on every resample" in out
