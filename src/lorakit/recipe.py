@@ -19,6 +19,23 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
+DataFormat = Literal[
+    "auto",
+    "csv",
+    "tsv",
+    "jsonl",
+    "json",
+    "parquet",
+    "arrow",
+    "conll",
+    "label-first",
+    "label-studio",
+    "doccano",
+    "prodigy",
+    "brat",
+    "spacy",
+    "datasets",
+]
 TaskName = Literal["sequence_classification", "token_classification", "text2text_ner"]
 
 
@@ -44,10 +61,11 @@ class DataSection(Section):
     train: str | None = None
     validation: str | None = None  # unset: a share of train, by seed
     test: str | None = None
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "conll", "label-first", "datasets"] = "auto"
+    format: DataFormat = "auto"
     text: str | None = None  # column names; unset: the usual ones, said aloud
     pair: str | None = None
     label: str | None = None
+    overlaps: Literal["error", "longest"] = "error"  # what becomes of character spans that overlap
     validation_share: Share = 0.1
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data.conll import read_conll
+from lorakit.data.example import Example
 from lorakit.data.read import read
 from lorakit.data.tags import Entity, entities
 from lorakit.errors import DataError
@@ -46,6 +47,11 @@ def content(sentences, separator: str = "\t", columns: int = 2, newline: str = "
         lines += [separator.join([word, *EXTRA[: columns - 2], tag]) for word, tag in zip(words, tags, strict=True)]
         lines.append(gap)
     return newline.join(lines)
+
+
+def read_conll(path: Path) -> tuple[Sequence[Example], Sequence[str]]:
+    dataset = read(str(path), "words", format="conll")
+    return dataset.examples, dataset.notes
 
 
 def read_back(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -90,7 +96,7 @@ def test_conll_2003_finds_the_entities_that_a_reader_of_beginnings_misses(save):
     found = sum(len(entities(example.tags)) for example in examples)
     begun = [line for line in CONLL_2003.splitlines() if line.rpartition(" ")[2].startswith("B-")]
     assert sum(tag.startswith("B-") for example in examples for tag in example.tags) == found > 2 * len(begun)
-    assert notes == ["a.conll: tag scheme IOB1, read as conlleval does and converted to IOB2"]
+    assert notes == [f"{path}: tag scheme IOB1, read as conlleval does and converted to IOB2"]
 
 
 @pytest.mark.parametrize(
@@ -124,10 +130,10 @@ def test_text_is_the_words_joined_by_spaces_with_their_offsets(save):
     [
         ("lonely", "1 column; the lines before have 2"),
         ("one\ttoo\tO", "3 columns; the lines before have 2"),
-        ("word\tPER", "'PER' is no IOB tag; expected O, B-TYPE or I-TYPE in the last column"),
-        ("word\tX", "'X' is no IOB tag"),
-        ("word\tB-", "'B-' is no IOB tag"),
-        ("word\tS-PER", "'S-PER' is no IOB tag"),
+        ("word\tPER", "'PER' is no tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"),
+        ("word\tX", "'X' is no tag"),
+        ("word\tB-", "'B-' is no tag"),
+        ("word\tM-PER", "'M-PER' is no tag"),
         ("\tO", "1 column; the lines before have 2"),
         ("word\t", "1 column; the lines before have 2"),
     ],
@@ -159,7 +165,7 @@ def test_file_of_document_starts_alone_is_refused(save):
 
 def test_text_and_label_tasks_refuse_tagged_words(save):
     path = save("a.conll", content(SENTENCES))
-    with pytest.raises(DataError, match=re.escape(f"{path}: CoNLL columns hold tagged words; this task needs a text")):
+    with pytest.raises(DataError, match=re.escape(f"{path}: it holds tagged words; this task needs a text")):
         read(str(path))
 
 

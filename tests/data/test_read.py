@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lorakit.data.columns import USUAL
 from lorakit.data.example import Columns
-from lorakit.data.read import TABLES, USUAL, holds_words, read
+from lorakit.data.read import FORMATS, holds_words, read
 from lorakit.errors import DataError, did_you_mean
 
 CSV = "text,label\na,x\nb,y\n"
@@ -86,7 +87,7 @@ def test_unclear_format_is_refused_with_the_formats_there_are(save):
     path = save("a.data", "one line\nanother line\n")
     with pytest.raises(DataError, match=refusal(path, "the format cannot be told from its name or first lines")) as err:
         read(str(path))
-    assert str(err.value).endswith("data.format=" + "|".join([*TABLES, "conll"]))
+    assert str(err.value).endswith("data.format=" + "|".join(FORMATS))
 
 
 @pytest.mark.parametrize("role", ["text", "label"])
@@ -215,14 +216,17 @@ def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
     (example,) = dataset.examples
     assert (example.words, example.tags) == (("EU", "rejects"), ("B-ORG", "O"))
     assert example.where == f"{path}:1"
-    assert dataset.notes == [f"{path}: words are column {words!r}, tags are column {tags!r}"]
+    assert dataset.notes == [
+        f"{path}: words are column {words!r}, tags are column {tags!r}",
+        f"{path}: tag scheme IO, read as conlleval does and converted to IOB2",
+    ]
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         ('{"tokens": ["a", "b"], "ner_tags": ["O"]}', "2 words but 1 tags"),
-        ('{"tokens": ["a"], "ner_tags": ["PER"]}', "'PER' is no IOB tag; expected O, B-TYPE or I-TYPE"),
+        ('{"tokens": ["a"], "ner_tags": ["PER"]}', "'PER' is no tag; expected O, or B- or I- and a type"),
         ('{"tokens": [], "ner_tags": []}', "column 'tokens' is no list of words or tags"),
         ('{"tokens": [""], "ner_tags": ["O"]}', "column 'tokens' is no list of words or tags"),
         ('{"tokens": ["a"], "ner_tags": [3]}', "column 'ner_tags' is no list of words or tags"),
@@ -232,14 +236,15 @@ def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
 )
 def test_bad_record_of_words_is_refused_with_its_line(save, bad, message):
     path = save("a.jsonl", '{"tokens": ["a"], "ner_tags": ["O"]}\n' + bad)
-    with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}:2.*: {re.escape(message)}"):
         read(str(path), "words")
 
 
 def test_table_without_words_is_refused_for_a_task_of_words(save):
     path = save("a.csv", CSV)
     message = (
-        "this task needs tagged words: CoNLL columns, or records with the lists 'tokens' and 'ner_tags'; columns: "
+        "this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', or texts with "
+        "'spans'; columns: "
     )
     with pytest.raises(DataError, match=refusal(path, message + "text, label")):
         read(str(path), "words")

@@ -1,4 +1,4 @@
-"""IOB tags against seqeval, and the detection of schemes."""
+"""Tags of words against seqeval, in every scheme, and which scheme a file uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from seqeval.metrics import v1 as seqeval_v1
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2
 
-from lorakit.data.tags import Entity, entities, is_tag, scheme, strict_entities, to_tags
+from lorakit.data.tags import (
+    OUTSIDE,
+    SCHEMES,
+    Entity,
+    entities,
+    is_tag,
+    odd_tags,
+    scheme,
+    strict_entities,
+    to_tags,
+)
 from lorakit.tasks.entity_scores import entity_scores
 
 TYPES = ("LOC", "ORG", "PER")
@@ -136,29 +146,90 @@ def test_is_tag_accepts_outside_begin_and_inside(tag):
     assert is_tag(tag)
 
 
-@pytest.mark.parametrize("tag", ["", "X", "PER", "B", "B-", "I-", "-PER", "o", "b-PER", "S-PER", "O-PER", "B_PER"])
+@pytest.mark.parametrize("tag", ["E-PER", "S-PER", "L-PER", "U-PER"])
+def test_is_tag_accepts_ends_and_single_words(tag):
+    assert is_tag(tag)
+
+
+@pytest.mark.parametrize("tag", ["", "X", "PER", "B", "B-", "I-", "-PER", "o", "b-PER", "M-PER", "O-PER", "B_PER"])
 def test_is_tag_refuses_anything_else(tag):
     assert not is_tag(tag)
 
 
+IOBES_TAGS = ("O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BIES"))
+
+
+def test_entities_of_iobes_equal_those_of_seqeval():
+    rng = random.Random(PAIRS)
+    sentences = [[rng.choice(IOBES_TAGS) for _ in range(rng.randint(1, LONGEST))] for _ in range(PAIRS)]
+    wanted = [[Entity(kind, start, last + 1) for kind, start, last in get_entities(tags)] for tags in sentences]
+    assert [entities(tags) for tags in sentences] == wanted
+
+
+def test_entities_of_bilou_equal_those_of_iobes():
+    rng = random.Random(PAIRS)
+    sentences = [[rng.choice(IOBES_TAGS) for _ in range(rng.randint(1, LONGEST))] for _ in range(PAIRS)]
+    renamed = [[tag.replace("E-", "L-").replace("S-", "U-") for tag in tags] for tags in sentences]
+    assert [entities(tags) for tags in renamed] == [entities(tags) for tags in sentences]
+
+
+def written(spans: list[Entity], length: int, scheme: str) -> list[str]:
+    """The tags of entities in any scheme."""
+    tags = [OUTSIDE] * length
+    for i, (kind, start, end) in enumerate(spans):
+        touches = i > 0 and spans[i - 1].end == start and spans[i - 1].type == kind
+        begin = {"IO": "I", "IOB1": "B" if touches else "I"}.get(scheme, "B")
+        last = {"IOBES": "E", "BILOU": "L"}.get(scheme, "I")
+        single = {"IOBES": "S", "BILOU": "U"}.get(scheme, begin)
+        prefixes = [begin, *"I" * (end - start - 2), last] if end - start > 1 else [single]
+        tags[start:end] = [f"{prefix}-{kind}" for prefix in prefixes]
+    return tags
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_scheme_is_told_and_read_back(name):
+    gold = [entities(tags) for tags in pairs(valid=True)[0]]
+    if name == "IO":  # which cannot tell two neighbours of a type apart
+        gold = [[e for e in found if e.start > 0 and all(e.start != other.end for other in found)] for found in gold]
+    sentences = [written(found, LONGEST, name) for found in gold]
+    assert scheme(sentences) == name
+    assert [entities(tags) for tags in sentences] == gold
+    assert not any(odd_tags(tags, name) for tags in sentences)
+
+
 @pytest.mark.parametrize(
-    ("wanted", "sentences"),
+    ("wanted", "odd", "sentences"),
     [
-        ("IOB2", ["B-PER I-PER O B-LOC", "B-PER B-PER"]),
-        ("IOB2", ["O O"]),
-        ("IOB1", ["I-PER I-PER O I-LOC", "I-PER B-PER I-PER"]),
-        ("IO", ["I-PER I-PER O I-LOC I-PER"]),
-        ("mixed", ["B-PER I-PER O I-LOC"]),
-        ("mixed", ["B-PER I-LOC"]),
-        ("mixed", ["B-PER O", "I-PER O"]),
+        ("IOB2", [], ["B-PER I-PER O B-LOC", "B-PER B-PER"]),
+        ("IOB2", [], ["O O"]),
+        ("IOB1", [], ["I-PER I-PER O I-LOC", "I-PER B-PER I-PER"]),
+        ("IO", [], ["I-PER I-PER O I-LOC I-PER"]),
+        ("IOBES", [], ["B-PER I-PER E-PER S-PER O"]),
+        ("BILOU", [], ["B-PER I-PER L-PER U-PER O"]),
+        ("IOB2", [(0, 3)], ["B-PER I-PER O I-LOC"]),
+        ("IOB2", [(0, 1)], ["B-PER I-LOC B-LOC"]),
+        ("IOB2", [(1, 0)], ["B-PER O", "I-PER O"]),
+        ("IOB2", [(0, 2)], ["B-PER I-PER S-PER"]),
+        ("IOB1", [(1, 1)], ["I-PER B-PER O I-PER", "O B-LOC"]),
+        ("IOBES", [(0, 3), (1, 1)], ["S-PER S-LOC O B-PER O", "B-PER I-PER", "B-LOC E-LOC"]),
+        ("IOBES", [(0, 1)], ["S-PER I-PER", "B-PER I-PER E-PER", "S-LOC"]),
+        ("IOBES", [(0, 2)], ["B-PER E-PER U-PER", "S-LOC"]),
+        ("IOBES", [(0, 0)], ["B-PER S-LOC", "B-LOC E-LOC"]),
     ],
 )
-def test_scheme_is_told_from_the_whole_file(wanted, sentences):
-    assert scheme([tags.split() for tags in sentences]) == wanted
+def test_scheme_is_the_one_that_the_whole_file_breaks_least(wanted, odd, sentences):
+    tags = [sentence.split() for sentence in sentences]
+    assert scheme(tags) == wanted
+    assert [(i, j) for i, sentence in enumerate(tags) for j in odd_tags(sentence, wanted)] == odd
 
 
 @pytest.mark.parametrize("convert", [False, True])
-def test_scheme_of_random_tags_is_sound(convert):
+def test_odd_tags_of_random_ones_are_those_that_conversion_changes(convert):
     gold = pairs(valid=False)[0]
     sentences = [to_tags(entities(tags), len(tags)) for tags in gold] if convert else gold
-    assert scheme(sentences) == ("IOB2" if convert else "mixed")
+    changed = [
+        [i for i, (a, b) in enumerate(zip(tags, to_tags(entities(tags), len(tags)), strict=True)) if a != b]
+        for tags in sentences
+    ]
+    assert [odd_tags(tags, "IOB2") for tags in sentences] == changed
+    assert any(changed) != convert

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lorakit
-from lorakit.data.conll import read_conll
+from lorakit.data.read import read
 from lorakit.data.tags import Entity, entities
 from lorakit.tasks.entity_list import Aligned, Mention, Parsed, align, parse, write
 
@@ -29,7 +29,7 @@ def is_clear(example, found) -> bool:
 
 @pytest.mark.parametrize("name", ["train", "validation"])
 def test_bundled_entities_are_found_again_from_their_text(name):
-    examples, _ = read_conll(DEMO / f"entities-{name}.conll")
+    examples = read(str(DEMO / f"entities-{name}.conll"), "words").examples
     gold = [entities(example.tags) for example in examples]
     texts = [write(example.words, found) for example, found in zip(examples, gold, strict=True)]
     kinds = sorted({entity.type for found in gold for entity in found})

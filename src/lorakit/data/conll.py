@@ -5,30 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorakit.data.example import Example, of_words
-from lorakit.data.tags import entities, is_tag, scheme, to_tags
+from lorakit.data.tables import Row
 from lorakit.data.text import lines_of
 from lorakit.errors import DataError
 
 DOCSTART = "-DOCSTART-"
 
 
-def read_conll(path: Path) -> tuple[list[Example], list[str]]:
-    """The sentences of a file with 2 to 4 columns (tab or space), tags converted to IOB2, and notes for the user.
+def read_conll(path: Path) -> Iterator[Row]:
+    """The sentences of a file with 2 to 4 columns (tab or space): `tokens` and `ner_tags`, the tags as they stand.
 
     Raises:
-        DataError: a line has one column or another number of columns than the first, or a tag is no IOB tag.
+        DataError: a line has one column or another number of columns than the first, or there is no sentence.
     """
-    sentences = list(_sentences(path))
-    if not sentences:
-        raise DataError(f"{path}: no sentence in the file")
-    kind = scheme([tags for _, tags, _ in sentences])
-    examples = [of_words(words, to_tags(entities(tags), len(tags)), where) for words, tags, where in sentences]
-    converted = "" if kind == "IOB2" else ", read as conlleval does and converted to IOB2"
-    return examples, [f"{path.name}: tag scheme {kind}{converted}"]
-
-
-def _sentences(path: Path) -> Iterator[tuple[list[str], list[str], str]]:
     words: list[str] = []
     tags: list[str] = []
     begin, columns = 1, 0
@@ -36,7 +25,7 @@ def _sentences(path: Path) -> Iterator[tuple[list[str], list[str], str]]:
         fields = columns_of(line)
         if not fields or fields[0] == DOCSTART:
             if words:
-                yield words, tags, f"{path}:{begin}"
+                yield Row({"tokens": words, "ner_tags": tags}, f"{path}:{begin}", lined=True)
             words, tags = [], []
             continue
         columns = columns or len(fields)
@@ -44,6 +33,8 @@ def _sentences(path: Path) -> Iterator[tuple[list[str], list[str], str]]:
         begin = begin if words else number
         words.append(fields[0])
         tags.append(fields[-1])
+    if not columns:
+        raise DataError(f"{path}: no sentence in the file")
 
 
 def columns_of(line: str) -> list[str]:
@@ -58,5 +49,3 @@ def _check(fields: list[str], columns: int, where: str) -> None:
     if len(fields) != columns or not 2 <= len(fields) <= 4:
         wanted = f"the lines before have {columns}" if columns in (2, 3, 4) else "2 to 4 are expected, the tag last"
         raise DataError(f"{where}: {len(fields)} column{'s' * (len(fields) != 1)}; {wanted}")
-    if not is_tag(fields[-1]):
-        raise DataError(f"{where}: {fields[-1]!r} is no IOB tag; expected O, B-TYPE or I-TYPE in the last column")

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
+
+from lorakit.data.spans import Span, trim
+from lorakit.data.tags import OUTSIDE
+from lorakit.errors import DataError
 
 # What a task wants of each record: a text alone, one label, several labels, a number, or words with their tags.
 Wants = Literal["text", "label", "labels", "number", "words"]
@@ -58,11 +65,61 @@ def of_words(words: Sequence[str], tags: Sequence[str] = (), where: str = "") ->
 
 
 # A word with inner hyphens or dots (U.S, mid-May) or commas between digits (1,000); a clitic ('s); or one other
-# visible character.
-WORD = re.compile(r"\w+(?:[-.]\w+|(?<=\d),\d\w*)*|'\w+|[^\w\s]")
+# visible character. U+0301 stands for every character that belongs to the one before it.
+WORD = re.compile(r"\w[\w\u0301]*(?:[-.]\w[\w\u0301]*|(?<=\d),\d[\w\u0301]*)*|'\w[\w\u0301]*|[^\w\s]\u0301*")
+JOINERS = "\u200c\u200d"  # of Persian and Indic letters, and of emoji
+
+
+def word_offsets(text: str) -> list[tuple[int, int]]:
+    """Where the words of a raw text are, cut much as CoNLL files cut them; all of it but white space is in one."""
+    if not text.isascii():
+        text = "".join("\u0301" if c in JOINERS or unicodedata.category(c)[0] == "M" else c for c in text)
+    return [match.span() for match in WORD.finditer(text)]
 
 
 def of_text(text: str) -> Example:
-    """An example of a raw text, cut into words much as CoNLL files cut them; offsets point into the text."""
-    offsets = tuple(match.span() for match in WORD.finditer(text))
+    """An example of a raw text, cut into words; offsets point into the text."""
+    offsets = tuple(word_offsets(text))
     return Example(text, words=tuple(text[start:end] for start, end in offsets), offsets=offsets)
+
+
+def of_spans(
+    text: str, spans: Sequence[Span], tokens: Sequence[tuple[int, int]] | None = None, where: str = ""
+) -> Example:
+    """An example of a text and spans that do not overlap nor begin or end with white space.
+
+    Words are cut as `of_text` cuts them, or are the `tokens` that the file gives, and are cut at the borders of spans
+    too, so that each span is exact.
+
+    Raises:
+        DataError: the tokens are not in order, or leave out some of the text.
+    """
+    if tokens is not None:
+        _check_tokens(text, tokens, where)
+    borders = sorted({border for span in spans for border in span[:2]})
+    cut = word_offsets(text) if tokens is None else tokens
+    offsets = tuple(inner for start, end in cut for piece in _cut(start, end, borders) if (inner := trim(text, *piece)))
+    begun = {span.start: span for span in spans}
+    tags: list[str] = []
+    inside: Span | None = None
+    for start, _ in offsets:
+        begins = begun.get(start)
+        inside = begins or (inside if inside and start < inside.end else None)
+        tags.append(f"{'B' if begins else 'I'}-{inside.type}" if inside else OUTSIDE)
+    words = tuple(text[start:end] for start, end in offsets)
+    return Example(text, words=words, tags=tuple(tags), offsets=offsets, where=where)
+
+
+def _cut(start: int, end: int, borders: Sequence[int]) -> Iterable[tuple[int, int]]:
+    inner = borders[bisect_right(borders, start) : bisect_left(borders, end)]
+    return pairwise([start, *inner, end])
+
+
+def _check_tokens(text: str, tokens: Sequence[tuple[int, int]], where: str) -> None:
+    position = 0
+    for start, end in (*tokens, (len(text), len(text))):
+        if not position <= start <= end <= len(text):
+            raise DataError(f"{where}: token {start}-{end} overlaps the one before or lies outside the text")
+        if missed := text[position:start].strip():
+            raise DataError(f"{where}: {missed!r} at {position} is in no token")
+        position = end

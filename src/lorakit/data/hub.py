@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.arrow import named_classes
 from lorakit.data.tables import Row
 from lorakit.errors import DataError, did_you_mean
 
@@ -52,23 +53,10 @@ def _rows(found: Any, split: str, source: str) -> Iterator[Row]:
         if split not in found:
             raise DataError(f"{source}: no split {split!r}; {did_you_mean(split, found)}")
         found = found[split]
-    names = {column: _class_names(feature) for column, feature in found.features.items()}
+    features = found.features.to_dict()
     for number, values in enumerate(found, start=1):
-        yield Row({column: _named(value, names[column]) for column, value in values.items()}, f"{source}:{number}")
-
-
-def _class_names(feature: Any) -> list[str] | None:
-    """The names behind class numbers, for a label column or a column of lists of labels."""
-    inner = getattr(feature, "feature", feature)
-    return getattr(inner, "names", None)
-
-
-def _named(value: Any, names: list[str] | None) -> Any:
-    if names is None:
-        return value
-    if isinstance(value, list):
-        return [_named(item, names) for item in value]
-    return names[value] if isinstance(value, int) and value >= 0 else None
+        named = {column: named_classes(value, features[column]) for column, value in values.items()}
+        yield Row(named, f"{source}:{number}")
 
 
 def _first_line(err: Exception) -> str:

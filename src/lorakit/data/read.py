@@ -1,63 +1,63 @@
-"""Any source to a Dataset: find the format, read it, choose the columns, check every record."""
+"""Any source to a Dataset: which format it has, and how each is read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from lorakit.data.arrow import read_arrow, read_parquet
+from lorakit.data.brat import is_brat, read_brat, with_spans
+from lorakit.data.columns import Table, examples_of, is_annotated
 from lorakit.data.conll import DOCSTART, columns_of, read_conll
-from lorakit.data.example import Columns, Dataset, Example, Wants, of_words
+from lorakit.data.docbin import read_docbin
+from lorakit.data.example import Columns, Dataset, Example, Wants
 from lorakit.data.hub import read_hub, read_saved
-from lorakit.data.labels import LABELS, one_label
-from lorakit.data.tables import Row, read_csv, read_jsonl, read_label_first, read_parquet
-from lorakit.data.tags import entities, is_tag, to_tags
+from lorakit.data.json_files import read_json
+from lorakit.data.label_studio import flattened, is_label_studio
+from lorakit.data.prodigy import accepted, is_prodigy
+from lorakit.data.spans import Overlaps
+from lorakit.data.tables import Row, read_csv, read_label_first
+from lorakit.data.tags import is_tag
 from lorakit.data.text import lines_of
 from lorakit.digest import file_sha256
 from lorakit.errors import DataError, did_you_mean
 
-TABLES: Mapping[str, Callable[[Path], Iterator[Row]]] = {
-    "csv": read_csv,
-    "tsv": partial(read_csv, tabs=True),
-    "jsonl": read_jsonl,
-    "parquet": read_parquet,
-    "label-first": read_label_first,
+# Rows as a tool writes them to rows of plain columns, and notes.
+Adapter = Callable[[Sequence[Row], str], tuple[list[Row], list[str]]]
+
+
+class Format(NamedTuple):
+    """How the files of a format are read, and the endings that mean it."""
+
+    read: Callable[[Path], Iterable[Row]]
+    endings: tuple[str, ...] = ()
+    adapt: Adapter | None = None
+
+
+FORMATS: Mapping[str, Format] = {
+    "csv": Format(read_csv, (".csv",)),
+    "tsv": Format(partial(read_csv, tabs=True), (".tsv",)),
+    "jsonl": Format(read_json, (".jsonl", ".ndjson")),
+    "json": Format(read_json, (".json",)),
+    "parquet": Format(read_parquet, (".parquet",)),
+    "arrow": Format(read_arrow, (".arrow", ".feather")),
+    "conll": Format(read_conll, (".conll", ".bio", ".iob")),
+    "label-first": Format(read_label_first),
+    "label-studio": Format(read_json, adapt=flattened),
+    "doccano": Format(read_json),
+    "prodigy": Format(read_json, adapt=accepted),
+    "brat": Format(read_brat, (".ann",), with_spans),
+    "spacy": Format(read_docbin, (".spacy",)),
 }
-ENDINGS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-}
-USUAL = {
-    "text": ("text", "sentence", "review", "sentence1", "content", "question", "premise", "message", "title"),
-    "label": ("label", "labels", "category", "class", "sentiment", "target", "intent", "rating"),
-    "words": ("tokens", "words"),
-    "tags": ("ner_tags", "tags", "labels"),
-}
-FILE_LIKE = (
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".ndjson",
-    ".json",
-    ".parquet",
-    ".conll",
-    ".txt",
-    ".bio",
-    ".iob",
-    ".train",
-    ".dev",
-    ".test",
-)
+ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
+FILE_LIKE = (*ENDINGS, ".txt", ".train", ".dev", ".test")
+LIBRARY = "datasets"  # a folder that the library of this name saved
+# Formats whose first record says whether it is words or texts; others never hold words, or are not opened to see.
+MAY_HOLD_WORDS = ("jsonl", "json", "label-studio", "prodigy", "conll", "brat", "spacy")
 
 
 def read(
@@ -67,33 +67,34 @@ def read(
     columns: Columns = Columns(),
     format: str = "auto",
     split: str = "train",
+    overlaps: Overlaps = "error",
 ) -> Dataset:
     """The examples of one source, in their order, each with what the task `wants`.
 
     With `wants = "text"` labels are taken from the column that `columns` names, if it names one, and not looked for.
+    `overlaps` says what becomes of spans that overlap: an error, or the longest stay.
 
     Raises:
         DataError: the source is missing, empty or damaged, a column is not there, or a record is incomplete; the
             message names the file and the line.
     """
     path = _path(source)
-    kind = format if format != "auto" else _format(source, path)
-    notes: list[str] = []
-    if kind == "conll":
-        examples, notes = read_conll(path)
-    else:
-        rows = _rows(kind, source, path, split)
-        examples = list(_examples(rows, source, wants, columns, notes))
-    if not examples:
-        raise DataError(f"{source}: a header but no record")
-    if kind == "conll" and wants not in ("words", "text"):
-        raise DataError(f"{source}: CoNLL columns hold tagged words; this task needs a text and its {wants} a record")
+    rows, notes = _rows(source, path, format, split)
+    examples = examples_of(Table(source, rows, columns, notes), wants, overlaps)
     return Dataset(source, examples, _fingerprint(path, examples), notes)
 
 
 def holds_words(source: str) -> bool:
-    """Whether a source is a file of CoNLL columns."""
-    return _format(source, _path(source)) == "conll"
+    """Whether a source is a file of words with tags or of texts with spans."""
+    path = _path(source)
+    kind = _format(source, path)
+    if kind not in MAY_HOLD_WORDS:
+        return False
+    try:
+        rows, _ = _rows(source, path, "auto", "train")
+    except DataError:  # reading it in earnest, which may be in a format that is asked for, says what is wrong
+        return False
+    return is_annotated(Table(source, rows, Columns(), []))
 
 
 def _path(source: str) -> Path:
@@ -101,15 +102,46 @@ def _path(source: str) -> Path:
     return Path(source) if Path(source).exists() else Path(source.partition("#")[0])
 
 
+def _rows(source: str, path: Path, format: str, split: str) -> tuple[list[Row], list[str]]:
+    kind = _format(source, path) if format == "auto" else format
+    if kind in ("hub", LIBRARY):
+        rows = list(read_hub(source, split) if kind == "hub" else read_saved(Path(source), split))
+        if not rows:
+            raise DataError(f"{source}: no record")
+        return rows, []
+    if kind not in FORMATS:
+        raise DataError(f"{source}: format = {kind!r} is not known; {did_you_mean(kind, [*FORMATS, LIBRARY])}")
+    rows, notes = list(FORMATS[kind].read(path)), []
+    if not rows:
+        raise DataError(f"{source}: a header but no record" if kind in ("csv", "tsv") else f"{source}: no record")
+    if format == "auto":
+        kind = _tool(kind, rows)
+        if ENDINGS.get(path.suffix.lower()) != kind:
+            notes.append(f"{source}: read as {kind}")
+    if adapt := FORMATS[kind].adapt:
+        rows, more = adapt(rows, source)
+        notes += more
+    return rows, notes
+
+
+def _tool(kind: str, rows: Sequence[Row]) -> str:
+    """The annotation tool that wrote records of JSON, where it left its marks."""
+    if kind not in ("json", "jsonl") or not rows:
+        return kind
+    if is_prodigy(rows[0]):
+        return "prodigy"
+    return "label-studio" if is_label_studio(rows[0]) else kind
+
+
 def _format(source: str, path: Path) -> str:
     if path.is_dir():
-        return "datasets"
+        return "brat" if is_brat(path) else LIBRARY
     if not path.exists():
         if path.suffix.lower() in FILE_LIKE or source.startswith((".", "/", "~")):
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(f"{source}: no such file; {did_you_mean(path.name, siblings)}")
         return "hub"
-    return ENDINGS.get(path.suffix.lower()) or _sniffed(path)
+    return ENDINGS.get(path.suffix.lower()) or ("brat" if is_brat(path) else _sniffed(path))
 
 
 def _sniffed(path: Path) -> str:
@@ -118,8 +150,8 @@ def _sniffed(path: Path) -> str:
     rows = [columns_of(line) for line in lines]
     if all((len(row) in (2, 3, 4) and is_tag(row[-1])) or row[0] == DOCSTART for row in rows):
         return "conll"
-    if lines[0].lstrip().startswith("{"):
-        return "jsonl"
+    if lines[0].lstrip()[0] in "{[":
+        return "jsonl" if lines[0].lstrip()[0] == "{" else "json"
     first_words = {line.split()[0] for line in lines}
     if len(lines) >= 20 and len(first_words) <= len(lines) // 5 and "\t" not in lines[0]:
         return "label-first"
@@ -128,109 +160,13 @@ def _sniffed(path: Path) -> str:
     if "," in lines[0]:
         return "csv"
     raise DataError(
-        f"{path}: the format cannot be told from its name or first lines; say data.format={'|'.join([*TABLES, 'conll'])}"
+        f"{path}: the format cannot be told from its name or first lines; say data.format={'|'.join(FORMATS)}"
     )
-
-
-def _rows(kind: str, source: str, path: Path, split: str) -> Iterable[Row]:
-    if kind == "hub":
-        return read_hub(source, split)
-    if kind == "datasets":
-        return read_saved(Path(source), split)
-    if kind not in TABLES:
-        raise DataError(
-            f"{source}: format = {kind!r} is not known; {did_you_mean(kind, [*TABLES, 'conll', 'datasets'])}"
-        )
-    return TABLES[kind](path)
-
-
-def _examples(rows: Iterable[Row], source: str, wants: Wants, columns: Columns, notes: list[str]) -> Iterator[Example]:
-    iterator = iter(rows)
-    first = next(iterator, None)
-    if first is None:
-        return
-    make = _words_maker(first, source, notes) if wants == "words" else _text_maker(first, source, wants, columns, notes)
-    for row in chain([first], iterator):
-        yield make(row)
-
-
-def _text_maker(first: Row, source: str, wants: Wants, columns: Columns, notes: list[str]) -> Callable[[Row], Example]:
-    text = _column("text", columns.text, first, source, notes)
-    label = _column("label", columns.label, first, source, notes) if wants != "text" or columns.label else None
-    pair = _column("pair", columns.pair, first, source, notes) if columns.pair else None
-
-    to_label = LABELS.get(wants, one_label)
-
-    def make(row: Row) -> Example:
-        return Example(
-            text=_text(row, text),
-            label=None if label is None else to_label(row, label),
-            pair=None if pair is None else _text(row, pair),
-            where=row.where,
-        )
-
-    return make
-
-
-def _column(role: str, asked: str | None, first: Row, source: str, notes: list[str]) -> str:
-    """The column that plays a role: the one asked for, or the first of the usual names that is there."""
-    there = list(first.values)
-    if asked is not None:
-        if asked not in there:
-            raise DataError(f"{source}: data.{role} = {asked!r} is no column; {did_you_mean(asked, there)}")
-        return asked
-    for name in USUAL[role]:
-        if name in there:
-            notes.append(f"{source}: {role} is column {name!r}")
-            return name
-    raise DataError(f"{source}: which column is the {role}? say data.{role}=NAME; columns: {', '.join(there)}")
-
-
-def _text(row: Row, column: str) -> str:
-    value = row.values.get(column)
-    if not isinstance(value, str):
-        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not a text")
-    if not value.strip():
-        raise DataError(f"{row.where}: column {column!r} is empty")
-    return value
-
-
-def _words_maker(first: Row, source: str, notes: list[str]) -> Callable[[Row], Example]:
-    there = list(first.values)
-    words = next((name for name in USUAL["words"] if name in there), None)
-    tags = next((name for name in USUAL["tags"] if name in there), None)
-    if words is None or tags is None:
-        raise DataError(
-            f"{source}: this task needs tagged words: CoNLL columns, or records with the lists 'tokens' and "
-            f"'ner_tags'; columns: {', '.join(there)}"
-        )
-    notes.append(f"{source}: words are column {words!r}, tags are column {tags!r}")
-
-    def make(row: Row) -> Example:
-        return _tagged(row, _strings(row, words), _strings(row, tags))
-
-    return make
-
-
-def _strings(row: Row, column: str) -> list[str]:
-    value: Any = row.values.get(column)
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-        raise DataError(f"{row.where}: column {column!r} is no list of words or tags")
-    return value
-
-
-def _tagged(row: Row, words: Sequence[str], tags: Sequence[str]) -> Example:
-    if len(words) != len(tags):
-        raise DataError(f"{row.where}: {len(words)} words but {len(tags)} tags")
-    for tag in tags:
-        if not is_tag(tag):
-            raise DataError(f"{row.where}: {tag!r} is no IOB tag; expected O, B-TYPE or I-TYPE")
-    return of_words(words, to_tags(entities(tags), len(tags)), row.where)
 
 
 def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
     """sha256 of the file; of the records where there is no single file."""
-    if path.is_file():
+    if path.is_file() and not is_brat(path):
         return file_sha256(path)
     digest = hashlib.sha256()
     for example in examples:

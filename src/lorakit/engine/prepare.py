@@ -148,6 +148,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
         columns=Columns(data.text, data.pair, data.label),
         format=data.format,
         split=split_name,
+        overlaps=data.overlaps,
     )
     for note in dataset.notes:
         report(Note(note))

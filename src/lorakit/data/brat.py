@@ -1,0 +1,86 @@
+"""brat's standoff annotation: a text in NAME.txt, and its entities in NAME.ann, a line each."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lorakit.data.notes import counted
+from lorakit.data.spans import Span
+from lorakit.data.tables import Row
+from lorakit.data.text import decode, read_bytes
+from lorakit.errors import DataError
+
+ENTITY = re.compile(r"T\S*\t(?P<type>\S+) (?P<offsets>\d+ \d+(?:;\d+ \d+)*)\t(?P<text>.*)")
+OTHERS = {
+    "R": "relations",
+    "*": "equivalences",
+    "E": "events",
+    "A": "attributes",
+    "M": "attributes",
+    "N": "links",
+    "#": "notes",
+}
+
+
+def is_brat(path: Path) -> bool:
+    """Whether a folder holds .ann files, or a file is one or stands beside its own."""
+    return any(path.glob("*.ann")) if path.is_dir() else path.with_suffix(".ann").is_file()
+
+
+def read_brat(path: Path) -> Iterator[Row]:
+    """A row for each document of a folder, in the order of names, or for one document: its text and its annotations.
+
+    Raises:
+        DataError: a text or its annotations are missing.
+    """
+    files = [file for ending in ("*.txt", "*.ann") for file in path.glob(ending)] if path.is_dir() else [path]
+    for folder, name in sorted({(file.parent, file.stem) for file in files}):
+        text_file, annotations = folder / f"{name}.txt", folder / f"{name}.ann"
+        for file, other in ((text_file, annotations), (annotations, text_file)):
+            if not file.is_file():
+                raise DataError(f"{other}: there is no {file.name} beside it; a text without entities has an empty one")
+        text = decode(text_file, read_bytes(text_file))
+        yield Row({"text": text, "annotations": annotations}, f"{text_file}:1")
+
+
+def with_spans(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
+    """The documents with the spans of their T lines, and notes of the lines of other kinds.
+
+    Raises:
+        DataError: a line is no annotation, or an entity has several parts.
+    """
+    others: dict[str, list[str]] = defaultdict(list)
+    plain = []
+    for row in rows:
+        spans = list(_spans(row.values["annotations"], others))
+        plain.append(row._replace(values={"text": row.values["text"], "spans": spans}))
+    notes = [
+        note
+        for kind, places in others.items()
+        for note in counted(f"{source}: {len(places)} {kind} are not read", places)
+    ]
+    return plain, notes
+
+
+def _spans(path: Path, others: dict[str, list[str]]) -> Iterator[Span]:
+    data = path.read_bytes()
+    lines = decode(path, data).split("\n") if data.strip() else []
+    for number, line in enumerate(lines, start=1):
+        line, where = line.rstrip("\r"), f"{path}:{number}"
+        if line[:1] in OTHERS:
+            others[OTHERS[line[:1]]].append(where)
+        elif line.strip():
+            yield _entity(line, where)
+
+
+def _entity(line: str, where: str) -> Span:
+    found = ENTITY.fullmatch(line)
+    if found is None:
+        raise DataError(f"{where}: {line[:60]!r} is no annotation of brat's: ID, tab, TYPE START END, tab, text")
+    if ";" in found["offsets"]:
+        raise DataError(f"{where}: an entity of several parts ({found['offsets']}), which no tags of words can say")
+    start, end = map(int, found["offsets"].split())
+    return Span(start, end, found["type"], found["text"], where)

@@ -1,0 +1,176 @@
+"""Rows to examples: which column plays which role, and every value checked. Columns that are guessed are said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+from lorakit.data.example import Columns, Example, Wants, of_spans, of_words
+from lorakit.data.labels import LABELS, one_label
+from lorakit.data.notes import counted
+from lorakit.data.spans import Marked, Overlaps, is_spans, settle, spans_of
+from lorakit.data.tables import Row
+from lorakit.data.tags import entities, is_tag, odd_tags, scheme, to_tags
+from lorakit.errors import DataError, did_you_mean
+
+USUAL = {
+    "text": ("text", "sentence", "review", "sentence1", "content", "question", "premise", "message", "title", "data"),
+    "label": ("label", "labels", "category", "class", "sentiment", "target", "intent", "rating"),
+    "words": ("tokens", "words"),
+    "tags": ("ner_tags", "tags", "labels"),
+    "spans": ("spans", "entities", "label", "labels"),
+}
+TOKENS = "token_offsets"  # where readers of tokenised texts put the (start, end) of each token
+
+
+class Table(NamedTuple):
+    """The rows of one source, and the columns asked for; what is found out about them goes into the notes."""
+
+    source: str
+    rows: Sequence[Row]
+    asked: Columns
+    notes: list[str]
+
+    @property
+    def there(self) -> list[str]:
+        """All columns; a record of JSON may lack some."""
+        return list(dict.fromkeys(chain.from_iterable(row.values for row in self.rows)))
+
+    def column(self, role: str, asked: str | None) -> str | None:
+        """The column that plays a role: the one asked for, or the first of the usual names that is there."""
+        there = self.there
+        if asked is not None and asked not in there:
+            key = {"words": "text", "tags": "label"}.get(role, role)
+            raise DataError(f"{self.source}: data.{key} = {asked!r} is no column; {did_you_mean(asked, there)}")
+        return asked or next((name for name in USUAL[role] if name in there), None)
+
+    def said(self, role: str, asked: str | None) -> str:
+        """The same, said aloud where it is guessed. Raises a DataError where there is none."""
+        found = self.column(role, asked)
+        if found is None:
+            columns = ", ".join(self.there)
+            raise DataError(f"{self.source}: which column is the {role}? say data.{role}=NAME; columns: {columns}")
+        if asked is None:
+            self.notes.append(f"{self.source}: {role} is column {found!r}")
+        return found
+
+    def spans(self) -> str | None:
+        """The column of spans: the one asked for, or the first of the usual names that holds some."""
+        there, asked = self.there, self.asked.label
+        names = [name for name in USUAL["spans"] if name in there] if asked is None else [asked]
+        filled = (name for name in names if any(is_spans(row.values.get(name)) for row in self.rows))
+        return next(filled, next((name for name in names if name in (asked, "spans", "entities")), None))
+
+
+def is_annotated(table: Table) -> bool:
+    """Whether the rows are words with tags, or texts with spans."""
+    spans = table.spans()
+    pairs = table.column("words", None) and table.column("tags", None)
+    return bool(pairs) or any(spans is not None and is_spans(row.values.get(spans)) for row in table.rows)
+
+
+def examples_of(table: Table, wants: Wants, overlaps: Overlaps = "error") -> list[Example]:
+    """An example of each row, with what the task `wants`.
+
+    Raises:
+        DataError: a column is not there, or a record is incomplete; the message names file and line.
+    """
+    asked = table.asked
+    words = table.column("words", asked.text if wants == "words" else None)
+    if wants == "words":
+        tags, spans = table.column("tags", asked.label), table.spans()
+        if words and tags and tags != spans:
+            return _tagged(table, words, tags)
+        if spans:
+            return _spanned(table, spans, overlaps)
+        raise DataError(
+            f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', "
+            f"or texts with 'spans'; columns: {', '.join(table.there)}"
+        )
+    if words and table.column("text", asked.text) is None:
+        if wants == "text":
+            return [of_words(_strings(row, words), where=row.where) for row in table.rows]
+        raise DataError(f"{table.source}: it holds tagged words; this task needs a text and its {wants} a record")
+    return _texts(table, wants)
+
+
+def _texts(table: Table, wants: Wants) -> list[Example]:
+    asked = table.asked
+    text = table.said("text", asked.text)
+    label = table.said("label", asked.label) if wants != "text" or asked.label else None
+    pair = table.said("pair", asked.pair) if asked.pair else None
+    to_label = LABELS.get(wants, one_label)
+    return [
+        Example(
+            text=_text(row, text),
+            label=None if label is None else to_label(row, label),
+            pair=None if pair is None else _text(row, pair),
+            where=row.where,
+        )
+        for row in table.rows
+    ]
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.values.get(column)
+    if not isinstance(value, str):
+        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not a text")
+    if not value.strip():
+        raise DataError(f"{row.where}: column {column!r} is empty")
+    if "\0" in value:
+        raise DataError(f"{row.where}: column {column!r} holds a NUL character; text has none")
+    return value
+
+
+def _tagged(table: Table, words: str, tags: str) -> list[Example]:
+    """Sentences of words and tags of any scheme, converted to IOB2."""
+    if not table.rows[0].lined:
+        table.notes.append(f"{table.source}: words are column {words!r}, tags are column {tags!r}")
+    sentences = [(row, _strings(row, words), _tags(row, words, tags)) for row in table.rows]
+    table.notes.append(f"{table.source}: {_scheme_note([(row, found) for row, _, found in sentences])}")
+    return [of_words(w, to_tags(entities(found), len(w)), row.where) for row, w, found in sentences]
+
+
+def _scheme_note(sentences: Sequence[tuple[Row, Sequence[str]]]) -> str:
+    kind = scheme(tags for _, tags in sentences)
+    odd = [f"{row.word(i)} {tags[i]}" for row, tags in sentences for i in odd_tags(tags, kind)]
+    if odd:
+        (note,) = counted(f"{len(odd)} tags are not {kind}", odd)
+        return f"tag scheme mixed, mostly {kind}, read as conlleval does and converted to IOB2; {note}"
+    return f"tag scheme {kind}" + ("" if kind == "IOB2" else ", read as conlleval does and converted to IOB2")
+
+
+def _strings(row: Row, column: str) -> list[str]:
+    value: Any = row.values.get(column)
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+        raise DataError(f"{row.where}: column {column!r} is no list of words or tags")
+    if any("\0" in item for item in value):
+        raise DataError(f"{row.where}: column {column!r} holds a NUL character; text has none")
+    return value
+
+
+def _tags(row: Row, words: str, column: str) -> list[str]:
+    tags, n_words = _strings(row, column), len(row.values[words])
+    if len(tags) != n_words:
+        raise DataError(f"{row.where}: {n_words} words but {len(tags)} tags")
+    for i, tag in enumerate(tags):
+        if not is_tag(tag):
+            raise DataError(
+                f"{row.word(i)}: {tag!r} is no tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"
+            )
+    return tags
+
+
+def _spanned(table: Table, column: str, overlaps: Overlaps) -> list[Example]:
+    """Texts with spans, cut into words that carry them exactly."""
+    text = table.said("text", table.asked.text)
+    if table.asked.label is None:
+        table.notes.append(f"{table.source}: spans are column {column!r}")
+    marked = [Marked(_text(row, text), spans_of(row.values.get(column), row.place), row.place) for row in table.rows]
+    settled, notes = settle(marked, overlaps, table.source)
+    table.notes.extend(notes)
+    return [
+        of_spans(record.text, spans, row.values.get(TOKENS), row.place)
+        for row, record, spans in zip(table.rows, marked, settled, strict=True)
+    ]

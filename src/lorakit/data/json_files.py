@@ -1,0 +1,86 @@
+"""JSON: a record a line, or an array of records. What the records of annotation tools mean is told in annotations.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.tables import Row
+from lorakit.data.text import decode, read_bytes
+from lorakit.errors import DataError
+
+SPACE = re.compile(r"[ \t\r\n]*")
+DECODER = json.JSONDecoder()
+
+
+def read_json(path: Path) -> Iterator[Row]:
+    """The records of a file: of an array where it begins with `[`, else one JSON object a line.
+
+    Raises:
+        DataError: something is no JSON, or a record is no object or holds a lone surrogate.
+    """
+    text = decode(path, read_bytes(path))
+    return _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+
+
+def _lines(path: Path, text: str) -> Iterator[Row]:
+    """Lines end at \\n only, since other line separators may stand inside a text."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as err:
+            whole = "; an array of records begins with [" if number == 1 and line.strip() == "{" else ""
+            raise DataError(f"{where}: no JSON: {err.msg} at column {err.colno}{whole}") from err
+        except (ValueError, RecursionError) as err:  # a number of thousands of digits, or as many open brackets
+            raise DataError(f"{where}: no JSON: {err}") from err
+        yield _record(values, where)
+
+
+def _array(path: Path, text: str) -> Iterator[Row]:
+    """Record by record, so that each knows the line it begins on."""
+    position, line, counted = text.index("["), 1, 0
+    while True:
+        position = _past_space(text, position + 1)
+        line, counted = line + text.count("\n", counted, position), position
+        if text[position : position + 1] == "]" and _before(text, position) == "[":
+            break
+        try:
+            values, position = DECODER.raw_decode(text, position)
+        except json.JSONDecodeError as err:
+            raise DataError(f"{path}:{err.lineno}: no JSON: {err.msg} at column {err.colno}") from err
+        except (ValueError, RecursionError) as err:
+            raise DataError(f"{path}:{line}: no JSON: {err}") from err
+        yield _record(values, f"{path}:{line}")
+        position = _past_space(text, position)
+        if text[position : position + 1] != ",":
+            break
+    if text[position : position + 1] != "]" or _past_space(text, position + 1) < len(text):
+        line += text.count("\n", counted, position)
+        raise DataError(f"{path}:{line}: no JSON: after a record of the array comes a comma or the closing ]")
+
+
+def _past_space(text: str, position: int) -> int:
+    found = SPACE.match(text, position)
+    return found.end() if found else position
+
+
+def _before(text: str, position: int) -> str:
+    return text[:position].rstrip()[-1:]
+
+
+def _record(values: Any, where: str) -> Row:
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: a {type(values).__name__}, not a JSON object")
+    try:
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise DataError(f"{where}: a lone surrogate escape such as \\ud800 is no text") from err
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{where}: no JSON: {err}") from err
+    return Row(values, where)

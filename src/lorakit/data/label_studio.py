@@ -1,0 +1,114 @@
+"""Label Studio's two exports, JSON and JSON_MIN, as records whose columns are the data's and the annotations' names."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lorakit.data.notes import counted
+from lorakit.data.spans import is_spans
+from lorakit.data.tables import Row
+from lorakit.errors import DataError
+
+SPANS, CHOICES = "labels", "choices"
+MIN_KEYS = ("annotation_id", "annotator", "lead_time")
+ANNOTATIONS = ("annotations", "completions")  # the second one until 2021
+
+
+class Flat(NamedTuple):
+    """A task in two parts; nobody has annotated it where the second is None."""
+
+    data: Mapping[str, Any]
+    annotated: Mapping[str, Any] | None
+
+
+def is_label_studio(row: Row) -> bool:
+    """Whether a record is a task of the full export, or a record of JSON_MIN."""
+    return _is_task(row) or any(key in row.values for key in MIN_KEYS)
+
+
+def _is_task(row: Row) -> bool:
+    return isinstance(row.values.get("data"), dict) and any(key in row.values for key in ANNOTATIONS)
+
+
+def flattened(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
+    """Records with a column for each name of an annotation, which holds spans or choices; and notes.
+
+    Raises:
+        DataError: a task has several annotations that differ, or is not what the export writes.
+    """
+    others: dict[str, list[str]] = defaultdict(list)
+    tasks = [_flat_task(row, others) if _is_task(row) else _flat_record(row) for row in rows]
+    # both exports leave out the name of what was marked nowhere in a task
+    names = sorted({name for task in tasks for name, value in (task.annotated or {}).items() if is_spans(value)})
+    plain = [
+        row._replace(
+            values={
+                **task.data,
+                **dict.fromkeys(names, None if task.annotated is None else []),
+                **(task.annotated or {}),
+            }
+        )
+        for row, task in zip(rows, tasks, strict=True)
+    ]
+    notes = [
+        note
+        for kind, places in others.items()
+        for note in counted(f"{source}: {len(places)} results of type {kind!r} are not read", places)
+    ]
+    return plain, notes
+
+
+def _flat_record(row: Row) -> Flat:
+    """JSON_MIN writes one choice as a string and several as an object around a list."""
+    values = {
+        name: value[CHOICES] if isinstance(value, dict) and list(value) == [CHOICES] else value
+        for name, value in row.values.items()
+    }
+    return Flat({}, values)
+
+
+def _flat_task(row: Row, others: dict[str, list[str]]) -> Flat:
+    where = row.place
+    data = {"id": row.values.get("id"), **row.values["data"]}
+    results = _results(row)
+    if results is None:
+        return Flat(data, None)
+    found: dict[str, Any] = {}
+    for result in results:
+        kind, value, name = (result.get(key) for key in ("type", "value", "from_name"))
+        if kind not in (SPANS, CHOICES):
+            others[str(kind)].append(where)
+        elif not isinstance(value, dict) or not isinstance(name, str):
+            raise DataError(f"{where}: a result of type {kind!r} without a value or a from_name")
+        elif kind == SPANS:
+            found.setdefault(name, []).append(value)
+        else:
+            found[name] = value.get(CHOICES)
+    return Flat(data, found)
+
+
+def _results(row: Row) -> Sequence[Mapping[str, Any]] | None:
+    """The results of the one annotation that counts, or None where every one was cancelled or there is none."""
+    key = next(key for key in ANNOTATIONS if key in row.values)
+    annotations = row.values[key]
+    if not _is_objects(annotations) or not all(_is_objects(annotation.get("result")) for annotation in annotations):
+        raise DataError(f"{row.place}: {key} is no list of annotations with a list of results each")
+    finished = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+    finished = [annotation for annotation in finished if annotation.get("ground_truth")] or finished
+    results: list[Sequence[Mapping[str, Any]]] = [annotation["result"] for annotation in finished]
+    if any(_content(result) != _content(results[0]) for result in results[1:]):
+        raise DataError(
+            f"{row.place}: {len(results)} annotations that differ; mark one as ground truth or keep one alone"
+        )
+    return results[0] if results else None
+
+
+def _is_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _content(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What annotators agree on: everything but the random ids of regions, in any order."""
+    return sorted(repr((item.get("type"), item.get("from_name"), item.get("value"))) for item in results)

@@ -1,0 +1,15 @@
+"""What a reader tells the user besides the records: never more than a line a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MOST = 5  # places that a note lists
+
+
+def counted(what: str, places: Sequence[str]) -> list[str]:
+    """The note `what: the first places`, or none where there is no place."""
+    if not places:
+        return []
+    more = f" and {len(places) - MOST} more" if len(places) > MOST else ""
+    return [f"{what}: {', '.join(places[:MOST])}{more}"]

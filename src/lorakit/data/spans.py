@@ -1,0 +1,209 @@
+"""Character spans as annotation tools write them: checked against the text, and settled so that words can carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+from lorakit.data.notes import counted
+from lorakit.errors import DataError
+
+Overlaps = Literal["error", "longest"]
+# Keys of a span by its part; the first that is there counts.
+START = ("start", "start_offset")
+END = ("end", "end_offset")
+TYPE = ("label", "type", "entity_group", "labels")
+ASTRAL = "\uffff"  # characters above this one are two code units in UTF-16
+
+
+class Span(NamedTuple):
+    """A typed stretch of a text: text[start:end]."""
+
+    start: int
+    end: int
+    type: str
+    text: str | None = None  # what the file says stands there
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"span {self.start}-{self.end} ({self.type})"
+
+
+class Marked(NamedTuple):
+    """A text, its spans, and what its file calls it."""
+
+    text: str
+    spans: Sequence[Span]
+    where: str
+
+
+def is_spans(value: Any) -> bool:
+    """Whether a value looks like a filled list of spans."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(item, Span)
+            or (isinstance(item, dict) and any(key in item for key in START))
+            or (_is_triple(item) and type(item[0]) is type(item[1]) is int)
+            for item in value
+        )
+    )
+
+
+def _is_triple(item: Any) -> bool:
+    return isinstance(item, (list, tuple)) and len(item) == 3
+
+
+def spans_of(value: Any, where: str) -> list[Span]:
+    """The spans in a list of [start, end, type] or of objects; an object with several labels is as many spans.
+
+    Raises:
+        DataError: the value is no such list, an offset is no whole number, or a type is missing.
+    """
+    if value is None:
+        raise DataError(f"{where}: not annotated; a text without any entity says []")
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {_short(value)} is no list of spans")
+    return [span for item in value for span in _read(item, where)]
+
+
+def _read(item: Any, where: str) -> Iterable[Span]:
+    if isinstance(item, Span):
+        return [item]
+    if _is_triple(item):
+        item = dict(zip(("start", "end", "label"), item, strict=True))
+    if not isinstance(item, dict):
+        raise DataError(f"{where}: {_short(item)} is no span; expected [start, end, type] or an object with these keys")
+    start, end, types = (_first(item, keys) for keys in (START, END, TYPE))
+    types = types if isinstance(types, list) else [types]
+    if type(start) is not int or type(end) is not int:
+        raise DataError(f"{where}: {_short(item)}: start and end of a span are whole numbers of characters")
+    if not types or not all(isinstance(kind, str) and kind.strip() for kind in types):
+        raise DataError(f"{where}: {_short(item)}: a span needs a type under one of the keys {', '.join(TYPE)}")
+    own = item.get("text")
+    return [Span(start, end, kind.strip(), own if isinstance(own, str) else None, where) for kind in types]
+
+
+def _first(item: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((item[key] for key in keys if key in item), None)
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def settle(records: Sequence[Marked], overlaps: Overlaps, source: str) -> tuple[list[list[Span]], list[str]]:
+    """For each record its spans in order, without white space at their ends and without overlaps; and notes.
+
+    Raises:
+        DataError: a span lies outside its text, is empty, does not read as the file says, or overlaps another one
+            (with `overlaps = "longest"` the longer one stays, the first of two equally long ones).
+    """
+    notes: list[str] = []
+    if _counts_code_units(records):
+        notes.append(f"{source}: offsets count UTF-16 code units, as JavaScript does; converted to characters")
+        records = [_in_characters(record) for record in records]
+    settled, trimmed, blank, left_out = [], [], [], []
+    for record in records:
+        spans = []
+        for span in record.spans:
+            _check(span, record.text)
+            inner = trim(record.text, span.start, span.end)
+            if inner is None:
+                blank.append(span.where)
+                continue
+            if inner != (span.start, span.end):
+                trimmed.append(span.where)
+            spans.append(span._replace(start=inner[0], end=inner[1]))
+        settled.append(_without_overlaps(spans, overlaps))
+        left_out += [record.where] * (len(spans) - len(settled[-1]))
+    notes += counted(f"{source}: {len(trimmed)} spans were cut at white space at their ends", trimmed)
+    notes += counted(f"{source}: {len(blank)} spans of white space alone are left out", blank)
+    notes += counted(f"{source}: {len(left_out)} spans that overlap longer ones are left out", left_out)
+    return settled, notes
+
+
+def _counts_code_units(records: Iterable[Marked]) -> bool:
+    """Whether the file's own texts of its spans are found at offsets in code units, and not at those in characters."""
+    votes: dict[bool, str] = {}
+    for record in records:
+        if max(record.text, default="") > ASTRAL and any(span.text is not None for span in record.spans):
+            characters, units = _reads(record), _reads(_in_characters(record))
+            if characters != units:
+                votes.setdefault(units, record.where)
+    if len(votes) == 2:
+        raise DataError(
+            f"{votes[True]}: offsets count UTF-16 code units here, but characters at {votes[False]}; "
+            "a file counts in one way"
+        )
+    return True in votes
+
+
+def _reads(record: Marked) -> bool:
+    return all(span.text is None or _alike(record.text[span.start : span.end], span.text) for span in record.spans)
+
+
+def _alike(piece: str, own: str) -> bool:
+    """Whether two texts are the same but for white space, which brat and Label Studio write in their own ways."""
+    return piece == own or "".join(piece.replace("\\n", "").split()) == "".join(own.replace("\\n", "").split())
+
+
+def _in_characters(record: Marked) -> Marked:
+    """Offsets in UTF-16 code units as offsets in characters; one inside a character is put after the text's end."""
+    index, unit = {}, 0
+    for i, character in enumerate(record.text):
+        index[unit] = i
+        unit += 1 + (character > ASTRAL)
+    index[unit] = len(record.text)
+    outside = len(record.text) + 1
+    spans = [
+        span._replace(start=index.get(span.start, outside), end=index.get(span.end, outside)) for span in record.spans
+    ]
+    return record._replace(spans=spans)
+
+
+def _check(span: Span, text: str) -> None:
+    if not 0 <= span.start <= len(text) or span.end > len(text):
+        raise DataError(f"{span.where}: {span} lies outside the text, which has {len(text)} characters")
+    if span.end <= span.start:
+        raise DataError(f"{span.where}: {span} is empty; its end is the offset after its last character")
+    piece = text[span.start : span.end]
+    if span.text is not None and not _alike(piece, span.text):
+        at = _nearest(span.text, text, span.start)
+        hint = "" if at is None else f"; that stands at {at}-{at + len(span.text)}"
+        raise DataError(f"{span.where}: {span} reads {_short(piece)}, but should read {_short(span.text)}{hint}")
+
+
+def _nearest(own: str, text: str, start: int) -> int | None:
+    """Where the text of a span stands that is nearest to where it should."""
+    if not own:
+        return None
+    found = [at for at in (text.rfind(own, 0, start + len(own)), text.find(own, start)) if at >= 0]
+    return min(found, key=lambda at: abs(at - start), default=None)
+
+
+def trim(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """A stretch of a text without the white space at its ends; None where there is nothing else."""
+    piece = text[start:end]
+    start, end = start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
+    return (start, end) if start < end else None
+
+
+def _without_overlaps(spans: Sequence[Span], overlaps: Overlaps) -> list[Span]:
+    kept: list[Span] = []
+    ordered = sorted(spans, key=lambda span: (span.start, span.end))
+    if overlaps == "error":
+        for one, other in pairwise(ordered):
+            if other.start < one.end:
+                raise DataError(
+                    f"{other.where}: {one} and {other} overlap, and a word has one tag; correct them, or keep the longer "
+                    "ones with data.overlaps=longest"
+                )
+        return ordered
+    for span in sorted(spans, key=lambda span: (span.start - span.end, span.start)):  # the longest first
+        if all(span.end <= other.start or other.end <= span.start for other in kept):
+            kept.append(span)
+    return sorted(kept)
