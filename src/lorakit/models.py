@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,8 +75,11 @@ def load_base(
     dropout: float | None = None,
     seed: int = 0,
     sha256: str | None = None,
+    layers: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> BaseModel:
     """Load a base model in fp32; layers that the checkpoint lacks are initialised by `seed`.
+
+    `layers` are added to it by name, and saved with an adapter as its head is.
 
     `sha256` is that of its weights where it is known already, which spares reading them once more.
 
@@ -87,6 +91,8 @@ def load_base(
         config = _config(folder, name, labels if kind != "text2text" else (), dropout)
         model, missing = _model(folder, name, KINDS[kind], config, seed)
         tokenizer = _tokenizer(folder, name, words=kind == "token_classification")
+    for layer, module in layers.items():
+        model.add_module(layer, module)
     if tokenizer.pad_token_id is None:  # decoder-only families have none; what stands there is masked
         tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
@@ -97,7 +103,7 @@ def load_base(
         name=name,
         revision=revision,
         sha256=sha256 or weights_sha256(folder),
-        saved_modules=_saved_modules(model, missing),
+        saved_modules=(*_saved_modules(model, missing), *layers),
         missing=tuple(sorted(missing)),
         max_length=_max_length(config, tokenizer),
     )
@@ -266,10 +272,13 @@ def _max_length(config: Any, tokenizer: Any) -> int:
     return int(min(positions, tokenizer.model_max_length, LONGEST))
 
 
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a plain model and its tokenizer as a folder that transformers loads."""
+def save_model(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, without: Collection[str] = ()
+) -> None:
+    """Write a plain model and its tokenizer as a folder that transformers loads, some layers left out."""
+    tensors = {key: value for key, value in model.state_dict().items() if key.partition(".")[0] not in without}
     with _quiet():
-        model.save_pretrained(folder)  # type: ignore[operator]
+        model.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
 
 

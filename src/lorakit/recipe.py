@@ -78,6 +78,7 @@ TASK_KEYS: Mapping[str, tuple[TaskName, ...]] = {
     "stride": ("token_classification",),
     "subwords": ("token_classification",),
     "decoding": ("token_classification",),
+    "crf": ("token_classification",),
 }
 
 
@@ -91,6 +92,7 @@ class TaskSection(Section):
     stride: Annotated[int, Field(ge=0)] | None = None  # tokens shared by neighbouring windows; unset: max_length / 4
     subwords: Literal["first", "all"] = "first"  # which pieces of a word are trained; the first one answers
     decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best sequence that is valid IOB2
+    crf: bool = False  # learn how tags follow each other, and train whole paths of words
 
     @model_validator(mode="after")
     def _keys_of_the_task(self) -> Self:
@@ -98,6 +100,10 @@ class TaskSection(Section):
             value = getattr(self, key)
             if value != type(self).model_fields[key].default and self.name not in tasks:
                 raise ValueError(f"task.{key} = {value!r} belongs to {' and '.join(tasks)}, not to {self.name}")
+        if self.crf and (self.decoding, self.subwords) != ("viterbi", "first"):
+            raise ValueError(
+                "task.crf = true is a path over words: it takes decoding = 'viterbi' and subwords = 'first'"
+            )
         return self
 
 

@@ -21,10 +21,14 @@ STILL = ("model.dropout=0", "lora.dropout=0")
 TASKS = ("sequence_classification", "token_classification", "text2text_ner")
 
 
-@pytest.fixture(params=TASKS)
+@pytest.fixture(params=[*TASKS, "crf"])
 def task_sections(request: pytest.FixtureRequest, files: Path) -> Iterator[dict]:
-    base = {"sequence_classification": "bert", "token_classification": "roberta", "text2text_ner": "t5"}[request.param]
-    yield sections(request.getfixturevalue(base), files, request.param)
+    task = "token_classification" if request.param == "crf" else request.param
+    base = {"sequence_classification": "bert", "token_classification": "roberta", "text2text_ner": "t5"}[task]
+    raw = sections(request.getfixturevalue(base), files, task)
+    if request.param == "crf":
+        raw["task"]["crf"] = True
+    yield raw
 
 
 # Which examples a step sees

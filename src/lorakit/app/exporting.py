@@ -179,7 +179,7 @@ def _check(parity: Parity, exact: bool) -> None:
 
 
 def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> list[str]:
-    """Fold the adapter into its base model: a plain transformers folder. Gives the line of the check."""
+    """Fold the adapter into its base model: a plain transformers folder. Gives the line of the check, and of what is lost."""
     check_free(out)
     predictor = load(path, allow_base_mismatch=allow_base_mismatch)
     tokenizer, kind = predictor.task.tokenizer, predictor.task.kind
@@ -189,4 +189,6 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> list[s
         predictor.merge_to(folder)
         after = _logits(load_base(str(folder), kind).model.eval(), tokenizer, task_type)
     largest = _largest(before - after)
-    return [f"check: read back from the files, logits differ by at most {largest:.2g} (largest {_largest(before):.3g})"]
+    left = ["crf: its transitions are left out, a plain model answers each word by itself"] * predictor.side.task.crf
+    check = f"check: read back from the files, logits differ by at most {largest:.2g} (largest {_largest(before):.3g})"
+    return [*left, check]

@@ -20,7 +20,7 @@ from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_
 from lorakit.models import BaseModel, find, load_base, save_model, weights_sha256
 from lorakit.tasks.base import Scores, Task
 from lorakit.tasks.intervals import with_intervals
-from lorakit.tasks.registry import TASKS, check_labels, make_task
+from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,14 @@ class Predictor:
         return with_intervals(self.task, examples, self.answers(examples))
 
     def merge_to(self, folder: Path) -> None:
-        """Write a plain transformers model with the adapter folded in. Afterwards this object answers through it."""
+        """Write a plain transformers model with the adapter folded in. Afterwards this object answers through it.
+
+        A CRF's transitions are left out: no class of transformers has a place for them.
+        """
         if self.side.method != "full":
             merge_and_unload(self.model)
-        save_model(self.model, self.task.tokenizer, folder)
+        layers = task_layers(self.side.task, self.side.labels)
+        save_model(self.model, self.task.tokenizer, folder, without=layers)
 
 
 def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:
@@ -104,7 +108,8 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
     whole = side.method == "full"
     sha256 = None if whole else _checked_base(folder, side, allow_base_mismatch)
     name = str(folder) if whole else side.base
-    base = load_base(name, kind, labels=side.labels, revision=side.revision, sha256=sha256)
+    layers = task_layers(side.task, side.labels)
+    base = load_base(name, kind, labels=side.labels, revision=side.revision, sha256=sha256, layers=layers)
     if side.quantize != "none":
         quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
     if not whole:

@@ -34,7 +34,7 @@ from lorakit.lora.data_inits import DATA_INITS
 from lorakit.models import BaseModel, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
-from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
+from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task, task_layers
 
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 
@@ -91,6 +91,7 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,
         seed=recipe.train.seed,
+        layers=task_layers(recipe.task, labels),
     )
     max_length = _max_length(recipe.data.max_length, base)
     task = make_task(recipe.task, base.tokenizer, labels, max_length)
@@ -177,6 +178,8 @@ def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | No
     if method == "full":
         if (format := recipe.model.quantize) != "none":
             raise ConfigError(f"model.quantize = {format!r}: train.method = 'full' trains the weights themselves")
+        if recipe.task.crf:
+            raise ConfigError("task.crf = true: train.method = 'full' leaves a plain model, which has no place for it")
         base.model.requires_grad_(True)
         return None, ()
     config = recipe.lora.config(modules_to_save=base.saved_modules)

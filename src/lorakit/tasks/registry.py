@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lorakit.data.example import Example, Wants
 from lorakit.data.tags import entities
 from lorakit.errors import DataError, did_you_mean
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
+from lorakit.tasks.crf import CRF, Crf
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.tasks.text2text_ner import Text2TextNer
 from lorakit.tasks.token_classification import TokenClassification, tag_names
@@ -81,6 +84,11 @@ def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
         return (not number, int(label) if number else 0, label)
 
     return tuple(sorted(labels, key=key))
+
+
+def task_layers(section: TaskSection, labels: Sequence[str]) -> dict[str, nn.Module]:
+    """What the task trains besides what a base model of its kind has, by name; saved with the adapter."""
+    return {CRF: Crf(len(labels))} if section.crf else {}
 
 
 def make_task(

@@ -15,6 +15,7 @@ from lorakit.data.tags import OUTSIDE, Entity, entities, split_tag
 from lorakit.errors import ConfigError, ModelError
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Scores, Statistic, Untuned, inputs_of, pad, pad_inputs
+from lorakit.tasks.crf import CRF, log_likelihood
 from lorakit.tasks.entity_scores import entity_scores, entity_statistics
 from lorakit.tasks.viterbi import iob2_rule, iob2_start, viterbi
 from lorakit.tasks.windows import windows
@@ -40,10 +41,11 @@ def tag_names(types: Sequence[str]) -> tuple[str, ...]:
 
 
 class Read(NamedTuple):
-    """What one window says of its own words: log-probabilities (W, C) and the tags (W,) they give by themselves."""
+    """What one window says of its own words. Shapes: W words, C tags."""
 
-    log_p: Tensor
-    tags: Tensor
+    log_p: Tensor  # (W, C)
+    transitions: Tensor  # (C, C)
+    tags: Tensor  # (W,), the best by themselves
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class TokenClassification(Untuned):
     """Word-level tagging. A text longer than the limit is read in overlapping windows, so that every word is answered.
 
     A word is answered by its first sub-word, whichever sub-words are trained: one that is cut in many pieces has no more
-    say than another, and at its first piece every word, cut by a window or not, has been seen.
+    say than another, and the first piece of every word is read, be the word longer than a window. With a CRF the words
+    of a window are one path; it is trained and decoded over words alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -60,6 +63,7 @@ class TokenClassification(Untuned):
     stride: int | None = None  # tokens that neighbouring windows share; None: a quarter of max_length
     subwords: Literal["first", "all"] = "first"
     decoding: Literal["viterbi", "argmax"] = "viterbi"
+    crf: bool = False
     name: str = "token_classification"
     kind: str = "token_classification"
     metric: str = "entity_f1"
@@ -79,7 +83,8 @@ class TokenClassification(Untuned):
                 f"task.stride = {section.stride}: a window of {max_length} tokens holds {size} of the text; "
                 f"neighbours can share {size - 1} at most"
             )
-        return cls(tokenizer, labels, max_length, section.stride, section.subwords, section.decoding)
+        knobs = {key: getattr(section, key) for key in ("stride", "subwords", "decoding", "crf")}
+        return cls(tokenizer, labels, max_length, **knobs)
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
         words = [list(example.words) for example in examples]
@@ -133,35 +138,49 @@ class TokenClassification(Untuned):
         return int((batch["labels"] != IGNORE).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(**inputs_of(batch)).logits  # (B, T, C)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+        logits = model(**inputs_of(batch)).logits.float()  # (B, T, C)
+        labels = batch["labels"]
+        if not self.crf:
+            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        order = (
+            batch["first"].ge(0).long().argsort(dim=1, descending=True, stable=True)
+        )  # words without a piece come last
+        first = batch["first"].gather(1, order)  # (B, W)
+        log_p = _at(logits.log_softmax(-1), first)
+        tags = labels.gather(1, first.clamp_min(0)).clamp_min(0)
+        return -log_likelihood(log_p, self._transitions(model, log_p), tags, first >= 0).sum()
+
+    def _transitions(self, model: nn.Module, log_p: Tensor) -> Tensor:
+        """Scores of neighbouring tags, which are all alike without a CRF. Shapes: log_p (B, W, C), (B, C, C)."""
+        if self.crf:
+            table: Tensor = model.get_submodule(CRF)(log_p)
+            return table
+        return log_p.new_zeros(1, log_p.shape[-1], log_p.shape[-1]).expand(len(log_p), -1, -1)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Read]:
         first = batch["first"]  # (B, W)
-        logits = model(**inputs_of(batch)).logits.float()  # (B, T, C)
-        log_p = logits.log_softmax(-1).gather(1, first.clamp_min(0)[..., None].expand(-1, -1, logits.shape[-1]))
+        log_p = _at(model(**inputs_of(batch)).logits.float().log_softmax(-1), first)  # (B, W, C)
+        transitions = self._transitions(model, log_p).detach().cpu()
         outside = torch.full_like(log_p, -torch.inf)
         outside[..., 0] = 0.0
-        log_p = log_p.where((first >= 0)[..., None], outside).cpu()  # (B, W, C)
+        log_p = log_p.where((first >= 0)[..., None], outside).cpu()
         there = (first != PADDING).cpu()
-        tags = self._decode(log_p, there)
+        tags = self._decode(log_p, transitions, there)
         lengths = there.sum(1).tolist()
-        return [Read(log_p[i, :n], tags[i, :n]) for i, n in enumerate(lengths)]
+        return [Read(log_p[i, :n], transitions[i], tags[i, :n]) for i, n in enumerate(lengths)]
 
-    def _decode(self, log_p: Tensor, mask: Tensor) -> Tensor:
-        """The numbers of the best tags. Shapes: log_p (B, W, C), mask (B, W), tags (B, W)."""
+    def _decode(self, log_p: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+        """The numbers of the best tags. Shapes: log_p (B, W, C), transitions (B, C, C), mask (B, W), tags (B, W)."""
         if self.decoding == "argmax":
             return log_p.argmax(-1)
         begun = torch.cat([log_p[:, :1] + iob2_start(self.labels), log_p[:, 1:]], 1)
-        return viterbi(begun, iob2_rule(self.labels).expand(len(log_p), -1, -1), mask)
+        return viterbi(begun, transitions + iob2_rule(self.labels), mask)
 
     def answer(self, example: Example, raws: Sequence[Read]) -> Tagged:
-        log_p, tags = raws[0]
+        log_p, transitions, tags = raws[0]
         if len(raws) > 1:  # one path over the whole text, whatever each window would say alone
             log_p = torch.cat([raw.log_p for raw in raws])
-            tags = self._decode(log_p[None], torch.ones(1, len(log_p), dtype=torch.bool))[0]
+            tags = self._decode(log_p[None], transitions[None], torch.ones(1, len(log_p), dtype=torch.bool))[0]
         scores = log_p.gather(1, tags[:, None])[:, 0].exp()
         return Tagged(tuple(self.labels[tag] for tag in tags.tolist()), tuple(scores.tolist()))
 
@@ -178,6 +197,11 @@ class TokenClassification(Untuned):
 
     def expected(self, example: Example) -> list[dict[str, Any]]:
         return entity_dicts(example, entities(example.tags))
+
+
+def _at(values: Tensor, positions: Tensor) -> Tensor:
+    """The values at some sub-words. Shapes: values (B, T, C), positions (B, W), (B, W, C); below 0 stands for any."""
+    return values.gather(1, positions.clamp_min(0)[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _spans(word_ids: Sequence[int | None], n_words: int) -> list[tuple[int, int]]:

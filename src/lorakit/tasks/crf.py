@@ -1,0 +1,51 @@
+"""A linear-chain conditional random field over the words of a sentence.
+
+log p(y | x) = sum_t e_t(y_t) + sum_t A(y_t-1, y_t) - log Z(x) (Lafferty, McCallum & Pereira 2001). e are the model's
+log-probabilities of each word's tags, A is learned and starts at zero, where p is the plain tagger's. Departure from the
+paper: nothing is added at the beginning and at the end, so that a window in the middle of a text is a sentence like others.
+
+Shapes: B sentences, W words of the longest, C tags; transitions (B, C, C) go from row to column; mask (B, W) is True at
+the words, which come before the padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+CRF = "crf"  # of the module in the model, and so in the adapter's file
+
+
+class Crf(nn.Module):
+    """The table A. Its forward takes one row a sentence, so that adapters can share a batch."""
+
+    def __init__(self, n_tags: int) -> None:
+        super().__init__()
+        self.transitions = nn.Parameter(torch.zeros(n_tags, n_tags))
+
+    def forward(self, emissions: Tensor) -> Tensor:
+        """The transitions that each sentence is under. Shapes: emissions (B, W, C), (B, C, C)."""
+        return self.transitions.expand(len(emissions), -1, -1)
+
+
+def log_likelihood(emissions: Tensor, transitions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+    """log p of the tags of each sentence; 0 where it has no word. Shapes: emissions (B, W, C), tags (B, W), (B,)."""
+    found = path_score(emissions, transitions, tags, mask) - log_partition(emissions, transitions, mask)
+    return torch.where(mask[:, 0], found, 0.0)
+
+
+def path_score(emissions: Tensor, transitions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+    """The sum of the emissions and transitions along the tags. Shapes: emissions (B, W, C), tags (B, W), (B,)."""
+    rows = torch.arange(len(tags), device=tags.device)[:, None]
+    words = emissions.gather(2, tags[..., None])[..., 0]  # (B, W)
+    steps = transitions[rows, tags[:, :-1], tags[:, 1:]]  # (B, W - 1)
+    return (words * mask).sum(1) + (steps * mask[:, 1:]).sum(1)
+
+
+def log_partition(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """log Z: the scores of all paths, summed in log space by the forward algorithm. Shapes: emissions (B, W, C), (B,)."""
+    alpha = emissions[:, 0]  # (B, C): of all paths to each tag of the word
+    for emission, there in zip(emissions[:, 1:].unbind(1), mask[:, 1:, None].unbind(1), strict=True):
+        step = (alpha[:, :, None] + transitions).logsumexp(1) + emission
+        alpha = torch.where(there, step, alpha)
+    return alpha.logsumexp(1)

@@ -1,0 +1,123 @@
+"""A CRF through a whole run: trained, shipped with the adapter, resumed, answered from, and left out of a merged model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from lorakit.app.exporting import export, merge
+from lorakit.data.read import read
+from lorakit.engine.predictor import load
+from lorakit.engine.prepare import prepare
+from lorakit.errors import ConfigError
+from lorakit.tasks.crf import CRF
+from tests.runs import Stopped, changed, fit, sections, start, stop_after, weights
+
+KEY = "base_model.model.crf.transitions"
+
+
+@pytest.fixture(scope="module")
+def raw(roberta: Path, files: Path) -> dict:
+    found = sections(roberta, files, "token_classification")
+    found["task"]["crf"] = True
+    return found
+
+
+@pytest.fixture(scope="module")
+def crf_run(raw: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(changed(raw), tmp_path_factory.mktemp("crf") / "run").folder
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_transitions_are_trained_and_shipped_with_the_adapter(crf_run: Path) -> None:
+    tensors = load_file(crf_run / "adapter" / "adapter_model.safetensors")
+    assert tensors[KEY].abs().max() > 0
+    config = json.loads((crf_run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["modules_to_save"] == ["classifier", "crf"]
+
+
+def test_folder_answers_as_training_did(crf_run: Path, files: Path) -> None:
+    loaded = load(crf_run)
+    examples = read(str(files / "validation.conll"), "words").examples
+    answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
+    assert answers == [{key: line[key] for key in ("text", "entities")} for line in lines(crf_run)]
+    scores = json.loads((crf_run / "scores.json").read_text(encoding="utf-8"))
+    found = loaded.evaluate(examples)
+    assert found == {key: scores[key] for key in found}
+
+
+def test_resumed_run_ends_as_one_that_never_stopped(raw: dict, crf_run: Path, tmp_path: Path) -> None:
+    recipe = changed(raw, "train.checkpoint_every=2")
+    with pytest.raises(Stopped):
+        fit(recipe, tmp_path, stop_after(5))
+    run = start(recipe, tmp_path)
+    run.resume("auto")
+    run.fit()
+    assert weights(tmp_path) == weights(crf_run)
+    assert lines(tmp_path) == lines(crf_run)
+
+
+def test_head_alone_can_be_trained_with_it(raw: dict, tmp_path: Path) -> None:
+    fit(changed(raw, "train.method=head", "train.max_steps=2"), tmp_path)
+    assert KEY in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert load(tmp_path).predict(["Ada left Oslo ."])
+
+
+def test_full_fine_tuning_has_no_place_for_it(raw: dict) -> None:
+    with pytest.raises(ConfigError, match=r"task\.crf = true: train\.method = 'full' leaves a plain model"):
+        prepare(changed(raw, "train.method=full"))
+
+
+def test_bf16_base_keeps_the_transitions_in_fp32(raw: dict) -> None:
+    model = prepare(changed(raw, "model.dtype=bf16")).model
+    (trained,) = [p for name, p in model.named_parameters() if name.endswith("transitions") and p.requires_grad]
+    assert trained.dtype == torch.float32
+
+
+def test_merged_model_is_plain_and_says_what_it_lost(crf_run: Path, tmp_path: Path) -> None:
+    said = merge(crf_run, tmp_path / "merged")
+    assert said[0] == "crf: its transitions are left out, a plain model answers each word by itself"
+    _, info = transformers.AutoModelForTokenClassification.from_pretrained(
+        tmp_path / "merged", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    loaded = load(crf_run)
+    before = loaded.predict(["Ada left Oslo ."])
+    loaded.merge_to(tmp_path / "again")
+    assert loaded.predict(["Ada left Oslo ."])[0]["entities"] == [
+        entity | {"score": pytest.approx(entity["score"], abs=1e-5)} for entity in before[0]["entities"]
+    ]
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm"])
+def test_export_keeps_the_transitions(crf_run: Path, tmp_path: Path, to: str) -> None:
+    export(crf_run, to, tmp_path / "out")
+    file = "adapter_model.safetensors" if to == "peft" else "head/model.safetensors"
+    ours = load_file(crf_run / "adapter" / "adapter_model.safetensors")[KEY]
+    (theirs,) = [
+        value for key, value in load_file(tmp_path / "out" / file).items() if key.endswith(f"{CRF}.transitions")
+    ]
+    assert torch.equal(theirs, ours)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_loads_all_but_the_transitions(crf_run: Path) -> None:
+    """peft finds no `crf` in the model and goes on without a word: the logits are ours, paths are the caller's."""
+    peft = pytest.importorskip("peft")
+    loaded = load(crf_run)
+    labels = {"num_labels": len(loaded.task.labels), "dtype": torch.float32}
+    base = transformers.AutoModelForTokenClassification.from_pretrained(loaded.side.base, **labels)
+    theirs = peft.PeftModel.from_pretrained(base, crf_run / "adapter").eval()
+    batch = loaded.task.tokenizer("Ada left Oslo .", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**batch).logits, loaded.model(**batch).logits)
+    assert not any(name.endswith("transitions") for name, _ in theirs.named_parameters())

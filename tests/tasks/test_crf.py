@@ -1,0 +1,163 @@
+"""The CRF against all paths of short sentences, finite differences, and the plain tagger that it starts as."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+
+import pytest
+import torch
+from tests.tiny import items_of
+
+from lorakit.data.example import of_words
+from lorakit.data.tags import scheme
+from lorakit.engine.evaluate import answer_all
+from lorakit.errors import ConfigError
+from lorakit.recipe import TaskSection, make_recipe
+from lorakit.tasks.crf import CRF, Crf, log_likelihood, log_partition, path_score
+from lorakit.tasks.registry import task_layers
+from lorakit.tasks.token_classification import TokenClassification, tag_names
+
+LABELS = tag_names(["LOC", "PER"])
+C = len(LABELS)
+LENGTHS = (4, 1, 3, 2)
+EXAMPLES = [
+    of_words(["Peter", "visits", "EU", "Brussels"], ["B-PER", "O", "B-LOC", "I-LOC"]),
+    of_words(["EU"], ["B-LOC"]),
+    of_words(["the", "film", "Peter", "Blackburn", "the"], ["O", "O", "B-PER", "I-PER", "O"]),
+]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def field() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random emissions, transitions, tags and the mask of sentences of different length."""
+    rows, words = len(LENGTHS), max(LENGTHS)
+    mask = torch.arange(words) < torch.tensor(LENGTHS)[:, None]
+    tags = torch.randint(C, (rows, words), generator=torch.Generator().manual_seed(3))
+    return 2 * draw(rows, words, C), 2 * draw(rows, C, C, seed=1), tags, mask
+
+
+def score_by_hand(emissions, transitions, path) -> torch.Tensor:
+    return sum(emissions[i, tag] for i, tag in enumerate(path)) + sum(transitions[a, b] for a, b in pairwise(path))
+
+
+def test_partition_is_the_sum_over_all_paths(field):
+    emissions, transitions, tags, mask = field
+    found = log_partition(emissions, transitions, mask)
+    scores = path_score(emissions, transitions, tags, mask)
+    for row, length in enumerate(LENGTHS):
+        every = [
+            score_by_hand(emissions[row], transitions[row], path).item() for path in product(range(C), repeat=length)
+        ]
+        torch.testing.assert_close(found[row], torch.tensor(every, dtype=torch.float64).logsumexp(0))
+        wanted = score_by_hand(emissions[row], transitions[row], tags[row, :length].tolist())
+        torch.testing.assert_close(scores[row], wanted)
+
+
+def test_gradient_is_that_of_finite_differences(field):
+    emissions, transitions, tags, mask = field
+
+    def function(emissions, transitions):
+        return log_likelihood(emissions, transitions, tags, mask)
+
+    assert torch.autograd.gradcheck(function, (emissions.requires_grad_(), transitions.requires_grad_()))
+
+
+def test_padding_changes_nothing(field):
+    emissions, transitions, tags, mask = field
+    found = log_likelihood(emissions, transitions, tags, mask)
+    noisy = torch.where(mask[..., None], emissions, 1e6)
+    torch.testing.assert_close(log_likelihood(noisy, transitions, tags.where(mask, C - 1), mask), found)
+
+
+def test_sentence_without_words_is_certain(field):
+    emissions, transitions, tags, mask = field
+    found = log_likelihood(emissions, transitions, tags, torch.zeros_like(mask))
+    assert found.tolist() == [0.0] * len(LENGTHS)
+
+
+# In the task
+
+
+@pytest.fixture
+def task(word_pieces) -> TokenClassification:
+    return TokenClassification(word_pieces, LABELS, max_length=32, crf=True)
+
+
+@pytest.fixture
+def model(make_tagger):
+    model = make_tagger(C)
+    model.add_module(CRF, Crf(C))
+    return model
+
+
+def teach(model) -> None:
+    """Transitions as strong as the emissions."""
+    with torch.no_grad():
+        model.get_submodule(CRF).transitions.copy_(3 * draw(C, C, seed=5))
+
+
+def test_untrained_crf_is_the_plain_tagger(task, model, word_pieces):
+    plain = TokenClassification(word_pieces, LABELS, max_length=32)
+    batch = task.collate(items_of(task, EXAMPLES))
+    torch.testing.assert_close(task.loss(model, batch), plain.loss(model, batch))
+    assert task.n_targets(batch) == plain.n_targets(batch) == sum(len(example.words) for example in EXAMPLES)
+    cpu = torch.device("cpu")
+    both = [answer_all(model, t, EXAMPLES, t.encode(EXAMPLES), cpu) for t in (task, plain)]
+    assert both[0] == both[1]
+
+
+@torch.no_grad()
+def test_loss_is_over_words_and_passes_over_those_without_a_piece(task, model):
+    teach(model)
+    table = model.get_submodule(CRF).transitions
+    example = of_words(["\u200b", "Peter", "\u200b", "Blackburn", "the"], ["O", "B-PER", "O", "I-PER", "O"])
+    batch = task.collate(items_of(task, [example, EXAMPLES[0]]))
+    encoded = task.tokenizer(["Peter", "Blackburn", "the"], is_split_into_words=True, return_tensors="pt")
+    log_p = model(**encoded).logits[0].log_softmax(-1)
+    emissions = log_p[[encoded.word_ids(0).index(word) for word in range(3)]]
+    every = [score_by_hand(emissions, table, path) for path in product(range(C), repeat=3)]
+    gold = score_by_hand(emissions, table, [LABELS.index(tag) for tag in ("B-PER", "I-PER", "O")])
+    alone = task.loss(model, task.collate(items_of(task, [EXAMPLES[0]])))
+    torch.testing.assert_close(task.loss(model, batch) - alone, torch.stack(every).logsumexp(0) - gold)
+
+
+@torch.no_grad()
+def test_answers_are_the_best_valid_paths(task, model):
+    teach(model)
+    table = model.get_submodule(CRF).transitions
+    found = answer_all(model, task, EXAMPLES, task.encode(EXAMPLES), torch.device("cpu"))
+    for example, answer in zip(EXAMPLES, found, strict=True):
+        encoded = task.tokenizer(list(example.words), is_split_into_words=True, return_tensors="pt")
+        log_p = model(**encoded).logits[0].log_softmax(-1)
+        emissions = log_p[[encoded.word_ids(0).index(word) for word in range(len(example.words))]]
+        paths = [p for p in product(range(C), repeat=len(emissions)) if scheme([[LABELS[i] for i in p]]) == "IOB2"]
+        best = max(paths, key=lambda path: score_by_hand(emissions, table, path).item())
+        assert answer.tags == tuple(LABELS[i] for i in best)
+
+
+def test_windows_train_the_paths_of_their_own_words(model, word_pieces):
+    """With windows that share nothing, each is a sentence like any other."""
+    teach(model)
+    task = TokenClassification(word_pieces, LABELS, max_length=6, stride=0, crf=True)
+    words, tags = ["Peter", "visits", "the", "EU"], ["B-PER", "O", "O", "B-LOC"]
+    whole, parts = of_words(words * 2, tags * 2), [of_words(words, tags)] * 2
+    with torch.no_grad():
+        apart, together = (task.loss(model, task.collate(items_of(task, rows))) for rows in ([whole], parts))
+    torch.testing.assert_close(apart, together)
+
+
+@pytest.mark.parametrize("other", ["decoding=argmax", "subwords=all"])
+def test_crf_takes_paths_of_words_alone(other):
+    raw = {"model": {"base": "minilm"}, "data": {"train": "a.conll"}, "task": {"name": "token_classification"}}
+    with pytest.raises(ConfigError, match=r"task\.crf = true is a path over words"):
+        make_recipe(raw, ["task.crf=true", f"task.{other}"])
+
+
+def test_crf_is_a_layer_of_the_task():
+    assert task_layers(TaskSection(name="token_classification"), LABELS) == {}
+    layers = task_layers(TaskSection(name="token_classification", crf=True), LABELS)
+    assert {name: module.transitions.shape for name, module in layers.items()} == {"crf": (C, C)}
