@@ -113,7 +113,9 @@ def test_dry_run_tells_the_task_from_the_data_and_writes_nothing(
     task: str,
 ) -> None:
     base = request.getfixturevalue(model)
-    code, out, _ = cli("train", files / data, "--model", base, *options, "--dry-run", "model.dtype=fp32", "train.batch_size=64")
+    code, out, _ = cli(
+        "train", files / data, "--model", base, *options, "--dry-run", "model.dtype=fp32", "train.batch_size=64"
+    )
     assert code == 0
     assert f'name = "{task}"' in out
     assert "parameters: " in out
