@@ -109,6 +109,15 @@ def load_base(
     )
 
 
+def load_tokenizer(name: str, kind: str, revision: str | None = None) -> tuple[Any, int]:
+    """The tokenizer of a base model and its length limit in tokens, without the weights; errors as `load_base`."""
+    folder = find(name, revision)
+    with _quiet():
+        config = _config(folder, name, (), None)
+        tokenizer = _tokenizer(folder, name, words=kind == "token_classification")
+    return tokenizer, _max_length(config, tokenizer)
+
+
 def find(name: str, revision: str | None = None) -> Path:
     """The folder that holds a base model: a built-in name, a folder, or a hub id (from the cache if it is there)."""
     if name == "minilm":

@@ -21,6 +21,11 @@ def answer_all(
     model: nn.Module, task: Task, examples: Sequence[Example], items: Sequence[Sequence[Item]], device: torch.device
 ) -> list[Any]:
     """The task's answer to each example, in the order of `examples`; `items` has those of each example."""
+    return [task.answer(*row) for row in zip(examples, predict_all(model, task, items, device), strict=True)]
+
+
+def predict_all(model: nn.Module, task: Task, items: Sequence[Sequence[Item]], device: torch.device) -> list[list[Any]]:
+    """The raw answers to the items of each example, in the order of `items`."""
     flat = [item for of_example in items for item in of_example]
     raws: list[Any] = [None] * len(flat)
     with evaluating(model):
@@ -29,4 +34,4 @@ def answer_all(
             for i, raw in zip(positions, task.predict(model, batch), strict=True):
                 raws[i] = raw
     rest = iter(raws)
-    return [task.answer(e, [next(rest) for _ in own]) for e, own in zip(examples, items, strict=True)]
+    return [[next(rest) for _ in own] for own in items]

@@ -1,0 +1,219 @@
+"""What `lorakit check` shows: whether data are fit to train on, and what in them is likely to be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorakit.app.inspecting import Inspection
+from lorakit.app.suspects import Suspect, suspects
+from lorakit.data import audit
+from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, numbers, spread
+from lorakit.data.example import Dataset, Example
+from lorakit.engine.adapter import SIDE_FILE, read_side, shipped_folder
+from lorakit.engine.events import Event, Note
+from lorakit.engine.predictor import load
+from lorakit.engine.prepare import read_part, read_parts
+from lorakit.errors import ConfigError, DataError
+from lorakit.models import load_tokenizer
+from lorakit.recipe import Recipe, make_recipe
+from lorakit.tasks.registry import TASKS, find_labels, make_task
+
+MANY = 12  # labels; of more only the most frequent and the rarest are shown
+CUT = 0.05  # share of texts that may be cut before it is called a problem
+
+
+class Tokens(NamedTuple):
+    """Lengths in tokens of one part against the limit, and what is cut there."""
+
+    limit: int
+    target_limit: int
+    lengths: dict[str, float]
+    texts: int
+    targets: int
+    entities: int
+    in_windows: int  # texts read in several windows
+
+
+def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspection:
+    """Check the parts that a recipe names; `whole` takes data.train as one part, of which nothing is held out.
+
+    Lengths are counted in tokens where the recipe has a base model ("" is none), else in words.
+
+    Raises:
+        DataError: a source cannot be read.
+    """
+    notes: list[str] = []
+    parts, sums = _read(recipe, whole, notes)
+    findings = audit.audit(parts)
+    tokens: dict[str, Tokens] = {}
+    try:
+        labels = find_labels(recipe.task.name, [example for part in parts.values() for example in part])
+        if recipe.model.base:
+            tokens = _tokens(recipe, parts, labels)
+    except DataError as err:  # one label, or no entity
+        findings.insert(0, Finding("labels", 1, str(err), [], True))
+    findings = [*_cuts(parts, tokens), *findings]
+    facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "parts": {}}
+    lines = list(notes)
+    for name, part in parts.items():
+        facts["parts"][name] = _part_facts(part, tokens.get(name))
+        lines += _part_lines(name, facts["parts"][name])
+    lines += [line for finding in findings for line in _finding_lines(finding)]
+    if run is not None:
+        facts["suspects"], told = _suspects(run, parts, sums)
+        lines += told
+    ending = audit.verdict(findings)
+    facts |= {
+        "findings": [dataclasses.asdict(f) for f in findings],
+        "verdict": ending,
+        "ready": ending == "ready to train",
+    }
+    return Inspection([*lines, ending], facts)
+
+
+def _read(recipe: Recipe, whole: bool, notes: list[str]) -> tuple[Parts, dict[str, str]]:
+    def keep(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    if whole and recipe.data.train is not None:
+        dataset: Dataset = read_part(recipe, recipe.data.train, "train", keep)
+        return {"train": dataset.examples}, {dataset.source: dataset.sha256}
+    return read_parts(recipe, keep)
+
+
+def _tokens(recipe: Recipe, parts: Parts, labels: tuple[str, ...]) -> dict[str, Tokens]:
+    """Lengths in tokens, by part."""
+    tokenizer, limit = load_tokenizer(recipe.model.base, TASKS[recipe.task.name].model, recipe.model.revision)
+    limit = recipe.data.max_length or limit
+    task = make_task(recipe.task, tokenizer, labels, limit)
+    found = {}
+    for name, part in parts.items():
+        items = task.encode(part)
+        lengths = [max(len(item["input_ids"]) for item in own) for own in items]
+        found[name] = Tokens(
+            limit,
+            recipe.task.max_target_length,
+            spread(lengths),
+            *task.cut(part, items),
+            sum(len(own) > 1 for own in items),
+        )
+    return found
+
+
+def _cuts(parts: Parts, tokens: Mapping[str, Tokens]) -> list[Finding]:
+    """Parts of which so much is cut that it matters."""
+    return [
+        Finding(f"cut in {name}", of_part.texts + of_part.targets, f"{name}: {_cut(of_part)}", [], True)
+        for name, of_part in tokens.items()
+        if of_part.entities or of_part.targets or of_part.texts > CUT * len(parts[name])
+    ]
+
+
+def _cut(tokens: Tokens) -> str:
+    told = [f"{tokens.texts:,} texts are cut at {tokens.limit} tokens" if tokens.texts else ""]
+    told += [f"{tokens.entities:,} entities are lost" if tokens.entities else ""]
+    told += [f"{tokens.targets:,} targets are cut at {tokens.target_limit}" if tokens.targets else ""]
+    return ", ".join(filter(None, told)) or f"none is cut at {tokens.limit}"
+
+
+def _part_facts(part: Sequence[Example], tokens: Tokens | None) -> dict[str, Any]:
+    values = numbers(part)
+    return {
+        "examples": len(part),
+        "labels": label_counts(part),
+        "numbers": spread(values) if values else None,
+        "words": spread([audit.words(example) for example in part]),
+        "tokens": None if tokens is None else tokens._asdict(),
+    }
+
+
+def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
+    lines = [f"{name}: {facts['examples']:,} examples"]
+    if facts["labels"]:
+        lines.append(f"  {len(facts['labels'])} labels: {_balance(facts['labels'])}")
+    for what in ("numbers", "words"):
+        if facts[what]:
+            lines.append(f"  {what}: {_spread(facts[what])}")
+    if facts["tokens"]:
+        tokens = Tokens(**facts["tokens"])
+        windows = f"; {tokens.in_windows:,} texts are read in several windows" if tokens.in_windows else ""
+        lines.append(f"  tokens: {_spread(tokens.lengths)}; {_cut(tokens)}{windows}")
+    return lines
+
+
+def _balance(counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    shown = [f"{label}: {count:,} ({count / total:.1%})" for label, count in counts.items()]
+    if len(shown) > MANY:
+        shown = [*shown[: MANY // 2], f"... {len(shown) - MANY} more ...", *shown[-MANY // 2 :]]
+    return "; ".join(shown)
+
+
+def _spread(values: dict[str, float]) -> str:
+    return f"median {values['median']:g}, 95 % up to {values['p95']:g}, from {values['min']:g} to {values['max']:g}"
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    more = ["  ..."] if finding.count > len(finding.places) > 0 else []
+    return [
+        f"{'problem' if finding.is_problem else 'note'}: {finding.text}",
+        *(f"  {place}" for place in finding.places),
+        *more,
+    ]
+
+
+# With a run
+
+
+def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mapping[str, str | None]) -> Recipe:
+    """How a run would read a source: its task, columns, base model and length limit, but for what is named otherwise."""
+    side = read_side(shipped_folder(run))
+    raw: dict[str, dict[str, Any]] = {
+        "model": {"base": options["model"] or side.base},
+        "data": {"train": source, "text": options["text"] or side.columns.text, "pair": side.columns.pair},
+        "task": {**side.task.model_dump(), **({"name": options["task"]} if options["task"] else {})},
+    }
+    if options["label"] is not None:
+        raw["data"]["label"] = options["label"]
+    if options["model"] is None:
+        raw["model"]["revision"], raw["data"]["max_length"] = side.revision, side.max_length
+    return make_recipe(raw, changes, where="command line")
+
+
+def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Suspected label errors of each part, and lines that tell them; without cleanlab a line that says so."""
+    predictor = load(run)
+    side = json.loads((shipped_folder(run) / SIDE_FILE).read_text(encoding="utf-8"))
+    seen = set(side["data"].values()) & set(sums.values())
+    facts: dict[str, Any] = {}
+    lines = []
+    for name, part in parts.items():
+        try:
+            found = suspects(predictor, part)
+        except ConfigError as err:
+            return None, [f"note: {err}"]
+        facts[name] = [suspect._asdict() for suspect in found]
+        lines += _suspect_lines(name, found)
+    if seen:
+        lines.append(
+            f"note: {run} has used these data, to train or to choose its best checkpoint; errors that it has learned "
+            "by heart are not suspected: a run over other examples finds more"
+        )
+    return facts, lines
+
+
+def _suspect_lines(name: str, found: Sequence[Suspect]) -> list[str]:
+    lines = [f"suspected label errors in {name}: {len(found):,}"]
+    for suspect in found[:SHOWN]:
+        claim = f"{suspect.given!r}, the run says {suspect.suggested!r} ({suspect.probability:.0%})"
+        lines.append(f"  {suspect.where}: {claim}: {suspect.text[:100]!r}")
+    swaps = Counter((suspect.given, suspect.suggested) for suspect in found).most_common(3)
+    if len(found) > SHOWN:
+        lines.append("  most often: " + ", ".join(f"{a!r} for {b!r} {n}x" for (a, b), n in swaps))
+    return lines

@@ -1,0 +1,188 @@
+"""What can be said of labelled examples before anything is trained: counts, lengths, and what is likely to be wrong."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lorakit.data.example import Example
+from lorakit.data.tags import entities
+
+SHOWN = 5  # places of a finding
+RARE = 5  # examples of a label in the training part, below which little can be learned of it
+LONG = 512  # words; hardly a model reads more tokens at once
+Parts = Mapping[str, Sequence[Example]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know of the data: how often, in words, and where the first of them are."""
+
+    name: str
+    count: int
+    text: str
+    places: list[str]
+    is_problem: bool
+
+
+def labels_of(example: Example) -> list[str]:
+    """The labels that a record has: one, the most probable one of a soft label, several, or its entities' types."""
+    label = example.label
+    if isinstance(label, str):
+        return [label]
+    if isinstance(label, Mapping):
+        return [max(label, key=lambda name: label[name])]
+    return list(label) if isinstance(label, tuple) else [entity.type for entity in entities(example.tags)]
+
+
+def label_counts(examples: Iterable[Example]) -> dict[str, int]:
+    """How often each label stands, the most frequent first."""
+    return dict(Counter(label for example in examples for label in labels_of(example)).most_common())
+
+
+def numbers(examples: Iterable[Example]) -> list[float]:
+    """The labels that are numbers."""
+    return [float(e.label) for e in examples if isinstance(e.label, (int, float))]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Quantiles of some numbers."""
+    at = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+    return {name: float(np.quantile(values, share)) for name, share in at.items()}
+
+
+def words(example: Example) -> int:
+    """The number of words of a record, both texts of a pair together."""
+    return len(example.words) or len(f"{example.text} {example.pair or ''}".split())
+
+
+# Findings in all parts together
+
+
+def audit(parts: Parts) -> list[Finding]:
+    """Everything found, problems first."""
+    examples = [example for part in parts.values() for example in part]
+    found = [*duplicates(parts), *conflicts(examples), *overlaps(parts), *missing_labels(parts), *odd_texts(examples)]
+    return sorted(found, key=lambda finding: not finding.is_problem)
+
+
+def duplicates(parts: Parts) -> list[Finding]:
+    """Texts that stand more than once in a part."""
+    found = []
+    for name, part in parts.items():
+        groups = [group for group in _groups(part, _exact) if len(group) > 1]
+        more = sum(len(group) - 1 for group in groups)
+        text = f"{name}: {more:,} records repeat a text that stands there already ({more / len(part):.1%})"
+        found.append(Finding(f"duplicates in {name}", more, text, [_together(group) for group in groups], False))
+    return _some(found)
+
+
+def conflicts(examples: Sequence[Example]) -> list[Finding]:
+    """The same text with different labels; of numbers only said, since two people may well differ by a little."""
+    groups = [group for group in _groups(examples, _exact) if len({_answer(example) for example in group}) > 1]
+    pairs = [(group[0], next(e for e in group if _answer(e) != _answer(group[0]))) for group in groups]
+    text = f"{len(groups):,} texts stand there with different labels"
+    places = [f"{_together(pair)}: {_disagreement(*pair)}" for pair in pairs]
+    return _some([Finding("conflicts", len(groups), text, places, not numbers(examples[:1]))])
+
+
+def overlaps(parts: Parts) -> list[Finding]:
+    """Texts of another part that stand in train too, as they are or but for case and white space."""
+    exact = {_exact(example): example for example in parts["train"]}
+    folded = {_folded(example): example for example in parts["train"]}
+    found = []
+    for name, part in parts.items():
+        if name == "train":
+            continue
+        same = [(example, exact[_exact(example)]) for example in part if _exact(example) in exact]
+        alike = [(e, folded[_folded(e)]) for e in part if _folded(e) in folded and _exact(e) not in exact]
+        count = len(same) + len(alike)
+        text = f"{count:,} texts of {name} stand in train too ({count / len(part):.1%})"
+        text += f", {len(alike):,} of them but for case or white space" if alike else ""
+        places = [_together(pair) for pair in (*same, *alike)]
+        found.append(Finding(f"overlap of train and {name}", count, text, places, True))
+    return _some(found)
+
+
+def missing_labels(parts: Parts) -> list[Finding]:
+    """Labels that are rare in training, or stand in some parts and not in others."""
+    counts = {name: label_counts(part) for name, part in parts.items()}
+    known = list(dict.fromkeys(label for of_part in counts.values() for label in of_part))
+    rare = [label for label in known if 0 < counts["train"].get(label, 0) < RARE]
+    text = f"{len(rare)} labels have fewer than {RARE} examples in train"
+    shown = [f"{label} ({counts['train'][label]})" for label in rare]
+    found = [Finding("rare labels", len(rare), text, shown, True)]
+    for name, of_part in counts.items():
+        missing = [label for label in known if label not in of_part]
+        text = f"{len(missing)} labels do not stand in {name}"
+        found.append(Finding(f"labels missing in {name}", len(missing), text, missing, name == "train"))
+    return _some(found)
+
+
+def odd_texts(examples: Sequence[Example]) -> list[Finding]:
+    """Texts that hold nothing, and very long ones."""
+    empty = [e.where for e in examples if not e.text.strip() or (e.pair is not None and not e.pair.strip())]
+    long = sorted((e for e in examples if words(e) > LONG), key=words, reverse=True)
+    places = [f"{e.where} ({words(e):,} words)" for e in long]
+    return _some(
+        [
+            Finding("empty texts", len(empty), f"{len(empty):,} texts are empty", empty, True),
+            Finding("long texts", len(long), f"{len(long):,} texts have more than {LONG} words", places, False),
+        ]
+    )
+
+
+def verdict(findings: Iterable[Finding]) -> str:
+    """Whether the data are ready to train on, in one line."""
+    problems = [finding.text for finding in findings if finding.is_problem]
+    if not problems:
+        return "ready to train"
+    return f"{len(problems)} problem{'s' * (len(problems) > 1)}: {'; '.join(problems)}"
+
+
+def _some(found: Iterable[Finding]) -> list[Finding]:
+    return [replace(f, places=f.places[:SHOWN]) for f in found if f.count]
+
+
+def _groups(examples: Iterable[Example], key: Callable[[Example], Hashable]) -> list[list[Example]]:
+    groups: dict[Hashable, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[key(example)].append(example)
+    return list(groups.values())
+
+
+def _exact(example: Example) -> Hashable:
+    return example.words or (example.text, example.pair)
+
+
+def _folded(example: Example) -> Hashable:
+    return tuple(" ".join(text.casefold().split()) for text in (example.text, example.pair or ""))
+
+
+def _answer(example: Example) -> Any:
+    """What a record says, in a form that can be compared."""
+    label = example.label
+    return tuple(sorted(label.items())) if isinstance(label, Mapping) else label if label is not None else example.tags
+
+
+def _disagreement(first: Example, second: Example) -> str:
+    """Two labels, or the tags of the first word that has two."""
+    if not first.tags:
+        return f"{_shown(first)} / {_shown(second)}"
+    rows = zip(first.words, first.tags, second.tags, strict=True)
+    return next(f"{word!r} {a} / {b}" for word, a, b in rows if a != b)
+
+
+def _shown(example: Example) -> str:
+    return ", ".join(labels_of(example)) or str(example.label)
+
+
+def _together(group: Sequence[Example]) -> str:
+    """The places of the first two, the file named once."""
+    first, second = group[:2]
+    (file, _, _), (other, _, line) = first.where.rpartition(":"), second.where.rpartition(":")
+    return f"{first.where} = {line if file == other else second.where}"

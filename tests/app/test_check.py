@@ -1,0 +1,192 @@
+"""`lorakit check`: facts and verdict of a file or a recipe, lengths against a model, and labels that a run does not believe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorakit.app.checking import CUT
+from lorakit.app.suspects import suspects
+from lorakit.data.read import read
+from lorakit.engine.predictor import Predictor, load
+from lorakit.errors import ConfigError
+from lorakit.tasks.token_classification import Read
+from tests.app.conftest import Cli
+from tests.runs import changed, reviews, sections, write_reviews
+
+FLIP = {"good": "bad", "bad": "good"}
+SURE = 0.9
+
+
+def facts(cli: Cli, *words: object) -> dict:
+    code, out, err = cli("check", *words, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_check_of_a_file_counts_and_ends_with_a_verdict(cli: Cli, tmp_path: Path) -> None:
+    write_reviews(tmp_path / "mine.csv", n=12)
+    found = facts(cli, "mine.csv")
+    assert found["parts"].keys() == {"train"}
+    assert found["parts"]["train"]["examples"] == 12
+    assert found["parts"]["train"]["labels"] == {"good": 6, "bad": 6}
+    assert found["parts"]["train"]["tokens"] is None
+    assert (found["verdict"], found["ready"]) == ("ready to train", True)
+    lines = cli("check", "mine.csv").out.splitlines()
+    assert lines[-1] == "ready to train"
+    assert "train: 12 examples" in lines
+    assert "  2 labels: good: 6 (50.0%); bad: 6 (50.0%)" in lines
+
+
+def test_check_of_a_recipe_looks_at_all_parts(cli: Cli, bert: Path, files: Path, tmp_path: Path) -> None:
+    rows = (files / "train.csv").read_text().splitlines()
+    (tmp_path / "test.csv").write_text("\n".join([*rows[:3], "brand new,odd"]) + "\n")
+    recipe = changed(sections(bert, files), "data.test=test.csv")
+    (tmp_path / "small.toml").write_text(recipe.to_toml())
+    found = facts(cli, "small.toml")
+    assert {name: part["examples"] for name, part in found["parts"].items()} == {
+        "train": 36,
+        "validation": 12,
+        "test": 3,
+    }
+    assert not found["ready"]
+    assert "2 texts of test stand in train too (66.7%)" in found["verdict"]
+    assert "1 labels do not stand in train" in found["verdict"]
+    lines = cli("check", "small.toml").out.splitlines()
+    assert "problem: 1 labels do not stand in train" in lines
+    assert lines[lines.index("problem: 1 labels do not stand in train") + 1] == "  odd"
+
+
+def test_check_of_a_recipe_without_validation_finds_texts_on_both_sides_of_the_split(
+    cli: Cli, bert: Path, tmp_path: Path
+) -> None:
+    lines = [f"{text},{label}" for text, label in reviews(30)] * 2
+    (tmp_path / "twice.csv").write_text("\n".join(["text,label", *lines]))
+    raw = {**sections(bert, tmp_path), "data": {"train": "twice.csv"}}
+    (tmp_path / "small.toml").write_text(changed(raw).to_toml())
+    assert "texts of validation stand in train too" in facts(cli, "small.toml")["verdict"]
+
+
+def test_check_with_a_model_counts_tokens_and_what_is_cut(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    short, long = "the film was superb", "the " * 70
+    rows = [f"{short} {word},{label}" for word, label in (("a", "good"), ("cast", "bad"))] * 6
+    (tmp_path / "long.csv").write_text("\n".join(["text,label", *rows, f"{long},good"]))
+    found = facts(cli, "long.csv", "--model", bert)
+    tokens = found["parts"]["train"]["tokens"]
+    assert (tokens["limit"], tokens["texts"], tokens["lengths"]["max"]) == (64, 1, 64)
+    assert tokens["lengths"]["min"] == 7  # five words, [CLS] and [SEP]
+    assert CUT < 1 / 13
+    assert found["verdict"] == "1 problem: train: 1 texts are cut at 64 tokens"
+    assert facts(cli, "long.csv", "--model", bert, "data.max_length=8")["parts"]["train"]["tokens"]["limit"] == 8
+
+
+@pytest.mark.parametrize(("model", "cut"), [("roberta", 0), ("t5", 12)])
+def test_check_of_entities_counts_types_and_cut_targets(
+    cli: Cli, request: pytest.FixtureRequest, files: Path, model: str, cut: int
+) -> None:
+    words = ("--model", request.getfixturevalue(model)) + (("task.max_target_length=8",) if cut else ())
+    found = facts(cli, files / "validation.conll", *words)
+    part = found["parts"]["train"]
+    assert part["labels"] == {"PER": 12, "LOC": 12}
+    assert part["tokens"]["targets"] == cut
+    assert found["ready"] == (not cut)
+    assert any("tag scheme IOB2" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("text,label\na,good\nb,good\n", "every training example has the label 'good'")],
+)
+def test_check_tells_what_training_would_refuse(cli: Cli, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "one.csv").write_text(content)
+    assert message in facts(cli, "one.csv")["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere.csv",), "nowhere.csv: no such file"),
+        (("bad.csv",), "bad.csv:3: 1 columns, the header has 2: text, label"),
+        (("nowhere.toml",), "recipe nowhere.toml does not exist"),
+        (("bad.csv", "data.lable=x"), "data.lable=x: unknown key 'data.lable'; did you mean 'data.label'"),
+    ],
+)
+def test_check_gives_the_errors_of_the_readers(cli: Cli, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    (tmp_path / "bad.csv").write_text("text,label\na,good\nb\n")
+    code, out, err = cli("check", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+
+
+# Suspected label errors
+
+
+def told(labels: tuple[str, ...], truth: str) -> list[float]:
+    """Probabilities of a run that is rather sure of the truth."""
+    return [SURE if label == truth else (1 - SURE) / (len(labels) - 1) for label in labels]
+
+
+def test_suspects_are_the_labels_that_were_flipped(
+    bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = reviews(60)
+    flipped = {3, 17, 40}
+    rows = [f"{text},{FLIP[label] if i in flipped else label}" for i, (text, label) in enumerate(truth)]
+    (tmp_path / "noisy.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    predictor = load(bert_run)
+    labels = predictor.task.labels
+    monkeypatch.setattr(Predictor, "answers", lambda *_: [told(labels, label) for _, label in truth])
+    found = suspects(predictor, read(str(tmp_path / "noisy.csv")).examples)
+    assert {suspect.where for suspect in found} == {f"{tmp_path / 'noisy.csv'}:{i + 2}" for i in flipped}
+    assert {(s.given, s.suggested) for s in found} <= {("good", "bad"), ("bad", "good")}
+    assert {s.probability for s in found} == {SURE}
+
+
+def test_suspects_among_tags_name_the_word(tagger_run: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = load(tagger_run)
+    examples = list(read(str(files / "train.conll"), "words").examples)
+    labels = predictor.task.labels
+    truth = [torch.tensor([told(labels, tag) for tag in example.tags]).log() for example in examples]
+    halves = [
+        [Read(half, half.new_zeros(0, 0), half.argmax(-1)) for half in log_p.split(2)] for log_p in truth
+    ]  # as windows give them
+    monkeypatch.setattr("lorakit.app.suspects.predict_all", lambda *_: halves)
+    wrong = examples[5]
+    assert wrong.tags[0] == "B-PER"
+    examples[5] = type(wrong)(wrong.text, words=wrong.words, tags=("O", *wrong.tags[1:]), where=wrong.where)
+    (suspect,) = suspects(predictor, examples)
+    assert (suspect.where, suspect.given, suspect.suggested) == (wrong.where, "O", "B-PER")
+    assert suspect.text == f"{wrong.words[0]} (word 1)"
+
+
+def test_check_with_a_run_lists_suspects_and_says_that_training_data_hide_errors(
+    cli: Cli, bert_run: Path, files: Path, tmp_path: Path
+) -> None:
+    found = facts(cli, files / "train.csv", "--run", bert_run)
+    assert found["suspects"].keys() == {"train"}
+    assert found["parts"]["train"]["tokens"]["limit"] == load(bert_run).side.max_length
+    out = cli("check", files / "train.csv", "--run", bert_run).out
+    assert "suspected label errors in train: " in out
+    assert "learned by heart are not suspected" in out
+    write_reviews(tmp_path / "new.csv", n=12, seed=9)
+    assert "learned by heart" not in cli("check", "new.csv", "--run", bert_run).out
+
+
+def test_check_without_cleanlab_says_how_to_get_it(
+    cli: Cli, bert_run: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "cleanlab"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    code, out, _ = cli("check", files / "validation.csv", "--run", bert_run)
+    assert code == 0
+    assert "note: suspected label errors need an extra: pip install 'lorakit[cleanlab]'" in out
+
+
+def test_tasks_without_one_label_a_text_have_no_suspects(t5_run: Path, files: Path) -> None:
+    with pytest.raises(ConfigError, match="text2text_ner: suspected label errors are told for one label"):
+        suspects(load(t5_run), read(str(files / "validation.conll"), "words").examples[:1])
