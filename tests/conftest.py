@@ -39,12 +39,13 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train and validation files: .csv to classify, .conll with entities."""
-    from tests.runs import write_entities, write_reviews
+    """A folder with train and validation files: .csv to classify, .ratings.csv, .conll with entities."""
+    from tests.runs import write_entities, write_ratings, write_reviews
 
     folder = tmp_path_factory.mktemp("data")
     for name, n, seed in (("train", N_TRAIN, 1), ("validation", N_VALIDATION, 2)):
         write_reviews(folder / f"{name}.csv", n, seed)
+        write_ratings(folder / f"{name}.ratings.csv", n, seed)
         write_entities(folder / f"{name}.conll", n, seed)
     return folder
 
@@ -53,6 +54,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bert_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
     """A complete run folder of sequence classification."""
     return _run(tmp_path_factory, bert, files, "sequence_classification")
+
+
+@pytest.fixture(scope="session")
+def multi_label_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
+    """A complete run folder of multi-label classification."""
+    return _run(tmp_path_factory, bert, files, "multi_label_classification")
+
+
+@pytest.fixture(scope="session")
+def regression_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
+    """A complete run folder of regression."""
+    return _run(tmp_path_factory, bert, files, "sequence_regression")
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,18 @@ def write_reviews(path: Path, n: int, seed: int = 0) -> Path:
     return path
 
 
+def write_ratings(path: Path, n: int, seed: int = 0) -> Path:
+    """The reviews with other labels: topics, of which some have none, and stars from -1.5 to 1.5."""
+    chance = random.Random(seed)
+    lines = []
+    for text, label in reviews(n, seed):
+        topics = [topic for topic in ("plot", "cast", "scene") if topic in text.split()]
+        stars = (1 if label == "good" else -1) + chance.choice((-0.5, 0, 0.5))
+        lines.append(f"{text},{'|'.join(topics)},{stars}")
+    path.write_text("\n".join(["text,topics,stars", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
 def write_entities(path: Path, n: int, seed: int = 0) -> Path:
     """n sentences whose lengths, and so whose numbers of labels, differ a lot."""
     chance = random.Random(seed)
@@ -112,13 +124,20 @@ def write_entities(path: Path, n: int, seed: int = 0) -> Path:
 
 # Recipes and runs
 
+# By task: the ending of its files, and the columns that it reads; all others read words with tags.
+DATA: dict[str, tuple[str, dict[str, str]]] = {
+    "sequence_classification": ("csv", {}),
+    "multi_label_classification": ("ratings.csv", {"label": "topics", "label_separator": "|"}),
+    "sequence_regression": ("ratings.csv", {"label": "stars"}),
+}
+
 
 def sections(base: Path, data: Path, task: str = "sequence_classification") -> Sections:
     """A recipe's sections: 2 epochs of 5 steps over 36 examples, the last batch of 4."""
-    ending = "csv" if task == "sequence_classification" else "conll"
+    ending, columns = DATA.get(task, ("conll", {}))
     return {
         "model": {"base": str(base), "dtype": "fp32"},
-        "data": {"train": str(data / f"train.{ending}"), "validation": str(data / f"validation.{ending}")},
+        "data": {"train": str(data / f"train.{ending}"), "validation": str(data / f"validation.{ending}"), **columns},
         "task": {"name": task} | ({"max_target_length": 12} if task == "text2text_ner" else {}),
         "lora": {"r": 4, "dropout": DROPOUT},
         "train": {"epochs": 2, "batch_size": 8, "lr": 2e-2},

@@ -42,10 +42,13 @@ class Kind:
 
     auto_class: str
     peft_task_type: str
+    problem_type: str | None = None  # what the config says to transformers' own loss and pipelines
 
 
 KINDS: Mapping[str, Kind] = {
     "sequence_classification": Kind("AutoModelForSequenceClassification", "SEQ_CLS"),
+    "multi_label_classification": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "multi_label_classification"),
+    "regression": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "regression"),
     "token_classification": Kind("AutoModelForTokenClassification", "TOKEN_CLS"),
     "text2text": Kind("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
 }
@@ -89,6 +92,8 @@ def load_base(
     folder = find(name, revision)
     with _quiet():
         config = _config(folder, name, labels if kind != "text2text" else (), dropout)
+        if KINDS[kind].problem_type:
+            config.problem_type = KINDS[kind].problem_type
         model, missing = _model(folder, name, KINDS[kind], config, seed)
         tokenizer = _tokenizer(folder, name, words=kind == "token_classification")
     for layer, module in layers.items():

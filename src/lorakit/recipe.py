@@ -36,7 +36,13 @@ DataFormat = Literal[
     "spacy",
     "datasets",
 ]
-TaskName = Literal["sequence_classification", "token_classification", "text2text_ner"]
+TaskName = Literal[
+    "sequence_classification",
+    "multi_label_classification",
+    "sequence_regression",
+    "token_classification",
+    "text2text_ner",
+]
 
 
 class Section(BaseModel):
@@ -64,7 +70,8 @@ class DataSection(Section):
     format: DataFormat = "auto"
     text: str | None = None  # column names; unset: the usual ones, said aloud
     pair: str | None = None
-    label: str | None = None
+    label: str | Names | None = None  # several columns: a 0 or 1, or a share, for each label
+    label_separator: Annotated[str, Field(min_length=1)] = ","  # between the labels in one cell
     overlaps: Literal["error", "longest"] = "error"  # what becomes of character spans that overlap
     validation_share: Share = 0.1
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
@@ -86,6 +93,7 @@ class TaskSection(Section):
     """What is learned; `TASK_KEYS` says which keys belong to which task."""
 
     name: TaskName = "sequence_classification"
+    metric: str | None = None  # the score that chooses the best checkpoint; unset: the task's own
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
     constrained: bool = False  # let the decoder write nothing but the source's words in order, with known types

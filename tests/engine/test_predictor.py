@@ -16,12 +16,13 @@ from lorakit.data.read import read
 from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import AdapterError, DataError, OutputError
+from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
 from lorakit.tasks.registry import TASKS
 from tests.runs import Sections, changed, fit, save_bert, sections
 from tests.tiny import items_of
 
-RUNS = ("bert_run", "tagger_run", "t5_run")
+RUNS = ("bert_run", "multi_label_run", "regression_run", "tagger_run", "t5_run")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_evaluate_gives_the_scores_of_training(name: str, request: pytest.Fixtur
     folder = request.getfixturevalue(name)
     loaded = load(folder)
     recipe = read_recipe(folder / "recipe.toml")
-    data = read(str(recipe.data.validation), TASKS[recipe.task.name].wants)
+    data = read(str(recipe.data.validation), TASKS[recipe.task.name].wants, columns=loaded.side.columns)
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     found = loaded.evaluate(data.examples)
     assert found == {key: scores[key] for key in found}
@@ -183,11 +184,13 @@ def logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model.eval()(**batch, **extra).logits
 
 
-AUTO = {
-    "bert_run": "AutoModelForSequenceClassification",
-    "tagger_run": "AutoModelForTokenClassification",
-    "t5_run": "AutoModelForSeq2SeqLM",
-}
+def auto_class(loaded: Predictor) -> type:
+    return getattr(transformers, KINDS[loaded.task.kind].auto_class)
+
+
+def outputs(loaded: Predictor) -> tuple[str, ...]:
+    """The names of the head's outputs."""
+    return TASKS[loaded.task.name].outputs(loaded.task.labels)
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft and transformers about layers that the adapter then fills
@@ -195,8 +198,8 @@ AUTO = {
 def test_adapter_folder_loads_in_transformers_with_the_same_logits(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
     loaded = load(folder)
-    labels = {} if name == "t5_run" else {"num_labels": len(loaded.task.labels)}
-    theirs = getattr(transformers, AUTO[name]).from_pretrained(folder / "adapter", dtype=torch.float32, **labels)
+    labels = {} if name == "t5_run" else {"num_labels": len(outputs(loaded))}
+    theirs = auto_class(loaded).from_pretrained(folder / "adapter", dtype=torch.float32, **labels)
     torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
 
 
@@ -206,8 +209,8 @@ def test_adapter_folder_loads_in_peft_with_the_same_logits(name: str, request: p
     peft = pytest.importorskip("peft")
     folder = request.getfixturevalue(name)
     loaded = load(folder)
-    labels = {} if name == "t5_run" else {"num_labels": len(loaded.task.labels)}
-    base = getattr(transformers, AUTO[name]).from_pretrained(loaded.side.base, dtype=torch.float32, **labels)
+    labels = {} if name == "t5_run" else {"num_labels": len(outputs(loaded))}
+    base = auto_class(loaded).from_pretrained(loaded.side.base, dtype=torch.float32, **labels)
     theirs = peft.PeftModel.from_pretrained(base, folder / "adapter")
     torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
 
@@ -225,14 +228,15 @@ def test_merged_model_is_plain_and_has_the_same_logits(
     batch = inputs(loaded)
     before = logits(loaded.model, batch)
     loaded.merge_to(tmp_path / "merged")
-    theirs, info = getattr(transformers, AUTO[name]).from_pretrained(
+    theirs, info = auto_class(loaded).from_pretrained(
         tmp_path / "merged", dtype=torch.float32, output_loading_info=True
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     torch.testing.assert_close(logits(theirs, batch), before, atol=1e-4, rtol=1e-4)
     if name != "t5_run":
-        assert tuple(theirs.config.id2label.values()) == loaded.task.labels
+        assert tuple(theirs.config.id2label.values()) == outputs(loaded)
+        assert theirs.config.problem_type == KINDS[loaded.task.kind].problem_type
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer("a film").input_ids == loaded.task.tokenizer("a film").input_ids
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from sklearn import metrics
 
 from lorakit.tasks.entity_scores import prf
-from lorakit.tasks.label_scores import classification_scores
+from lorakit.tasks.label_scores import classification_scores, classification_statistics
 
 LABELS = ("a", "b", "c", "never")
 
@@ -25,6 +26,45 @@ def test_accuracy_and_macro_f1_equal_those_of_scikit_learn(answers):
     assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(*answers))
     macro = metrics.f1_score(*answers, labels=LABELS, average="macro", zero_division=0.0)
     assert scores["macro_f1"] == pytest.approx(macro)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_mcc_equals_that_of_scikit_learn(answers, unknown):
+    gold, predicted = answers
+    predicted = ["?", "??", *predicted[2:]] if unknown else predicted
+    known = [label if label in LABELS else "?" for label in predicted]
+    assert classification_scores(gold, predicted, LABELS)["mcc"] == pytest.approx(
+        metrics.matthews_corrcoef(gold, known)
+    )
+
+
+def test_f1_of_two_labels_is_that_of_the_second(answers):
+    gold, predicted = (["b" if label == "b" else "a" for label in side] for side in answers)
+    scores = classification_scores(gold, predicted, ("a", "b"))
+    assert scores["positive_label"] == "b"
+    assert scores["f1"] == pytest.approx(metrics.f1_score(gold, predicted, pos_label="b"))
+    assert "f1" not in classification_scores(gold, predicted, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("labels", [LABELS, ("a", "b")])
+def test_statistics_equal_the_scores_and_those_of_a_resample(answers, labels):
+    gold, predicted = (np.array([label if label in labels else labels[0] for label in side]) for side in answers)
+    statistics = classification_statistics(gold, predicted, labels)
+    chosen = np.random.default_rng(0).integers(0, len(gold), len(gold))
+    weights = np.bincount(chosen, minlength=len(gold))
+    scores = classification_scores(gold, predicted, labels)
+    again = classification_scores(gold[chosen], predicted[chosen], labels)
+    assert statistics.keys() == {key for key, value in scores.items() if isinstance(value, float)}
+    for name, statistic in statistics.items():
+        assert float(statistic.value(statistic.counts.sum(0))) == pytest.approx(scores[name])
+        assert float(statistic.value(weights @ statistic.counts)) == pytest.approx(again[name])
+
+
+@pytest.mark.parametrize("constant", ["gold", "predicted", "both"])
+def test_mcc_of_a_constant_side_is_0(constant):
+    gold = ["a"] * 4 if constant != "predicted" else ["a", "b"] * 2
+    predicted = ["a"] * 4 if constant != "gold" else ["a", "b"] * 2
+    assert classification_scores(gold, predicted, ("a", "b"))["mcc"] == 0.0
 
 
 def test_scores_per_class_equal_those_of_scikit_learn(answers):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from lorakit.data.example import Example, of_words
-from lorakit.errors import DataError
+from lorakit.errors import AdapterError, ConfigError, DataError
 from lorakit.recipe import TaskSection
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
 
@@ -40,6 +40,45 @@ def sentences(*tags: str) -> list[Example]:
 def test_labels_are_ordered_numbers_by_value_then_names(labels, seed):
     shuffled = random.Random(seed).sample(labels * 2, 2 * len(labels))
     assert find_labels("sequence_classification", texts(*shuffled)) == labels
+
+
+def test_labels_of_several_an_example_are_ordered_too():
+    examples = [Example("x", label=labels) for labels in (("b", "10"), (), ("2", "a"))]
+    assert find_labels("multi_label_classification", examples) == ("2", "10", "a", "b")
+
+
+def test_several_labels_are_checked_one_by_one():
+    examples = [Example("x", label=("a", "c"), where="a.csv:2")]
+    with pytest.raises(DataError, match=r"^a\.csv:2: label 'c' is not in the training data"):
+        check_labels("multi_label_classification", examples, ("a", "b"))
+
+
+def test_training_data_without_any_label_are_refused():
+    with pytest.raises(DataError, match=r"^a\.csv: no training example has a label"):
+        find_labels("multi_label_classification", [Example("x", label=(), where="a.csv:2")])
+
+
+def test_numbers_have_no_labels():
+    examples = [Example("x", label=1.0, where="a.csv:2")]
+    assert find_labels("sequence_regression", examples) == ()
+    check_labels("sequence_regression", examples, ())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_metric_of_the_recipe_is_one_of_the_tasks(name, word_pieces):
+    metrics = make_task(TaskSection(name=name), word_pieces, ("a", "b"), 32).metrics
+    for metric in metrics:
+        assert make_task(TaskSection(name=name, metric=metric), word_pieces, ("a", "b"), 32).metric == metric
+    wrong = metrics[0] + "s"
+    message = f"task.metric = {wrong!r} is no score of {name}; did you mean {metrics[0]!r}"
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        make_task(TaskSection(name=name, metric=wrong), word_pieces, ("a", "b"), 32)
+
+
+@pytest.mark.parametrize("name", ["multi_label_classification", "sequence_regression"])
+def test_damaged_tuning_is_refused(name, word_pieces):
+    with pytest.raises(AdapterError, match=f"damaged: what was tuned does not fit {name}"):
+        make_task(TaskSection(name=name), word_pieces, ("a", "b"), 32, {"thresholds": {"a": 0.5}, "mean": "x"})
 
 
 def test_labels_of_words_are_tags_or_types():
@@ -88,7 +127,7 @@ def test_examples_without_a_label_pass_the_check():
 def test_task_made_from_a_recipe_has_its_name_kind_and_labels(name, word_pieces):
     task = make_task(TaskSection(name=name), word_pieces, ("a", "b"), 32)
     assert (task.name, task.kind, task.labels, task.tokenizer) == (name, TASKS[name].model, ("a", "b"), word_pieces)
-    assert task.metric == ("entity_f1" if name in WORD_TASKS else "accuracy")
+    assert task.metric == task.metrics[0]
 
 
 def test_knobs_of_text_to_text_reach_the_task(byte_tokenizer):

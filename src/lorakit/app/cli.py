@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from lorakit.recipe import Recipe
 
 CONSUMERS = ("peft", "merged", "vllm", "lorax", "llamacpp")  # merged, and the keys of lora.profiles.PROFILES
-TASKS = ("sequence_classification", "token_classification", "text2text_ner")
-WORD = {"text2text": "text2text_ner", "ner": "token_classification", "classification": "sequence_classification"}
+TASKS = (
+    *("sequence_classification", "multi_label_classification", "sequence_regression"),
+    *("token_classification", "text2text_ner"),
+)
+WORD = {
+    "classification": "sequence_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "sequence_regression",
+    "ner": "token_classification",
+    "text2text": "text2text_ner",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,9 +77,11 @@ def commands() -> None:
 @click.argument("what")
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
-@click.option("--task", help="Task for DATA; told from the file where it can be.")
+@click.option(
+    "--task", help=f"Task for DATA ({', '.join(WORD)}, or its full name); told from the file where it can be."
+)
 @click.option("--text", help="Column of the text.")
-@click.option("--label", help="Column of the label.")
+@click.option("--label", help="Column of the label, or several with commas.")
 @click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint of the run, or from this one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, write nothing.")
@@ -127,11 +138,15 @@ def _recipe(what: str, changes: Sequence[str], options: dict[str, str | None]) -
     if options["model"] is None:
         raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm; recipes end in .toml")
     raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
-    raw["data"].update({key: options[key] for key in ("text", "label") if options[key] is not None})
+    raw["data"].update({"text": options["text"], "label": _columns(options["label"])})
     raw["task"] = {
         "name": (options["task"] and WORD.get(options["task"], options["task"])) or _guess_task(what, options["model"])
     }
     return make_recipe(raw, changes, where="command line")
+
+
+def _columns(words: str | None) -> str | tuple[str, ...] | None:
+    return tuple(words.split(",")) if words is not None and "," in words else words
 
 
 def _named(recipe: Recipe, name: str) -> Recipe:
@@ -154,7 +169,7 @@ def _guess_task(source: str, model: str) -> str:
 @click.argument("data")
 @click.option("--text", help="Column of the text.")
 @click.option("--pair", help="Column of the second text of pairs; unset: as in training.")
-@click.option("--label", help="Column of the label.")
+@click.option("--label", help="Column of the label, or several with commas; unset: as in training.")
 @click.option("--format", "format_", default="auto", help="Format of DATA, where its name does not tell it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
@@ -167,7 +182,8 @@ def evaluate(
     from lorakit.engine.predictor import load
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch)
-    scores = predictor.evaluate(predictor.read_labelled(data, Columns(**columns), format_).examples)
+    asked = Columns(columns["text"], columns["pair"], _columns(columns["label"]))
+    scores = predictor.evaluate(predictor.read_labelled(data, asked, format_).examples)
     click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
 
 
@@ -208,7 +224,7 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
 )
 @click.option("--text", help="With --on: column of the text.")
 @click.option("--pair", help="With --on: column of the second text of pairs.")
-@click.option("--label", help="With --on: column of the label.")
+@click.option("--label", help="With --on: column of the label, or several with commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
     """Say whether RUNs differ by more than chance, by paired tests over the same examples.
@@ -218,7 +234,8 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
     from lorakit.app.comparing import compare_runs
     from lorakit.data.example import Columns
 
-    found = compare_runs(runs, on, Columns(**columns))
+    asked = Columns(columns["text"], columns["pair"], _columns(columns["label"]))
+    found = compare_runs(runs, on, asked)
     click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 

@@ -87,7 +87,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         for key, value in scores.items()
         if isinstance(value, float) and key not in COSTS
     ]
-    for key in ("per_class", "per_type"):
+    for key in ("per_class", "per_label", "per_type"):
         for name, row in scores.get(key, {}).items():
             numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
             lines.append(f"  {name:<16} {numbers}  n {row['support']}")

@@ -27,6 +27,7 @@ from lorakit.lora import (
 )
 from lorakit.lora.profiles import PROFILES, Profile, conform, left_behind
 from lorakit.models import KINDS, MINILM_HUB, BaseModel, find, load_base
+from lorakit.tasks.registry import TASKS
 
 MERGED = "merged"
 HEAD = Path("head") / "model.safetensors"  # LoRAX reads every safetensors file beside the config
@@ -124,9 +125,10 @@ def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) ->
 
 
 def _told_labels(side: Side, profile: Profile) -> list[str]:
-    if not profile.everything or side.task.name == "text2text_ner" or len(side.labels) == 2:
+    names = TASKS[side.task.name].outputs(side.labels)
+    if not profile.everything or side.task.name == "text2text_ner" or len(names) == 2:
         return []
-    return [f"labels: load the base with num_labels={len(side.labels)}; they are {', '.join(side.labels)}"]
+    return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
 
 
 @torch.no_grad()

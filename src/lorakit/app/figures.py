@@ -43,10 +43,10 @@ def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> N
     axes.grid(alpha=0.25)
     right = axes.twinx()
     points = [(line["step"], line["validation"][metric]) for line in scored]
+    best = [point for point, line in zip(points, scored, strict=True) if line["is_best"]][-1]
     right.plot(*zip(*points, strict=True), "o-", color="#4c72b0", label=f"validation {metric}")
-    best = max(points, key=lambda point: (point[1], -point[0]))
     right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha="center")
-    right.set(ylabel=f"validation {metric}", ylim=(0, 1.05))
+    right.set(ylabel=f"validation {metric}", ylim=(0, 1.05) if all(0 <= y <= 1 for _, y in points) else None)
     figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 

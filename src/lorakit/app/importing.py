@@ -51,7 +51,7 @@ def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]
     task = _task(source, info, asked)
     revision = None if asked.base else info.revision
     base = _base(source, name, revision, task, asked.labels, _outputs(header))
-    labels = asked.labels or _own_labels(base)
+    labels = asked.labels or (() if task.name == "sequence_regression" else _own_labels(base))
     _check_nothing_random(source, base, header)
     config = load_adapter(base.model, source)
     with atomic_folder(out) as folder:
@@ -99,8 +99,8 @@ def _base(
         if not labels:
             raise ConfigError(f"{source}: name the entity types that the adapter writes with --labels PER,LOC,...")
         return load_base(name, kind, revision=revision)
-    base = load_base(name, kind, labels=labels, revision=revision)
-    found = labels or _own_labels(base)
+    base = load_base(name, kind, labels=TASKS[task.name].outputs(labels), revision=revision)
+    found = TASKS[task.name].outputs(labels) or _own_labels(base)
     if outputs is not None and len(found) != outputs:
         whose = "--labels has" if labels else f"{name} names"
         raise ConfigError(

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from lorakit.data.example import Columns, Example, Wants, of_spans, of_words
-from lorakit.data.labels import LABELS, one_label
+from lorakit.data.labels import label_reader
 from lorakit.data.notes import counted
 from lorakit.data.spans import Marked, Overlaps, is_spans, settle, spans_of
 from lorakit.data.tables import Row
@@ -55,9 +55,17 @@ class Table(NamedTuple):
             self.notes.append(f"{self.source}: {role} is column {found!r}")
         return found
 
+    @property
+    def label(self) -> str | None:
+        """The one column asked for, where words are wanted or looked for."""
+        asked = self.asked.label
+        if isinstance(asked, tuple):
+            raise DataError(f"{self.source}: data.label names several columns; tags and spans stand in one")
+        return asked
+
     def spans(self) -> str | None:
         """The column of spans: the one asked for, or the first of the usual names that holds some."""
-        there, asked = self.there, self.asked.label
+        there, asked = self.there, self.label
         names = [name for name in USUAL["spans"] if name in there] if asked is None else [asked]
         filled = (name for name in names if any(is_spans(row.values.get(name)) for row in self.rows))
         return next(filled, next((name for name in names if name in (asked, "spans", "entities")), None))
@@ -79,7 +87,7 @@ def examples_of(table: Table, wants: Wants, overlaps: Overlaps = "error") -> lis
     asked = table.asked
     words = table.column("words", asked.text if wants == "words" else None)
     if wants == "words":
-        tags, spans = table.column("tags", asked.label), table.spans()
+        tags, spans = table.column("tags", table.label), table.spans()
         if words and tags and tags != spans:
             return _tagged(table, words, tags)
         if spans:
@@ -98,18 +106,25 @@ def examples_of(table: Table, wants: Wants, overlaps: Overlaps = "error") -> lis
 def _texts(table: Table, wants: Wants) -> list[Example]:
     asked = table.asked
     text = table.said("text", asked.text)
-    label = table.said("label", asked.label) if wants != "text" or asked.label else None
+    label = _label_columns(table) if wants != "text" or asked.label else None
     pair = table.said("pair", asked.pair) if asked.pair else None
-    to_label = LABELS.get(wants, one_label)
+    to_label = None if label is None else label_reader(wants, label, asked.label_separator)
     return [
         Example(
             text=_text(row, text),
-            label=None if label is None else to_label(row, label),
+            label=None if to_label is None else to_label(row),
             pair=None if pair is None else _text(row, pair),
             where=row.where,
         )
         for row in table.rows
     ]
+
+
+def _label_columns(table: Table) -> str | tuple[str, ...]:
+    asked = table.asked.label
+    return (
+        tuple(table.said("label", name) for name in asked) if isinstance(asked, tuple) else table.said("label", asked)
+    )
 
 
 def _text(row: Row, column: str) -> str:

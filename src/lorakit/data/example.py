@@ -52,7 +52,8 @@ class Columns:
 
     text: str | None = None
     pair: str | None = None
-    label: str | None = None
+    label: str | tuple[str, ...] | None = None  # several: 0/1 columns, or shares
+    label_separator: str = ","  # between labels in one cell
 
 
 def of_words(words: Sequence[str], tags: Sequence[str] = (), where: str = "") -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from lorakit.data.example import Columns
 from lorakit.digest import file_sha256
 from lorakit.engine.checkpoint import atomic_folder
-from lorakit.engine.prepare import Prepared
+from lorakit.engine.prepare import Prepared, columns_of
 from lorakit.engine.runtime import DTYPES
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter
@@ -77,7 +78,7 @@ def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
         "dtype": "fp32" if prepared.dtype.itemsize == 4 else "bf16",
         "quantize": recipe.model.quantize,
         "method": recipe.train.method,
-        "columns": {"text": recipe.data.text, "pair": recipe.data.pair},
+        "columns": dataclasses.asdict(columns_of(recipe.data)),
         "data": prepared.fingerprints,
         "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
         "versions": versions(),
@@ -124,7 +125,7 @@ def read_side(folder: Path) -> Side:
             labels=tuple(raw["labels"]),
             max_length=int(raw["max_length"]),
             tuned=dict(raw.get("tuned", {})),
-            columns=Columns(**raw["columns"]),
+            columns=_columns(raw["columns"]),
             base=raw["base"]["name"],
             revision=raw["base"]["revision"],
             base_sha256=raw["base"]["sha256"],
@@ -134,3 +135,8 @@ def read_side(folder: Path) -> Side:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise AdapterError(f"{path}: damaged: {type(err).__name__} {err}") from err
+
+
+def _columns(raw: Mapping[str, Any]) -> Columns:
+    label = raw.get("label")  # JSON has no tuples
+    return Columns(**{**raw, "label": tuple(label) if isinstance(label, list) else label})

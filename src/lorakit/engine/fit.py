@@ -28,7 +28,7 @@ from lorakit.engine.resamples import sampled, write_resamples
 from lorakit.engine.train import Step, make_optimizer, train
 from lorakit.errors import ConfigError, NumericsError, OutputError
 from lorakit.lora import RankBudget
-from lorakit.tasks.base import Scores
+from lorakit.tasks.base import Scores, goodness
 from lorakit.tasks.intervals import intervals, resample, with_intervals
 
 SAMPLES = 20  # validation examples shown in samples.jsonl
@@ -39,7 +39,7 @@ LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's
 class History:
     """What a run has learned about itself so far; part of every checkpoint."""
 
-    best: float = float("-inf")
+    best: float = float("-inf")  # of `goodness`
     best_step: int = 0
     since_best: int = 0  # evaluations
     seconds: float = 0.0  # of training alone, evaluations left out
@@ -121,7 +121,7 @@ class Run:
 
     def _evaluate(self, step: Step) -> None:
         scores = self._scores(self.prepared.parts["validation"])
-        value = float(scores[self.prepared.task.metric])
+        value = goodness(scores, self.prepared.task.metric)
         is_best = value > self.history.best  # a tie keeps the earlier step
         if is_best:
             self.history.best, self.history.best_step, self.history.since_best = value, step.number, 0

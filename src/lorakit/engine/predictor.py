@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ class Predictor:
         return answer_all(self.model, self.task, examples, self.task.encode(examples), self.device) if examples else []
 
     def read_labelled(self, source: str, columns: Columns = Columns(), format: str = "auto") -> Dataset:
-        """Labelled examples as the task wants them; text and pair are the columns of training unless others are named."""
-        asked = Columns(columns.text or self.side.columns.text, columns.pair or self.side.columns.pair, columns.label)
+        """Labelled examples as the task wants them; the columns are those of training unless others are named."""
+        named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
+        asked = replace(self.side.columns, **named)
         return read(source, TASKS[self.task.name].wants, columns=asked, format=format, split="test")
 
     def evaluate(self, examples: Sequence[Example]) -> Scores:
@@ -108,8 +109,8 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
     whole = side.method == "full"
     sha256 = None if whole else _checked_base(folder, side, allow_base_mismatch)
     name = str(folder) if whole else side.base
-    layers = task_layers(side.task, side.labels)
-    base = load_base(name, kind, labels=side.labels, revision=side.revision, sha256=sha256, layers=layers)
+    layers, outputs = task_layers(side.task, side.labels), TASKS[side.task.name].outputs(side.labels)
+    base = load_base(name, kind, labels=outputs, revision=side.revision, sha256=sha256, layers=layers)
     if side.quantize != "none":
         quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
     if not whole:

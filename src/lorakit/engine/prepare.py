@@ -87,14 +87,14 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
     base = load_base(
         recipe.model.base,
         TASKS[recipe.task.name].model,
-        labels=labels,
+        labels=TASKS[recipe.task.name].outputs(labels),
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,
         seed=recipe.train.seed,
         layers=task_layers(recipe.task, labels),
     )
     max_length = _max_length(recipe.data.max_length, base)
-    task = make_task(recipe.task, base.tokenizer, labels, max_length)
+    task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
     device = pick_device()
     dtype = pick_dtype(recipe.model.dtype, recipe.train.method, device)
     parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
@@ -146,7 +146,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     dataset = read(
         source,
         wants=TASKS[recipe.task.name].wants,
-        columns=Columns(data.text, data.pair, data.label),
+        columns=columns_of(data),
         format=data.format,
         split=split_name,
         overlaps=data.overlaps,
@@ -154,6 +154,11 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     for note in dataset.notes:
         report(Note(note))
     return dataset
+
+
+def columns_of(data: DataSection) -> Columns:
+    """The columns that the recipe names."""
+    return Columns(data.text, data.pair, data.label, data.label_separator)
 
 
 def _max_length(asked: int | None, base: BaseModel) -> int:

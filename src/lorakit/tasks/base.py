@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 
 IGNORE = -100  # the label of positions that the loss leaves out
-Item = Mapping[str, list[int]]  # one encoded example: input_ids, labels, ...
+Item = Mapping[str, list[Any]]  # one encoded example: input_ids, labels, ...; numbers all of them
 Batch = dict[str, Tensor]
-Scores = dict[str, Any]  # names of scores in [0, 1], tables of them, counts; ready for JSON
-
+Scores = dict[str, Any]  # scores by name, tables of them, counts; ready for JSON
+LOWER = frozenset({"ece", "brier", "nll", "mae", "rmse"})  # scores of which less is better
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -50,7 +50,12 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The key of `score` that chooses the best checkpoint; higher is better."""
+        """The key of `score` that chooses the best checkpoint; higher is better but for those in LOWER."""
+        ...
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The scores that can be chosen as `metric`."""
         ...
 
     @property
@@ -61,6 +66,10 @@ class Task(Protocol):
     @property
     def tokenizer(self) -> Any:
         """The base model's tokenizer."""
+        ...
+
+    def fitted(self, examples: Sequence[Example]) -> Self:
+        """The task with what it takes from the training examples before the first step: a target's mean, say."""
         ...
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
@@ -101,7 +110,7 @@ class Task(Protocol):
 
     @property
     def tuned(self) -> Mapping[str, Any]:
-        """What was tuned on the validation examples (thresholds, say), ready for JSON; empty for most tasks."""
+        """What answers need besides the model (thresholds, say), ready for JSON; empty for most tasks."""
         ...
 
     def tune(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Any]:
@@ -122,7 +131,10 @@ class Task(Protocol):
 
 
 class Untuned:
-    """The tuning of a task that has nothing to tune."""
+    """The tuning of a task that has nothing to tune, and nothing to take from the training examples."""
+
+    def fitted(self, examples: Sequence[Example]) -> Self:
+        return self
 
     @property
     def tuned(self) -> Mapping[str, Any]:
@@ -133,6 +145,12 @@ class Untuned:
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
         return self
+
+
+def goodness(scores: Scores, metric: str) -> float:
+    """The score that chooses the best checkpoint, its sign turned where less is better."""
+    value = float(scores[metric])
+    return -value if metric in LOWER else value
 
 
 def count_longer(kept: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:

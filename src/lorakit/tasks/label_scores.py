@@ -1,4 +1,4 @@
-"""Scores of labels, by scikit-learn."""
+"""Scores of labels: functions of sums over examples where they can be, tables by scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,32 +7,107 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.tasks.base import Statistic
+from lorakit.tasks.base import Floats, Scores, Statistic
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, macro F1, scores per class, and the confusion matrix (rows gold, columns predicted)."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # late: half a second
+def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Scores:
+    """Accuracy, macro F1, Matthews' correlation, with two labels the F1 of the second (the positive one), scores per
+    class, and the confusion matrix (rows gold, columns predicted). A predicted label may be none of `labels`."""
+    from sklearn.metrics import confusion_matrix  # late: half a second
 
-    precision, recall, f1, support = precision_recall_fscore_support(
-        gold, predicted, labels=list(labels), zero_division=0.0
-    )
-    per_class = {
-        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-        for label, p, r, f, s in zip(labels, precision, recall, f1, support, strict=True)
-    }
+    scores = values(classification_statistics(gold, predicted, labels))
+    if len(labels) == 2:
+        scores["positive_label"] = labels[1]
+    matrix = confusion_matrix(gold, predicted, labels=list(labels)).tolist()
     return {
-        "accuracy": sum(g == p for g, p in zip(gold, predicted, strict=True)) / len(gold),
-        "macro_f1": float(f1.mean()),
-        "per_class": per_class,
-        "confusion": {
-            "labels": list(labels),
-            "matrix": confusion_matrix(gold, predicted, labels=list(labels)).tolist(),
-        },
+        **scores,
+        "per_class": per_label(list(gold), list(predicted), labels),
+        "confusion": {"labels": list(labels), "matrix": matrix},
     }
 
 
-def accuracy(right: Sequence[bool]) -> Statistic:
+def classification_statistics(
+    gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> dict[str, Statistic]:
+    """Those of the classification scores that are functions of sums."""
+    counts = label_counts(*(np.array([[x == label for label in labels] for x in xs]) for xs in (gold, predicted)))
+    found = {
+        "accuracy": accuracy([g == p for g, p in zip(gold, predicted, strict=True)]),
+        "macro_f1": Statistic(counts, macro_f1),
+        "mcc": Statistic(counts, mcc),
+    }
+    if len(labels) == 2:
+        found["f1"] = Statistic(counts, _second_f1)
+    return found
+
+
+def values(statistics: dict[str, Statistic]) -> Scores:
+    """The scores over all examples."""
+    return {name: float(statistic.value(statistic.counts.sum(axis=0))) for name, statistic in statistics.items()}
+
+
+def per_label(gold: Any, predicted: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Precision, recall, F1 and number of gold examples of each label; from names, or from flags (N, C)."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    numbers = list(labels) if isinstance(gold, list) else range(len(labels))
+    columns = precision_recall_fscore_support(gold, predicted, labels=numbers, average=None, zero_division=0.0)
+    return {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+        for label, p, r, f, s in zip(labels, *columns, strict=True)
+    }
+
+
+def label_counts(gold: Flags, predicted: Flags) -> Floats:
+    """What each example adds to the numbers of right, predicted and gold ones of each label.
+
+    Shapes: gold and predicted (N, C), counts (N, 3 C).
+    """
+    return np.concatenate([gold & predicted, predicted, gold], axis=1).astype(np.float64)
+
+
+def micro_f1(sums: Floats) -> Floats:
+    """F1 over all labels together. Shapes: sums of `label_counts` (..., 3 C), F1 (...)."""
+    return _f1(*(part.sum(axis=-1) for part in np.split(sums, 3, axis=-1)))
+
+
+def macro_f1(sums: Floats) -> Floats:
+    """The mean of the labels' F1, which is 0 for a label that is nowhere. Shapes: as `micro_f1`."""
+    mean: Floats = _f1(*np.split(sums, 3, axis=-1)).mean(axis=-1)
+    return mean
+
+
+def mcc(sums: Floats) -> Floats:
+    """Matthews' correlation for any number of labels (Gorodkin 2004, eq. 8); 0 where one side is constant.
+
+    Shapes: as `micro_f1`, each example with one gold label.
+    """
+    right, predicted, gold = np.split(sums, 3, axis=-1)
+    n = gold.sum(axis=-1)
+    unknown = n - predicted.sum(axis=-1)  # answers that are none of the labels
+    covariance = right.sum(axis=-1) * n - (predicted * gold).sum(axis=-1)
+    spread = (n**2 - (predicted**2).sum(axis=-1) - unknown**2) * (n**2 - (gold**2).sum(axis=-1))
+    value: Floats = np.where(spread > 0, covariance / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+    return value
+
+
+def accuracy(right: Sequence[bool] | Flags) -> Statistic:
     """The share of right answers."""
-    counts = np.array([(r, 1) for r in right], dtype=np.float64)
-    return Statistic(counts, lambda sums: sums[..., 0] / sums[..., 1])
+    return mean(np.asarray(right, dtype=np.float64))
+
+
+def mean(numbers: Floats) -> Statistic:
+    """The mean of a number an example. Shapes: (N,)."""
+    return Statistic(np.stack([numbers, np.ones_like(numbers)], axis=1), lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def _second_f1(sums: Floats) -> Floats:
+    return _f1(*(part[..., 1] for part in np.split(sums, 3, axis=-1)))
+
+
+def _f1(right: Floats, predicted: Floats, gold: Floats) -> Floats:
+    """0 where nothing is predicted and nothing is gold."""
+    value: Floats = 2 * right / np.maximum(predicted + gold, 1)
+    return value

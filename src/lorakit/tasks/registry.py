@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from lorakit.data.example import Example, Wants
 from lorakit.data.tags import entities
-from lorakit.errors import DataError, did_you_mean
+from lorakit.errors import AdapterError, ConfigError, DataError, did_you_mean
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
 from lorakit.tasks.crf import CRF, Crf
+from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.tasks.sequence_regression import SequenceRegression
 from lorakit.tasks.text2text_ner import Text2TextNer
 from lorakit.tasks.token_classification import TokenClassification, tag_names
 
@@ -32,10 +34,13 @@ class TaskKind:
     model: str  # a key of models.KINDS
     wants: Wants  # of each record
     make: Maker
+    outputs: Callable[[tuple[str, ...]], tuple[str, ...]] = tuple  # names of the head's outputs, from the labels
 
 
 TASKS: Mapping[str, TaskKind] = {
     "sequence_classification": TaskKind("sequence_classification", "label", SequenceClassification.make),
+    "multi_label_classification": TaskKind("multi_label_classification", "labels", MultiLabelClassification.make),
+    "sequence_regression": TaskKind("regression", "number", SequenceRegression.make, lambda labels: ("value",)),
     "token_classification": TaskKind("token_classification", "words", TokenClassification.make),
     "text2text_ner": TaskKind("text2text", "words", Text2TextNer.make),
 }
@@ -54,6 +59,8 @@ def find_labels(task_name: str, examples: Sequence[Example]) -> tuple[str, ...]:
         raise DataError(f"{place}: no entity in the training data: every tag is O")
     if wants == "label" and len(labels) < 2:
         raise DataError(f"{place}: every training example has the label {labels[0]!r}; two labels at least are needed")
+    if wants == "labels" and not labels:
+        raise DataError(f"{place}: no training example has a label")
     return tag_names(labels) if task_name == "token_classification" else labels
 
 
@@ -100,4 +107,14 @@ def make_task(
 ) -> Task:
     """The task that the recipe names, over one tokenizer and one set of labels, with what a run tuned for it."""
     task = TASKS[section.name].make(section, tokenizer, labels, max_length)
-    return task.with_tuned(tuned) if tuned else task
+    if section.metric is not None:
+        if section.metric not in task.metrics:
+            hint = did_you_mean(section.metric, task.metrics)
+            raise ConfigError(f"task.metric = {section.metric!r} is no score of {section.name}; {hint}")
+        task = replace(cast(Any, task), metric=section.metric)
+    if tuned:
+        try:
+            task = task.with_tuned(tuned)
+        except (KeyError, TypeError, ValueError) as err:
+            raise AdapterError(f"lorakit.json: damaged: what was tuned does not fit {section.name}: {tuned}") from err
+    return task

@@ -77,6 +77,7 @@ class Text2TextNer(Untuned):
     name: str = "text2text_ner"
     kind: str = "text2text"
     metric: str = "entity_f1"
+    metrics: tuple[str, ...] = ("entity_f1", "entity_f1_strict")
 
     @classmethod
     def make(

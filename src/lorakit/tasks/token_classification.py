@@ -67,6 +67,7 @@ class TokenClassification(Untuned):
     name: str = "token_classification"
     kind: str = "token_classification"
     metric: str = "entity_f1"
+    metrics: tuple[str, ...] = ("entity_f1", "entity_f1_strict")
 
     @classmethod
     def make(

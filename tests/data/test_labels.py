@@ -1,0 +1,161 @@
+"""Labels of every kind, read from tables; those that are none are refused with file and line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorakit.data.example import Columns, Label, Wants
+from lorakit.data.labels import label_reader
+from lorakit.data.read import read
+from lorakit.data.tables import Row
+from lorakit.errors import ConfigError, DataError
+
+NAMES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="|"), min_size=1)
+
+
+def label_of(value: Any, wants: Wants, separator: str = ",") -> Label:
+    return label_reader(wants, "label", separator)(Row({"label": value}, "a.csv:7"))
+
+
+def refused(message: str) -> Any:
+    return pytest.raises(DataError, match="^" + re.escape(f"a.csv:7: {message}"))
+
+
+# Several labels
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("a,b", ("a", "b")),
+        ("a", ("a",)),
+        ("", ()),
+        ("  ", ()),
+        (" a , b c ", ("a", "b c")),
+        (["b", 3], ("b", "3")),
+        ([], ()),
+    ],
+)
+def test_labels_come_from_a_cell_or_a_list(cell, labels):
+    assert label_of(cell, "labels") == labels
+
+
+@given(st.lists(NAMES, unique=True))
+def test_joined_labels_are_read_back(names):
+    assert label_of("|".join(names), "labels", "|") == tuple(names)
+
+
+@pytest.mark.parametrize("cell", ["a,,b", "a,", ",", None, 3, True, ["a", None], ["a", ""], [["a"]], [1.5]])
+def test_what_is_no_list_of_labels_is_refused(cell):
+    with refused(f"column 'label' holds {cell!r}, not labels"):
+        label_of(cell, "labels")
+
+
+@pytest.mark.parametrize("cell", ["a,b,a", ["a", "b", "a"], "a, a"])
+def test_label_that_stands_twice_is_refused(cell):
+    with refused("label 'a' stands twice in column 'label'"):
+        label_of(cell, "labels")
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"), [(("1", "0"), ("x",)), ((True, 1), ("x", "y")), ((0.0, False), ()), (("1.0", "0"), ("x",))]
+)
+def test_columns_of_zeros_and_ones_are_labels(cells, labels):
+    row = Row(dict(zip(("x", "y"), cells, strict=True)), "a.csv:7")
+    assert label_reader("labels", ("x", "y"))(row) == labels
+
+
+@pytest.mark.parametrize("cell", ["", "2", "yes", None, 0.5, float("nan")])
+def test_column_of_something_else_is_refused(cell):
+    with refused(f"column 'y' holds {cell!r}, not 0 or 1"):
+        label_reader("labels", ("x", "y"))(Row({"x": "1", "y": cell}, "a.csv:7"))
+
+
+def test_several_columns_hold_no_number():
+    with pytest.raises(ConfigError, match=r"^data\.label names 2 columns \(x, y\); this task wants one number"):
+        label_reader("number", ("x", "y"))
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("cell", ["3.5", 3.5, " 3.5 ", "35e-1"])
+def test_number_is_read(cell):
+    assert label_of(cell, "number") == 3.5
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_written_number_is_read_back(x):
+    assert label_of(repr(x), "number") == x
+
+
+@pytest.mark.parametrize(
+    "cell", ["nan", "inf", "-Infinity", float("nan"), "1e999", 10**400, "", "x", "1_0", "3,5", None, True, [1]]
+)
+def test_what_is_no_finite_number_is_refused(cell):
+    with refused(f"column 'label' holds {cell!r}, not a finite number"):
+        label_of(cell, "number")
+
+
+# Shares
+
+
+@pytest.mark.parametrize("cell", [{"a": 0.25, "b": 0.75}, {"a": 0, "b": 1}, {"a": "0.5", "b": "0.5"}])
+def test_shares_are_read(cell):
+    assert label_of(cell, "label") == {name: float(share) for name, share in cell.items()}
+
+
+def test_shares_within_a_thousandth_of_1_are_made_to_sum_to_1():
+    assert label_of({"a": 0.333, "b": 0.333, "c": 0.333}, "label") == pytest.approx(dict.fromkeys("abc", 1 / 3))
+
+
+@pytest.mark.parametrize("cell", [{"a": 0.5, "b": 0.498}, {"a": 1, "b": 1}, {"a": 0}, {}])
+def test_shares_that_do_not_sum_to_1_are_refused(cell):
+    with refused("the shares of the labels"):
+        label_of(cell, "label")
+
+
+@pytest.mark.parametrize("share", [-0.1, "x", None, float("nan"), True])
+def test_what_is_no_share_is_refused(share):
+    with refused(f"label 'b' has {share!r}, not a share from 0 to 1"):
+        label_of({"a": 1, "b": share}, "label")
+
+
+# Through the reader
+
+
+def test_labels_are_read_from_a_table(tmp_path: Path):
+    path = tmp_path / "topics.csv"
+    path.write_text('text,topics,x,y\na film,"plot;cast",1,0\na scene,,1,1\n')
+    columns = Columns(label="topics", label_separator=";")
+    assert [e.label for e in read(str(path), "labels", columns=columns).examples] == [("plot", "cast"), ()]
+    columns = Columns(label=("x", "y"))
+    assert [e.label for e in read(str(path), "labels", columns=columns).examples] == [("x",), ("x", "y")]
+    assert [e.label for e in read(str(path), "number", columns=Columns(label="x")).examples] == [1.0, 1.0]
+
+
+def test_missing_column_of_several_is_refused(tmp_path: Path):
+    path = tmp_path / "topics.csv"
+    path.write_text("text,plot,cast\na film,1,0\n")
+    with pytest.raises(DataError, match=r"topics\.csv: data\.label = 'cats' is no column; did you mean 'cast'\?"):
+        read(str(path), "labels", columns=Columns(label=("plot", "cats")))
+
+
+def test_lists_of_labels_are_read_from_json_lines(tmp_path: Path):
+    path = tmp_path / "topics.jsonl"
+    path.write_text("".join(json.dumps({"text": "x", "labels": labels}) + "\n" for labels in ([], ["b", "a"], [3])))
+    assert [e.label for e in read(str(path), "labels").examples] == [(), ("b", "a"), ("3",)]
+
+
+def test_bad_line_is_named(tmp_path: Path):
+    path = tmp_path / "scores.jsonl"
+    path.write_text('{"text": "x", "label": 1.5}\n{"text": "x", "label": NaN}\n')
+    with pytest.raises(DataError, match=r"scores\.jsonl:2: column 'label' holds nan, not a finite number"):
+        read(str(path), "number")
