@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from lorakit.data.example import of_text
+from lorakit.data.example import of_text, of_words
 from lorakit.data.read import read
 from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
@@ -100,6 +100,36 @@ def test_entities_have_offsets_into_the_text(tagger_run: Path) -> None:
     assert found
     assert all(set(e) == {"entity_group", "word", "start", "end", "score", "text"} for e in found)
     assert [e["word"] for e in found] == [e["text"][e["start"] : e["end"]] for e in found]
+
+
+SENTENCES = [["Ada", "visited", "Oslo", "."], ["Omar"], ["a", "film", "in", "Rome", "and", "Cairo"] * 9]
+
+
+def test_words_are_answered_by_a_tag_each(tagger_run: Path) -> None:
+    loaded = load(tagger_run)
+    examples = [of_words(words) for words in SENTENCES]
+    found = loaded.predict_words(SENTENCES)
+    assert [line["words"] for line in found] == SENTENCES
+    assert [tuple(line["tags"]) for line in found] == [answer.tags for answer in loaded.answers(examples)]
+    assert {tag for line in found for tag in line["tags"]} > {"O"}
+    whole = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
+    assert [{key: line[key] for key in ("text", "entities")} for line in found] == whole
+
+
+def test_words_are_answered_by_a_generator_too(t5_run: Path) -> None:
+    found = load(t5_run).predict_words(SENTENCES[:2])
+    assert [len(line["tags"]) for line in found] == [4, 1]
+
+
+def test_words_need_a_run_that_answers_words(predictor: Predictor) -> None:
+    with pytest.raises(DataError, match="this run is one of sequence_classification, which answers texts"):
+        predictor.predict_words(SENTENCES)
+
+
+@pytest.mark.parametrize("sentence", ["Ada visited Oslo", [], ["Ada", " "], ["Ada", ""]])
+def test_sentence_that_is_no_list_of_words_is_refused(tagger_run: Path, sentence: list[str]) -> None:
+    with pytest.raises(DataError, match=r"sentence 2 of 2: .* is no list of words"):
+        load(tagger_run).predict_words([["Ada"], sentence])
 
 
 def test_no_text_has_no_answer(predictor: Predictor) -> None:

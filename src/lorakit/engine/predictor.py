@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.data.example import Columns, Dataset, Example, of_text
+from lorakit.data.example import Columns, Dataset, Example, of_text, of_words
 from lorakit.data.read import read
+from lorakit.data.tags import Entity, to_tags
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
@@ -55,6 +56,28 @@ class Predictor:
         ]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 
+    def predict_words(self, sentences: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """The same for sentences that are cut into words: `{"words", "tags", "text", "entities"}`, an IOB2 tag a word.
+
+        The text, which the entities' offsets point into, is the words joined by single spaces.
+
+        Raises:
+            DataError: the run does not answer words, or a sentence is a plain text, has no words or an empty one.
+        """
+        if TASKS[self.task.name].wants != "words":
+            raise DataError(f"words: this run is one of {self.task.name}, which answers texts")
+        for number, words in enumerate(sentences, start=1):
+            if isinstance(words, str) or not words or not all(word.strip() for word in words):
+                raise DataError(
+                    f"sentence {number} of {len(sentences)}: {words!r} is no list of words, none of them empty"
+                )
+        examples = [of_words(words) for words in sentences]
+        lines = [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
+        return [
+            {"words": list(e.words), "tags": _word_tags(e, line["entities"]), **line}
+            for e, line in zip(examples, lines, strict=True)
+        ]
+
     def answers(self, examples: Sequence[Example]) -> list[Any]:
         """The task's own answers, in order."""
         return answer_all(self.model, self.task, examples, self.task.encode(examples), self.device) if examples else []
@@ -79,6 +102,14 @@ class Predictor:
             merge_and_unload(self.model)
         layers = task_layers(self.side.task, self.side.labels)
         save_model(self.model, self.task.tokenizer, folder, without=layers)
+
+
+def _word_tags(example: Example, entities: Sequence[dict[str, Any]]) -> list[str]:
+    """IOB2 tags of entities that are given by offsets into the text."""
+    starts = {start: i for i, (start, _) in enumerate(example.offsets)}
+    ends = {end: i for i, (_, end) in enumerate(example.offsets, start=1)}
+    spans = [Entity(entity["entity_group"], starts[entity["start"]], ends[entity["end"]]) for entity in entities]
+    return to_tags(spans, len(example.words))
 
 
 def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:
