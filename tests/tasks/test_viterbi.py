@@ -7,7 +7,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from lorakit.data.tags import scheme
+from lorakit.data.tags import odd_tags
 from lorakit.tasks.token_classification import tag_names
 from lorakit.tasks.viterbi import iob2_rule, iob2_start, viterbi
 
@@ -18,7 +18,7 @@ C = len(TAGS)
 
 def is_valid(sequence) -> bool:
     """As the reader of files sees it, which knows nothing of tables."""
-    return scheme([[TAGS[i] for i in sequence]]) == "IOB2"
+    return not odd_tags([TAGS[i] for i in sequence], "IOB2")
 
 
 def best_by_hand(emissions, transitions, constrained: bool) -> tuple[int, ...]:
