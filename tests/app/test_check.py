@@ -54,11 +54,11 @@ def test_check_of_a_recipe_looks_at_all_parts(cli: Cli, bert: Path, files: Path,
         "test": 3,
     }
     assert not found["ready"]
-    assert "2 texts of test stand in train too (66.7%)" in found["verdict"]
-    assert "1 labels do not stand in train" in found["verdict"]
+    assert "texts of test that stand in train too: 2 (66.7%)" in found["verdict"]
+    assert "labels that do not stand in train: 1" in found["verdict"]
     lines = cli("check", "small.toml").out.splitlines()
-    assert "problem: 1 labels do not stand in train" in lines
-    assert lines[lines.index("problem: 1 labels do not stand in train") + 1] == "  odd"
+    assert "problem: labels that do not stand in train: 1" in lines
+    assert lines[lines.index("problem: labels that do not stand in train: 1") + 1] == "  odd"
 
 
 def test_check_of_a_recipe_without_validation_finds_texts_on_both_sides_of_the_split(
@@ -68,7 +68,7 @@ def test_check_of_a_recipe_without_validation_finds_texts_on_both_sides_of_the_s
     (tmp_path / "twice.csv").write_text("\n".join(["text,label", *lines]))
     raw = {**sections(bert, tmp_path), "data": {"train": "twice.csv"}}
     (tmp_path / "small.toml").write_text(changed(raw).to_toml())
-    assert "texts of validation stand in train too" in facts(cli, "small.toml")["verdict"]
+    assert "texts of validation that stand in train too" in facts(cli, "small.toml")["verdict"]
 
 
 def test_check_with_a_model_counts_tokens_and_what_is_cut(cli: Cli, bert: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_check_with_a_model_counts_tokens_and_what_is_cut(cli: Cli, bert: Path, 
     assert (tokens["limit"], tokens["texts"], tokens["lengths"]["max"]) == (64, 1, 64)
     assert tokens["lengths"]["min"] == 7  # five words, [CLS] and [SEP]
     assert CUT < 1 / 13
-    assert found["verdict"] == "1 problem: train: 1 texts are cut at 64 tokens"
+    assert found["verdict"] == "1 problem: train: texts cut at 64 tokens: 1 (7.7%)"
     assert facts(cli, "long.csv", "--model", bert, "data.max_length=8")["parts"]["train"]["tokens"]["limit"] == 8
 
 

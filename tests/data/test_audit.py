@@ -37,7 +37,7 @@ def test_texts_with_two_labels_are_a_problem() -> None:
     other = Example("text 3", "good", where="text.csv:99")
     finding = found(train=[*clean(20), other])["conflicts"]
     assert (finding.count, finding.is_problem, finding.places) == (1, True, ["text.csv:5 = 99: bad / good"])
-    assert verdict([finding]) == "1 problem: 1 texts stand there with different labels"
+    assert verdict([finding]) == "1 problem: texts with different labels: 1"
 
 
 def test_sentences_tagged_in_two_ways_are_a_problem() -> None:
@@ -63,7 +63,7 @@ def test_texts_of_train_in_another_part_are_a_problem(part: str) -> None:
     finding = found(train=clean(20), **{part: there})[f"overlap of train and {part}"]
     assert (finding.count, finding.is_problem) == (2, True)
     assert finding.places == ["o.csv:0 = text.csv:3", "o.csv:1 = text.csv:4"]
-    assert "(66.7%), 1 of them but for case or white space" in finding.text
+    assert "2 (66.7%), 1 of them but for case or white space" in finding.text
 
 
 def test_labels_missing_or_rare_are_told_by_part() -> None:

@@ -30,6 +30,7 @@ CUT = 0.05  # share of texts that may be cut before it is called a problem
 class Tokens(NamedTuple):
     """Lengths in tokens of one part against the limit, and what is cut there."""
 
+    examples: int
     limit: int
     target_limit: int
     lengths: dict[str, float]
@@ -57,7 +58,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
             tokens = _tokens(recipe, parts, labels)
     except DataError as err:  # one label, or no entity
         findings.insert(0, Finding("labels", 1, str(err), [], True))
-    findings = [*_cuts(parts, tokens), *findings]
+    findings = [*_cuts(tokens), *findings]
     facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "parts": {}}
     lines = list(notes)
     for name, part in parts.items():
@@ -96,30 +97,26 @@ def _tokens(recipe: Recipe, parts: Parts, labels: tuple[str, ...]) -> dict[str, 
     for name, part in parts.items():
         items = task.encode(part)
         lengths = [max(len(item["input_ids"]) for item in own) for own in items]
-        found[name] = Tokens(
-            limit,
-            recipe.task.max_target_length,
-            spread(lengths),
-            *task.cut(part, items),
-            sum(len(own) > 1 for own in items),
-        )
+        windows = sum(len(own) > 1 for own in items)
+        target_limit = recipe.task.max_target_length
+        found[name] = Tokens(len(part), limit, target_limit, spread(lengths), *task.cut(part, items), windows)
     return found
 
 
-def _cuts(parts: Parts, tokens: Mapping[str, Tokens]) -> list[Finding]:
+def _cuts(tokens: Mapping[str, Tokens]) -> list[Finding]:
     """Parts of which so much is cut that it matters."""
     return [
         Finding(f"cut in {name}", of_part.texts + of_part.targets, f"{name}: {_cut(of_part)}", [], True)
         for name, of_part in tokens.items()
-        if of_part.entities or of_part.targets or of_part.texts > CUT * len(parts[name])
+        if of_part.entities or of_part.targets or of_part.texts > CUT * of_part.examples
     ]
 
 
 def _cut(tokens: Tokens) -> str:
-    told = [f"{tokens.texts:,} texts are cut at {tokens.limit} tokens" if tokens.texts else ""]
-    told += [f"{tokens.entities:,} entities are lost" if tokens.entities else ""]
-    told += [f"{tokens.targets:,} targets are cut at {tokens.target_limit}" if tokens.targets else ""]
-    return ", ".join(filter(None, told)) or f"none is cut at {tokens.limit}"
+    told = [f"texts cut at {tokens.limit} tokens: {tokens.texts:,} ({tokens.texts / tokens.examples:.1%})"]
+    told += [f"entities lost: {tokens.entities:,}"] * bool(tokens.entities)
+    told += [f"targets cut at {tokens.target_limit}: {tokens.targets:,}"] * bool(tokens.targets)
+    return ", ".join(told)
 
 
 def _part_facts(part: Sequence[Example], tokens: Tokens | None) -> dict[str, Any]:
@@ -142,7 +139,7 @@ def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
             lines.append(f"  {what}: {_spread(facts[what])}")
     if facts["tokens"]:
         tokens = Tokens(**facts["tokens"])
-        windows = f"; {tokens.in_windows:,} texts are read in several windows" if tokens.in_windows else ""
+        windows = f", read in several windows: {tokens.in_windows:,}" if tokens.in_windows else ""
         lines.append(f"  tokens: {_spread(tokens.lengths)}; {_cut(tokens)}{windows}")
     return lines
 

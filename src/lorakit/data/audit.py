@@ -76,7 +76,7 @@ def duplicates(parts: Parts) -> list[Finding]:
     for name, part in parts.items():
         groups = [group for group in _groups(part, _exact) if len(group) > 1]
         more = sum(len(group) - 1 for group in groups)
-        text = f"{name}: {more:,} records repeat a text that stands there already ({more / len(part):.1%})"
+        text = f"{name}: repeated texts: {_share(more, part)}"
         found.append(Finding(f"duplicates in {name}", more, text, [_together(group) for group in groups], False))
     return _some(found)
 
@@ -85,7 +85,7 @@ def conflicts(examples: Sequence[Example]) -> list[Finding]:
     """The same text with different labels; of numbers only said, since two people may well differ by a little."""
     groups = [group for group in _groups(examples, _exact) if len({_answer(example) for example in group}) > 1]
     pairs = [(group[0], next(e for e in group if _answer(e) != _answer(group[0]))) for group in groups]
-    text = f"{len(groups):,} texts stand there with different labels"
+    text = f"texts with different labels: {len(groups):,}"
     places = [f"{_together(pair)}: {_disagreement(*pair)}" for pair in pairs]
     return _some([Finding("conflicts", len(groups), text, places, not numbers(examples[:1]))])
 
@@ -101,7 +101,7 @@ def overlaps(parts: Parts) -> list[Finding]:
         same = [(example, exact[_exact(example)]) for example in part if _exact(example) in exact]
         alike = [(e, folded[_folded(e)]) for e in part if _folded(e) in folded and _exact(e) not in exact]
         count = len(same) + len(alike)
-        text = f"{count:,} texts of {name} stand in train too ({count / len(part):.1%})"
+        text = f"texts of {name} that stand in train too: {_share(count, part)}"
         text += f", {len(alike):,} of them but for case or white space" if alike else ""
         places = [_together(pair) for pair in (*same, *alike)]
         found.append(Finding(f"overlap of train and {name}", count, text, places, True))
@@ -113,12 +113,12 @@ def missing_labels(parts: Parts) -> list[Finding]:
     counts = {name: label_counts(part) for name, part in parts.items()}
     known = list(dict.fromkeys(label for of_part in counts.values() for label in of_part))
     rare = [label for label in known if 0 < counts["train"].get(label, 0) < RARE]
-    text = f"{len(rare)} labels have fewer than {RARE} examples in train"
+    text = f"labels with fewer than {RARE} examples in train: {len(rare)}"
     shown = [f"{label} ({counts['train'][label]})" for label in rare]
     found = [Finding("rare labels", len(rare), text, shown, True)]
     for name, of_part in counts.items():
         missing = [label for label in known if label not in of_part]
-        text = f"{len(missing)} labels do not stand in {name}"
+        text = f"labels that do not stand in {name}: {len(missing)}"
         found.append(Finding(f"labels missing in {name}", len(missing), text, missing, name == "train"))
     return _some(found)
 
@@ -130,8 +130,8 @@ def odd_texts(examples: Sequence[Example]) -> list[Finding]:
     places = [f"{e.where} ({words(e):,} words)" for e in long]
     return _some(
         [
-            Finding("empty texts", len(empty), f"{len(empty):,} texts are empty", empty, True),
-            Finding("long texts", len(long), f"{len(long):,} texts have more than {LONG} words", places, False),
+            Finding("empty texts", len(empty), f"empty texts: {len(empty):,}", empty, True),
+            Finding("long texts", len(long), f"texts of more than {LONG} words: {len(long):,}", places, False),
         ]
     )
 
@@ -142,6 +142,10 @@ def verdict(findings: Iterable[Finding]) -> str:
     if not problems:
         return "ready to train"
     return f"{len(problems)} problem{'s' * (len(problems) > 1)}: {'; '.join(problems)}"
+
+
+def _share(count: int, part: Sequence[Example]) -> str:
+    return f"{count:,} ({count / len(part):.1%})"
 
 
 def _some(found: Iterable[Finding]) -> list[Finding]:
