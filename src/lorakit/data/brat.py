@@ -58,9 +58,7 @@ def with_spans(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
         spans = list(_spans(row.values["annotations"], others))
         plain.append(row._replace(values={"text": row.values["text"], "spans": spans}))
     notes = [
-        note
-        for kind, places in others.items()
-        for note in counted(f"{source}: {len(places)} {kind} are not read", places)
+        note for kind, places in others.items() for note in counted(f"{source}: {kind}, which are not read", places)
     ]
     return plain, notes
 

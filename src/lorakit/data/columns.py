@@ -40,10 +40,15 @@ class Table(NamedTuple):
     def column(self, role: str, asked: str | None) -> str | None:
         """The column that plays a role: the one asked for, or the first of the usual names that is there."""
         there = self.there
-        if asked is not None and asked not in there:
-            key = {"words": "text", "tags": "label"}.get(role, role)
-            raise DataError(f"{self.source}: data.{key} = {asked!r} is no column; {did_you_mean(asked, there)}")
-        return asked or next((name for name in USUAL[role] if name in there), None)
+        if asked is not None:
+            if asked not in there:
+                key = {"words": "text", "tags": "label"}.get(role, role)
+                raise DataError(f"{self.source}: data.{key} = {asked!r} is no column; {did_you_mean(asked, there)}")
+            return asked
+        names = [name for name in USUAL[role] if name in there]
+        if role == "label":  # records may carry spans beside a label
+            names.sort(key=self.holds_spans)
+        return next(iter(names), None)
 
     def said(self, role: str, asked: str | None) -> str:
         """The same, said aloud where it is guessed. Raises a DataError where there is none."""
@@ -63,19 +68,23 @@ class Table(NamedTuple):
             raise DataError(f"{self.source}: data.label names several columns; tags and spans stand in one")
         return asked
 
+    def holds_spans(self, column: str) -> bool:
+        """Whether a column has a filled list of spans somewhere."""
+        return any(is_spans(row.values.get(column)) for row in self.rows)
+
     def spans(self) -> str | None:
         """The column of spans: the one asked for, or the first of the usual names that holds some."""
         there, asked = self.there, self.label
         names = [name for name in USUAL["spans"] if name in there] if asked is None else [asked]
-        filled = (name for name in names if any(is_spans(row.values.get(name)) for row in self.rows))
-        return next(filled, next((name for name in names if name in (asked, "spans", "entities")), None))
+        empty = next((name for name in names if name in (asked, "spans", "entities")), None)
+        return next(filter(self.holds_spans, names), empty)
 
 
 def is_annotated(table: Table) -> bool:
     """Whether the rows are words with tags, or texts with spans."""
     spans = table.spans()
     pairs = table.column("words", None) and table.column("tags", None)
-    return bool(pairs) or any(spans is not None and is_spans(row.values.get(spans)) for row in table.rows)
+    return bool(pairs) or (spans is not None and table.holds_spans(spans))
 
 
 def examples_of(table: Table, wants: Wants, overlaps: Overlaps = "error") -> list[Example]:
@@ -151,7 +160,7 @@ def _scheme_note(sentences: Sequence[tuple[Row, Sequence[str]]]) -> str:
     kind = scheme(tags for _, tags in sentences)
     odd = [f"{row.word(i)} {tags[i]}" for row, tags in sentences for i in odd_tags(tags, kind)]
     if odd:
-        (note,) = counted(f"{len(odd)} tags are not {kind}", odd)
+        (note,) = counted(f"tags that are not {kind}", odd)
         return f"tag scheme mixed, mostly {kind}, read as conlleval does and converted to IOB2; {note}"
     return f"tag scheme {kind}" + ("" if kind == "IOB2" else ", read as conlleval does and converted to IOB2")
 
@@ -186,6 +195,6 @@ def _spanned(table: Table, column: str, overlaps: Overlaps) -> list[Example]:
     settled, notes = settle(marked, overlaps, table.source)
     table.notes.extend(notes)
     return [
-        of_spans(record.text, spans, row.values.get(TOKENS), row.place)
+        of_spans(record.text, spans, row.values.get(TOKENS), row.where)
         for row, record, spans in zip(table.rows, marked, settled, strict=True)
     ]

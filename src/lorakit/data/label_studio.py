@@ -55,7 +55,7 @@ def flattened(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     notes = [
         note
         for kind, places in others.items()
-        for note in counted(f"{source}: {len(places)} results of type {kind!r} are not read", places)
+        for note in counted(f"{source}: results of type {kind!r}, which are not read", places)
     ]
     return plain, notes
 

@@ -8,8 +8,8 @@ MOST = 5  # places that a note lists
 
 
 def counted(what: str, places: Sequence[str]) -> list[str]:
-    """The note `what: the first places`, or none where there is no place."""
+    """The note `what: how many (the first places)`, or none where there is no place."""
     if not places:
         return []
-    more = f" and {len(places) - MOST} more" if len(places) > MOST else ""
-    return [f"{what}: {', '.join(places[:MOST])}{more}"]
+    more = ", ..." if len(places) > MOST else ""
+    return [f"{what}: {len(places)} ({', '.join(places[:MOST])}{more})"]

@@ -34,9 +34,7 @@ def accepted(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
             left_out.append(f"{row.where} ({answer})")
     if not kept:
         raise DataError(f"{source}: no record was accepted")
-    return kept, counted(
-        f"{source}: {len(left_out)} of {len(rows)} records were not accepted and are left out", left_out
-    )
+    return kept, counted(f"{source}: records that were not accepted, left out", left_out)
 
 
 def _plain(row: Row) -> Row:

@@ -120,9 +120,9 @@ def settle(records: Sequence[Marked], overlaps: Overlaps, source: str) -> tuple[
             spans.append(span._replace(start=inner[0], end=inner[1]))
         settled.append(_without_overlaps(spans, overlaps))
         left_out += [record.where] * (len(spans) - len(settled[-1]))
-    notes += counted(f"{source}: {len(trimmed)} spans were cut at white space at their ends", trimmed)
-    notes += counted(f"{source}: {len(blank)} spans of white space alone are left out", blank)
-    notes += counted(f"{source}: {len(left_out)} spans that overlap longer ones are left out", left_out)
+    notes += counted(f"{source}: spans cut at white space at their ends", trimmed)
+    notes += counted(f"{source}: spans of white space alone, left out", blank)
+    notes += counted(f"{source}: spans that overlap longer ones, left out", left_out)
     return settled, notes
 
 
