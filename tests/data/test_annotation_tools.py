@@ -73,6 +73,24 @@ def as_json(*records) -> str:
     return json.dumps(records, indent=1)
 
 
+POSITIVE = result({"choices": ["positive"]}, "choices", "sentiment")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        task(PETER, POSITIVE),
+        task(PETER, POSITIVE) | {"predictions": []},
+        {"id": 1, "data": {"text": PETER.text}, "completions": [{"result": [POSITIVE]}]},
+        {**minimal(PETER), "sentiment": "positive"},
+        {**minimal(PETER), "sentiment": {"choices": ["positive"]}},
+    ],
+)
+def test_choices_of_label_studio_are_labels(save, record):
+    (example,) = read(str(save("a.json", as_json(record))), "label").examples
+    assert (example.text, example.label) == (PETER.text, "positive")
+
+
 def test_columns_of_label_studio_may_be_named(save):
     record = task(PETER, result(region(PETER, (6, 11, "ACT")), name="verbs"))
     path = save("a.json", as_json(record))
@@ -168,6 +186,12 @@ def test_records_that_were_not_accepted_are_left_out_and_said(save):
         f"{path}: read as prodigy",
         f"{path}: records that were not accepted, left out: 2 ({path}:2 (reject), {path}:3 (ignore))",
     ]
+
+
+@pytest.mark.parametrize("more", [{"label": "x"}, {"options": [{"id": "x"}, {"id": "y"}], "accept": ["x"]}])
+def test_accepted_labels_of_prodigy_are_labels(save, more):
+    path = save("a.jsonl", lines([{"text": "a", "answer": "accept", **more}]))
+    assert [example.label for example in read(str(path)).examples] == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -332,6 +356,14 @@ def test_docbin_keeps_the_tokens_and_knows_its_rows(tmp_path, vocab):
     (example,) = read(str(tmp_path / "a.spacy"), "words").examples
     assert (example.text, example.words, example.tags) == ("don't go", ("do", "n't", "go"), ("O", "O", "B-ACT"))
     assert example.where == f"{tmp_path / 'a.spacy'}:1"
+
+
+@pytest.mark.parametrize("cats", [{"x": 1.0, "y": 0.0}, {"x": 1, "y": 0}])
+def test_categories_of_docbin_are_labels(tmp_path, vocab, cats):
+    doc = doc_of(PETER, vocab)
+    doc.cats = cats
+    save_docs(tmp_path / "a.spacy", [doc])
+    assert [example.label for example in read(str(tmp_path / "a.spacy")).examples] == ["x"]
 
 
 def test_span_group_of_docbin_may_be_named(tmp_path, vocab):

@@ -72,6 +72,21 @@ def test_tables_hold_no_words(save, name):
     assert not holds_words(str(save(name, CSV)))
 
 
+@pytest.mark.parametrize(
+    ("record", "holds"),
+    [
+        ('{"tokens": ["a"], "ner_tags": ["B-X"]}', True),
+        ('{"tokens": ["a"], "ner_tags": ["O"]}', True),
+        ('{"text": "a", "label": "x", "words": 1, "tags": ["news"]}', False),
+        ('{"text": "a", "label": "x", "words": 1, "tags": "B-X"}', False),
+        ('{"text": "a", "label": ["x"]}', False),
+        ("no JSON", False),
+    ],
+)
+def test_words_of_json_are_told_from_the_first_record(save, record, holds):
+    assert holds_words(str(save("a.jsonl", record))) == holds
+
+
 def test_asked_format_beats_the_ending(save):
     path = save("a.jsonl", CSV)
     assert [example.text for example in read(str(path), format="csv").examples] == ["a", "b"]
@@ -164,7 +179,8 @@ def test_empty_value_of_a_table_is_refused_with_its_line(save, bad, message):
         ('{"text": "a", "label": 0.5}', "column 'label' holds 0.5, not a label"),
         ('{"text": "a", "label": NaN}', "column 'label' holds nan, not a label"),
         ('{"text": "a", "label": true}', "column 'label' holds True, not a label"),
-        ('{"text": "a", "label": ["x"]}', "column 'label' holds ['x'], not a label"),
+        ('{"text": "a", "label": ["x", "y"]}', "column 'label' holds ['x', 'y'], not a label"),
+        ('{"text": "a", "label": []}', "column 'label' holds [], not a label"),
     ],
 )
 def test_value_of_another_kind_is_refused_with_its_line(save, bad, message):

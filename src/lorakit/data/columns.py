@@ -82,9 +82,13 @@ class Table(NamedTuple):
 
 def is_annotated(table: Table) -> bool:
     """Whether the rows are words with tags, or texts with spans."""
-    spans = table.spans()
-    pairs = table.column("words", None) and table.column("tags", None)
-    return bool(pairs) or (spans is not None and table.holds_spans(spans))
+    spans, tags = table.spans(), table.column("tags", None)
+    if spans is not None and table.holds_spans(spans):
+        return True
+    if table.column("words", None) is None or tags is None:
+        return False
+    first = table.rows[0].values.get(tags)
+    return isinstance(first, list) and all(isinstance(tag, str) and is_tag(tag) for tag in first)
 
 
 def examples_of(table: Table, wants: Wants, overlaps: Overlaps = "error") -> list[Example]:

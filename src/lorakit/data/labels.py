@@ -36,6 +36,8 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
     value = row.values.get(column)
     if isinstance(value, dict):
         return shares(row, value)
+    if isinstance(value, list) and len(value) == 1:  # annotation tools list the one choice too
+        value = value[0]
     if (name := _name(value)) is None:
         raise DataError(f"{row.where}: column {column!r} holds {value!r}, not a label (a text or a whole number)")
     return name
