@@ -13,7 +13,7 @@ from lorakit.data.tags import odd_tags
 from lorakit.engine.evaluate import answer_all
 from lorakit.errors import ConfigError
 from lorakit.recipe import TaskSection, make_recipe
-from lorakit.tasks.crf import CRF, Crf, log_likelihood, log_partition, path_score
+from lorakit.tasks.crf import CRF, Crf, log_likelihood, log_partition, marginals, path_score
 from lorakit.tasks.registry import task_layers
 from lorakit.tasks.token_classification import TokenClassification, tag_names
 
@@ -55,6 +55,18 @@ def test_partition_is_the_sum_over_all_paths(field):
         torch.testing.assert_close(found[row], torch.tensor(every, dtype=torch.float64).logsumexp(0))
         wanted = score_by_hand(emissions[row], transitions[row], tags[row, :length].tolist())
         torch.testing.assert_close(scores[row], wanted)
+
+
+def test_marginals_are_the_shares_of_paths_and_the_gradient_of_the_partition(field):
+    emissions, transitions, _, mask = field
+    found = marginals(emissions, transitions, mask)
+    for row, length in enumerate(LENGTHS):
+        shares = torch.zeros(length, C, dtype=torch.float64)
+        for path in product(range(C), repeat=length):
+            shares[range(length), path] += score_by_hand(emissions[row], transitions[row], path).exp()
+        torch.testing.assert_close(found[row, :length], shares / shares[0].sum())
+    (gradient,) = torch.autograd.grad(log_partition(emissions.requires_grad_(), transitions, mask).sum(), emissions)
+    torch.testing.assert_close(found[mask].detach(), gradient[mask])
 
 
 def test_gradient_is_that_of_finite_differences(field):
@@ -105,9 +117,13 @@ def test_untrained_crf_is_the_plain_tagger(task, model, word_pieces):
     batch = task.collate(items_of(task, EXAMPLES))
     torch.testing.assert_close(task.loss(model, batch), plain.loss(model, batch))
     assert task.n_targets(batch) == plain.n_targets(batch) == sum(len(example.words) for example in EXAMPLES)
+    examples = [*EXAMPLES, of_words(["Peter", "\u200b", "EU"], ["B-PER", "O", "B-LOC"])]
     cpu = torch.device("cpu")
-    both = [answer_all(model, t, EXAMPLES, t.encode(EXAMPLES), cpu) for t in (task, plain)]
-    assert both[0] == both[1]
+    for one, other in zip(
+        *(answer_all(model, t, examples, t.encode(examples), cpu) for t in (task, plain)), strict=True
+    ):
+        assert one.tags == other.tags
+        assert one.scores == pytest.approx(other.scores, rel=1e-5)
 
 
 @torch.no_grad()
@@ -137,6 +153,8 @@ def test_answers_are_the_best_valid_paths(task, model):
         paths = [p for p in product(range(C), repeat=len(emissions)) if not odd_tags([LABELS[i] for i in p], "IOB2")]
         best = max(paths, key=lambda path: score_by_hand(emissions, table, path).item())
         assert answer.tags == tuple(LABELS[i] for i in best)
+        p = marginals(emissions[None], table[None], torch.ones(1, len(best), dtype=torch.bool))[0]
+        assert answer.scores == pytest.approx(p[range(len(best)), best].tolist(), rel=1e-4)
 
 
 def test_windows_train_the_paths_of_their_own_words(model, word_pieces):

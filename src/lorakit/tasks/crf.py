@@ -43,9 +43,25 @@ def path_score(emissions: Tensor, transitions: Tensor, tags: Tensor, mask: Tenso
 
 
 def log_partition(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """log Z: the scores of all paths, summed in log space by the forward algorithm. Shapes: emissions (B, W, C), (B,)."""
-    alpha = emissions[:, 0]  # (B, C): of all paths to each tag of the word
+    """log Z, the scores of all paths summed in log space. Shapes: emissions (B, W, C), (B,)."""
+    return _forward(emissions, transitions, mask)[:, -1].logsumexp(1)
+
+
+def marginals(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """p(y_t | x) of each word by itself, over all paths (the forward-backward algorithm). Shapes: (B, W, C)."""
+    after = [torch.zeros_like(emissions[:, 0])]  # (B, C): of all paths from each tag of the word to the end
+    for emission, there in zip(
+        reversed(emissions[:, 1:].unbind(1)), reversed(mask[:, 1:, None].unbind(1)), strict=True
+    ):
+        step = (transitions + (emission + after[-1])[:, None, :]).logsumexp(2)
+        after.append(torch.where(there, step, after[-1]))
+    return (_forward(emissions, transitions, mask) + torch.stack(after[::-1], 1)).softmax(-1)
+
+
+def _forward(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """The scores of all paths to each tag of each word; padding repeats the last word's. Shapes: (B, W, C)."""
+    alphas = [emissions[:, 0]]
     for emission, there in zip(emissions[:, 1:].unbind(1), mask[:, 1:, None].unbind(1), strict=True):
-        step = (alpha[:, :, None] + transitions).logsumexp(1) + emission
-        alpha = torch.where(there, step, alpha)
-    return alpha.logsumexp(1)
+        step = (alphas[-1][:, :, None] + transitions).logsumexp(1) + emission
+        alphas.append(torch.where(there, step, alphas[-1]))
+    return torch.stack(alphas, 1)

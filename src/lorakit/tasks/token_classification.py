@@ -15,7 +15,7 @@ from lorakit.data.tags import OUTSIDE, Entity, entities, split_tag
 from lorakit.errors import ConfigError, ModelError
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Scores, Statistic, Untuned, inputs_of, pad, pad_inputs
-from lorakit.tasks.crf import CRF, log_likelihood
+from lorakit.tasks.crf import CRF, log_likelihood, marginals
 from lorakit.tasks.entity_scores import entity_scores, entity_statistics
 from lorakit.tasks.viterbi import iob2_rule, iob2_start, viterbi
 from lorakit.tasks.windows import windows
@@ -45,7 +45,8 @@ class Read(NamedTuple):
 
     log_p: Tensor  # (W, C)
     transitions: Tensor  # (C, C)
-    tags: Tensor  # (W,), the best by themselves
+    tags: Tensor  # (W,), the best of these words by themselves
+    scores: Tensor  # (W,), their probabilities
 
 
 @dataclass(frozen=True)
@@ -166,23 +167,28 @@ class TokenClassification(Untuned):
         outside[..., 0] = 0.0
         log_p = log_p.where((first >= 0)[..., None], outside).cpu()
         there = (first != PADDING).cpu()
-        tags = self._decode(log_p, transitions, there)
+        tags, scores = self._decode(log_p, transitions, there)
         lengths = there.sum(1).tolist()
-        return [Read(log_p[i, :n], transitions[i], tags[i, :n]) for i, n in enumerate(lengths)]
+        return [Read(log_p[i, :n], transitions[i], tags[i, :n], scores[i, :n]) for i, n in enumerate(lengths)]
 
-    def _decode(self, log_p: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-        """The numbers of the best tags. Shapes: log_p (B, W, C), transitions (B, C, C), mask (B, W), tags (B, W)."""
+    def _decode(self, log_p: Tensor, transitions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers of the best tags, and the probability of each at its word (with a CRF, over all paths).
+
+        Shapes: log_p (B, W, C), transitions (B, C, C), mask, tags and probabilities (B, W).
+        """
         if self.decoding == "argmax":
-            return log_p.argmax(-1)
-        begun = torch.cat([log_p[:, :1] + iob2_start(self.labels), log_p[:, 1:]], 1)
-        return viterbi(begun, transitions + iob2_rule(self.labels), mask)
+            tags = log_p.argmax(-1)
+        else:
+            begun = torch.cat([log_p[:, :1] + iob2_start(self.labels), log_p[:, 1:]], 1)
+            tags = viterbi(begun, transitions + iob2_rule(self.labels), mask)
+        p = marginals(log_p, transitions, mask) if self.crf else log_p.exp()
+        return tags, p.gather(2, tags[..., None])[..., 0]
 
     def answer(self, example: Example, raws: Sequence[Read]) -> Tagged:
-        log_p, transitions, tags = raws[0]
+        _, transitions, tags, scores = raws[0]
         if len(raws) > 1:  # one path over the whole text, whatever each window would say alone
-            log_p = torch.cat([raw.log_p for raw in raws])
-            tags = self._decode(log_p[None], transitions[None], torch.ones(1, len(log_p), dtype=torch.bool))[0]
-        scores = log_p.gather(1, tags[:, None])[:, 0].exp()
+            log_p = torch.cat([raw.log_p for raw in raws])[None]
+            (tags,), (scores,) = self._decode(log_p, transitions[None], torch.ones(log_p.shape[:2], dtype=torch.bool))
         return Tagged(tuple(self.labels[tag] for tag in tags.tolist()), tuple(scores.tolist()))
 
     def score(self, examples: Sequence[Example], answers: Sequence[Tagged]) -> Scores:
