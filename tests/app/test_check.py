@@ -11,9 +11,11 @@ import torch
 
 from lorakit.app.checking import CUT
 from lorakit.app.suspects import suspects
+from lorakit.data.example import Example
 from lorakit.data.read import read
 from lorakit.engine.predictor import Predictor, load
 from lorakit.errors import ConfigError
+from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from lorakit.tasks.token_classification import Read
 from tests.app.conftest import Cli
 from tests.runs import changed, reviews, sections, write_reviews
@@ -39,7 +41,7 @@ def test_check_of_a_file_counts_and_ends_with_a_verdict(cli: Cli, tmp_path: Path
     lines = cli("check", "mine.csv").out.splitlines()
     assert lines[-1] == "ready to train"
     assert "train: 12 examples" in lines
-    assert "  2 labels: good: 6 (50.0%); bad: 6 (50.0%)" in lines
+    assert "  2 labels: good: 6 (50.0%); bad: 6 (50.0%); none: 0" in lines
 
 
 def test_check_of_a_recipe_looks_at_all_parts(cli: Cli, bert: Path, files: Path, tmp_path: Path) -> None:
@@ -146,6 +148,18 @@ def test_suspects_are_the_labels_that_were_flipped(
     assert {s.probability for s in found} == {SURE}
 
 
+def test_suspects_among_several_labels_are_each_there_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = [("a",) * (i % 2) + ("b",) * (i % 3 == 0) for i in range(60)]
+    task = MultiLabelClassification(None, ("a", "b"), 64)
+    predictor = Predictor(None, task, None, None)
+    answers = [[SURE if label in labels else 1 - SURE for label in task.labels] for labels in truth]
+    monkeypatch.setattr(Predictor, "answers", lambda *_: answers)
+    noisy = {7: ("a", "b"), 30: ()}  # truly a, and b
+    examples = [Example(f"text {i}", noisy.get(i, labels), where=f"x:{i}") for i, labels in enumerate(truth)]
+    found = {(s.where, s.given, s.suggested) for s in suspects(predictor, examples)}
+    assert found == {("x:7", "b", "not b"), ("x:30", "not b", "b")}
+
+
 def test_suspects_among_tags_name_the_word(tagger_run: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = load(tagger_run)
     examples = list(read(str(files / "train.conll"), "words").examples)
@@ -187,6 +201,8 @@ def test_check_without_cleanlab_says_how_to_get_it(
     assert "note: suspected label errors need an extra: pip install 'lorakit[cleanlab]'" in out
 
 
-def test_tasks_without_one_label_a_text_have_no_suspects(t5_run: Path, files: Path) -> None:
-    with pytest.raises(ConfigError, match="text2text_ner: suspected label errors are told for one label"):
+def test_tasks_without_probabilities_have_no_suspects(t5_run: Path, files: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="text2text_ner: label errors are suspected where each label has a probability"
+    ):
         suspects(load(t5_run), read(str(files / "validation.conll"), "words").examples[:1])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lorakit.app.inspecting import Inspection
 from lorakit.app.suspects import Suspect, suspects
 from lorakit.data import audit
-from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, numbers, spread
+from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example
 from lorakit.engine.adapter import SIDE_FILE, read_side, shipped_folder
 from lorakit.engine.events import Event, Note
@@ -124,6 +124,8 @@ def _part_facts(part: Sequence[Example], tokens: Tokens | None) -> dict[str, Any
     return {
         "examples": len(part),
         "labels": label_counts(part),
+        "entities": sum(label_counts(part).values()) if any(example.words for example in part) else None,
+        "without_label": 0 if values else sum(not labels_of(example) for example in part),
         "numbers": spread(values) if values else None,
         "words": spread([audit.words(example) for example in part]),
         "tokens": None if tokens is None else tokens._asdict(),
@@ -133,7 +135,9 @@ def _part_facts(part: Sequence[Example], tokens: Tokens | None) -> dict[str, Any
 def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
     lines = [f"{name}: {facts['examples']:,} examples"]
     if facts["labels"]:
-        lines.append(f"  {len(facts['labels'])} labels: {_balance(facts['labels'])}")
+        total, what = (facts["entities"], "entity types") if facts["entities"] else (facts["examples"], "labels")
+        balance = _balance(facts["labels"], total)
+        lines.append(f"  {len(facts['labels'])} {what}: {balance}; none: {facts['without_label']:,}")
     for what in ("numbers", "words"):
         if facts[what]:
             lines.append(f"  {what}: {_spread(facts[what])}")
@@ -144,8 +148,7 @@ def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _balance(counts: dict[str, int]) -> str:
-    total = sum(counts.values())
+def _balance(counts: dict[str, int], total: int) -> str:
     shown = [f"{label}: {count:,} ({count / total:.1%})" for label, count in counts.items()]
     if len(shown) > MANY:
         shown = [*shown[: MANY // 2], f"... {len(shown) - MANY} more ...", *shown[-MANY // 2 :]]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,51 +29,63 @@ class Suspect(NamedTuple):
 
 
 def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
-    """The suspected label errors, the most suspect first: a text's label, or a word's tag.
+    """The suspected label errors, the most suspect first: a text's label, one of several labels, or a word's tag.
 
     Raises:
-        ConfigError: cleanlab is not installed, or the task has no single label whose probability could be doubted.
+        ConfigError: cleanlab is not installed, or the task gives no probability of each label.
     """
     try:
-        import cleanlab.filter
-        import cleanlab.token_classification.filter
+        import cleanlab.filter  # noqa: F401
     except ImportError as err:
         raise ConfigError("suspected label errors need an extra: pip install 'lorakit[cleanlab]'") from err
     check_labels(predictor.task.name, examples, predictor.task.labels)
-    labels = predictor.task.labels
     if isinstance(predictor.task, TokenClassification):
-        tables = _word_probabilities(predictor, examples)
-        tags = [[labels.index(tag) for tag in example.tags] for example in examples]
-        with _no_word_of_rare_labels():
-            found = cleanlab.token_classification.filter.find_label_issues(tags, tables, n_jobs=1)
-        return [_suspect(examples[i], tags[i][j], tables[i][j], labels, word=j) for i, j in found]
+        return _of_words(predictor, examples)
     answers = [predictor.task.to_json(e, a) for e, a in zip(examples, predictor.answers(examples), strict=True)]
-    if not all({"label", "probabilities"} <= answer.keys() for answer in answers):
-        raise ConfigError(f"{predictor.task.name}: suspected label errors are told for one label a text or a word")
-    given = [labels.index(labels_of(example)[0]) for example in examples]
+    if not all("probabilities" in answer for answer in answers):
+        raise ConfigError(f"{predictor.task.name}: label errors are suspected where each label has a probability")
+    labels = predictor.task.labels
     table = np.array([[answer["probabilities"][label] for label in labels] for answer in answers])
-    with _no_word_of_rare_labels():
-        order = cleanlab.filter.find_label_issues(given, table, return_indices_ranked_by="self_confidence", n_jobs=1)
-    return [_suspect(examples[i], given[i], table[i], labels) for i in order]
+    if "labels" in answers[0]:
+        return _of_each_label(examples, table, labels)
+    given = [labels.index(labels_of(example)[0]) for example in examples]
+    return [_suspect(examples[i], examples[i].text, given[i], table[i], labels) for i in _issues(given, table)]
 
 
-@contextmanager
-def _no_word_of_rare_labels() -> Iterator[None]:
-    """cleanlab warns of every label with too few examples to judge, which `check` lists itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="May not flag all label issues", category=UserWarning)
-        yield
-
-
-def _word_probabilities(predictor: Predictor, examples: Sequence[Example]) -> list[Any]:
-    """For each example the probability of each tag for each word, (W, C)."""
+def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
+    """Tags of words, all words in a row as one table (Wang and Mueller 2022, arXiv:2210.03920)."""
+    labels = predictor.task.labels
     raws = predict_all(predictor.model, predictor.task, predictor.task.encode(examples), predictor.device)
-    return [torch.cat([read.log_p for read in of_example]).softmax(-1).numpy() for of_example in raws]
+    table = torch.cat([read.log_p for of_example in raws for read in of_example]).softmax(-1).numpy()  # (words, C)
+    given = [labels.index(tag) for example in examples for tag in example.tags]
+    words = [(example, number) for example in examples for number in range(len(example.words))]
+    return [
+        _suspect(example, f"{example.words[number]} (word {number + 1})", given[i], table[i], labels)
+        for i, (example, number) in ((i, words[i]) for i in _issues(given, table))
+    ]
 
 
-def _suspect(
-    example: Example, given: int, probabilities: Any, labels: Sequence[str], word: int | None = None
-) -> Suspect:
+def _of_each_label(examples: Sequence[Example], table: Any, labels: Sequence[str]) -> list[Suspect]:
+    """Labels that are there or are not, each a question of its own."""
+    found = []
+    for label, there in zip(labels, table.T, strict=True):
+        given = [int(label in labels_of(example)) for example in examples]
+        both = np.stack([1 - there, there], axis=1)
+        names = (f"not {label}", label)
+        found += [_suspect(examples[i], examples[i].text, given[i], both[i], names) for i in _issues(given, both)]
+    return sorted(found, key=lambda suspect: -suspect.probability)
+
+
+def _issues(given: Sequence[int], table: Any) -> list[int]:
+    """Positions of suspected labels, that of the least probable first."""
+    from cleanlab.filter import find_label_issues
+
+    with warnings.catch_warnings():  # of labels with too few examples to judge, which `check` lists itself
+        warnings.filterwarnings("ignore", message="May not flag all label issues", category=UserWarning)
+        found = find_label_issues(np.array(given), table, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [int(position) for position in found]
+
+
+def _suspect(example: Example, text: str, given: int, probabilities: Any, labels: Sequence[str]) -> Suspect:
     best = int(probabilities.argmax())
-    text = example.text if word is None else f"{example.words[word]} (word {word + 1})"
     return Suspect(example.where, text, labels[given], labels[best], float(probabilities[best]))
