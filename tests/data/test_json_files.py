@@ -49,17 +49,10 @@ def test_records_of_an_array_know_the_line_they_begin_on(save, indent, before):
     rows = [{"text": f"text {i}", "label": "x", "more": [i] * i} for i in range(4)]
     content = before + json.dumps(rows, indent=indent)
     path = save("a.json", content)
-    begins = [
-        content[: content.index(json.dumps(row, indent=indent)[:1] + content_of(row, indent))].count("\n")
-        for row in rows
-    ]
-    assert [example.where for example in read(str(path)).examples] == [f"{path}:{begin + 1}" for begin in begins]
-
-
-def content_of(row, indent) -> str:
-    """How a record of an array goes on after its bracket, up to its text."""
-    gap = "" if indent is None else "\n" + " " * 2 * indent
-    return f'{gap}"text": "{row["text"]}"'
+    records = list(read(str(path)).examples)
+    # a record begins at the last { before its text
+    begins = [content.rindex("{", 0, content.index(row["text"])) for row in rows]
+    assert [record.where for record in records] == [f"{path}:{content.count(chr(10), 0, at) + 1}" for at in begins]
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "noending"])
@@ -90,6 +83,8 @@ def test_format_that_the_ending_does_not_say_is_said(save):
         ('[{"text": "a"},\n{"text": "\\ud800"}]', 2, "a lone surrogate escape such as \\ud800 is no text"),
         ('[{"text": "a"},\n{"text": ' + "1" * 5000 + "}]", 2, "no JSON: "),
         ('[{"text": "a"},\n' + "[" * 100_000, 2, "no JSON: "),
+        ('[{"text": "a"},\n{"text": "b", "text": "c"}]', 2, "no JSON: key 'text' stands twice in an object"),
+        ('{"text": "a"}\n{"text": "b", "more": {"x": 1, "x": 1}}', 2, "no JSON: key 'x' stands twice in an object"),
         ('{\n"text": "a"\n}', 1, "no JSON: Expecting property name enclosed in double quotes at column 2; an array of"),
     ],
 )

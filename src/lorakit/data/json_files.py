@@ -13,7 +13,18 @@ from lorakit.data.text import decode, read_bytes
 from lorakit.errors import DataError
 
 SPACE = re.compile(r"[ \t\r\n]*")
-DECODER = json.JSONDecoder()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once each; json would take the last one and say nothing."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key {twice!r} stands twice in an object")
+    return values
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_json(path: Path) -> Iterator[Row]:
@@ -33,7 +44,7 @@ def _lines(path: Path, text: str) -> Iterator[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            values = json.loads(line)
+            values = DECODER.decode(line)
         except json.JSONDecodeError as err:
             whole = "; an array of records begins with [" if number == 1 and line.strip() == "{" else ""
             raise DataError(f"{where}: no JSON: {err.msg} at column {err.colno}{whole}") from err
