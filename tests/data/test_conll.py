@@ -179,6 +179,42 @@ TAGS = st.sampled_from(["O", "B-PER", "B-LOC"])
 TAGGED = st.lists(st.tuples(WORDS.filter(lambda word: word != "-DOCSTART-"), TAGS), min_size=1, max_size=6)
 
 
+SCHEMES_OF_PAIRS = {  # the same two entities of a type that touch, and one alone
+    "IOB2": "B-A I-A I-A B-A I-A O B-B",
+    "IOB1": "I-A I-A I-A B-A I-A O I-B",
+    "IOBES": "B-A I-A E-A B-A E-A O S-B",
+    "BILOU": "B-A I-A L-A B-A L-A O U-B",
+}
+
+
+@pytest.mark.parametrize("kind", SCHEMES_OF_PAIRS)
+def test_every_scheme_is_stated_and_converted(save, kind):
+    tags = SCHEMES_OF_PAIRS[kind].split()
+    path = save("a.conll", content([("abcdefg", tags)]))
+    (example,), notes = read_conll(path)
+    assert list(example.tags) == SCHEMES_OF_PAIRS["IOB2"].split()
+    end = "" if kind == "IOB2" else ", read as conlleval does and converted to IOB2"
+    assert notes == [f"{path}: tag scheme {kind}{end}"]
+
+
+def test_tags_that_break_the_scheme_are_counted_with_their_lines(save):
+    sentences = [(("a", "b", "c"), ("B-PER", "I-PER", "O")), (("d", "e"), ("I-LOC", "O")), (("f",), ("S-ORG",))]
+    path = save("a.conll", "-DOCSTART- O\n\n" + content(sentences))
+    examples, notes = read_conll(path)
+    assert [example.tags for example in examples] == [("B-PER", "I-PER", "O"), ("B-LOC", "O"), ("B-ORG",)]
+    assert notes == [
+        f"{path}: tag scheme mixed, mostly IOB2, read as conlleval does and converted to IOB2; "
+        f"tags that are not IOB2: 2 ({path}:7 I-LOC, {path}:10 S-ORG)"
+    ]
+
+
+def test_tags_of_records_that_break_the_scheme_are_counted_with_their_words(save):
+    path = save(
+        "a.jsonl", '{"tokens": ["a", "b"], "tags": ["B-X", "I-X"]}\n{"tokens": ["a", "b"], "tags": ["O", "I-X"]}'
+    )
+    assert read(str(path), "words").notes[-1].endswith(f"tags that are not IOB2: 1 ({path}:2, word 2 I-X)")
+
+
 @given(rows=st.lists(TAGGED, min_size=1, max_size=4), separator=st.sampled_from("\t "), columns=st.integers(2, 4))
 @settings(max_examples=60, deadline=None)
 def test_reading_gives_back_what_was_written(tmp_path_factory, rows, separator, columns):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,10 +29,23 @@ def test_words_of_a_text_are_all_of_it_but_white_space(text):
         ("mid-May (Peter's)", ["mid-May", "(", "Peter", "'s", ")"]),
         ("Paris,London and 1,000,000", ["Paris", ",", "London", "and", "1,000,000"]),
         ("São\u00a0Paulo 東京", ["São", "Paulo", "東京"]),
+        ("cafe\u0301 Sa\u0303o", ["cafe\u0301", "Sa\u0303o"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("نمی\u200cکنم", ["نمی\u200cکنم"]),
+        ("mid-E\u0301te\u0301 (o\u0308)", ["mid-E\u0301te\u0301", "(", "o\u0308", ")"]),
+        ("I ❤\ufe0f 👍🏽", ["I", "❤\ufe0f", "👍", "🏽"]),
+        (" \u0301a", ["\u0301", "a"]),
     ],
 )
 def test_raw_text_is_cut_as_conll_files_cut_it(text, words):
     assert list(of_text(text).words) == words
+
+
+@given(text=st.text(st.sampled_from("aéoñ.,'- 1"), max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_accents_are_cut_alike_composed_and_decomposed(text):
+    composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert [unicodedata.normalize("NFC", word) for word in of_text(decomposed).words] == list(of_text(composed).words)
 
 
 @given(words=st.lists(st.text(min_size=1, max_size=5), max_size=6))

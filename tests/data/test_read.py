@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,9 @@ import pytest
 
 from lorakit.data.columns import USUAL
 from lorakit.data.example import Columns
-from lorakit.data.read import FORMATS, holds_words, read
+from lorakit.data.read import FORMATS, LIBRARY, holds_words, read
 from lorakit.errors import DataError, did_you_mean
+from lorakit.recipe import DataFormat
 
 CSV = "text,label\na,x\nb,y\n"
 TAGGED = "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n"
@@ -281,3 +283,20 @@ def test_fingerprint_is_the_sha256_of_the_file(save):
 )
 def test_did_you_mean_names_what_there_is(wrong, known, end):
     assert did_you_mean(wrong, known).endswith(end)
+
+
+def test_recipe_knows_every_format():
+    assert set(get_args(DataFormat)) == {"auto", LIBRARY, *FORMATS}
+
+
+def test_unknown_format_is_refused_with_the_nearest_name(save):
+    path = save("a.csv", CSV)
+    with pytest.raises(DataError, match=refusal(path, "format = 'prodgy' is not known; did you mean 'prodigy'?")):
+        read(str(path), format="prodgy")
+
+
+def test_nul_character_behind_an_escape_is_refused(save):
+    record = '{"text": "a\\u0000b", "label": "x"}'
+    path = save("a.jsonl", '{"text": "a", "label": "x"}\n' + record)
+    with pytest.raises(DataError, match=refusal(f"{path}:2", "column 'text' holds a NUL character; text has none")):
+        read(str(path))

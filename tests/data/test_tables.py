@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import re
+from contextlib import suppress
 from itertools import accumulate
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorakit.data.read import read, read_texts
+from lorakit.data.tables import read_csv
 from lorakit.errors import DataError
 
 NASTY = ["NA", "null", "None", "nan", "a,b", 'say "hi"', "two\nlines", "\ntwo\r\nmore", " 'x' ", "\u2028x", "é", "012"]
@@ -53,6 +57,14 @@ def test_csv_field_longer_than_the_csv_modules_limit_is_read(save):
     csv.field_size_limit(limit)
     text = "x" * (limit + 1)
     assert records(save("a.csv", as_csv([(text, "a")]))) == [(text, "a")]
+
+
+def test_limit_of_the_csv_module_is_put_back(save):
+    before = csv.field_size_limit()
+    for content in ("text,label\na,b\n", "text,label\na\n"):
+        with suppress(DataError):
+            read(str(save("a.csv", content)))
+        assert csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
@@ -267,6 +279,33 @@ def test_reading_csv_gives_back_what_was_written(folder, rows, newline):
     path = folder / "a.csv"
     path.write_bytes(as_csv(rows, newline, csv.QUOTE_ALL).encode())
     assert records(path) == rows
+
+
+STRICT = pa.csv.ConvertOptions(strings_can_be_null=False, column_types={"text": pa.string(), "label": pa.string()})
+
+
+@given(rows=ROWS, newline=st.sampled_from(["\n", "\r\n"]))
+@settings(max_examples=40, deadline=None)
+def test_csv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows, newline):
+    path = folder / "b.csv"
+    path.write_bytes(as_csv(rows, newline, csv.QUOTE_ALL).encode())
+    quoted = pa.csv.ParseOptions(newlines_in_values=True)
+    table = pa.csv.read_csv(path, parse_options=quoted, convert_options=STRICT)
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    found = [tuple(row.values.values()) for row in read_csv(path)]
+    assert found == [tuple(row.values()) for row in table.to_pylist()] == list(frame.itertuples(index=False, name=None))
+
+
+@given(rows=TSV_ROWS)
+@settings(max_examples=40, deadline=None)
+def test_tsv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows):
+    path = folder / "b.tsv"
+    path.write_bytes("\n".join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())
+    plain = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
+    table = pa.csv.read_csv(path, parse_options=plain, convert_options=STRICT)
+    frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
+    found = [tuple(row.values.values()) for row in read_csv(path, tabs=True)]
+    assert found == [tuple(row.values()) for row in table.to_pylist()] == list(frame.itertuples(index=False, name=None))
 
 
 @given(rows=ROWS, ascii_only=st.booleans())
