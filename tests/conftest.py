@@ -63,6 +63,12 @@ def multi_label_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files:
 
 
 @pytest.fixture(scope="session")
+def ordinal_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
+    """A complete run folder of ordinal classification."""
+    return _run(tmp_path_factory, bert, files, "ordinal_classification")
+
+
+@pytest.fixture(scope="session")
 def regression_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
     """A complete run folder of regression."""
     return _run(tmp_path_factory, bert, files, "sequence_regression")

@@ -128,6 +128,7 @@ def write_entities(path: Path, n: int, seed: int = 0) -> Path:
 DATA: dict[str, tuple[str, dict[str, str]]] = {
     "sequence_classification": ("csv", {}),
     "multi_label_classification": ("ratings.csv", {"label": "topics", "label_separator": "|"}),
+    "ordinal_classification": ("ratings.csv", {"label": "stars"}),
     "sequence_regression": ("ratings.csv", {"label": "stars"}),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
@@ -36,9 +36,12 @@ DataFormat = Literal[
     "spacy",
     "datasets",
 ]
+Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # 3 means "3"
+LabelNames = Annotated[tuple[Name, ...], Field(strict=False)]
 TaskName = Literal[
     "sequence_classification",
     "multi_label_classification",
+    "ordinal_classification",
     "sequence_regression",
     "token_classification",
     "text2text_ner",
@@ -79,6 +82,9 @@ class DataSection(Section):
 
 # Keys of the [task] table, and the tasks that know them; a key set for another task is an error.
 TASK_KEYS: Mapping[str, tuple[TaskName, ...]] = {
+    "class_weights": ("sequence_classification",),
+    "calibrate": ("sequence_classification",),
+    "order": ("ordinal_classification",),
     "prefix": ("text2text_ner",),
     "max_target_length": ("text2text_ner",),
     "constrained": ("text2text_ner",),
@@ -94,6 +100,9 @@ class TaskSection(Section):
 
     name: TaskName = "sequence_classification"
     metric: str | None = None  # the score that chooses the best checkpoint; unset: the task's own
+    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = "none"  # in the loss
+    calibrate: bool = False  # answer with probabilities at the temperature that validation tuned
+    order: LabelNames = ()  # the labels from lowest to highest; unset: numbers, by value
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
     constrained: bool = False  # let the decoder write nothing but the source's words in order, with known types

@@ -22,7 +22,7 @@ from lorakit.tasks.registry import TASKS
 from tests.runs import Sections, changed, fit, save_bert, sections
 from tests.tiny import items_of
 
-RUNS = ("bert_run", "multi_label_run", "regression_run", "tagger_run", "t5_run")
+RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
 
 
 @pytest.fixture(scope="module")

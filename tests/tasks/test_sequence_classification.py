@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 from tests.tiny import items_of
 
 from lorakit.data.example import Example
+from lorakit.errors import ConfigError
+from lorakit.recipe import TaskSection
 from lorakit.tasks.sequence_classification import SequenceClassification
 
 LABELS = ("bad", "fine", "good")
@@ -91,3 +96,109 @@ def test_json_has_text_label_score_and_probabilities(task, example, more):
     assert line["probabilities"] == dict(zip(LABELS, answer, strict=True))
     assert json.loads(json.dumps(line)) == line
     assert task.expected(example) == example.label
+
+
+# Soft labels
+
+SOFT = [
+    Example(TEXTS[0], label={"bad": 0.2, "good": 0.8}),
+    Example(TEXTS[1], label="fine"),
+    Example(TEXTS[2], label={"fine": 0.5, "bad": 0.5}),
+]
+
+
+def test_loss_of_soft_labels_is_the_mean_of_hard_ones_by_their_shares(task, model):
+    def hard(example: Example) -> torch.Tensor:
+        return task.loss(model, task.collate(items_of(task, [example])))
+
+    for example in SOFT:
+        shares = {example.label: 1.0} if isinstance(example.label, str) else example.label
+        wanted = sum(share * hard(replace(example, label=label)) for label, share in shares.items())
+        torch.testing.assert_close(hard(example), wanted)
+
+
+def test_loss_of_soft_and_hard_labels_together_is_their_sum(task, model):
+    items = items_of(task, SOFT)
+    alone = torch.stack([task.loss(model, task.collate([item])) for item in items])
+    torch.testing.assert_close(task.loss(model, task.collate(items)), alone.sum())
+
+
+def test_soft_labels_are_scored_against_the_most_probable_one(task):
+    assert [task.expected(example) for example in SOFT] == ["good", "fine", "bad"]
+
+
+# Class weights
+
+
+def weighted(word_pieces, class_weights: object) -> SequenceClassification:
+    section = TaskSection(class_weights=class_weights)
+    return SequenceClassification.make(section, word_pieces, LABELS, 32).fitted(EXAMPLES)
+
+
+def test_balanced_weights_are_those_of_scikit_learn(word_pieces):
+    wanted = compute_class_weight("balanced", classes=np.array(LABELS), y=[example.label for example in EXAMPLES])
+    weights = weighted(word_pieces, "balanced").weights
+    assert [weights[label] for label in LABELS] == pytest.approx(wanted)
+    assert np.mean([weights[example.label] for example in EXAMPLES]) == pytest.approx(1)
+
+
+def test_balanced_weights_count_shares_and_leave_out_what_is_not_there(word_pieces):
+    task = SequenceClassification(word_pieces, LABELS, 32, balanced=True)
+    soft = [Example("x", label={"bad": 0.5, "fine": 0.5}), Example("x", label="fine")]
+    assert task.fitted(soft).weights == pytest.approx({"bad": 2 / (2 * 0.5), "fine": 2 / (2 * 1.5)})
+
+
+@pytest.mark.parametrize("class_weights", ["balanced", {"good": 3.0, "bad": 0.25}])
+def test_weights_multiply_the_losses_and_not_the_divisor(word_pieces, task, model, class_weights):
+    heavy = weighted(word_pieces, class_weights)
+    wanted = 0.0
+    for example in EXAMPLES:
+        batch = task.collate(items_of(task, [example]))
+        wanted += heavy.weights.get(example.label, 1.0) * task.loss(model, batch)
+    batch = heavy.collate(items_of(heavy, EXAMPLES))
+    torch.testing.assert_close(heavy.loss(model, batch), wanted)
+    assert heavy.n_targets(batch) == len(EXAMPLES)
+
+
+def test_weight_of_an_unknown_label_is_refused(word_pieces):
+    with pytest.raises(ConfigError, match=r"^task\.class_weights: 'goood' is no label; did you mean 'good'\?"):
+        weighted(word_pieces, {"goood": 2.0})
+
+
+# Calibration
+
+ANSWERS = [[0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2], [0.4, 0.3, 0.3]]
+
+
+def test_temperature_is_reported_and_left_out_of_answers_unless_asked_for(task):
+    tuned = task.with_tuned(task.tune(EXAMPLES, ANSWERS))
+    applied = replace(tuned, calibrate=True)
+    raw, scores, scaled = (t.score(EXAMPLES, ANSWERS) for t in (task, tuned, applied))
+    assert "calibration" not in raw
+    names = ("ece", "brier", "nll")
+    assert raw.items() <= scores.items()
+    assert scores["calibration"]["unscaled"] == {name: raw[name] for name in names}
+    assert scores["calibration"]["scaled"] == {name: scaled[name] for name in names}
+    assert scores["calibration"]["scaled"]["nll"] < scores["calibration"]["unscaled"]["nll"]
+    assert (scores["calibration"]["applied"], scaled["calibration"]["applied"]) == (False, True)
+    assert scores["accuracy"] == scaled["accuracy"]
+    plain, mended = (t.to_json(EXAMPLES[0], ANSWERS[0]) for t in (tuned, applied))
+    assert plain == task.to_json(EXAMPLES[0], ANSWERS[0])
+    assert mended["label"] == plain["label"]
+    assert mended["score"] == mended["probabilities"][mended["label"]] != plain["score"]
+    assert sum(mended["probabilities"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_statistics_equal_the_scores(task, calibrate):
+    tuned = replace(task.with_tuned(task.tune(EXAMPLES, ANSWERS)), calibrate=calibrate)
+    scores, statistics = tuned.score(EXAMPLES, ANSWERS), tuned.statistics(EXAMPLES, ANSWERS)
+    assert statistics.keys() == {key for key, value in scores.items() if isinstance(value, float)} - {"ece"}
+    for name, statistic in statistics.items():
+        assert float(statistic.value(statistic.counts.sum(0))) == pytest.approx(scores[name])
+
+
+def test_metrics_are_among_the_scores(task):
+    assert set(task.metrics) <= task.score(EXAMPLES, ANSWERS).keys()
+    assert "f1" not in task.metrics
+    assert "f1" in replace(task, labels=("a", "b")).metrics

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 CONSUMERS = ("peft", "merged", "vllm", "lorax", "llamacpp")  # merged, and the keys of lora.profiles.PROFILES
 TASKS = (
-    *("sequence_classification", "multi_label_classification", "sequence_regression"),
+    *("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
     *("token_classification", "text2text_ner"),
 )
 WORD = {
     "classification": "sequence_classification",
     "multi-label": "multi_label_classification",
+    "ordinal": "ordinal_classification",
     "regression": "sequence_regression",
     "ner": "token_classification",
     "text2text": "text2text_ner",

@@ -99,6 +99,8 @@ def _base(
         if not labels:
             raise ConfigError(f"{source}: name the entity types that the adapter writes with --labels PER,LOC,...")
         return load_base(name, kind, revision=revision)
+    if task.name == "ordinal_classification" and not labels:
+        raise ConfigError(f"{source}: name the labels from lowest to highest with --labels 1,2,3,...")
     base = load_base(name, kind, labels=TASKS[task.name].outputs(labels), revision=revision)
     found = TASKS[task.name].outputs(labels) or _own_labels(base)
     if outputs is not None and len(found) != outputs:

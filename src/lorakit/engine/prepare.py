@@ -81,7 +81,8 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
     """
     examples, fingerprints = read_parts(recipe, report)
     held_out = examples["validation"] if recipe.data.validation is None else ()
-    labels = find_labels(recipe.task.name, (*examples["train"], *held_out))  # a rare one may be held out by chance
+    every = (*examples["train"], *held_out)  # a rare label may be held out by chance
+    labels = find_labels(recipe.task.name, every, recipe.task.order)
     for part in examples.values():
         check_labels(recipe.task.name, part, labels)
     base = load_base(

@@ -29,6 +29,19 @@ def number_statistics(gold: Sequence[float] | Floats, answers: Sequence[float] |
     }
 
 
+def quadratic_kappa(gold: Floats, answers: Floats) -> Statistic:
+    """Cohen's kappa of ranks with quadratic weights (Cohen 1968): 1 - mean squared difference / the one expected of
+    independent sides with these distributions; 0 where both sides are the same constant."""
+    return Statistic(_moments(gold, answers), _kappa)
+
+
+def _kappa(sums: Floats) -> Floats:
+    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    expected = n * (xx + yy) - 2 * x * y
+    value: Floats = np.where(expected > 0, 1 - n * (xx + yy - 2 * xy) / np.where(expected > 0, expected, 1), 0.0)
+    return value
+
+
 def _centred(x: Floats) -> Floats:
     """Less the mean, so that sums of squares lose no digits; exactly 0 where all are equal."""
     return x - x.mean() if np.ptp(x) else np.zeros_like(x)

@@ -15,6 +15,7 @@ from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
 from lorakit.tasks.crf import CRF, Crf
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
+from lorakit.tasks.ordinal_classification import OrdinalClassification, steps
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.tasks.sequence_regression import SequenceRegression
 from lorakit.tasks.text2text_ner import Text2TextNer
@@ -40,18 +41,22 @@ class TaskKind:
 TASKS: Mapping[str, TaskKind] = {
     "sequence_classification": TaskKind("sequence_classification", "label", SequenceClassification.make),
     "multi_label_classification": TaskKind("multi_label_classification", "labels", MultiLabelClassification.make),
+    "ordinal_classification": TaskKind("multi_label_classification", "label", OrdinalClassification.make, steps),
     "sequence_regression": TaskKind("regression", "number", SequenceRegression.make, lambda labels: ("value",)),
     "token_classification": TaskKind("token_classification", "words", TokenClassification.make),
     "text2text_ner": TaskKind("text2text", "words", Text2TextNer.make),
 }
 
 
-def find_labels(task_name: str, examples: Sequence[Example]) -> tuple[str, ...]:
-    """The labels in the training data, in a fixed order: numbers by value, names by alphabet.
+def find_labels(task_name: str, examples: Sequence[Example], order: Sequence[str] = ()) -> tuple[str, ...]:
+    """The labels in the given order, or those in the training data in a fixed one: numbers by value, names by alphabet.
 
     Raises:
+        ConfigError: the given order has a label twice, or none is given and it takes one.
         DataError: there are fewer than two labels, or no entity.
     """
+    if order:
+        return _checked_order(order)
     wants = TASKS[task_name].wants
     labels = _in_order({label for example in examples for label in _labels_of(example)})
     place = examples[0].where.rpartition(":")[0]
@@ -59,21 +64,39 @@ def find_labels(task_name: str, examples: Sequence[Example]) -> tuple[str, ...]:
         raise DataError(f"{place}: no entity in the training data: every tag is O")
     if wants == "label" and len(labels) < 2:
         raise DataError(f"{place}: every training example has the label {labels[0]!r}; two labels at least are needed")
+    if task_name == "ordinal_classification":
+        return _by_value(labels)
     if wants == "labels" and not labels:
         raise DataError(f"{place}: no training example has a label")
     return tag_names(labels) if task_name == "token_classification" else labels
 
 
+def _checked_order(order: Sequence[str]) -> tuple[str, ...]:
+    if len(order) < 2 or len(set(order)) < len(order):
+        raise ConfigError(f"task.order = {list(order)}: two labels at least, none of them twice")
+    return tuple(order)
+
+
+def _by_value(labels: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(labels, key=float))
+    except ValueError as err:
+        raise ConfigError(
+            f"task.order is missing: the labels are no numbers; name them from lowest to highest: {', '.join(labels)}"
+        ) from err
+
+
 def check_labels(task_name: str, examples: Iterable[Example], labels: Sequence[str]) -> None:
-    """Raise a DataError with file and line at the first label that the training data do not have."""
+    """Raise a DataError with file and line at the first label that the training data (or the order) do not have."""
     words = TASKS[task_name].wants == "words"
     known = {label.removeprefix("B-").removeprefix("I-") for label in labels} if words else set(labels)
+    place = "order" if task_name == "ordinal_classification" else "training data"
     for example in examples:
+        if isinstance(example.label, Mapping) and task_name != "sequence_classification":
+            raise DataError(f"{example.where}: a label in shares; {task_name} takes one label an example")
         for label in _labels_of(example):
             if label not in known:
-                raise DataError(
-                    f"{example.where}: label {label!r} is not in the training data; {did_you_mean(label, known)}"
-                )
+                raise DataError(f"{example.where}: label {label!r} is not in the {place}; {did_you_mean(label, known)}")
 
 
 def _labels_of(example: Example) -> Iterable[str]:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lorakit.data.example import Example
+from lorakit.errors import NumericsError
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Batch, Cut, Item, Untuned, count_longer, pad_inputs
 
@@ -69,6 +71,8 @@ class SequenceTask(Untuned):
         return len(batch["labels"])
 
     def answer(self, example: Example, raws: Sequence[Any]) -> Any:
+        if not np.isfinite(raws[0]).all():
+            raise NumericsError(f"an answer of the model is not finite: {raws[0]} for {example.text[:40]!r}")
         return raws[0]
 
 

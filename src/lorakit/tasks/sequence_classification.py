@@ -2,66 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.tasks.base import Batch, Scores, Statistic, inputs_of
-from lorakit.tasks.label_scores import classification_scores, classification_statistics
+from lorakit.errors import ConfigError, did_you_mean
+from lorakit.recipe import TaskSection
+from lorakit.tasks.base import Batch, Floats, Scores, Statistic, inputs_of
+from lorakit.tasks.calibration import at_temperature, best_temperature, calibration_statistics, ece
+from lorakit.tasks.label_scores import classification_scores, classification_statistics, values
 from lorakit.tasks.sequence import SequenceTask, texts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class SequenceClassification(SequenceTask):
-    """Single-label classification; an answer is the list of the labels' probabilities."""
+    """Single-label classification by cross-entropy; an answer is the list of the labels' probabilities.
+
+    A training label may be soft (a share for each label); scores compare with its most probable one. Class weights
+    multiply the losses of a class; the sum is divided by the number of examples, not of weights, so that a step does
+    not depend on how its batch is cut. Balanced ones are n / (C n_c), whose mean over the training examples is 1.
+
+    The best checkpoint's temperature is tuned on validation and reported. Answers leave it out unless `calibrate`,
+    so that they are what the model itself says, merged or in others' hands; it changes no label.
+    """
 
     name: str = "sequence_classification"
     kind: str = "sequence_classification"
     metric: str = "accuracy"
+    balanced: bool = False
+    weights: Mapping[str, float] = field(default_factory=dict)  # of labels in the loss; others have 1
+    calibrate: bool = False
+    temperature: float | None = None  # unset: not tuned yet
+
+    @classmethod
+    def make(
+        cls, section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
+    ) -> Self:
+        task = cls(tokenizer, labels, max_length, calibrate=section.calibrate)
+        if isinstance(section.class_weights, str):
+            return replace(task, balanced=section.class_weights == "balanced")
+        for label in section.class_weights:
+            if label not in labels:
+                raise ConfigError(f"task.class_weights: {label!r} is no label; {did_you_mean(label, labels)}")
+        return replace(task, weights=section.class_weights)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "macro_f1", "mcc", *(["f1"] if len(self.labels) == 2 else []))
+        return ("accuracy", "macro_f1", "mcc", *(["f1"] if len(self.labels) == 2 else []), "nll", "brier", "ece")
 
-    def target(self, example: Example) -> list[int]:
-        return [self.labels.index(self.expected(example))]
+    def fitted(self, examples: Sequence[Example]) -> Self:
+        if not self.balanced:
+            return self
+        counts = dict.fromkeys(self.labels, 0.0)
+        for example in examples:
+            for label, share in _shares(example).items():
+                counts[label] += share
+        there = [label for label, count in counts.items() if count]
+        return replace(self, weights={label: len(examples) / (len(there) * counts[label]) for label in there})
+
+    def target(self, example: Example) -> list[float]:
+        if isinstance(example.label, str):
+            return [self.labels.index(example.label)]
+        shares = _shares(example)
+        return [shares.get(label, 0.0) for label in self.labels]
 
     def stack(self, targets: Sequence[list[Any]]) -> Tensor:
-        return torch.tensor([target[0] for target in targets])
+        """The labels' numbers (B,), or shares (B, C) where one of the examples has a soft label."""
+        if all(len(target) == 1 for target in targets):
+            return torch.tensor([target[0] for target in targets])
+        one_hot = torch.eye(len(self.labels)).tolist()
+        return torch.tensor([one_hot[target[0]] if len(target) == 1 else target for target in targets])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(**inputs_of(batch)).logits  # (B, C)
-        return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        logits = model(**inputs_of(batch)).logits.float()  # (B, C)
+        weight = logits.new_tensor([self.weights.get(label, 1.0) for label in self.labels]) if self.weights else None
+        return F.cross_entropy(logits, batch["labels"], weight=weight, reduction="sum")
 
     def predict(self, model: nn.Module, batch: Batch) -> list[list[float]]:
         probabilities: list[list[float]] = model(**inputs_of(batch)).logits.float().softmax(-1).tolist()
         return probabilities
 
     def score(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Scores:
-        return classification_scores(*self._labels(examples, answers), self.labels)
+        """Those of the labels, and ece, brier and nll of the probabilities as they are answered. With a temperature
+        `calibration` has both kinds; on the validation examples, which tuned it, the scaled ones are a little too good."""
+        names, gold, raw = self._names(examples, answers), self._gold(examples), np.array(answers)
+        scores = {**classification_scores(*names, self.labels), **_calibration(gold, self._answered(raw))}
+        if self.temperature is None:
+            return scores
+        scaled = _calibration(gold, at_temperature(raw, self.temperature))
+        told = {"temperature": self.temperature, "applied": self.calibrate}
+        return {**scores, "calibration": {**told, "unscaled": _calibration(gold, raw), "scaled": scaled}}
 
     def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
-        return classification_statistics(*self._labels(examples, answers), self.labels)
+        probabilities = self._answered(np.array(answers))
+        return {
+            **classification_statistics(*self._names(examples, answers), self.labels),
+            **calibration_statistics(self._gold(examples), probabilities),
+        }
 
-    def _labels(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> tuple[list[str], list[str]]:
+    def _names(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> tuple[list[str], list[str]]:
         return [self.expected(example) for example in examples], [self._best(answer) for answer in answers]
+
+    def _gold(self, examples: Sequence[Example]) -> list[int]:
+        return [self.labels.index(self.expected(example)) for example in examples]
 
     def _best(self, answer: list[float]) -> str:
         return self.labels[max(range(len(answer)), key=answer.__getitem__)]
 
+    def _answered(self, probabilities: Floats) -> Floats:
+        scale = self.calibrate and self.temperature is not None
+        return at_temperature(probabilities, self.temperature or 1.0) if scale else probabilities
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        return {} if self.temperature is None else {"temperature": self.temperature}
+
+    def tune(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Any]:
+        return {"temperature": best_temperature(self._gold(examples), np.array(answers))}
+
+    def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
+        return replace(self, temperature=float(tuned["temperature"]))
+
     def to_json(self, example: Example, answer: list[float]) -> dict[str, Any]:
-        return {
-            **texts_of(example),
-            "label": self._best(answer),
-            "score": max(answer),
-            "probabilities": dict(zip(self.labels, answer, strict=True)),
-        }
+        probabilities = dict(zip(self.labels, self._answered(np.array(answer)).tolist(), strict=True))
+        best = self._best(answer)
+        return {**texts_of(example), "label": best, "score": probabilities[best], "probabilities": probabilities}
 
     def expected(self, example: Example) -> str:
-        assert isinstance(example.label, str)
-        return example.label
+        shares = _shares(example)
+        return max((label for label in self.labels if label in shares), key=shares.__getitem__)
+
+
+def _shares(example: Example) -> Mapping[str, float]:
+    """The labels of an example with their shares; a label alone has all of it."""
+    assert isinstance(example.label, (str, Mapping))
+    return {example.label: 1.0} if isinstance(example.label, str) else example.label
+
+
+def _calibration(gold: Sequence[int], probabilities: Floats) -> Scores:
+    return {"ece": ece(gold, probabilities), **values(calibration_statistics(gold, probabilities))}

@@ -1,0 +1,93 @@
+"""A text, or a pair of texts, to one of several labels that have an order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorakit.data.example import Example
+from lorakit.tasks.base import Batch, Scores, Statistic, inputs_of
+from lorakit.tasks.calibration import calibration_statistics
+from lorakit.tasks.label_scores import classification_scores, classification_statistics, mean, values
+from lorakit.tasks.number_scores import quadratic_kappa
+from lorakit.tasks.sequence import SequenceTask, texts_of
+
+
+def steps(labels: Sequence[str]) -> tuple[str, ...]:
+    """The names of the head's outputs: output k is the logit of a label beyond the k-th, given at least the k-th."""
+    return tuple(f"beyond {label}" for label in labels[:-1])
+
+
+@dataclass(frozen=True)
+class OrdinalClassification(SequenceTask):
+    """Ordinal classification by C - 1 steps; an answer is the list of the labels' probabilities.
+
+    CORN (Shi, Cao & Raschka 2021, arXiv:2111.08851): p(y > k) is the product of the steps up to k, so it never grows
+    with k, and the head stays a plain linear layer. The loss is their sum of binary cross-entropies over the steps
+    that an example comes to, which is the negative log-likelihood of its label; we divide by the number of examples
+    where they divide by that of steps. The label answered is the highest with p(y >= label) > 0.5, the median.
+    """
+
+    name: str = "ordinal_classification"
+    kind: str = "multi_label_classification"  # in transformers' words: each output is a logit of its own
+    metric: str = "quadratic_kappa"
+    metrics: tuple[str, ...] = ("quadratic_kappa", "accuracy", "mae", "macro_f1", "mcc", "nll", "brier")
+
+    def target(self, example: Example) -> list[int]:
+        return [self.labels.index(self.expected(example))]
+
+    def stack(self, targets: Sequence[list[Any]]) -> Tensor:
+        return torch.tensor([target[0] for target in targets])
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = model(**inputs_of(batch)).logits.float()  # (B, C - 1)
+        ranks, step = batch["labels"].unsqueeze(1), torch.arange(logits.shape[1], device=logits.device)
+        is_beyond, comes_to = (ranks > step).float(), (ranks >= step).float()  # (B, C - 1)
+        return F.binary_cross_entropy_with_logits(logits, is_beyond, weight=comes_to, reduction="sum")
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[list[float]]:
+        logits = model(**inputs_of(batch)).logits.float()  # (B, C - 1)
+        comes_to = F.pad(logits.sigmoid().cumprod(dim=1), (1, 0), value=1.0)  # p(y >= k): (B, C)
+        stays = F.pad((-logits).sigmoid(), (0, 1), value=1.0)  # p(y = k, given y >= k)
+        probabilities: list[list[float]] = (comes_to * stays).tolist()
+        return probabilities
+
+    def score(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Scores:
+        labels = classification_scores(*self._names(examples, answers), self.labels)
+        return {**values(self._rank_statistics(examples, answers)), **labels, **values(self._sure(examples, answers))}
+
+    def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
+        labels = classification_statistics(*self._names(examples, answers), self.labels)
+        return {**self._rank_statistics(examples, answers), **labels, **self._sure(examples, answers)}
+
+    def _names(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> tuple[list[str], list[str]]:
+        return [self.expected(example) for example in examples], [self._median(answer) for answer in answers]
+
+    def _rank_statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
+        """Kappa with quadratic weights, and the mean absolute error in ranks."""
+        names = self._names(examples, answers)
+        gold, found = (np.array([self.labels.index(name) for name in side], dtype=np.float64) for side in names)
+        return {"quadratic_kappa": quadratic_kappa(gold, found), "mae": mean(np.abs(gold - found))}
+
+    def _sure(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
+        gold = [self.labels.index(self.expected(example)) for example in examples]
+        return calibration_statistics(gold, np.array(answers))
+
+    def _median(self, answer: list[float]) -> str:
+        at_least = np.cumsum(answer[::-1])[::-1]
+        return self.labels[max(int((at_least > 0.5).sum()) - 1, 0)]
+
+    def to_json(self, example: Example, answer: list[float]) -> dict[str, Any]:
+        probabilities = dict(zip(self.labels, answer, strict=True))
+        median = self._median(answer)
+        return {**texts_of(example), "label": median, "score": probabilities[median], "probabilities": probabilities}
+
+    def expected(self, example: Example) -> str:
+        assert isinstance(example.label, str)
+        return example.label
