@@ -308,8 +308,8 @@ def merge(run: Path, out: Path, allow_base_mismatch: bool) -> None:
     """Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
     from lorakit.app.exporting import merge as merge_run
 
-    merge_run(run, out, allow_base_mismatch=allow_base_mismatch)
-    click.echo(f"merged model: {out}")
+    said = merge_run(run, out, allow_base_mismatch=allow_base_mismatch)
+    click.echo("\n".join([*said, f"merged model: {out}"]))
 
 
 @commands.command()
