@@ -204,3 +204,12 @@ def test_tasks_without_probabilities_have_no_suspects(t5_run: Path, files: Path)
         ConfigError, match="text2text_ner: label errors are suspected where each label has a probability"
     ):
         suspects(load(t5_run), read(str(files / "validation.conll"), "words").examples[:1])
+
+
+def test_run_of_another_kind_of_task_is_refused(
+    cli: Cli, bert: Path, files: Path, tagger_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "small.toml").write_text(changed(sections(bert, files)).to_toml())
+    code, _, err = cli("check", "small.toml", "--run", tagger_run)
+    assert code == 2
+    assert "was trained for token_classification, the data are for sequence_classification" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lorakit.data.audit import LONG, RARE, SHOWN, audit, label_counts, labels_of, numbers, spread, verdict
@@ -90,6 +91,27 @@ def test_places_are_few_and_problems_come_first() -> None:
     findings = audit({"train": [*twice, Example("text 0", "bad")]})
     assert [finding.is_problem for finding in findings] == [True, False]
     assert (findings[1].count, len(findings[1].places)) == (41, SHOWN)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_of_texts_equal_those_of_pandas(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    tables = {
+        name: pd.DataFrame({"text": chance.choice([*"abcDdeE"], n), "label": chance.choice(LABELS, n)})
+        for name, n in (("train", 12), ("test", 9))
+    }
+    parts = {
+        name: [Example(*row, where="x:1") for row in table.itertuples(index=False)] for name, table in tables.items()
+    }
+    findings = found(**parts)
+    both = pd.concat(tables.values())
+    folded = [table.text.str.lower() for table in tables.values()]
+    wanted = {
+        **{f"duplicates in {name}": table.text.duplicated().sum() for name, table in tables.items()},
+        "conflicts": (both.groupby("text").label.nunique() > 1).sum(),
+        "overlap of train and test": folded[1].isin(folded[0]).sum(),
+    }
+    assert {name: findings[name].count if name in findings else 0 for name in wanted} == wanted
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,10 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
     Lengths are counted in tokens where the recipe has a base model ("" is none), else in words.
 
     Raises:
-        DataError: a source cannot be read.
+        DataError: a source cannot be read. ConfigError: the run answers another kind of task.
     """
+    if run is not None:
+        _check_same_kind(run, recipe)
     notes: list[str] = []
     parts, sums = _read(recipe, whole, notes)
     findings = audit.audit(parts)
@@ -184,6 +186,12 @@ def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mappi
     if options["model"] is None:
         raw["model"]["revision"], raw["data"]["max_length"] = side.revision, side.max_length
     return make_recipe(raw, changes, where="command line")
+
+
+def _check_same_kind(run: Path, recipe: Recipe) -> None:
+    trained = read_side(shipped_folder(run)).task.name
+    if TASKS[trained].wants != TASKS[recipe.task.name].wants:
+        raise ConfigError(f"--run {run} was trained for {trained}, the data are for {recipe.task.name}")
 
 
 def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, Any] | None, list[str]]:

@@ -53,7 +53,7 @@ def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]
 
 
 def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
-    """Tags of words, all words in a row as one table (Wang and Mueller 2022, arXiv:2210.03920)."""
+    """Tags of words, all words in a row as one table (Wang and Mueller 2022, arXiv:2210.03920); of a CRF what it is fed."""
     labels = predictor.task.labels
     raws = predict_all(predictor.model, predictor.task, predictor.task.encode(examples), predictor.device)
     table = torch.cat([read.log_p for of_example in raws for read in of_example]).softmax(-1).numpy()  # (words, C)
