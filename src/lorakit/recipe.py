@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
@@ -38,6 +38,11 @@ DataFormat = Literal[
 ]
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # 3 means "3"
 LabelNames = Annotated[tuple[Name, ...], Field(strict=False)]
+ClassWeights = Annotated[  # told apart by hand, so that an error speaks of the one that was meant
+    Annotated[Literal["none", "balanced"], Tag("word")]
+    | Annotated[dict[str, Annotated[float, Field(gt=0)]], Tag("table")],
+    Discriminator(lambda value: "table" if isinstance(value, dict) else "word"),
+]
 TaskName = Literal[
     "sequence_classification",
     "multi_label_classification",
@@ -100,7 +105,7 @@ class TaskSection(Section):
 
     name: TaskName = "sequence_classification"
     metric: str | None = None  # the score that chooses the best checkpoint; unset: the task's own
-    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = "none"  # in the loss
+    class_weights: ClassWeights = "none"  # in the loss; labels that a table leaves out have 1
     calibrate: bool = False  # answer with probabilities at the temperature that validation tuned
     order: LabelNames = ()  # the labels from lowest to highest; unset: numbers, by value
     prefix: str = "ner: "

@@ -141,6 +141,20 @@ def test_labels_are_read_from_a_table(tmp_path: Path):
     assert [e.label for e in read(str(path), "number", columns=Columns(label="x")).examples] == [1.0, 1.0]
 
 
+def test_column_that_no_record_marks_is_said(tmp_path: Path):
+    path = tmp_path / "topics.csv"
+    path.write_text("text,plot,cast\na film,1,0\n")
+    notes = read(str(path), "labels", columns=Columns(label=("plot", "cast"))).notes
+    assert f"{path}: no record has the label cast" in notes
+
+
+def test_shares_are_read_from_columns(tmp_path: Path):
+    path = tmp_path / "topics.csv"
+    path.write_text("text,good,bad\na film,0.25,0.75\n")
+    (example,) = read(str(path), "label", columns=Columns(label=("good", "bad"))).examples
+    assert example.label == {"good": 0.25, "bad": 0.75}
+
+
 def test_missing_column_of_several_is_refused(tmp_path: Path):
     path = tmp_path / "topics.csv"
     path.write_text("text,plot,cast\na film,1,0\n")

@@ -21,7 +21,7 @@ from lorakit.engine.prepare import read_part, read_parts
 from lorakit.errors import ConfigError, DataError
 from lorakit.models import load_tokenizer
 from lorakit.recipe import Recipe, make_recipe
-from lorakit.tasks.registry import TASKS, find_labels, make_task
+from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
 
 MANY = 12  # labels; of more only the most frequent and the rarest are shown
 CUT = 0.05  # share of texts that may be cut before it is called a problem
@@ -55,10 +55,12 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
     findings = audit.audit(parts)
     tokens: dict[str, Tokens] = {}
     try:
-        labels = find_labels(recipe.task.name, [example for part in parts.values() for example in part])
+        every = [example for part in parts.values() for example in part]
+        labels = find_labels(recipe.task.name, every, recipe.task.order)
+        check_labels(recipe.task.name, every, labels)
         if recipe.model.base:
             tokens = _tokens(recipe, parts, labels)
-    except DataError as err:  # one label, or no entity
+    except DataError as err:  # one label, no entity, or a label that is none
         findings.insert(0, Finding("labels", 1, str(err), [], True))
     findings = [*_cuts(tokens), *findings]
     facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "parts": {}}

@@ -93,7 +93,8 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> list
         _check(parity, exact=options.rank is None)
     r = conformed.config.r
     use = profile.use.format(out=out, r=r, served_r=next((n for n in SERVED_RANKS if n >= r), r))
-    return [*(changes or ["nothing had to be changed"]), parity.line(), *_told_labels(side, profile), f"use: {use}"]
+    told = [*_told_labels(side, profile), *_left_out(side)]
+    return [*(changes or ["nothing had to be changed"]), parity.line(), *told, f"use: {use}"]
 
 
 def check_free(out: Path) -> None:
@@ -129,6 +130,22 @@ def _told_labels(side: Side, profile: Profile) -> list[str]:
     if not profile.everything or side.task.name == "text2text_ner" or len(names) == 2:
         return []
     return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
+
+
+def _left_out(side: Side) -> list[str]:
+    """What answers need besides the model's output, which others must do themselves."""
+    task, tuned = side.task, side.tuned
+    lines = ["crf: its transitions are left out, a plain model answers each word by itself"] * task.crf
+    if task.name == "sequence_regression" and tuned:
+        lines.append(f"units: value = {tuned['mean']:g} + {tuned['spread']:g} * the model's output")
+    if task.name == "ordinal_classification":
+        lines.append("outputs: logits of a label beyond the k-th, given at least the k-th (CORN)")
+    if thresholds := tuned.get("thresholds"):
+        each = ", ".join(f"{label} {at:.3g}" for label, at in thresholds.items())
+        lines.append(f"thresholds: a plain model has 0.5 for each label; tuned: {each}")
+    if task.calibrate:
+        lines.append(f"temperature: divide the logits by {tuned['temperature']:.3g}")
+    return lines
 
 
 @torch.no_grad()
@@ -191,6 +208,5 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> list[s
         predictor.merge_to(folder)
         after = _logits(load_base(str(folder), kind).model.eval(), tokenizer, task_type)
     largest = _largest(before - after)
-    left = ["crf: its transitions are left out, a plain model answers each word by itself"] * predictor.side.task.crf
     check = f"check: read back from the files, logits differ by at most {largest:.2g} (largest {_largest(before):.3g})"
-    return [*left, check]
+    return [*_left_out(predictor.side), check]

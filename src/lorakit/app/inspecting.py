@@ -118,7 +118,7 @@ def inspect_run(path: Path) -> Inspection:
     side = read_side(folder)
     lines = [
         f"folder: {folder}",
-        f"task: {side.task.name}, {len(side.labels)} labels: {', '.join(side.labels)}",
+        f"task: {side.task.name}" + (f", {len(side.labels)} labels: {', '.join(side.labels)}" if side.labels else ""),
         f"base: {side.base}{f' at {side.revision}' if side.revision else ''}, sha256 {side.base_sha256[:12]}..., "
         f"{side.dtype}{_quantized(side.quantize)}",
         f"method: {side.method}, at most {side.max_length} tokens",

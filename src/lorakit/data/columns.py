@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -122,7 +122,7 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
     label = _label_columns(table) if wants != "text" or asked.label else None
     pair = table.said("pair", asked.pair) if asked.pair else None
     to_label = None if label is None else label_reader(wants, label, asked.label_separator)
-    return [
+    found = [
         Example(
             text=_text(row, text),
             label=None if to_label is None else to_label(row),
@@ -131,6 +131,10 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
         )
         for row in table.rows
     ]
+    given = {name for example in found if isinstance(example.label, (tuple, Mapping)) for name in example.label}
+    if isinstance(label, tuple) and (never := [name for name in label if name not in given]):
+        table.notes.append(f"{table.source}: no record has the label {' or '.join(never)}")
+    return found
 
 
 def _label_columns(table: Table) -> str | tuple[str, ...]:

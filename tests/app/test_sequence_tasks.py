@@ -1,0 +1,151 @@
+"""Tasks over whole texts on the command line: trained, asked, scored, looked at, merged, and adopted from peft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import lorakit
+from tests.app.conftest import Cli
+from tests.app.test_import import WITH_POOLER, foreign
+from tests.runs import DATA
+
+TEXT = "the film was superb"
+KEYS = {
+    "bert_run": ["text", "label", "score", "probabilities"],
+    "multi_label_run": ["text", "labels", "probabilities"],
+    "ordinal_run": ["text", "label", "score", "probabilities"],
+    "regression_run": ["text", "value"],
+}
+LEFT_OUT = {
+    "multi_label_run": "thresholds: a plain model has 0.5 for each label; tuned: ",
+    "ordinal_run": "outputs: logits of a label beyond the k-th",
+    "regression_run": "units: value = ",
+}
+WORDS = {
+    "classification": ("train.csv", (), "sequence_classification", "accuracy"),
+    "multi-label": (
+        "train.ratings.csv",
+        ("--label", "topics", "data.label_separator=|"),
+        "multi_label_classification",
+        "macro_average_precision",
+    ),
+    "ordinal": ("train.ratings.csv", ("--label", "stars"), "ordinal_classification", "quadratic_kappa"),
+    "regression": ("train.ratings.csv", ("--label", "stars"), "sequence_regression", "pearson"),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_word_trains_its_task(cli: Cli, bert: Path, files: Path, tmp_path: Path, word: str) -> None:
+    data, options, task, metric = WORDS[word]
+    short = ("train.max_steps=2", "train.batch_size=8", "output.dir=run", "model.dtype=fp32")
+    code, out, err = cli("train", files / data, "--model", bert, "--task", word, *options, *short, "--json")
+    assert (code, json.loads(out)["metric"]) == (0, metric), err
+    assert f'name = "{task}"' in (tmp_path / "run" / "recipe.toml").read_text()
+    assert (tmp_path / "run" / "loss.png").is_file()
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_answers_scores_and_facts_of_a_run(cli: Cli, request: pytest.FixtureRequest, files: Path, name: str) -> None:
+    run = request.getfixturevalue(name)
+    code, out, _ = cli("predict", run, TEXT)
+    assert code == 0
+    assert list(json.loads(out)) == KEYS[name]
+    scores = json.loads((run / "scores.json").read_text())
+    source = json.loads((run / "adapter" / "lorakit.json").read_text())["task"]["name"]
+    code, out, _ = cli("evaluate", run, files / f"validation.{DATA[source][0]}", "--json")
+    assert code == 0
+    assert json.loads(out)[scores["metric"]] == scores[scores["metric"]]
+    code, out, _ = cli("inspect", run)
+    assert code == 0
+    assert f"task: {source}" in out
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_merge_says_what_a_plain_model_lacks(cli: Cli, request: pytest.FixtureRequest, name: str) -> None:
+    code, out, _ = cli("merge", request.getfixturevalue(name), "--out", "merged")
+    assert code == 0
+    assert LEFT_OUT[name] in out
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers' pipeline about a missing device
+@pytest.mark.parametrize("name", ["multi_label_run", "regression_run"])
+def test_pipeline_of_transformers_gives_the_same_answer(
+    cli: Cli, request: pytest.FixtureRequest, tmp_path: Path, name: str
+) -> None:
+    run = request.getfixturevalue(name)
+    assert cli("merge", run, "--out", "merged").code == 0
+    pipeline = transformers.pipeline("text-classification", model=str(tmp_path / "merged"), top_k=None, device="cpu")
+    found = {answer["label"]: answer["score"] for answer in pipeline([TEXT])[0]}
+    loaded = lorakit.load(run)
+    (ours,) = loaded.predict([TEXT])
+    if name == "regression_run":
+        units = loaded.side.tuned
+        assert units["mean"] + units["spread"] * found["value"] == pytest.approx(ours["value"], abs=1e-5)
+    else:
+        assert found == pytest.approx(ours["probabilities"], abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("task", "outputs", "options"),
+    [
+        ("sequence_regression", 1, ()),
+        ("ordinal_classification", 2, ("--labels", "low,mid,high")),
+        ("multi_label_classification", 3, ("--labels", "a,b,c")),
+    ],
+)
+def test_adapter_of_peft_is_adopted_for_its_task(
+    cli: Cli, bert: Path, tmp_path: Path, task: str, outputs: int, options: Any
+) -> None:
+    theirs = foreign(bert, tmp_path / "theirs", outputs, **WITH_POOLER)
+    code, _, err = cli("import", "theirs", "--out", "ours", "--task", task, *options)
+    assert (code, err) == (0, "")
+    batch = transformers.AutoTokenizer.from_pretrained(bert)(TEXT, return_tensors="pt")
+    (logits,) = theirs(**batch).logits
+    (answer,) = lorakit.load(tmp_path / "ours").predict([TEXT])
+    if task == "sequence_regression":
+        assert answer["value"] == pytest.approx(logits.item(), abs=1e-5)
+    elif task == "multi_label_classification":
+        assert list(answer["probabilities"].values()) == pytest.approx(logits.sigmoid().tolist(), abs=1e-5)
+    else:
+        assert answer["probabilities"]["low"] == pytest.approx(1 - logits[0].sigmoid().item(), abs=1e-5)
+
+
+def test_ordinal_adapter_without_its_order_is_refused(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    foreign(bert, tmp_path / "theirs", 2, **WITH_POOLER)
+    code, _, err = cli("import", "theirs", "--out", "ours", "--task", "ordinal_classification")
+    assert code == 2
+    assert "name the labels from lowest to highest with --labels" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--task", "ordinal"), ("task.order is missing", "bad, good")),
+        (("--task", "ordinal", "task.order=bad,god"), ("train.csv:", "label 'good' is not in the order", "'god'")),
+        (("--task", "ordinal", "task.order=bad,bad"), ("task.order", "none of them twice")),
+        (("--task", "regression"), ("train.csv:2: column 'label' holds 'good', not a finite number",)),
+        (("--task", "multi-label", "task.metric=macro_f1"), ("task.metric = 'macro_f1'", "'macro_f1_at_0.5'")),
+        (("task.metric=f2",), ("task.metric = 'f2' is no score of sequence_classification; known: accuracy, brier")),
+        (("task.class_weights=balance",), ("task.class_weights", "'balance'")),
+        (("task.class_weights={god=2}",), ("task.class_weights", "'god'", "did you mean 'good'?")),
+        (("task.class_weights={good=-1}",), ("task.class_weights = -1", "greater than 0")),
+        (
+            ("--task", "regression", "task.calibrate=true"),
+            ("task.calibrate = True belongs to sequence_classification",),
+        ),
+        (("--task", "regression", "--label", "text,label"), ("data.label names 2 columns", "wants one number")),
+    ],
+)
+def test_mistake_is_named_in_one_line(cli: Cli, bert: Path, files: Path, words: Any, parts: tuple[str, ...]) -> None:
+    code, out, err = cli("train", files / "train.csv", "--model", bert, *words)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    for part in parts:
+        assert part in err.splitlines()[-1]
