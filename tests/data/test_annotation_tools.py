@@ -102,8 +102,8 @@ def test_results_that_are_no_spans_are_said(save):
     path = save("a.json", as_json(first, task(PETER, {"type": "textarea"}, number=2)))
     notes = read(str(path), "words").notes
     line = len(as_json(first).splitlines())
-    assert f"{path}: results of type 'relation', which are not read: 1 ({path}:2 (id 1))" in notes
-    assert f"{path}: results of type 'textarea', which are not read: 1 ({path}:{line} (id 2))" in notes
+    assert f"{path}: results of type 'relation', which are not read: 1 ({path}:2, record 1 (id 1))" in notes
+    assert f"{path}: results of type 'textarea', which are not read: 1 ({path}:{line}, record 2 (id 2))" in notes
 
 
 def test_cancelled_annotations_and_other_opinions_do_not_count(save):
@@ -136,7 +136,7 @@ def test_bad_task_of_label_studio_is_refused_with_line_and_id(save, bad, message
     good = task(PETER)
     path = save("a.json", as_json(good, {**task(PETER, number=9), **bad}))
     line = len(as_json(good).splitlines())
-    with pytest.raises(DataError, match=refusal(f"{path}:{line} (id 9)", message)):
+    with pytest.raises(DataError, match=refusal(f"{path}:{line}, record 2 (id 9)", message)):
         read(str(path), "words")
 
 

@@ -33,7 +33,7 @@ class Bad(NamedTuple):
     case: str
     name: str
     content: str | bytes
-    line: int
+    line: int | str
     message: str
 
 
@@ -85,7 +85,7 @@ BAD = [
     Bad(
         "lone surrogate", "a.jsonl", records(["a", "b\\ud800"]), 2, "a lone surrogate escape such as \\ud800 is no text"
     ),
-    Bad("lone surrogate", "a.json", "[" + records(["b\\udfff"]) + "]", 1, "a lone surrogate escape"),
+    Bad("lone surrogate", "a.json", "[" + records(["b\\udfff"]) + "]", "1, record 1", "a lone surrogate escape"),
     Bad("ragged", "a.csv", table(["a", "b,c"]), 3, "3 columns, the header has 2: text, label"),
     Bad("ragged", "a.csv", "text,label\na,x\nb\n", 3, "1 columns, the header has 2: text, label"),
     Bad("ragged", "a.csv", 'text,label\n"a\n\nb",x\nb\n', 5, "1 columns, the header has 2: text, label"),

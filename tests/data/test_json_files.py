@@ -52,7 +52,10 @@ def test_records_of_an_array_know_the_line_they_begin_on(save, indent, before):
     records = list(read(str(path)).examples)
     # a record begins at the last { before its text
     begins = [content.rindex("{", 0, content.index(row["text"])) for row in rows]
-    assert [record.where for record in records] == [f"{path}:{content.count(chr(10), 0, at) + 1}" for at in begins]
+    lines = [content.count("\n", 0, at) + 1 for at in begins]
+    assert [record.where for record in records] == [
+        f"{path}:{line}, record {number}" for number, line in enumerate(lines, start=1)
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "noending"])
@@ -78,9 +81,9 @@ def test_format_that_the_ending_does_not_say_is_said(save):
         ('[{"text": "a"}', 1, "no JSON: after a record of the array"),
         ('[{"text": "a"}]\n{"text": "b"}', 1, "no JSON: after a record of the array"),
         ("[", 1, "no JSON: Expecting value"),
-        ('[{"text": "a"},\n"b"]', 2, "a str, not a JSON object"),
-        ('[{"text": "a"},\n["b"]]', 2, "a list, not a JSON object"),
-        ('[{"text": "a"},\n{"text": "\\ud800"}]', 2, "a lone surrogate escape such as \\ud800 is no text"),
+        ('[{"text": "a"},\n"b"]', "2, record 2", "a str, not a JSON object"),
+        ('[{"text": "a"},\n["b"]]', "2, record 2", "a list, not a JSON object"),
+        ('[{"text": "a"},\n{"text": "\\ud800"}]', "2, record 2", "a lone surrogate escape such as \\ud800 is no text"),
         ('[{"text": "a"},\n{"text": ' + "1" * 5000 + "}]", 2, "no JSON: "),
         ('[{"text": "a"},\n' + "[" * 100_000, 2, "no JSON: "),
         ('[{"text": "a"},\n{"text": "b", "text": "c"}]', 2, "no JSON: key 'text' stands twice in an object"),

@@ -69,6 +69,10 @@ def test_endings_of_tagged_words_are_known(save, ending):
     assert holds_words(str(save(f"a.{ending}", TAGGED)))
 
 
+def test_conll_with_a_bad_tag_holds_words_all_the_same(save):
+    assert holds_words(str(save("a.conll", "Ada B-PER\nsaw X-VERB\n")))
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.tsv", "a.jsonl", "a.txt"])
 def test_tables_hold_no_words(save, name):
     assert not holds_words(str(save(name, CSV)))

@@ -222,7 +222,7 @@ def test_overlaps_are_refused_or_settled_for_the_longest_and_said(save, spans, m
     ) as err:
         read(str(path), "words")
     assert "data.overlaps=longest" in str(err.value)
-    dataset = read(str(path), "words", overlaps="longest")
+    dataset = read(str(path), "words", columns=Columns(overlaps="longest"))
     assert [found(example).spans for example in dataset.examples] == [tuple(longest)]
     n = len(spans) - len(longest)
     assert (

@@ -231,7 +231,9 @@ def test_nul_character_is_refused_with_its_line(save, name):
 @pytest.mark.parametrize("end", [True, False], ids=["ended", "open"])
 def test_texts_of_a_txt_file_are_its_lines(save, newline, end):
     texts = ["first", " second, \u2028 still ", "NA"]
-    assert [example.text for example in read_texts(save("a.txt", newline.join(texts) + newline * end))] == texts
+    assert [
+        example.text for example in read_texts(save("a.txt", newline.join(texts) + newline * end)).examples
+    ] == texts
 
 
 def test_empty_line_of_a_txt_file_is_refused_with_its_number(save):
@@ -250,7 +252,7 @@ def test_empty_line_of_a_txt_file_is_refused_with_its_number(save):
     ],
 )
 def test_texts_of_a_table_need_no_label(save, name, content):
-    assert [example.text for example in read_texts(save(name, content))] == ["first", "second, and more"]
+    assert [example.text for example in read_texts(save(name, content)).examples] == ["first", "second, and more"]
 
 
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")

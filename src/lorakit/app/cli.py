@@ -184,7 +184,10 @@ def evaluate(
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch)
     asked = Columns(columns["text"], columns["pair"], _columns(columns["label"]))
-    scores = predictor.evaluate(predictor.read_labelled(data, asked, format_).examples)
+    dataset = predictor.read_labelled(data, asked, format_)
+    for note in dataset.notes:
+        click.echo(note, err=True)
+    scores = predictor.evaluate(dataset.examples)
     click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
 
 
@@ -264,7 +267,10 @@ def predict(
         raise OutputError(f"--out {out}: its folder does not exist")
     predictor = load(run, allow_base_mismatch=allow_base_mismatch)
     if source is not None:
-        answers = predictor.predict_examples(read_texts(source, predictor.side.columns))
+        dataset = read_texts(source, predictor.side.columns)
+        for note in dataset.notes:
+            click.echo(note, err=True)
+        answers = predictor.predict_examples(dataset.examples)
     else:
         answers = predictor.predict(texts)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lorakit.data.example import Columns, Example, Wants, of_spans, of_words
 from lorakit.data.labels import label_reader
 from lorakit.data.notes import counted
-from lorakit.data.spans import Marked, Overlaps, is_spans, settle, spans_of
+from lorakit.data.spans import Marked, is_spans, settle, spans_of
 from lorakit.data.tables import Row
 from lorakit.data.tags import entities, is_tag, odd_tags, scheme, to_tags
 from lorakit.errors import DataError, did_you_mean
@@ -83,7 +83,7 @@ class Table(NamedTuple):
 def is_annotated(table: Table) -> bool:
     """Whether the rows are words with tags, or texts with spans."""
     spans, tags = table.spans(), table.column("tags", None)
-    if spans is not None and table.holds_spans(spans):
+    if table.rows[0].lined or (spans is not None and table.holds_spans(spans)):
         return True
     if table.column("words", None) is None or tags is None:
         return False
@@ -91,12 +91,14 @@ def is_annotated(table: Table) -> bool:
     return isinstance(first, list) and all(isinstance(tag, str) and is_tag(tag) for tag in first)
 
 
-def examples_of(table: Table, wants: Wants, overlaps: Overlaps = "error") -> list[Example]:
+def examples_of(table: Table, wants: Wants) -> list[Example]:
     """An example of each row, with what the task `wants`.
 
     Raises:
         DataError: a column is not there, or a record is incomplete; the message names file and line.
     """
+    if table.rows[0].lined:  # columns without names
+        table = table._replace(asked=Columns())
     asked = table.asked
     words = table.column("words", asked.text if wants == "words" else None)
     if wants == "words":
@@ -104,7 +106,7 @@ def examples_of(table: Table, wants: Wants, overlaps: Overlaps = "error") -> lis
         if words and tags and tags != spans:
             return _tagged(table, words, tags)
         if spans:
-            return _spanned(table, spans, overlaps)
+            return _spanned(table, spans)
         raise DataError(
             f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', "
             f"or texts with 'spans'; columns: {', '.join(table.there)}"
@@ -194,13 +196,13 @@ def _tags(row: Row, words: str, column: str) -> list[str]:
     return tags
 
 
-def _spanned(table: Table, column: str, overlaps: Overlaps) -> list[Example]:
+def _spanned(table: Table, column: str) -> list[Example]:
     """Texts with spans, cut into words that carry them exactly."""
     text = table.said("text", table.asked.text)
     if table.asked.label is None:
         table.notes.append(f"{table.source}: spans are column {column!r}")
     marked = [Marked(_text(row, text), spans_of(row.values.get(column), row.place), row.place) for row in table.rows]
-    settled, notes = settle(marked, overlaps, table.source)
+    settled, notes = settle(marked, table.asked.overlaps, table.source)
     table.notes.extend(notes)
     return [
         of_spans(record.text, spans, row.values.get(TOKENS), row.where)

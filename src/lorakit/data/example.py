@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from lorakit.data.spans import Span, trim
+from lorakit.data.spans import Overlaps, Span, trim
 from lorakit.data.tags import OUTSIDE
 from lorakit.errors import DataError
 
@@ -48,12 +48,13 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns to read; None means the usual names are looked for."""
+    """How records are read: names of columns, where None means that the usual ones are looked for, and what is in them."""
 
     text: str | None = None
     pair: str | None = None
     label: str | tuple[str, ...] | None = None  # several: 0/1 columns, or shares
     label_separator: str = ","  # between labels in one cell
+    overlaps: Overlaps = "error"  # what becomes of character spans that overlap
 
 
 def of_words(words: Sequence[str], tags: Sequence[str] = (), where: str = "") -> Example:

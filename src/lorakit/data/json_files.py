@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ def _lines(path: Path, text: str) -> Iterator[Row]:
 
 
 def _array(path: Path, text: str) -> Iterator[Row]:
-    """Record by record, so that each knows the line it begins on."""
+    """Record by record, so that each knows the line it begins on, and its number: tools write all of it in one line."""
     position, line, counted = text.index("["), 1, 0
-    while True:
+    for number in count(start=1):
         position = _past_space(text, position + 1)
         line, counted = line + text.count("\n", counted, position), position
-        if text[position : position + 1] == "]" and _before(text, position) == "[":
+        if number == 1 and text[position : position + 1] == "]":
             break
         try:
             values, position = DECODER.raw_decode(text, position)
@@ -67,7 +68,7 @@ def _array(path: Path, text: str) -> Iterator[Row]:
             raise DataError(f"{path}:{err.lineno}: no JSON: {err.msg} at column {err.colno}") from err
         except (ValueError, RecursionError) as err:
             raise DataError(f"{path}:{line}: no JSON: {err}") from err
-        yield _record(values, f"{path}:{line}")
+        yield _record(values, f"{path}:{line}, record {number}")
         position = _past_space(text, position)
         if text[position : position + 1] != ",":
             break
@@ -79,10 +80,6 @@ def _array(path: Path, text: str) -> Iterator[Row]:
 def _past_space(text: str, position: int) -> int:
     found = SPACE.match(text, position)
     return found.end() if found else position
-
-
-def _before(text: str, position: int) -> str:
-    return text[:position].rstrip()[-1:]
 
 
 def _record(values: Any, where: str) -> Row:

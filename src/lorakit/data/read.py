@@ -19,7 +19,6 @@ from lorakit.data.hub import read_hub, read_saved
 from lorakit.data.json_files import read_json
 from lorakit.data.label_studio import flattened, is_label_studio
 from lorakit.data.prodigy import accepted, is_prodigy
-from lorakit.data.spans import Overlaps
 from lorakit.data.tables import Row, read_csv, read_label_first
 from lorakit.data.tags import is_tag
 from lorakit.data.text import lines_of
@@ -67,12 +66,10 @@ def read(
     columns: Columns = Columns(),
     format: str = "auto",
     split: str = "train",
-    overlaps: Overlaps = "error",
 ) -> Dataset:
     """The examples of one source, in their order, each with what the task `wants`.
 
     With `wants = "text"` labels are taken from the column that `columns` names, if it names one, and not looked for.
-    `overlaps` says what becomes of spans that overlap: an error, or the longest stay.
 
     Raises:
         DataError: the source is missing, empty or damaged, a column is not there, or a record is incomplete; the
@@ -80,7 +77,7 @@ def read(
     """
     path = _path(source)
     rows, notes = _rows(source, path, format, split)
-    examples = examples_of(Table(source, rows, columns, notes), wants, overlaps)
+    examples = examples_of(Table(source, rows, columns, notes), wants)
     return Dataset(source, examples, _fingerprint(path, examples), notes)
 
 
@@ -174,12 +171,12 @@ def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def read_texts(path: Path, columns: Columns = Columns()) -> list[Example]:
+def read_texts(path: Path, columns: Columns = Columns()) -> Dataset:
     """Texts to predict on: the lines of a .txt file, or the text column (and the pair's) of a table, in order."""
-    if path.suffix.lower() == ".txt":
-        lines = lines_of(path)
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                raise DataError(f"{path}:{number}: the line is empty")
-        return [Example(line) for line in lines]
-    return list(read(str(path), "text", columns=replace(columns, label=None)).examples)
+    if path.suffix.lower() != ".txt":
+        return read(str(path), "text", columns=replace(columns, label=None))
+    lines = lines_of(path)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise DataError(f"{path}:{number}: the line is empty")
+    return Dataset(str(path), [Example(line) for line in lines], file_sha256(path))

@@ -150,7 +150,6 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
         columns=columns_of(data),
         format=data.format,
         split=split_name,
-        overlaps=data.overlaps,
     )
     for note in dataset.notes:
         report(Note(note))
@@ -159,7 +158,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
 
 def columns_of(data: DataSection) -> Columns:
     """The columns that the recipe names."""
-    return Columns(data.text, data.pair, data.label, data.label_separator)
+    return Columns(data.text, data.pair, data.label, data.label_separator, data.overlaps)
 
 
 def _max_length(asked: int | None, base: BaseModel) -> int:
