@@ -121,6 +121,16 @@ def test_every_later_group_is_compared_with_the_first(tmp_path: Path) -> None:
     assert "2 comparisons" in found.lines[-1]
 
 
+def test_verdict_is_about_another_score_where_the_headline_cannot_be_resampled(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, rights(0.8), lr=i + 1) for i, name in enumerate("ab")]
+    for run in runs:
+        raw = json.loads((run / FILE).read_text())
+        (run / FILE).write_text(json.dumps({**raw, "metric": "macro_average_precision"}))
+    found = compare_runs(runs)
+    assert found.facts["comparisons"][0]["metric"] == "accuracy"
+    assert "the same accuracy" in found.lines[-1]
+
+
 # Refused
 
 

@@ -59,6 +59,7 @@ class Comparison(NamedTuple):
     first: Group
     second: Group
     pairs: list[tuple[Judged, Judged]]
+    metric: str  # that the verdict is about
     scores: dict[str, Difference]
     verdict: str
 
@@ -104,17 +105,18 @@ def _compare(first: Group, second: Group) -> Comparison:
     pairs = _pairs(first, second)
     for a, b in pairs:
         _check_same_examples(a, b)
-    metric = pairs[0][0].found.metric
     names = [name for name in first.scores if name in second.scores]
-    if metric not in names:
+    headline, other = (run.found.metric for run in pairs[0])
+    if not names:
         raise ConfigError(
-            f"{pairs[0][0].path} is judged by {metric}, {pairs[0][1].path} by {pairs[0][1].found.metric}: "
-            "they have no score in common that could be compared"
+            f"{pairs[0][0].path} is judged by {headline}, {pairs[0][1].path} by {other}: they have no score in common "
+            "that could be compared"
         )
+    metric = headline if headline in names else names[0]  # some, such as average precision, cannot be resampled
     sides = [[pair[i].found.scores for pair in pairs] for i in (0, 1)]
     scores = {name: difference(*([run[name] for run in side] for side in sides)) for name in names}
     verdict = _verdict(first, second, metric, scores[metric], pairs[0][0].found.n)
-    return Comparison(first, second, pairs, scores, verdict)
+    return Comparison(first, second, pairs, metric, scores, verdict)
 
 
 def _pairs(first: Group, second: Group) -> list[tuple[Judged, Judged]]:
@@ -259,7 +261,7 @@ def _facts(groups: Sequence[Group], comparisons: Sequence[Comparison], on: str |
                 "second": comparison.second.letter,
                 "pairs": len(comparison.pairs),
                 "examples": comparison.pairs[0][0].found.n,
-                "metric": comparison.pairs[0][0].found.metric,
+                "metric": comparison.metric,
                 "differences": {name: found._asdict() for name, found in comparison.scores.items()},
                 "verdict": comparison.verdict,
             }
