@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_answers_scores_and_facts_of_a_run(cli: Cli, request: pytest.FixtureRequ
     code, out, _ = cli("inspect", run)
     assert code == 0
     assert f"task: {source}" in out
+
+
+def test_temperature_is_shown_and_put_into_answers_when_asked_for(cli: Cli, bert: Path, files: Path) -> None:
+    short = ("train.max_steps=2", "train.batch_size=8", "model.dtype=fp32", "task.calibrate=true", "output.dir=run")
+    code, out, _ = cli("train", files / "train.csv", "--model", bert, *short)
+    assert code == 0
+    assert re.search(r"  a temperature of \d+\.\d\d, in the answers, takes ece 0\.\d{3} to 0\.\d{3}, nll ", out)
+    scores = json.loads(Path("run/scores.json").read_text())
+    assert scores["calibration"]["scaled"] == {name: scores[name] for name in ("ece", "brier", "nll")}
+    (first, *_) = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    (again,) = lorakit.load("run").predict([first["text"]])
+    assert again["score"] == pytest.approx(first["score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)

@@ -23,12 +23,14 @@ BASES = {"token_classification": "roberta", "text2text_ner": "t5"}  # bert for a
 TASKS = (*DATA, *BASES)
 
 
-@pytest.fixture(params=[*TASKS, "crf"])
+@pytest.fixture(params=[*TASKS, "crf", "weighted"])
 def task_sections(request: pytest.FixtureRequest, files: Path) -> Iterator[dict]:
-    task = "token_classification" if request.param == "crf" else request.param
+    task = {"crf": "token_classification", "weighted": "sequence_classification"}.get(request.param, request.param)
     raw = sections(request.getfixturevalue(BASES.get(task, "bert")), files, task)
     if request.param == "crf":
         raw["task"]["crf"] = True
+    if request.param == "weighted":
+        raw["task"]["class_weights"] = {"good": 3.0}
     yield raw
 
 

@@ -115,9 +115,10 @@ def test_order_is_given_or_by_value():
     assert find_labels("ordinal_classification", examples, ("2", "-1.5", "10", "3")) == ("2", "-1.5", "10", "3")
 
 
-def test_order_of_names_is_asked_for():
-    with pytest.raises(ConfigError, match=r"^task\.order is missing: .*from lowest to highest: fair, poor"):
-        find_labels("ordinal_classification", [Example("x", label=label) for label in ("poor", "fair")])
+@pytest.mark.parametrize("labels", [("fair", "poor"), ("1", "1.0", "2"), ("1", "nan"), ("0", "inf")])
+def test_order_of_what_is_not_all_different_numbers_is_asked_for(labels):
+    with pytest.raises(ConfigError, match=rf"^task\.order is missing: .*from lowest to highest: {', '.join(labels)}"):
+        find_labels("ordinal_classification", [Example("x", label=label) for label in labels])
 
 
 @pytest.mark.parametrize("order", [("a",), ("a", "b", "a")])

@@ -94,10 +94,18 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     if "errors" in scores:
         kinds = (f"{count} {kind.replace('_', ' ')}" for kind, count in scores["errors"].items() if kind != "correct")
         lines.append(f"  entity errors: {', '.join(kinds)}; {scores['errors']['correct']} correct")
+    if "calibration" in scores:
+        lines.append(_temperature(scores["calibration"]))
     if scores.get("evaluations", 1) > 1:
         lines.append(f"the best of {scores['evaluations']} evaluations on the same examples, so a little optimistic")
     test = score_lines(scores["test"]) if "test" in scores else []
     return [*lines, *(f"test {line}" for line in test)]
+
+
+def _temperature(found: dict[str, Any]) -> str:
+    changes = (f"{name} {found['unscaled'][name]:.3f} to {found['scaled'][name]:.3f}" for name in ("ece", "nll"))
+    kept = "in the answers" if found["applied"] else "left out of the answers (task.calibrate)"
+    return f"  a temperature of {found['temperature']:.2f}, {kept}, takes {', '.join(changes)}"
 
 
 def _between(interval: list[float] | None) -> str:

@@ -45,7 +45,7 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
 
 def shares(row: Row, values: Mapping[str, Any]) -> dict[str, float]:
     """A soft label: shares of at least 0 that sum to 1 within 1e-3; what is missing to 1 is made up for."""
-    found = {name: _number(value) for name, value in values.items()}
+    found = {name: finite_number(value) for name, value in values.items()}
     for name, share in found.items():
         if share is None or share < 0:
             raise DataError(f"{row.where}: label {name!r} has {values[name]!r}, not a share from 0 to 1")
@@ -76,7 +76,7 @@ def several_labels(row: Row, column: str, separator: str) -> tuple[str, ...]:
 
 def marked_labels(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
     """The names of those columns that hold a 1; the others must hold a 0."""
-    marks = {column: _number(row.values.get(column), flags=True) for column in columns}
+    marks = {column: finite_number(row.values.get(column), flags=True) for column in columns}
     for column, mark in marks.items():
         if mark not in (0, 1):
             raise DataError(f"{row.where}: column {column!r} holds {row.values.get(column)!r}, not 0 or 1")
@@ -85,7 +85,7 @@ def marked_labels(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
 
 def number(row: Row, column: str) -> float:
     """A finite number."""
-    value = _number(row.values.get(column))
+    value = finite_number(row.values.get(column))
     if value is None:
         raise DataError(f"{row.where}: column {column!r} holds {row.values.get(column)!r}, not a finite number")
     return value
@@ -97,7 +97,7 @@ def _name(value: Any) -> str | None:
     return str(value).strip() or None
 
 
-def _number(value: Any, *, flags: bool = False) -> float | None:
+def finite_number(value: Any, *, flags: bool = False) -> float | None:
     """The finite number that a cell holds, or None; true and false are 1 and 0 where the cell is a flag."""
     if isinstance(value, bool):
         return float(value) if flags else None

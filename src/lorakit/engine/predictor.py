@@ -34,7 +34,8 @@ class Predictor:
     device: torch.device
 
     def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
-        """An answer for each text, in order: `{"text", "label", "score", "probabilities"}` or `{"text", "entities"}`.
+        """An answer for each text, in order: `{"text", "label", "score", "probabilities"}`, with several labels
+        `{"text", "labels", "probabilities"}`, of regression `{"text", "value"}`, else `{"text", "entities"}`.
 
         Texts are pairs where the run was trained on pairs.
 

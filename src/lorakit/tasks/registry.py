@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from lorakit.data.example import Example, Wants
+from lorakit.data.labels import finite_number
 from lorakit.data.tags import entities
 from lorakit.errors import AdapterError, ConfigError, DataError, did_you_mean
 from lorakit.recipe import TaskSection
@@ -78,12 +79,13 @@ def _checked_order(order: Sequence[str]) -> tuple[str, ...]:
 
 
 def _by_value(labels: Sequence[str]) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(labels, key=float))
-    except ValueError as err:
+    values = {label: finite_number(label) for label in labels}
+    if None in values.values() or len(set(values.values())) < len(labels):
         raise ConfigError(
-            f"task.order is missing: the labels are no numbers; name them from lowest to highest: {', '.join(labels)}"
-        ) from err
+            "task.order is missing: the labels are not all numbers that differ; name them from lowest to highest: "
+            + ", ".join(labels)
+        )
+    return tuple(sorted(labels, key=float))
 
 
 def check_labels(task_name: str, examples: Iterable[Example], labels: Sequence[str]) -> None:
