@@ -115,7 +115,7 @@ def test_order_is_given_or_by_value():
     assert find_labels("ordinal_classification", examples, ("2", "-1.5", "10", "3")) == ("2", "-1.5", "10", "3")
 
 
-@pytest.mark.parametrize("labels", [("fair", "poor"), ("1", "1.0", "2"), ("1", "nan"), ("0", "inf")])
+@pytest.mark.parametrize("labels", [("fair", "poor"), ("1", "2", "1.0"), ("1", "nan"), ("0", "inf")])
 def test_order_of_what_is_not_all_different_numbers_is_asked_for(labels):
     with pytest.raises(ConfigError, match=rf"^task\.order is missing: .*from lowest to highest: {', '.join(labels)}"):
         find_labels("ordinal_classification", [Example("x", label=label) for label in labels])
