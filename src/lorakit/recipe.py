@@ -93,6 +93,7 @@ TASK_KEYS: Mapping[str, tuple[TaskName, ...]] = {
     "prefix": ("text2text_ner",),
     "max_target_length": ("text2text_ner",),
     "constrained": ("text2text_ner",),
+    "format": ("text2text_ner",),
     "stride": ("token_classification",),
     "subwords": ("token_classification",),
     "decoding": ("token_classification",),
@@ -111,6 +112,7 @@ class TaskSection(Section):
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
     constrained: bool = False  # let the decoder write nothing but the source's words in order, with known types
+    format: Literal["list", "tanl", "sentinel"] = "list"  # how entities are written
     stride: Annotated[int, Field(ge=0)] | None = None  # tokens shared by neighbouring windows; unset: max_length / 4
     subwords: Literal["first", "all"] = "first"  # which pieces of a word are trained; the first one answers
     decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best sequence that is valid IOB2

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from tests.tiny import items_of
 
 from lorakit.data.example import of_text, of_words
-from lorakit.data.tags import Entity
+from lorakit.data.tags import entities, to_tags
+from lorakit.errors import ConfigError
 from lorakit.tasks.base import IGNORE
-from lorakit.tasks.entity_list import write
-from lorakit.tasks.text2text_ner import Extracted, Generated, Text2TextNer
+from lorakit.tasks.decoding import Written
+from lorakit.tasks.spelling import decode
+from lorakit.tasks.text2text_formats import FORMATS
+from lorakit.tasks.text2text_ner import Extracted, Text2TextNer
 
 TYPES = ("LOC", "PER")
 EXAMPLES = [
@@ -47,9 +51,16 @@ def trained(task, batch, make_writer):
     return model.eval()
 
 
-def said(text: str, example, ended: bool = True) -> Extracted:
-    task = Text2TextNer(None, TYPES, max_length=64)
-    return task.answer(example, [Generated(text, ended, score=0.5)])
+@pytest.fixture(scope="module")
+def said(byte_tokenizer):
+    """The answer that a text amounts to."""
+
+    def say(text: str, example, ended: bool = True, **knobs) -> Extracted:
+        task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, **knobs)
+        ids = byte_tokenizer(text, add_special_tokens=False)["input_ids"]
+        return task.answer(example, [Written(tuple(ids), ended, score=0.5)])
+
+    return say
 
 
 @torch.no_grad()
@@ -103,7 +114,7 @@ def test_answers_of_a_batch_equal_a_plain_loop_over_its_rows(task, byte_tokenize
     with torch.no_grad():
         found = task.predict(trained, task.collate(items))
     loops = [greedy(trained, item["input_ids"], limit) for item in items]
-    assert [answer.text for answer in found] == [byte_tokenizer.decode(o, skip_special_tokens=True) for o, _ in loops]
+    assert [list(answer.ids) for answer in found] == [output for output, _ in loops]
     assert [answer.ended for answer in found] == [o[-1] == byte_tokenizer.eos_token_id for o, _ in loops]
     means = torch.tensor([mean for _, mean in loops]).exp().tolist()
     assert [answer.score for answer in found] == pytest.approx(means, rel=1e-3)
@@ -115,43 +126,45 @@ def test_answers_of_a_batch_equal_a_plain_loop_over_its_rows(task, byte_tokenize
 def test_training_on_the_loss_teaches_to_write_and_to_stop(task, batch, trained):
     none = TARGETS.index("None")
     answer = task.predict(trained, batch)[none]
-    assert (answer.text, answer.ended) == ("None", True)
+    assert (decode(task.tokenizer, answer.ids), answer.ended) == ("None", True)
 
 
-def test_perfect_outputs_score_one():
-    answers = [said(target, example) for target, example in zip(TARGETS, EXAMPLES, strict=True)]
-    scores = Text2TextNer(None, TYPES, max_length=64).score(EXAMPLES, answers)
-    assert {name: scores[name] for name in ("entity_f1", "entity_f1_strict", "surface_f1")} == {
-        "entity_f1": 1.0,
-        "entity_f1_strict": 1.0,
-        "surface_f1": 1.0,
-    }
-    assert {scores[name] for name in ("malformed", "unknown_type", "truncated", "invented")} == {0.0}
+FAULTS = ("malformed", "unknown_type", "invented", "misordered", "truncated")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_perfect_outputs_score_one(byte_tokenizer, said, name):
+    task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, format=name)
+    answers = [said(task.expected(example), example, format=name) for example in EXAMPLES]
+    scores = task.score(EXAMPLES, answers)
+    assert [scores[key] for key in ("entity_f1", "entity_f1_strict", "surface_f1")] == [1, 1, 1]
+    assert [scores[key] for key in FAULTS] == [0] * len(FAULTS)
 
 
 @pytest.mark.parametrize(
     ("output", "ended", "shares"),
     [
-        ("Al: PER | Bo: PE", False, {"truncated": 1.0, "malformed": 1.0, "unknown_type": 1.0}),
-        ("Al: PER | Bo", False, {"truncated": 1.0, "malformed": 1.0}),
-        ("Al: PER | Bo", True, {"malformed": 1.0}),
-        ("Al: PER | Eve: PER", True, {"invented": 1 / 2}),
-        ("", True, {"malformed": 1.0}),
-        ("None", True, {}),
+        ("Al: PER | Bo: PE", False, {"truncated"}),
+        ("Al: PER | Bo: PE | Bo", False, {"truncated", "unknown_type"}),
+        ("Al: PER | Bo", False, {"truncated"}),
+        ("Al: PER | Bo", True, {"malformed"}),
+        ("Al: PER | Eve: PER", True, {"invented"}),
+        ("Al: PER | Al: PER | Bo: PER", True, {"misordered"}),
+        ("", True, {"malformed"}),
+        ("None", True, set()),
     ],
 )
-def test_faults_of_an_output_are_counted(output, ended, shares):
-    task = Text2TextNer(None, TYPES, max_length=64)
+def test_faults_of_an_output_are_counted(task, said, output, ended, shares):
     example = EXAMPLES[2]
     scores = task.score([example], [said(output, example, ended)])
-    names = ("malformed", "unknown_type", "truncated", "invented")
-    assert {name: scores[name] for name in names} == {name: shares.get(name, 0.0) for name in names}
-    assert scores["entity_recall"] == output.startswith("Al") / 3  # lost entities count as missed
+    assert {name for name in FAULTS if scores[name]} == shares
+    assert {scores[name] for name in shares} <= {1.0}
+    named = output.count("Al: PER") + output.count("Bo: PER")
+    assert scores["entity_recall"] == named / 3  # lost entities count as missed
 
 
 @pytest.mark.parametrize("n_open", range(len(EXAMPLES) + 1))
-def test_truncated_is_the_share_of_outputs_that_did_not_end(n_open):
-    task = Text2TextNer(None, TYPES, max_length=64)
+def test_truncated_is_the_share_of_outputs_that_did_not_end(task, said, n_open):
     answers = [said(t, e, ended=i >= n_open) for i, (t, e) in enumerate(zip(TARGETS, EXAMPLES, strict=True))]
     assert task.score(EXAMPLES, answers)["truncated"] == n_open / len(EXAMPLES)
 
@@ -160,29 +173,106 @@ def test_truncated_is_the_share_of_outputs_that_did_not_end(n_open):
     ("output", "right", "found"),
     [("Al: PER | Bo: PER", 2, 2), ("Al: PER | Al: PER | Al: PER", 2, 3), ("Al: PER | Al: LOC", 1, 2), ("None", 0, 0)],
 )
-def test_surface_f1_counts_duplicates(output, right, found):
+def test_surface_f1_counts_duplicates(task, said, output, right, found):
     example = EXAMPLES[2]
     wanted = 3
-    scores = Text2TextNer(None, TYPES, max_length=64).score([example], [said(output, example)])
+    scores = task.score([example], [said(output, example)])
     assert scores["surface_f1"] == pytest.approx(2 * right / (found + wanted))
 
 
-def test_surface_f1_is_blind_to_the_place_and_entity_f1_is_not():
+def test_surface_f1_is_blind_to_the_place_and_entity_f1_is_not(task, said):
     example = of_words(["Al", "saw", "Al"], ["O", "O", "B-PER"])
-    scores = Text2TextNer(None, TYPES, max_length=64).score([example], [said("Al: PER", example)])
+    scores = task.score([example], [said("Al: PER", example)])
     assert (scores["surface_f1"], scores["entity_f1"]) == (1.0, 0.0)
 
 
-def test_json_has_text_entities_and_the_output():
+def test_json_has_text_entities_and_the_output(task, said):
     text = "  Al   met\tBo. "
     example = of_text(text)
-    output = write(example.words, [Entity("PER", 0, 1), Entity("PER", 2, 3)])
+    output = "Al: PER | Bo: PER"
     answer = said(output, example)
-    line = Text2TextNer(None, TYPES, max_length=64).to_json(example, answer)
+    line = task.to_json(example, answer)
     assert list(line) == ["text", "entities", "generated"]
     assert (line["text"], line["generated"]) == (text, output)
     wanted = [("PER", name, text.index(name), text.index(name) + len(name)) for name in ("Al", "Bo")]
     keys = ("entity_group", "word", "start", "end")
     assert [tuple(entity[key] for key in keys) for entity in line["entities"]] == wanted
-    assert {entity["score"] for entity in line["entities"]} == {answer.generated.score}
+    assert {entity["score"] for entity in line["entities"]} == {answer.written[0].score}
     assert json.loads(json.dumps(line)) == line
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_words_with_the_signs_of_the_format_are_found_again(byte_tokenizer, said, name):
+    example = of_words(["[x]", "AC|DC", "</s>", "<extra_id_1>", "a:"], ["O", "B-LOC", "I-LOC", "I-LOC", "B-PER"])
+    task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, format=name)
+    assert tuple(said(task.expected(example), example, format=name).tags) == example.tags
+
+
+# Windows and limits
+
+
+LONG = [f"w{i}" for i in range(300)]
+LONG_TAGS = to_tags([*(("PER", i, i + 3) for i in range(1, 290, 4))], len(LONG))  # some reach over a window's end
+
+
+def test_sentences_of_more_words_than_sentinels_are_read_in_windows_that_lose_nothing(byte_tokenizer):
+    example = of_words(LONG, LONG_TAGS)
+    task = Text2TextNer(byte_tokenizer, TYPES, 10_000, max_target_length=10_000, constrained=True, format="sentinel")
+    ((first, *others),) = task.encode([example])
+    assert len(others) == -(-len(LONG) // task.form.longest) - 1 > 0
+    raws = [Written(tuple(item["labels"]), True, 0.5) for item in (first, *others)]
+    assert task.answer(example, raws).tags == LONG_TAGS
+    assert any(tag.startswith("I-") for window in task.windows(example)[1:] for tag in window.tags[:1])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_texts_targets_and_entities_that_limits_cut_off_are_counted(byte_tokenizer, name):
+    example = EXAMPLES[2]
+
+    def cut(max_length: int, max_target_length: int):
+        task = Text2TextNer(
+            byte_tokenizer, TYPES, max_length, prefix="", max_target_length=max_target_length, format=name
+        )
+        return tuple(task.cut([example], task.encode([example])))
+
+    task = Text2TextNer(byte_tokenizer, TYPES, 999, prefix="", format=name)
+    words, n = task.windows(example)[0].words, len(example.words)
+    ends = [len(byte_tokenizer(task.form.source(words[:i]))["input_ids"]) for i in range(n + 1)]
+    target = len(byte_tokenizer(task.expected(example))["input_ids"])
+    assert cut(ends[-1], target) == (0, 0, 0)
+    assert cut(ends[-1] - 1, target) == (1, 0, 1)
+    assert cut(ends[3], target) == (1, 0, 1)
+    assert cut(ends[3] - 1, target) == (1, 0, 2)
+    assert cut(ends[1] - 1, target) == (1, 0, 3)
+    assert cut(ends[-1], target - 1)[:2] == (0, 1)
+    assert cut(ends[-1], 2) == (0, 1, 3)
+    assert [cut(ends[-1], limit)[2] for limit in range(2, target + 1)] == sorted(
+        (cut(ends[-1], limit)[2] for limit in range(2, target + 1)), reverse=True
+    )
+
+
+# What cannot be used is refused at the start
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("list", "a|b"), ("list", "ns:PER"), ("tanl", "a|b"), ("tanl", "[x]"), ("sentinel", "</s>"), ("list", " PER")],
+)
+def test_type_that_does_not_survive_is_refused_with_its_name(byte_tokenizer, name, kind):
+    with pytest.raises(ConfigError, match=rf"task.format = '{name}': the entity type {re.escape(repr(kind))} does not"):
+        _ = Text2TextNer(byte_tokenizer, ("PER", kind), 64, format=name).form
+
+
+@pytest.mark.parametrize("kind", ["geo-loc", "group name", "B-PER", "ns.PER", "日", "O", "None"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_odd_types_survive(byte_tokenizer, said, name, kind):
+    task = Text2TextNer(byte_tokenizer, (kind,), 64, format=name)
+    example = of_words(["a", "b", "c"], ["O", f"B-{kind}", f"I-{kind}"])
+    raw = Written(tuple(byte_tokenizer(task.expected(example))["input_ids"]), True, 1.0)
+    assert entities(task.answer(example, [raw]).tags) == entities(example.tags)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("list", "|"), ("tanl", "["), ("sentinel", "<extra_id_0>")])
+def test_tokenizer_without_the_signs_of_the_format_is_refused(word_pieces, name, sign):
+    with pytest.raises(ConfigError, match=rf"task.format = '{name}': .*{re.escape(sign)}.*try '"):
+        _ = Text2TextNer(word_pieces, TYPES, 64, format=name).form

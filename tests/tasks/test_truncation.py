@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example, of_words
-from lorakit.data.tags import entities
 from lorakit.engine.evaluate import answer_all
 from lorakit.tasks.base import Scores, Task
-from lorakit.tasks.entity_list import write
+from lorakit.tasks.entity_list import ListFormat
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.tasks.text2text_ner import Text2TextNer
 from lorakit.tasks.token_classification import TokenClassification, tag_names
@@ -69,18 +68,21 @@ class Writer(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def generate(self, input_ids: Tensor, max_new_tokens: int, logits_processor: list[Any], **_: Any) -> Tensor:
-        rows = []
-        for text in self.tokenizer.batch_decode(input_ids, skip_special_tokens=True):
+    config = SimpleNamespace(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, model_type="writer")
+
+    def get_encoder(self) -> Callable[..., SimpleNamespace]:
+        return lambda input_ids, attention_mask: SimpleNamespace(last_hidden_state=input_ids)
+
+    def forward(
+        self, encoder_outputs: tuple[Tensor], past_key_values: int | None, use_cache: bool, **_: Tensor
+    ) -> SimpleNamespace:
+        step, tokens = past_key_values or 0, []
+        for text in self.tokenizer.batch_decode(encoder_outputs[0], skip_special_tokens=True):
             words = text.split()
-            found = entities([GOLD.get(word, "O") for word in words])
-            rows.append(torch.tensor(self.tokenizer(write(words, found))["input_ids"])[:max_new_tokens])
-        output = F.pad(nn.utils.rnn.pad_sequence(rows, batch_first=True), (1, 0))  # zeros pad and start
-        for step in range(1, output.shape[1]):
-            scores = F.one_hot(output[:, step], len(self.tokenizer)).float()
-            for processor in logits_processor:
-                processor(output[:, :step], scores)
-        return output
+            target = self.tokenizer(ListFormat().write(words, [GOLD.get(word, "O") for word in words]))["input_ids"]
+            tokens.append((target + [self.config.eos_token_id] * (step + 1))[step])
+        logits = F.one_hot(torch.tensor(tokens), len(self.tokenizer)).float()
+        return SimpleNamespace(logits=logits[:, None], past_key_values=step + 1)
 
 
 def score(task: Task, model: nn.Module, examples: list[Example]) -> Scores:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CONSUMERS = ("peft", "merged", "vllm", "lorax", "llamacpp")  # merged, and the keys of lora.profiles.PROFILES
 TASKS = (
     *("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
-    *("token_classification", "text2text_ner"),
+    *("token_classification", "text2text_ner", "text2text_classification"),
 )
 WORD = {
     "classification": "sequence_classification",

@@ -127,7 +127,7 @@ def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) ->
 
 def _told_labels(side: Side, profile: Profile) -> list[str]:
     names = TASKS[side.task.name].outputs(side.labels)
-    if not profile.everything or side.task.name == "text2text_ner" or len(names) == 2:
+    if not profile.everything or side.task.name.startswith("text2text") or len(names) == 2:
         return []
     return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
 

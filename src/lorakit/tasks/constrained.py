@@ -1,31 +1,21 @@
-"""Greedy decoding that can write nothing but a list of the source's own words with known types, in the source's order.
+"""What a decoder may write for one source, as an automaton over tokens made from a format's automaton over texts.
 
-The language, over tokens, as an automaton: `None`, or mentions joined by the separator; a mention is a run of the source's
-words and the ending `: TYPE`; each mention begins behind the one before. So no output is malformed, invents a name or
-repeats one for ever. Works for any tokenizer whose pieces do not cross from a word into what follows it.
+Every output that it lets pass is of the format, has known types and none but the source's words; so nothing is malformed
+or invented. Each text is tokenised by itself, which needs a tokenizer whose pieces do not reach across white space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
-from lorakit.tasks.entity_list import COLON, NONE, SEPARATOR
+from lorakit.tasks.entity_text import END, START, Node, Way
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
-
-
-class Node(NamedTuple):
-    """A place between tokens: before a mention, behind one of its words, behind its type, or at the end."""
-
-    kind: str  # "start", "mention", "word", "type", "end"
-    word: int = 0  # words of the source that lie behind this place
 
 
 class Path(NamedTuple):
@@ -36,69 +26,50 @@ class Path(NamedTuple):
 
 
 class Language:
-    """What may be written for one source sentence."""
+    """What may be written for one source: `ways` gives the texts that lead on from a place."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, types: Sequence[str], words: Sequence[str]) -> None:
-        def ids(text: str) -> Ids:
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        lead = ids("x")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ways: Callable[[Node], Iterable[Way]]) -> None:
+        self.ways = ways
         self.eos: int = tokenizer.eos_token_id
-        self.none = (*ids(NONE), self.eos)
-        self.separator = ids(f"x{SEPARATOR}")[len(lead) :]
-        self.endings = [ids(f"x{COLON} {kind}")[len(lead) :] for kind in types]
-        self.first = [ids(word) for word in words]
-        self.later = [ids(f" {word}") for word in words]
-
-    def paths(self, node: Node) -> Iterable[Path]:
-        """The ways on from a place."""
-        kind, word = node
-        rest = range(word, len(self.first))
-        if kind == "start":
-            yield Path(self.none, Node("end"))
-        if kind in ("start", "mention"):
-            yield from (Path(self.first[i], Node("word", i + 1)) for i in rest)
-        if kind == "word":
-            yield from (Path(ending, Node("type", word)) for ending in self.endings)
-            if rest:
-                yield Path(self.later[word], Node("word", word + 1))
-        if kind == "type":
-            yield Path((self.eos,), Node("end"))
-            if rest:
-                yield Path(self.separator, Node("mention", word))
+        self.ids = chunk_ids(tokenizer)
+        self._opened: dict[Node, list[Path]] = {}
 
     def begin(self) -> set[Path]:
         """Every path from the start."""
-        return set(self._open([Path((), Node("start"))]))
+        return set(self._paths(START))
 
-    def step(self, paths: set[Path], token: int) -> set[Path]:
-        """The paths that remain after a token."""
-        return set(self._open(Path(path.ids[1:], path.target) for path in paths if path.ids[0] == token))
+    def step(self, paths: Iterable[Path], token: int) -> set[Path]:
+        """The paths that remain after a token; none at the end."""
+        remaining: set[Path] = set()
+        for ids, target in paths:
+            if ids[0] == token:
+                remaining.update([Path(ids[1:], target)] if len(ids) > 1 else self._paths(target))
+        return remaining
 
-    def _open(self, paths: Iterable[Path]) -> Iterable[Path]:
-        """The paths, finished ones replaced by those that lead on."""
-        for path in paths:
-            if path.ids:
-                yield path
-            elif path.target.kind != "end":
-                yield from self._open(self.paths(path.target))
+    def _paths(self, node: Node) -> list[Path]:
+        if node not in self._opened:
+            ways = self.ways(node) if node != END else ()
+            self._opened[node] = [
+                Path(self.ids(text, node == START) if text else (self.eos,), target) for text, target in ways
+            ]
+        return self._opened[node]
 
 
-class Constraint:
-    """A logits processor for one batch: it leaves each row the tokens that its language allows."""
+def chunk_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str, bool], Ids]:
+    """A function that gives the tokens of a text at the start of an output, or behind a space."""
 
-    def __init__(self, languages: Sequence[Language]) -> None:
-        self.languages = languages
-        self.paths = [language.begin() for language in languages]
-        self.started = False
+    def ids(text: str) -> Ids:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.started:
-            for row, token in enumerate(input_ids[:, -1].tolist()):
-                self.paths[row] = self.languages[row].step(self.paths[row], token)
-        self.started = True
-        kept = torch.full_like(scores, -torch.inf)
-        for row, paths in enumerate(self.paths):
-            allowed = sorted({path.ids[0] for path in paths}) or [self.languages[row].eos]
-            kept[row, allowed] = scores[row, allowed]
-        return kept
+    lead = ids("x")
+
+    @cache
+    def chunk(text: str, first: bool) -> Ids:
+        return ids(text) if first else ids(f"x {text}")[len(lead) :]
+
+    return chunk
+
+
+def allowed(paths: Iterable[Path]) -> set[int]:
+    """The tokens that may come next."""
+    return {path.ids[0] for path in paths}

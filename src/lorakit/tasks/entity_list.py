@@ -1,100 +1,105 @@
-"""The text form of entities that the reference system uses: `Peter Blackburn: PER | EU: ORG`, or `None`."""
+"""Entities as a list, the form of the reference system: `Peter Blackburn: PER | EU: ORG`, or `None`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lorakit.data.tags import Entity
+from lorakit.data.tags import Entity, entities, to_tags
+from lorakit.tasks.entity_text import END, Mention, Node, Reading, Way, find
 
-SEPARATOR, COLON, NONE = " | ", ":", "None"
-
-
-class Mention(NamedTuple):
-    """An entity as it was written: its surface and its type."""
-
-    surface: str
-    type: str
+BAR, COLON, NONE = "|", ":", "None"
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """What one output says: mentions in order, and how many pieces were no mention or had an unknown type."""
+class Piece(NamedTuple):
+    """What stands between two bars: a mention, or the name of the fault it has."""
 
-    mentions: tuple[Mention, ...]
-    malformed: int
-    unknown_type: int
+    mention: Mention | None
+    fault: str = ""
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """Mentions found again among the words; `invented` of them stand nowhere in the sentence."""
+class ListFormat:
+    """One mention an entity, in order, duplicates repeated; found again left to right.
 
-    entities: tuple[Entity, ...]
-    invented: int
+    Where an entity's words stand elsewhere too and not as an entity, the list does not say which are meant.
+    """
+
+    name = "list"
+    delimiters: Sequence[str] = (BAR, COLON, NONE)
+    drop_ins: Mapping[str, str] = {BAR: "/"}
+    longest = None
+
+    def source(self, words: Sequence[str]) -> str:
+        return " ".join(words)
+
+    def write(self, words: Sequence[str], tags: Sequence[str]) -> str:
+        pieces = [f"{' '.join(words[entity.start : entity.end])}{COLON} {entity.type}" for entity in entities(tags)]
+        return f" {BAR} ".join(pieces) or NONE
+
+    def read(self, output: str, words: Sequence[str], types: Sequence[str], *, ended: bool = True) -> Reading:
+        pieces = [] if output.strip() == NONE else [_piece(text, types) for text in output.split(BAR)]
+        if pieces and not ended and pieces[-1].fault:
+            pieces.pop()
+        faults = [piece.fault for piece in pieces]
+        mentions = tuple(piece.mention for piece in pieces if piece.mention)
+        found, misordered = align(mentions, words)
+        return Reading(
+            tags=tuple(to_tags(found, len(words))),
+            mentions=mentions,
+            malformed=faults.count("malformed"),
+            unknown_type=faults.count("unknown_type"),
+            invented=len(mentions) - len(found),
+            misordered=misordered,
+        )
+
+    def ways(self, node: Node, words: Sequence[str], types: Sequence[str]) -> Iterable[Way]:
+        kind, at, _ = node
+        if kind == "start":
+            yield Way(NONE, Node("last"))
+        if kind in ("start", "bar"):  # each mention begins behind the one before
+            for i in range(at, len(words)):
+                yield from _word(words, i)
+        elif kind == "word" and at < len(words):
+            yield from _word(words, at)
+        elif kind == "colon":
+            yield from (Way(name, Node("type", at)) for name in types)
+        elif kind in ("type", "last"):
+            yield Way("", END)
+            if kind == "type" and at < len(words):
+                yield Way(BAR, Node("bar", at))
 
 
-def write(words: Sequence[str], found: Sequence[Entity]) -> str:
-    """The target text of a sentence: one mention an entity, in order, duplicates repeated."""
-    pieces = [f"{' '.join(words[entity.start : entity.end])}{COLON} {entity.type}" for entity in found]
-    return SEPARATOR.join(pieces) or NONE
+def _word(words: Sequence[str], i: int) -> Iterable[Way]:
+    """A word inside a mention, or the one that ends it."""
+    yield Way(words[i], Node("word", i + 1))
+    yield Way(words[i] + COLON, Node("colon", i + 1))
 
 
-def parse(output: str, types: Sequence[str]) -> Parsed:
-    """Read an output tolerantly: pieces split at |, the type after the last colon (a surface may hold colons)."""
-    mentions, malformed, unknown = [], 0, 0
-    pieces = [] if output.strip() in ("", NONE) else output.split(SEPARATOR.strip())
-    malformed += output.strip() == ""
-    for piece in pieces:
-        surface, colon, kind = (part.strip() for part in piece.rpartition(COLON))
-        if not surface or not colon or not kind:
-            malformed += 1
-        elif kind not in types:
-            unknown += 1
-        else:
-            mentions.append(Mention(surface, kind))
-    return Parsed(tuple(mentions), malformed, unknown)
+def _piece(text: str, types: Sequence[str]) -> Piece:
+    """A piece of an output, the type after its last colon (a surface may hold colons)."""
+    surface, colon, kind = (part.strip() for part in text.rpartition(COLON))
+    if not (surface and colon and kind):
+        return Piece(None, "malformed")
+    return Piece(Mention(surface, kind)) if kind in types else Piece(None, "unknown_type")
 
 
-def align(mentions: Sequence[Mention], words: Sequence[str]) -> Aligned:
-    """Find each mention among the words, left to right, each word used once.
+def align(mentions: Sequence[Mention], words: Sequence[str]) -> tuple[list[Entity], int]:
+    """The mentions that are found among the words, in the order of the sentence, and how many stand before the mention
+    that was written before them.
 
-    A mention takes the first free occurrence at or after the end of the one before, else the first free one
-    anywhere, else the same without regard to case; surfaces are compared with white space removed, since a
-    tokenizer may join or split words.
+    Each word is used once. A mention takes the first free occurrence at or after the end of the one before, else the
+    first free one anywhere, else the same without regard to case.
     """
     used = [False] * len(words)
     found: list[Entity] = []
-    cursor = 0
+    cursor = misordered = 0
     for mention in mentions:
-        place = _find(mention.surface, words, used, cursor)
+        place = find(mention.surface, words, used, cursor)
         if place is None:
             continue
         start, end = place
         used[start:end] = [True] * (end - start)
         found.append(Entity(mention.type, start, end))
+        misordered += start < cursor
         cursor = end
-    return Aligned(tuple(sorted(found, key=lambda entity: entity.start)), len(mentions) - len(found))
-
-
-def _find(surface: str, words: Sequence[str], used: Sequence[bool], cursor: int) -> tuple[int, int] | None:
-    for fold in (str, str.casefold):
-        wanted, *there = (fold("".join(text.split())) for text in (surface, *words))
-        for start in (*range(cursor, len(words)), *range(cursor)):
-            end = _match(wanted, there, start)
-            if end is not None and not any(used[start:end]):
-                return start, end
-    return None
-
-
-def _match(wanted: str, words: Sequence[str], start: int) -> int | None:
-    """The end of the words from `start` that spell exactly `wanted`, if any do."""
-    rest = wanted
-    for position in range(start, len(words)):
-        if not rest.startswith(words[position]):
-            return None
-        rest = rest[len(words[position]) :]
-        if not rest:
-            return position + 1
-    return None
+    return sorted(found, key=lambda entity: entity.start), misordered

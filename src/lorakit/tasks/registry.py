@@ -19,6 +19,7 @@ from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from lorakit.tasks.ordinal_classification import OrdinalClassification, steps
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.tasks.sequence_regression import SequenceRegression
+from lorakit.tasks.text2text_classification import Text2TextClassification
 from lorakit.tasks.text2text_ner import Text2TextNer
 from lorakit.tasks.token_classification import TokenClassification, tag_names
 
@@ -46,6 +47,7 @@ TASKS: Mapping[str, TaskKind] = {
     "sequence_regression": TaskKind("regression", "number", SequenceRegression.make, lambda labels: ("value",)),
     "token_classification": TaskKind("token_classification", "words", TokenClassification.make),
     "text2text_ner": TaskKind("text2text", "words", Text2TextNer.make),
+    "text2text_classification": TaskKind("text2text", "label", Text2TextClassification.make),
 }
 
 

@@ -2,71 +2,68 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.data.tags import entities, to_tags
+from lorakit.data.tags import OUTSIDE, entities, to_tags
 from lorakit.recipe import TaskSection
-from lorakit.tasks.base import (
-    IGNORE,
-    Batch,
-    Cut,
-    Item,
-    Scores,
-    Statistic,
-    Untuned,
-    count_longer,
-    inputs_of,
-    pad,
-    pad_inputs,
-)
-from lorakit.tasks.constrained import Constraint, Language
-from lorakit.tasks.entity_list import Aligned, Parsed, align, parse, write
+from lorakit.tasks.base import Batch, Cut, Item, Scores, Statistic, Untuned
+from lorakit.tasks.constrained import Language
+from lorakit.tasks.decoding import Written, greedy
 from lorakit.tasks.entity_scores import entity_scores, entity_statistics, prf
+from lorakit.tasks.entity_text import EntityFormat, Mention, Reading
+from lorakit.tasks.spelling import Spelling, decode
+from lorakit.tasks.text2text_batches import collate, n_targets, summed_loss, target_ids
+from lorakit.tasks.text2text_formats import make_format
 from lorakit.tasks.token_classification import entity_dicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FAULTS = ("malformed", "unknown_type", "invented", "misordered")  # numbers in a Reading
 
-class Generated(NamedTuple):
-    """One output of the decoder: its text, whether it ended by itself, and its mean probability a token."""
 
-    text: str
-    ended: bool
-    score: float
+class Window(NamedTuple):
+    """Words of an example as the model reads them, and their tags."""
+
+    words: Sequence[str]
+    tags: Sequence[str]
+
+
+class Kept(NamedTuple):
+    """What the length limits leave of a window: the tags that can still be learned, and what was cut."""
+
+    tags: Sequence[str]
+    text_is_cut: bool
+    target_is_cut: bool
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """An output and what was made of it."""
+    """The outputs for an example, one a window, and what was read out of them."""
 
-    generated: Generated
-    parsed: Parsed
-    aligned: Aligned
+    written: tuple[Written, ...]
+    texts: tuple[str, ...]
+    readings: tuple[Reading, ...]
 
-
-class _Confidence:
-    """A logits processor that changes nothing and keeps the log-probability of the greedy choice at each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.steps.append(scores.float().log_softmax(-1).amax(-1))  # (B,)
-        return scores
+    @property
+    def tags(self) -> list[str]:
+        """An IOB2 tag for each word of the example."""
+        tags = [tag for reading in self.readings for tag in reading.tags]
+        return to_tags(entities(tags), len(tags))
 
 
 @dataclass(frozen=True)
 class Text2TextNer(Untuned):
-    """NER as generation. The labels are entity types; entities are found again in the words, left to right."""
+    """NER as generation, in one of the `FORMATS`. The labels are entity types."""
 
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]
@@ -74,6 +71,7 @@ class Text2TextNer(Untuned):
     prefix: str = "ner: "
     max_target_length: int = 128
     constrained: bool = False
+    format: str = "list"
     name: str = "text2text_ner"
     kind: str = "text2text"
     metric: str = "entity_f1"
@@ -83,125 +81,145 @@ class Text2TextNer(Untuned):
     def make(
         cls, section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
     ) -> Self:
-        return cls(tokenizer, labels, max_length, section.prefix, section.max_target_length, section.constrained)
+        knobs = (section.prefix, section.max_target_length, section.constrained, section.format)
+        task = cls(tokenizer, labels, max_length, *knobs)
+        _ = task.form  # refuses a tokenizer or a type that cannot be used
+        return task
+
+    @cached_property
+    def form(self) -> EntityFormat:
+        """How entities are written."""
+        return make_format(self.format, self.tokenizer, self.labels)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """How words are."""
+        return Spelling(self.tokenizer, self.form.drop_ins)
+
+    def windows(self, example: Example) -> list[Window]:
+        """The example as the model reads it: whole, unless the format cannot speak of so many words at once."""
+        words = self.spelling.words(example.words)
+        tags = to_tags(entities(example.tags), len(words))
+        size = self.form.longest or max(1, len(words))
+        return [Window(words[at : at + size], tags[at : at + size]) for at in range(0, len(words), size)]
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
-        inputs = [self._input(example) for example in examples]
-        ids = self.tokenizer(inputs, truncation=True, max_length=self.max_length)["input_ids"]
-        targets = [self.expected(example) for example in examples]
-        labels = self.tokenizer(text_target=targets, truncation=True, max_length=self.max_target_length)["input_ids"]
-        items: list[Item] = [{"input_ids": i, "labels": t} for i, t in zip(ids, labels, strict=True)]
+        self.spelling.words([word for example in examples for word in example.words])  # all at once is faster
+        windows = [self.windows(example) for example in examples]
+        flat = [window for own in windows for window in own]
+        inputs = self._input_ids(
+            [self._source(window.words) for window in flat], truncation=True, max_length=self.max_length
+        )
+        targets = target_ids(self.tokenizer, [self.form.write(*window) for window in flat], self.max_target_length)
+        items: list[Item] = [{"input_ids": i, "labels": t} for i, t in zip(inputs, targets, strict=True)]
         if self.constrained:  # the words go along as code points, since a batch is made of numbers
-            items = [{**i, "source": [ord(c) for c in " ".join(e.words)]} for i, e in zip(items, examples, strict=True)]
-        return [[item] for item in items]
+            items = [{**i, "source": [ord(c) for c in " ".join(w.words)]} for i, w in zip(items, flat, strict=True)]
+        rest = iter(items)
+        return [[next(rest) for _ in own] for own in windows]
 
-    def _input(self, example: Example) -> str:
-        return self.prefix + " ".join(example.words)
+    def _source(self, words: Sequence[str]) -> str:
+        return self.prefix + self.form.source(words)
+
+    def _input_ids(self, sources: Sequence[str], **options: Any) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(sources), verbose=False, **options)["input_ids"]
+        return ids
 
     def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
-        def inputs(positions: list[int]) -> list[list[int]]:
-            ids: list[list[int]] = self.tokenizer([self._input(examples[i]) for i in positions])["input_ids"]
-            return ids
+        """An entity is lost where not all of its words are read, or where the target's kept part does not name it."""
+        texts = targets = lost = 0
+        for example, own in zip(examples, items, strict=True):
+            kept = [self._kept(window, item) for window, item in zip(self.windows(example), own, strict=True)]
+            texts += any(part.text_is_cut for part in kept)
+            targets += any(part.target_is_cut for part in kept)
+            if any(part.text_is_cut or part.target_is_cut for part in kept):
+                named = [tag for part in kept for tag in part.tags]
+                lost += len(set(entities(example.tags)) - set(entities(named)))
+        return Cut(texts, targets, lost)
 
-        def targets(positions: list[int]) -> list[list[int]]:
-            texts = [self.expected(examples[i]) for i in positions]
-            ids: list[list[int]] = self.tokenizer(text_target=texts)["input_ids"]
-            return ids
-
-        return Cut(
-            texts=count_longer([item["input_ids"] for (item,) in items], self.max_length, inputs),
-            targets=count_longer([item["labels"] for (item,) in items], self.max_target_length, targets),
-        )
+    def _kept(self, window: Window, item: Item) -> Kept:
+        """What the limits leave of a window."""
+        n, tags = len(window.words), list(window.tags)
+        if len(item["input_ids"]) >= self.max_length:
+            sources = [self._source(window.words[:i]) for i in range(n + 1)]
+            read = bisect_right(sources, self.max_length, key=lambda source: len(self._input_ids([source])[0])) - 1
+            n = max(0, read)  # the prefix alone may be too long
+        if target_is_cut := self.tokenizer.eos_token_id not in item["labels"]:
+            text = decode(self.tokenizer, item["labels"])
+            tags = list(self.form.read(text, window.words, self.labels, ended=False).tags)
+        text_is_cut = n < len(window.words)
+        return Kept([*tags[:n], *[OUTSIDE] * (len(tags) - n)], text_is_cut, target_is_cut)
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        batch = pad_inputs(items, self.tokenizer.pad_token_id)
-        batch["labels"] = pad([item["labels"] for item in items], IGNORE)
-        if self.constrained:
-            batch["source"] = pad([item["source"] for item in items], 0)
-        return batch
+        return collate(items, self.tokenizer.pad_token_id)
 
     def n_targets(self, batch: Batch) -> int:
-        return int((batch["labels"] != IGNORE).sum())
+        return n_targets(batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        labels = batch["labels"]
-        decoder_input = model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[operator]
-        logits = model(**inputs_of(batch), decoder_input_ids=decoder_input).logits  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return summed_loss(model, batch)
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Generated]:
-        confidence = _Confidence()
-        constraint = [Constraint([self._language(row) for row in batch["source"].tolist()])] if self.constrained else []
-        sequences: Tensor = model.generate(  # type: ignore[operator]
-            **inputs_of(batch),
-            max_new_tokens=self.max_target_length,
-            do_sample=False,
-            num_beams=1,
-            logits_processor=[*constraint, confidence],
-        )
-        output = sequences[:, 1:]  # (B, T) without the start token
-        log_p = torch.stack(confidence.steps, 1)  # (B, T)
-        ended = output == self.tokenizer.eos_token_id
-        kept = (ended.cumsum(1) - ended.long()) == 0  # up to and with the first end token
-        means = (log_p * kept).sum(1) / kept.sum(1)
-        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-        rows = zip(texts, ended.any(1).tolist(), means.exp().tolist(), strict=True)
-        return [Generated(*row) for row in rows]
+    def predict(self, model: nn.Module, batch: Batch) -> list[Written]:
+        languages = [self.language(row) for row in batch["source"].tolist()] if self.constrained else None
+        return greedy(model, batch, self.max_target_length, languages)
 
-    def _language(self, source: list[int]) -> Language:
+    def language(self, source: Sequence[int]) -> Language:
+        """What may be written for the words whose code points these are."""
         words = "".join(map(chr, source)).rstrip("\0").split(" ")
-        return Language(self.tokenizer, self.labels, words)
+        return Language(self.tokenizer, partial(self.form.ways, words=words, types=self.labels))
 
-    def answer(self, example: Example, raws: Sequence[Generated]) -> Extracted:
-        (raw,) = raws
-        parsed = parse(raw.text, self.labels)
-        return Extracted(raw, parsed, align(parsed.mentions, example.words))
+    def answer(self, example: Example, raws: Sequence[Written]) -> Extracted:
+        texts = [decode(self.tokenizer, raw.ids) for raw in raws]
+        readings = [
+            self.form.read(text, window.words, self.labels, ended=raw.ended)
+            for text, window, raw in zip(texts, self.windows(example), raws, strict=True)
+        ]
+        return Extracted(tuple(raws), tuple(texts), tuple(readings))
 
     def score(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> Scores:
-        gold, tags = _tags(examples, answers)
-        mentions = sum(len(answer.parsed.mentions) for answer in answers)
+        """Scores of entities, and the shares of outputs with some fault.
+
+        surface_f1: F1 over words and type alone, blind to the place, as many T5 tutorials score; a diagnostic.
+        malformed: with a piece that is not of the form. unknown_type: with a type that training did not have.
+        invented: with a mention of what does not stand in the source. misordered: with a mention of what stands before
+        the mention written before it. truncated: that reached max_target_length before their end.
+        """
+        gold = [example.tags for example in examples]
+        readings = [reading for answer in answers for reading in answer.readings]
+        written = [raw for answer in answers for raw in answer.written]
         return {
-            **entity_scores(gold, tags),
-            "surface_f1": _surface_f1(examples, answers),  # words and type alone, a diagnostic
-            "malformed": _share(answer.parsed.malformed + answer.parsed.unknown_type > 0 for answer in answers),
-            "unknown_type": _share(answer.parsed.unknown_type > 0 for answer in answers),
-            "truncated": _share(not answer.generated.ended for answer in answers),
-            "invented": sum(answer.aligned.invented for answer in answers) / max(1, mentions),
+            **entity_scores(gold, [answer.tags for answer in answers]),
+            "surface_f1": self._surface_f1(examples, answers),
+            **{fault: _share([getattr(reading, fault) > 0 for reading in readings]) for fault in FAULTS},
+            "truncated": _share([not raw.ended for raw in written]),
         }
 
     def statistics(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> dict[str, Statistic]:
-        return entity_statistics(*_tags(examples, answers))
+        return entity_statistics([example.tags for example in examples], [answer.tags for answer in answers])
+
+    def _surface_f1(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> float:
+        """F1 over (sentence, surface, type), duplicates counted."""
+        right = found = wanted = 0
+        for example, answer in zip(examples, answers, strict=True):
+            words = self.spelling.words(example.words)
+            gold = Counter(Mention(" ".join(words[e.start : e.end]), e.type) for e in entities(example.tags))
+            said = Counter(chain.from_iterable(reading.mentions for reading in answer.readings))
+            right += (gold & said).total()
+            found += said.total()
+            wanted += gold.total()
+        return prf(right, found, wanted)["f1"]
 
     def to_json(self, example: Example, answer: Extracted) -> dict[str, Any]:
-        found = answer.aligned.entities
+        found = entities(answer.tags)
+        score = min((raw.score for raw in answer.written), default=1.0)
         return {
             "text": example.text,
-            "entities": entity_dicts(example, found, [answer.generated.score] * len(found)),
-            "generated": answer.generated.text,
+            "entities": entity_dicts(example, found, [score] * len(found)),
+            "generated": " ".join(answer.texts),
         }
 
     def expected(self, example: Example) -> str:
-        return write(example.words, entities(example.tags))
+        return " ".join(self.form.write(*window) for window in self.windows(example))
 
 
-def _tags(examples: Sequence[Example], answers: Sequence[Extracted]) -> tuple[list[Sequence[str]], list[Sequence[str]]]:
-    """Gold and answered IOB2 tags."""
-    found = [to_tags(a.aligned.entities, len(e.words)) for e, a in zip(examples, answers, strict=True)]
-    return [example.tags for example in examples], list(found)
-
-
-def _share(claims: Iterable[bool]) -> float:
-    values = list(claims)
-    return sum(values) / max(1, len(values))
-
-
-def _surface_f1(examples: Sequence[Example], answers: Sequence[Extracted]) -> float:
-    """F1 over (sentence, surface, type) with duplicates counted, as most T5 tutorials score; blind to the place."""
-    right = found = wanted = 0
-    for example, answer in zip(examples, answers, strict=True):
-        gold = Counter((" ".join(example.words[e.start : e.end]), e.type) for e in entities(example.tags))
-        said = Counter((mention.surface, mention.type) for mention in answer.parsed.mentions)
-        right += (gold & said).total()
-        found += said.total()
-        wanted += gold.total()
-    return prf(right, found, wanted)["f1"]
+def _share(claims: Sequence[bool]) -> float:
+    return sum(claims) / max(1, len(claims))

@@ -1,0 +1,110 @@
+"""Greedy decoding of an encoder and decoder with a cache, freely or within a language for each row.
+
+Within languages the output layer computes the logits of the tokens that may come next in some row of the batch, and no
+others: of T5's 32,128 rows that is a few hundred at most, and the answer is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorakit.tasks.base import Batch, inputs_of
+from lorakit.tasks.constrained import Language, allowed
+
+BARE_HEADS = ("t5", "mt5", "umt5")  # families whose logits are their output layer's answer, scaled at most
+
+
+class Written(NamedTuple):
+    """One output of the decoder: its tokens, whether it ended by itself, and its mean probability a token."""
+
+    ids: tuple[int, ...]
+    ended: bool
+    score: float
+
+
+@torch.no_grad()
+def greedy(model: nn.Module, batch: Batch, limit: int, languages: Sequence[Language] | None = None) -> list[Written]:
+    """The greedy output for each row, of `limit` tokens at most. Probabilities are those among the tokens allowed."""
+    decoder = Decoder(model, batch)
+    paths = [language.begin() for language in languages or ()]
+    rows = len(batch["input_ids"])
+    ids: list[list[int]] = [[] for _ in range(rows)]
+    log_p = [0.0] * rows
+    running = set(range(rows))
+    token = [decoder.start] * rows
+    while running and len(max(ids, key=len)) < limit:
+        steps = decoder.step(token, [allowed(row) for row in paths] if languages else None)
+        token = [decoder.pad] * rows
+        for row in list(running):
+            token[row], value = steps[row]
+            ids[row].append(token[row])
+            log_p[row] += value
+            if languages:
+                paths[row] = languages[row].step(paths[row], token[row])
+            if token[row] == decoder.eos:
+                running.remove(row)
+    means = torch.tensor([total / len(row) for total, row in zip(log_p, ids, strict=True)]).exp().tolist()
+    return [Written(tuple(row), i not in running, mean) for i, (row, mean) in enumerate(zip(ids, means, strict=True))]
+
+
+class Decoder:
+    """A decoder that has read a batch and writes one token a step."""
+
+    def __init__(self, model: Any, batch: Batch) -> None:
+        self.model = model
+        config = model.config
+        self.start, self.eos, self.pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        self.mask = batch["attention_mask"]
+        self.encoded = model.get_encoder()(**inputs_of(batch)).last_hidden_state  # (B, T, d)
+        self.cache: Any = None
+
+    def step(self, tokens: Sequence[int], allowed: Sequence[set[int]] | None) -> list[tuple[int, float]]:
+        """The likeliest next token of each row behind its last one, and its log-probability among the allowed ones."""
+        last = torch.tensor(tokens, device=self.mask.device)[:, None]  # (B, 1)
+        if allowed is None:
+            best = self.logits(last, None).float().log_softmax(-1).max(-1)
+            return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        union = sorted(set().union(*allowed)) or [self.pad]
+        column = {token: i for i, token in enumerate(union)}
+        barred = torch.ones(len(allowed), len(union), dtype=torch.bool)
+        for row, some in enumerate(allowed):
+            barred[row, [column[token] for token in some or union]] = False  # a row that has ended may write anything
+        logits = self.logits(last, torch.tensor(union, device=last.device)).float()  # (B, allowed)
+        best = logits.masked_fill(barred.to(logits.device), -torch.inf).log_softmax(-1).max(-1)
+        return [(union[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def after(self, prefix: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Log-probabilities of some tokens among each other, behind an output that begins so. Shapes: (B, tokens)."""
+        self.cache = None
+        begun = torch.tensor([[self.start, *prefix]] * len(self.mask), device=self.mask.device)
+        return self.logits(begun, torch.tensor(tokens, device=self.mask.device)).float().log_softmax(-1)
+
+    def logits(self, last: Tensor, rows: Tensor | None) -> Tensor:
+        """Logits of the token behind the last ones: all, or of some rows of the output layer. Shapes: (B, T), (R) -> (B, R)."""
+        common = {"past_key_values": self.cache, "use_cache": True}
+        if rows is None or not self._has_bare_head():
+            encoder_outputs = (self.encoded,)
+            out = self.model(
+                encoder_outputs=encoder_outputs, attention_mask=self.mask, decoder_input_ids=last, **common
+            )
+            self.cache = out.past_key_values
+            logits: Tensor = out.logits[:, -1]
+            return logits if rows is None else logits[:, rows]
+        out = self.model.get_decoder()(
+            input_ids=last, encoder_hidden_states=self.encoded, encoder_attention_mask=self.mask, **common
+        )
+        self.cache = out.past_key_values
+        config = self.model.config
+        scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1
+        return F.linear(out.last_hidden_state[:, -1] * scale, self.model.get_output_embeddings().weight[rows])
+
+    def _has_bare_head(self) -> bool:
+        """Whether rows of the output layer can be taken out: it is a plain matrix, neither adapted nor quantised."""
+        head = self.model.get_output_embeddings()
+        plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None
+        return plain and self.model.config.model_type in BARE_HEADS

@@ -1,0 +1,42 @@
+"""Source and target texts as items and batches, and the loss of a model that writes: what every text-to-text task shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def collate(items: Sequence[Item], pad_id: int) -> Batch:
+    """A padded batch. Shapes: input_ids, attention_mask (B, T); labels (B, target tokens); source (B, characters)."""
+    batch = pad_inputs(items, pad_id)
+    batch["labels"] = pad([item["labels"] for item in items], IGNORE)
+    if "source" in items[0]:
+        batch["source"] = pad([item["source"] for item in items], 0)
+    return batch
+
+
+def n_targets(batch: Batch) -> int:
+    """Tokens to be written, the end token among them."""
+    return int((batch["labels"] != IGNORE).sum())
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """The tokens to be written, an end token last, at most `limit` of them; a target that is cut has no end."""
+    ids: list[list[int]] = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
+    return [row[:limit] for row in ids]
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the tokens to be written, a scalar."""
+    labels = batch["labels"]
+    decoder_input = model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[operator]
+    logits = model(**inputs_of(batch), decoder_input_ids=decoder_input).logits  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")

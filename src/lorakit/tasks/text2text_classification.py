@@ -1,0 +1,155 @@
+"""A text, or a pair of texts, to one of several labels, which a T5 writes out: `classify: a fine film` -> `positive`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorakit.data.example import Example
+from lorakit.errors import ConfigError
+from lorakit.recipe import TaskSection
+from lorakit.tasks.base import IGNORE, Batch, Scores, Statistic, pad
+from lorakit.tasks.decoding import Decoder, greedy
+from lorakit.tasks.label_scores import classification_scores, classification_statistics, mean
+from lorakit.tasks.sequence import SequenceTask, texts_of
+from lorakit.tasks.spelling import decode
+from lorakit.tasks.text2text_batches import n_targets, summed_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Named:
+    """What was written: a label, or a text that is none; its probability, and that of each label where they are known."""
+
+    text: str
+    score: float
+    probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Text2TextClassification(SequenceTask):
+    """Classification as generation.
+
+    Constrained, the answer is the likeliest label, where the probability of a label is the product of its tokens', each
+    among the tokens that lead on to some label; so they sum to one. Free, it is what greedy decoding writes, and may be
+    no label at all.
+    """
+
+    prefix: str = "classify: "
+    constrained: bool = True
+    name: str = "text2text_classification"
+    kind: str = "text2text"
+    metric: str = "accuracy"
+
+    @classmethod
+    def make(
+        cls, section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
+    ) -> Self:
+        task = cls(tokenizer, labels, max_length, section.prefix, section.constrained)
+        for label, ids in zip(labels, task.written, strict=True):
+            if (back := decode(tokenizer, ids)) != label:
+                raise ConfigError(
+                    f"task.name = 'text2text_classification': the tokenizer of this model gives the label {label!r} back "
+                    f"as {back!r}; rename it in the data, or use sequence_classification"
+                )
+        return task
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("accuracy", "macro_f1", "mcc", *(["f1"] if len(self.labels) == 2 else []))
+
+    @cached_property
+    def written(self) -> list[list[int]]:
+        """The tokens of each label, the end token last."""
+        ids: list[list[int]] = self.tokenizer(text_target=list(self.labels))["input_ids"]
+        return ids
+
+    def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
+        pairs = [example.pair for example in examples] if examples[0].pair is not None else None
+        return self.tokenizer([self.prefix + example.text for example in examples], pairs, **options)
+
+    def target(self, example: Example) -> list[int]:
+        return self.written[self.labels.index(self.expected(example))]
+
+    def stack(self, targets: Sequence[list[int]]) -> Tensor:
+        """Tokens to be written. Shapes: (B, target tokens)."""
+        return pad(targets, IGNORE)
+
+    def n_targets(self, batch: Batch) -> int:
+        return n_targets(batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return summed_loss(model, batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Named]:
+        if self.constrained:
+            rows = label_log_p(model, batch, self.written).exp().tolist()
+            return [Named(self.labels[int(np.argmax(row))], max(row), tuple(row)) for row in rows]
+        outputs = greedy(model, batch, max(map(len, self.written)))
+        return [Named(decode(self.tokenizer, output.ids), output.score) for output in outputs]
+
+    def answer(self, example: Example, raws: Sequence[Named]) -> Named:
+        super().answer(example, [(raws[0].score, *raws[0].probabilities)])  # refuses what is not finite
+        return raws[0]
+
+    def score(self, examples: Sequence[Example], answers: Sequence[Named]) -> Scores:
+        """Those of the labels, and `unknown`: the share of answers that are no label."""
+        both = self._names(examples, answers)
+        return {**classification_scores(*both, self.labels), "unknown": float(np.mean(self._unknown(answers)))}
+
+    def statistics(self, examples: Sequence[Example], answers: Sequence[Named]) -> dict[str, Statistic]:
+        both = self._names(examples, answers)
+        return {**classification_statistics(*both, self.labels), "unknown": mean(np.array(self._unknown(answers)))}
+
+    def _names(self, examples: Sequence[Example], answers: Sequence[Named]) -> tuple[list[str], list[str]]:
+        return [self.expected(example) for example in examples], [answer.text for answer in answers]
+
+    def _unknown(self, answers: Sequence[Named]) -> list[float]:
+        return [float(answer.text not in self.labels) for answer in answers]
+
+    def to_json(self, example: Example, answer: Named) -> dict[str, Any]:
+        line = {
+            **texts_of(example),
+            "label": answer.text if answer.text in self.labels else None,
+            "score": answer.score,
+        }
+        if self.constrained:
+            return {**line, "probabilities": dict(zip(self.labels, answer.probabilities, strict=True))}
+        return {**line, "generated": answer.text}
+
+    def expected(self, example: Example) -> str:
+        """The label; of a soft one the most probable."""
+        if isinstance(example.label, Mapping):
+            shares = example.label
+            return max((label for label in self.labels if label in shares), key=shares.__getitem__)
+        return str(example.label)
+
+
+@torch.no_grad()
+def label_log_p(model: nn.Module, batch: Batch, labels: Sequence[Sequence[int]]) -> Tensor:
+    """The log-probability of each label among all of them, as paths through the trie of their tokens.
+
+    The decoder is asked at the trie's branches alone: for two labels that differ in their first token, once. Shapes: (B, C).
+    """
+    trie: dict[tuple[int, ...], set[int]] = {}
+    for label in labels:
+        for i, token in enumerate(label):
+            trie.setdefault(tuple(label[:i]), set()).add(token)
+    decoder = Decoder(model, batch)
+    log_p = torch.zeros(len(batch["input_ids"]), len(labels), device=batch["input_ids"].device)
+    for prefix, tokens in trie.items():
+        if len(tokens) > 1:
+            following = sorted(tokens)
+            branch = decoder.after(prefix, following)
+            for c, label in enumerate(labels):
+                if tuple(label[: len(prefix)]) == prefix:
+                    log_p[:, c] += branch[:, following.index(label[len(prefix)])]
+    return log_p

@@ -1,0 +1,86 @@
+"""Words are spelled so that the tokenizer gives them back and no format mistakes them for its own signs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, ByT5Tokenizer
+
+from lorakit.data.tags import to_tags
+from lorakit.tasks.spelling import LOST, Spelling, decode
+from lorakit.tasks.text2text_formats import FORMATS
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from(
+    ["|", "[x]", "</s>", "<extra_id_0>", "</</s>>", "{", "\u200b", "½", "a:"]
+)
+DROP_INS = {"[": "(", "|": "/", "]": ")"}
+
+
+@pytest.fixture(scope="module", params=["bytes", pytest.param("t5", marks=pytest.mark.shared)])
+def tokenizer(request):
+    if request.param == "bytes":
+        return ByT5Tokenizer()
+    if not SHARED.is_dir():
+        pytest.skip("needs the public data sets beside the checkout")
+    return AutoTokenizer.from_pretrained(SHARED / "t5_tokenizer")
+
+
+@given(words=st.lists(ANY, min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_spelled_words_come_back_from_the_tokenizer_whatever_they_are(tokenizer, words):
+    spelling = Spelling(tokenizer, DROP_INS)
+    spelled = spelling.words(words)
+    assert len(spelled) == len(words)
+    assert decode(tokenizer, tokenizer(" ".join(spelled))["input_ids"]).split() == spelled
+    assert not any(sign in word for word in spelled for sign in (*DROP_INS, *tokenizer.all_special_tokens))
+    assert spelling.words(spelled) == spelled
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(words=st.lists(ANY.filter(str.isprintable), min_size=2, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_any_words_are_read_back_through_the_tokenizer(tokenizer, name, words):
+    form = FORMATS[name](tokenizer)
+    spelled = Spelling(tokenizer, form.drop_ins).words(words)
+    spelled = [f"{i}{word}" for i, word in enumerate(spelled)]  # equal words are a list's own trouble
+    tags = tuple(to_tags([("PER", 0, 2)], len(words)))
+    text = decode(tokenizer, tokenizer(form.write(spelled, tags))["input_ids"])
+    reading = form.read(text, spelled, ["PER"])
+    assert (reading.tags, reading.malformed, reading.invented, reading.misordered) == (tags, 0, 0, 0)
+
+
+@pytest.mark.parametrize("word", ["Peter", "U.S.", "café", "日本", "a:b", "don't", "{", "~"])
+def test_words_that_bytes_can_write_stay_as_they_are(byte_tokenizer, word):
+    assert Spelling(byte_tokenizer, DROP_INS).words([word]) == [word]
+
+
+@pytest.mark.parametrize(
+    ("word", "spelled"),
+    [("AC|DC", "AC/DC"), ("[1]", "(1)"), ("</s>", "(/s>"), ("a\u00a0b", "ab"), ("", LOST), ("\x00", LOST)],
+)
+def test_signs_of_the_format_and_of_the_tokenizer_are_replaced(byte_tokenizer, word, spelled):
+    assert Spelling(byte_tokenizer, DROP_INS).words([word]) == [spelled]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("word", "spelled"),
+    [
+        ("…", "..."),
+        ("\uff5c", "/"),
+        ("{x}", "*x*"),
+        ("João", "Joao"),
+        ("日本", "**"),
+        ("Dubbz\ufeff", "Dubbz"),
+        ("x😂", "x*"),
+    ],
+)
+def test_what_t5_lacks_is_replaced_by_what_it_has(word, spelled):
+    if not SHARED.is_dir():
+        pytest.skip("needs the public data sets beside the checkout")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "t5_tokenizer")
+    assert Spelling(tokenizer, DROP_INS).words([word]) == [spelled]
