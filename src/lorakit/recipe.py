@@ -50,6 +50,7 @@ TaskName = Literal[
     "sequence_regression",
     "token_classification",
     "text2text_ner",
+    "text2text_classification",
 ]
 
 
@@ -90,14 +91,18 @@ TASK_KEYS: Mapping[str, tuple[TaskName, ...]] = {
     "class_weights": ("sequence_classification",),
     "calibrate": ("sequence_classification",),
     "order": ("ordinal_classification",),
-    "prefix": ("text2text_ner",),
+    "prefix": ("text2text_ner", "text2text_classification"),
     "max_target_length": ("text2text_ner",),
-    "constrained": ("text2text_ner",),
+    "constrained": ("text2text_ner", "text2text_classification"),
     "format": ("text2text_ner",),
     "stride": ("token_classification",),
     "subwords": ("token_classification",),
     "decoding": ("token_classification",),
     "crf": ("token_classification",),
+}
+# Values that a key of the [task] table has for some task where the recipe does not say.
+TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "text2text_classification": {"prefix": "classify: ", "constrained": True},
 }
 
 
@@ -111,12 +116,17 @@ class TaskSection(Section):
     order: LabelNames = ()  # the labels from lowest to highest; unset: numbers, by value
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
-    constrained: bool = False  # let the decoder write nothing but the source's words in order, with known types
+    constrained: bool = False  # let the decoder write nothing but the source's words, known types, or labels
     format: Literal["list", "tanl", "sentinel"] = "list"  # how entities are written
     stride: Annotated[int, Field(ge=0)] | None = None  # tokens shared by neighbouring windows; unset: max_length / 4
     subwords: Literal["first", "all"] = "first"  # which pieces of a word are trained; the first one answers
     decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best sequence that is valid IOB2
     crf: bool = False  # learn how tags follow each other, and train whole paths of words
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, raw: Any) -> Any:
+        return {**TASK_DEFAULTS.get(str(raw.get("name")), {}), **raw} if isinstance(raw, Mapping) else raw
 
     @model_validator(mode="after")
     def _keys_of_the_task(self) -> Self:

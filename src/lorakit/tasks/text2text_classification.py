@@ -54,8 +54,8 @@ class Text2TextClassification(SequenceTask):
         cls, section: TaskSection, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], max_length: int
     ) -> Self:
         task = cls(tokenizer, labels, max_length, section.prefix, section.constrained)
-        for label, ids in zip(labels, task.written, strict=True):
-            if (back := decode(tokenizer, ids)) != label:
+        for label in labels:
+            if (back := decode(tokenizer, tokenizer(label, add_special_tokens=False)["input_ids"])) != label:
                 raise ConfigError(
                     f"task.name = 'text2text_classification': the tokenizer of this model gives the label {label!r} back "
                     f"as {back!r}; rename it in the data, or use sequence_classification"
