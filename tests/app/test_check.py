@@ -213,3 +213,8 @@ def test_run_of_another_kind_of_task_is_refused(
     code, _, err = cli("check", "small.toml", "--run", tagger_run)
     assert code == 2
     assert "was trained for token_classification, the data are for sequence_classification" in err
+
+
+def test_task_of_the_data_is_that_of_the_run(cli: Cli, files: Path, bert_run: Path) -> None:
+    code, _, err = cli("check", files / "train.csv", "--run", bert_run, "--task", "ner")
+    assert (code, err) == (2, "error: --task goes without --run, which says what its task is\n")

@@ -177,14 +177,18 @@ def _finding_lines(finding: Finding) -> list[str]:
 
 def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mapping[str, str | None]) -> Recipe:
     """How a run would read a source: its task, columns, base model and length limit, but for what is named otherwise."""
+    if options["task"] is not None:
+        raise ConfigError("--task goes without --run, which says what its task is")
     side = read_side(shipped_folder(run))
+    columns = {
+        **dataclasses.asdict(side.columns),
+        **{role: options[role] for role in ("text", "label") if options[role]},
+    }
     raw: dict[str, dict[str, Any]] = {
         "model": {"base": options["model"] or side.base},
-        "data": {"train": source, "text": options["text"] or side.columns.text, "pair": side.columns.pair},
-        "task": {**side.task.model_dump(), **({"name": options["task"]} if options["task"] else {})},
+        "data": {"train": source, **{key: value for key, value in columns.items() if value is not None}},
+        "task": side.task.model_dump(),
     }
-    if options["label"] is not None:
-        raw["data"]["label"] = options["label"]
     if options["model"] is None:
         raw["model"]["revision"], raw["data"]["max_length"] = side.revision, side.max_length
     return make_recipe(raw, changes, where="command line")
