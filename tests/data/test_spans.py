@@ -13,7 +13,9 @@ from tests.data.documents import ANCHOR, FILES, Document, code_units, documents,
 from lorakit.data.example import Columns, of_spans, of_text
 from lorakit.data.read import holds_words, read
 from lorakit.data.spans import Span
+from lorakit.engine.prepare import columns_of
 from lorakit.errors import DataError
+from lorakit.recipe import make_recipe
 
 KEYS = [
     ("start", "end", "label"),
@@ -229,6 +231,12 @@ def test_overlaps_are_refused_or_settled_for_the_longest_and_said(save, spans, m
         dataset.notes[-1]
         == f"{path}: spans that overlap longer ones, left out: {n} ({', '.join([f'{path}:1 (id x)'] * n)})"
     )
+
+
+def test_recipe_says_what_becomes_of_overlaps():
+    changes = ["model.base=x", "data.train=a.jsonl", "data.overlaps=longest"]
+    assert columns_of(make_recipe({}, changes).data).overlaps == "longest"
+    assert columns_of(make_recipe({}, changes[:2]).data).overlaps == "error"
 
 
 @given(document=documents())
