@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +78,36 @@ def banking77(data: Path) -> Parts:
     return {"train": train, "validation": validation, "test": parts["test"]}
 
 
-def sick(data: Path) -> Parts:
-    """Entailment between two sentences, in three classes."""
+def sick(data: Path, column: str = "entailment_judgment", of_text: Callable[[str], Any] = str.lower) -> Parts:
+    """Entailment between two sentences, in three classes; or how related they are, from 1 to 5."""
     files = {"train": "SICK_train.txt", "validation": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
     return {
         part: [
-            {"text": row["sentence_A"], "pair": row["sentence_B"], "label": row["entailment_judgment"].lower()}
+            {"text": row["sentence_A"], "pair": row["sentence_B"], "label": of_text(row[column])}
             for row in tab_separated(data / "sick" / file)
         ]
         for part, file in files.items()
     }
 
 
+def goemotions(data: Path) -> Parts:
+    """28 emotions of short comments, one or several each."""
+    names = (data / "goemotions" / "labels.txt").read_text(encoding="utf-8").split()
+    parts: dict[str, list[Row]] = {}
+    for part, file in {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}.items():
+        lines = (data / "goemotions" / file).read_text(encoding="utf-8").strip("\n").split("\n")
+        records = (line.split("\t") for line in lines)
+        parts[part] = [
+            {"text": text, "labels": [names[int(i)] for i in numbers.split(",")]} for text, numbers, _ in records
+        ]
+    return parts
+
+
 def conll(data: Path, files: Mapping[str, str]) -> dict[str, list[Row]]:
     """Files of words and tags, whatever their scheme, as words and IOB2 tags."""
     from lorakit.data.read import read
 
-    found = {part: read(str(data / file), words=True).examples for part, file in files.items()}
+    found = {part: read(str(data / file), "words").examples for part, file in files.items()}
     return {
         part: [{"tokens": list(example.words), "ner_tags": list(example.tags)} for example in examples]
         for part, examples in found.items()
@@ -128,6 +142,8 @@ SETS = {
     "sst2": Set(sst2, "sequence_classification", epochs=3, eval_every=1_500),
     "banking77": Set(banking77, "sequence_classification", epochs=5),
     "sick": Set(sick, "sequence_classification", epochs=3),
+    "sick-score": Set(partial(sick, column="relatedness_score", of_text=float), "sequence_regression", epochs=3),
+    "goemotions": Set(goemotions, "multi_label_classification", epochs=3),
     "wnut17": Set(wnut17, "token_classification", epochs=5, batch_size=16),
     "wikigold": Set(wikigold, "token_classification", epochs=5, batch_size=16),
 }
@@ -190,7 +206,6 @@ class Clock:
 def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock) -> dict[str, list[Any]]:
     """lorakit with train.method lora, full or head."""
     import lorakit
-    from lorakit.data.read import read
     from lorakit.engine.events import Evaluated, Event, Started
     from lorakit.engine.train import Step
 
@@ -206,10 +221,11 @@ def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clo
                 print(f"  {job.name} epoch {event.epoch:.2f} loss {event.loss:.4f} cpu {clock.cpu_s:.0f}", flush=True)
 
     spec = SETS[job.set]
+    pair = {"pair": "pair"} if "pair" in rows_of(files["test"])[0] else {}
     lorakit.train(
         report=report,
         model={"base": "minilm", "dtype": "fp32", "dropout": 0.0},
-        data={**{part: str(files[part]) for part in ("train", "validation")}, "max_length": MAX_LENGTH},
+        data={**{part: str(files[part]) for part in ("train", "validation")}, "max_length": MAX_LENGTH, **pair},
         task={"name": spec.task},
         lora={"r": R, "alpha": ALPHA},
         train={
@@ -219,12 +235,14 @@ def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clo
         output={"dir": str(folder)},
     )  # fmt: skip
     predictor = lorakit.load(folder)
-    words = spec.task == "token_classification"
-    answers = {
-        part: predictor.predict_examples(read(str(files[part]), words=words).examples)
-        for part in ("validation", "test")
-    }
-    return {part: [TASKS[spec.task].ours(answer) for answer in found] for part, found in answers.items()}
+
+    def answers(rows: Sequence[Row]) -> list[Row]:
+        if "tokens" in rows[0]:
+            return predictor.predict_words([row["tokens"] for row in rows])
+        return predictor.predict([(row["text"], row["pair"]) if "pair" in row else row["text"] for row in rows])
+
+    key = TASKS[spec.task].ours
+    return {part: [answer[key] for answer in answers(rows_of(files[part]))] for part in ("validation", "test")}
 
 
 def rival_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock) -> dict[str, list[Any]]:
@@ -257,7 +275,9 @@ def rival_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     auto = getattr(transformers, task.model)
     model = peft.get_peft_model(
-        auto.from_pretrained(base, num_labels=len(labels), **no_dropout),
+        auto.from_pretrained(
+            base, num_labels=task.outputs or len(labels), problem_type=task.problem_type, **no_dropout
+        ),
         peft.LoraConfig(
             task_type=task.peft_type, r=R, lora_alpha=ALPHA, target_modules="all-linear", modules_to_save=["classifier"]
         ),
@@ -276,7 +296,8 @@ def rival_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock
     collator = getattr(transformers, task.collator)(tokenizer)
 
     def score(found: Any) -> dict[str, float]:
-        answers = [task.theirs(*each, labels) for each in zip(found.predictions, items["validation"], strict=True)]
+        known = task.settle(found.predictions, rows["validation"], labels)
+        answers = [task.theirs(*each, known) for each in zip(found.predictions, items["validation"], strict=True)]
         gold = [row[task.gold] for row in rows["validation"]]
         return {"score": float(task.score(task.counts(gold, answers).sum(0), len(gold)))}
 
@@ -287,8 +308,9 @@ def rival_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock
     trainer.train()
     print(f"  {job.name} trains {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters")
     logits = {part: trainer.predict(items[part]).predictions for part in ("validation", "test")}
+    known = task.settle(logits["validation"], rows["validation"], labels)
     return {
-        part: [task.theirs(row, item, labels) for row, item in zip(found, items[part], strict=True)]
+        part: [task.theirs(row, item, known) for row, item in zip(found, items[part], strict=True)]
         for part, found in logits.items()
     }
 
@@ -322,6 +344,31 @@ def f1(sums: np.ndarray, n: int) -> np.ndarray:
     return 2 * sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
+def label_counts(gold: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """For macro F1: (N, 2 C), of each label whether it is right, and how often it stands in gold and answer together."""
+    names = sorted({name for row in gold for name in row})
+    g, a = (np.array([[name in row for name in names] for row in rows], float) for rows in (gold, answers))
+    return np.hstack([g * a, g + a])
+
+
+def macro_f1(sums: np.ndarray, n: int) -> np.ndarray:
+    """Shapes: sums (..., 2 C); result (...)."""
+    both = np.stack(np.split(sums, 2, axis=-1), axis=-1)  # (..., C, 2)
+    return f1(both, n).mean(-1)
+
+
+def moments(gold: Sequence[float], answers: Sequence[float]) -> np.ndarray:
+    """For Pearson's correlation: (N, 5), x, y, x^2, y^2 and x y."""
+    x, y = (np.array(values, float) for values in (gold, answers))
+    return np.stack([x, y, x * x, y * y, x * y], axis=1)
+
+
+def pearson(sums: np.ndarray, n: int) -> np.ndarray:
+    """Shapes: sums (..., 5); result (...)."""
+    x, y, xx, yy, xy = np.moveaxis(sums / n, -1, 0)
+    return (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
+
+
 # The tasks
 
 
@@ -330,13 +377,59 @@ def classes(rows: Sequence[Row]) -> list[str]:
     return sorted({row["label"] for row in rows})
 
 
-def encode_texts(tokenizer: Any, rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
+def class_number(row: Row, labels: Sequence[str]) -> int:
+    """The number of the one label."""
+    return labels.index(row["label"])
+
+
+def several(rows: Sequence[Row]) -> list[str]:
+    """The labels of rows with several each, by alphabet."""
+    return sorted({label for row in rows for label in row["labels"]})
+
+
+def flags(row: Row, labels: Sequence[str]) -> list[float]:
+    """1 for each label that the row has."""
+    return [float(label in row["labels"]) for label in labels]
+
+
+def thresholds(logits: np.ndarray, rows: Sequence[Row], labels: Sequence[str]) -> list[tuple[str, float]]:
+    """Each label and the logit above which it is answered, tuned to F1 as lorakit does it. Shapes: logits (N, C)."""
+    from lorakit.tasks.multi_label_scores import best_threshold
+
+    gold = np.array([flags(row, labels) for row in rows], bool)
+    probabilities = 1 / (1 + np.exp(-logits.astype(float)))
+    found = [best_threshold(gold[:, i], probabilities[:, i]) for i in range(len(labels))]
+    return [(label, float(np.log(p / (1 - p)))) for label, p in zip(labels, found, strict=True)]
+
+
+def above(logits: np.ndarray, item: Row, limits: Sequence[tuple[str, float]]) -> list[str]:
+    """Shapes: logits (C,)."""
+    return [label for (label, limit), z in zip(limits, logits, strict=True) if z >= limit]
+
+
+def scale(rows: Sequence[Row]) -> list[float]:
+    """The mean and the spread of the numbers."""
+    values = [row["label"] for row in rows]
+    return [float(np.mean(values)), float(np.std(values))]
+
+
+def scaled(row: Row, known: Sequence[float]) -> float:
+    """The number as the model learns it, as with lorakit."""
+    return (row["label"] - known[0]) / known[1]
+
+
+def number(logits: np.ndarray, item: Row, known: Sequence[float]) -> float:
+    """Shapes: logits (1,)."""
+    return known[0] + known[1] * float(logits[0])
+
+
+def encode_texts(
+    tokenizer: Any, rows: Sequence[Row], labels: Sequence[Any], target: Callable[[Row, Sequence[Any]], Any]
+) -> list[Row]:
     """Texts or pairs for the Trainer."""
     texts = [[row[key] for row in rows] for key in ("text", "pair") if key in rows[0]]
     found = tokenizer(*texts, truncation=True, max_length=MAX_LENGTH)
-    return [
-        {**{key: found[key][i] for key in found}, "labels": labels.index(row["label"])} for i, row in enumerate(rows)
-    ]
+    return [{**{key: found[key][i] for key in found}, "labels": target(row, labels)} for i, row in enumerate(rows)]
 
 
 def best_class(logits: np.ndarray, item: Row, labels: Sequence[str]) -> str:
@@ -368,42 +461,47 @@ def best_tags(logits: np.ndarray, item: Row, labels: Sequence[str]) -> list[str]
     return [labels[i] for i in logits[: len(marks)][marks != -100].argmax(-1)]
 
 
-def tags_of(answer: Row) -> list[str]:
-    """IOB2 tags of the text's words, which single spaces join, from entities with offsets."""
-    found, position = [], 0
-    for word in answer["text"].split(" "):
-        inside = next((e for e in answer["entities"] if e["start"] <= position < e["end"]), None)
-        prefix = "B" if inside and inside["start"] == position else "I"
-        found.append(f"{prefix}-{inside['entity_group']}" if inside else "O")
-        position += len(word) + 1
-    return found
+def nothing(logits: np.ndarray, rows: Sequence[Row], labels: Sequence[Any]) -> Sequence[Any]:
+    """Where nothing is tuned, the labels are all that an answer needs."""
+    return labels
 
 
 @dataclass(frozen=True)
 class Task:
     """What a kind of problem needs of each system, and its score."""
 
-    model: str  # transformers' class
-    peft_type: str
-    labels: Callable[[Sequence[Row]], list[str]]
-    encode: Callable[[Any, Sequence[Row], Sequence[str]], list[Row]]
-    collator: str
-    theirs: Callable[[np.ndarray, Row, Sequence[str]], Any]  # the Trainer's logits of an example -> its answer
-    ours: Callable[[Row], Any]  # lorakit's answer -> the same
+    ours: str  # key of lorakit's answer
     gold: str  # key of a row
     metric: str
     counts: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]  # gold, answers -> (N, K)
     score: Callable[[np.ndarray, int], np.ndarray]  # sums over N examples (..., K), N -> (...)
+    labels: Callable[[Sequence[Row]], list[Any]]  # what there is to know of the training rows
+    encode: Callable[[Any, Sequence[Row], Sequence[Any]], list[Row]]  # tokenizer, rows, labels -> the Trainer's items
+    theirs: Callable[[np.ndarray, Row, Sequence[Any]], Any]  # the Trainer's logits of an example -> its answer
+    settle: Callable[[np.ndarray, Sequence[Row], Sequence[Any]], Sequence[Any]] = nothing  # tuned on validation
+    model: str = "AutoModelForSequenceClassification"  # transformers' class
+    peft_type: str = "SEQ_CLS"
+    collator: str = "DataCollatorWithPadding"
+    problem_type: str | None = None  # transformers' name of the loss
+    outputs: int | None = None  # of the model; unset: one a label
 
 
 TASKS = {
     "sequence_classification": Task(
-        "AutoModelForSequenceClassification", "SEQ_CLS", classes, encode_texts, "DataCollatorWithPadding", best_class,
-        lambda answer: answer["label"], "label", "accuracy", right, accuracy,
+        "label", "label", "accuracy", right, accuracy, classes, partial(encode_texts, target=class_number), best_class,
+        problem_type="single_label_classification",
+    ),
+    "multi_label_classification": Task(
+        "labels", "labels", "macro F1", label_counts, macro_f1, several, partial(encode_texts, target=flags), above,
+        settle=thresholds, problem_type="multi_label_classification",
+    ),
+    "sequence_regression": Task(
+        "value", "label", "Pearson", moments, pearson, scale, partial(encode_texts, target=scaled), number,
+        problem_type="regression", outputs=1,
     ),
     "token_classification": Task(
-        "AutoModelForTokenClassification", "TOKEN_CLS", tags, encode_words, "DataCollatorForTokenClassification",
-        best_tags, tags_of, "ner_tags", "entity F1", entity_counts, f1,
+        "tags", "ner_tags", "entity F1", entity_counts, f1, tags, encode_words, best_tags,
+        model="AutoModelForTokenClassification", peft_type="TOKEN_CLS", collator="DataCollatorForTokenClassification",
     ),
 }  # fmt: skip
 
