@@ -49,6 +49,11 @@ def test_ece_of_one_answer_is_its_gap(probabilities, gap):
     assert ece([0], np.array(probabilities)) == pytest.approx(gap)
 
 
+def test_confidence_on_the_edge_of_two_bins_is_in_the_lower_one():
+    probabilities = np.array([[0.6, 0.4], [0.62, 0.38]])  # 0.6 ends the ninth of 15 bins
+    assert ece([0, 1], probabilities) == pytest.approx((abs(1 - 0.6) + abs(0 - 0.62)) / 2)
+
+
 def test_temperature_divides_the_logits(answers):
     _, probabilities = answers
     wanted = (torch.tensor(probabilities).log() / 2.5).softmax(-1).numpy()
