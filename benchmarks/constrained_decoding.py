@@ -1,6 +1,7 @@
 """Constrained decoding over random weights of t5-small's shape with T5's tokenizer: faults, and what few rows save.
 
 python benchmarks/constrained_decoding.py DATA [sentences]     DATA has t5_tokenizer/ and wnut17/
+python benchmarks/constrained_decoding.py DATA reach           whether every gold answer can be written
 """
 
 from __future__ import annotations
@@ -11,15 +12,39 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import AutoTokenizer, ByT5Tokenizer, T5Config, T5ForConditionalGeneration
 
 from lorakit.data.read import read
 from lorakit.data.tags import entities
+from lorakit.tasks.constrained import Language
 from lorakit.tasks.decoding import Decoder
 from lorakit.tasks.text2text_formats import FORMATS
 from lorakit.tasks.text2text_ner import FAULTS, Text2TextNer
 
 LIMIT = 64  # tokens of output; random weights seldom end by themselves
+
+
+def accepts(language: Language, ids: list[int]) -> bool:
+    """Whether these tokens may be written, one by one, to the end."""
+    paths = language.begin()
+    for token in ids:
+        paths = language.step(paths, token)
+        if not paths:
+            return token == language.eos
+    return False
+
+
+def reach(data: Path) -> None:
+    """Print how many gold answers of WNUT-17's three files cannot be written, in each format with both tokenizers."""
+    for tokenizer in (AutoTokenizer.from_pretrained(data / "t5_tokenizer"), ByT5Tokenizer()):
+        for file in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"):
+            examples = list(read(str(data / "wnut17" / file), "words").examples)
+            types = tuple(sorted({entity.type for example in examples for entity in entities(example.tags)}))
+            for name in FORMATS:
+                task = Text2TextNer(tokenizer, types, 10**6, max_target_length=10**6, constrained=True, format=name)
+                items = [item for own in task.encode(examples) for item in own]
+                lost = sum(not accepts(task.language(item["source"]), item["labels"]) for item in items)
+                print(f"{type(tokenizer).__name__} {file} {name}: {lost} of {len(items)} cannot be written", flush=True)
 
 
 def main(data: Path, n: int) -> None:
@@ -52,4 +77,8 @@ def main(data: Path, n: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 32)
+    folder, *words = sys.argv[1:]
+    if words == ["reach"]:
+        reach(Path(folder))
+    else:
+        main(Path(folder), int(words[0]) if words else 32)

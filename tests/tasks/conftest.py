@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -43,6 +46,15 @@ def word_pieces() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> ByT5Tokenizer:
     return ByT5Tokenizer()
+
+
+@pytest.fixture(scope="session")
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    """T5's own, which is none of this project's files."""
+    folder = Path(__file__).parents[3] / "shared" / "data" / "t5_tokenizer"
+    if not folder.is_dir():
+        pytest.skip("needs the public data sets beside the checkout")
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def bert_config(tokenizer: PreTrainedTokenizerFast, n_labels: int) -> BertConfig:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lorakit.data.tags import to_tags
 from lorakit.tasks.spelling import LOST, Spelling, decode
 from lorakit.tasks.text2text_formats import FORMATS
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from(
     ["|", "[x]", "</s>", "<extra_id_0>", "</</s>>", "{", "\u200b", "½", "a:"]
 )
 DROP_INS = {"[": "(", "|": "/", "]": ")"}
 
 
-@pytest.fixture(scope="module", params=["bytes", pytest.param("t5", marks=pytest.mark.shared)])
+@pytest.fixture(scope="module", params=["byte_tokenizer", pytest.param("t5_tokenizer", marks=pytest.mark.shared)])
 def tokenizer(request):
-    if request.param == "bytes":
-        return ByT5Tokenizer()
-    if not SHARED.is_dir():
-        pytest.skip("needs the public data sets beside the checkout")
-    return AutoTokenizer.from_pretrained(SHARED / "t5_tokenizer")
+    return request.getfixturevalue(request.param)
 
 
 @given(words=st.lists(ANY, min_size=1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_spelled_words_come_back_from_the_tokenizer_whatever_they_are(tokenizer, words):
     spelling = Spelling(tokenizer, DROP_INS)
     spelled = spelling.words(words)
@@ -42,7 +34,7 @@ def test_spelled_words_come_back_from_the_tokenizer_whatever_they_are(tokenizer,
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(words=st.lists(ANY.filter(str.isprintable), min_size=2, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_words_are_read_back_through_the_tokenizer(tokenizer, name, words):
     form = FORMATS[name](tokenizer)
     spelled = Spelling(tokenizer, form.drop_ins).words(words)
@@ -79,8 +71,5 @@ def test_signs_of_the_format_and_of_the_tokenizer_are_replaced(byte_tokenizer, w
         ("x😂", "x*"),
     ],
 )
-def test_what_t5_lacks_is_replaced_by_what_it_has(word, spelled):
-    if not SHARED.is_dir():
-        pytest.skip("needs the public data sets beside the checkout")
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "t5_tokenizer")
-    assert Spelling(tokenizer, DROP_INS).words([word]) == [spelled]
+def test_what_t5_lacks_is_replaced_by_what_it_has(t5_tokenizer, word, spelled):
+    assert Spelling(t5_tokenizer, DROP_INS).words([word]) == [spelled]

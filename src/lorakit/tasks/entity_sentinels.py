@@ -21,7 +21,7 @@ class SentinelFormat:
 
     def __init__(self, sentinels: int) -> None:
         self.longest = sentinels
-        self.delimiters: Sequence[str] = [_sentinel(i) for i in range(sentinels)]
+        self.delimiters: Sequence[str] = (_sentinel(0), _sentinel(sentinels - 1))
 
     def source(self, words: Sequence[str]) -> str:
         return " ".join(f"{_sentinel(i)} {word}" for i, word in enumerate(words))
