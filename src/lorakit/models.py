@@ -68,6 +68,12 @@ class BaseModel:
     missing: tuple[str, ...]  # tensors that the checkpoint lacked, and that are random now
     max_length: int  # tokens
 
+    def new_head(self) -> nn.Linear | None:
+        """The output layer, where the checkpoint lacked it and it has a bias."""
+        linears = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)]
+        path, last = linears[-1]
+        return last if f"{path}.bias" in self.missing else None
+
 
 def load_base(
     name: str,

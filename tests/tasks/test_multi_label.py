@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics
+from tests.runs import changed, sections
 from tests.tiny import items_of
 
 from lorakit.data.example import Example
+from lorakit.engine.prepare import prepare
+from lorakit.models import save_model
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from lorakit.tasks.multi_label_scores import best_threshold
 
@@ -118,3 +123,21 @@ def test_thresholds_decide_the_answered_labels(task):
     tuned = task.with_tuned({"thresholds": dict(zip(LABELS, (0.65, 0.4, 0.65, 0.2), strict=True))})
     assert tuned.to_json(EXAMPLES[0], answer)["labels"] == ["music", "plot"]
     assert task.expected(Example("x", label=("plot", "cast"))) == ["cast", "plot"]
+
+
+def test_new_head_starts_at_the_shares_of_the_labels(bert: Path, files: Path):
+    prepared = prepare(changed(sections(bert, files, "multi_label_classification")))
+    examples = prepared.parts["train"].examples
+    bias = prepared.model.get_submodule("classifier").base.bias
+    for label, logit in zip(prepared.task.labels, bias.tolist(), strict=True):
+        count = sum(label in example.label for example in examples)
+        assert 1 / (1 + np.exp(-logit)) == pytest.approx((count + 0.5) / (len(examples) + 1), abs=1e-6)
+
+
+def test_head_that_the_checkpoint_brings_is_left_alone(bert: Path, files: Path, tmp_path: Path):
+    first = prepare(changed(sections(bert, files, "multi_label_classification"), "train.method=full"))
+    with torch.no_grad():
+        first.model.classifier.bias.fill_(0.25)
+    save_model(first.model, first.base.tokenizer, tmp_path / "whole")
+    again = prepare(changed(sections(tmp_path / "whole", files, "multi_label_classification")))
+    assert again.model.get_submodule("classifier").base.bias.tolist() == [0.25] * len(again.task.labels)

@@ -96,6 +96,8 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
     )
     max_length = _max_length(recipe.data.max_length, base)
     task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
+    if (head := base.new_head()) is not None:
+        task.start(head, examples["train"])
     device = pick_device()
     dtype = pick_dtype(recipe.model.dtype, recipe.train.method, device)
     parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}

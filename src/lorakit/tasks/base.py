@@ -72,6 +72,10 @@ class Task(Protocol):
         """The task with what it takes from the training examples before the first step: a target's mean, say."""
         ...
 
+    def start(self, head: nn.Linear, examples: Sequence[Example]) -> None:
+        """Set the start of a newly initialised output layer, in place."""
+        ...
+
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
         """Token ids and targets, tokenised once for the whole run: for each example one item, or one a window."""
         ...
@@ -135,6 +139,9 @@ class Untuned:
 
     def fitted(self, examples: Sequence[Example]) -> Self:
         return self
+
+    def start(self, head: nn.Linear, examples: Sequence[Example]) -> None:
+        pass
 
     @property
     def tuned(self) -> Mapping[str, Any]:
