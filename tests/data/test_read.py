@@ -128,6 +128,14 @@ def test_usual_names_are_tried_in_their_order(save):
     assert read(str(path)).examples[0].text == names[0]
 
 
+def test_second_text_that_is_not_asked_for_is_said(save):
+    path = save("a.csv", "premise,hypothesis,label\nIt rains.,It is wet.,yes\n")
+    alone, pairs = read(str(path)), read(str(path), columns=Columns(pair="hypothesis"))
+    said = f"{path}: column 'hypothesis' is not read; for pairs of texts say data.pair=hypothesis"
+    assert said in alone.notes
+    assert said not in pairs.notes
+
+
 def test_asked_columns_are_read_without_a_note(save):
     path = save("a.csv", "text,label,first,second,verdict\n1,2,a,b,c\n")
     dataset = read(str(path), columns=Columns(text="first", pair="second", label="verdict"))

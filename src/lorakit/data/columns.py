@@ -21,6 +21,7 @@ USUAL = {
     "tags": ("ner_tags", "tags", "labels"),
     "spans": ("spans", "entities", "label", "labels"),
 }
+SECOND = ("pair", "sentence2", "text2", "text_pair", "hypothesis", "sentence_B", "text_b")  # names of second texts
 TOKENS = "token_offsets"  # where readers of tokenised texts put the (start, end) of each token
 
 
@@ -123,6 +124,8 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
     text = table.said("text", asked.text)
     label = _label_columns(table) if wants != "text" or asked.label else None
     pair = table.said("pair", asked.pair) if asked.pair else None
+    if asked.pair is None and text not in SECOND and (second := next((n for n in SECOND if n in table.there), None)):
+        table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
     to_label = None if label is None else label_reader(wants, label, asked.label_separator)
     found = [
         Example(
