@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from lorakit.tasks.entity_scores import prf
-from lorakit.tasks.label_scores import classification_scores, classification_statistics
+from lorakit.tasks.label_scores import classification_scores, classification_statistics, prf
 
 LABELS = ("a", "b", "c", "never")
 

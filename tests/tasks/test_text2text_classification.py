@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tests.tiny import items_of
+from tests.tiny import items_of, taught
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, NumericsError
@@ -31,14 +31,7 @@ def task(byte_tokenizer) -> Text2TextClassification:
 
 @pytest.fixture(scope="module")
 def trained(task, make_writer):
-    model = make_writer()
-    batch = task.collate(items_of(task, EXAMPLES))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        (task.loss(model, batch) / task.n_targets(batch)).backward()
-        optimizer.step()
-    return model.eval()
+    return taught(make_writer(), task, task.collate(items_of(task, EXAMPLES)))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from tests.tiny import items_of
+from tests.tiny import items_of, taught
 
 from lorakit.data.example import of_text, of_words
 from lorakit.data.tags import entities, to_tags
@@ -42,13 +42,7 @@ def batch(task):
 @pytest.fixture(scope="module")
 def trained(task, batch, make_writer):
     """A model that a few steps on the task's own loss taught to write something like the targets."""
-    model = make_writer()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        (task.loss(model, batch) / task.n_targets(batch)).backward()
-        optimizer.step()
-    return model.eval()
+    return taught(make_writer(), task, batch)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from lorakit.app.suspects import Suspect, suspects
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example
-from lorakit.engine.adapter import SIDE_FILE, read_side, shipped_folder
+from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.events import Event, Note
 from lorakit.engine.predictor import load
 from lorakit.engine.prepare import read_part, read_parts
@@ -203,8 +202,7 @@ def _check_same_kind(run: Path, recipe: Recipe) -> None:
 def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, Any] | None, list[str]]:
     """Suspected label errors of each part, and lines that tell them; without cleanlab a line that says so."""
     predictor = load(run)
-    side = json.loads((shipped_folder(run) / SIDE_FILE).read_text(encoding="utf-8"))
-    seen = set(side["data"].values()) & set(sums.values())
+    seen = set(predictor.side.data.values()) & set(sums.values())
     facts: dict[str, Any] = {}
     lines = []
     for name, part in parts.items():

@@ -20,10 +20,10 @@ from lorakit.data.example import Columns
 from lorakit.engine.predictor import load
 from lorakit.engine.resamples import Sampled, read_resamples, sampled
 from lorakit.errors import ConfigError, DataError
+from lorakit.tasks.base import LOWER
 from lorakit.tasks.intervals import Difference, difference, resample
 from lorakit.tasks.registry import check_labels
 
-LOWER_IS_BETTER = ("mae", "rmse", "mse", "brier", "ece", "nll")  # by the ends of their names; no shares either
 SIGNIFICANT = 0.05
 # Standard errors of a difference that a test at 5 % finds 4 times in 5.
 DETECTABLE = statistics.NormalDist().inv_cdf(1 - SIGNIFICANT / 2) + statistics.NormalDist().inv_cdf(0.8)
@@ -167,7 +167,7 @@ def _shown(entry: tuple[Any, ...] | None) -> str:
 
 
 def _verdict(first: Group, second: Group, metric: str, found: Difference, n: int) -> str:
-    direction = -1 if _lower_is_better(metric) else 1
+    direction = -1 if metric in LOWER else 1
     is_gain = direction * found.value > 0
     better, worse = (second, first) if is_gain else (first, second)
     if found.p < SIGNIFICANT:
@@ -186,17 +186,13 @@ def _verdict(first: Group, second: Group, metric: str, found: Difference, n: int
     )
 
 
-def _lower_is_better(score: str) -> bool:
-    return score.endswith(LOWER_IS_BETTER)
-
-
 def _bare(score: str, value: float, sign: str = "") -> str:
     """A difference in points of a hundred, or in the score's own unit."""
-    return f"{value:{sign}.3g}" if _lower_is_better(score) else f"{100 * value:{sign}.1f}"
+    return f"{value:{sign}.3g}" if score in LOWER else f"{100 * value:{sign}.1f}"
 
 
 def _amount(score: str, value: float) -> str:
-    return _bare(score, value) if _lower_is_better(score) else f"{_bare(score, value)} points"
+    return _bare(score, value) if score in LOWER else f"{_bare(score, value)} points"
 
 
 def _p(p: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
@@ -55,6 +56,14 @@ class Columns:
     label: str | tuple[str, ...] | None = None  # several: 0/1 columns, or shares
     label_separator: str = ","  # between labels in one cell
     overlaps: Overlaps = "error"  # what becomes of character spans that overlap
+
+
+def examples_sha256(examples: Iterable[Example]) -> str:
+    """What tells examples in their order from others: sha256 of texts, labels and tags, in hexadecimal."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.text, example.pair, example.label, example.tags)).encode())
+    return digest.hexdigest()
 
 
 def of_words(words: Sequence[str], tags: Sequence[str] = (), where: str = "") -> Example:

@@ -1,4 +1,4 @@
-"""JSON: a record a line, or an array of records. What the records of annotation tools mean is told in annotations.py."""
+"""JSON: a record a line, or an array of records. Annotation tools' own records: label_studio.py and prodigy.py."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from lorakit.data.brat import is_brat, read_brat, with_spans
 from lorakit.data.columns import Table, examples_of, is_annotated
 from lorakit.data.conll import DOCSTART, columns_of, read_conll
 from lorakit.data.docbin import read_docbin
-from lorakit.data.example import Columns, Dataset, Example, Wants
+from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
 from lorakit.data.hub import read_hub, read_saved
 from lorakit.data.json_files import read_json
 from lorakit.data.label_studio import flattened, is_label_studio
@@ -165,10 +164,7 @@ def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
     """sha256 of the file; of the records where there is no single file."""
     if path.is_file() and not is_brat(path):
         return file_sha256(path)
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr((example.text, example.pair, example.label, example.tags)).encode())
-    return digest.hexdigest()
+    return examples_sha256(examples)
 
 
 def read_texts(path: Path, columns: Columns = Columns()) -> Dataset:

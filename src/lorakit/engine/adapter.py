@@ -37,6 +37,7 @@ class Side:
     labels: tuple[str, ...]
     max_length: int
     tuned: Mapping[str, Any]  # on the validation examples: thresholds, say
+    data: Mapping[str, str]  # sha256 of each source that it was trained or chosen on
     columns: Columns  # that it was trained on; with a pair, answers need pairs too
     base: str
     revision: str | None
@@ -125,6 +126,7 @@ def read_side(folder: Path) -> Side:
             labels=tuple(raw["labels"]),
             max_length=int(raw["max_length"]),
             tuned=dict(raw.get("tuned", {})),
+            data=dict(raw.get("data", {})),
             columns=_columns(raw["columns"]),
             base=raw["base"]["name"],
             revision=raw["base"]["revision"],

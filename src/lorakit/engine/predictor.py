@@ -12,7 +12,7 @@ from torch import nn
 
 from lorakit.data.example import Columns, Dataset, Example, of_text, of_words
 from lorakit.data.read import read
-from lorakit.data.tags import Entity, to_tags
+from lorakit.data.tags import entities, to_tags
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
@@ -73,10 +73,9 @@ class Predictor:
                     f"sentence {number} of {len(sentences)}: {words!r} is no list of words, none of them empty"
                 )
         examples = [of_words(words) for words in sentences]
-        lines = [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
         return [
-            {"words": list(e.words), "tags": _word_tags(e, line["entities"]), **line}
-            for e, line in zip(examples, lines, strict=True)
+            {"words": list(e.words), "tags": to_tags(entities(a.tags), len(e.words)), **self.task.to_json(e, a)}
+            for e, a in zip(examples, self.answers(examples), strict=True)
         ]
 
     def answers(self, examples: Sequence[Example]) -> list[Any]:
@@ -103,14 +102,6 @@ class Predictor:
             merge_and_unload(self.model)
         layers = task_layers(self.side.task, self.side.labels)
         save_model(self.model, self.task.tokenizer, folder, without=layers)
-
-
-def _word_tags(example: Example, entities: Sequence[dict[str, Any]]) -> list[str]:
-    """IOB2 tags of entities that are given by offsets into the text."""
-    starts = {start: i for i, (start, _) in enumerate(example.offsets)}
-    ends = {end: i for i, (_, end) in enumerate(example.offsets, start=1)}
-    spans = [Entity(entity["entity_group"], starts[entity["start"]], ends[entity["end"]]) for entity in entities]
-    return to_tags(spans, len(example.words))
 
 
 def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:

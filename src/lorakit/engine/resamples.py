@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lorakit.data.example import Example
+from lorakit.data.example import Example, examples_sha256
 from lorakit.errors import OutputError
 from lorakit.tasks.intervals import RESAMPLES, Resampled
 
@@ -31,10 +30,7 @@ class Sampled:
 
 def sampled(examples: Sequence[Example], metric: str, scores: Mapping[str, Resampled]) -> Sampled:
     """The scores of answers to these examples, in this order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr((example.text, example.pair, example.label, example.tags)).encode("utf-8", "replace"))
-    return Sampled(digest.hexdigest(), len(examples), metric, scores)
+    return Sampled(examples_sha256(examples), len(examples), metric, scores)
 
 
 def write_resamples(folder: Path, of_run: Sampled) -> None:

@@ -15,7 +15,7 @@ IGNORE = -100  # the label of positions that the loss leaves out
 Item = Mapping[str, list[Any]]  # one encoded example: input_ids, labels, ...; numbers all of them
 Batch = dict[str, Tensor]
 Scores = dict[str, Any]  # scores by name, tables of them, counts; ready for JSON
-LOWER = frozenset({"ece", "brier", "nll", "mae", "rmse"})  # scores of which less is better
+LOWER = frozenset({"ece", "brier", "nll", "mae", "rmse"})  # scores of which less is better; none of them is a share
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lorakit.data.tags import Entity
+from lorakit.tasks.label_scores import prf
 
 Judge = Callable[[Entity, Entity], bool]
 
@@ -68,12 +69,10 @@ def semeval_scores(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[
 def _with_scores(counts: Counter[str]) -> dict[str, Any]:
     points = counts["correct"] + 0.5 * counts["partial"]
     paired = counts["correct"] + counts["incorrect"] + counts["partial"]
-    said, wanted = paired + counts["spurious"], paired + counts["missed"]
+    scores = prf(points, paired + counts["spurious"], paired + counts["missed"])
     return {
         **{key: counts[key] for key in ("correct", "incorrect", "partial", "missed", "spurious")},
-        "precision": points / said if said else 0.0,
-        "recall": points / wanted if wanted else 0.0,
-        "f1": 2 * points / (said + wanted) if said + wanted else 0.0,
+        **{key: scores[key] for key in ("precision", "recall", "f1")},
     }
 
 

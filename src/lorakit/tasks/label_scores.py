@@ -28,6 +28,11 @@ def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels:
     }
 
 
+def classification_metrics(labels: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classification scores that are numbers."""
+    return ("accuracy", "macro_f1", "mcc", *(["f1"] if len(labels) == 2 else []))
+
+
 def classification_statistics(
     gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> dict[str, Statistic]:
@@ -101,6 +106,16 @@ def accuracy(right: Sequence[bool] | Flags) -> Statistic:
 def mean(numbers: Floats) -> Statistic:
     """The mean of a number an example. Shapes: (N,)."""
     return Statistic(np.stack([numbers, np.ones_like(numbers)], axis=1), lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def prf(right: float, found: int, wanted: int) -> dict[str, float]:
+    """Precision, recall and F1 from numbers of right, predicted and gold ones; 0 where a denominator is 0."""
+    return {
+        "precision": right / found if found else 0.0,
+        "recall": right / wanted if wanted else 0.0,
+        "f1": 2 * right / (found + wanted) if found + wanted else 0.0,
+        "support": wanted,
+    }
 
 
 def _second_f1(sums: Floats) -> Floats:

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.tasks.base import Batch, Scores, Statistic, inputs_of
-from lorakit.tasks.multi_label_scores import best_threshold, multi_label_scores, multi_label_statistics
+from lorakit.tasks.multi_label_scores import HALF, best_threshold, multi_label_scores, multi_label_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
-
-HALF = 0.5
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,7 +48,11 @@ class SequenceTask(Untuned):
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
         pairs = [example.pair for example in examples] if examples[0].pair is not None else None
-        return self.tokenizer([example.text for example in examples], pairs, **options)
+        return self.tokenizer([self.source(example) for example in examples], pairs, **options)
+
+    def source(self, example: Example) -> str:
+        """The text that the model reads, before the second one of a pair."""
+        return example.text
 
     def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
         def tokenize(positions: list[int]) -> list[list[int]]:
@@ -74,6 +78,18 @@ class SequenceTask(Untuned):
         if not np.isfinite(raws[0]).all():
             raise NumericsError(f"an answer of the model is not finite: {raws[0]} for {example.text[:40]!r}")
         return raws[0]
+
+
+def shares_of(example: Example) -> Mapping[str, float]:
+    """The labels of an example with their shares; a label alone has all of it."""
+    assert isinstance(example.label, (str, Mapping))
+    return {example.label: 1.0} if isinstance(example.label, str) else example.label
+
+
+def most_probable(example: Example, labels: Sequence[str]) -> str:
+    """The label of an example; of a soft one the most probable, the first of several."""
+    shares = shares_of(example)
+    return max((label for label in labels if label in shares), key=shares.__getitem__)
 
 
 def texts_of(example: Example) -> dict[str, str]:

@@ -16,8 +16,8 @@ from lorakit.errors import ConfigError, did_you_mean
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Batch, Floats, Scores, Statistic, inputs_of
 from lorakit.tasks.calibration import at_temperature, best_temperature, calibration_statistics, ece
-from lorakit.tasks.label_scores import classification_scores, classification_statistics, values
-from lorakit.tasks.sequence import SequenceTask, texts_of
+from lorakit.tasks.label_scores import classification_metrics, classification_scores, classification_statistics, values
+from lorakit.tasks.sequence import SequenceTask, most_probable, shares_of, texts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,14 +57,14 @@ class SequenceClassification(SequenceTask):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "macro_f1", "mcc", *(["f1"] if len(self.labels) == 2 else []), "nll", "brier", "ece")
+        return (*classification_metrics(self.labels), "nll", "brier", "ece")
 
     def fitted(self, examples: Sequence[Example]) -> Self:
         if not self.balanced:
             return self
         counts = dict.fromkeys(self.labels, 0.0)
         for example in examples:
-            for label, share in _shares(example).items():
+            for label, share in shares_of(example).items():
                 counts[label] += share
         there = [label for label, count in counts.items() if count]
         return replace(self, weights={label: len(examples) / (len(there) * counts[label]) for label in there})
@@ -72,7 +72,7 @@ class SequenceClassification(SequenceTask):
     def target(self, example: Example) -> list[float]:
         if isinstance(example.label, str):
             return [self.labels.index(example.label)]
-        shares = _shares(example)
+        shares = shares_of(example)
         return [shares.get(label, 0.0) for label in self.labels]
 
     def stack(self, targets: Sequence[list[Any]]) -> Tensor:
@@ -138,14 +138,7 @@ class SequenceClassification(SequenceTask):
         return {**texts_of(example), "label": best, "score": probabilities[best], "probabilities": probabilities}
 
     def expected(self, example: Example) -> str:
-        shares = _shares(example)
-        return max((label for label in self.labels if label in shares), key=shares.__getitem__)
-
-
-def _shares(example: Example) -> Mapping[str, float]:
-    """The labels of an example with their shares; a label alone has all of it."""
-    assert isinstance(example.label, (str, Mapping))
-    return {example.label: 1.0} if isinstance(example.label, str) else example.label
+        return most_probable(example, self.labels)
 
 
 def _calibration(gold: Sequence[int], probabilities: Floats) -> Scores:

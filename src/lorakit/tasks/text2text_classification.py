@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -16,8 +16,8 @@ from lorakit.errors import ConfigError
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import IGNORE, Batch, Scores, Statistic, pad
 from lorakit.tasks.decoding import Decoder, greedy
-from lorakit.tasks.label_scores import classification_scores, classification_statistics, mean
-from lorakit.tasks.sequence import SequenceTask, texts_of
+from lorakit.tasks.label_scores import classification_metrics, classification_scores, classification_statistics, mean
+from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
 from lorakit.tasks.spelling import decode
 from lorakit.tasks.text2text_batches import n_targets, summed_loss
 
@@ -64,7 +64,7 @@ class Text2TextClassification(SequenceTask):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("accuracy", "macro_f1", "mcc", *(["f1"] if len(self.labels) == 2 else []))
+        return classification_metrics(self.labels)
 
     @cached_property
     def written(self) -> list[list[int]]:
@@ -72,9 +72,8 @@ class Text2TextClassification(SequenceTask):
         ids: list[list[int]] = self.tokenizer(text_target=list(self.labels))["input_ids"]
         return ids
 
-    def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
-        pairs = [example.pair for example in examples] if examples[0].pair is not None else None
-        return self.tokenizer([self.prefix + example.text for example in examples], pairs, **options)
+    def source(self, example: Example) -> str:
+        return self.prefix + example.text
 
     def target(self, example: Example) -> list[int]:
         return self.written[self.labels.index(self.expected(example))]
@@ -126,11 +125,7 @@ class Text2TextClassification(SequenceTask):
         return {**line, "generated": answer.text}
 
     def expected(self, example: Example) -> str:
-        """The label; of a soft one the most probable."""
-        if isinstance(example.label, Mapping):
-            shares = example.label
-            return max((label for label in self.labels if label in shares), key=shares.__getitem__)
-        return str(example.label)
+        return most_probable(example, self.labels)
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Batch, Cut, Item, Scores, Statistic, Untuned
 from lorakit.tasks.constrained import Language
 from lorakit.tasks.decoding import Written, greedy
-from lorakit.tasks.entity_scores import entity_scores, entity_statistics, prf
+from lorakit.tasks.entity_scores import entity_scores, entity_statistics
 from lorakit.tasks.entity_text import EntityFormat, Mention, Reading
+from lorakit.tasks.label_scores import prf
 from lorakit.tasks.spelling import Spelling, decode
 from lorakit.tasks.text2text_batches import collate, n_targets, summed_loss, target_ids
 from lorakit.tasks.text2text_formats import make_format
