@@ -38,6 +38,20 @@ class NumericsError(LorakitError):
     exit_code = 4
 
 
+class RankLost(LorakitError):
+    """Another process of the run died, hangs, or cannot be reached."""
+
+    exit_code = 1
+
+
+class RankError(LorakitError):
+    """Another process of the run has failed, and has said why; this one ends with the same exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
     """The end of an error message: the names nearest to `wrong`, or a short list of what there is."""
     names = sorted(set(known))

@@ -10,6 +10,7 @@ from lorakit.app.figures import write_figures
 from lorakit.engine.events import Report, ignore
 from lorakit.engine.fit import Result, Run, check_run_folder, open_run_folder
 from lorakit.engine.prepare import prepare
+from lorakit.engine.ranks import joined
 from lorakit.recipe import Recipe, make_recipe
 
 
@@ -23,16 +24,21 @@ def train(*, report: Report = ignore, resume: str | None = None, **sections: Map
 
 
 def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None = None) -> Result:
-    """Train a recipe into its run folder, pictures included. `resume` is `auto` or a checkpoint's path."""
+    """Train a recipe into its run folder, pictures included. `resume` is `auto` or a checkpoint's path.
+
+    Under torchrun this process is one of several, all of which call this; the first of them writes and reports.
+    """
     folder = Path(recipe.output.dir or default_folder(recipe))
-    check_run_folder(folder, resume)  # before the work of preparing
-    prepared = prepare(recipe, report)
-    run = Run(prepared, folder, report)
-    if resume is not None:
-        run.resume(resume)
-    open_run_folder(folder, resume)
-    result = run.fit()
-    write_figures(result, run.history.lines, prepared)
+    with joined() as ranks:
+        report = report if ranks.is_first else ignore
+        ranks.first(check_run_folder, folder, resume)  # before the work of preparing
+        prepared = prepare(recipe, report, ranks)
+        run = Run(prepared, folder, report)
+        if resume is not None:
+            run.resume(resume)
+        ranks.first(open_run_folder, folder, resume)
+        result = run.fit()
+        ranks.first(write_figures, result, run.history.lines, prepared)
     return result
 
 

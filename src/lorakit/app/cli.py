@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
-from lorakit.errors import ConfigError, LorakitError, OutputError
+from lorakit.errors import ConfigError, LorakitError, OutputError, RankError
 
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         commands.main(words, prog_name="lorakit", standalone_mode=False)
+    except RankError as err:  # another process has said why
+        sys.exit(err.exit_code)
     except LorakitError as err:
         _fail(str(err), err.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as err:
@@ -114,6 +117,8 @@ def train(
         result = train_recipe(recipe, report=screen, resume=resume)
     finally:
         screen.close()
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
+        return
     if as_json:
         click.echo(json.dumps({**result.scores, "run": str(result.folder)}))
         return

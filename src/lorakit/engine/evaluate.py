@@ -1,4 +1,4 @@
-"""Answers to many examples, in their order, however they are batched."""
+"""Answers to many examples, in their order, however they are batched and shared among ranks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
+from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import evaluating
 from lorakit.engine.train import to_device
 from lorakit.tasks.base import Item, Task
@@ -18,20 +19,37 @@ BATCH_SIZE = 64  # examples per forward in prediction
 
 
 def answer_all(
-    model: nn.Module, task: Task, examples: Sequence[Example], items: Sequence[Sequence[Item]], device: torch.device
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    items: Sequence[Sequence[Item]],
+    device: torch.device,
+    *,
+    ranks: Ranks = ALONE,
 ) -> list[Any]:
     """The task's answer to each example, in the order of `examples`; `items` has those of each example."""
-    return [task.answer(*row) for row in zip(examples, predict_all(model, task, items, device), strict=True)]
+    raws = predict_all(model, task, items, device, ranks=ranks)
+    return [task.answer(*row) for row in zip(examples, raws, strict=True)]
 
 
-def predict_all(model: nn.Module, task: Task, items: Sequence[Sequence[Item]], device: torch.device) -> list[list[Any]]:
-    """The raw answers to the items of each example, in the order of `items`."""
+def predict_all(
+    model: nn.Module, task: Task, items: Sequence[Sequence[Item]], device: torch.device, *, ranks: Ranks = ALONE
+) -> list[list[Any]]:
+    """The raw answers to the items of each example, in the order of `items`, on every rank.
+
+    The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers.
+    """
     flat = [item for of_example in items for item in of_example]
-    raws: list[Any] = [None] * len(flat)
+    batches = sorted_batches([len(item["input_ids"]) for item in flat], BATCH_SIZE)
+    own: list[list[Any]] = []
     with evaluating(model):
-        for positions in sorted_batches([len(item["input_ids"]) for item in flat], BATCH_SIZE):
+        for positions in batches[ranks.rank :: ranks.size]:
             batch = to_device(task.collate([flat[i] for i in positions]), device)
-            for i, raw in zip(positions, task.predict(model, batch), strict=True):
-                raws[i] = raw
+            own.append(list(task.predict(model, batch)))
+    gathered = ranks.gather(own)
+    raws: list[Any] = [None] * len(flat)
+    for number, positions in enumerate(batches):
+        for i, raw in zip(positions, gathered[number % ranks.size][number // ranks.size], strict=True):
+            raws[i] = raw
     rest = iter(raws)
-    return [[next(rest) for _ in own] for own in items]
+    return [[next(rest) for _ in of_example] for of_example in items]

@@ -25,6 +25,7 @@ from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
 from lorakit.engine.resamples import sampled, write_resamples
+from lorakit.engine.runtime import seed_rank
 from lorakit.engine.train import Step, make_optimizer, train
 from lorakit.errors import ConfigError, NumericsError, OutputError
 from lorakit.lora import RankBudget
@@ -60,6 +61,7 @@ class Run:
 
     def __init__(self, prepared: Prepared, folder: Path, report: Report = ignore) -> None:
         self.prepared = prepared
+        self.ranks = prepared.ranks
         self.folder = folder
         self.report = report
         self.history = History()
@@ -75,9 +77,9 @@ class Run:
     def fit(self) -> Result:
         """Train to the end (or until patience is out), then write scores, samples and predictions of the best."""
         prepared = self.prepared
-        (self.folder / "recipe.toml").write_text(prepared.recipe.to_toml(), encoding="utf-8")
+        self.ranks.first((self.folder / "recipe.toml").write_text, prepared.recipe.to_toml(), encoding="utf-8")
         if self.start == 0:
-            torch.manual_seed(prepared.recipe.train.seed)  # dropout; a resumed run has its state restored
+            seed_rank(prepared.recipe.train.seed, self.ranks.rank)  # dropout; a resumed run has its state restored
         self.report(Started(prepared.plan.steps, self.start, prepared.task.metric))
         if not self._out_of_patience():  # a run that patience had ended is not trained on when it is resumed
             self._train()
@@ -87,7 +89,8 @@ class Run:
         prepared, history = self.prepared, self.history
         items = prepared.parts["train"].flat
         clock = time.perf_counter()
-        for step in train(prepared.model, prepared.task, items, self.optimizer, prepared.plan, self.start):
+        steps = train(prepared.model, prepared.task, items, self.optimizer, prepared.plan, self.start, ranks=self.ranks)
+        for step in steps:
             seconds = time.perf_counter() - clock
             history.seconds += seconds
             history.examples += step.examples
@@ -117,7 +120,10 @@ class Run:
         for name, parameter in self._parameters().items():
             if not parameter.isfinite().all():
                 lr = self.prepared.recipe.train.lr
-                raise NumericsError(f"step {step}: {name} is not finite after the update; lower train.lr (now {lr})")
+                with self.ranks.together():
+                    raise NumericsError(
+                        f"step {step}: {name} is not finite after the update; lower train.lr (now {lr})"
+                    )
 
     def _evaluate(self, step: Step) -> None:
         scores = self._scores(self.prepared.parts["validation"])
@@ -126,12 +132,12 @@ class Run:
         if is_best:
             self.history.best, self.history.best_step, self.history.since_best = value, step.number, 0
             self.best_state = {name: p.detach().clone() for name, p in self._parameters().items()}
-            write_shipped(self.folder, self.prepared, scores)
+            self.ranks.first(write_shipped, self.folder, self.prepared, scores)
         else:
             self.history.since_best += 1
         plain = {key: number for key, number in scores.items() if isinstance(number, float)}
         self.history.lines.append({"step": step.number, "epoch": step.epoch, "validation": plain, "is_best": is_best})
-        self._write_lines("metrics.jsonl", self.history.lines)
+        self.ranks.first(self._write_lines, "metrics.jsonl", self.history.lines)
         self.report(Evaluated(step.number, scores, is_best))
 
     def _scores(self, part: Part) -> Scores:
@@ -139,7 +145,7 @@ class Run:
 
     def _answers(self, part: Part) -> list[Any]:
         prepared = self.prepared
-        return answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device)
+        return answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device, ranks=self.ranks)
 
     def _out_of_patience(self) -> bool:
         patience = self.prepared.recipe.train.patience
@@ -153,8 +159,12 @@ class Run:
     def _save(self, step: int) -> None:
         best = {f"best/{name}": value for name, value in self.best_state.items()}
         starts = {f"start/{name}": value for name, value in self._starts().items()}
-        tensors = {**optimizer_tensors(self.optimizer), **starts, **best, "rng": torch.get_rng_state()}
-        save_checkpoint(self.folder / "checkpoints", Checkpoint(step, tensors, self._state()))
+        tensors = {**optimizer_tensors(self.optimizer), **starts, **best, **self._random_states()}
+        self.ranks.first(save_checkpoint, self.folder / "checkpoints", Checkpoint(step, tensors, self._state()))
+
+    def _random_states(self) -> dict[str, Tensor]:
+        """What dropout is drawn from, of each rank."""
+        return {_rng(rank): state for rank, state in enumerate(self.ranks.gather(torch.get_rng_state()))}
 
     def _starts(self) -> dict[str, Tensor]:
         """What the adapter subtracts or keeps frozen; another machine's SVD may give another sign."""
@@ -180,13 +190,11 @@ class Run:
             OutputError: there is no whole checkpoint.
             ConfigError: the checkpoint belongs to another recipe, other data or another base model.
         """
-        if where == "auto":
-            checkpoint, notes = newest_checkpoint(self.folder / "checkpoints")
-            for note in notes:
-                self.report(Note(note))
-        else:
-            checkpoint = load_checkpoint(Path(where))
-        _check_same(checkpoint.state, self._state())
+        checkpoint, notes = self.ranks.first(self._load, where)
+        for note in notes:
+            self.report(Note(note))
+        with self.ranks.together():
+            _check_same(checkpoint.state, self._state())
         restore_optimizer(self.optimizer, checkpoint.tensors)
         for name, value in self._starts().items():
             value.copy_(checkpoint.tensors[f"start/{name}"])
@@ -198,9 +206,26 @@ class Run:
         history = checkpoint.state["history"]
         self.history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
         self.interval = _Interval(**checkpoint.state["interval"])
-        torch.set_rng_state(checkpoint.tensors["rng"])
+        self._restore_random_state(checkpoint)
         self.start = checkpoint.step
         self.report(Note(f"resumed after step {checkpoint.step}"))
+
+    def _load(self, where: str) -> tuple[Checkpoint, list[str]]:
+        return newest_checkpoint(self.folder / "checkpoints") if where == "auto" else (load_checkpoint(Path(where)), [])
+
+    def _restore_random_state(self, checkpoint: Checkpoint) -> None:
+        """With another number of ranks than before, dropout draws anew; the order of the examples is the same."""
+        before = sum(key.startswith("rng") for key in checkpoint.tensors)
+        if before == self.ranks.size:
+            torch.set_rng_state(checkpoint.tensors[_rng(self.ranks.rank)])
+        else:
+            seed_rank(self.prepared.recipe.train.seed + checkpoint.step, self.ranks.rank)
+            self.report(
+                Note(
+                    f"{before} processes before, {self.ranks.size} now: the examples of each step are the same, "
+                    "dropout is not"
+                )
+            )
 
     # The end
 
@@ -211,8 +236,12 @@ class Run:
         )
         for name, parameter in self._parameters().items():
             parameter.copy_(self.best_state[name])
+        parts = self.prepared.parts
+        test = self._answers(parts["test"]) if "test" in parts else []
+        return self.ranks.first(self._write_results, self._answers(parts["validation"]), test, last)
+
+    def _write_results(self, answers: list[Any], test_answers: list[Any], last: Mapping[str, float]) -> Result:
         part = self.prepared.parts["validation"]
-        answers = self._answers(part)
         if tuned := self.prepared.task.tune(part.examples, answers):
             self.prepared = replace(self.prepared, task=self.prepared.task.with_tuned(tuned))
         prepared = self.prepared
@@ -223,8 +252,7 @@ class Run:
         write_resamples(self.folder, sampled(part.examples, prepared.task.metric, resampled))
         scores["intervals"] = intervals(resampled, len(part.examples))
         if "test" in prepared.parts:
-            test = prepared.parts["test"]
-            scores["test"] = with_intervals(prepared.task, test.examples, self._answers(test))
+            scores["test"] = with_intervals(prepared.task, prepared.parts["test"].examples, test_answers)
         scores.update(self._about(last))
         lines = [prepared.task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
         expected = [{"expected": prepared.task.expected(example)} for example in part.examples]
@@ -266,6 +294,10 @@ class Run:
         except ValueError as err:
             raise NumericsError(f"{name}: an answer of the model is not finite; nothing of it was written") from err
         (self.folder / name).write_text(text, encoding="utf-8")
+
+
+def _rng(rank: int) -> str:
+    return f"rng/{rank}" if rank else "rng"
 
 
 @dataclass

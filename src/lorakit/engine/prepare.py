@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.read import read
 from lorakit.engine.events import Note, Report, ignore
+from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype
 from lorakit.engine.train import Plan, micro_batches
 from lorakit.errors import ConfigError, ModelError
@@ -67,18 +69,31 @@ class Prepared:
     fingerprints: dict[str, str]  # source -> sha256
     device: torch.device
     dtype: torch.dtype
+    ranks: Ranks = ALONE
 
     @property
     def model(self) -> nn.Module:
         return self.base.model
 
 
-def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
-    """Read the data, load the model, put the adapter in place.
+def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE) -> Prepared:
+    """Read the data, load the model, put the adapter in place; on all ranks the same.
 
     Raises:
         LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
     """
+    device = pick_device()
+    dtype = ranks.first(
+        pick_dtype, recipe.model.dtype, recipe.train.method, device
+    )  # by measurement, so by one of them
+    with ranks.together():
+        prepared = _prepare(recipe, report, device, dtype)
+    _check_alike(prepared, ranks)
+    ranks.copy_first_(_start_tensors(prepared.model))
+    return replace(prepared, ranks=ranks)
+
+
+def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype) -> Prepared:
     examples, fingerprints = read_parts(recipe, report)
     held_out = examples["validation"] if recipe.data.validation is None else ()
     every = (*examples["train"], *held_out)  # a rare label may be held out by chance
@@ -98,8 +113,6 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
     task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
     if (head := base.new_head()) is not None:
         task.start(head, examples["train"])
-    device = pick_device()
-    dtype = pick_dtype(recipe.model.dtype, recipe.train.method, device)
     parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
     _tell_cut(task, parts, max_length, report)
     items = parts["train"].flat
@@ -122,6 +135,28 @@ def prepare(recipe: Recipe, report: Report = ignore) -> Prepared:
         device=device,
         dtype=dtype,
     )
+
+
+def _check_alike(prepared: Prepared, ranks: Ranks) -> None:
+    """Refuse ranks that would train different things: each of them has read the files of its own machine."""
+    facts: dict[str, Any] = {
+        "recipe": prepared.recipe.to_toml(),
+        "data": prepared.fingerprints,
+        "base model": prepared.base.sha256,
+        "adapter": [(name, tuple(p.shape)) for name, p in prepared.model.named_parameters() if p.requires_grad],
+    }
+    every = ranks.gather(facts)
+    with ranks.together():
+        for rank, theirs in enumerate(every):
+            for what, value in theirs.items():
+                if value != every[0][what]:
+                    raise ConfigError(f"rank {rank} has another {what} than rank 0")
+
+
+def _start_tensors(model: nn.Module) -> list[Tensor]:
+    """What is trained, and what adapters start from or keep frozen."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return trained + [b for name, b in model.named_buffers() if ".adapters." in name]
 
 
 def read_parts(recipe: Recipe, report: Report = ignore) -> tuple[dict[str, Sequence[Example]], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ConfigError
+from lorakit.lora.variants import named_generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPE = (768, 384, 1536)  # rows, d_in, d_out of a MiniLM feed-forward layer over 32 sentences
@@ -18,8 +20,23 @@ GAIN = 1.5  # bf16 must be this much faster in matrix products to make up for it
 
 
 def pick_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU if there is one (under torchrun the one that is this process's), else the CPU.
+
+    Raises:
+        ConfigError: this machine runs more processes than it has GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= gpus:
+        raise ConfigError(f"process {index + 1} of this machine has no GPU: there are {gpus}; start {gpus} processes")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Seed torch's own generator, which dropout draws from: the first rank as a plain run, the others apart from it."""
+    torch.manual_seed(named_generator(seed, f"rank {rank}").initial_seed() if rank else seed)
 
 
 def pick_dtype(asked: str, method: str, device: torch.device) -> torch.dtype:

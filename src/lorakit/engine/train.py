@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.batches import bucketed_batches
+from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.errors import NumericsError
 from lorakit.recipe import TrainSection
 from lorakit.tasks.base import Batch, Item, Task
@@ -88,12 +89,19 @@ def make_optimizer(
 
 
 def train(
-    model: nn.Module, task: Task, items: Sequence[Item], optimizer: torch.optim.Optimizer, plan: Plan, start: int = 0
+    model: nn.Module,
+    task: Task,
+    items: Sequence[Item],
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    start: int = 0,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Step]:
     """Train from step `start` (0 is the first) to the plan's end.
 
     The loss of a step is the mean over the labelled positions of the whole batch, so neither it nor its gradient
-    depends on how the batch is cut into micro-batches.
+    depends on how the batch is shared among the ranks and cut into micro-batches.
 
     Raises:
         NumericsError: the loss or a gradient is not finite; the parameters are as the step before left them.
@@ -103,18 +111,20 @@ def train(
     device = parameters[0].device
     model.train()
     for number, positions in enumerate(plan.batches(start), start=start):
-        window = list(micro_batches(task, items, positions, config, device))
+        own = [positions[i] for i in ranks.share([plan.lengths[i] for i in positions])]
+        window = list(micro_batches(task, items, own, config, device))
         factor = lr_factor(number, plan.steps, config)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        loss = _backward(model, task, window)
+        loss = ranks.sum_gradients(parameters, _backward(model, task, window, device, ranks))
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         values = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
         if not all(map(math.isfinite, values)):
-            raise NumericsError(
-                f"step {number + 1}: the loss is {values[0]}, the gradient's norm {values[1]}; "
-                f"training stopped before it could do harm; a lower train.lr (now {config.lr}) is the usual remedy"
-            )
+            with ranks.together():  # the sums are the same on all of them
+                raise NumericsError(
+                    f"step {number + 1}: the loss is {values[0]}, the gradient's norm {values[1]}; "
+                    f"training stopped before it could do harm; a lower train.lr (now {config.lr}) is the usual remedy"
+                )
         optimizer.step()
         optimizer.zero_grad()
         yield Step(
@@ -137,10 +147,13 @@ def micro_batches(
         yield to_device(task.collate([items[i] for i in positions[j : j + micro]]), device)
 
 
-def _backward(model: nn.Module, task: Task, window: Sequence[Batch]) -> Tensor:
-    """Gradients of the mean loss over the window's labelled positions; the loss itself is given back, detached."""
-    n_targets = max(1, sum(task.n_targets(batch) for batch in window))
-    total = torch.zeros((), device=window[0]["input_ids"].device)
+def _backward(model: nn.Module, task: Task, window: Sequence[Batch], device: torch.device, ranks: Ranks) -> Tensor:
+    """This rank's part of the mean loss over all labelled positions of the step, and the gradients of that part.
+
+    The loss is given back, detached.
+    """
+    n_targets = max(1, ranks.total(sum(task.n_targets(batch) for batch in window)))
+    total = torch.zeros((), device=device)
     for batch in window:
         loss = task.loss(model, batch) / n_targets
         loss.backward()

@@ -1,0 +1,201 @@
+"""Several ranks against one: shares, sums, errors, steps and answers, with threads in the place of processes."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorakit.engine.evaluate import predict_all
+from lorakit.engine.prepare import Prepared, prepare, trained_parameters
+from lorakit.engine.ranks import ALONE, Ranks
+from lorakit.engine.train import make_optimizer, train
+from lorakit.errors import ConfigError, DataError, LorakitError, NumericsError, RankError
+from tests.runs import changed, sections
+
+COSTS = ([5], [3, 3, 3], [100, 1, 1], [1, 1, 100], [7] * 8, [i * 7 % 20 + 1 for i in range(41)])
+
+
+class ThreadRanks(Ranks):
+    """A rank that is a thread: values lie on a shelf which all of them see."""
+
+    def __init__(self, rank: int, shelf: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__(rank, len(shelf))
+        self.shelf, self.barrier = shelf, barrier
+
+    def gather(self, value: Any) -> list[Any]:
+        self.shelf[self.rank] = value
+        self.barrier.wait(timeout=30)
+        values = list(self.shelf)
+        self.barrier.wait(timeout=30)
+        return values
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        first, *others = self.gather(tensor.clone())
+        return tensor.copy_(sum(others, first))
+
+
+def on_ranks(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
+    """What each rank's work gives, or the failure that ended it."""
+    shelf, barrier = [None] * size, threading.Barrier(size)
+
+    def run(rank: int) -> Any:
+        try:
+            return work(ThreadRanks(rank, shelf, barrier))
+        except LorakitError as err:
+            return err
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(run, range(size)))
+
+
+@pytest.fixture(scope="module")
+def prepared(roberta: Path, files: Path) -> Prepared:
+    """Sentences with very different numbers of targets."""
+    raw = sections(roberta, files, "token_classification")
+    return prepare(changed(raw, "model.dropout=0", "lora.dropout=0", "train.epochs=1", "train.micro_batch_size=3"))
+
+
+def trained(prepared: Prepared, ranks: Ranks, spoil: Callable[[Ranks, nn.Module], None] = lambda *_: None) -> Any:
+    """The steps of a whole training on a copy of the model, and the parameters it leaves."""
+    model = copy.deepcopy(prepared.model)
+    spoil(ranks, model)
+    optimizer = make_optimizer(*trained_parameters(model), prepared.recipe.train)
+    items = prepared.parts["train"].flat
+    steps = list(train(model, prepared.task, items, optimizer, prepared.plan, ranks=ranks))
+    return steps, {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+# Shares
+
+
+@pytest.mark.parametrize("costs", COSTS, ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_share_cuts_into_about_equal_pieces(costs: Sequence[int], size: int) -> None:
+    shares = [Ranks(rank, size).share(costs) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(len(costs)))
+    assert max(sum(costs[i] for i in share) for share in shares) <= sum(costs) / size + max(costs)
+
+
+# Values and errors
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_values_are_the_same_on_every_rank(size: int) -> None:
+    def work(ranks: Ranks) -> tuple[Any, ...]:
+        given = ranks.first(lambda: f"from {ranks.rank}")
+        return ranks.total(ranks.rank + 1), ranks.any(ranks.rank == size - 1), ranks.any(False), given
+
+    assert on_ranks(size, work) == [(sum(range(1, size + 1)), True, False, "from 0")] * size
+
+
+def test_together_ends_all_ranks_with_the_first_one_that_fails() -> None:
+    def work(ranks: Ranks) -> None:
+        with ranks.together():
+            if ranks.rank in (1, 2):
+                raise NumericsError(f"of {ranks.rank}")
+
+    first, second, third, last = on_ranks(4, work)
+    assert isinstance(second, NumericsError)
+    for other in (first, third, last):
+        assert isinstance(other, RankError)
+        assert (str(other), other.exit_code) == ("rank 1: of 1", NumericsError.exit_code)
+    with pytest.raises(DataError, match="alone"), ALONE.together():
+        raise DataError("alone")
+
+
+def test_copy_first_gives_every_rank_the_same_start() -> None:
+    def work(ranks: Ranks) -> list[float]:
+        tensors = [torch.full((2,), float(ranks.rank)), torch.tensor(ranks.rank + 5.0)]
+        ranks.copy_first_(tensors)
+        return [*tensors[0].tolist(), float(tensors[1])]
+
+    assert on_ranks(3, work) == [[0.0, 0.0, 5.0]] * 3
+
+
+def test_prepare_refuses_ranks_with_other_data(bert: Path, files: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text((files / "train.csv").read_text() + "fresh,good\n")
+
+    def work(ranks: Ranks) -> Any:
+        word = [f"data.test={other}"] if ranks.rank else [f"data.test={files / 'train.csv'}"]
+        return prepare(changed(sections(bert, files), *word), ranks=ranks)
+
+    first, second = on_ranks(2, work)
+    assert isinstance(first, ConfigError)
+    assert "rank 1 has another recipe than rank 0" in str(first)
+    assert isinstance(second, RankError)
+
+
+# Steps
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_steps_do_not_depend_on_the_number_of_ranks(prepared: Prepared, size: int) -> None:
+    """The last batch has fewer examples than seven ranks."""
+    steps, parameters = trained(prepared, ALONE)
+    assert min(step.examples for step in steps) < 7 < max(step.examples for step in steps)
+    found = on_ranks(size, lambda ranks: trained(prepared, ranks))
+    for theirs, values in found:
+        torch.testing.assert_close(values, parameters, atol=1e-6, rtol=1e-5)
+        assert all(torch.equal(values[name], found[0][1][name]) for name in values)
+        for step, alone in zip(theirs, steps, strict=True):
+            assert vars(step) == pytest.approx(vars(alone), rel=1e-4)
+
+
+def test_gradients_that_no_rank_has_stay_away() -> None:
+    """Weight decay would move a parameter whose gradient is zero instead of none."""
+
+    def work(ranks: Ranks) -> list[Any]:
+        parameters = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+        parameters[0].grad = torch.full((2,), ranks.rank + 1.0)
+        if ranks.rank:
+            parameters[1].grad = torch.ones(2)
+        loss = ranks.sum_gradients(parameters, torch.tensor(0.5))
+        return [float(loss), *(None if p.grad is None else p.grad.tolist() for p in parameters)]
+
+    assert on_ranks(2, work) == [[1.0, [3.0, 3.0], [1.0, 1.0], None]] * 2
+
+
+def test_nan_on_one_rank_ends_all_before_the_step(prepared: Prepared) -> None:
+    before = {name: p.detach().clone() for name, p in prepared.model.named_parameters()}
+    models: dict[int, nn.Module] = {}
+
+    def spoil(ranks: Ranks, model: nn.Module) -> None:
+        models[ranks.rank] = model
+        if ranks.rank == 1:
+            parameter = next(p for p in model.parameters() if p.requires_grad)
+            parameter.register_hook(lambda grad: torch.full_like(grad, torch.nan))
+
+    first, second = on_ranks(2, lambda ranks: trained(prepared, ranks, spoil))
+    assert isinstance(first, NumericsError)
+    assert isinstance(second, RankError)
+    assert second.exit_code == first.exit_code
+    for model in models.values():
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+# Answers
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_answers_do_not_depend_on_the_number_of_ranks(
+    prepared: Prepared, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorakit.engine.evaluate.BATCH_SIZE", 5)
+    items = prepared.parts["validation"].items
+    alone = predict_all(prepared.model, prepared.task, items, prepared.device)
+    models = [copy.deepcopy(prepared.model) for _ in range(size)]
+    for found in on_ranks(size, lambda r: predict_all(models[r.rank], prepared.task, items, prepared.device, ranks=r)):
+        pairs = [pair for own, theirs in zip(alone, found, strict=True) for pair in zip(own, theirs, strict=True)]
+        assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
