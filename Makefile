@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint fix bench clean
+.PHONY: quickstart test lint fix bench bench-quick clean
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,8 +29,11 @@ fix: $(VENV)/.test  ## format and mend what can be mended by a program
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.test  ## speed against the rivals, written to stdout
-	$(BIN)/python benchmarks/training_speed.py
+bench: $(VENV)/.test  ## speed and memory beside the rivals, written to docs/benchmarks.md
+	$(BIN)/python benchmarks/speed.py --write $(if $(DATA),--data $(DATA))
+
+bench-quick: $(VENV)/.test  ## a small version of it, printed
+	$(BIN)/python benchmarks/speed.py --quick
 
 clean:
 	rm -rf $(VENV)

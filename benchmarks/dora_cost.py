@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from machine import about
 from torch import Tensor, nn
-from training_speed import about
 from transformers import BertConfig, BertForSequenceClassification
 
 R, ALPHA, LR = 8, 16, 1e-3
