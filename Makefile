@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint fix bench bench-quick clean
+.PHONY: quickstart test faults lint fix bench bench-quick clean
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ quickstart: $(VENV)/.package  ## train, score and use both systems on the bundle
 
 test: lint  ## lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # tiny models: one thread a process, a process a core
+
+faults: $(VENV)/.test  ## 200 kills, 1,000 flipped bits, several processes: minutes; prints its figures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests/faults tests/engine
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -5,6 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What a process's exit code says to whatever started it.
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of lorakit's",
+    2: "a mistake in the recipe, on the command line, or in a model, an adapter or a folder",
+    3: "data that cannot be read as what they were said to be",
+    4: "a loss, a gradient or a weight that is not finite",
+    5: "storage: disk full, read-only, no permission, input/output error",
+    75: "stopped by a signal; --resume auto goes on",
+}
+
 
 class LorakitError(Exception):
     """A mistake outside this package's code: what is wrong with which value, where, and what would do."""
@@ -19,6 +30,8 @@ class ConfigError(LorakitError):
 class DataError(LorakitError):
     """An input file cannot be read as what it was said to be; the message starts with `file:line`."""
 
+    exit_code = 3
+
 
 class ModelError(LorakitError):
     """A base model cannot be found, loaded, or adapted as asked."""
@@ -30,6 +43,12 @@ class AdapterError(LorakitError):
 
 class OutputError(LorakitError):
     """The place to write to, or a run folder to read, cannot be used."""
+
+
+class StorageError(OutputError):
+    """A disk is full or failing, or may not be written to; what was there before is whole."""
+
+    exit_code = 5
 
 
 class NumericsError(LorakitError):
@@ -50,6 +69,12 @@ class RankError(LorakitError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Interrupted(LorakitError):
+    """A signal stopped the run, which can be resumed."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:

@@ -356,7 +356,7 @@ def test_second_quickstart_takes_the_next_free_name(tmp_path: Path) -> None:
 def test_module_runs_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorakit", "train", "nowhere.csv", "--model", "minilm"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("error: nowhere.csv: no such file")
     assert len(done.stderr.splitlines()) == 1
 

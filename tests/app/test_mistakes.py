@@ -1,4 +1,4 @@
-"""Mistakes that people make, as data: each ends in one line that names value and place, exit code 2, and no trace on disk."""
+"""Mistakes that people make: each ends in one line that names value and place, code 2 (3 for data), and no trace on disk."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Mistake:
     words: tuple[str, ...]
     says: tuple[str, ...]
     files: Mapping[str, bytes | str] = field(default_factory=dict)
+    code: int = 2
 
 
 def data(name: str, content: bytes, *says: str) -> Mistake:
     """A mistake in the training file."""
-    return Mistake(name, DATA, ("bad.csv", *says), {"bad.csv": content})
+    return Mistake(name, DATA, ("bad.csv", *says), {"bad.csv": content}, 3)
 
 
 def tags(name: str, content: bytes, *says: str) -> Mistake:
     """A mistake in a file of CoNLL columns."""
-    return Mistake(name, ("train", "bad.conll", *DATA[2:]), ("bad.conll", *says), {"bad.conll": content})
+    return Mistake(name, ("train", "bad.conll", *DATA[2:]), ("bad.conll", *says), {"bad.conll": content}, 3)
 
 
 def recipe(name: str, lines: str, *says: str) -> Mistake:
@@ -125,7 +126,7 @@ MISTAKES = (
     data("empty file", b"", "is empty"),
     data("header only", HEADER, "no record"),
     data("one label", HEADER + b"a,good\nb,good\nc,good\n", "'good'", "two labels"),
-    data("one example", HEADER + b"a,good\n", "one example cannot be split"),
+    Mistake("one example", DATA, ("bad.csv", "one example cannot be split"), {"bad.csv": HEADER + b"a,good\n"}),
     data("no label column", b"text,verdict\na,good\nb,bad\n", "label", "data.label=NAME", "verdict"),
     data("ragged", HEADER + b"a,good\nb,bad,worse\n", "bad.csv:3", "3 columns", "the header has 2"),
     data("open quote", HEADER + b'a,good\n"b,bad\n', "bad.csv", "no valid CSV"),
@@ -356,18 +357,30 @@ def test_mistake_ends_in_one_line(cli: Cli, places: dict[str, str], tmp_path: Pa
     assert "Traceback" not in err
     for part in mistake.says:
         assert part.format(**places) in line if part == "{bert}" else part in line
-    assert code == 2
+    assert code == (3 if mistake.name in IN_DATA else mistake.code)
     assert out == ""
     assert tree(tmp_path) == before
 
 
+IN_DATA = {
+    *(
+        "data.validation=nowhere.csv",
+        "data.label=lable",
+        "missing file",
+        "missing file with a near one",
+        "unknown format",
+    ),
+    *("label only in validation", "bad JSON", "no Parquet", "tags for a classifier", "texts for a tagger"),
+    *("evaluate on missing data", "evaluate with an unknown format", "evaluate with a wrong column"),
+    *("evaluate with an unknown label", "empty text to predict", "empty line to predict", "missing file to predict"),
+}
 SOME = ("train.lr=nan", "missing file", "predict on no run", "unknown command")
 
 
 @pytest.mark.parametrize("mistake", [m for m in MISTAKES if m.name in SOME], ids=lambda mistake: mistake.name)
 def test_debug_shows_the_traceback(cli: Cli, places: dict[str, str], mistake: Mistake) -> None:
     code, _, err = cli("--debug", *(word.format(**places) for word in mistake.words))
-    assert code == 2
+    assert code == (3 if mistake.name in IN_DATA else 2)
     assert "Traceback (most recent call last)" in err
     assert err.splitlines()[-1].startswith("error: ")
 

@@ -11,11 +11,10 @@ import torch
 from safetensors import SafetensorError
 
 from lorakit.engine import fit as fit_module
+from lorakit.engine.atomic import atomic_folder, atomic_text
 from lorakit.engine.checkpoint import (
     KEEP,
     Checkpoint,
-    atomic_folder,
-    atomic_text,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,

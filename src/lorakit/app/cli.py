@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
-from lorakit.errors import ConfigError, LorakitError, OutputError, RankError
+from lorakit.errors import EXIT_CODES, ConfigError, LorakitError, OutputError, RankError
 
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
@@ -33,7 +33,7 @@ WORD = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command. A user's mistake ends in one line on stderr and exit code 2; ours in one line and 1."""
+    """Run a command. A failure ends in one line on stderr and a code of `lorakit.errors.EXIT_CODES`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -68,7 +68,10 @@ def _fail(message: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=CODES)
 @click.version_option(lorakit.__version__, prog_name="lorakit")
 def commands() -> None:
     """LoRA fine-tuning from a file of labelled text to an honest score and an adapter that ships.
@@ -282,7 +285,7 @@ def predict(
     if out is None:
         click.echo(lines, nl=False)
     else:
-        from lorakit.engine.checkpoint import atomic_text
+        from lorakit.engine.atomic import atomic_text
 
         atomic_text(out, lines)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorakit.engine.adapter import Side, read_side, shipped_folder
-from lorakit.engine.checkpoint import atomic_folder
+from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import load, load_shipped
 from lorakit.errors import ConfigError, OutputError
 from lorakit.lora import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorakit import models
 from lorakit.app.exporting import check_free
 from lorakit.engine.adapter import write_side
-from lorakit.engine.checkpoint import atomic_folder
+from lorakit.engine.atomic import atomic_folder
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
 from lorakit.lora.files import PREFIX, WEIGHTS_FILE

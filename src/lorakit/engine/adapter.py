@@ -11,7 +11,7 @@ from typing import Any
 
 from lorakit.data.example import Columns
 from lorakit.digest import file_sha256
-from lorakit.engine.checkpoint import atomic_folder
+from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.prepare import Prepared, columns_of
 from lorakit.engine.runtime import DTYPES
 from lorakit.errors import AdapterError, OutputError

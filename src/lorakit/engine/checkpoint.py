@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorakit.digest import file_sha256
+from lorakit.engine.atomic import atomic_folder
 from lorakit.errors import OutputError
 
 MANIFEST = "manifest.json"
@@ -32,46 +31,6 @@ class Checkpoint:
     step: int
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `folder` by one rename; `folder` itself is never half written."""
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.iterdir():
-            _sync(path)
-        _replace(folder, temporary)
-    except (OSError, SafetensorError) as err:  # safetensors has its own error for a full disk
-        raise OutputError(f"{folder}: cannot be written: {getattr(err, 'strerror', None) or err}") from err
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Let `new` take the place of `folder`; where that fails, the old one is back."""
-    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -140,15 +99,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             optimizer.state[parameter] = {
                 key: tensors[f"{key}/{name}"].to(parameter.device) for key in keys if f"{key}/{name}" in tensors
             }
-
-
-def atomic_text(path: Path, text: str) -> None:
-    """Write a text file as one unit: the whole new one, or the old one untouched."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-    except OSError as err:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {err.strerror or err}") from err
