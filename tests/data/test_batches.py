@@ -40,12 +40,16 @@ def test_bucketed_batches_have_every_example_once(lengths, size, seed, epoch):
     assert batches == bucketed_batches(lengths, size, seed, epoch)
 
 
-@given(lengths=LENGTHS, size=st.integers(1, 40))
+@given(lengths=LENGTHS, size=st.integers(1, 40), most=st.none() | st.integers(1, 200))
 @settings(max_examples=50, deadline=None)
-def test_sorted_batches_begin_with_the_longest_and_have_every_example_once(lengths, size):
-    batches = sorted_batches(lengths, size)
+def test_sorted_batches_begin_with_the_longest_and_have_every_example_once(lengths, size, most):
+    batches = sorted_batches(lengths, size, most)
     assert sorted(flat(batches)) == list(range(len(lengths)))
     assert [lengths[i] for i in flat(batches)] == sorted(lengths, reverse=True)
+    for batch in batches[:-1]:  # as many as the limits let in, and one at least; the last has what is left
+        longest = max(1, lengths[batch[0]])
+        assert len(batch) == size or (most is not None and len(batch) == max(1, most // longest))
+    assert all(len(batch) <= size for batch in batches)
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0), (1, 1)])

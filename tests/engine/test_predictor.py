@@ -11,8 +11,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from lorakit.data.example import of_text, of_words
+from lorakit.data.example import Example, of_text, of_words
 from lorakit.data.read import read
+from lorakit.engine import evaluate
 from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import AdapterError, DataError, OutputError
@@ -83,6 +84,27 @@ def test_answers_come_in_the_order_of_the_inputs(predictor: Predictor) -> None:
     assert [answer["text"] for answer in together] == texts
     alone = [predictor.predict([text])[0] for text in texts[:9]]
     assert [a["score"] for a in alone] == pytest.approx([a["score"] for a in together[:9]], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert_run", "tagger_run"])
+def test_stream_holds_a_chunk_at_a_time(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(request.getfixturevalue(name))
+    texts = ["a superb film", "the plot was rather stale", "Ada visited Oslo", "a film", "the cast was dreadful and"]
+    whole = loaded.predict(texts)
+    monkeypatch.setattr(evaluate, "CHUNK", 2)
+    seen: list[int] = []
+    encode = type(loaded.task).encode
+    monkeypatch.setattr(type(loaded.task), "encode", lambda task, some: seen.append(len(some)) or encode(task, some))
+    answers = loaded.stream([Example(text) for text in texts])
+    assert (next(answers)["text"], seen) == (texts[0], [2])
+    assert [answer["text"] for answer in answers] == texts[1:]
+    assert seen == [2, 2, 1]
+    score = "score" if name == "bert_run" else "entities"
+    if score == "score":
+        found = [answer[score] for answer in loaded.predict(texts)]
+        assert found == pytest.approx([answer[score] for answer in whole], abs=1e-5)
 
 
 def test_answers_have_the_documented_keys(predictor: Predictor) -> None:

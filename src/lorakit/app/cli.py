@@ -278,16 +278,18 @@ def predict(
         dataset = read_texts(source, predictor.side.columns)
         for note in dataset.notes:
             click.echo(note, err=True)
-        answers = predictor.predict_examples(dataset.examples)
+        answers = predictor.stream(dataset.examples)
     else:
-        answers = predictor.predict(texts)
-    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        answers = iter(predictor.predict(texts))
+    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if out is None:
-        click.echo(lines, nl=False)
+        for line in lines:
+            click.echo(line, nl=False)
     else:
-        from lorakit.engine.atomic import atomic_text
+        from lorakit.engine.atomic import atomic_file
 
-        atomic_text(out, lines)
+        with atomic_file(out) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
 
 
 @commands.command()

@@ -28,10 +28,20 @@ def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: 
     return [batches[i] for i in shuffled]
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches for prediction: longest first (so that memory runs out at once or never), hardly any padding."""
+def sorted_batches(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
+    """Batches for prediction: longest first (so that memory runs out at once or never), hardly any padding.
+
+    A batch has `batch_size` examples, or fewer where so many would have more than `most_tokens` tokens, padding counted.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        size = batch_size if most_tokens is None else min(batch_size, max(1, most_tokens // longest))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,7 +15,16 @@ from lorakit.engine.runtime import evaluating
 from lorakit.engine.train import to_device
 from lorakit.tasks.base import Item, Task
 
+T = TypeVar("T")
+
 BATCH_SIZE = 64  # examples per forward in prediction
+MOST_TOKENS = {"cpu": 2048}  # per forward, by device: more do not fit a core's cache, and take a fifth longer
+CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
+
+
+def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Neighbours, CHUNK at a time."""
+    return (values[i : i + CHUNK] for i in range(0, len(values), CHUNK))
 
 
 def answer_all(
@@ -28,8 +37,11 @@ def answer_all(
     ranks: Ranks = ALONE,
 ) -> list[Any]:
     """The task's answer to each example, in the order of `examples`; `items` has those of each example."""
-    raws = predict_all(model, task, items, device, ranks=ranks)
-    return [task.answer(*row) for row in zip(examples, raws, strict=True)]
+    answers: list[Any] = []
+    for some, own in zip(chunks(examples), chunks(items), strict=True):
+        raws = predict_all(model, task, own, device, ranks=ranks)
+        answers += [task.answer(*row) for row in zip(some, raws, strict=True)]
+    return answers
 
 
 def predict_all(
@@ -40,7 +52,7 @@ def predict_all(
     The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers.
     """
     flat = [item for of_example in items for item in of_example]
-    batches = sorted_batches([len(item["input_ids"]) for item in flat], BATCH_SIZE)
+    batches = sorted_batches([len(item["input_ids"]) for item in flat], BATCH_SIZE, MOST_TOKENS.get(device.type))
     own: list[list[Any]] = []
     with evaluating(model):
         for positions in batches[ranks.rank :: ranks.size]:

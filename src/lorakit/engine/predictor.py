@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lorakit.data.example import Columns, Dataset, Example, of_text, of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities, to_tags
 from lorakit.engine.adapter import Side, read_side, shipped_folder
-from lorakit.engine.evaluate import answer_all
+from lorakit.engine.evaluate import answer_all, chunks
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
 from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_config
@@ -42,16 +43,19 @@ class Predictor:
         Raises:
             DataError: a text is empty, or is no pair where pairs are needed (or the reverse).
         """
-        return self.predict_examples([Example(*parts(text)) for text in texts])
+        return list(self.stream([Example(*parts(text)) for text in texts]))
 
-    def predict_examples(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
-        """The same for examples."""
+    def stream(self, unlabelled: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """The same for examples, one answer after the other: all are checked first, and few are held at a time."""
         for number, example in enumerate(unlabelled, start=1):
             if not example.text.strip():
                 raise DataError(f"text {number} of {len(unlabelled)} is empty")
             if (example.pair is None) != (self.side.columns.pair is None):
                 wanted = "a pair of texts" if self.side.columns.pair else "one text"
                 raise DataError(f"text {number} of {len(unlabelled)}: this run was trained on {wanted} an example")
+        return chain.from_iterable(map(self._lines, chunks(unlabelled)))
+
+    def _lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
         examples = [
             of_text(example.text) if TASKS[self.task.name].wants == "words" else example for example in unlabelled
         ]
@@ -80,7 +84,11 @@ class Predictor:
 
     def answers(self, examples: Sequence[Example]) -> list[Any]:
         """The task's own answers, in order."""
-        return answer_all(self.model, self.task, examples, self.task.encode(examples), self.device) if examples else []
+        return [
+            answer
+            for some in chunks(examples)
+            for answer in answer_all(self.model, self.task, some, self.task.encode(some), self.device)
+        ]
 
     def read_labelled(self, source: str, columns: Columns = Columns(), format: str = "auto") -> Dataset:
         """Labelled examples as the task wants them; the columns are those of training unless others are named."""
