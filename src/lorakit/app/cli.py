@@ -34,11 +34,11 @@ WORD = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. A failure ends in one line on stderr and a code of `lorakit.errors.EXIT_CODES`."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    words = [word for word in given if word != "--debug"]
     try:
-        commands.main(words, prog_name="lorakit", standalone_mode=False)
+        commands.main(words, prog_name="lorakit", standalone_mode=False, obj=given)
     except RankError as err:  # another process has said why
         sys.exit(err.exit_code)
     except LorakitError as err:
@@ -92,12 +92,18 @@ def commands() -> None:
 @click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint of the run, or from this one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, write nothing.")
+@click.option("--nproc", type=click.IntRange(min=1), default=1, help="Processes of this machine, as torchrun's.")
+@click.pass_obj
 def train(
+    words: list[str],
+    /,
+    *,
     what: str,
     changes: tuple[str, ...],
     resume: str | None,
     as_json: bool,
     dry_run: bool,
+    nproc: int,
     **options: str | None,
 ) -> None:
     """Train as RECIPE.toml says, or on DATA with --model.
@@ -106,10 +112,14 @@ def train(
     lorakit train recipes/sst2-bert.toml train.lr=1e-3
     lorakit train reviews.csv --model minilm
     """
+    recipe = _recipe(what, changes, options)
+    if nproc > 1 and "LOCAL_RANK" not in os.environ:  # which torchrun sets for those that it starts
+        from lorakit.app.launch import launch
+
+        return launch(words, nproc)
     from lorakit.app.api import train_recipe
     from lorakit.app.console import Screen, score_lines
 
-    recipe = _recipe(what, changes, options)
     screen = Screen()
     try:
         if dry_run:

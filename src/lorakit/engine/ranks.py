@@ -6,7 +6,10 @@ optimizer, scores) is the same on each of them at any time; the first one alone 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import RankError, RankLost
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 P = ParamSpec("P")
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=5)  # how long a rank that hangs is waited for; one that dies is noticed at once
@@ -153,7 +157,14 @@ def joined() -> Iterator[Ranks]:
     if size == 1:
         yield ALONE
         return
+    _end_with_parent()
     with _peers_needed():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     yield Ranks(rank, size)
     dist.destroy_process_group()  # not after a failure: it could wait for a rank that is gone
+
+
+def _end_with_parent() -> None:
+    """Let torchrun's death, even by SIGKILL, be a SIGTERM to this process (Linux alone can)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
