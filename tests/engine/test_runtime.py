@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -63,3 +65,35 @@ def test_evaluating_restores_the_mode_also_after_an_error(training: bool) -> Non
         assert torch.is_inference_mode_enabled()
         _ = 1 / 0
     assert model.training is training
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_deterministic_restores_what_was_set_before(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with runtime.deterministic(asked):
+        assert torch.are_deterministic_algorithms_enabled() is asked
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is asked
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_pick_device_takes_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setenv("LOCAL_RANK", str(index))
+    if index < 2:
+        assert runtime.pick_device() == torch.device("cuda", index)
+        return
+    with pytest.raises(ConfigError, match="process 4 of this machine has no GPU: there are 2"):
+        runtime.pick_device()
+
+
+def test_seed_rank_is_a_plain_seed_on_the_first_rank_alone() -> None:
+    drawn = []
+    for rank in (0, 1, 2):
+        runtime.seed_rank(7, rank)
+        drawn.append(torch.rand(1).item())
+    torch.manual_seed(7)
+    assert torch.rand(1).item() == drawn[0]
+    assert len(set(drawn)) == 3

@@ -11,6 +11,7 @@ from lorakit.engine.events import Report, ignore
 from lorakit.engine.fit import Result, Run, check_run_folder, open_run_folder
 from lorakit.engine.prepare import prepare
 from lorakit.engine.ranks import joined
+from lorakit.engine.runtime import deterministic
 from lorakit.recipe import Recipe, make_recipe
 
 
@@ -29,7 +30,7 @@ def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None 
     Under torchrun this process is one of several, all of which call this; the first of them writes and reports.
     """
     folder = Path(recipe.output.dir or default_folder(recipe))
-    with joined() as ranks:
+    with deterministic(recipe.train.deterministic), joined() as ranks:
         report = report if ranks.is_first else ignore
         ranks.first(check_run_folder, folder, resume)  # before the work of preparing
         prepared = prepare(recipe, report, ranks)

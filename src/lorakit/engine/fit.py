@@ -24,6 +24,7 @@ from lorakit.engine.checkpoint import (
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
+from lorakit.engine.ranks import ALONE
 from lorakit.engine.resamples import sampled, write_resamples
 from lorakit.engine.runtime import seed_rank
 from lorakit.engine.train import Step, make_optimizer, train
@@ -145,7 +146,8 @@ class Run:
 
     def _answers(self, part: Part) -> list[Any]:
         prepared = self.prepared
-        return answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device, ranks=self.ranks)
+        ranks = ALONE if prepared.recipe.train.shard_base else self.ranks  # sharded: every rank answers all, in step
+        return answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device, ranks=ranks)
 
     def _out_of_patience(self) -> bool:
         patience = self.prepared.recipe.train.patience

@@ -15,7 +15,7 @@ from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.read import read
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype
+from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype, shard_frozen_
 from lorakit.engine.train import Plan, micro_batches
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora import (
@@ -90,6 +90,12 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE) -> Pr
         prepared = _prepare(recipe, report, device, dtype)
     _check_alike(prepared, ranks)
     ranks.copy_first_(_start_tensors(prepared.model))
+    if recipe.train.shard_base:
+        if ranks.size > 1:
+            shard_frozen_(prepared.model)
+        else:
+            report(Note("train.shard_base = true: a run of one process keeps the whole base"))
+    prepared.model.to(device)
     return replace(prepared, ranks=ranks)
 
 
@@ -121,7 +127,6 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         base.model.to(device)
     config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device))
     cast_frozen_(base.model, dtype)
-    base.model.to(device)
     return Prepared(
         recipe=recipe,
         base=base,
@@ -217,6 +222,10 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Pl
 def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | None, Sequence[Target]]:
     """Make trainable what the method trains."""
     method = recipe.train.method
+    if recipe.train.shard_base and (method == "full" or recipe.model.quantize != "none"):
+        raise ConfigError(
+            "train.shard_base = true takes a frozen base in plain numbers: no quantize, no method = 'full'"
+        )
     if method == "full":
         if (format := recipe.model.quantize) != "none":
             raise ConfigError(f"model.quantize = {format!r}: train.method = 'full' trains the weights themselves")

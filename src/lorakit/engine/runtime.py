@@ -81,6 +81,38 @@ def cast_frozen_(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def shard_frozen_(model: nn.Module) -> None:
+    """Leave on each process its part of every frozen layer, by FSDP2 (Zhao et al. 2023, arXiv:2304.11277).
+
+    The layers are those of the outermost module lists (a transformer's blocks), each fetched whole when it is computed;
+    embeddings, heads and all that is trained stay whole everywhere. From now on every process must call the model
+    equally often.
+    """
+    from torch.distributed.fsdp import fully_shard  # seconds to import, for those who need it alone
+
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for block in _blocks(model):
+        fully_shard(block, ignored_params=trained)  # moved to this process's device before it is cut
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+
+
+@contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """Where asked, torch takes algorithms that give the same bits each time, or fails where it has none."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
+    torch.use_deterministic_algorithms(asked or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode without gradients; its mode before is restored."""

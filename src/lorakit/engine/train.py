@@ -116,7 +116,12 @@ def train(
         factor = lr_factor(number, plan.steps, config)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        loss = ranks.sum_gradients(parameters, _backward(model, task, window, device, ranks))
+        loss = _backward(model, task, window, device, ranks)
+        if config.shard_base:
+            blank = next(micro_batches(task, items, positions[:1], config, device))
+            for _ in range(max(ranks.gather(len(window))) - len(window)):
+                (task.loss(model, blank) * 0).backward()  # as often as the other ranks, who need our part of the base
+        loss = ranks.sum_gradients(parameters, loss)
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         values = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
         if not all(map(math.isfinite, values)):
