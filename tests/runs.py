@@ -15,8 +15,10 @@ import transformers
 from tokenizers import ByteLevelBPETokenizer
 
 from lorakit.engine.events import Event, Report, ignore
-from lorakit.engine.fit import Result, Run, open_run_folder
+from lorakit.engine.fit import Result, Run
 from lorakit.engine.prepare import Prepared, prepare
+from lorakit.engine.resume import find_checkpoint
+from lorakit.engine.run_folder import run_folder
 from lorakit.recipe import Recipe, make_recipe
 
 GOOD, BAD = ("superb", "lovely", "moving", "fresh"), ("dreadful", "stale", "clumsy", "boring")
@@ -151,16 +153,25 @@ def changed(raw: Sections, *words: str) -> Recipe:
 
 
 def start(recipe: Recipe, folder: Path, report: Report = ignore) -> Run:
-    """A run that is ready for its first step, or for `resume`."""
+    """A run that is ready for its first step."""
     prepared = prepare(recipe)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(prepared, folder, report)
 
 
+def resumed(recipe: Recipe, folder: Path, report: Report = ignore, where: str = "auto") -> Run:
+    """A run that is ready to go on."""
+    checkpoint = find_checkpoint(folder, where, report)
+    assert checkpoint is not None
+    run = start(recipe, folder, report)
+    run.restore(checkpoint)
+    return run
+
+
 def fit(recipe: Recipe, folder: Path, report: Report = ignore) -> Result:
     """Train without the pictures, which take longer than the training."""
-    open_run_folder(folder, None)
-    return start(recipe, folder, report).fit()
+    with run_folder(folder, None):
+        return start(recipe, folder, report).fit()
 
 
 class Stopped(Exception):

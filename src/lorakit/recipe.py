@@ -203,6 +203,7 @@ class TrainSection(Section):
     eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: at the end of each epoch
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: with each evaluation
     patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
+    non_finite: Literal["stop", "skip"] = "stop"  # what becomes of a step whose loss or gradient is not finite
     shard_base: bool = False  # with several processes: each keeps a part of the frozen layers and fetches the rest
     deterministic: bool = False  # on a GPU: the same bits each time, by slower algorithms; a CPU gives them anyway
 

@@ -79,7 +79,7 @@ def test_train_refuses_to_resume_another_recipe(cli: Cli, bert_run: Path) -> Non
     code, _, err = cli("train", bert_run / "recipe.toml", "train.lr=0.5", "--resume", "auto")
     assert code == 2
     assert "error: --resume: the recipe changed" in err
-    assert "now 'lr = 0.5'" in err
+    assert "train.lr was 0.02, now 0.5" in err
 
 
 def test_train_refuses_to_resume_on_data_that_changed_by_a_byte(cli: Cli, bert: Path, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ MISTAKES = (
         ("output.dir = 'file/out'", "cannot be made"),
         {"file": b""},
     ),
-    Mistake("resume without checkpoints", (*TRAIN, "--resume", "auto"), ("output.dir = 'out'", "no checkpoints")),
+    Mistake("resume of no run", (*TRAIN, "--resume", "auto"), ("'out'", "holds no run"), {"out/mine.txt": b"mine"}),
     Mistake("resume from nowhere", (*TRAIN, "--resume", "nowhere"), ("--resume nowhere", "no such checkpoint")),
     Mistake(
         "resume from no checkpoint",

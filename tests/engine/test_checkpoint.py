@@ -20,13 +20,12 @@ from lorakit.engine.checkpoint import (
     save_checkpoint,
 )
 from lorakit.engine.events import Event, Note
-from lorakit.engine.fit import open_run_folder
 from lorakit.engine.predictor import load
-from lorakit.errors import ConfigError, OutputError
+from lorakit.errors import OutputError
 from lorakit.recipe import Recipe
-from tests.runs import Sections, Stopped, changed, fit, sections, start, stop_after, weights, without_timings
+from tests.runs import Sections, Stopped, changed, fit, resumed, sections, stop_after, weights, without_timings
 
-COSTS = ("train_seconds", "examples_per_s")
+COSTS = ("train_seconds", "saving_seconds", "examples_per_s")
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -70,8 +69,7 @@ def stop_and_resume(recipe: Recipe, folder: Path, step: int) -> None:
     """A run that was killed after a step, and went on to its end."""
     with pytest.raises(Stopped):
         fit(recipe, folder, stop_after(step))
-    run = start(recipe, folder)
-    run.resume("auto")
+    run = resumed(recipe, folder)
     run.fit()
 
 
@@ -81,8 +79,7 @@ def test_resumed_run_equals_the_one_that_never_stopped(
 ) -> None:
     with pytest.raises(Stopped):
         fit(changed(raw), tmp_path, stop_after(step))
-    run = start(changed(raw), tmp_path)
-    run.resume("auto")
+    run = resumed(changed(raw), tmp_path)
     assert run.start == (step - 1) // 3 * 3
     run.fit()
     assert outcome(tmp_path) == outcome(straight)
@@ -91,12 +88,10 @@ def test_resumed_run_equals_the_one_that_never_stopped(
 def test_resumed_twice_equals_the_one_that_never_stopped(raw: Sections, straight: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         fit(changed(raw), tmp_path, stop_after(5))
-    again = start(changed(raw), tmp_path, stop_after(8))
-    again.resume("auto")
+    again = resumed(changed(raw), tmp_path, stop_after(8))
     with pytest.raises(Stopped):
         again.fit()
-    last = start(changed(raw), tmp_path)
-    last.resume("auto")
+    last = resumed(changed(raw), tmp_path)
     last.fit()
     assert outcome(tmp_path) == outcome(straight)
 
@@ -154,8 +149,7 @@ def test_resuming_a_finished_run_changes_nothing(raw: Sections, straight: Path, 
     recipe = changed(raw, "train.checkpoint_every=10")
     fit(recipe, tmp_path)
     before = outcome(tmp_path)
-    run = start(recipe, tmp_path)
-    run.resume("auto")
+    run = resumed(recipe, tmp_path)
     run.fit()
     assert outcome(tmp_path) == before
 
@@ -165,23 +159,21 @@ def test_resuming_a_run_that_patience_ended_changes_nothing(raw: Sections, tmp_p
     fit(changed(raw, *words), tmp_path)
     before = outcome(tmp_path)
     assert before[2][-1]["is_best"] is False
-    run = start(changed(raw, *words), tmp_path)
-    run.resume("auto")
+    run = resumed(changed(raw, *words), tmp_path)
     run.fit()
     assert outcome(tmp_path) == before
 
 
 def test_resume_takes_the_checkpoint_that_is_named(raw: Sections, straight: Path, tmp_path: Path) -> None:
-    run = start(changed(raw), tmp_path)
-    run.resume(str(straight / "checkpoints" / "step-00000006"))
-    assert run.start == 6
+    run = resumed(changed(raw), tmp_path, where=str(straight / "checkpoints" / "step-00000009"))
+    assert run.start == 9
 
 
 # What is kept, and damage
 
 
 def test_last_checkpoints_are_kept(straight: Path) -> None:
-    assert steps_kept(straight) == [6, 9]
+    assert steps_kept(straight) == [9, 10]
     assert len(steps_kept(straight)) == KEEP
 
 
@@ -227,8 +219,7 @@ def test_run_goes_on_from_the_one_before_a_damaged_checkpoint(raw: Sections, str
         fit(changed(raw), tmp_path, stop_after(8))
     flip_a_bit(tmp_path / "checkpoints" / "step-00000006" / "state.safetensors")
     told: list[Event] = []
-    run = start(changed(raw), tmp_path, told.append)
-    run.resume("auto")
+    run = resumed(changed(raw), tmp_path, told.append)
     run.fit()
     assert "step-00000006" in next(event.text for event in told if isinstance(event, Note))
     assert outcome(tmp_path) == outcome(straight)
@@ -246,60 +237,6 @@ def test_load_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     found = load_checkpoint(tmp_path / "step-00000007")
     assert (found.step, found.state) == (saved.step, saved.state)
     assert all(torch.equal(found.tensors[key], value) for key, value in saved.tensors.items())
-
-
-# Something else than before
-
-
-@pytest.mark.parametrize("word", ["train.lr=0.5", "train.seed=3", "lora.alpha=9", "train.batch_size=4"])
-def test_resume_refuses_a_changed_recipe_and_says_what(
-    raw: Sections, straight: Path, tmp_path: Path, word: str
-) -> None:
-    run = start(changed(raw, word), tmp_path)
-    key, value = word.removeprefix("train.").removeprefix("lora.").split("=")
-    with pytest.raises(ConfigError, match=rf"the recipe changed.*{key} = .*now '{key} = {value}"):
-        run.resume(str(straight / "checkpoints" / "step-00000006"))
-
-
-def test_resume_refuses_changed_data_and_names_the_file(
-    raw: Sections, files: Path, straight: Path, tmp_path: Path
-) -> None:
-    saved = load_checkpoint(straight / "checkpoints" / "step-00000006")
-    run = start(changed(raw), tmp_path)
-    source = str(files / "train.csv")
-    other = {**saved.state, "data": {**saved.state["data"], source: "0" * 64}}
-    save_checkpoint(tmp_path / "other", Checkpoint(6, saved.tensors, other))
-    with pytest.raises(ConfigError, match=r"the data changed.*train\.csv"):
-        run.resume(str(tmp_path / "other" / "step-00000006"))
-
-
-def test_resume_refuses_another_base(raw: Sections, straight: Path, tmp_path: Path) -> None:
-    saved = load_checkpoint(straight / "checkpoints" / "step-00000006")
-    save_checkpoint(tmp_path / "other", Checkpoint(6, saved.tensors, {**saved.state, "base_sha256": "0" * 64}))
-    run = start(changed(raw), tmp_path)
-    with pytest.raises(ConfigError, match="the base model changed"):
-        run.resume(str(tmp_path / "other" / "step-00000006"))
-
-
-# Run folders
-
-
-def test_open_run_folder_refuses_one_that_holds_anything(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
-        open_run_folder(tmp_path, None)
-
-
-def test_open_run_folder_takes_an_empty_one(tmp_path: Path) -> None:
-    open_run_folder(tmp_path / "new", None)
-    open_run_folder(tmp_path / "new", None)
-    assert (tmp_path / "new").is_dir()
-
-
-def test_open_run_folder_names_what_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be made"):
-        open_run_folder(tmp_path / "file" / "run", None)
 
 
 # All or nothing

@@ -16,7 +16,7 @@ from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import ConfigError
 from lorakit.tasks.crf import CRF
-from tests.runs import Stopped, changed, fit, sections, start, stop_after, weights
+from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
 
 KEY = "base_model.model.crf.transitions"
 
@@ -58,8 +58,7 @@ def test_resumed_run_ends_as_one_that_never_stopped(raw: dict, crf_run: Path, tm
     recipe = changed(raw, "train.checkpoint_every=2")
     with pytest.raises(Stopped):
         fit(recipe, tmp_path, stop_after(5))
-    run = start(recipe, tmp_path)
-    run.resume("auto")
+    run = resumed(recipe, tmp_path)
     run.fit()
     assert weights(tmp_path) == weights(crf_run)
     assert lines(tmp_path) == lines(crf_run)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
-from lorakit.errors import EXIT_CODES, ConfigError, LorakitError, OutputError, RankError
+from lorakit.app.failures import CODES, fail, how_to_go_on
+from lorakit.errors import ConfigError, Interrupted, LorakitError, OutputError, RankError
 
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
@@ -39,36 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in given if word != "--debug"]
     try:
         commands.main(words, prog_name="lorakit", standalone_mode=False, obj=given)
+    except Interrupted as err:
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
+            click.echo(f"{err}{how_to_go_on(words)}", err=True)
+        sys.exit(err.exit_code)
     except RankError as err:  # another process has said why
         sys.exit(err.exit_code)
     except LorakitError as err:
-        _fail(str(err), err.exit_code, debug)
+        fail(str(err), err.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as err:
         click.echo(err.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as err:
-        _fail(err.format_message(), err.exit_code, debug)
+        fail(err.format_message(), err.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130, debug)
+        fail("interrupted", 130, debug)
     except BrokenPipeError:  # `lorakit predict ... | head`
         sys.stderr.close()
         sys.exit(0)
     except Exception as err:
         text = (str(err).strip() or "no message").splitlines()[0]
-        _fail(f"{type(err).__name__}: {text} (a fault of lorakit's; --debug shows where)", 1, debug)
-
-
-def _fail(message: str, code: int, debug: bool) -> None:
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    one_line = " ".join(line.strip() for line in message.splitlines())  # a library's message may have several
-    click.echo(f"error: {one_line}", err=True)
-    sys.exit(code)
-
-
-CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
+        fail(f"{type(err).__name__}: {text} (a fault of lorakit's; --debug shows where)", 1, debug)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=CODES)
@@ -89,7 +81,11 @@ def commands() -> None:
 )
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label, or several with commas.")
-@click.option("--resume", metavar="auto|PATH", help="Go on from the newest checkpoint of the run, or from this one.")
+@click.option(
+    "--resume",
+    metavar="auto|PATH",
+    help="Go on from the newest whole checkpoint of the run (auto; none yet: begin), or from this one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, write nothing.")
 @click.option("--nproc", type=click.IntRange(min=1), default=1, help="Processes of this machine, as torchrun's.")

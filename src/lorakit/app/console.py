@@ -113,4 +113,4 @@ def _between(interval: list[float] | None) -> str:
 
 
 READINGS = {"entity_f1": "  as conlleval counts", "entity_f1_strict": "  strict IOB2"}
-COSTS = ("train_seconds", "examples_per_s")
+COSTS = ("train_seconds", "saving_seconds", "examples_per_s")

@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 
 from torch import nn
 
+from lorakit.engine.atomic import atomic_file, atomic_text
 from lorakit.engine.fit import Result
 from lorakit.engine.prepare import Prepared
 from lorakit.lora import Layer, SavedModule, count_parameters, hosts
@@ -24,7 +25,7 @@ def write_figures(result: Result, lines: Sequence[Mapping[str, Any]], prepared: 
     """Write loss.png and architecture.svg into the run folder."""
     write_loss(result.folder / "loss.png", lines, str(result.scores["metric"]))
     title = f"{prepared.base.name}: {prepared.recipe.train.method}"
-    (result.folder / "architecture.svg").write_text(architecture(prepared.model, title), encoding="utf-8")
+    atomic_text(result.folder / "architecture.svg", architecture(prepared.model, title))
 
 
 def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -48,7 +49,8 @@ def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> N
     right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha="center")
     right.set(ylabel=f"validation {metric}", ylim=(0, 1.05) if all(0 <= y <= 1 for _, y in points) else None)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=120)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
 
 
 def _smoothed(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:

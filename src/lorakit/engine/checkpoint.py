@@ -16,12 +16,13 @@ from torch import Tensor
 
 from lorakit.digest import file_sha256
 from lorakit.engine.atomic import atomic_folder
-from lorakit.errors import OutputError
+from lorakit.errors import NumericsError, OutputError
 
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 STATE = "state.json"
-KEEP = 2  # checkpoints kept
+FORMAT = 2
+KEEP = 2  # checkpoints kept; each holds the best parameters beside the newest
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,28 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder`/step-N with a manifest of sha256 sums, then drop all but the newest KEEP."""
-    with atomic_folder(folder / f"step-{checkpoint.step:08d}") as place:
+    """Write `folder`/step-N with a manifest of sha256 sums; of those there, it and the KEEP - 1 before it remain.
+
+    Raises:
+        NumericsError: a tensor is not finite; nothing was written.
+        OutputError: it cannot be written; nothing was taken away.
+    """
+    for name, value in checkpoint.tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise NumericsError(f"step {checkpoint.step}: {name} is not finite, so no checkpoint was written")
+    own = folder / f"step-{checkpoint.step:08d}"
+    size = sum(value.nbytes for value in checkpoint.tensors.values())
+    with atomic_folder(own, size) as place:
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}, place / TENSORS
         )
         (place / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}), encoding="utf-8")
         sums = {name: file_sha256(place / name) for name in (TENSORS, STATE)}
-        (place / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
-    for path in _newest_first(folder)[KEEP:]:
-        shutil.rmtree(path)
+        (place / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sums}), encoding="utf-8")
+    paths = _newest_first(folder)
+    kept = paths[paths.index(own) :][:KEEP]  # newer ones were passed over, being damaged
+    for path in set(paths) - set(kept):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -68,13 +81,15 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """One checkpoint, its sums checked. Raises an OutputError that names what is damaged."""
     try:
-        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if (format := manifest.get("format")) != FORMAT:
+            raise OutputError(f"{path}: format {format} is of another lorakit; this one reads {FORMAT}")
         for name in (TENSORS, STATE):
-            if file_sha256(path / name) != sums[name]:
+            if file_sha256(path / name) != manifest["files"][name]:
                 raise OutputError(f"{path / name}: damaged (its sha256 is not the manifest's)")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         return Checkpoint(state.pop("step"), load_file(path / TENSORS), state)
-    except (OSError, ValueError, KeyError, SafetensorError) as err:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as err:
         raise OutputError(f"{path}: no whole checkpoint: {type(err).__name__} {err}") from err
 
 

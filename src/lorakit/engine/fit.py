@@ -13,28 +13,27 @@ import torch
 from torch import Tensor
 
 from lorakit.engine.adapter import write_shipped
-from lorakit.engine.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from lorakit.engine.atomic import atomic_text
+from lorakit.engine.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
 from lorakit.engine.ranks import ALONE
 from lorakit.engine.resamples import sampled, write_resamples
-from lorakit.engine.runtime import seed_rank
+from lorakit.engine.resume import check_identity, identity
+from lorakit.engine.run_folder import CHECKPOINTS, RECIPE
+from lorakit.engine.runtime import random_state, seed_rank, set_random_state
+from lorakit.engine.signals import Stop
 from lorakit.engine.train import Step, make_optimizer, train
-from lorakit.errors import ConfigError, NumericsError, OutputError
+from lorakit.engine.watch import LossWatch
+from lorakit.errors import NumericsError
 from lorakit.lora import RankBudget
 from lorakit.tasks.base import Scores, goodness
 from lorakit.tasks.intervals import intervals, resample, with_intervals
 
 SAMPLES = 20  # validation examples shown in samples.jsonl
 LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length
+SKIPS_IN_A_ROW, SKIPS = 5, 50  # steps that train.non_finite = "skip" leaves out at most
 
 
 @dataclass
@@ -45,7 +44,11 @@ class History:
     best_step: int = 0
     since_best: int = 0  # evaluations
     seconds: float = 0.0  # of training alone, evaluations left out
+    saving_seconds: float = 0.0  # of checkpoints
     examples: int = 0
+    skipped_in_a_row: int = 0  # steps whose numbers were not finite
+    skipped: int = 0  # the same, in all
+    micro_batch_size: int | None = None  # what memory has room for, where that is less than the recipe's
     lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
 
 
@@ -60,11 +63,12 @@ class Result:
 class Run:
     """A prepared run and its folder, from the first step or from a checkpoint to the end."""
 
-    def __init__(self, prepared: Prepared, folder: Path, report: Report = ignore) -> None:
+    def __init__(self, prepared: Prepared, folder: Path, report: Report = ignore, stop: Stop | None = None) -> None:
         self.prepared = prepared
         self.ranks = prepared.ranks
         self.folder = folder
         self.report = report
+        self.stop = stop or Stop()
         self.history = History()
         lora, saved = trained_parameters(prepared.model)
         self.optimizer = make_optimizer(lora, saved, prepared.recipe.train)
@@ -73,48 +77,105 @@ class Run:
             RankBudget(prepared.model, target_r, prepared.plan.steps).attach(self.optimizer)
         self.best_state: dict[str, Tensor] = {}
         self.interval = _Interval(max(1, prepared.plan.steps // LOG_LINES))
-        self.start = 0
+        self.watch = LossWatch()
+        self.start = self.saved = 0  # steps done when the run began, and in the newest checkpoint
 
     def fit(self) -> Result:
-        """Train to the end (or until patience is out), then write scores, samples and predictions of the best."""
-        prepared = self.prepared
-        self.ranks.first((self.folder / "recipe.toml").write_text, prepared.recipe.to_toml(), encoding="utf-8")
+        """Train to the end (or until patience is out), then write scores, samples and predictions of the best.
+
+        Where `stop` was asked for, it saves after the step in hand.
+
+        Raises:
+            KeyboardInterrupt: it was asked for.
+        """
+        self.ranks.first(self._write_start)
         if self.start == 0:
-            seed_rank(prepared.recipe.train.seed, self.ranks.rank)  # dropout; a resumed run has its state restored
-        self.report(Started(prepared.plan.steps, self.start, prepared.task.metric))
-        if not self._out_of_patience():  # a run that patience had ended is not trained on when it is resumed
-            self._train()
+            seed_rank(self.prepared.recipe.train.seed, self.ranks.rank)  # dropout; a resumed run has its state restored
+        self.report(Started(self.prepared.plan.steps, self.start, self.prepared.task.metric))
+        with self.stop.gently():
+            if self.start:
+                self._after(self.start)  # an evaluation that a signal cut short
+            if not self._out_of_patience():  # a run that patience had ended is not trained on when it is resumed
+                self._train()
         return self._finish()
+
+    def _write_start(self) -> None:
+        atomic_text(self.folder / RECIPE, self.prepared.recipe.to_toml())
+        if self.start:
+            self._write_lines("metrics.jsonl", self.history.lines)  # a killed run may have written later ones
 
     def _train(self) -> None:
         prepared, history = self.prepared, self.history
-        items = prepared.parts["train"].flat
         clock = time.perf_counter()
-        steps = train(prepared.model, prepared.task, items, self.optimizer, prepared.plan, self.start, ranks=self.ranks)
-        for step in steps:
+        for step in train(
+            prepared.model,
+            prepared.task,
+            prepared.parts["train"].flat,
+            self.optimizer,
+            prepared.plan,
+            self.start,
+            ranks=self.ranks,
+            micro_batch_size=history.micro_batch_size,
+        ):
             seconds = time.perf_counter() - clock
             history.seconds += seconds
             history.examples += step.examples
-            self.report(step)
-            history.lines += self.interval.add(step, seconds)
-            self._after(step)
+            self._look_at(step)
+            if not step.skipped:
+                self.report(step)
+                history.lines += self.interval.add(step, seconds)
+            self._after(step.number)
             if self._out_of_patience():
                 self.report(Note(f"stopped at step {step.number}: {history.since_best} evaluations without a new best"))
                 break
             clock = time.perf_counter()
 
-    def _after(self, step: Step) -> None:
-        """Evaluate and save where they are due."""
+    def _look_at(self, step: Step) -> None:
+        """Tell of what is odd about a step, and end the run where too many are skipped."""
+        history = self.history
+        if step.micro_batch_size < (history.micro_batch_size or self.prepared.plan.micro_batch_size):
+            history.micro_batch_size = step.micro_batch_size
+            size = self.prepared.recipe.train.batch_size
+            self.report(
+                Note(
+                    f"out of memory at step {step.number}: {step.micro_batch_size} examples a forward from now on; "
+                    f"a step still has {size}, and its gradient is the same"
+                )
+            )
+        history.skipped_in_a_row = history.skipped_in_a_row + 1 if step.skipped else 0
+        if not step.skipped:
+            if warning := self.watch.add(step.number, step.loss, step.lr):
+                self.report(Note(warning))
+            return
+        history.skipped += 1
+        told = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}; skipped"
+        if history.skipped_in_a_row > SKIPS_IN_A_ROW or history.skipped > SKIPS:
+            with self.ranks.together():
+                raise NumericsError(
+                    f"{told}, as {history.skipped - 1} before it: at most {SKIPS_IN_A_ROW} in a row and {SKIPS} in all "
+                    f"may be; a lower train.lr (now {self.prepared.recipe.train.lr}) is the usual remedy"
+                )
+        self.report(Note(f"{told} ({history.skipped} of at most {SKIPS})"))
+
+    def _after(self, number: int) -> None:
+        """Evaluate and save where they are due after step `number`, and stop where that was asked for."""
         config, plan = self.prepared.recipe.train, self.prepared.plan
         every = config.eval_every or plan.steps_per_epoch
-        evaluate = step.number % every == 0 or step.number == plan.steps
-        save = evaluate if config.checkpoint_every is None else step.number % config.checkpoint_every == 0
-        if evaluate or save:
-            self._check_finite(step.number)
-        if evaluate:
-            self._evaluate(step)
-        if save:
-            self._save(step.number)
+        evaluate = number % every == 0 or number == plan.steps
+        save = evaluate if config.checkpoint_every is None else number % config.checkpoint_every == 0
+        try:
+            if evaluate and not any("validation" in line and line["step"] == number for line in self.history.lines):
+                self._evaluate(number)
+            if self.ranks.any(bool(self.stop.asked)):
+                self.stop.asked = self.stop.asked or "a signal to another process"
+                self.stop.check()
+        except KeyboardInterrupt:
+            if self.stop.asked:
+                self._save(number)
+                self.report(Note(f"stopped after step {number} of {plan.steps}, and saved"))
+            raise
+        if (save or number == plan.steps or self._out_of_patience()) and number != self.saved:
+            self._save(number)
 
     def _check_finite(self, step: int) -> None:
         """An update of finite gradients can still overflow; such weights are neither scored nor written."""
@@ -126,20 +187,23 @@ class Run:
                         f"step {step}: {name} is not finite after the update; lower train.lr (now {lr})"
                     )
 
-    def _evaluate(self, step: Step) -> None:
-        scores = self._scores(self.prepared.parts["validation"])
+    def _evaluate(self, number: int) -> None:
+        self._check_finite(number)
+        with self.stop.gently(self.ranks.size > 1):  # nothing is lost by breaking off here, but other ranks would wait
+            scores = self._scores(self.prepared.parts["validation"])
         value = goodness(scores, self.prepared.task.metric)
         is_best = value > self.history.best  # a tie keeps the earlier step
         if is_best:
-            self.history.best, self.history.best_step, self.history.since_best = value, step.number, 0
+            self.history.best, self.history.best_step, self.history.since_best = value, number, 0
             self.best_state = {name: p.detach().clone() for name, p in self._parameters().items()}
             self.ranks.first(write_shipped, self.folder, self.prepared, scores)
         else:
             self.history.since_best += 1
         plain = {key: number for key, number in scores.items() if isinstance(number, float)}
-        self.history.lines.append({"step": step.number, "epoch": step.epoch, "validation": plain, "is_best": is_best})
+        epoch = number / self.prepared.plan.steps_per_epoch
+        self.history.lines.append({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
         self.ranks.first(self._write_lines, "metrics.jsonl", self.history.lines)
-        self.report(Evaluated(step.number, scores, is_best))
+        self.report(Evaluated(number, scores, is_best))
 
     def _scores(self, part: Part) -> Scores:
         return self.prepared.task.score(part.examples, self._answers(part))
@@ -158,15 +222,21 @@ class Run:
 
     # Checkpoints
 
-    def _save(self, step: int) -> None:
+    def _save(self, number: int) -> None:
+        clock = time.perf_counter()
+        self._check_finite(number)
         best = {f"best/{name}": value for name, value in self.best_state.items()}
         starts = {f"start/{name}": value for name, value in self._starts().items()}
         tensors = {**optimizer_tensors(self.optimizer), **starts, **best, **self._random_states()}
-        self.ranks.first(save_checkpoint, self.folder / "checkpoints", Checkpoint(step, tensors, self._state()))
+        checkpoint = Checkpoint(number, tensors, self._state())
+        self.ranks.first(save_checkpoint, self.folder / CHECKPOINTS, checkpoint)
+        self.saved = number
+        self.history.saving_seconds += time.perf_counter() - clock
 
     def _random_states(self) -> dict[str, Tensor]:
-        """What dropout is drawn from, of each rank."""
-        return {_rng(rank): state for rank, state in enumerate(self.ranks.gather(torch.get_rng_state()))}
+        """What dropout is drawn from: one generator a rank and kind of device."""
+        every = self.ranks.gather(random_state(self.prepared.device))
+        return {f"rng/{rank}/{kind}": state for rank, states in enumerate(every) for kind, state in states.items()}
 
     def _starts(self) -> dict[str, Tensor]:
         """What the adapter subtracts or keeps frozen; another machine's SVD may give another sign."""
@@ -177,26 +247,16 @@ class Run:
         history = {**vars(self.history)}
         if not self.best_state:
             history["best"] = None  # JSON has no -inf
-        return {
-            "history": history,
-            "interval": vars(self.interval),
-            "recipe": self.prepared.recipe.to_toml(),
-            "data": self.prepared.fingerprints,
-            "base_sha256": self.prepared.base.sha256,
-        }
+        return {"history": history, "interval": vars(self.interval), **identity(self.prepared)}
 
-    def resume(self, where: str) -> None:
-        """Go on from a checkpoint: `auto` takes the newest whole one of this run folder, else a path.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, as if the run had never stopped.
 
         Raises:
-            OutputError: there is no whole checkpoint.
             ConfigError: the checkpoint belongs to another recipe, other data or another base model.
         """
-        checkpoint, notes = self.ranks.first(self._load, where)
-        for note in notes:
-            self.report(Note(note))
         with self.ranks.together():
-            _check_same(checkpoint.state, self._state())
+            check_identity(checkpoint, self.prepared, self.report)
         restore_optimizer(self.optimizer, checkpoint.tensors)
         for name, value in self._starts().items():
             value.copy_(checkpoint.tensors[f"start/{name}"])
@@ -209,22 +269,23 @@ class Run:
         self.history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
         self.interval = _Interval(**checkpoint.state["interval"])
         self._restore_random_state(checkpoint)
-        self.start = checkpoint.step
+        self.start = self.saved = checkpoint.step
         self.report(Note(f"resumed after step {checkpoint.step}"))
-
-    def _load(self, where: str) -> tuple[Checkpoint, list[str]]:
-        return newest_checkpoint(self.folder / "checkpoints") if where == "auto" else (load_checkpoint(Path(where)), [])
 
     def _restore_random_state(self, checkpoint: Checkpoint) -> None:
         """With another number of ranks than before, dropout draws anew; the order of the examples is the same."""
-        before = sum(key.startswith("rng") for key in checkpoint.tensors)
-        if before == self.ranks.size:
-            torch.set_rng_state(checkpoint.tensors[_rng(self.ranks.rank)])
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, state in checkpoint.tensors.items():
+            if key.startswith("rng/"):
+                _, rank, kind = key.split("/")
+                states.setdefault(int(rank), {})[kind] = state
+        if len(states) == self.ranks.size:
+            set_random_state(states[self.ranks.rank], self.prepared.device)
         else:
             seed_rank(self.prepared.recipe.train.seed + checkpoint.step, self.ranks.rank)
             self.report(
                 Note(
-                    f"{before} processes before, {self.ranks.size} now: the examples of each step are the same, "
+                    f"{len(states)} processes before, {self.ranks.size} now: the examples of each step are the same, "
                     "dropout is not"
                 )
             )
@@ -249,8 +310,7 @@ class Run:
         prepared = self.prepared
         resampled = resample(prepared.task.statistics(part.examples, answers))
         scores = prepared.task.score(part.examples, answers)
-        if tuned:
-            write_shipped(self.folder, prepared, scores)
+        write_shipped(self.folder, prepared, scores)
         write_resamples(self.folder, sampled(part.examples, prepared.task.metric, resampled))
         scores["intervals"] = intervals(resampled, len(part.examples))
         if "test" in prepared.parts:
@@ -262,8 +322,7 @@ class Run:
         self._write_lines("predictions.jsonl", both)
         self._write_lines("samples.jsonl", both[:SAMPLES])
         self._write_lines("metrics.jsonl", self.history.lines)
-        text = json.dumps(scores, indent=2, ensure_ascii=False)
-        (self.folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+        atomic_text(self.folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
         return Result(self.folder, scores)
 
     def _about(self, last: Mapping[str, float]) -> dict[str, Any]:
@@ -285,6 +344,7 @@ class Run:
                 "total": counts.total,
             },
             "train_seconds": round(history.seconds, 3),
+            "saving_seconds": round(history.saving_seconds, 3),
             "examples_per_s": round(history.examples / history.seconds, 1) if history.seconds else 0.0,
             "dtype": str(prepared.dtype).removeprefix("torch."),
             "seed": prepared.recipe.train.seed,
@@ -295,11 +355,7 @@ class Run:
             text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         except ValueError as err:
             raise NumericsError(f"{name}: an answer of the model is not finite; nothing of it was written") from err
-        (self.folder / name).write_text(text, encoding="utf-8")
-
-
-def _rng(rank: int) -> str:
-    return f"rng/{rank}" if rank else "rng"
+        atomic_text(self.folder / name, text)
 
 
 @dataclass
@@ -327,50 +383,3 @@ class _Interval:
         }
         self.losses, self.examples, self.seconds = [], 0, 0.0
         return [line]
-
-
-def _check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key, words, detail in (
-        ("data", "the data", _changed_sources),
-        ("base_sha256", "the base model", _changed_sha256),
-        ("recipe", "the recipe", _first_difference),
-    ):
-        if saved[key] != now[key]:
-            raise ConfigError(
-                f"--resume: {words} changed since the checkpoint was written: {detail(saved[key], now[key])}; "
-                "start a new run instead"
-            )
-
-
-def _first_difference(saved: str, now: str) -> str:
-    was, is_now = set(saved.splitlines()), set(now.splitlines())
-    gone, new = sorted(was - is_now), sorted(is_now - was)
-    return f"it had {gone[0] if gone else 'nothing'!r}, now {new[0] if new else 'nothing'!r}"
-
-
-def _changed_sources(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
-    changed = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
-    return f"the sha256 of {', '.join(changed)} differs"
-
-
-def _changed_sha256(saved: str, now: str) -> str:
-    return f"sha256 {saved[:12]}... then, {now[:12]}... now"
-
-
-def open_run_folder(folder: Path, resume: str | None) -> None:
-    """Make the run folder, after `check_run_folder`."""
-    check_run_folder(folder, resume)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"output.dir = {str(folder)!r} cannot be made: {err.strerror}") from err
-
-
-def check_run_folder(folder: Path, resume: str | None) -> None:
-    """Refuse a folder that holds anything, unless the run in it is to be resumed; nothing is written."""
-    if resume is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
-    if resume == "auto" and not (folder / "checkpoints").is_dir():
-        raise OutputError(f"output.dir = {str(folder)!r} has no checkpoints to resume from")
-    if resume not in (None, "auto") and not Path(resume).is_dir():
-        raise OutputError(f"--resume {resume}: no such checkpoint; say auto, or the folder of one")

@@ -86,6 +86,8 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE) -> Pr
     dtype = ranks.first(
         pick_dtype, recipe.model.dtype, recipe.train.method, device
     )  # by measurement, so by one of them
+    name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": name})})
     with ranks.together():
         prepared = _prepare(recipe, report, device, dtype)
     _check_alike(prepared, ranks)
@@ -214,7 +216,7 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Pl
     batches = (
         batch
         for positions in islice(plan.batches(0), INIT_STEPS)
-        for batch in micro_batches(task, items, positions, plan.config, device)
+        for batch in micro_batches(task, items, positions, device, plan.micro_batch_size)
     )
     return Data(batches, lambda batch: task.loss(model, dict(batch)))
 

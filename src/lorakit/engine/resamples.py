@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lorakit.data.example import Example, examples_sha256
+from lorakit.engine.atomic import atomic_text
 from lorakit.errors import OutputError
 from lorakit.tasks.intervals import RESAMPLES, Resampled
 
@@ -44,7 +45,7 @@ def write_resamples(folder: Path, of_run: Sampled) -> None:
         for name, score in of_run.scores.items()
     }
     content = {"examples": {"sha256": of_run.sha256, "n": of_run.n}, "metric": of_run.metric, "scores": scores}
-    (folder / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    atomic_text(folder / FILE, json.dumps(content) + "\n")
 
 
 def _or_null(value: float) -> float | None:

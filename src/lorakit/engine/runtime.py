@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
 from lorakit.lora.variants import named_generator
@@ -37,6 +37,19 @@ def pick_device() -> torch.device:
 def seed_rank(seed: int, rank: int) -> None:
     """Seed torch's own generator, which dropout draws from: the first rank as a plain run, the others apart from it."""
     torch.manual_seed(named_generator(seed, f"rank {rank}").initial_seed() if rank else seed)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's own generators by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else {**states, device.type: torch.cuda.get_rng_state(device)}
+
+
+def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put back what `random_state` gave; a kind of device that was not there is left as it is."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        torch.cuda.set_rng_state(states[device.type], device)
 
 
 def pick_dtype(asked: str, method: str, device: torch.device) -> torch.dtype:

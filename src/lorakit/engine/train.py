@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.data.batches import bucketed_batches
+from lorakit.engine.memory import half, is_out_of_memory
 from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.errors import NumericsError
+from lorakit.engine.runtime import random_state, set_random_state
+from lorakit.errors import ConfigError, NumericsError
 from lorakit.recipe import TrainSection
 from lorakit.tasks.base import Batch, Item, Task
 
@@ -27,6 +30,8 @@ class Step:
     grad_norm: float  # before clipping
     examples: int
     tokens: int
+    micro_batch_size: int  # examples per forward, of each process
+    skipped: bool = False  # loss or gradient were not finite, so there was no update
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class Plan:
 
     lengths: Sequence[int]  # tokens of each example
     config: TrainSection
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples per forward."""
+        return self.config.micro_batch_size or self.config.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,6 +98,12 @@ def make_optimizer(
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
 def train(
     model: nn.Module,
     task: Task,
@@ -97,40 +113,56 @@ def train(
     start: int = 0,
     *,
     ranks: Ranks = ALONE,
+    micro_batch_size: int | None = None,
 ) -> Iterator[Step]:
     """Train from step `start` (0 is the first) to the plan's end.
 
     The loss of a step is the mean over the labelled positions of the whole batch, so neither it nor its gradient
-    depends on how the batch is shared among the ranks and cut into micro-batches.
+    depends on how the batch is shared among the ranks and cut into micro-batches. Where memory has no room for a
+    micro-batch it is halved, for the rest of training too; `micro_batch_size` is what an earlier part has found.
 
     Raises:
-        NumericsError: the loss or a gradient is not finite; the parameters are as the step before left them.
+        NumericsError: the loss or a gradient is not finite; the parameters are as the step before left them. With
+            train.non_finite = skip the step is given with `skipped` instead.
+        ConfigError: memory has no room for one example.
     """
     config = plan.config
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
+    micro = micro_batch_size or plan.micro_batch_size
     model.train()
     for number, positions in enumerate(plan.batches(start), start=start):
         own = [positions[i] for i in ranks.share([plan.lengths[i] for i in positions])]
-        window = list(micro_batches(task, items, own, config, device))
+        cut = partial(micro_batches, task, items, own, device)
         factor = lr_factor(number, plan.steps, config)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        loss = _backward(model, task, window, device, ranks)
+        set_rate(optimizer, factor)
+        window = list(cut(micro))
+        n_targets = max(1, ranks.total(sum(task.n_targets(batch) for batch in window)))
+        state = random_state(device)
+        while (own_loss := _backward(model, task, window, n_targets, device)) is None:
+            optimizer.zero_grad()
+            set_random_state(state, device)
+            rows = min(micro, len(own))
+            if rows == 1 or config.shard_base:  # whose processes must call the model equally often
+                raise _no_room(rows, number, [plan.lengths[i] for i in own])
+            micro = half(rows)
+            window = list(cut(micro))
         if config.shard_base:
-            blank = next(micro_batches(task, items, positions[:1], config, device))
+            blank = next(micro_batches(task, items, positions[:1], device, micro))
             for _ in range(max(ranks.gather(len(window))) - len(window)):
                 (task.loss(model, blank) * 0).backward()  # as often as the other ranks, who need our part of the base
-        loss = ranks.sum_gradients(parameters, loss)
+        loss = ranks.sum_gradients(parameters, own_loss)
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         values = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
-        if not all(map(math.isfinite, values)):
+        is_finite = all(map(math.isfinite, values))
+        if is_finite:
+            optimizer.step()
+        elif config.non_finite == "stop":
             with ranks.together():  # the sums are the same on all of them
                 raise NumericsError(
                     f"step {number + 1}: the loss is {values[0]}, the gradient's norm {values[1]}; "
                     f"training stopped before it could do harm; a lower train.lr (now {config.lr}) is the usual remedy"
                 )
-        optimizer.step()
         optimizer.zero_grad()
         yield Step(
             number=number + 1,
@@ -140,30 +172,45 @@ def train(
             grad_norm=values[1],
             examples=len(positions),
             tokens=sum(plan.lengths[i] for i in positions),
+            micro_batch_size=micro,
+            skipped=not is_finite,
         )
 
 
 def micro_batches(
-    task: Task, items: Sequence[Item], positions: Sequence[int], config: TrainSection, device: torch.device
+    task: Task, items: Sequence[Item], positions: Sequence[int], device: torch.device, micro: int
 ) -> Iterator[Batch]:
     """The batch of the items at these positions, cut into what one forward takes."""
-    micro = config.micro_batch_size or config.batch_size
     for j in range(0, len(positions), micro):
         yield to_device(task.collate([items[i] for i in positions[j : j + micro]]), device)
 
 
-def _backward(model: nn.Module, task: Task, window: Sequence[Batch], device: torch.device, ranks: Ranks) -> Tensor:
-    """This rank's part of the mean loss over all labelled positions of the step, and the gradients of that part.
+def _backward(
+    model: nn.Module, task: Task, window: Sequence[Batch], n_targets: int, device: torch.device
+) -> Tensor | None:
+    """This rank's part of the mean loss over the step's labelled positions, detached, and the gradients of that part.
 
-    The loss is given back, detached.
+    None where memory had no room for them; the gradients are then incomplete.
     """
-    n_targets = max(1, ranks.total(sum(task.n_targets(batch) for batch in window)))
     total = torch.zeros((), device=device)
-    for batch in window:
-        loss = task.loss(model, batch) / n_targets
-        loss.backward()
-        total += loss.detach()
+    try:
+        for batch in window:
+            loss = task.loss(model, batch) / n_targets
+            loss.backward()
+            total += loss.detach()
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        return None
     return total
+
+
+def _no_room(rows: int, number: int, lengths: Sequence[int]) -> ConfigError:
+    return ConfigError(
+        f"step {number + 1}: out of memory with {rows} of {len(lengths)} examples at a time, the longest of "
+        f"{max(lengths)} tokens: a lower train.micro_batch_size or data.max_length, a smaller model.base or "
+        "model.quantize = 'nf4' takes less"
+    )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

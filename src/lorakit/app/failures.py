@@ -1,0 +1,32 @@
+"""What a command that ends early says, and the exit code it leaves."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lorakit.errors import EXIT_CODES
+
+CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+def fail(message: str, code: int, debug: bool) -> None:
+    """End the process with one line on stderr, or with a traceback before it."""
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    one_line = " ".join(line.strip() for line in message.splitlines())  # a library's message may have several
+    click.echo(f"error: {one_line}", err=True)
+    sys.exit(code)
+
+
+def how_to_go_on(words: Sequence[str]) -> str:
+    """The command that resumes a training of these words, or nothing after another command."""
+    if words[0] != "train":
+        return ""
+    kept = [word for i, word in enumerate(words) if not word.startswith("--resume") and words[i - 1] != "--resume"]
+    return f"; to go on: {shlex.join(['lorakit', *kept, '--resume', 'auto'])}"
