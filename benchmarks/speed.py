@@ -25,11 +25,13 @@ from types import ModuleType
 from typing import Any
 
 import speed_classification
+import speed_prediction
+import speed_text2text
 from machine import about
 
-FAMILIES: tuple[ModuleType, ...] = (speed_classification,)
+FAMILIES: tuple[ModuleType, ...] = (speed_classification, speed_prediction, speed_text2text)
 FAMILY = {name: family for family in FAMILIES for name in family.SCENARIOS}
-QUICK = {"minilm-qv": ("lorakit", "b0", "b1", "peft-loop")}
+QUICK = {"minilm-qv": ("lorakit", "b0", "b1", "b2-fp32"), "predict": ("lorakit", "pipeline")}
 QUICK_EXAMPLES, QUICK_ROUNDS = 96, 2
 NAMES = {
     "lorakit": "lorakit",
@@ -41,6 +43,11 @@ NAMES = {
     "b2": "B2: bf16, group_by_length",
     "b2-fp32": "B2 in fp32",
     "peft-loop": "peft in a plain PyTorch loop",
+    "pipeline": "transformers pipeline, batches of 32",
+    "notebook": "peft in a plain loop, padded to 256 and 64",
+    "generate-1": "`model.generate`, one by one",
+    "generate-8": "`model.generate`, batches of 8",
+    "generate-notebook": "`model.generate`, batches of 8 padded to 256",
 }
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"

@@ -89,7 +89,7 @@ TRAINERS = {
 class Job:
     """One run of one system."""
 
-    spec: Training
+    spec: Any  # Training, or what another family has for it
     system: str
     folder: Path  # with train.jsonl, validation.jsonl, and the bases of random weights
     seed: int
@@ -108,6 +108,23 @@ class Job:
         text = (self.folder / f"{part}.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.split("\n") if line]
         return lines[: self.spec.examples] if part == "train" else lines
+
+
+def write_answers(job: Job, answers: list[Any]) -> None:
+    """Keep lorakit's answers, which those of the others are compared with."""
+    answers_file(job).write_text(json.dumps(answers), encoding="utf-8")
+
+
+def read_answers(job: Job) -> list[Any]:
+    """lorakit's answers."""
+    answers: list[Any] = json.loads(answers_file(job).read_text(encoding="utf-8"))
+    return answers
+
+
+def answers_file(job: Job) -> Path:
+    """Where the answers to these examples are."""
+    name = "".join(c if c.isalnum() else "-" for c in job.spec.title)
+    return job.folder / f"answers-{name}.json"
 
 
 def make_files(spec: Training, folder: Path, data: Path | None) -> None:
@@ -164,11 +181,12 @@ def run(job: Job) -> dict[str, float]:
     return result
 
 
-def bound_flops(config: Any, lengths: Sequence[int]) -> float:
-    """FLOP that LoRA needs for texts of these lengths: forward and input gradient, and attention; no padding, no adapter."""
+def bound_flops(config: Any, lengths: Sequence[int], trained: bool = True) -> float:
+    """FLOP of texts of these lengths: forward, and input gradient where it is trained; no padding, no adapter."""
     d, layers = config.hidden_size, config.num_hidden_layers
-    n = layers * (4 * d * d + 2 * d * config.intermediate_size)
-    return sum(4 * n * t + 12 * layers * d * t * t for t in lengths)
+    linear, attention = layers * (4 * d * d + 2 * d * config.intermediate_size), layers * d
+    passes = (2, 3) if trained else (1, 1)  # of the linear layers, whose weights get no gradient, and of attention
+    return sum(2 * passes[0] * linear * t + 4 * passes[1] * attention * t * t for t in lengths)
 
 
 @dataclass
@@ -267,10 +285,25 @@ def encoded(tokenizer: Any, lines: Lines, padded: bool = False) -> list[dict[str
 
 def trainer_system(job: Job) -> Trained:
     """The Trainer of transformers."""
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     way, spent = TRAINERS[job.system], Spent()
     model, tokenizer, rows = with_peft(job)
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, num_train_epochs=job.spec.epochs,
+        learning_rate=LR, weight_decay=WEIGHT_DECAY, warmup_steps=round(WARMUP * job.steps), seed=job.seed, bf16=way.bf16,
+        train_sampling_strategy="group_by_length" if way.by_length else "random",
+        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    collator = Counting(DataCollatorWithPadding(tokenizer))
+    Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[timed(spent)]).train()
+    return Trained(model, spent, lengths_of(rows), collator.tokens, lambda: rival_accuracy(job, model, tokenizer))
+
+
+def timed(spent: Spent) -> Any:
+    """A callback of the Trainer that measures its steps alone."""
+    from transformers import TrainerCallback
+
     watch = measured(spent)
 
     class Timed(TrainerCallback):  # type: ignore[misc]
@@ -280,15 +313,7 @@ def trainer_system(job: Job) -> Trained:
         def on_train_end(self, *_: Any, **__: Any) -> None:
             watch.__exit__(None, None, None)
 
-    arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, num_train_epochs=job.spec.epochs,
-        learning_rate=LR, weight_decay=WEIGHT_DECAY, warmup_steps=round(WARMUP * job.steps), seed=job.seed, bf16=way.bf16,
-        train_sampling_strategy="group_by_length" if way.by_length else "random",
-        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
-    collator = Counting(DataCollatorWithPadding(tokenizer))
-    Trainer(model, arguments, train_dataset=rows, data_collator=collator, callbacks=[Timed()]).train()
-    return Trained(model, spent, lengths_of(rows), collator.tokens, lambda: rival_accuracy(job, model, tokenizer))
+    return Timed()
 
 
 def loop_system(job: Job) -> Trained:
@@ -317,7 +342,7 @@ def loop_system(job: Job) -> Trained:
 
 
 class Counting:
-    """A collator that counts the tokens of the batches it makes."""
+    """A collator that counts the tokens of the batches it makes, of sources and of targets that are written."""
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], Any]) -> None:
         self.collate = collate
@@ -325,7 +350,7 @@ class Counting:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
         batch = self.collate(rows)
-        self.tokens += batch["input_ids"].numel()
+        self.tokens += batch["input_ids"].numel() + (batch["labels"].numel() if batch["labels"].ndim > 1 else 0)
         return batch
 
 
