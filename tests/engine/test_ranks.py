@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorakit.engine.evaluate import predict_all
+from lorakit.engine.evaluate import Most, predict_all
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.train import make_optimizer, train
@@ -192,7 +192,7 @@ def test_nan_on_one_rank_ends_all_before_the_step(prepared: Prepared) -> None:
 def test_answers_do_not_depend_on_the_number_of_ranks(
     prepared: Prepared, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorakit.engine.evaluate.BATCH_SIZE", 5)
+    monkeypatch.setattr("lorakit.engine.evaluate.READ", Most(5, 2048))
     items = prepared.parts["validation"].items
     alone = predict_all(prepared.model, prepared.task, items, prepared.device)
     models = [copy.deepcopy(prepared.model) for _ in range(size)]

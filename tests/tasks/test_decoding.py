@@ -96,3 +96,15 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(byte_tokenizer):
     together = task.predict(model, batch)
     alone = [task.predict(model, task.collate([item]))[0] for item in items_of(task, EXAMPLES)]
     assert [row.ids for row in together] == [row.ids for row in alone]
+
+
+def test_greedy_goes_on_with_the_rows_that_have_not_ended(byte_tokenizer, monkeypatch):
+    seen = []
+    step = Decoder.step
+    monkeypatch.setattr(
+        Decoder, "step", lambda self, tokens, some: seen.append(len(tokens)) or step(self, tokens, some)
+    )
+    task, model, batch = make(byte_tokenizer, "list")
+    written = greedy(model, batch, LIMIT, [task.language(row) for row in batch["source"].tolist()])
+    assert seen == [sum(len(row.ids) > i for row in written) for i in range(len(seen))]
+    assert len(set(seen)) > 1

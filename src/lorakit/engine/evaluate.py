@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -17,8 +17,15 @@ from lorakit.tasks.base import Item, Task
 
 T = TypeVar("T")
 
-BATCH_SIZE = 64  # examples per forward in prediction
-MOST_TOKENS = {"cpu": 2048}  # per forward, by device: more do not fit a core's cache, and take a fifth longer
+
+class Most(NamedTuple):
+    """What one forward takes in prediction: more tokens do not fit a CPU's cache, fewer rows leave a decoder idle."""
+
+    examples: int
+    cpu_tokens: int
+
+
+READ, WRITTEN = Most(64, 2048), Most(128, 8192)  # models that read a text once, and that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
 
 
@@ -52,7 +59,9 @@ def predict_all(
     The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers.
     """
     flat = [item for of_example in items for item in of_example]
-    batches = sorted_batches([len(item["input_ids"]) for item in flat], BATCH_SIZE, MOST_TOKENS.get(device.type))
+    most = WRITTEN if task.kind == "text2text" else READ
+    tokens = most.cpu_tokens if device.type == "cpu" else None
+    batches = sorted_batches([len(item["input_ids"]) for item in flat], most.examples, tokens)
     own: list[list[Any]] = []
     with evaluating(model):
         for positions in batches[ranks.rank :: ranks.size]:

@@ -31,23 +31,27 @@ class Written(NamedTuple):
 def greedy(model: nn.Module, batch: Batch, limit: int, languages: Sequence[Language] | None = None) -> list[Written]:
     """The greedy output for each row, of `limit` tokens at most. Probabilities are those among the tokens allowed."""
     decoder = Decoder(model, batch)
-    paths = [language.begin() for language in languages or ()]
     rows = len(batch["input_ids"])
+    paths = [language.begin() for language in languages or ()]
     ids: list[list[int]] = [[] for _ in range(rows)]
     log_p = [0.0] * rows
-    running = set(range(rows))
-    token = [decoder.start] * rows
-    while running and len(max(ids, key=len)) < limit:
-        steps = decoder.step(token, [allowed(row) for row in paths] if languages else None)
-        token = [decoder.pad] * rows
-        for row in list(running):
-            token[row], value = steps[row]
-            ids[row].append(token[row])
+    running = list(range(rows))  # those that have not ended, in the decoder's order
+    tokens = [decoder.start] * rows
+    for _ in range(limit):
+        steps = decoder.step(tokens, [allowed(paths[row]) for row in running] if languages else None)
+        for row, (token, value) in zip(running, steps, strict=True):
+            ids[row].append(token)
             log_p[row] += value
             if languages:
-                paths[row] = languages[row].step(paths[row], token[row])
-            if token[row] == decoder.eos:
-                running.remove(row)
+                paths[row] = languages[row].step(paths[row], token)
+        kept = [i for i, row in enumerate(running) if ids[row][-1] != decoder.eos]
+        if not kept:
+            running = []
+            break
+        if len(kept) < len(running):
+            running = [running[i] for i in kept]
+            decoder.keep(kept)
+        tokens = [ids[row][-1] for row in running]
     means = torch.tensor([total / len(row) for total, row in zip(log_p, ids, strict=True)]).exp().tolist()
     return [Written(tuple(row), i not in running, mean) for i, (row, mean) in enumerate(zip(ids, means, strict=True))]
 
@@ -58,7 +62,7 @@ class Decoder:
     def __init__(self, model: Any, batch: Batch) -> None:
         self.model = model
         config = model.config
-        self.start, self.eos, self.pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        self.start, self.eos = config.decoder_start_token_id, config.eos_token_id
         self.mask = batch["attention_mask"]
         self.encoded = model.get_encoder()(**inputs_of(batch)).last_hidden_state  # (B, T, d)
         self.cache: Any = None
@@ -69,14 +73,20 @@ class Decoder:
         if allowed is None:
             best = self.logits(last, None).float().log_softmax(-1).max(-1)
             return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        union = sorted(set().union(*allowed)) or [self.pad]
+        union = sorted(set().union(*allowed))
         column = {token: i for i, token in enumerate(union)}
         barred = torch.ones(len(allowed), len(union), dtype=torch.bool)
         for row, some in enumerate(allowed):
-            barred[row, [column[token] for token in some or union]] = False  # a row that has ended may write anything
+            barred[row, [column[token] for token in some]] = False
         logits = self.logits(last, torch.tensor(union, device=last.device)).float()  # (B, allowed)
         best = logits.masked_fill(barred.to(logits.device), -torch.inf).log_softmax(-1).max(-1)
         return [(union[i], value) for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        index = torch.tensor(rows, device=self.mask.device)
+        self.mask, self.encoded = self.mask[index], self.encoded[index]
+        self.cache.batch_select_indices(index)
 
     def after(self, prefix: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Log-probabilities of some tokens among each other, behind an output that begins so. Shapes: (B, tokens)."""
