@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,24 @@ import pytest
 N_TRAIN, N_VALIDATION = 36, 12  # with a batch of 8: four whole batches and a ragged one
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """Orders are random, seeds are not: a test seeds what it draws, and a library may not seed torch three times a test."""
+    config.option.randomly_reset_seed = False
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector leaves alone what importing left, half a million objects that live as long as the tests."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
     """The hub's libraries answer from their caches alone."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import statistics
 import subprocess
@@ -58,8 +59,13 @@ class Import(NamedTuple):
     line: int
 
 
-def imports(tree: ast.Module) -> Iterator[Import]:
+@functools.cache
+def imports_of(path: Path) -> list[Import]:
     """Every import of a file, inside functions too; those under TYPE_CHECKING left out."""
+    return list(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _imports(tree: ast.Module) -> Iterator[Import]:
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -86,7 +92,7 @@ def violations(package: Path) -> list[str]:
     found: list[str] = []
     for path in sorted(package.rglob("*.py")):
         relative = path.relative_to(package)
-        for entry in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        for entry in imports_of(path):
             if reason := _reason(relative, entry):
                 found.append(f"{relative.as_posix()}:{entry.line}: {reason}")
     return found
@@ -116,11 +122,7 @@ def cycle(package: Path) -> list[str]:
     """The modules of an import cycle, or nothing. The root, which imports lazily, is left out."""
     names = {_dotted(path, package): path for path in package.rglob("*.py")}
     graph = {
-        name: {
-            target
-            for entry in imports(ast.parse(path.read_text(encoding="utf-8")))
-            for target in _targets(entry, names)
-        }
+        name: {target for entry in imports_of(path) for target in _targets(entry, names)}
         for name, path in names.items()
         if name != package.name
     }
@@ -198,22 +200,27 @@ def test_table_has_every_part_of_the_package() -> None:
     assert {part_of(path.relative_to(PACKAGE)) for path in FILES} == set(ALLOWED)
 
 
-def test_functions_are_short() -> None:
-    sizes = sorted((f.lines, f.place) for path in FILES for f in functions(path))
+@pytest.fixture(scope="module")
+def every() -> list[Function]:
+    """Every function of the package."""
+    return [function for path in FILES for function in functions(path)]
+
+
+def test_functions_are_short(every: list[Function]) -> None:
+    sizes = sorted((f.lines, f.place) for f in every)
     lines = [size for size, _ in sizes]
     assert statistics.median(lines) <= MEDIAN
     assert sum(size <= USUAL for size in lines) >= USUAL_SHARE * len(lines), sizes[-10:]
     assert [entry for entry in sizes if entry[0] > LONGEST_FUNCTION] == []
 
 
-def test_functions_have_few_parameters() -> None:
-    every = [f for path in FILES for f in functions(path)]
+def test_functions_have_few_parameters(every: list[Function]) -> None:
     assert [f for f in every if f.positional > POSITIONAL or f.parameters > PARAMETERS] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_file_is_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+def test_files_are_short() -> None:
+    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {path: n for path, n in lines.items() if n > LONGEST_FILE} == {}
 
 
 # The checks themselves

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import VOCABULARY, randomized, tiny
+from tests.tiny import VOCABULARY, copier, randomized, tiny
 
 LABELS = 3
 
@@ -27,7 +29,7 @@ class Architecture(NamedTuple):
 
     def build(self) -> nn.Module:
         """The model with random weights, the same at each call."""
-        return tiny(self.model, num_labels=LABELS) if self.model else randomized(TorchModel())
+        return tiny(self.model, num_labels=LABELS) if self.model else _torch_model()()
 
     @property
     def auto(self) -> str:
@@ -86,6 +88,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 ARCHITECTURES["DistilBERT SEQ_CLS"] = ARCHITECTURES["DistilBERT SEQ_CLS"]._replace(
     head=("classifier", "pre_classifier")
 )
+
+
+@functools.cache
+def _torch_model() -> Callable[[], nn.Module]:
+    """What gives a copy at each call: torch draws a convolution's bias anew for each model that is built."""
+    return copier(randomized(TorchModel()))
 
 
 class TorchModel(nn.Module):

@@ -7,7 +7,6 @@ peft or transformers makes it without us. Anything else is a failure. `python sc
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import json
@@ -95,7 +94,7 @@ class Case(NamedTuple):
         return common | self.variant.settings(self.architecture)
 
     def base(self) -> nn.Module:
-        return copy.deepcopy(base_model(self.architecture))
+        return self.architecture.build()
 
     def logits(self, model: nn.Module) -> Tensor:
         return logits(model, tiny_batch(base_model(self.architecture)))

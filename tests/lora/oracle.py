@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.lora import LoraConfig, adapter_parameters, add_adapter, hosts, save_adapter
+from tests.tiny import copier
 
 CLOSE = {"rtol": 0.0, "atol": 1e-6}  # the contract for two fp32 computations of the same thing
 
@@ -71,17 +71,17 @@ def peft_config(config: LoraConfig, task_type: str | None = None, **kw: Any) -> 
 
 def peft_model(model: nn.Module, config: LoraConfig, task_type: str | None = None, **kw: Any) -> peft.PeftModel:
     """A copy of the plain model with peft's adapter in it."""
-    return peft.get_peft_model(copy.deepcopy(model), peft_config(config, task_type, **kw)).eval()
+    return peft.get_peft_model(copier(model)(), peft_config(config, task_type, **kw)).eval()
 
 
 def peft_load(model: nn.Module, folder: Path) -> peft.PeftModel:
     """A copy of the plain model with the adapter in `folder`, as peft reads it."""
-    return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+    return peft.PeftModel.from_pretrained(copier(model)(), folder).eval()
 
 
 def filled_and_saved(model: nn.Module, config: LoraConfig, folder: Path) -> nn.Module:
     """Give the model an adapter off its start and write it to the folder; the plain model as it was is given back."""
-    base = copy.deepcopy(model)
+    base = copier(model)()
     add_adapter(model, config)
     fill(model)
     save_adapter(model, folder, config)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lorakit.errors import AdapterError
 from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, load_adapter, merge, save_adapter, set_adapter
@@ -21,7 +21,7 @@ from lorakit.lora.profiles import PROFILES, Conformed, conform, left_behind
 from lorakit.lora.targets import adaptable_layers
 from lorakit.lora.variants import truncated
 from tests.lora.oracle import CLOSE, assert_same_tensors, fill, peft_load
-from tests.tiny import logits, randomized, tiny_batch, tiny_bert, tiny_roberta, tiny_t5
+from tests.tiny import logits, tiny_batch, tiny_bert, tiny_gpt2, tiny_roberta, tiny_t5
 
 PREFIX = "base_model.model."
 PLAIN = [name for name, profile in PROFILES.items() if not profile.everything]
@@ -46,18 +46,10 @@ CASES = {
     "regex": (tiny_t5, LoraConfig(r=4, target_modules=r"encoder\.block\.[12]\.layer\.0\.SelfAttention\.(q|v)")),
     "exclude": (tiny_bert, LoraConfig(r=4, target_modules=("dense",), exclude_modules=("pooler.dense",))),
     "pissa": (tiny_bert, LoraConfig(r=4, target_modules=("query",), init_lora_weights="pissa")),
-    "gpt2": (
-        lambda: tiny_gpt2(),
-        LoraConfig(r=4, target_modules=("c_attn",), alpha_pattern={r"h\.0\.attn\.c_attn": 2}),
-    ),
+    "gpt2": (tiny_gpt2, LoraConfig(r=4, target_modules=("c_attn",), alpha_pattern={r"h\.0\.attn\.c_attn": 2})),
 }
 cases = pytest.mark.parametrize("case", CASES)
 plain_consumers = pytest.mark.parametrize("consumer", PLAIN)
-
-
-def tiny_gpt2() -> PreTrainedModel:
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60, "n_positions": 40}
-    return randomized(GPT2LMHeadModel(GPT2Config(**sizes)))
 
 
 def trained(build: Any, config: LoraConfig) -> PreTrainedModel:

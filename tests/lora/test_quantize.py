@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from safetensors.torch import save_file
 from scipy.stats import norm
 from torch import Tensor, nn
@@ -37,15 +36,7 @@ from lorakit.lora import (
 )
 from lorakit.lora.quantize import FORMATS, NF4_BLOCK, NF4_LEVELS, QuantizedTensor
 from tests.lora.oracle import CLOSE, assert_same_tensors, fill
-from tests.tiny import (
-    logits,
-    randomized,
-    tiny_batch,
-    tiny_bert,
-    tiny_distilbert,
-    tiny_roberta,
-    tiny_t5,
-)
+from tests.tiny import logits, tiny, tiny_batch, tiny_bert, tiny_distilbert, tiny_gpt2, tiny_roberta, tiny_t5
 
 SHAPES = [(1, 1), (3, 5), (8, NF4_BLOCK), (32, 48), (7, 3 * NF4_BLOCK + 2)]
 formats = pytest.mark.parametrize("format", FORMATS)
@@ -267,14 +258,7 @@ def test_writing_into_a_quantised_weight_is_refused(format: str, tmp_path: Path)
 
 def tiny_albert() -> PreTrainedModel:
     """ALBERT, whose blocks are one module."""
-    sizes = {"embedding_size": 16, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-    return randomized(transformers.AlbertForSequenceClassification(transformers.AlbertConfig(vocab_size=60, **sizes)))
-
-
-def tiny_gpt2() -> PreTrainedModel:
-    """GPT-2, whose linear layers are transposed and whose head is tied to the embeddings."""
-    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=60, n_positions=40)
-    return randomized(transformers.GPT2LMHeadModel(config))
+    return tiny("AlbertForSequenceClassification")
 
 
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], tuple[str, ...]]] = {

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 from lorakit.engine.checkpoint import optimizer_tensors, restore_optimizer
@@ -27,7 +26,7 @@ from lorakit.lora import (
 )
 from lorakit.lora.layer import Layer
 from tests.lora.oracle import CLOSE, fill, filled_and_saved, peft_load
-from tests.tiny import BERT_SIZES, logits, randomized, tiny_batch, tiny_bert
+from tests.tiny import BERT_SIZES, logits, randomized, tiny_batch, tiny_bert, tiny_gpt2
 
 UPDATES = ("lora", "dora", "lora_fa", "vera", "adalora")
 WIDTH, R = BERT_SIZES["hidden_size"], 4
@@ -138,8 +137,7 @@ def test_parts_of_a_fused_projection(update: str, init: str, tmp_path: Path) -> 
 
 
 def test_gpt2_adapts_q_and_v_inside_of_c_attn() -> None:
-    sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "vocab_size": 60, "n_positions": 40}
-    model = randomized(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)))
+    model = tiny_gpt2()
     add_adapter(model, LoraConfig(r=R, target_modules=("c_attn:qv",)))
     assert count_parameters(model).lora == 2 * (WIDTH * R + 2 * WIDTH * R)
 
