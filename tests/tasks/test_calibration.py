@@ -7,10 +7,15 @@ import pytest
 import torch
 from sklearn import metrics
 
-from lorakit.tasks.calibration import at_temperature, best_temperature, calibration_statistics, ece
+from lorakit.tasks.calibration import at_temperature, best_temperature, calibration_statistics
+from lorakit.tasks.calibration import ece as ece_statistic
 from lorakit.tasks.label_scores import values
 
 C = 4
+
+
+def ece(gold, probabilities) -> float:
+    return values({"ece": ece_statistic(gold, probabilities)})["ece"]
 
 
 @pytest.fixture(scope="module")

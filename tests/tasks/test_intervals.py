@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics
 
 from lorakit.tasks import intervals as intervals_module
 from lorakit.tasks.base import Floats, Statistic
+from lorakit.tasks.calibration import ece
 from lorakit.tasks.entity_scores import entity_statistics
 from lorakit.tasks.intervals import RESAMPLES, TAIL, Resampled, difference, interval, intervals, mcnemar, resample
 from lorakit.tasks.label_scores import accuracy
+from lorakit.tasks.multi_label_scores import macro_average_precision
+from lorakit.tasks.number_scores import spearman
 
 N = 200
 LEVEL = 1 - 2 * TAIL
@@ -62,6 +66,41 @@ def test_statistic_of_several_sums_equals_that_of_scipy_on_the_same_draws():
         random_state=np.random.RandomState(0),
     ).confidence_interval
     assert interval(resample({"f": found})["f"], 50) == pytest.approx(tuple(theirs))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Floats:
+    """Which of 40 examples each resample holds."""
+    return np.random.RandomState(0).randint(0, 40, (RESAMPLES, 40))[:60]
+
+
+def test_average_precision_of_each_resample_equals_that_of_scikit_learn(drawn):
+    """Equal probabilities among it, and a label that some resamples lack."""
+    rng = np.random.default_rng(0)
+    gold = rng.permuted(np.arange(40)[:, None] < (20, 8, 1), axis=0)
+    found = (gold * 0.3 + rng.random((40, 3))).round(1)
+    wanted = []
+    for chosen in drawn:
+        there = gold[chosen].any(axis=0)
+        wanted.append(metrics.average_precision_score(gold[chosen][:, there], found[chosen][:, there], average="macro"))
+    assert any(not gold[chosen].any(axis=0).all() for chosen in drawn)
+    values = resample({"ap": macro_average_precision(gold, found)})["ap"].values
+    np.testing.assert_allclose(values[: len(drawn)], wanted)
+
+
+def test_spearman_of_each_resample_equals_that_of_scipy(drawn):
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 5, 40) / 2
+    answers = (gold + rng.normal(size=40)).round(1)
+    wanted = [stats.spearmanr(gold[chosen], answers[chosen]).statistic for chosen in drawn]
+    np.testing.assert_allclose(resample({"s": spearman(gold, answers)})["s"].values[: len(drawn)], wanted)
+
+
+def test_ece_of_each_resample_is_its_own(drawn):
+    rng = np.random.default_rng(0)
+    probabilities, gold = rng.dirichlet((0.5, 0.5, 0.5), 40), rng.integers(0, 3, 40)
+    alone = [ece(gold[chosen], probabilities[chosen]).of(np.ones(40)) for chosen in drawn]
+    np.testing.assert_allclose(resample({"e": ece(gold, probabilities)})["e"].values[: len(drawn)], alone)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])

@@ -26,6 +26,22 @@ class Statistic(NamedTuple):
     counts: Floats  # (N, K): what each example adds
     value: Callable[[Floats], Floats]  # sums (..., K) to scores (...)
 
+    @property
+    def n(self) -> int:
+        """The number of examples."""
+        return len(self.counts)
+
+    def of(self, weights: Floats) -> Floats:
+        """The score where each example is there so many times. Shapes: (..., N) to (...)."""
+        return self.value(weights @ self.counts)
+
+
+class Ranking(NamedTuple):
+    """A score of the order of n examples, which is no function of sums over them."""
+
+    n: int
+    of: Callable[[Floats], Floats]  # how many times each example is there, (..., N), to scores (...)
+
 
 class Cut(NamedTuple):
     """What the length limits take away: texts not read to their end, targets not written to theirs, entities lost."""
@@ -108,8 +124,8 @@ class Task(Protocol):
         """Scores of answers to labelled examples; `metric` is one of the keys."""
         ...
 
-    def statistics(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Statistic]:
-        """Those of the scores that are functions of sums over examples, by the names that `score` gives them."""
+    def statistics(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Statistic | Ranking]:
+        """Those of the scores that can be resampled, by the names that `score` gives them."""
         ...
 
     @property

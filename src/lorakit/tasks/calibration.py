@@ -28,13 +28,17 @@ def calibration_statistics(gold: Sequence[int], probabilities: Floats) -> dict[s
     }
 
 
-def ece(gold: Sequence[int], probabilities: Floats) -> float:
+def ece(gold: Sequence[int], probabilities: Floats) -> Statistic:
     """Expected calibration error: |accuracy - confidence| over 15 bins of equal width, weighted by the examples in them
-    (Guo et al. 2017, arXiv:1706.04599, eq. 3). Shapes: as `calibration_statistics`."""
+    (Guo et al. 2017, arXiv:1706.04599, eq. 3). Shapes: as `calibration_statistics`.
+
+    Of few examples it is above 0 even where the probabilities are right, and its interval then lies above 0 too.
+    """
     confidence = probabilities.max(axis=1)
     gaps = (probabilities.argmax(axis=1) == np.asarray(gold)) - confidence
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # bin m is ((m - 1) / 15, m / 15]
-    return float(np.abs(np.bincount(bins, weights=gaps)).sum() / len(gaps))
+    counts = np.column_stack([np.eye(BINS)[bins] * gaps[:, None], np.ones(len(gaps))])
+    return Statistic(counts, lambda sums: np.abs(sums[..., :BINS]).sum(axis=-1) / sums[..., BINS])
 
 
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:

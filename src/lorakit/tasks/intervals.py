@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lorakit.data.example import Example
-from lorakit.tasks.base import Floats, Scores, Statistic, Task
+from lorakit.tasks.base import Floats, Ranking, Scores, Statistic, Task
 
 RESAMPLES = 1000
 TAIL = 0.025  # on either side of a 95 % interval
@@ -35,17 +35,15 @@ class Interval(NamedTuple):
     high: float
 
 
-def resample(statistics: Mapping[str, Statistic]) -> dict[str, Resampled]:
+def resample(statistics: Mapping[str, Statistic | Ranking]) -> dict[str, Resampled]:
     """Each statistic on the same RESAMPLES resamples of its examples."""
     if not statistics:
         return {}
-    counts = np.hstack([statistic.counts for statistic in statistics.values()])  # (N, K of all)
-    sums = np.vstack([weights @ counts for weights in _weights(len(counts))])
-    ends = np.cumsum([statistic.counts.shape[1] for statistic in statistics.values()])
-    parts = np.split(sums, ends[:-1], axis=1)
+    n = next(iter(statistics.values())).n
+    parts = [[statistic.of(weights) for statistic in statistics.values()] for weights in _weights(n)]
     return {
-        name: Resampled(float(s.value(s.counts.sum(0))), s.value(part), _right(s.counts))
-        for (name, s), part in zip(statistics.items(), parts, strict=True)
+        name: Resampled(float(statistic.of(np.ones(n))), np.concatenate(values), _right(statistic))
+        for (name, statistic), values in zip(statistics.items(), zip(*parts, strict=True), strict=True)
     }
 
 
@@ -59,8 +57,11 @@ def _weights(n: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=chunk * n).reshape(chunk, n).astype(np.float64)
 
 
-def _right(counts: Floats) -> tuple[bool, ...] | None:
+def _right(statistic: Statistic | Ranking) -> tuple[bool, ...] | None:
     """Which examples are right, where each counts 0 or 1 of 1."""
+    if isinstance(statistic, Ranking):
+        return None
+    counts = statistic.counts
     is_share = counts.shape[1] == 2 and bool((counts[:, 1] == 1).all()) and bool(np.isin(counts[:, 0], (0, 1)).all())
     return tuple(map(bool, counts[:, 0])) if is_share else None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lorakit.tasks.base import Floats, Scores, Statistic
+from lorakit.tasks.base import Floats, Ranking, Scores, Statistic
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -48,9 +48,9 @@ def classification_statistics(
     return found
 
 
-def values(statistics: dict[str, Statistic]) -> Scores:
+def values(statistics: Mapping[str, Statistic | Ranking]) -> Scores:
     """The scores over all examples."""
-    return {name: float(statistic.value(statistic.counts.sum(axis=0))) for name, statistic in statistics.items()}
+    return {name: float(statistic.of(np.ones(statistic.n))) for name, statistic in statistics.items()}
 
 
 def per_label(gold: Any, predicted: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:

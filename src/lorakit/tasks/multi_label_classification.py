@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.tasks.base import Batch, Scores, Statistic, inputs_of
+from lorakit.tasks.base import Batch, Ranking, Scores, Statistic, inputs_of
 from lorakit.tasks.multi_label_scores import HALF, best_threshold, multi_label_scores, multi_label_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
 
@@ -59,7 +59,7 @@ class MultiLabelClassification(SequenceTask):
     def score(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Scores:
         return multi_label_scores(self._gold(examples), np.array(answers), self.labels, self.thresholds)
 
-    def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
+    def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic | Ranking]:
         return multi_label_statistics(self._gold(examples), np.array(answers), self.labels, self.thresholds)
 
     def _gold(self, examples: Sequence[Example]) -> np.ndarray[Any, np.dtype[np.bool_]]:

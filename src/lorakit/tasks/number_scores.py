@@ -1,32 +1,51 @@
-"""Scores of numbers, by scipy where they are no functions of sums."""
+"""Scores of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lorakit.tasks.base import Floats, Scores, Statistic
-from lorakit.tasks.label_scores import mean, values
+from lorakit.tasks.base import Floats, Ranking, Statistic
+from lorakit.tasks.label_scores import mean
 
 
-def number_scores(gold: Sequence[float], answers: Sequence[float]) -> Scores:
+def number_statistics(gold: Sequence[float], answers: Sequence[float]) -> dict[str, Statistic | Ranking]:
     """Pearson's and Spearman's correlation (0 where one side is constant), mean absolute and root mean squared error."""
-    from scipy.stats import rankdata  # late: a tenth of a second
-
-    ranks = number_statistics(rankdata(gold), rankdata(answers))
-    scores = values(number_statistics(gold, answers))
-    return {"pearson": scores.pop("pearson"), "spearman": values(ranks)["pearson"], **scores}
-
-
-def number_statistics(gold: Sequence[float] | Floats, answers: Sequence[float] | Floats) -> dict[str, Statistic]:
-    """Those of the scores that are functions of sums."""
     x, y = np.asarray(gold, dtype=np.float64), np.asarray(answers, dtype=np.float64)
     return {
         "pearson": Statistic(_moments(_centred(x), _centred(y)), _pearson),
+        "spearman": spearman(x, y),
         "mae": mean(np.abs(x - y)),
         "rmse": Statistic(mean((x - y) ** 2).counts, lambda sums: np.sqrt(sums[..., 0] / sums[..., 1])),
     }
+
+
+def spearman(x: Floats, y: Floats) -> Ranking:
+    """Pearson's correlation of the ranks (Spearman 1904), equal numbers sharing the mean of theirs. Shapes: (N,)."""
+    rank_x, rank_y = _ranks(x), _ranks(y)
+
+    def of(weights: Floats) -> Floats:
+        middle = (weights.sum(axis=-1, keepdims=True) + 1) / 2
+        x, y = rank_x(weights) - middle, rank_y(weights) - middle
+        xx, yy, xy = ((weights * product).sum(axis=-1) for product in (x * x, y * y, x * y))
+        value: Floats = np.where(xx * yy > 0, xy / np.sqrt(np.where(xx * yy > 0, xx * yy, 1)), 0.0)
+        return value
+
+    return Ranking(len(x), of)
+
+
+def _ranks(x: Floats) -> Callable[[Floats], Floats]:
+    """From how many times each number is there, (..., N), to the rank of each, (..., N), the first being 1."""
+    order = np.argsort(x)
+    first, end = (np.searchsorted(x[order], x, side) for side in ("left", "right"))  # of those that are equal
+
+    def of(weights: Floats) -> Floats:
+        below = np.concatenate([np.zeros_like(weights[..., :1]), weights[..., order].cumsum(axis=-1)], axis=-1)
+        mean: Floats = (below[..., first] + below[..., end] + 1) / 2
+        return mean
+
+    return of
 
 
 def quadratic_kappa(gold: Floats, answers: Floats) -> Statistic:

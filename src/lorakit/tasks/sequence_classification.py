@@ -95,18 +95,18 @@ class SequenceClassification(SequenceTask):
         """Those of the labels, and ece, brier and nll of the probabilities as they are answered. With a temperature
         `calibration` has both kinds; on the validation examples, which tuned it, the scaled ones are a little too good."""
         names, gold, raw = self._names(examples, answers), self._gold(examples), np.array(answers)
-        scores = {**classification_scores(*names, self.labels), **_calibration(gold, self._answered(raw))}
+        scores = {**classification_scores(*names, self.labels), **values(_calibration(gold, self._answered(raw)))}
         if self.temperature is None:
             return scores
-        scaled = _calibration(gold, at_temperature(raw, self.temperature))
+        unscaled, scaled = (values(_calibration(gold, p)) for p in (raw, at_temperature(raw, self.temperature)))
         told = {"temperature": self.temperature, "applied": self.calibrate}
-        return {**scores, "calibration": {**told, "unscaled": _calibration(gold, raw), "scaled": scaled}}
+        return {**scores, "calibration": {**told, "unscaled": unscaled, "scaled": scaled}}
 
     def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
         probabilities = self._answered(np.array(answers))
         return {
             **classification_statistics(*self._names(examples, answers), self.labels),
-            **calibration_statistics(self._gold(examples), probabilities),
+            **_calibration(self._gold(examples), probabilities),
         }
 
     def _names(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> tuple[list[str], list[str]]:
@@ -141,5 +141,5 @@ class SequenceClassification(SequenceTask):
         return most_probable(example, self.labels)
 
 
-def _calibration(gold: Sequence[int], probabilities: Floats) -> Scores:
-    return {"ece": ece(gold, probabilities), **values(calibration_statistics(gold, probabilities))}
+def _calibration(gold: Sequence[int], probabilities: Floats) -> dict[str, Statistic]:
+    return {"ece": ece(gold, probabilities), **calibration_statistics(gold, probabilities)}

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
-from lorakit.tasks.base import Batch, Scores, Statistic, inputs_of
-from lorakit.tasks.number_scores import number_scores, number_statistics
+from lorakit.tasks.base import Batch, Ranking, Scores, Statistic, inputs_of
+from lorakit.tasks.label_scores import values
+from lorakit.tasks.number_scores import number_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
 
 
@@ -54,9 +55,9 @@ class SequenceRegression(SequenceTask):
         return [self.mean + self.spread * z for z in logits]
 
     def score(self, examples: Sequence[Example], answers: Sequence[float]) -> Scores:
-        return number_scores([self.expected(example) for example in examples], answers)
+        return values(self.statistics(examples, answers))
 
-    def statistics(self, examples: Sequence[Example], answers: Sequence[float]) -> dict[str, Statistic]:
+    def statistics(self, examples: Sequence[Example], answers: Sequence[float]) -> dict[str, Statistic | Ranking]:
         return number_statistics([self.expected(example) for example in examples], answers)
 
     @property
