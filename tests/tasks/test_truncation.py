@@ -19,33 +19,37 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example, of_words
 from lorakit.engine.evaluate import answer_all
+from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Scores, Task
 from lorakit.tasks.entity_list import ListFormat
-from lorakit.tasks.sequence_classification import SequenceClassification
-from lorakit.tasks.text2text_ner import Text2TextNer
-from lorakit.tasks.token_classification import TokenClassification, tag_names
+from lorakit.tasks.registry import TASKS, find_labels, make_task
 
 GOLD = {"Peter": "B-PER", "EU": "B-ORG", "Brussels": "B-LOC"}
 TEXTS = ["the film , the film in the EU", "Peter visits Brussels , EU , Peter", "the film", "film , film , in Brussels"]
 SENTENCES = [of_words(text.split(), [GOLD.get(word, "O") for word in text.split()]) for text in TEXTS]
-REVIEWS = [
-    Example("the film is the film is fine", "good"),
-    Example("fine , fine , the film", "good"),
-    Example("the film , the film , the black film", "bad"),
-    Example("black", "bad"),
-]
+REVIEWS = ["the film in the film in fine", "fine , fine , the film", "the film , the film , the black film", "black"]
+# by what a task wants of a record: the label of a review with `fine` in it, and of one without
+LABELS: dict[str, tuple[Any, Any]] = {"label": ("1", "0"), "labels": (("fine",), ("dull",)), "number": (1.0, 0.0)}
+# what a head says when it has read `fine`; it says the opposite when it has not
+LOGITS = {
+    "sequence_classification": (-20.0, 20.0),
+    "multi_label_classification": (-20.0, 20.0),
+    "ordinal_classification": (20.0,),
+    "sequence_regression": (1.0,),  # the mean, and one standard deviation
+}
 
 
-class Classifier(nn.Module):
-    """Reads `fine`, and says the worst of a text in which it has not read it."""
+class Reader(nn.Module):
+    """Says one thing of a text in which it reads `fine`, and the opposite of every other."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, logits: tuple[float, ...]) -> None:
         super().__init__()
-        self.cues = tokenizer("fine", add_special_tokens=False)["input_ids"]
+        self.cues = torch.tensor(tokenizer("fine", add_special_tokens=False)["input_ids"])
+        self.says = torch.tensor(logits)
 
     def forward(self, input_ids: Tensor, **_: Tensor) -> SimpleNamespace:
-        good = torch.isin(input_ids, torch.tensor(self.cues)).any(1)
-        return SimpleNamespace(logits=20.0 * F.one_hot(good.long(), 2))
+        is_fine = torch.isin(input_ids, self.cues).any(1)
+        return SimpleNamespace(logits=(2.0 * is_fine[:, None] - 1) * self.says)
 
 
 class Tagger(nn.Module):
@@ -62,13 +66,16 @@ class Tagger(nn.Module):
 
 
 class Writer(nn.Module):
-    """Writes down every name that it reads in full, token by token until it is stopped."""
+    """Writes what it makes of the text that it reads, token by token until it is stopped."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, write: Callable[[str], str]) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.write = tokenizer, write
 
     config = SimpleNamespace(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, model_type="writer")
+
+    def get_output_embeddings(self) -> None:
+        """It has none."""
 
     def get_encoder(self) -> Callable[..., SimpleNamespace]:
         return lambda input_ids, attention_mask: SimpleNamespace(last_hidden_state=input_ids)
@@ -78,11 +85,15 @@ class Writer(nn.Module):
     ) -> SimpleNamespace:
         step, tokens = past_key_values or 0, []
         for text in self.tokenizer.batch_decode(encoder_outputs[0], skip_special_tokens=True):
-            words = text.split()
-            target = self.tokenizer(ListFormat().write(words, [GOLD.get(word, "O") for word in words]))["input_ids"]
+            target = self.tokenizer(self.write(text))["input_ids"]
             tokens.append((target + [self.config.eos_token_id] * (step + 1))[step])
         logits = F.one_hot(torch.tensor(tokens), len(self.tokenizer)).float()
         return SimpleNamespace(logits=logits[:, None], past_key_values=step + 1)
+
+
+def names_in(text: str) -> str:
+    """The answer in full, of the words as far as they can be read."""
+    return ListFormat().write(text.split(), [GOLD.get(word, "O") for word in text.split()])
 
 
 def score(task: Task, model: nn.Module, examples: list[Example]) -> Scores:
@@ -93,50 +104,57 @@ def score(task: Task, model: nn.Module, examples: list[Example]) -> Scores:
 
 @pytest.fixture
 def make(word_pieces: Any, byte_tokenizer: Any) -> Callable[[str], tuple[Task, nn.Module, list[Example]]]:
-    """Each task with no limit in the way, its faultless model, and labelled examples."""
-    tags = tag_names(["LOC", "ORG", "PER"])
-    made: dict[str, tuple[Task, nn.Module, list[Example]]] = {
-        "sequence_classification": (
-            SequenceClassification(word_pieces, ("bad", "good"), 64),
-            Classifier(word_pieces),
-            REVIEWS,
-        ),
-        "token_classification": (TokenClassification(word_pieces, tags, 64), Tagger(word_pieces, tags), SENTENCES),
-        "text2text_ner": (Text2TextNer(byte_tokenizer, ("LOC", "ORG", "PER"), 128), Writer(byte_tokenizer), SENTENCES),
-    }
-    return made.__getitem__
+    """A task with no limit in the way, its faultless model, and labelled examples."""
+
+    def made(name: str) -> tuple[Task, nn.Module, list[Example]]:
+        kind, examples = TASKS[name], SENTENCES
+        if kind.wants != "words":
+            fine, dull = LABELS[kind.wants]
+            examples = [Example(text, fine if "fine" in text else dull) for text in REVIEWS]
+        labels, tokenizer = find_labels(name, examples), byte_tokenizer if kind.model == "text2text" else word_pieces
+        task = make_task(TaskSection(name=name), tokenizer, labels, 128).fitted(examples)
+        if name == "token_classification":
+            return task, Tagger(tokenizer, labels), examples
+        if kind.model == "text2text":
+            write = names_in if kind.wants == "words" else lambda text: str(int("fine" in text))
+            return task, Writer(tokenizer, write), examples
+        return task, Reader(tokenizer, LOGITS[name]), examples
+
+    return made
 
 
-@pytest.mark.parametrize("name", ["sequence_classification", "token_classification", "text2text_ner"])
+@pytest.mark.parametrize("name", TASKS)
 def test_faultless_model_scores_one_where_nothing_is_cut(make, name):
     task, model, examples = make(name)
     found = score(task, model, examples)
-    assert found[task.metric] == 1.0
+    assert found[task.metric] == pytest.approx(1.0)
     assert not any(found["cut"])
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "limits", "measure"),
-    [
-        ("sequence_classification", "max_length", range(3, 12), "accuracy"),
-        ("text2text_ner", "max_length", range(5, 60, 5), "entity_recall"),
-        ("text2text_ner", "max_target_length", range(2, 52, 4), "entity_recall"),
-    ],
-)
-def test_cutting_lowers_the_score_and_hides_nothing(make, name, key, limits, measure):
+CUTTING = [
+    *((name, "max_length") for name in TASKS if name != "token_classification"),  # which reads in windows
+    ("text2text_ner", "max_target_length"),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), CUTTING)
+def test_cutting_lowers_the_score_and_hides_nothing(make, name, key):
     task, model, examples = make(name)
+    limits = range(4, 64, 5) if TASKS[name].model == "text2text" else range(3, 12)
     found = [score(replace(task, **{key: limit}), model, examples) for limit in limits]
-    assert all(shorter[measure] <= longer[measure] for shorter, longer in pairwise(found))
-    assert found[0][task.metric] < found[-1][task.metric] == 1.0
+    measures = [scores["entity_recall" if name == "text2text_ner" else task.metric] for scores in found]
+    assert all(shorter <= longer + 1e-9 for shorter, longer in pairwise(measures))
+    assert found[0][task.metric] < 0.99
+    assert found[-1][task.metric] == pytest.approx(1.0)
     assert {_supports(scores) for scores in found} == {_supports(score(task, model, examples))}
-    assert all(any(scores["cut"]) for scores in found if scores[task.metric] < 1)
+    assert all(any(scores["cut"]) for scores in found if scores[task.metric] < 0.99)
 
 
 def _supports(scores: Scores) -> tuple[int, ...]:
-    """How many gold labels or entities were scored, of each kind."""
-    rows = scores.get("per_type", scores.get("per_class", {}))
+    """How many gold labels or entities were scored, of each kind; numbers have no kinds."""
+    rows = next((scores[key] for key in ("per_type", "per_class", "per_label") if key in scores), {})
     found = tuple(row["support"] for row in rows.values())
-    assert sum(found)
+    assert sum(found) or "pearson" in scores
     return found
 
 
