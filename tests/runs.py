@@ -132,6 +132,7 @@ DATA: dict[str, tuple[str, dict[str, str]]] = {
     "multi_label_classification": ("ratings.csv", {"label": "topics", "label_separator": "|"}),
     "ordinal_classification": ("ratings.csv", {"label": "stars"}),
     "sequence_regression": ("ratings.csv", {"label": "stars"}),
+    "text2text_classification": ("csv", {}),
 }
 
 
