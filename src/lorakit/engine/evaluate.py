@@ -25,7 +25,11 @@ class Most(NamedTuple):
     cpu_tokens: int
 
 
-READ, WRITTEN = Most(64, 2048), Most(128, 8192)  # models that read a text once, and that write token by token
+BATCH_SIZE = 64  # examples per forward
+READ, WRITTEN = (
+    Most(BATCH_SIZE, 2048),
+    Most(2 * BATCH_SIZE, 8192),
+)  # models that read a text once, and that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
 
 
