@@ -99,7 +99,9 @@ class Column:
             return ""
         values = [run[self.key] for run in runs]
         if self.ratio:
-            values = [own[self.key] / value for own, value in zip(ours, values, strict=True)]
+            values = [
+                own[self.key] / value for own, value in zip(ours, values, strict=False)
+            ]  # a stopped benchmark has fewer
         text = self.form.format(statistics.median(values))
         low, high = self.form.format(min(values)), self.form.format(max(values))
         return f"{text} ({low} to {high})" if self.spread and low != high else text

@@ -4,6 +4,7 @@
     python benchmarks/speed.py --data DATA --write           # SST-2's sentences and T5's tokenizer; rewrites docs/benchmarks.md
     python benchmarks/speed.py --quick                       # a small version, in under 3 minutes
     python benchmarks/speed.py --profile minilm-qv b1        # which operators the time goes to
+    python benchmarks/speed.py --out OUT --report --write    # what a stopped benchmark has so far
 
 Every run is a process of its own; runs are interleaved (A B C A B C ...), since machines drift. Rates are those of CPU
 time, which neighbours on the machine touch less, and each ratio is the median of those pair by pair. OUT keeps a file for
@@ -82,12 +83,11 @@ def operators(profile: Any, most: int = 14) -> str:
     return "\n".join(f"{row.self_cpu_time_total / total:6.1%} {row.count:7} {row.key}" for row in rows[:most])
 
 
-def in_process(name: str, system: str, seed: int, arguments: argparse.Namespace) -> Result:
-    """One run in a process of its own, unless OUT has it already."""
+def in_process(name: str, system: str, seed: int, arguments: argparse.Namespace) -> list[Result]:
+    """One run in a process of its own, unless OUT has it already; nothing where it is only to be reported."""
     path = arguments.out / f"{name}--{system}--{seed}.json"
-    if path.exists():
-        found: Result = json.loads(path.read_text(encoding="utf-8"))
-        return found
+    if path.exists() or arguments.report:
+        return [json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
     command = [sys.executable, __file__, "--one", name, system, "--seed", str(seed), "--out", str(arguments.out)]
     command += ["--threads", str(arguments.threads), *(["--quick"] if arguments.quick else [])]
     start = time.perf_counter()
@@ -99,7 +99,7 @@ def in_process(name: str, system: str, seed: int, arguments: argparse.Namespace)
     path.write_text(json.dumps(result) + "\n", encoding="utf-8")
     shown = {key: round(value, 3) for key, value in result.items() if isinstance(value, float)}
     print(f"{name} {system} {seed}: {shown}", file=sys.stderr, flush=True)
-    return result
+    return [result]
 
 
 # The report
@@ -110,7 +110,7 @@ def table(name: str, spec: Any, runs: dict[str, list[Result]]) -> str:
     columns = FAMILY[name].COLUMNS
     lines = [f"### {spec.title} (`{name}`)", ""]
     lines += [f"| system | {' | '.join(column.title for column in columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for system, found in runs.items():
+    for system, found in ((system, found) for system, found in runs.items() if found):
         cells = [column.cell(found, runs["lorakit"]) for column in columns]
         lines.append(f"| {NAMES[system]} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -134,6 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a folder for the runs; a new one")
     parser.add_argument("--quick", action="store_true", help="few examples, few systems")
     parser.add_argument("--plain", action="store_true", help="lorakit without its own kernels too")
+    parser.add_argument("--report", action="store_true", help="run nothing, and report what OUT has")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     parser.add_argument("--profile", nargs=2, metavar=("SCENARIO", "SYSTEM"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -141,34 +142,52 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Run in turn, and report."""
-    arguments = parse()
-    arguments.out = arguments.out or Path(tempfile.mkdtemp(prefix="lorakit-speed-"))
-    if arguments.one:
-        run_one(*arguments.one, arguments)
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
+def specs_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The scenarios that are asked for."""
+    if arguments.profile:
+        return {arguments.profile[0]: spec_of(arguments.profile[0], arguments.quick)}
     names = arguments.only or [*(QUICK if arguments.quick else FAMILY)]
-    if arguments.profile:
-        names = [arguments.profile[0]]
     specs = {name: spec_of(name, arguments.quick) for name in names}
-    for name, spec in specs.items():
-        FAMILY[name].make_files(spec, arguments.out, arguments.data)
-    if arguments.profile:
-        run_one(*arguments.profile, arguments)
-        return
     if arguments.plain:
-        specs = {name: replace(spec, systems=(*spec.systems, "lorakit-plain")) for name, spec in specs.items()}
-    rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
+        plain = {name: replace(spec, systems=(*spec.systems, "lorakit-plain")) for name, spec in specs.items()}
+        specs |= {name: spec for name, spec in plain.items() if FAMILY[name] is speed_classification}
+    return specs
+
+
+def run_all(specs: dict[str, Any], rounds: int, arguments: argparse.Namespace) -> dict[str, dict[str, list[Result]]]:
+    """The results of each system in each scenario, a round at a time."""
     runs: dict[str, dict[str, list[Result]]] = {n: {system: [] for system in s.systems} for n, s in specs.items()}
     for seed in range(rounds):
         for name, spec in specs.items():
             for system in spec.systems:
-                runs[name][system].append(in_process(name, system, seed, arguments))
-    tables = [table(name, spec, runs[name]) for name, spec in specs.items()]
+                runs[name][system] += in_process(name, system, seed, arguments)
+    return runs
+
+
+def report(specs: dict[str, Any], runs: dict[str, dict[str, list[Result]]], rounds: int) -> str:
+    """All tables, and what they were measured with."""
+    tables = [table(name, spec, runs[name]) for name, spec in specs.items() if runs[name]["lorakit"]]
     rivals = "adapters 1.3.0 wants transformers 4.57 and does not install beside this one."
-    text = "\n\n".join([f"{about()}; {rounds} rounds, medians. {rivals}", *tables])
+    return "\n\n".join([f"{about()}; medians of {rounds} rounds at most. {rivals}", *tables])
+
+
+def main() -> None:
+    """Run in turn, and report."""
+    arguments = parse()
+    if arguments.one:
+        run_one(*arguments.one, arguments)
+        return
+    arguments.out = arguments.out or Path(tempfile.mkdtemp(prefix="lorakit-speed-"))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    specs = specs_of(arguments)
+    if not arguments.report:
+        for name, spec in specs.items():
+            FAMILY[name].make_files(spec, arguments.out, arguments.data)
+    if arguments.profile:
+        run_one(*arguments.profile, arguments)
+        return
+    rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
+    text = report(specs, run_all(specs, rounds, arguments), rounds)
     print(text)
     if arguments.write:
         write_section(text)

@@ -79,7 +79,9 @@ def make_t5_small(folder: Path, data: Path | None) -> None:
     from lorakit.models import find
 
     if data is not None:
-        shutil.copytree(data / "t5_tokenizer", folder)
+        folder.mkdir()
+        for file in (data / "t5_tokenizer").iterdir():
+            shutil.copyfile(file, folder / file.name)
     else:
         AutoTokenizer.from_pretrained(find("t5-demo")).save_pretrained(folder)
     torch.manual_seed(0)
