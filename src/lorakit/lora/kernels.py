@@ -1,10 +1,11 @@
-"""Autograd functions that keep less for the backward pass than autograd would: each is here by measurement (benchmarks/)."""
+"""Autograd functions that do less, or keep less, than autograd would: each is here by measurement (benchmarks/)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -44,3 +45,47 @@ def rescale(y: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
     """
     answer: Tensor = Rescale.apply(y, gain, torch.zeros_like(gain) if bias is None else bias)
     return answer
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """The computation of `adapted_linear`. Of its two large arrays, x and y, one is kept and each is written once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        dtype, A, B = A.dtype, A.to(x.dtype), B.to(x.dtype)
+        inner = rows @ A.T  # (N, r)
+        y = F.linear(rows, weight, bias).addmm_(inner, B.T, alpha=scaling)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[3] else None, inner, weight, A, B)
+        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, dtype
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, A, B = ctx.saved_tensors
+        by_x, _, _, by_A, by_B, _ = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1])
+        by_inner = (grad @ B).mul_(ctx.scaling)  # (N, r)
+        return (
+            (grad @ weight).addmm_(by_inner, A).view(ctx.shape) if by_x else None,
+            None,
+            None,
+            (by_inner.T @ rows).to(ctx.dtype) if by_A else None,
+            (grad.T @ inner).mul_(ctx.scaling).to(ctx.dtype) if by_B else None,
+            None,
+        )
+
+
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """W x + b + s B A x, with W and b frozen: no pass over x or y but the matrix products themselves.
+
+    Autograd's own way keeps and scales the product B A x, which is as large as y, adds it to y, and adds the two gradients
+    of x. Here the second product is added in place to the first, both ways, and s meets arrays of width r alone.
+
+    Shapes: x (..., d_in); weight (d_out, d_in), bias (d_out,), in the dtype of x; A (r, d_in) and B (d_out, r) in fp32.
+    """
+    y: Tensor = AdaptedLinear.apply(x, weight, bias, A, B, scaling)
+    return y

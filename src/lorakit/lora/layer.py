@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import AdapterError
 from lorakit.lora.geometry import geometry_of
+from lorakit.lora.kernels import adapted_linear
 from lorakit.lora.updates import LoRA
 
 BASE = None  # as an adapter name in a routing: these rows see the base model alone
@@ -116,12 +117,27 @@ class Layer(AdapterHost):
     """A frozen layer of any kind in geometry.py, and the low-rank updates its adapters add: y = W x + b + s B A x."""
 
     base: Any  # a module with a weight, and a bias or none
+    fused = False  # whether plain updates of plain layers are computed by kernels.adapted_linear
 
     def __init__(self, base: nn.Module, routing: Routing) -> None:
         super().__init__(base, routing)
         geometry = geometry_of(base)
         assert geometry is not None, f"{type(base).__name__} is no layer that can be adapted"
         self.geometry = geometry
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        update = self._fusible() if self.fused else None
+        if update is None:
+            return super().forward(x, *args, **kwargs)
+        return adapted_linear(x, self.weight, self.base.bias, *update.factors(), update.scaling)
+
+    def _fusible(self) -> LoRA | None:
+        """The update that serves the whole batch, if it is W x + b + s B A x and nothing more."""
+        name = self.routing.only() if len(self.routing.segments) == 1 else BASE
+        if self.merged or name is BASE or name not in self.adapters:
+            return None
+        update = self.lora(name)
+        return update if update.is_plain(self) else None
 
     def lora(self, adapter: str) -> LoRA:
         """The update that `adapter` adds here."""

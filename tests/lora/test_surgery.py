@@ -1,0 +1,148 @@
+"""Every fast part against the plain modules: the same logits, the same gradients, in each supported family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, merge, quantize
+from lorakit.lora.kernels import adapted_linear
+from lorakit.lora.surgery import fuse, read_first_row
+from tests.tiny import tiny, tiny_batch
+
+LOGITS, GRADIENTS = 1e-5, 1e-4  # absolute; relative to the largest gradient of a tensor
+CLASSIFIERS = ["Bert", "Roberta", "DistilBert", "ModernBert"]
+BERT = "BertForSequenceClassification"
+PARTS: dict[str, Callable[[nn.Module], object]] = {"fuse": fuse, "read_first_row": read_first_row}
+
+
+def adapted(architecture: str, **settings: object) -> nn.Module:
+    """A tiny model with an adapter on all linear layers whose B is not zero."""
+    model = tiny(architecture)
+    add_adapter(model, LoraConfig(r=3, lora_alpha=5, **settings))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model
+
+
+def answered(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits of a batch with padding, and the gradients of a loss that weighs all of them."""
+    batch = tiny_batch(model)
+    logits: Tensor = model(**batch).logits
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+    (logits * weights).sum().backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(plain: nn.Module, fast: nn.Module) -> None:
+    logits, gradients = answered(plain)
+    fast_logits, fast_gradients = answered(fast)
+    assert (logits - fast_logits).abs().max() <= LOGITS
+    assert gradients.keys() == fast_gradients.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - fast_gradients[name]).abs().max() <= GRADIENTS * gradient.abs().max(), name
+
+
+@pytest.mark.parametrize("parts", [("fuse",), ("read_first_row",), ("fuse", "read_first_row")], ids="+".join)
+@pytest.mark.parametrize("architecture", CLASSIFIERS)
+def test_every_part_leaves_logits_and_gradients(architecture: str, parts: tuple[str, ...]) -> None:
+    plain = adapted(f"{architecture}ForSequenceClassification")
+    fast = copy.deepcopy(plain)
+    for part in parts:
+        assert PARTS[part](fast)
+    assert_same(plain, fast)
+
+
+@pytest.mark.parametrize("settings", [{}, {"init_lora_weights": "pissa"}, {"update": "lora_fa"}], ids=str)
+def test_fused_layers_of_t5_answer_as_plain_ones(settings: dict[str, object]) -> None:
+    plain = adapted("T5ForConditionalGeneration", **settings)
+    fast = copy.deepcopy(plain)
+    assert fuse(fast)
+    assert_same(plain, fast)
+
+
+def test_adapted_linear_is_differentiated_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, W, b, A, B = (
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in ((2, 3, 5), (4, 5), (4,), (2, 5), (4, 2))
+    )
+    for tensor in (x, A, B):
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, A, B: adapted_linear(x, W, b, A, B, 0.7), (x, A, B))
+    torch.testing.assert_close(adapted_linear(x, W, b, A, B, 0.7), x @ (W + 0.7 * B @ A).T + b)
+
+
+def test_nothing_is_kept_for_factors_that_are_not_trained() -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    y = adapted_linear(x, torch.randn(4, 5), None, torch.randn(2, 5), torch.randn(4, 2, requires_grad=True), 1.0)
+    assert y.grad_fn is not None
+    assert not any(saved is not None and saved.shape == x.shape for saved in y.grad_fn.saved_tensors)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"lora_dropout": 0.5}, {"lora_bias": True}, {"bias": "lora_only"}], ids=str
+)
+def test_what_adds_more_than_a_product_takes_the_plain_way(settings: dict[str, object]) -> None:
+    plain = adapted(BERT, **settings).train()
+    fast = copy.deepcopy(plain)
+    fuse(fast)
+    answers = []
+    for model in (plain, fast):
+        torch.manual_seed(0)  # dropout
+        answers.append(answered(model)[0])
+    assert torch.equal(*answers)
+
+
+def test_a_mixed_batch_the_base_and_a_merged_adapter_are_left_alone() -> None:
+    plain = adapted(BERT)
+    fast = copy.deepcopy(plain)
+    fuse(fast)
+    for model in (plain, fast):
+        model.eval()
+    batch = tiny_batch(plain)
+    rows = len(batch["input_ids"])
+    for segments in ([("default", 2), (None, rows - 2)], []):
+        for model in (plain, fast):
+            hosts(model)[0][1].routing.segments = list(segments)
+        assert torch.equal(plain(**batch).logits, fast(**batch).logits)
+    for model in (plain, fast):
+        hosts(model)[0][1].routing.use("default")
+        merge(model, "default")
+    assert torch.equal(plain(**batch).logits, fast(**batch).logits)
+
+
+def test_layers_kept_as_codes_are_not_fused() -> None:
+    model = tiny(BERT)
+    quantize(model, "int8", skip=("classifier",))
+    add_adapter(model, LoraConfig(r=2))
+    assert fuse(model) == 0
+
+
+def test_a_family_that_is_not_known_and_a_mean_over_tokens_are_left_alone() -> None:
+    assert not read_first_row(tiny("DebertaV2ForSequenceClassification"))
+    assert not read_first_row(tiny("ModernBertForSequenceClassification", classifier_pooling="mean"))
+
+
+def test_the_last_block_computes_one_row() -> None:
+    model = tiny(BERT)
+    seen: list[int] = []
+    for layer in (model.bert.encoder.layer[-2], model.bert.encoder.layer[-1]):  # type: ignore[union-attr]
+        layer.intermediate.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    read_first_row(model)
+    batch = tiny_batch(model)
+    model(**batch)
+    assert seen == [batch["input_ids"].shape[1], 1]
+
+
+def test_every_adapted_linear_layer_is_fused() -> None:
+    model = adapted(BERT)
+    layers = [host for _, host in hosts(model) if isinstance(host, Layer)]
+    assert fuse(model) == len(layers)
+    assert all(layer.fused for layer in layers)
