@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.digest import file_sha256
 from lorakit.errors import ModelError, did_you_mean
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
+FP32_ATTENTION = "sdpa-in-fp32"  # a name in transformers' table of attention functions
 LONGEST = 512  # tokens; the default limit where a model would allow more
 DROPOUTS = (  # every name under which the supported families keep a dropout rate
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout", "attention_dropout"),
@@ -290,6 +291,35 @@ def _max_length(config: Any, tokenizer: Any) -> int:
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
         positions -= 2  # two positions are taken by padding
     return int(min(positions, tokenizer.model_max_length, LONGEST))
+
+
+def attend_in_fp32(model: Any) -> bool:
+    """Let a bf16 model's attention compute in fp32, between casts; whether it is of a kind that can be told so.
+
+    On a CPU the backward pass of torch's attention takes many times longer in bf16 than in fp32 (docs/benchmarks.md).
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        wide = {name: _wide(option) for name, option in options.items()}
+        answer, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), _wide(mask), **wide)
+        return answer.to(query.dtype), None
+
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+        return False
+    AttentionInterface.register(FP32_ATTENTION, attention)
+    AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
+    model.set_attn_implementation(FP32_ATTENTION)
+    return True
+
+
+def _wide(option: Any) -> Any:
+    """A tensor of floating-point numbers in fp32; anything else as it is."""
+    return option.float() if isinstance(option, Tensor) and option.is_floating_point() else option
 
 
 def save_model(

@@ -68,6 +68,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what a short measurement finds faster here
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: as its config says
     quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are kept
+    kernels: Literal["auto", "plain"] = "auto"  # plain: every module computes as transformers wrote it
 
 
 class DataSection(Section):

@@ -105,6 +105,7 @@ def size_lines(prepared: Prepared) -> list[str]:
         f"examples: {sizes}; labels: {len(prepared.task.labels)}",
         f"steps: {plan.steps} ({plan.steps_per_epoch} an epoch), base in {str(prepared.dtype).removeprefix('torch.')}"
         f"{_quantized(prepared.recipe.model.quantize)}",
+        f"kernels: {prepared.kernels}",
     ]
 
 

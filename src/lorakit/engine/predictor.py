@@ -16,6 +16,7 @@ from lorakit.data.read import read
 from lorakit.data.tags import entities, to_tags
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.evaluate import answer_all, chunks
+from lorakit.engine.kernels import speed_up
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
 from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_config
@@ -130,6 +131,7 @@ def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
     device = pick_device()
     cast_frozen_(base.model, DTYPES[side.dtype])
     base.model.to(device).eval()
+    speed_up(base, DTYPES[side.dtype], device)
     task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
     return Predictor(base.model, task, side, device)
 

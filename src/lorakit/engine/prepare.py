@@ -14,6 +14,7 @@ from lorakit.data.batches import split
 from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.read import read
 from lorakit.engine.events import Note, Report, ignore
+from lorakit.engine.kernels import PLAIN, Kernels, speed_up
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype, shard_frozen_
 from lorakit.engine.train import Plan, micro_batches
@@ -69,6 +70,7 @@ class Prepared:
     fingerprints: dict[str, str]  # source -> sha256
     device: torch.device
     dtype: torch.dtype
+    kernels: Kernels
     ranks: Ranks = ALONE
 
     @property
@@ -129,6 +131,9 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         base.model.to(device)
     config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device))
     cast_frozen_(base.model, dtype)
+    plain = (
+        recipe.model.kernels == "plain" or recipe.train.shard_base
+    )  # whose weights come and go around a module's own call
     return Prepared(
         recipe=recipe,
         base=base,
@@ -141,6 +146,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         fingerprints=fingerprints,
         device=device,
         dtype=dtype,
+        kernels=PLAIN if plain else speed_up(base, dtype, device),
     )
 
 

@@ -22,6 +22,7 @@ from lorakit.lora.merge import merge, merge_and_unload, unmerge
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
 from lorakit.lora.quantize import dequantize, loftq, quantize
 from lorakit.lora.start import Start, start_from_data
+from lorakit.lora.surgery import fuse, read_first_row
 from lorakit.lora.swap import swap_adapter
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
 from lorakit.lora.updates import UPDATES, AdaLoRA, DoRA, LoRA, LoRAFA, VeRA
@@ -55,6 +56,7 @@ __all__ = [
     "delete_adapter",
     "dequantize",
     "disabled",
+    "fuse",
     "hosts",
     "linear_layers",
     "load_adapter",
@@ -63,6 +65,7 @@ __all__ = [
     "merge_and_unload",
     "quantize",
     "read_adapter_config",
+    "read_first_row",
     "rename_adapter",
     "save_adapter",
     "select_targets",

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Frozen = tuple[Tensor, Tensor | None]  # a weight and a bias
+
 
 class Rescale(torch.autograd.Function):
     """The computation of `rescale`, whose backward pass takes y - b from the answer as (answer - b) / gain."""
@@ -51,14 +53,12 @@ class AdaptedLinear(torch.autograd.Function):
     """The computation of `adapted_linear`. Of its two large arrays, x and y, one is kept and each is written once."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        dtype, A, B = A.dtype, A.to(x.dtype), B.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        rows, (weight, bias), dtype = x.reshape(-1, x.shape[-1]), frozen, A.dtype
+        A, B = A.to(x.dtype), B.to(x.dtype)
         inner = rows @ A.T  # (N, r)
         y = F.linear(rows, weight, bias).addmm_(inner, B.T, alpha=scaling)
-        ctx.save_for_backward(rows if ctx.needs_input_grad[3] else None, inner, weight, A, B)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, inner, weight, A, B)
         ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, dtype
         return y.view(*x.shape[:-1], -1)
 
@@ -66,12 +66,11 @@ class AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, A, B = ctx.saved_tensors
-        by_x, _, _, by_A, by_B, _ = ctx.needs_input_grad
+        by_x, _, by_A, by_B, _ = ctx.needs_input_grad
         grad = grad.reshape(-1, grad.shape[-1])
         by_inner = (grad @ B).mul_(ctx.scaling)  # (N, r)
         return (
             (grad @ weight).addmm_(by_inner, A).view(ctx.shape) if by_x else None,
-            None,
             None,
             (by_inner.T @ rows).to(ctx.dtype) if by_A else None,
             (grad.T @ inner).mul_(ctx.scaling).to(ctx.dtype) if by_B else None,
@@ -87,5 +86,5 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B:
 
     Shapes: x (..., d_in); weight (d_out, d_in), bias (d_out,), in the dtype of x; A (r, d_in) and B (d_out, r) in fp32.
     """
-    y: Tensor = AdaptedLinear.apply(x, weight, bias, A, B, scaling)
+    y: Tensor = AdaptedLinear.apply(x, (weight, bias), A, B, scaling)
     return y

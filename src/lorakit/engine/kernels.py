@@ -1,0 +1,40 @@
+"""Which fast parts a model gets. By rule and not by measurement, so that two runs of a recipe have the same bits; docs/adr/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lorakit.lora import fuse, read_first_row
+from lorakit.models import BaseModel, attend_in_fp32
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was changed in a model so that it does less work."""
+
+    fused: int = 0  # adapted linear layers computed in one function
+    first_row: bool = False  # the last block computes what token 0 needs
+    fp32_attention: bool = False  # the backward pass of attention is slow in bf16 on CPUs
+
+    def __str__(self) -> str:
+        parts = {
+            f"{self.fused} adapted linear layers in one function each": self.fused,
+            "of the last block what token 0 needs": self.first_row,
+            "attention in fp32": self.fp32_attention,
+        }
+        return "; ".join(words for words, used in parts.items() if used) or "plain"
+
+
+PLAIN = Kernels()
+
+
+def speed_up(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Kernels:
+    """Change the model, cast and adapted already, in every way that pays here."""
+    attention = dtype == torch.bfloat16 and device.type == "cpu"
+    return Kernels(
+        fused=fuse(base.model),
+        first_row=base.kind.peft_task_type == "SEQ_CLS" and read_first_row(base.model),
+        fp32_attention=attention and attend_in_fp32(base.model),
+    )

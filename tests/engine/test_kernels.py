@@ -1,0 +1,79 @@
+"""The fast parts inside of a run: chosen by rule, and the same training and answers as without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorakit.engine.kernels import PLAIN, Kernels
+from lorakit.engine.prepare import Prepared, prepare, trained_parameters
+from lorakit.engine.train import make_optimizer, train
+from lorakit.models import FP32_ATTENTION, attend_in_fp32
+from tests.runs import changed, sections
+from tests.tiny import logits, tiny, tiny_batch
+
+
+def stepped(prepared: Prepared) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of the whole run, and what it trained."""
+    lora, saved = trained_parameters(prepared.model)
+    optimizer = make_optimizer(lora, saved, prepared.recipe.train)
+    items = prepared.parts["train"].flat
+    losses = [step.loss for step in train(prepared.model, prepared.task, items, optimizer, prepared.plan)]
+    return losses, {**lora, **saved}
+
+
+@pytest.mark.parametrize(
+    ("base", "task"),
+    [("bert", "sequence_classification"), ("roberta", "token_classification"), ("t5", "text2text_ner")],
+)
+def test_a_run_learns_the_same(base: str, task: str, request: pytest.FixtureRequest, files: Path) -> None:
+    raw = sections(request.getfixturevalue(base), files, task)
+    words = ("model.dropout=0", "lora.dropout=0", "lora.target_modules=all-linear", "train.max_steps=10")
+    fast = prepare(changed(raw, *words))
+    plain = prepare(changed(raw, *words, "model.kernels=plain"))
+    assert fast.kernels.fused > 0
+    assert fast.kernels.first_row == (task == "sequence_classification")
+    assert plain.kernels == PLAIN
+    (losses, learned), (plain_losses, plain_learned) = stepped(fast), stepped(plain)
+    assert losses == pytest.approx(plain_losses, rel=1e-4)
+    for name, parameter in plain_learned.items():
+        torch.testing.assert_close(learned[name], parameter, rtol=1e-3, atol=1e-4)
+
+
+def test_what_was_changed_is_said() -> None:
+    assert str(PLAIN) == "plain"
+    words = str(Kernels(fused=36, first_row=True))
+    assert words == "36 adapted linear layers in one function each; of the last block what token 0 needs"
+
+
+@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "T5ForConditionalGeneration"])
+def test_attention_of_a_bf16_model_computes_in_fp32(architecture: str) -> None:
+    model = tiny(architecture).to(torch.bfloat16)
+    batch = tiny_batch(model)
+    before = logits(model, batch)
+    assert attend_in_fp32(model)
+    assert {config._attn_implementation for config in _configs(model)} == {FP32_ATTENTION}
+    exact = logits(tiny(architecture), batch)
+    after = logits(model, batch)
+    assert after.dtype == torch.bfloat16
+    assert (after - exact).abs().max() <= (before - exact).abs().max() + 2 * torch.finfo(torch.bfloat16).eps
+    assert "attn_implementation" not in model.config.to_json_string()
+
+
+def _configs(model: torch.nn.Module) -> list:
+    return [module.config for module in model.modules() if hasattr(module, "config")]
+
+
+def test_in_fp32_attention_is_the_very_same() -> None:
+    model = tiny("BertForSequenceClassification")
+    batch = tiny_batch(model)
+    before = logits(model, batch)
+    attend_in_fp32(model)
+    assert torch.equal(logits(model, batch), before)
+
+
+def test_a_model_that_cannot_be_told_is_left_alone() -> None:
+    model = tiny("DebertaV2ForSequenceClassification")  # computes attention by its own means
+    assert not attend_in_fp32(model)
