@@ -293,6 +293,11 @@ def _max_length(config: Any, tokenizer: Any) -> int:
     return int(min(positions, tokenizer.model_max_length, LONGEST))
 
 
+def has_dropout(model: Any) -> bool:
+    """Whether a part of the base drops anything while it trains."""
+    return any(getattr(model.config, key, None) for key in DROPOUTS)
+
+
 def attend_in_fp32(model: Any) -> bool:
     """Let a bf16 model's attention compute in fp32, between casts; whether it is of a kind that can be told so.
 

@@ -11,7 +11,7 @@ from lorakit.engine.kernels import PLAIN, Kernels
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
 from lorakit.engine.train import make_optimizer, train
 from lorakit.models import FP32_ATTENTION, attend_in_fp32
-from tests.runs import changed, sections
+from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
 from tests.tiny import logits, tiny, tiny_batch
 
 
@@ -77,3 +77,32 @@ def test_in_fp32_attention_is_the_very_same() -> None:
 def test_a_model_that_cannot_be_told_is_left_alone() -> None:
     model = tiny("DebertaV2ForSequenceClassification")  # computes attention by its own means
     assert not attend_in_fp32(model)
+
+
+UPPER = ("model.dropout=0", "lora.dropout=0", "lora.target_modules=all-linear", "lora.layers_to_transform=[1]")
+
+
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_what_lies_below_the_adapters_is_computed_once_and_a_resumed_run_has_the_same_bits(
+    method: str, bert: Path, files: Path, tmp_path: Path
+) -> None:
+    raw = sections(bert, files)
+    recipe = changed(raw, *UPPER, f"train.method={method}", "train.checkpoint_every=3")
+    notes: list[str] = []
+    scores = fit(recipe, tmp_path / "kept", lambda event: notes.append(str(getattr(event, "text", "")))).scores
+    assert any("below the adapters answer each text once" in note for note in notes)
+
+    with pytest.raises(Stopped):
+        fit(recipe, tmp_path / "stopped", stop_after(7))
+    resumed(recipe, tmp_path / "stopped").fit()
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "kept")
+
+    plain = fit(changed(raw, *UPPER, f"train.method={method}", "model.kernels=plain"), tmp_path / "plain").scores
+    assert scores["nll"] == pytest.approx(plain["nll"], rel=1e-4)
+
+
+@pytest.mark.parametrize("word", ["model.dropout=0.1", "train.epochs=1", "model.kernels=plain"])
+def test_nothing_is_kept_where_it_would_not_hold_or_not_pay(word: str, bert: Path, files: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    fit(changed(sections(bert, files), *UPPER, word), tmp_path / "run", lambda event: notes.append(str(event)))
+    assert not any("below the adapters" in note for note in notes)

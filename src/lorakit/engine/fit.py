@@ -17,6 +17,7 @@ from lorakit.engine.atomic import atomic_text
 from lorakit.engine.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
+from lorakit.engine.prefix import keep_prefix
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
 from lorakit.engine.ranks import ALONE
 from lorakit.engine.resamples import sampled, write_resamples
@@ -92,6 +93,8 @@ class Run:
         if self.start == 0:
             seed_rank(self.prepared.recipe.train.seed, self.ranks.rank)  # dropout; a resumed run has its state restored
         self.report(Started(self.prepared.plan.steps, self.start, self.prepared.task.metric))
+        if prefix := keep_prefix(self.prepared):
+            self.report(Note(str(prefix)))
         with self.stop.gently():
             if self.start:
                 self._after(self.start)  # an evaluation that a signal cut short

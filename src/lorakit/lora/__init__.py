@@ -20,6 +20,7 @@ from lorakit.lora.inject import (
 from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
+from lorakit.lora.prefix import Prefix, frozen_blocks
 from lorakit.lora.quantize import dequantize, loftq, quantize
 from lorakit.lora.start import Start, start_from_data
 from lorakit.lora.surgery import fuse, read_first_row
@@ -41,6 +42,7 @@ __all__ = [
     "LoRALinear",
     "LoraConfig",
     "ParameterCount",
+    "Prefix",
     "RankBudget",
     "Routing",
     "SavedModule",
@@ -56,6 +58,7 @@ __all__ = [
     "delete_adapter",
     "dequantize",
     "disabled",
+    "frozen_blocks",
     "fuse",
     "hosts",
     "linear_layers",

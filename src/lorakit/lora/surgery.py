@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from lorakit.lora.layer import Layer, hosts
 
-# Where, in the last block of a family, everything that attention needs of the other tokens has been computed.
-AFTER_ATTENTION: Mapping[str, str] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), ".attention.output"),
-    "distilbert": ".sa_layer_norm",
-    "modernbert": ".mlp_norm",
+
+class Family(NamedTuple):
+    """Where a family of encoders keeps its parts, as ends of paths."""
+
+    blocks: str
+    after_attention: str  # in a block: all that attention needs of the other tokens has been computed here
+
+
+BERT = Family("encoder.layer", ".attention.output")
+FAMILIES: Mapping[str, Family] = {  # by config.model_type
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), BERT),
+    "distilbert": Family("transformer.layer", ".sa_layer_norm"),
+    "modernbert": Family("layers", ".mlp_norm"),
 }
 
 
@@ -38,10 +46,10 @@ def read_first_row(model: Any) -> bool:
 
     Returns whether the family is known.
     """
-    suffix = AFTER_ATTENTION.get(model.config.model_type)
-    places = [module for path, module in model.named_modules() if suffix and path.endswith(suffix)]
-    if not places or getattr(model.config, "classifier_pooling", "cls") != "cls":
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or getattr(model.config, "classifier_pooling", "cls") != "cls":
         return False
+    places = [module for path, module in model.named_modules() if path.endswith(family.after_attention)]
     places[-1].register_forward_pre_hook(_first_row)
     return True
 
