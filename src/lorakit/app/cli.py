@@ -299,26 +299,21 @@ def predict(
 
 
 @commands.command()
-@click.argument("what")
+@click.argument("what", required=False)
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--kernels", is_flag=True, help="Measure what this machine makes of the fast parts.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def inspect(what: str, changes: tuple[str, ...], as_json: bool) -> None:
+def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: bool) -> None:
     """Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.
 
     Each adapted layer gets a line: module, pattern that matched it, rank, alpha, parameters.
     """
-    from lorakit.app.inspecting import inspect_adapter, inspect_model, inspect_recipe, inspect_run
-    from lorakit.recipe import read_recipe
+    from lorakit.app.inspecting import inspect_what
+    from lorakit.app.machine import inspect_kernels
 
-    path = Path(what)
-    if what.endswith(".toml"):
-        found = inspect_recipe(read_recipe(path, changes))
-    elif (path / "adapter").is_dir() or (path / "lorakit.json").is_file() or (path / "scores.json").is_file():
-        found = inspect_run(path)
-    elif (path / "adapter_config.json").is_file():
-        found = inspect_adapter(path)
-    else:
-        found = inspect_model(what)
+    if kernels == (what is not None):
+        raise click.UsageError("name a model, a run, an adapter or a recipe, or say --kernels")
+    found = inspect_what(what, changes) if what is not None else inspect_kernels()
     click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 

@@ -26,7 +26,7 @@ from lorakit.lora.layer import hosts
 from lorakit.lora.patterns import Pattern
 from lorakit.lora.targets import has_suffix, suffix_pattern
 from lorakit.models import load_base
-from lorakit.recipe import Recipe
+from lorakit.recipe import Recipe, read_recipe
 
 
 class Inspection(NamedTuple):
@@ -44,6 +44,18 @@ class Row(NamedTuple):
     r: int
     alpha: float
     parameters: int
+
+
+def inspect_what(what: str, changes: Sequence[str] = ()) -> Inspection:
+    """A recipe, a run, an adapter or a model, told apart by what is there."""
+    path = Path(what)
+    if what.endswith(".toml"):
+        return inspect_recipe(read_recipe(path, changes))
+    if (path / "adapter").is_dir() or (path / "lorakit.json").is_file() or (path / "scores.json").is_file():
+        return inspect_run(path)
+    if (path / "adapter_config.json").is_file():
+        return inspect_adapter(path)
+    return inspect_model(what)
 
 
 def recipe_lines(recipe: Recipe, report: Report = ignore) -> list[str]:
