@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lorakit.engine.prepare as prepare_module
 from lorakit.engine.evaluate import Most, predict_all
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.train import make_optimizer, train
 from lorakit.errors import ConfigError, DataError, LorakitError, NumericsError, RankError
+from lorakit.models import load_base
 from tests.runs import changed, sections
 
 COSTS = ([5], [3, 3, 3], [100, 1, 1], [1, 1, 100], [7] * 8, [i * 7 % 20 + 1 for i in range(41)])
@@ -123,9 +125,19 @@ def test_copy_first_gives_every_rank_the_same_start() -> None:
     assert on_ranks(3, work) == [[0.0, 0.0, 5.0]] * 3
 
 
-def test_prepare_refuses_ranks_with_other_data(bert: Path, files: Path, tmp_path: Path) -> None:
+def test_prepare_refuses_ranks_with_other_data(
+    bert: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tmp_path / "other.csv"
     other.write_text((files / "train.csv").read_text() + "fresh,good\n")
+
+    loading = threading.Lock()  # transformers takes things out of its classes while it loads, and puts them back
+
+    def load(*args: Any, **options: Any) -> Any:
+        with loading:
+            return load_base(*args, **options)
+
+    monkeypatch.setattr(prepare_module, "load_base", load)
 
     def work(ranks: Ranks) -> Any:
         word = [f"data.test={other}"] if ranks.rank else [f"data.test={files / 'train.csv'}"]
