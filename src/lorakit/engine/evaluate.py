@@ -26,10 +26,8 @@ class Most(NamedTuple):
 
 
 BATCH_SIZE = 64  # examples per forward
-READ, WRITTEN = (
-    Most(BATCH_SIZE, 2048),
-    Most(2 * BATCH_SIZE, 8192),
-)  # models that read a text once, and that write token by token
+READ = Most(BATCH_SIZE, 2048)  # by models that read a text once
+WRITTEN = Most(2 * BATCH_SIZE, 8192)  # by those that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
 
 
