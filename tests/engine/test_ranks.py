@@ -17,6 +17,7 @@ import lorakit.engine.prepare as prepare_module
 from lorakit.engine.evaluate import Most, predict_all
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
 from lorakit.engine.ranks import ALONE, Ranks
+from lorakit.engine.signals import ELSEWHERE, Stop
 from lorakit.engine.train import make_optimizer, train
 from lorakit.errors import ConfigError, DataError, LorakitError, NumericsError, RankError
 from lorakit.models import load_base
@@ -211,3 +212,18 @@ def test_answers_do_not_depend_on_the_number_of_ranks(
     for found in on_ranks(size, lambda r: predict_all(models[r.rank], prepared.task, items, prepared.device, ranks=r)):
         pairs = [pair for own, theirs in zip(alone, found, strict=True) for pair in zip(own, theirs, strict=True)]
         assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+def test_signal_to_one_rank_breaks_off_the_answers_of_all(prepared: Prepared) -> None:
+    def work(ranks: Ranks) -> str:
+        stop = Stop()
+        if ranks.rank == 1:
+            stop.asked = "SIGTERM"
+        model = copy.deepcopy(prepared.model)
+        with pytest.raises(KeyboardInterrupt):
+            predict_all(
+                model, prepared.task, prepared.parts["validation"].items, prepared.device, ranks=ranks, stop=stop
+            )
+        return stop.asked
+
+    assert on_ranks(3, work) == [ELSEWHERE, "SIGTERM", ELSEWHERE]

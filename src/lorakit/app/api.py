@@ -40,7 +40,8 @@ def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None 
         ranks.first(stack.enter_context, run_folder(folder, resume, report))  # before the work of preparing
         checkpoint = None if resume is None else ranks.first(find_checkpoint, folder, resume, report)
         if checkpoint is not None:
-            recipe = same_recipe(checkpoint, recipe, report)
+            with ranks.together():
+                recipe = same_recipe(checkpoint, recipe, report)
         prepared = prepare(recipe, report, ranks)
         run = Run(prepared, folder, report, stop)
         if checkpoint is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import evaluating
+from lorakit.engine.signals import ELSEWHERE, Stop
 from lorakit.engine.train import to_device
 from lorakit.tasks.base import Item, Task
 
@@ -44,19 +46,30 @@ def answer_all(
     device: torch.device,
     *,
     ranks: Ranks = ALONE,
+    stop: Stop | None = None,
 ) -> list[Any]:
-    """The task's answer to each example, in the order of `examples`; `items` has those of each example."""
+    """The task's answer to each example, in the order of `examples`; `items` has those of each example.
+
+    Raises:
+        KeyboardInterrupt: `stop` was asked for, of this rank or another one.
+    """
     answers: list[Any] = []
     for some, own in zip(chunks(examples), chunks(items), strict=True):
-        raws = predict_all(model, task, own, device, ranks=ranks)
+        raws = predict_all(model, task, own, device, ranks=ranks, stop=stop)
         answers += [task.answer(*row) for row in zip(some, raws, strict=True)]
     return answers
 
 
 def predict_all(
-    model: nn.Module, task: Task, items: Sequence[Sequence[Item]], device: torch.device, *, ranks: Ranks = ALONE
+    model: nn.Module,
+    task: Task,
+    items: Sequence[Sequence[Item]],
+    device: torch.device,
+    *,
+    ranks: Ranks = ALONE,
+    stop: Stop | None = None,
 ) -> list[list[Any]]:
-    """The raw answers to the items of each example, in the order of `items`, on every rank.
+    """The raw answers to the items of each example, in the order of `items`, on every rank; `stop` as `answer_all`.
 
     The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers.
     """
@@ -65,10 +78,20 @@ def predict_all(
     tokens = most.cpu_tokens if device.type == "cpu" else None
     batches = sorted_batches([len(item["input_ids"]) for item in flat], most.examples, tokens)
     own: list[list[Any]] = []
-    with evaluating(model):
-        for positions in batches[ranks.rank :: ranks.size]:
-            batch = to_device(task.collate([flat[i] for i in positions]), device)
-            own.append(list(task.predict(model, batch)))
+    broken_off = False
+    try:
+        with evaluating(model), stop.gently(False) if stop else nullcontext():
+            for positions in batches[ranks.rank :: ranks.size]:
+                batch = to_device(task.collate([flat[i] for i in positions]), device)
+                own.append(list(task.predict(model, batch)))
+    except KeyboardInterrupt:
+        if ranks.size == 1:
+            raise
+        broken_off = True
+    if ranks.any(broken_off):
+        if stop and not stop.asked:
+            stop.asked = ELSEWHERE
+        raise KeyboardInterrupt
     gathered = ranks.gather(own)
     raws: list[Any] = [None] * len(flat)
     for number, positions in enumerate(batches):

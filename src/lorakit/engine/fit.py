@@ -19,12 +19,11 @@ from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.prefix import keep_prefix
 from lorakit.engine.prepare import Part, Prepared, trained_parameters
-from lorakit.engine.ranks import ALONE
 from lorakit.engine.resamples import sampled, write_resamples
 from lorakit.engine.resume import check_identity, identity
 from lorakit.engine.run_folder import CHECKPOINTS, RECIPE
 from lorakit.engine.runtime import random_state, seed_rank, set_random_state
-from lorakit.engine.signals import Stop
+from lorakit.engine.signals import ELSEWHERE, Stop
 from lorakit.engine.train import Step, make_optimizer, train
 from lorakit.engine.watch import LossWatch
 from lorakit.errors import NumericsError
@@ -170,7 +169,7 @@ class Run:
             if evaluate and not any("validation" in line and line["step"] == number for line in self.history.lines):
                 self._evaluate(number)
             if self.ranks.any(bool(self.stop.asked)):
-                self.stop.asked = self.stop.asked or "a signal to another process"
+                self.stop.asked = self.stop.asked or ELSEWHERE
                 self.stop.check()
         except KeyboardInterrupt:
             if self.stop.asked:
@@ -192,8 +191,7 @@ class Run:
 
     def _evaluate(self, number: int) -> None:
         self._check_finite(number)
-        with self.stop.gently(self.ranks.size > 1):  # nothing is lost by breaking off here, but other ranks would wait
-            scores = self._scores(self.prepared.parts["validation"])
+        scores = self._scores(self.prepared.parts["validation"])  # nothing is lost where a signal breaks it off
         value = goodness(scores, self.prepared.task.metric)
         is_best = value > self.history.best  # a tie keeps the earlier step
         if is_best:
@@ -213,8 +211,10 @@ class Run:
 
     def _answers(self, part: Part) -> list[Any]:
         prepared = self.prepared
-        ranks = ALONE if prepared.recipe.train.shard_base else self.ranks  # sharded: every rank answers all, in step
-        return answer_all(prepared.model, prepared.task, part.examples, part.items, prepared.device, ranks=ranks)
+        arguments = (prepared.model, prepared.task, part.examples, part.items, prepared.device)
+        if prepared.recipe.train.shard_base and self.ranks.size > 1:
+            return answer_all(*arguments)  # every rank answers all, in step and to the end
+        return answer_all(*arguments, ranks=self.ranks, stop=self.stop)
 
     def _out_of_patience(self) -> bool:
         patience = self.prepared.recipe.train.patience

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from lorakit.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # schedulers' and the terminal's
+ELSEWHERE = "a signal to another process"
 SAME_S = 1.0  # a launcher and the terminal may both pass on one wish
 
 
@@ -18,7 +19,7 @@ class Stop:
     """What signals have asked for. A signal raises KeyboardInterrupt on the spot, or within `gently` sets `asked` first."""
 
     def __init__(self) -> None:
-        self.asked = ""  # the signal's name
+        self.asked = ""  # the signal's name, or ELSEWHERE
         self._gentle = False
         self._since = float("-inf")
 
