@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,15 @@ def test_nothing_is_kept_where_it_would_not_hold_or_not_pay(word: str, bert: Pat
     notes: list[str] = []
     fit(changed(sections(bert, files), *UPPER, word), tmp_path / "run", lambda event: notes.append(str(event)))
     assert not any("below the adapters" in note for note in notes)
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on(
+    bert: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    notes: list[str] = []
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    fit(changed(sections(bert, files), *UPPER), tmp_path / "run", lambda event: notes.append(str(event)))
+    assert any("computed in every epoch" in note and "No space left" in note for note in notes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 from lorakit.data.batches import sorted_batches
 from lorakit.engine.evaluate import BATCH_SIZE
+from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.train import to_device
@@ -13,25 +15,31 @@ from lorakit.lora import Prefix, frozen_blocks
 from lorakit.models import has_dropout
 from lorakit.tasks.base import inputs_of
 
-MOST_BYTES = 4 * 2**30  # that the answers may take on disk
+MOST_BYTES = 2 * 2**30  # that the answers may take on disk
 
 
-def keep_prefix(prepared: Prepared) -> Prefix | None:
+def keep_prefix(prepared: Prepared, report: Report = ignore) -> None:
     """Compute what the blocks below the adapters answer to the texts of training and validation, and look it up from now on.
 
-    None where that would not hold (the base has dropout), cannot be (nothing is frozen there, or the answers take more than
-    MOST_BYTES), or would not pay: no second epoch is to come.
+    Not where that would not hold (the base has dropout), cannot be (nothing is frozen there, or the answers take more than
+    MOST_BYTES or the disk has), or would not pay: no second epoch is to come.
     """
     model: Any = prepared.model
     task, plan = prepared.task, prepared.plan
     if prepared.kernels == PLAIN or plan.steps <= plan.steps_per_epoch or has_dropout(model):
-        return None
+        return
     items = [*prepared.parts["train"].flat, *prepared.parts["validation"].flat]
     lengths = [len(item["input_ids"]) for item in items]
     blocks = frozen_blocks(model)
     if not blocks or sum(lengths) * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:
-        return None
+        return
     batches = (task.collate([items[i] for i in batch]) for batch in sorted_batches(lengths, BATCH_SIZE))
     prefix = Prefix(model, blocks)
-    prefix.fill((to_device(inputs_of(batch), prepared.device) for batch in batches), sum(lengths))
-    return prefix
+    try:
+        prefix.fill((to_device(inputs_of(batch), prepared.device) for batch in batches), sum(lengths))
+    except OSError as err:
+        report(
+            Note(f"the blocks below the adapters are computed in every epoch: {tempfile.gettempdir()}: {err.strerror}")
+        )
+    else:
+        report(Note(str(prefix)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,10 +58,14 @@ class Prefix:
 
     @torch.no_grad()
     def fill(self, batches: Iterable[Inputs], n_tokens: int) -> None:
-        """Keep the answers to these batches, of `n_tokens` real tokens together; from now on they are looked up."""
+        """Keep the answers to these batches, of `n_tokens` real tokens together; from now on they are looked up.
+
+        Raises:
+            OSError: there is no room for them; the model is as it was.
+        """
         d, dtype = self._model.config.hidden_size, self._model.dtype
         with tempfile.NamedTemporaryFile() as file:  # without its name it lasts as long as the mapping
-            file.truncate(n_tokens * d * dtype.itemsize)
+            _reserve(file.fileno(), n_tokens * d * dtype.itemsize)
             self._rows = torch.from_file(file.name, shared=True, size=n_tokens * d, dtype=dtype).view(n_tokens, d)
         self._model.register_forward_pre_hook(self._look, with_kwargs=True)
         for i, block in enumerate(self._blocks):
@@ -104,6 +109,14 @@ class Prefix:
                 self._places[text] = (self._end, len(rows))
                 self._end += len(rows)
         raise _Kept
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Room on the disk itself: a hole in a mapped file that finds the disk full later would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
 
 
 class _Kept(Exception):
