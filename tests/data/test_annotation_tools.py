@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import sys
@@ -54,6 +56,49 @@ def task(document, *more, units=False, number=1, **annotation):
 def minimal(document, units=False):
     spans = [region(document, entry, units) for entry in document.spans]
     return {"id": 1, "text": document.text, "annotation_id": 4, **({"label": spans} if spans else {})}
+
+
+def as_csv(records) -> str:
+    """The CSV export, by pandas as Label Studio does: what is no string is JSON, and what is missing is empty."""
+    columns = dict.fromkeys(key for record in records for key in record)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    for record in records:
+        writer.writerow({k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in record.items()})
+    return text.getvalue()
+
+
+@given(file=FILES, units=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_reading_csv_of_label_studio_gives_back_what_was_written(folder, file, units):
+    file = [ANCHOR, *file]
+    path = folder / "export.csv"
+    records = [{**minimal(document, units), "annotator": 1, "lead_time": 3.2} for document in file]
+    path.write_text(as_csv(records), encoding="utf-8", newline="")
+    assert words(path) == file
+    assert holds_words(str(path))
+
+
+def test_choices_in_csv_of_label_studio_are_labels(save):
+    common = {"annotation_id": 1, "annotator": 1, "lead_time": 2.5}
+    choices = ["positive", {"choices": ["positive", "ironic"]}]
+    path = save("a.csv", as_csv([{**common, "text": '{"a": 1}', "sentiment": choice} for choice in choices]))
+    found = read(str(path), "labels").examples
+    assert [(e.text, e.label) for e in found] == [('{"a": 1}', ("positive",)), ('{"a": 1}', ("positive", "ironic"))]
+
+
+@pytest.mark.parametrize("kind", ["hypertextlabels", "paragraphlabels"])
+@pytest.mark.parametrize("export", ["json", "json_min", "csv"])
+def test_spans_that_are_not_of_a_text_are_refused(save, kind, export):
+    """Left out, they would be words outside of every entity."""
+    value = {"start": "/p[1]", "end": "/p[1]", "startOffset": 0, "endOffset": 5, kind: ["PER"]}
+    record = {**minimal(PETER), "annotator": 1, "lead_time": 2.5, "label": [value]}
+    bad, name = (as_csv([record]), "a.csv") if export == "csv" else (as_json(record), "a.json")
+    if export == "json":
+        bad = as_json(task(PETER, result(value, kind)))
+    with pytest.raises(DataError, match=rf"a\..*'label' has a result of type '{kind}', which marks places in .*<Text>"):
+        read(str(save(name, bad)), "words")
 
 
 @pytest.mark.parametrize("indent", [None, 2])

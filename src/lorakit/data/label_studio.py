@@ -1,9 +1,10 @@
-"""Label Studio's two exports, JSON and JSON_MIN, as records whose columns are the data's and the annotations' names."""
+"""Label Studio's exports JSON, JSON_MIN and CSV, as records whose columns are the data's and the annotations' names."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lorakit.data.notes import counted
@@ -12,6 +13,7 @@ from lorakit.data.tables import Row
 from lorakit.errors import DataError
 
 SPANS, CHOICES = "labels", "choices"
+UNREAD = {"hypertextlabels": "places in HTML", "paragraphlabels": "places in a dialogue"}  # spans, but not of a text
 MIN_KEYS = ("annotation_id", "annotator", "lead_time")
 ANNOTATIONS = ("annotations", "completions")  # the second one until 2021
 
@@ -28,6 +30,11 @@ def is_label_studio(row: Row) -> bool:
     return _is_task(row) or any(key in row.values for key in MIN_KEYS)
 
 
+def is_label_studio_table(row: Row) -> bool:
+    """Whether a record of a table is one of the CSV export, which has the columns of JSON_MIN."""
+    return all(key in row.values for key in MIN_KEYS)
+
+
 def _is_task(row: Row) -> bool:
     return isinstance(row.values.get("data"), dict) and any(key in row.values for key in ANNOTATIONS)
 
@@ -36,7 +43,8 @@ def flattened(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """Records with a column for each name of an annotation, which holds spans or choices; and notes.
 
     Raises:
-        DataError: a task has several annotations that differ, or is not what the export writes.
+        DataError: a task has several annotations that differ, spans that are not of a text, or is not what the export
+            writes.
     """
     others: dict[str, list[str]] = defaultdict(list)
     tasks = [_flat_task(row, others) if _is_task(row) else _flat_record(row) for row in rows]
@@ -47,7 +55,8 @@ def flattened(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
             values={
                 **task.data,
                 **dict.fromkeys(names, None if task.annotated is None else []),
-                **(task.annotated or {}),
+                # CSV leaves the cell of what was marked nowhere empty
+                **{name: value for name, value in (task.annotated or {}).items() if name not in names or value != ""},
             }
         )
         for row, task in zip(rows, tasks, strict=True)
@@ -61,12 +70,31 @@ def flattened(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
 
 
 def _flat_record(row: Row) -> Flat:
-    """JSON_MIN writes one choice as a string and several as an object around a list."""
-    values = {
-        name: value[CHOICES] if isinstance(value, dict) and list(value) == [CHOICES] else value
-        for name, value in row.values.items()
-    }
+    """JSON_MIN writes one choice as a string and several as an object around a list; CSV what is no string as JSON."""
+    values = {}
+    for name, value in row.values.items():
+        content = _parsed(value) if isinstance(value, str) else value
+        if _is_objects(content):
+            _check_read(row.place, name, {key for item in content for key in item})
+        values[name] = content[CHOICES] if isinstance(content, dict) and list(content) == [CHOICES] else content
     return Flat({}, values)
+
+
+def _parsed(cell: str) -> Any:
+    """The spans or choices that a cell of the CSV export holds; any other cell as it is."""
+    try:
+        value = json.loads(cell) if cell.startswith(("[{", "{")) else cell
+    except ValueError:
+        return cell
+    return value if _is_objects(value) or (isinstance(value, dict) and list(value) == [CHOICES]) else cell
+
+
+def _check_read(where: str, name: object, kinds: Iterable[str]) -> None:
+    for kind in UNREAD.keys() & kinds:
+        raise DataError(
+            f"{where}: {name!r} has a result of type {kind!r}, which marks {UNREAD[kind]} and is not read; label plain "
+            "texts, with <Text> and <Labels>"
+        )
 
 
 def _flat_task(row: Row, others: dict[str, list[str]]) -> Flat:
@@ -78,6 +106,7 @@ def _flat_task(row: Row, others: dict[str, list[str]]) -> Flat:
     found: dict[str, Any] = {}
     for result in results:
         kind, value, name = (result.get(key) for key in ("type", "value", "from_name"))
+        _check_read(where, name, [str(kind)])
         if kind not in (SPANS, CHOICES):
             others[str(kind)].append(where)
         elif not isinstance(value, dict) or not isinstance(name, str):

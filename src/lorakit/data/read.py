@@ -16,7 +16,7 @@ from lorakit.data.docbin import read_docbin
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
 from lorakit.data.hub import read_hub, read_saved
 from lorakit.data.json_files import read_json
-from lorakit.data.label_studio import flattened, is_label_studio
+from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.prodigy import accepted, is_prodigy
 from lorakit.data.tables import Row, read_csv, read_label_first
 from lorakit.data.tags import is_tag
@@ -55,7 +55,7 @@ ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format
 FILE_LIKE = (*ENDINGS, ".txt", ".train", ".dev", ".test")
 LIBRARY = "datasets"  # a folder that the library of this name saved
 # Formats whose first record says whether it is words or texts; others never hold words, or are not opened to see.
-MAY_HOLD_WORDS = ("jsonl", "json", "label-studio", "prodigy", "conll", "brat", "spacy")
+MAY_HOLD_WORDS = ("csv", "jsonl", "json", "label-studio", "prodigy", "conll", "brat", "spacy")
 
 
 def read(
@@ -121,8 +121,10 @@ def _rows(source: str, path: Path, format: str, split: str) -> tuple[list[Row], 
 
 
 def _tool(kind: str, rows: Sequence[Row]) -> str:
-    """The annotation tool that wrote records of JSON, where it left its marks."""
-    if kind not in ("json", "jsonl") or not rows:
+    """The annotation tool that wrote the records, where it left its marks."""
+    if kind == "csv" and is_label_studio_table(rows[0]):
+        return "label-studio"
+    if kind not in ("json", "jsonl"):
         return kind
     if is_prodigy(rows[0]):
         return "prodigy"
