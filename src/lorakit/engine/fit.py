@@ -92,7 +92,9 @@ class Run:
         if self.start == 0:
             seed_rank(self.prepared.recipe.train.seed, self.ranks.rank)  # dropout; a resumed run has its state restored
         self.report(Started(self.prepared.plan.steps, self.start, self.prepared.task.metric))
+        clock = time.perf_counter()
         keep_prefix(self.prepared, self.report)
+        self.history.seconds += time.perf_counter() - clock
         with self.stop.gently():
             if self.start:
                 self._after(self.start)  # an evaluation that a signal cut short
