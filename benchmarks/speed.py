@@ -32,8 +32,8 @@ from machine import about
 
 FAMILIES: tuple[ModuleType, ...] = (speed_classification, speed_prediction, speed_text2text)
 FAMILY = {name: family for family in FAMILIES for name in family.SCENARIOS}
-QUICK = {"minilm-qv": ("lorakit", "b0", "b1", "b2-fp32"), "predict": ("lorakit", "pipeline")}
-QUICK_EXAMPLES, QUICK_ROUNDS = 96, 2
+QUICK = {"minilm-qv": ("lorakit", "b0", "b1"), "predict": ("lorakit", "pipeline")}
+QUICK_EXAMPLES, QUICK_ROUNDS = 64, 2
 NAMES = {
     "lorakit": "lorakit",
     "lorakit-dropout": "lorakit, with the base's dropout",
