@@ -169,6 +169,7 @@ class Run:
         try:
             if evaluate and not any("validation" in line and line["step"] == number for line in self.history.lines):
                 self._evaluate(number)
+                self.saved = 0  # a checkpoint of this step from before knows nothing of it
             if self.ranks.any(bool(self.stop.asked)):
                 self.stop.asked = self.stop.asked or ELSEWHERE
                 self.stop.check()

@@ -1,0 +1,188 @@
+"""Signals: the step in hand is finished, an evaluation is broken off, all is saved, and the resumed run ends as any other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorakit.app import api
+from lorakit.app.failures import how_to_go_on
+from lorakit.engine import signals
+from lorakit.engine.checkpoint import newest_checkpoint
+from lorakit.engine.events import Event, Note
+from lorakit.engine.signals import SIGNALS, Stop, stop_on_signals
+from lorakit.engine.train import Step
+from lorakit.errors import Interrupted
+from lorakit.tasks.sequence_classification import SequenceClassification
+from tests.faults.outcome import differences, outcome
+from tests.runs import Sections, changed, fit, sections
+
+
+@pytest.fixture(scope="module")
+def raw(bert: Path, files: Path) -> Sections:
+    """A run of 5 steps with dropout, evaluated at 3 and 5, a checkpoint after each second step."""
+    recipe = sections(bert, files)
+    recipe["train"] |= {"eval_every": 3, "checkpoint_every": 2, "epochs": 1}
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def straight(raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("straight")
+    fit(changed(raw), folder)
+    return outcome(folder)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "write_figures", lambda *_: None)
+
+
+# What a signal does
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_stops_at_once_and_handlers_are_put_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}") as caught, stop_on_signals():
+        signal.raise_signal(number)
+    assert caught.value.exit_code == 75
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_signal_waits_to_be_looked_at_and_a_second_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.0 + signals.SAME_S / 2, 10.0 + signals.SAME_S])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
+    stop = Stop()
+    with stop.gently():
+        stop(signal.SIGTERM)
+        assert stop.asked == "SIGTERM"
+        stop(signal.SIGTERM)  # the same wish, passed on twice
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            stop(signal.SIGINT)
+
+
+def test_block_that_may_be_broken_off_is_not_begun_after_a_signal() -> None:
+    stop = Stop()
+    with stop.gently():
+        stop(signal.SIGUSR1)
+        with pytest.raises(KeyboardInterrupt, match="SIGUSR1"), stop.gently(False):
+            pytest.fail("it was asked for before")
+
+
+def test_signals_that_the_process_ignores_stay_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert stop.asked == ""
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_do_without() -> None:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with stop_on_signals():
+                pass
+        except BaseException as err:
+            failures.append(err)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert failures == []
+
+
+# What it does to a run
+
+
+def signal_at(step: int) -> tuple[Callable[[Event], None], list[str]]:
+    """A report that sends this process SIGTERM when a step has been done, and the notes that it was told."""
+    notes: list[str] = []
+
+    def report(event: Event) -> None:
+        if isinstance(event, Step) and event.number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    return report, notes
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("step", [1, 3, 5], ids=["alone", "before an evaluation", "the last"])
+def test_run_that_is_asked_to_stop_saves_and_goes_on(raw: Sections, straight: dict, tmp_path: Path, step: int) -> None:
+    recipe = changed(raw, f"output.dir={tmp_path / 'run'}")
+    report, notes = signal_at(step)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        api.train_recipe(recipe, report=report)
+    assert f"stopped after step {step} of 5, and saved" in notes
+    checkpoint, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint.step == step
+    assert checkpoint.state["history"]["best_step"] == 3 * (step > 3)  # the evaluation was not waited for
+    api.train_recipe(recipe, resume="auto")
+    assert differences(outcome(tmp_path / "run"), straight) == []
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_evaluation_is_broken_off_and_done_later(
+    raw: Sections, straight: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = changed(raw, f"output.dir={tmp_path / 'run'}")
+    with monkeypatch.context() as patch:
+        predict = SequenceClassification.predict
+
+        def signalled(self: SequenceClassification, *args: object) -> object:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return predict(self, *args)
+
+        patch.setattr(SequenceClassification, "predict", signalled)
+        with pytest.raises(Interrupted):
+            api.train_recipe(recipe)
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step == 3
+    assert not (tmp_path / "run" / "adapter").exists()
+    api.train_recipe(recipe, resume="auto")
+    assert differences(outcome(tmp_path / "run"), straight) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("train r.toml train.lr=1", "lorakit train r.toml train.lr=1 --resume auto"),
+        ("train r.toml --resume runs/a --json", "lorakit train r.toml --json --resume auto"),
+        ("train --resume=auto r.toml", "lorakit train r.toml --resume auto"),
+    ],
+)
+def test_how_to_go_on_is_a_whole_command(words: str, command: str) -> None:
+    assert how_to_go_on(words.split()) == f"; to go on: {command}"
+    assert how_to_go_on(["quickstart"]) == ""
+
+
+def test_sigterm_ends_a_real_process_with_75_and_the_command_that_goes_on(
+    bert: Path, files: Path, tmp_path: Path
+) -> None:
+    words = ["train", str(files / "train.csv"), "--model", str(bert), "model.dtype=fp32", "train.epochs=100000"]
+    command = [sys.executable, "-m", "lorakit", *words, "train.eval_every=5", "output.dir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = [process.stderr.readline()]
+    while said[-1] and "validation accuracy" not in said[-1]:  # it trains
+        said.append(process.stderr.readline())
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 75, "".join(said) + rest
+    last = rest.splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM; to go on: lorakit train ")
+    assert last.endswith("output.dir=run --resume auto")
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step % 5 in range(5)
+    assert not (tmp_path / "run" / ".lock").exists()
