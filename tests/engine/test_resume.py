@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from lorakit.engine.checkpoint import Checkpoint, newest_checkpoint
 from lorakit.engine.events import Event, Note
@@ -13,7 +15,7 @@ from lorakit.engine.prepare import Prepared, prepare
 from lorakit.engine.resume import MAY_CHANGE, check_identity, find_checkpoint, identity, same_recipe
 from lorakit.errors import ConfigError, OutputError
 from lorakit.recipe import Recipe
-from tests.runs import Sections, changed, fit, save_bert, sections
+from tests.runs import Sections, changed, fit, save_bert, sections, start
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,16 @@ def test_dtype_that_was_measured_is_kept(
     monkeypatch.setattr("lorakit.engine.runtime.bf16_gain", lambda: float("inf"))
     prepared: Prepared = prepare(recipe)
     assert 'dtype = "bf16"' in identity(prepared)["recipe"]
+
+
+@pytest.mark.parametrize("kind", ["parameter", "best", "exp_avg"])
+def test_tensor_of_another_shape_is_refused_and_not_stretched(
+    own: Sections, checkpoint: Checkpoint, tmp_path: Path, kind: str
+) -> None:
+    name = next(key for key in checkpoint.tensors if key.startswith(f"{kind}/"))
+    tensors = {**checkpoint.tensors, name: torch.zeros(1)}
+    with pytest.raises(OutputError, match=rf"{re.escape(name)} is of shape \(1,\), and not"):
+        start(changed(own), tmp_path).restore(Checkpoint(checkpoint.step, tensors, checkpoint.state))
 
 
 def test_no_checkpoint_yet_begins_the_run(tmp_path: Path) -> None:

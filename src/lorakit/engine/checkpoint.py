@@ -106,7 +106,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave.
+
+    Raises:
+        OutputError: a tensor is missing or has another shape than the parameter it belongs to.
+    """
+    _check_shapes(optimizer, tensors)
     keys = {key.partition("/")[0] for key in tensors} - {"parameter"}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -114,3 +119,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             optimizer.state[parameter] = {
                 key: tensors[f"{key}/{name}"].to(parameter.device) for key in keys if f"{key}/{name}" in tensors
             }
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    kinds = {key.partition("/")[0] for key in tensors} & {"best", "exp_avg", "exp_avg_sq"} | {"parameter"}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for kind in kinds:
+                found = tensors.get(f"{kind}/{name}")
+                if found is None and kind.startswith("exp"):
+                    continue  # no loss has reached it yet
+                if found is None or found.shape != parameter.shape:
+                    shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
+                    raise OutputError(f"checkpoint: {kind}/{name} is {shape}, and not {tuple(parameter.shape)}")
