@@ -52,6 +52,26 @@ def test_sorted_batches_begin_with_the_longest_and_have_every_example_once(lengt
     assert all(len(batch) <= size for batch in batches)
 
 
+@given(
+    pairs=st.lists(st.tuples(st.integers(1, 512), st.integers(1, 64)), min_size=1, max_size=200), size=st.integers(1, 9)
+)
+@settings(max_examples=50, deadline=None)
+def test_batches_by_targets_too_have_every_example_once(pairs, size):
+    lengths, targets = zip(*pairs, strict=True)
+    batches = bucketed_batches(lengths, size, 0, 0, targets)
+    assert sorted(flat(batches)) == list(range(len(lengths)))
+    assert sorted(map(len, batches))[1:] == [size] * (len(batches) - 1)
+
+
+def test_targets_are_padded_little_where_texts_do_not_tell_their_length():
+    lengths = realistic_lengths()
+    rng = random.Random(0)
+    targets = [rng.choice((2, 2, 2, 12, 25)) for _ in lengths]
+    by_text, by_both = (bucketed_batches(lengths, BATCH, 0, 0, known) for known in ((), targets))
+    assert padding(by_both, targets) < padding(by_text, targets) / 2
+    assert padding(by_both, lengths) < padding(by_text, lengths) + 0.1
+
+
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0), (1, 1)])
 def test_other_seed_or_epoch_gives_another_order(seed, epoch):
     lengths = realistic_lengths()

@@ -10,22 +10,30 @@ from lorakit.data.example import Example
 from lorakit.lora.variants import named_generator
 
 POOL = 50  # batches sorted by length together; large enough for 3 % padding, small enough to keep batches random
+GROUP = 8  # batches of a pool that are sorted by their targets; 5 % more padding of texts for a third of the targets' padding
 
 
-def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def bucketed_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, targets: Sequence[int] = ()
+) -> list[list[int]]:
     """The batches of one epoch as lists of positions: every example once, texts of similar length together.
 
     All positions are shuffled and cut into pools of POOL batches; each pool is sorted by length and cut into
-    batches; the batches are shuffled. The last batch may be smaller.
+    batches; the batches are shuffled. The last batch may be smaller. Where `targets` has the lengths of what is to be
+    written, each GROUP of neighbouring batches is sorted by them before it is cut: a text says little of its target's length.
     """
     generator = named_generator(seed, f"epoch {epoch}")
     order = torch.randperm(len(lengths), generator=generator).tolist()
     batches: list[list[int]] = []
-    for start in range(0, len(order), POOL * batch_size):
-        pool = sorted(order[start : start + POOL * batch_size], key=lambda i: lengths[i])
-        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    for pool in _cut(order, POOL * batch_size):
+        for group in _cut(sorted(pool, key=lengths.__getitem__), GROUP * batch_size):
+            batches += _cut(sorted(group, key=targets.__getitem__) if targets else group, batch_size)
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in shuffled]
+
+
+def _cut(positions: Sequence[int], size: int) -> list[list[int]]:
+    return [list(positions[i : i + size]) for i in range(0, len(positions), size)]
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:

@@ -126,7 +126,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
     _tell_cut(task, parts, max_length, report)
     items = parts["train"].flat
-    plan = Plan([len(item["input_ids"]) for item in items], recipe.train)
+    plan = _plan(recipe, items)
     if recipe.lora.init in DATA_INITS:
         base.model.to(device)
     config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device))
@@ -148,6 +148,12 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         dtype=dtype,
         kernels=PLAIN if plain else speed_up(base, dtype, device),
     )
+
+
+def _plan(recipe: Recipe, items: Sequence[Item]) -> Plan:
+    writes = TASKS[recipe.task.name].model == "text2text"
+    written = [len(item["labels"]) for item in items] if writes else ()
+    return Plan([len(item["input_ids"]) for item in items], recipe.train, written)
 
 
 def _check_alike(prepared: Prepared, ranks: Ranks) -> None:

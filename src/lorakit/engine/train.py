@@ -40,6 +40,7 @@ class Plan:
 
     lengths: Sequence[int]  # tokens of each example
     config: TrainSection
+    targets: Sequence[int] = ()  # tokens to be written for each example, where there are such
 
     @property
     def micro_batch_size(self) -> int:
@@ -58,7 +59,7 @@ class Plan:
     def batches(self, start: int) -> Iterator[list[int]]:
         """The batches of all steps from `start` (0 is the first) to the end, as positions of examples."""
         for epoch in range(start // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
-            batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, epoch)
+            batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, epoch, self.targets)
             begin = epoch * self.steps_per_epoch
             yield from batches[max(start - begin, 0) : self.steps - begin]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
 
@@ -34,9 +34,14 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: 
     return [row[:limit] for row in ids]
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the tokens to be written, a scalar."""
+def summed_loss(model: Any, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the tokens to be written, a scalar; of what is padding no logits are computed."""
     labels = batch["labels"]
-    decoder_input = model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[operator]
-    logits = model(**inputs_of(batch), decoder_input_ids=decoder_input).logits  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    wanted = labels != IGNORE
+    decoder_input = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    head = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][wanted],))
+    try:
+        logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
+    finally:
+        head.remove()
+    return F.cross_entropy(logits.float(), labels[wanted], reduction="sum")
