@@ -65,6 +65,16 @@ class Tagger(nn.Module):
         return SimpleNamespace(logits=20.0 * F.one_hot(self.table[input_ids], self.n))
 
 
+class Steps:
+    """A cache that knows how many tokens have been written, the same for every row."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        """Rows that have ended leave nothing to forget."""
+
+
 class Writer(nn.Module):
     """Writes what it makes of the text that it reads, token by token until it is stopped."""
 
@@ -81,14 +91,14 @@ class Writer(nn.Module):
         return lambda input_ids, attention_mask: SimpleNamespace(last_hidden_state=input_ids)
 
     def forward(
-        self, encoder_outputs: tuple[Tensor], past_key_values: int | None, use_cache: bool, **_: Tensor
+        self, encoder_outputs: tuple[Tensor], past_key_values: Steps | None, use_cache: bool, **_: Tensor
     ) -> SimpleNamespace:
-        step, tokens = past_key_values or 0, []
+        step, tokens = past_key_values.n if past_key_values else 0, []
         for text in self.tokenizer.batch_decode(encoder_outputs[0], skip_special_tokens=True):
             target = self.tokenizer(self.write(text))["input_ids"]
             tokens.append((target + [self.config.eos_token_id] * (step + 1))[step])
         logits = F.one_hot(torch.tensor(tokens), len(self.tokenizer)).float()
-        return SimpleNamespace(logits=logits[:, None], past_key_values=step + 1)
+        return SimpleNamespace(logits=logits[:, None], past_key_values=Steps(step + 1))
 
 
 def names_in(text: str) -> str:
