@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 @given(
     rows=ROWS, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), newline=st.sampled_from(["\n", "\r\n"])
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_reading_an_array_gives_back_what_was_written(folder, rows, indent, ascii_only, newline):
     path = folder / "a.json"
     content = json.dumps(rows, indent=indent, ensure_ascii=ascii_only)

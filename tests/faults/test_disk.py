@@ -201,6 +201,9 @@ def straight(raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return outcome(folder)
 
 
+DEATHS = 8  # of this test, over as many runs as that takes
+
+
 def die_and_go_on(raw: Sections, folder: Path, monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> int:
     """Let a run die at random operations on files again and again until it ends; how often it died."""
     deaths = 0
@@ -219,11 +222,11 @@ def die_and_go_on(raw: Sections, folder: Path, monkeypatch: pytest.MonkeyPatch, 
             deaths += 1
 
 
-def test_runs_that_die_twenty_times_end_as_the_one_that_did_not(
+def test_runs_that_die_several_times_end_as_the_one_that_did_not(
     raw: Sections, straight: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance, deaths, runs = random.Random(0), 0, 0
-    while deaths < 20:
+    while deaths < DEATHS:
         deaths += die_and_go_on(raw, tmp_path / str(runs), monkeypatch, chance)
         assert differences(outcome(tmp_path / str(runs)), straight) == []
         runs += 1
