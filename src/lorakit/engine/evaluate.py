@@ -27,15 +27,21 @@ class Most(NamedTuple):
     cpu_tokens: int
 
 
-BATCH_SIZE = 64  # examples per forward
-READ = Most(BATCH_SIZE, 2048)  # by models that read a text once
-WRITTEN = Most(2 * BATCH_SIZE, 8192)  # by those that write token by token
+READ = Most(64, 2048)  # by models that read a text once
+WRITTEN = Most(128, 8192)  # by those that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
 
 
 def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Neighbours, CHUNK at a time."""
     return (values[i : i + CHUNK] for i in range(0, len(values), CHUNK))
+
+
+def batches_of(task: Task, items: Sequence[Item], device: torch.device) -> list[list[int]]:
+    """What the forwards over these items take, as positions: longest first, as many as suit the device."""
+    most = WRITTEN if task.kind == "text2text" else READ
+    tokens = most.cpu_tokens if device.type == "cpu" else None
+    return sorted_batches([len(item["input_ids"]) for item in items], most.examples, tokens)
 
 
 def answer_all(
@@ -74,9 +80,7 @@ def predict_all(
     The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers.
     """
     flat = [item for of_example in items for item in of_example]
-    most = WRITTEN if task.kind == "text2text" else READ
-    tokens = most.cpu_tokens if device.type == "cpu" else None
-    batches = sorted_batches([len(item["input_ids"]) for item in flat], most.examples, tokens)
+    batches = batches_of(task, flat, device)
     own: list[list[Any]] = []
     broken_off = False
     try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from lorakit.data.batches import sorted_batches
-from lorakit.engine.evaluate import BATCH_SIZE
+from lorakit.engine.evaluate import batches_of
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN
 from lorakit.engine.prepare import Prepared
@@ -33,7 +32,7 @@ def keep_prefix(prepared: Prepared, report: Report = ignore) -> None:
     blocks = frozen_blocks(model)
     if not blocks or sum(lengths) * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:
         return
-    batches = (task.collate([items[i] for i in batch]) for batch in sorted_batches(lengths, BATCH_SIZE))
+    batches = (task.collate([items[i] for i in batch]) for batch in batches_of(task, items, prepared.device))
     prefix = Prefix(model, blocks)
     try:
         prefix.fill((to_device(inputs_of(batch), prepared.device) for batch in batches), sum(lengths))

@@ -137,7 +137,7 @@ class Layer(AdapterHost):
         if self.merged or name is BASE or name not in self.adapters:
             return None
         update = self.lora(name)
-        return update if update.is_plain(self) else None
+        return update if update.is_plain() else None
 
     def lora(self, adapter: str) -> LoRA:
         """The update that `adapter` adds here."""

@@ -125,10 +125,11 @@ class LoRA(nn.Module):
         offset = self.offset(layer)
         return y if offset is None else y + layer.along_channels(offset.to(y.dtype), y)
 
-    def is_plain(self, layer: Layer) -> bool:
+    def is_plain(self) -> bool:
         """Whether `forward` adds s B A x and nothing else."""
         drops = self.training and self.dropout.p > 0
-        return type(self).forward is LoRA.forward and not drops and self.offset(layer) is None
+        has_bias = self.lora_bias is not None or self.base_bias is not None
+        return type(self).forward is LoRA.forward and not drops and not has_bias
 
     def delta_weight(self, layer: Layer) -> Tensor:
         """What merging adds to the matrix view of W, in fp32. Shapes: (d_out, d_in)."""
