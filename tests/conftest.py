@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,24 @@ def _run(factory: pytest.TempPathFactory, base: Path, files: Path, task: str, *w
 
     folder = factory.mktemp("runs") / task
     return train_recipe(changed(sections(base, files, task), f"output.dir={folder}", *words)).folder
+
+
+@pytest.fixture(scope="session")
+def five_steps(bert: Path, files: Path) -> dict[str, dict[str, Any]]:
+    """A recipe of 5 steps with dropout, evaluated at 3 and 5, a checkpoint after each second step."""
+    from tests.runs import sections
+
+    recipe = sections(bert, files)
+    recipe["train"] |= {"eval_every": 3, "checkpoint_every": 2, "epochs": 1}
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def never_stopped(five_steps: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run of them leaves that nothing interrupts."""
+    from tests.faults.outcome import outcome
+    from tests.runs import changed, fit
+
+    folder = tmp_path_factory.mktemp("never-stopped")
+    fit(changed(five_steps), folder)
+    return outcome(folder)

@@ -22,22 +22,7 @@ from lorakit.engine.train import Step
 from lorakit.errors import Interrupted
 from lorakit.tasks.sequence_classification import SequenceClassification
 from tests.faults.outcome import differences, outcome
-from tests.runs import Sections, changed, fit, sections
-
-
-@pytest.fixture(scope="module")
-def raw(bert: Path, files: Path) -> Sections:
-    """A run of 5 steps with dropout, evaluated at 3 and 5, a checkpoint after each second step."""
-    recipe = sections(bert, files)
-    recipe["train"] |= {"eval_every": 3, "checkpoint_every": 2, "epochs": 1}
-    return recipe
-
-
-@pytest.fixture(scope="module")
-def straight(raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("straight")
-    fit(changed(raw), folder)
-    return outcome(folder)
+from tests.runs import Sections, changed
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +115,10 @@ def signal_at(step: int) -> tuple[Callable[[Event], None], list[str]]:
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("step", [1, 3, 5], ids=["alone", "before an evaluation", "the last"])
-def test_run_that_is_asked_to_stop_saves_and_goes_on(raw: Sections, straight: dict, tmp_path: Path, step: int) -> None:
-    recipe = changed(raw, f"output.dir={tmp_path / 'run'}")
+def test_run_that_is_asked_to_stop_saves_and_goes_on(
+    five_steps: Sections, never_stopped: dict, tmp_path: Path, step: int
+) -> None:
+    recipe = changed(five_steps, f"output.dir={tmp_path / 'run'}")
     report, notes = signal_at(step)
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
         api.train_recipe(recipe, report=report)
@@ -140,14 +127,14 @@ def test_run_that_is_asked_to_stop_saves_and_goes_on(raw: Sections, straight: di
     assert checkpoint.step == step
     assert checkpoint.state["history"]["best_step"] == 3 * (step > 3)  # the evaluation was not waited for
     api.train_recipe(recipe, resume="auto")
-    assert differences(outcome(tmp_path / "run"), straight) == []
+    assert differences(outcome(tmp_path / "run"), never_stopped) == []
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_evaluation_is_broken_off_and_done_later(
-    raw: Sections, straight: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    five_steps: Sections, never_stopped: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = changed(raw, f"output.dir={tmp_path / 'run'}")
+    recipe = changed(five_steps, f"output.dir={tmp_path / 'run'}")
     with monkeypatch.context() as patch:
         predict = SequenceClassification.predict
 
@@ -161,7 +148,7 @@ def test_evaluation_is_broken_off_and_done_later(
     assert newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step == 3
     assert not (tmp_path / "run" / "adapter").exists()
     api.train_recipe(recipe, resume="auto")
-    assert differences(outcome(tmp_path / "run"), straight) == []
+    assert differences(outcome(tmp_path / "run"), never_stopped) == []
 
 
 @pytest.mark.parametrize(

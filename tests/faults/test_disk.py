@@ -17,7 +17,7 @@ from lorakit.engine.checkpoint import Checkpoint, load_checkpoint, newest_checkp
 from lorakit.errors import NumericsError, OutputError, StorageError
 from tests.faults.failing_disk import Disk, Killed, failing
 from tests.faults.outcome import differences, outcome
-from tests.runs import Sections, changed, fit, resumed, sections, start
+from tests.runs import Sections, changed, resumed, start
 
 
 def checkpoint_of(step: int) -> Checkpoint:
@@ -186,34 +186,19 @@ def test_every_one_of_many_flipped_bits_is_found(tmp_path: Path) -> None:
 # Whole runs
 
 
-@pytest.fixture(scope="module")
-def raw(bert: Path, files: Path) -> Sections:
-    """A run of 5 steps with dropout, evaluated at 3 and 5, a checkpoint after each second step."""
-    recipe = sections(bert, files)
-    recipe["train"] |= {"eval_every": 3, "checkpoint_every": 2, "epochs": 1}
-    return recipe
-
-
-@pytest.fixture(scope="module")
-def straight(raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("straight")
-    fit(changed(raw), folder)
-    return outcome(folder)
-
-
 DEATHS = 8  # of this test, over as many runs as that takes
 
 
-def die_and_go_on(raw: Sections, folder: Path, monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> int:
+def die_and_go_on(five_steps: Sections, folder: Path, monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> int:
     """Let a run die at random operations on files again and again until it ends; how often it died."""
     deaths = 0
     while True:
         if any(folder.glob("checkpoints/step-*")):
             sweep(folder)
             sweep(folder / "checkpoints")
-            run = resumed(changed(raw), folder)
+            run = resumed(changed(five_steps), folder)
         else:
-            run = start(changed(raw), folder)
+            run = start(changed(five_steps), folder)
         try:
             with failing(monkeypatch, Disk(folder, chance.randint(10, 90))):
                 run.fit()
@@ -223,28 +208,28 @@ def die_and_go_on(raw: Sections, folder: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_runs_that_die_several_times_end_as_the_one_that_did_not(
-    raw: Sections, straight: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    five_steps: Sections, never_stopped: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance, deaths, runs = random.Random(0), 0, 0
     while deaths < DEATHS:
-        deaths += die_and_go_on(raw, tmp_path / str(runs), monkeypatch, chance)
-        assert differences(outcome(tmp_path / str(runs)), straight) == []
+        deaths += die_and_go_on(five_steps, tmp_path / str(runs), monkeypatch, chance)
+        assert differences(outcome(tmp_path / str(runs)), never_stopped) == []
         runs += 1
     print(f"{deaths} deaths in {runs} runs: {runs}/{runs} end bit for bit as the one that never died")
 
 
 @pytest.mark.faults
 def test_run_that_dies_at_any_operation_ends_as_the_one_that_did_not(
-    raw: Sections, straight: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    five_steps: Sections, never_stopped: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for at in range(1, 1000):
         folder = tmp_path / str(at)
-        run = start(changed(raw), folder)
+        run = start(changed(five_steps), folder)
         try:
             with failing(monkeypatch, Disk(folder, at)):
                 run.fit()
             break
         except Killed:
-            die_and_go_on(raw, folder, monkeypatch, random.Random(at))
-        assert differences(outcome(folder), straight) == [], at
+            die_and_go_on(five_steps, folder, monkeypatch, random.Random(at))
+        assert differences(outcome(folder), never_stopped) == [], at
     print(f"a run of {at - 1} operations on files dies at each: all end bit for bit as the one that never died")

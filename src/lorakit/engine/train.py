@@ -160,10 +160,7 @@ def train(
             optimizer.step()
         elif config.non_finite == "stop":
             with ranks.together():  # the sums are the same on all of them
-                raise NumericsError(
-                    f"step {number + 1}: the loss is {values[0]}, the gradient's norm {values[1]}; "
-                    f"training stopped before it could do harm; a lower train.lr (now {config.lr}) is the usual remedy"
-                )
+                raise _not_finite(number, values[0], values[1], config.lr)
         optimizer.zero_grad()
         yield Step(
             number=number + 1,
@@ -211,6 +208,13 @@ def _no_room(rows: int, number: int, lengths: Sequence[int]) -> ConfigError:
         f"step {number + 1}: out of memory with {rows} of {len(lengths)} examples at a time, the longest of "
         f"{max(lengths)} tokens: a lower train.micro_batch_size or data.max_length, a smaller model.base or "
         "model.quantize = 'nf4' takes less"
+    )
+
+
+def _not_finite(number: int, loss: float, grad_norm: float, lr: float) -> NumericsError:
+    return NumericsError(
+        f"step {number + 1}: the loss is {loss}, the gradient's norm {grad_norm}; "
+        f"training stopped before it could do harm; a lower train.lr (now {lr}) is the usual remedy"
     )
 
 
