@@ -46,6 +46,8 @@ class Screen:
             self.progress = None
 
     def _started(self, event: Started) -> None:
+        self.close()  # of the run before
+        self.examples, self.loss = 0, 0.0
         self.steps, self.start, self.metric = event.steps, event.start, event.metric
         self.began = self.shown = time.monotonic()
         if self.console.is_terminal:
