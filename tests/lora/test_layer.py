@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorakit.lora import DoRA, LoRA, LoRALinear, Routing
+from lorakit.lora import DoRA, LoRA, LoRALinear, Routing, SavedModule
 from lorakit.lora.variants import INITS, SCALINGS, Factors, named_generator
 from tests.lora.oracle import CLOSE
 
@@ -222,3 +224,39 @@ def test_routing_of_a_wrong_number_of_rows_raises(sizes: tuple[int, int]) -> Non
     host.routing.segments = [("a", sizes[0]), (None, sizes[1])]
     with pytest.raises(ValueError, match=f"routing covers {sum(sizes)} rows, the batch has 4"):
         host(rows(4))
+
+
+def test_heads_of_different_widths_share_a_batch_padded_with_zeros() -> None:
+    host = SavedModule(nn.Linear(4, 2), Routing())
+    for name, width in (("two", 2), ("five", 5)):
+        host.adapters[name] = nn.Linear(4, width)
+    x = torch.randn(3, 4)
+    with host.routing.routed([("two", 1), ("five", 2)]):
+        y = host(x)
+    torch.testing.assert_close(y[:1, :2], host.adapters["two"](x[:1]))
+    torch.testing.assert_close(y[1:], host.adapters["five"](x[1:]))
+    assert not y[:1, 2:].any()
+
+
+def test_threads_route_apart() -> None:
+    routing = Routing()
+    routing.use("all")
+    inside, left = threading.Event(), threading.Event()
+    seen = []
+
+    def other() -> None:
+        with routing.routed([("one", 0)]):
+            inside.set()
+            left.wait(timeout=10)
+            seen.append(routing.only())
+        seen.append(routing.only())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(timeout=10)
+    with routing.routed([]):
+        assert routing.only() is None
+    assert routing.only() == "all"
+    left.set()
+    thread.join()
+    assert seen == ["one", "all"]

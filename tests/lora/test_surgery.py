@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, merge, quantize
-from lorakit.lora.kernels import adapted_linear
+from lorakit.lora.kernels import Update, adapted_linear
 from lorakit.lora.surgery import fuse, read_first_row
 from tests.tiny import tiny, tiny_batch
 
@@ -75,13 +76,33 @@ def test_adapted_linear_is_differentiated_right() -> None:
     )
     for tensor in (x, A, B):
         tensor.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, A, B: adapted_linear(x, W, b, A, B, 0.7), (x, A, B))
-    torch.testing.assert_close(adapted_linear(x, W, b, A, B, 0.7), x @ (W + 0.7 * B @ A).T + b)
+    assert torch.autograd.gradcheck(lambda x, A, B: adapted_linear(x, W, b, [Update(len(x), A, B, 0.7)]), (x, A, B))
+    torch.testing.assert_close(adapted_linear(x, W, b, [Update(len(x), A, B, 0.7)]), x @ (W + 0.7 * B @ A).T + b)
+
+
+def test_updates_of_neighbours_are_differentiated_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, dtype=torch.float64, generator=generator)
+    x, W = draw(8, 3, 5), draw(4, 5)
+    sizes, ranks, scalings = (2, 2, 1, 2, 1), (2, 2, 2, 3, None), (0.7, 0.7, 0.7, 0.5, 1.0)  # alike are the first two
+    factors = [draw(shape) for r in ranks if r for shape in ((r, 5), (4, r))]
+
+    def updates(factors: Sequence[Tensor]) -> list[Update]:
+        pairs = [*zip(factors[::2], factors[1::2], strict=True), (None, None)]
+        return [Update(n, A, B, s) for n, (A, B), s in zip(sizes, pairs, scalings, strict=True)]
+
+    inputs = [tensor.requires_grad_() for tensor in (x, *factors)]
+    assert torch.autograd.gradcheck(lambda x, *factors: adapted_linear(x, W, None, updates(factors)), inputs)
+    rows = x.split(sizes)
+    dense = [W if A is None else W + s * B @ A for _, A, B, s in updates(factors)]
+    wanted = torch.cat([part @ weight.T for part, weight in zip(rows, dense, strict=True)])
+    torch.testing.assert_close(adapted_linear(x, W, None, updates(factors)), wanted)
 
 
 def test_nothing_is_kept_for_factors_that_are_not_trained() -> None:
     x = torch.randn(3, 5, requires_grad=True)
-    y = adapted_linear(x, torch.randn(4, 5), None, torch.randn(2, 5), torch.randn(4, 2, requires_grad=True), 1.0)
+    A, B = torch.randn(2, 5), torch.randn(4, 2, requires_grad=True)
+    y = adapted_linear(x, torch.randn(4, 5), None, [Update(len(x), A, B)])
     assert y.grad_fn is not None
     assert not any(saved is not None and saved.shape == x.shape for saved in y.grad_fn.saved_tensors)
 
@@ -100,7 +121,7 @@ def test_what_adds_more_than_a_product_takes_the_plain_way(settings: dict[str, o
     assert torch.equal(*answers)
 
 
-def test_a_mixed_batch_the_base_and_a_merged_adapter_are_left_alone() -> None:
+def test_a_mixed_batch_is_fused_and_the_base_and_a_merged_adapter_are_left_alone() -> None:
     plain = adapted(BERT)
     fast = copy.deepcopy(plain)
     fuse(fast)
@@ -111,7 +132,7 @@ def test_a_mixed_batch_the_base_and_a_merged_adapter_are_left_alone() -> None:
     for segments in ([("default", 2), (None, rows - 2)], []):
         for model in (plain, fast):
             hosts(model)[0][1].routing.segments = list(segments)
-        assert torch.equal(plain(**batch).logits, fast(**batch).logits)
+        torch.testing.assert_close(plain(**batch).logits, fast(**batch).logits)
     for model in (plain, fast):
         hosts(model)[0][1].routing.use("default")
         merge(model, "default")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorakit.app.inspecting import Inspection
 from lorakit.engine.runtime import GAIN, SHAPE, bf16_gain, pick_device, pick_dtype
-from lorakit.lora.kernels import adapted_linear
+from lorakit.lora.kernels import Update, adapted_linear
 
 R = 8
 ATTENTION = (32, 12, 24, 32)  # texts, heads, tokens, width of a head: MiniLM over short sentences
@@ -56,7 +56,7 @@ def linear_seconds(fused: bool) -> float:
     def plain() -> Tensor:
         return F.linear(x, weight, bias) + F.linear(F.linear(x, A), B) * 2.0
 
-    return seconds(lambda: adapted_linear(x, weight, bias, A, B, 2.0) if fused else plain())
+    return seconds(lambda: adapted_linear(x, weight, bias, [Update(len(x), A, B, 2.0)]) if fused else plain())
 
 
 def attention_seconds(wide: bool) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,42 +52,96 @@ def rescale(y: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
     return answer
 
 
+class Update(NamedTuple):
+    """What is added to the answers for `n` neighbouring examples of a batch: s B A x, or nothing where A is None."""
+
+    n: int
+    A: Tensor | None = None
+    B: Tensor | None = None
+    scaling: float = 1.0
+
+
+class Group(NamedTuple):
+    """Updates of one rank and scaling for equally many rows each, one after the other: a batched product takes them all."""
+
+    start: int  # the first row
+    updates: int
+    rows: int  # of each
+    scaling: float
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Their part of all rows. Shapes: (N, d) to (updates, rows, d)."""
+        return rows[self.start : self.start + self.updates * self.rows].view(self.updates, self.rows, rows.shape[-1])
+
+
 class AdaptedLinear(torch.autograd.Function):
     """The computation of `adapted_linear`. Of its two large arrays, x and y, one is kept and each is written once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Frozen, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        rows, (weight, bias), dtype = x.reshape(-1, x.shape[-1]), frozen, A.dtype
-        A, B = A.to(x.dtype), B.to(x.dtype)
-        inner = rows @ A.T  # (N, r)
-        y = F.linear(rows, weight, bias).addmm_(inner, B.T, alpha=scaling)
-        ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, inner, weight, A, B)
-        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, dtype
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, groups: Sequence[Group], *factors: Tensor) -> Tensor:
+        rows, (weight, bias) = x.reshape(-1, x.shape[-1]), frozen
+        y = F.linear(rows, weight, bias)
+        kept: list[Tensor] = []
+        rest = iter(factors)
+        for group in groups:
+            own = list(islice(rest, 2 * group.updates))
+            A, B = (torch.stack(own[i::2]).to(x.dtype) for i in (0, 1))  # (updates, r, d_in), (updates, d_out, r)
+            inner = torch.bmm(group.of(rows), A.mT).mul_(group.scaling)  # (updates, rows, r)
+            group.of(y).baddbmm_(inner, B.mT)
+            kept += [inner, A, B]
+        trains_A = any(ctx.needs_input_grad[3::2])
+        ctx.save_for_backward(rows if trains_A else None, weight, *kept)
+        ctx.groups, ctx.shape, ctx.dtypes = groups, x.shape, [factor.dtype for factor in factors]
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, weight, A, B = ctx.saved_tensors
-        by_x, _, by_A, by_B, _ = ctx.needs_input_grad
+        rows, weight, *kept = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        by_inner = (grad @ B).mul_(ctx.scaling)  # (N, r)
-        return (
-            (grad @ weight).addmm_(by_inner, A).view(ctx.shape) if by_x else None,
-            None,
-            (by_inner.T @ rows).to(ctx.dtype) if by_A else None,
-            (grad.T @ inner).mul_(ctx.scaling).to(ctx.dtype) if by_B else None,
-            None,
-        )
+        by_x = grad @ weight if ctx.needs_input_grad[0] else None
+        by_factors: list[Tensor] = []
+        for group, inner, A, B in zip(ctx.groups, kept[::3], kept[1::3], kept[2::3], strict=True):
+            by_y = group.of(grad)
+            by_inner = torch.bmm(by_y, B).mul_(group.scaling)  # (updates, rows, r)
+            if by_x is not None:
+                group.of(by_x).baddbmm_(by_inner, A)
+            by_A = A if rows is None else torch.bmm(by_inner.mT, group.of(rows))  # A stands for what is not asked for
+            by_B = torch.bmm(by_y.mT, inner)
+            by_factors += chain.from_iterable(zip(by_A, by_B, strict=True))
+        typed = [
+            by.to(dtype) if needed else None
+            for by, dtype, needed in zip(by_factors, ctx.dtypes, ctx.needs_input_grad[3:], strict=True)
+        ]
+        return (None if by_x is None else by_x.view(ctx.shape), None, None, *typed)
 
 
-def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """W x + b + s B A x, with W and b frozen: no pass over x or y but the matrix products themselves.
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, updates: Sequence[Update]) -> Tensor:
+    """W x + b + s B A x, with W and b frozen, and each example under the A, B and s of its own update.
 
     Autograd's own way keeps and scales the product B A x, which is as large as y, adds it to y, and adds the two gradients
-    of x. Here the second product is added in place to the first, both ways, and s meets arrays of width r alone.
+    of x. Here the second product is added in place to the first, both ways, and s meets arrays of width r alone: no pass
+    over x or y but the matrix products themselves. The updates go through the examples in order.
 
-    Shapes: x (..., d_in); weight (d_out, d_in), bias (d_out,), in the dtype of x; A (r, d_in) and B (d_out, r) in fp32.
+    Shapes: x (examples, ..., d_in); weight (d_out, d_in), bias (d_out,), in the dtype of x; A (r, d_in), B (d_out, r) in fp32.
     """
-    y: Tensor = AdaptedLinear.apply(x, (weight, bias), A, B, scaling)
+    groups = _grouped(updates, math.prod(x.shape[1:-1]))
+    factors = chain.from_iterable((update.A, update.B) for update in updates if update.A is not None)
+    y: Tensor = AdaptedLinear.apply(x, (weight, bias), groups, *factors)
     return y
+
+
+def _grouped(updates: Sequence[Update], width: int) -> list[Group]:
+    """Neighbours that one product can take; `width` is the rows that an example has."""
+    groups: list[Group] = []
+    start, before = 0, Update(0)
+    for update in updates:
+        rows = update.n * width
+        if update.A is not None:
+            alike = before.A is not None and before.A.shape == update.A.shape and before.scaling == update.scaling
+            if alike and before.n == update.n:
+                groups[-1] = groups[-1]._replace(updates=groups[-1].updates + 1)
+            else:
+                groups.append(Group(start, 1, rows, update.scaling))
+        start, before = start + rows, update
+    return groups

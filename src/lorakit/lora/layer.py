@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterError
 from lorakit.lora.geometry import geometry_of
-from lorakit.lora.kernels import adapted_linear
+from lorakit.lora.kernels import Update, adapted_linear
 from lorakit.lora.updates import LoRA
 
 BASE = None  # as an adapter name in a routing: these rows see the base model alone
 
 
-class Routing:
-    """Which adapter serves which rows of a batch; one object per model, shared by all its hosts.
+Segments = Sequence[tuple[str | None, int]]  # adapter and number of examples
 
-    `segments` lists (adapter, number of rows) in batch order. One segment serves the whole batch whatever its
-    size; no segment means the base model. Beam search multiplies rows, so the caller multiplies the counts.
+
+class Routing:
+    """Which adapter serves which examples of a batch; one object per model, shared by all its hosts.
+
+    `segments` are in batch order. One segment serves the whole batch whatever its size; no segment means the base model.
+    Beam search multiplies examples, so the caller multiplies the counts.
     """
 
     def __init__(self) -> None:
-        self.segments: list[tuple[str | None, int]] = []
+        self._segments: Segments = []
+        self._of_thread: dict[int, Segments] = {}  # where a thread has said so, for it alone
+
+    @property
+    def segments(self) -> Segments:
+        """What holds here: what this thread is within (see `routed`), else what was last set."""
+        return self._of_thread.get(threading.get_ident(), self._segments)
+
+    @segments.setter
+    def segments(self, segments: Segments) -> None:
+        self._segments = segments
+
+    @contextmanager
+    def routed(self, segments: Segments) -> Iterator[None]:
+        """Within this block, in this thread, these segments hold: several threads can share a model."""
+        thread = threading.get_ident()
+        before = self._of_thread.get(thread)
+        self._of_thread[thread] = segments
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._of_thread[thread]
+            else:
+                self._of_thread[thread] = before
 
     def use(self, adapter: str | None) -> None:
-        """Send every row to one adapter, or to the base model."""
+        """Send every example to one adapter, or to the base model."""
         self.segments = [] if adapter is BASE else [(adapter, 0)]
 
     def only(self) -> str | None:
@@ -37,16 +67,30 @@ class Routing:
             raise ValueError("nn.MultiheadAttention serves one adapter a batch")
         return self.segments[0][0] if self.segments else BASE
 
+    def sized(self, n: int) -> Segments:
+        """The segments of a batch of n examples, with their numbers.
+
+        Raises:
+            ValueError: several segments cover more or less than the batch.
+        """
+        if len(self.segments) <= 1:
+            return [(self.only(), n)]
+        if (covered := sum(size for _, size in self.segments)) != n:
+            raise ValueError(f"routing covers {covered} rows, the batch has {n}")
+        return self.segments
+
     def map(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """Apply `function(adapter, *slices)` to each segment of `rows` and put the answers together again."""
+        """Apply `function(adapter, *slices)` to each segment of `rows` and put the answers together again.
+
+        Where they differ in width (heads for more and for fewer classes), zeros make them as wide as the widest.
+        """
         if len(self.segments) <= 1:
             return function(self.only(), *rows)
-        sizes = [size for _, size in self.segments]
-        if sum(sizes) != len(rows[0]):
-            raise ValueError(f"routing covers {sum(sizes)} rows, the batch has {len(rows[0])}")
-        pieces = zip(*(tensor.split(sizes) for tensor in rows), strict=True)
-        answers = [function(adapter, *slices) for (adapter, _), slices in zip(self.segments, pieces, strict=True)]
-        return torch.cat(answers)
+        segments = self.sized(len(rows[0]))
+        pieces = zip(*(tensor.split([size for _, size in segments]) for tensor in rows), strict=True)
+        answers = [function(adapter, *slices) for (adapter, _), slices in zip(segments, pieces, strict=True)]
+        width = max(answer.shape[-1] for answer in answers)
+        return torch.cat([F.pad(answer, (0, width - answer.shape[-1])) for answer in answers])
 
 
 class AdapterHost(nn.Module):
@@ -126,18 +170,23 @@ class Layer(AdapterHost):
         self.geometry = geometry
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        update = self._fusible() if self.fused else None
-        if update is None:
+        updates = self._plain_updates(len(x)) if self.fused and not self.merged else None
+        if updates is None:
             return super().forward(x, *args, **kwargs)
-        return adapted_linear(x, self.weight, self.base.bias, *update.factors(), update.scaling)
+        return adapted_linear(x, self.weight, self.base.bias, updates)
 
-    def _fusible(self) -> LoRA | None:
-        """The update that serves the whole batch, if it is W x + b + s B A x and nothing more."""
-        name = self.routing.only() if len(self.routing.segments) == 1 else BASE
-        if self.merged or name is BASE or name not in self.adapters:
-            return None
-        update = self.lora(name)
-        return update if update.is_plain() else None
+    def _plain_updates(self, n: int) -> list[Update] | None:
+        """What is added for each segment of n examples; None where nothing is, or more than s B A x."""
+        found = []
+        for adapter, size in self.routing.sized(n):
+            if adapter is BASE or adapter not in self.adapters:
+                found.append(Update(size))
+                continue
+            update = self.lora(adapter)
+            if not update.is_plain():
+                return None
+            found.append(Update(size, *update.factors(), update.scaling))
+        return found if any(update.A is not None for update in found) else None
 
     def lora(self, adapter: str) -> LoRA:
         """The update that `adapter` adds here."""
