@@ -17,6 +17,7 @@ from lorakit.lora.presets import PRESET_NAMES
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
 DataFormat = Literal[
@@ -201,12 +202,21 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
+    seeds: Seeds = ()  # instead: a run for each, and mean and spread of their scores
     eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: at the end of each epoch
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: with each evaluation
     patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
     non_finite: Literal["stop", "skip"] = "stop"  # what becomes of a step whose loss or gradient is not finite
     shard_base: bool = False  # with several processes: each keeps a part of the frozen layers and fetches the rest
     deterministic: bool = False  # on a GPU: the same bits each time, by slower algorithms; a CPU gives them anyway
+
+    @model_validator(mode="after")
+    def _seed_or_seeds(self) -> Self:
+        if self.seeds and self.seed:
+            raise ValueError(f"train.seed = {self.seed} and train.seeds = {list(self.seeds)}: name one of them")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"train.seeds = {list(self.seeds)}: the same seed twice would give the same run")
+        return self
 
 
 class OutputSection(Section):

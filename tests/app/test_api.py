@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
 
 from lorakit.app.api import train_recipe, train_recipes
+from lorakit.app.comparing import compare_runs
+from lorakit.app.console import score_lines
 from lorakit.engine.events import Evaluated, Event, Note
 from lorakit.engine.fit import Result
-from lorakit.errors import ConfigError, DataError, NumericsError
+from lorakit.errors import ConfigError, DataError, NumericsError, OutputError
 from lorakit.recipe import Recipe
 from tests.runs import changed, sections, weights
 
@@ -64,3 +67,32 @@ def test_train_recipes_paused_and_resumed_equals_a_run_without_a_pause(bert: Pat
     assert isinstance(whole, Result) and weights(whole.folder) == weights(straight.folder)
     first = json.loads((whole.folder / "metrics.jsonl").read_text().split("\n")[0])
     assert first["lr"] == json.loads((straight.folder / "metrics.jsonl").read_text().split("\n")[0])["lr"]
+
+
+def test_train_seeds_leaves_mean_and_sample_deviation_beside_a_run_for_each(
+    bert: Path, files: Path, tmp_path: Path
+) -> None:
+    several = recipe(bert, files, tmp_path / "several", "train.seeds=3,1", "train.epochs=1")
+    found = train_recipe(several)
+    runs = [found.folder / "seed-3", found.folder / "seed-1"]
+    each = [json.loads((run / "scores.json").read_text())["nll"] for run in runs]
+    scores = json.loads((found.folder / "scores.json").read_text())
+    assert scores["nll"] == pytest.approx(statistics.fmean(each))
+    assert scores["deviation"]["nll"] == pytest.approx(statistics.stdev(each)) and each[0] != each[1]
+    assert (scores["n"], scores["seeds"]) == (2, [3, 1])
+    assert f"nll                {scores['nll']:.4f} ± {statistics.stdev(each):.4f}" in score_lines(found.scores)
+    facts = compare_runs([found.folder]).facts["groups"]["A"]
+    assert facts["seeds"] == [1, 3]
+    assert facts["scores"]["nll"]["deviation"] == pytest.approx(statistics.stdev(each))
+    with pytest.raises(OutputError, match="exists already"):
+        train_recipe(several)
+
+
+def test_train_seeds_leaves_nothing_after_a_mistake(bert: Path, files: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        train_recipe(recipe(bert, files, tmp_path / "several", "train.seeds=0,1", "data.train=nowhere.csv"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match=r"train\.seed = 4 and train\.seeds = \[0, 1\]: name one of them"):
+        recipe(bert, files, tmp_path, "train.seeds=0,1", "train.seed=4")
+    with pytest.raises(ConfigError, match="the same seed twice"):
+        recipe(bert, files, tmp_path, "train.seeds=1,1")

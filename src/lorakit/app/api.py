@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lorakit.app.figures import write_figures
+from lorakit.app.seeds import group_folder, seed_recipes, summary
+from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Evaluated, Event, Note, Report, Started, ignore
 from lorakit.engine.fit import Result, Run
 from lorakit.engine.prepare import prepare
@@ -40,10 +44,13 @@ def train_recipe(
 ) -> Result:
     """Train a recipe into its run folder, pictures included. `resume` is `auto` or a checkpoint's path.
 
-    `until` may stop it early, as said at `train_recipes`. Under torchrun this process is one of several, all of which
+    With train.seeds there is a run for each seed, and the scores are their means. `until` may stop a run early, as said
+    at `train_recipes`. Under torchrun this process is one of several, all of which
     call this; the first of them writes and reports.
     """
     folder = Path(recipe.output.dir or default_folder(recipe))
+    if recipe.train.seeds:
+        return _train_seeds(recipe, folder, report, resume)
     with deterministic(recipe.train.deterministic), joined() as ranks, stop_on_signals() as stop, ExitStack() as stack:
         report = report if ranks.is_first else ignore
         ranks.first(stack.enter_context, run_folder(folder, resume, report))  # before the work of preparing
@@ -95,6 +102,22 @@ def train_recipes(
     if isinstance(first, LorakitError) and not isinstance(first, NumericsError) and len(set(map(str, results))) == 1:
         raise first
     return results
+
+
+def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | None) -> Result:
+    if resume not in (None, "auto"):
+        raise ConfigError(f"--resume {resume}: train.seeds has a checkpoint for each seed; say --resume auto")
+    is_first = os.environ.get("RANK", "0") == "0"
+    with group_folder(folder, recipe, resume, report) if is_first else nullcontext():
+        results = train_recipes(seed_recipes(recipe, folder), report=report, resume=resume)
+        for seed, result in zip(recipe.train.seeds, results, strict=True):
+            if isinstance(result, LorakitError):
+                report(Note(f"train.seed = {seed} failed:"))
+                raise result
+        scores = summary([result for result in results if isinstance(result, Result)])
+        if is_first:
+            atomic_text(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    return Result(folder, scores)
 
 
 class _Pause:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorakit.app.inspecting import Inspection
+from lorakit.app.seeds import runs_of
 from lorakit.data.example import Columns
 from lorakit.engine.predictor import load
 from lorakit.engine.resamples import Sampled, read_resamples, sampled
@@ -67,9 +68,12 @@ class Comparison(NamedTuple):
 def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns = Columns()) -> Inspection:
     """Compare runs on their validation examples, or on the examples in `on` by predicting them.
 
+    The folder of several seeds stands for its runs.
+
     Raises:
         ConfigError: there is nothing to compare. DataError: runs were scored on different examples.
     """
+    paths = [run for path in paths for run in runs_of(path)]
     if len(paths) < 2:
         raise ConfigError("compare takes two runs at least")
     runs = [_judged(path, read_resamples(path) if on is None else _predicted(path, on, columns)) for path in paths]

@@ -83,9 +83,9 @@ class Screen:
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
     """The scores of a run or an evaluation as a small table, those of the test part behind them."""
-    intervals = scores.get("intervals", {})
+    intervals, deviation = scores.get("intervals", {}), scores.get("deviation", {})
     lines = [
-        f"{key:<18} {value:.4f}{_between(intervals.get(key))}{READINGS.get(key, '')}"
+        f"{key:<18} {value:.4f}{_spread(deviation.get(key))}{_between(intervals.get(key))}{READINGS.get(key, '')}"
         for key, value in scores.items()
         if isinstance(value, float) and key not in COSTS
     ]
@@ -100,6 +100,8 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         lines.append(_temperature(scores["calibration"]))
     if scores.get("evaluations", 1) > 1:
         lines.append(f"the best of {scores['evaluations']} evaluations on the same examples, so a little optimistic")
+    if len(seeds := scores.get("seeds", ())) > 1:
+        lines.append(f"mean and standard deviation over the seeds {', '.join(map(str, seeds))}")
     test = score_lines(scores["test"]) if "test" in scores else []
     return [*lines, *(f"test {line}" for line in test)]
 
@@ -108,6 +110,10 @@ def _temperature(found: dict[str, Any]) -> str:
     changes = (f"{name} {found['unscaled'][name]:.3f} to {found['scaled'][name]:.3f}" for name in ("ece", "nll"))
     kept = "in the answers" if found["applied"] else "left out of the answers (task.calibrate)"
     return f"  a temperature of {found['temperature']:.2f}, {kept}, takes {', '.join(changes)}"
+
+
+def _spread(deviation: float | None) -> str:
+    return "" if deviation is None else f" ± {deviation:.4f}"
 
 
 def _between(interval: list[float] | None) -> str:
