@@ -215,6 +215,6 @@ def taught(model: nn.Module, task: Task, batch: Batch) -> nn.Module:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        (task.loss(model, batch) / task.n_targets(batch)).backward()
+        (task.losses(model, batch).sum() / task.n_targets(batch)).backward()
         optimizer.step()
     return model.eval()

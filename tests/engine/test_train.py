@@ -171,8 +171,8 @@ def test_bucketed_equals_padded(task_sections: dict) -> None:
     batches = list(prepared.plan.batches(0))[: prepared.plan.steps_per_epoch]
     together = task.collate(part.flat)
     with torch.no_grad():
-        apart = sum(task.loss(model, task.collate([part.flat[i] for i in batch])) for batch in batches)
-        torch.testing.assert_close(apart, task.loss(model, together), atol=1e-4, rtol=1e-5)
+        apart = sum(task.losses(model, task.collate([part.flat[i] for i in batch])).sum() for batch in batches)
+        torch.testing.assert_close(apart, task.losses(model, together).sum(), atol=1e-4, rtol=1e-5)
         raws = iter(task.predict(model, together))
     padded = [task.answer(e, list(islice(raws, len(own)))) for e, own in zip(part.examples, part.items, strict=True)]
     bucketed = answer_all(model, task, part.examples, part.items, prepared.device)

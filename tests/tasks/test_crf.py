@@ -115,7 +115,7 @@ def teach(model) -> None:
 def test_untrained_crf_is_the_plain_tagger(task, model, word_pieces):
     plain = TokenClassification(word_pieces, LABELS, max_length=32)
     batch = task.collate(items_of(task, EXAMPLES))
-    torch.testing.assert_close(task.loss(model, batch), plain.loss(model, batch))
+    torch.testing.assert_close(task.losses(model, batch).sum(), plain.losses(model, batch).sum())
     assert task.n_targets(batch) == plain.n_targets(batch) == sum(len(example.words) for example in EXAMPLES)
     examples = [*EXAMPLES, of_words(["Peter", "\u200b", "EU"], ["B-PER", "O", "B-LOC"])]
     cpu = torch.device("cpu")
@@ -137,8 +137,8 @@ def test_loss_is_over_words_and_passes_over_those_without_a_piece(task, model):
     emissions = log_p[[encoded.word_ids(0).index(word) for word in range(3)]]
     every = [score_by_hand(emissions, table, path) for path in product(range(C), repeat=3)]
     gold = score_by_hand(emissions, table, [LABELS.index(tag) for tag in ("B-PER", "I-PER", "O")])
-    alone = task.loss(model, task.collate(items_of(task, [EXAMPLES[0]])))
-    torch.testing.assert_close(task.loss(model, batch) - alone, torch.stack(every).logsumexp(0) - gold)
+    alone = task.losses(model, task.collate(items_of(task, [EXAMPLES[0]]))).sum()
+    torch.testing.assert_close(task.losses(model, batch).sum() - alone, torch.stack(every).logsumexp(0) - gold)
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def test_windows_train_the_paths_of_their_own_words(model, word_pieces):
     words, tags = ["Peter", "visits", "the", "EU"], ["B-PER", "O", "O", "B-LOC"]
     whole, parts = of_words(words * 2, tags * 2), [of_words(words, tags)] * 2
     with torch.no_grad():
-        apart, together = (task.loss(model, task.collate(items_of(task, rows))) for rows in ([whole], parts))
+        apart, together = (task.losses(model, task.collate(items_of(task, rows))).sum() for rows in ([whole], parts))
     torch.testing.assert_close(apart, together)
 
 

@@ -54,13 +54,13 @@ def test_encoding_keeps_to_the_length_limit(word_pieces, examples):
 def test_loss_is_that_of_transformers_times_the_targets(task, model, examples):
     batch = task.collate(items_of(task, examples))
     assert task.n_targets(batch) == len(examples)
-    torch.testing.assert_close(task.loss(model, batch), model(**batch).loss * len(examples))
+    torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * len(examples))
 
 
 def test_loss_of_a_batch_is_the_sum_of_its_rows(task, model):
     items = items_of(task, EXAMPLES)
-    rows = [task.loss(model, task.collate([item])) for item in items]
-    torch.testing.assert_close(task.loss(model, task.collate(items)), torch.stack(rows).sum())
+    rows = [task.losses(model, task.collate([item])).sum() for item in items]
+    torch.testing.assert_close(task.losses(model, task.collate(items)).sum(), torch.stack(rows).sum())
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ SOFT = [
 
 def test_loss_of_soft_labels_is_the_mean_of_hard_ones_by_their_shares(task, model):
     def hard(example: Example) -> torch.Tensor:
-        return task.loss(model, task.collate(items_of(task, [example])))
+        return task.losses(model, task.collate(items_of(task, [example]))).sum()
 
     for example in SOFT:
         shares = {example.label: 1.0} if isinstance(example.label, str) else example.label
@@ -119,8 +119,8 @@ def test_loss_of_soft_labels_is_the_mean_of_hard_ones_by_their_shares(task, mode
 
 def test_loss_of_soft_and_hard_labels_together_is_their_sum(task, model):
     items = items_of(task, SOFT)
-    alone = torch.stack([task.loss(model, task.collate([item])) for item in items])
-    torch.testing.assert_close(task.loss(model, task.collate(items)), alone.sum())
+    alone = torch.stack([task.losses(model, task.collate([item])).sum() for item in items])
+    torch.testing.assert_close(task.losses(model, task.collate(items)).sum(), alone.sum())
 
 
 def test_soft_labels_are_scored_against_the_most_probable_one(task):
@@ -154,9 +154,9 @@ def test_weights_multiply_the_losses_and_not_the_divisor(word_pieces, task, mode
     wanted = 0.0
     for example in EXAMPLES:
         batch = task.collate(items_of(task, [example]))
-        wanted += heavy.weights.get(example.label, 1.0) * task.loss(model, batch)
+        wanted += heavy.weights.get(example.label, 1.0) * task.losses(model, batch).sum()
     batch = heavy.collate(items_of(heavy, EXAMPLES))
-    torch.testing.assert_close(heavy.loss(model, batch), wanted)
+    torch.testing.assert_close(heavy.losses(model, batch).sum(), wanted)
     assert heavy.n_targets(batch) == len(EXAMPLES)
 
 

@@ -92,15 +92,17 @@ def test_labels_are_ignored_where_padded_and_nowhere_else(task, batch):
 
 def test_loss_is_that_of_transformers_times_the_targets(task, batch, make_writer):
     model = make_writer().eval()
-    torch.testing.assert_close(task.loss(model, batch), model(**batch).loss * task.n_targets(batch))
+    torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * task.n_targets(batch))
 
 
 def test_no_logits_are_computed_of_padding(task, batch, make_writer):
     model = make_writer()
     seen: list[torch.Size] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1]))
-    task.loss(model, batch)
-    task.loss(model, {**batch, "labels": torch.full_like(batch["labels"], IGNORE)}).backward()  # a share without rows
+    task.losses(model, batch).sum()
+    task.losses(
+        model, {**batch, "labels": torch.full_like(batch["labels"], IGNORE)}
+    ).sum().backward()  # a share without rows
     assert seen == [(task.n_targets(batch),), (0,)]
     model(input_ids=batch["input_ids"], labels=batch["labels"])
     assert seen[-1] == batch["labels"].shape
@@ -108,8 +110,8 @@ def test_no_logits_are_computed_of_padding(task, batch, make_writer):
 
 def test_loss_of_a_batch_is_the_sum_of_its_rows(task, batch, make_writer):
     model = make_writer().eval()
-    rows = [task.loss(model, task.collate([item])) for item in items_of(task, EXAMPLES)]
-    torch.testing.assert_close(task.loss(model, batch), torch.stack(rows).sum())
+    rows = [task.losses(model, task.collate([item])).sum() for item in items_of(task, EXAMPLES)]
+    torch.testing.assert_close(task.losses(model, batch).sum(), torch.stack(rows).sum())
 
 
 @pytest.mark.parametrize("limit", [CUT, 32])

@@ -97,13 +97,13 @@ def test_labels_are_ignored_where_padded_and_at_other_sub_words(task):
 def test_loss_is_that_of_transformers_times_the_targets(task, model):
     batch = task.collate(items_of(task, EXAMPLES))
     inputs = {key: value for key, value in batch.items() if key != "first"}
-    torch.testing.assert_close(task.loss(model, batch), model(**inputs).loss * task.n_targets(batch))
+    torch.testing.assert_close(task.losses(model, batch).sum(), model(**inputs).loss * task.n_targets(batch))
 
 
 def test_loss_of_a_batch_is_the_sum_of_its_rows(task, model):
     items = items_of(task, EXAMPLES)
-    rows = [task.loss(model, task.collate([item])) for item in items]
-    torch.testing.assert_close(task.loss(model, task.collate(items)), torch.stack(rows).sum())
+    rows = [task.losses(model, task.collate([item])).sum() for item in items]
+    torch.testing.assert_close(task.losses(model, task.collate(items)).sum(), torch.stack(rows).sum())
 
 
 @torch.no_grad()

@@ -230,7 +230,7 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Pl
         for positions in islice(plan.batches(0), INIT_STEPS)
         for batch in micro_batches(task, items, positions, device, plan.micro_batch_size)
     )
-    return Data(batches, lambda batch: task.loss(model, dict(batch)))
+    return Data(batches, lambda batch: task.losses(model, dict(batch)).sum())
 
 
 def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | None, Sequence[Target]]:

@@ -151,7 +151,9 @@ def train(
         if config.shard_base:
             blank = next(micro_batches(task, items, positions[:1], device, micro))
             for _ in range(max(ranks.gather(len(window))) - len(window)):
-                (task.loss(model, blank) * 0).backward()  # as often as the other ranks, who need our part of the base
+                (
+                    task.losses(model, blank).sum() * 0
+                ).backward()  # as often as the other ranks, who need our part of the base
         loss = ranks.sum_gradients(parameters, own_loss)
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         values = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
@@ -193,7 +195,7 @@ def _backward(
     total = torch.zeros((), device=device)
     try:
         for batch in window:
-            loss = task.loss(model, batch) / n_targets
+            loss = task.losses(model, batch).sum() / n_targets
             loss.backward()
             total += loss.detach()
     except (RuntimeError, MemoryError) as err:

@@ -108,8 +108,8 @@ class Task(Protocol):
         """Labelled positions: what the summed loss is divided by."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss summed over labelled positions, a scalar."""
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each row, summed over its labelled positions. Shapes: (B,)."""
         ...
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:

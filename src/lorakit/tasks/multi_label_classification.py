@@ -48,9 +48,9 @@ class MultiLabelClassification(SequenceTask):
         shares = (self._gold(examples).sum(axis=0) + 0.5) / (len(examples) + 1)  # never 0 or 1
         head.bias.copy_(torch.from_numpy(shares).logit())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch)).logits  # (B, C)
-        return F.binary_cross_entropy_with_logits(logits.float(), batch["labels"], reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits.float(), batch["labels"], reduction="none").sum(1)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[list[float]]:
         probabilities: list[list[float]] = model(**inputs_of(batch)).logits.float().sigmoid().tolist()

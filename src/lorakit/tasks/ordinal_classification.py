@@ -45,11 +45,11 @@ class OrdinalClassification(SequenceTask):
     def stack(self, targets: Sequence[list[Any]]) -> Tensor:
         return torch.tensor([target[0] for target in targets])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch)).logits.float()  # (B, C - 1)
         ranks, step = batch["labels"].unsqueeze(1), torch.arange(logits.shape[1], device=logits.device)
         is_beyond, comes_to = (ranks > step).float(), (ranks >= step).float()  # (B, C - 1)
-        return F.binary_cross_entropy_with_logits(logits, is_beyond, weight=comes_to, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits, is_beyond, weight=comes_to, reduction="none").sum(1)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[list[float]]:
         logits = model(**inputs_of(batch)).logits.float()  # (B, C - 1)

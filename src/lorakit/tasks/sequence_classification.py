@@ -82,10 +82,10 @@ class SequenceClassification(SequenceTask):
         one_hot = torch.eye(len(self.labels)).tolist()
         return torch.tensor([one_hot[target[0]] if len(target) == 1 else target for target in targets])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch)).logits.float()  # (B, C)
         weight = logits.new_tensor([self.weights.get(label, 1.0) for label in self.labels]) if self.weights else None
-        return F.cross_entropy(logits, batch["labels"], weight=weight, reduction="sum")
+        return F.cross_entropy(logits, batch["labels"], weight=weight, reduction="none")
 
     def predict(self, model: nn.Module, batch: Batch) -> list[list[float]]:
         probabilities: list[list[float]] = model(**inputs_of(batch)).logits.float().softmax(-1).tolist()

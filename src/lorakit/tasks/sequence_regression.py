@@ -46,9 +46,9 @@ class SequenceRegression(SequenceTask):
     def target(self, example: Example) -> list[float]:
         return [(self.expected(example) - self.mean) / self.spread]
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch)).logits  # (B, 1)
-        return F.mse_loss(logits.float(), batch["labels"], reduction="sum")
+        return F.mse_loss(logits.float(), batch["labels"], reduction="none").sum(1)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[float]:
         logits: list[float] = model(**inputs_of(batch)).logits.float().squeeze(-1).tolist()

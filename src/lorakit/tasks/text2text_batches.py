@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
 
@@ -34,14 +35,23 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: 
     return [row[:limit] for row in ids]
 
 
-def summed_loss(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the tokens to be written, a scalar; of what is padding no logits are computed."""
+def losses_of_rows(model: Any, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed.
+
+    Other threads may be inside of the same model.
+    """
     labels = batch["labels"]
     wanted = labels != IGNORE
     decoder_input = model.prepare_decoder_input_ids_from_labels(labels=labels)
-    head = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0][wanted],))
+    thread = threading.get_ident()
+
+    def keep_wanted(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (inputs[0][wanted],) if threading.get_ident() == thread else None
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
     try:
         logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
     finally:
-        head.remove()
-    return F.cross_entropy(logits.float(), labels[wanted], reduction="sum")
+        hook.remove()
+    losses = F.cross_entropy(logits.float(), labels[wanted], reduction="none")  # (N,)
+    return losses.new_zeros(labels.shape).masked_scatter(wanted, losses).sum(1)

@@ -19,7 +19,7 @@ from lorakit.tasks.decoding import Decoder, greedy
 from lorakit.tasks.label_scores import classification_metrics, classification_scores, classification_statistics, mean
 from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
 from lorakit.tasks.spelling import decode
-from lorakit.tasks.text2text_batches import n_targets, summed_loss
+from lorakit.tasks.text2text_batches import n_targets, losses_of_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,8 +85,8 @@ class Text2TextClassification(SequenceTask):
     def n_targets(self, batch: Batch) -> int:
         return n_targets(batch)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return summed_loss(model, batch)
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return losses_of_rows(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Named]:
         if self.constrained:

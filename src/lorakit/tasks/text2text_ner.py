@@ -22,7 +22,7 @@ from lorakit.tasks.entity_scores import entity_scores, entity_statistics
 from lorakit.tasks.entity_text import EntityFormat, Mention, Reading
 from lorakit.tasks.label_scores import prf
 from lorakit.tasks.spelling import Spelling, decode
-from lorakit.tasks.text2text_batches import collate, n_targets, summed_loss, target_ids
+from lorakit.tasks.text2text_batches import collate, n_targets, losses_of_rows, target_ids
 from lorakit.tasks.text2text_formats import make_format
 from lorakit.tasks.token_classification import entity_dicts
 
@@ -156,8 +156,8 @@ class Text2TextNer(Untuned):
     def n_targets(self, batch: Batch) -> int:
         return n_targets(batch)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return summed_loss(model, batch)
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return losses_of_rows(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Written]:
         languages = [self.language(row) for row in batch["source"].tolist()] if self.constrained else None

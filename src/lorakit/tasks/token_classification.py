@@ -139,18 +139,18 @@ class TokenClassification(Untuned):
     def n_targets(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORE).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch)).logits.float()  # (B, T, C)
         labels = batch["labels"]
         if not self.crf:
-            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+            return F.cross_entropy(logits.mT, labels, ignore_index=IGNORE, reduction="none").sum(1)
         order = (
             batch["first"].ge(0).long().argsort(dim=1, descending=True, stable=True)
         )  # words without a piece come last
         first = batch["first"].gather(1, order)  # (B, W)
         log_p = _at(logits.log_softmax(-1), first)
         tags = labels.gather(1, first.clamp_min(0)).clamp_min(0)
-        return -log_likelihood(log_p, self._transitions(model, log_p), tags, first >= 0).sum()
+        return -log_likelihood(log_p, self._transitions(model, log_p), tags, first >= 0)
 
     def _transitions(self, model: nn.Module, log_p: Tensor) -> Tensor:
         """Scores of neighbouring tags, which are all alike without a CRF. Shapes: log_p (B, W, C), (B, C, C)."""
