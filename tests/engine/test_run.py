@@ -251,6 +251,7 @@ CONTENT = {
     "predictions.jsonl",
     "resamples.json",
     "recipe.toml",
+    "report.html",
     "samples.jsonl",
     "scores.json",
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.app.figures import write_figures
+from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Evaluated, Event, Note, Report, Started, ignore
@@ -42,7 +43,7 @@ def train(*, report: Report = ignore, resume: str | None = None, **sections: Map
 def train_recipe(
     recipe: Recipe, *, report: Report = ignore, resume: str | None = None, until: float | None = None
 ) -> Result:
-    """Train a recipe into its run folder, pictures included. `resume` is `auto` or a checkpoint's path.
+    """Train a recipe into its run folder, pictures and report included. `resume` is `auto` or a checkpoint's path.
 
     With train.seeds there is a run for each seed, and the scores are their means. `until` may stop a run early, as said
     at `train_recipes`. Under torchrun this process is one of several, all of which
@@ -71,6 +72,7 @@ def train_recipe(
                 raise
             return Result(folder, _so_far(run))
         ranks.first(write_figures, result, run.history.lines, prepared)
+        ranks.first(write_report, folder)
     return result
 
 

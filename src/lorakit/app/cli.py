@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
+from lorakit.app.cli_report import report
 from lorakit.app.failures import CODES, fail, how_to_go_on
 from lorakit.errors import ConfigError, Interrupted, LorakitError, OutputError, RankError
 
@@ -138,6 +139,8 @@ def train(
     )
     click.echo(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
     click.echo(f"run folder: {result.folder}")
+    if (page := result.folder / "report.html").is_file():  # several seeds have one each
+        click.echo(f"report: {page}")
 
 
 def _recipe(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
@@ -385,6 +388,8 @@ def quickstart(which: str | None, t5: bool, out: Path) -> None:
     if which != "sentiment":
         run_ner(out, t5)
 
+
+commands.add_command(report)
 
 if __name__ == "__main__":
     main()

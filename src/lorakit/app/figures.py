@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 
 from torch import nn
 
+from lorakit.app.report.charts import smoothed
 from lorakit.engine.atomic import atomic_file, atomic_text
 from lorakit.engine.fit import Result
 from lorakit.engine.prepare import Prepared
@@ -35,31 +36,25 @@ def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> N
 
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     scored = [line for line in lines if "validation" in line]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5))
+    figure.subplots_adjust(left=0.08, right=0.92, bottom=0.2, top=0.96)  # a layout engine takes half a second
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(*zip(*losses, strict=True), color="#c44e52", linewidth=1, alpha=0.35)
-    axes.plot(*zip(*_smoothed(losses), strict=True), color="#c44e52", linewidth=1.8, label="training loss")
+    axes.plot(*zip(*smoothed(losses), strict=True), color="#c44e52", linewidth=1.8, label="training loss")
     axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
     axes.grid(alpha=0.25)
     right = axes.twinx()
     points = [(line["step"], line["validation"][metric]) for line in scored]
     best = [point for point, line in zip(points, scored, strict=True) if line["is_best"]][-1]
     right.plot(*zip(*points, strict=True), "o-", color="#4c72b0", label=f"validation {metric}")
-    right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha="center")
+    right.margins(x=0.02)
+    side = "right" if best[0] > 0.8 * points[-1][0] else "center"  # or it would lie on the axis
+    right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha=side)
     right.set(ylabel=f"validation {metric}", ylim=(0, 1.05) if all(0 <= y <= 1 for _, y in points) else None)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="lower center", ncols=2)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
-
-
-def _smoothed(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
-    """An exponential mean of the points, corrected for its start."""
-    mean, total, smooth = 0.0, 0.0, []
-    for x, y in points:
-        mean, total = weight * mean + (1 - weight) * y, weight * total + (1 - weight)
-        smooth.append((x, mean / total))
-    return smooth
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]
     if "labels" in answers[0]:
         return _of_each_label(examples, table, labels)
     given = [labels.index(labels_of(example)[0]) for example in examples]
-    return [_suspect(examples[i], examples[i].text, given[i], table[i], labels) for i in _issues(given, table)]
+    return [_suspect(examples[i], examples[i].text, given[i], table[i], labels) for i in label_issues(given, table)]
 
 
 def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
@@ -61,7 +61,7 @@ def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect
     words = [(example, number) for example in examples for number in range(len(example.words))]
     return [
         _suspect(example, f"{example.words[number]} (word {number + 1})", given[i], table[i], labels)
-        for i, (example, number) in ((i, words[i]) for i in _issues(given, table))
+        for i, (example, number) in ((i, words[i]) for i in label_issues(given, table))
     ]
 
 
@@ -72,12 +72,12 @@ def _of_each_label(examples: Sequence[Example], table: Any, labels: Sequence[str
         given = [int(label in labels_of(example)) for example in examples]
         both = np.stack([1 - there, there], axis=1)
         names = (f"not {label}", label)
-        found += [_suspect(examples[i], examples[i].text, given[i], both[i], names) for i in _issues(given, both)]
+        found += [_suspect(examples[i], examples[i].text, given[i], both[i], names) for i in label_issues(given, both)]
     return sorted(found, key=lambda suspect: -suspect.probability)
 
 
-def _issues(given: Sequence[int], table: Any) -> list[int]:
-    """Positions of suspected labels, that of the least probable first."""
+def label_issues(given: Sequence[int], table: Any) -> list[int]:
+    """Positions of suspected labels, that of the least probable first. Shapes: (N,) numbers of labels, table (N, C)."""
     from cleanlab.filter import find_label_issues
 
     with warnings.catch_warnings():  # of labels with too few examples to judge, which `check` lists itself

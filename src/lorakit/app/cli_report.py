@@ -1,0 +1,32 @@
+"""`lorakit report`: the page of a run, or of several beside each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN [RUN ...]")
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RUN",
+    help="Measure RUN against this one, a linear probe or full fine-tuning say; may be given several times.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The HTML file; unset: report.html in RUN.")
+@click.option(
+    "--figures", type=click.Path(path_type=Path), help="Write each figure here too: SVG, PNG, and its numbers as CSV."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def report(
+    runs: tuple[Path, ...], beside: tuple[Path, ...], out: Path | None, figures: Path | None, as_json: bool
+) -> None:
+    """Write the report of RUN from its folder alone, one HTML file; of several RUNs, a page that compares them."""
+    from lorakit.app.report.build import build
+
+    built = build(runs, beside, out, figures)
+    click.echo(json.dumps(built.facts) if as_json else "\n".join(built.lines))

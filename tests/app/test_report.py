@@ -1,0 +1,409 @@
+"""`lorakit report`: what the page says, what it is made of, and that nothing from data becomes part of its markup."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn import metrics
+from sklearn.dummy import DummyClassifier
+
+from lorakit.app.report.answers import answers_of, baseline, marked
+from lorakit.app.report.charts import bins_of, ece, wilson
+from lorakit.app.report.drawing import write_csv
+from lorakit.app.report.page import content_of, html
+from lorakit.app.report.reading import Entity, Prediction, Scores, read_run
+from lorakit.tasks import calibration
+from lorakit.tasks.registry import TASKS
+from tests.app.conftest import Cli
+
+RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
+VOID = {"meta", "img", "br", "path", "use", "rect"}
+HTML = (
+    "html head meta title style body header nav main section footer h1 h2 h3 p ul li a div table thead tbody tr th td"
+)
+HTML_MORE = "figure figcaption bdi mark small span strong pre code details summary img"
+SVG = "svg g defs path use text clippath rect"
+SAFE = {
+    "class",
+    "id",
+    "lang",
+    "charset",
+    "content",
+    "name",
+    "http-equiv",
+    "href",
+    "role",
+    "tabindex",
+    "scope",
+    "alt",
+    "src",
+}
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text outside `style`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"{tag} closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def check_page(text: str) -> Page:
+    """A page that stands alone, of known elements alone, with nothing in it that could run."""
+    page = Page(text)
+    assert page.open == []
+    assert {tag for tag, _ in page.elements} <= set(f"{HTML} {HTML_MORE} {SVG}".split())
+    for tag, attributes in page.elements:
+        assert not any(key.startswith("on") for key in attributes), (tag, attributes)
+        if tag not in SVG.split():
+            assert set(attributes) <= SAFE | {"aria-label", "aria-labelledby"}, (tag, attributes)
+        assert attributes.get("href", "#").startswith("#")
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") and image["alt"] for image in page.all("img"))
+    assert "default-src 'none'" in page.all("meta")[1]["content"]
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert [name for name, n in ids.items() if n > 1] == []
+    named = {attributes.get("href", "#")[1:] for _, attributes in page.elements} - {""}
+    assert named | {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a} <= set(ids)
+    assert len(page.all("h1")) == 1
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert all(head["scope"] in ("col", "row") for head in page.all("th"))
+    return page
+
+
+# Every task
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_leaves_a_report(request: pytest.FixtureRequest, name: str) -> None:
+    run = request.getfixturevalue(name)
+    page = check_page((run / "report.html").read_text())
+    scores = json.loads((run / "scores.json").read_text())
+    text = "".join(page.texts)
+    assert f"{scores['metric']}\n{scores[scores['metric']]:.4f}" in text
+    assert f"{scores['parameters']['trainable']:,} of {scores['parameters']['total']:,}" in text
+    assert json.loads((run / "adapter" / "lorakit.json").read_text())["base"]["sha256"] in text
+    assert "not in the run folder" not in text.replace("architecture.svg is not", "")
+
+
+def test_every_task_has_been_reported(request: pytest.FixtureRequest) -> None:
+    found = {read_run(request.getfixturevalue(name)).task.replace(" ", "_") for name in RUNS}
+    assert TASKS.keys() - found == {"text2text_classification"}  # whose lines are those below
+    lines = [Prediction(text="a", label="good", score=0.6, expected="good")]  # where answers are constrained
+    lines += [Prediction(text="a", label=None, generated="goo", score=0.6, expected="good")]
+    right, wrong = answers_of(lines)
+    assert (right.error, right.given, right.sureness) == (0, "good", [(0.6, True)])
+    assert (wrong.error, wrong.given, wrong.sureness) == (1, "goo", [(0.6, False)])
+
+
+# Numbers
+
+
+def test_calibration_is_that_of_the_scores(bert_run: Path) -> None:
+    run = read_run(bert_run)
+    pairs = [pair for answer in answers_of(run.predictions) for pair in answer.sureness]
+    assert ece(bins_of(pairs)) == pytest.approx(run.scores.values["ece"], abs=1e-6)
+    chance = np.random.default_rng(0).dirichlet((1, 1, 1), 500)
+    gold = np.random.default_rng(1).integers(0, 3, 500)
+    right = chance.argmax(1) == gold
+    expected = calibration.ece(gold.tolist(), chance).of(np.ones(500))
+    assert ece(bins_of(list(zip(chance.max(1).tolist(), right.tolist(), strict=True)))) == pytest.approx(expected)
+
+
+BASELINES = {
+    "accuracy": metrics.accuracy_score,
+    "macro_f1": lambda gold, found: metrics.f1_score(gold, found, average="macro", labels=["a", "b"], zero_division=0),
+    "f1": lambda gold, found: metrics.f1_score(gold, found, pos_label="b"),
+    "mcc": metrics.matthews_corrcoef,
+}
+
+
+@pytest.mark.parametrize("metric", BASELINES)
+@pytest.mark.parametrize("gold", ["aaab", "abbb"])
+def test_baseline_is_the_dummy_classifier_s(metric: str, gold: str) -> None:
+    table: dict[str, Any] = {name: {} for name in "ab"}
+    scores = Scores.model_validate({"metric": metric, metric: 0.5, "positive_label": "b", "per_class": table})
+    found = baseline([Prediction(text="x", expected=label, label="a") for label in gold], scores)
+    dummy = DummyClassifier().fit([[0]] * 4, list(gold)).predict([[0]] * 4)
+    assert found is not None
+    assert found.score == pytest.approx(BASELINES[metric](list(gold), dummy))
+
+
+@pytest.mark.parametrize(("wrong", "n"), [(0, 7), (3, 10), (50, 50)])
+def test_interval_of_a_share_is_wilson_s(wrong: int, n: int) -> None:
+    expected = binomtest(wrong, n).proportion_ci(method="wilson")
+    assert wilson(wrong, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+def test_mistakes_are_the_wrong_answers(bert_run: Path, tagger_run: Path) -> None:
+    run = read_run(bert_run)
+    assert content_of(run).n_wrong == sum(p.label != p.expected for p in run.predictions)
+    run = read_run(tagger_run)
+    both = [
+        [(e.entity_group, e.start, e.end) for e in side] for p in run.predictions for side in (p.entities, p.expected)
+    ]
+    assert content_of(run).n_wrong == sum(found != gold for found, gold in zip(both[::2], both[1::2], strict=True))
+
+
+def test_marked_text_is_the_text() -> None:
+    text = "x" * 700 + "Ada met Omar" + "y" * 700
+    entity = Entity(entity_group="PER", start=700, end=703)
+    for around in (0, 700):
+        pieces = marked(text, [entity], [], around)
+        shown = "".join(piece.text for piece in pieces)
+        assert shown.strip(" …") in text
+    assert [piece for piece in pieces if piece.label] == [("Ada", "PER", True)]
+
+
+# Hostile texts
+
+EVENTS = ("onload", "onerror", "onclick", "onmouseover", "onfocus", "ontoggle", "onbegin", "onanimationstart")
+EVENTS += ("onpointerenter", "onscroll", "onwheel")
+TAGS = ("img src=x", "svg", "body", "details open", "video", "iframe", "input autofocus", "math")
+PAYLOADS = [
+    *(f"<{tag} {event}=alert(1)>" for tag in TAGS for event in EVENTS),
+    *(
+        f"{close}<script>alert(1)</script>"
+        for close in ("", '">', "'>", "</style>", "</title>", "-->", "]]>", "</text>")
+    ),
+    *(f"{close}<svg><script>alert(1)</script></svg>" for close in ("", "</svg>", "</bdi>", "</mark>", "</table>")),
+    *(f'" {event}="alert(1)' for event in EVENTS),
+    *(f"' {event}='alert(1)" for event in EVENTS),
+    *(
+        f"{scheme}alert(1)"
+        for scheme in ("javascript:", "JaVaScRiPt:", "data:text/html,", "vbscript:", "java\tscript:")
+    ),
+    *(f"{{{{ {code} }}}}" for code in ("7*7", "config", "self.__init__.__globals__", "''.__class__", "page")),
+    *("{% for x in page %}{{ x }}{% endfor %}", "{% include 'style.css.jinja' %}", "${7*7}", "#{7*7}", "<%= 7*7 %>"),
+    *(
+        "&lt;script&gt;",
+        "&#60;script&#62;",
+        "&amp;lt;",
+        "&notanentity;",
+        "&#x0;",
+        "\x00<script>",
+        "\x1b[31m",
+        "\ufffe\uffff",
+    ),
+    *("\u202e<script>\u202c", "\u2066\u2067\u2068", "\u200f<b>", "\ufeff<i>", "\u2028\u2029", "\x85\x0b\x0c"),
+    *(
+        r"$\frac{",
+        "$x$",
+        "$$",
+        r"\input{/etc/passwd}",
+        "^{}_",
+        "\\",
+        "_",
+        "%s%n",
+        "{0}",
+        "=cmd|'/c calc'!A1",
+        "@SUM(1)",
+    ),
+    *(
+        "<!--",
+        "-->",
+        "<![CDATA[",
+        "]]>",
+        "<?php",
+        "<!DOCTYPE html>",
+        "<!ENTITY x SYSTEM 'file:///etc/passwd'>",
+        "<",
+        ">",
+    ),
+    *(f"<a href={quote}javascript:alert(1){quote}>x" for quote in ("", "'", '"')),
+    *(
+        f"<style>{css}</style>"
+        for css in ("*{display:none}", "@import 'http://x'", "a{background:url(javascript:alert(1))}")
+    ),
+    *("<base href=//x>", "<meta http-equiv=refresh content=0>", "<link rel=stylesheet href=//x>", "<form action=//x>"),
+    *("<object data=x>", "<embed src=x>", "<template><script>", "<noscript><p title='</noscript><img src=x>'>"),
+    *(f"<{tag}>" for tag in ("plaintext", "xmp", "textarea", "title", "select", "frameset", "marquee", "use href=//x")),
+    *("<image href=x>", "<foreignObject><script>", "<animate attributeName=href>", "<set onbegin=alert(1)>"),
+    *(f"<scr{c}ipt>alert(1)" for c in ("\x00", "\t", "\n", "/", "\u200b", "<script>")),
+    *("\u0130\u017f\u212a", "\U000e0041\U000e007f", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")),
+    *(f"<{'x' * n}>" for n in (1, 100, 5000)),
+    *(f"{name}<script>" for name in ("مرحبا", "漢字", "a\u0301" * 50, "🤖" * 20)),
+    "<script>" * 125_000,  # one megabyte
+]
+
+
+def hostile(run: Path, folder: Path, *, entities: bool) -> Path:
+    """A copy of a run with the payloads as texts, pairs, labels, types of entities, names and settings."""
+    place = folder / "<img src=x onerror=alert(1)>'\"{{7*7}}"
+    shutil.copytree(run, place, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
+    lines: list[dict[str, Any]] = []
+    for payload in PAYLOADS:
+        if entities:
+            found = {"entity_group": payload, "start": 0, "end": min(9, len(payload)), "word": payload, "score": 0.9}
+            lines.append({"text": payload, "entities": [found], "expected": [{**found, "entity_group": f"{payload}!"}]})
+        else:
+            sure = {payload: 0.9, "other": 0.1}
+            line = {"text": payload, "pair": payload, "label": payload, "score": 0.9, "probabilities": sure}
+            lines.append({**line, "expected": f"{payload}!"})
+    (place / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = json.loads((place / "scores.json").read_text())
+    rows = {payload: {"precision": 0.1, "recall": 0.2, "f1": 0.1, "support": 3} for payload in PAYLOADS}
+    few = PAYLOADS[:8] + PAYLOADS[-8:]
+    scores |= {
+        "per_class": rows,
+        "confusion": {"labels": few, "matrix": [[i + j for j in range(16)] for i in range(16)]},
+    }
+    scores |= {"dtype": PAYLOADS[0], "examples": dict.fromkeys(PAYLOADS, 1), PAYLOADS[1]: 0.5}
+    (place / "scores.json").write_text(json.dumps(scores))
+    side = json.loads((place / "adapter" / "lorakit.json").read_text())
+    side |= {"base": {"name": PAYLOADS[70], "sha256": PAYLOADS[64], "revision": PAYLOADS[0]}}
+    side |= {"data": dict(pairwise(PAYLOADS)), "versions": {PAYLOADS[3]: PAYLOADS[2]}}
+    (place / "adapter" / "lorakit.json").write_text(json.dumps(side))
+    (place / "architecture.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    recipe = (place / "recipe.toml").read_text()
+    (place / "recipe.toml").write_text(recipe + '[x]\ny = "</code></pre><script>alert(1)</script>"\n')
+    return place
+
+
+@pytest.mark.parametrize("entities", [False, True])
+def test_no_payload_becomes_markup(
+    bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entities: bool
+) -> None:
+    assert len(set(PAYLOADS)) >= 200
+    monkeypatch.setattr("lorakit.app.report.page.WORST", len(PAYLOADS))
+    text = html(content_of(read_run(hostile(bert_run, tmp_path, entities=entities))))
+    page = check_page(text)
+    assert len(text) < 2e6
+    shown = "".join(page.texts)
+    assert "<img src=x onload=alert(1)>" in shown
+    assert "{{ 7*7 }}" in shown
+    assert shown.count("alert(1)") >= len([payload for payload in PAYLOADS if "alert(1)" in payload])
+    text.encode("utf-8")
+    assert not set("\x00\x0b\x1b\x85\ufffe") & set(text)
+
+
+# Files
+
+
+def copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("checkpoints", "*.safetensors")))
+
+
+def test_missing_file_is_said(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    run = copied(bert_run, tmp_path)
+    for name in ("metrics.jsonl", "predictions.jsonl", "recipe.toml", "architecture.svg", "adapter/lorakit.json"):
+        (run / name).unlink()
+    code, out, err = cli("report", run)
+    assert (code, err) == (0, "")
+    text = "".join(check_page((run / "report.html").read_text()).texts)
+    for name in ("metrics.jsonl", "predictions.jsonl", "recipe.toml", "architecture.svg", "adapter/lorakit.json"):
+        assert f"{name} is not in the run folder" in text
+    assert out.splitlines()[-1] == f"report: {run / 'report.html'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("scores.json", "{", r"scores\.json: damaged: JSONDecodeError"),
+        ("scores.json", "[" * 100_000, r"scores\.json: damaged: RecursionError"),
+        ("scores.json", '{"metric": 3}', r"scores\.json: damaged: metric: Input should be a valid string, not '3'"),
+        (
+            "metrics.jsonl",
+            '{"step": 1}\n{"step": "x"}',
+            r"metrics\.jsonl:2: damaged: step: Input should be a valid integer",
+        ),
+        (
+            "predictions.jsonl",
+            '{"text": "a", "expected": "b"}\n7\n',
+            r"predictions\.jsonl:2: damaged: : Input should be",
+        ),
+        (
+            "predictions.jsonl",
+            '{"text": "a", "expected": "b", "score": NaN}',
+            r"predictions\.jsonl:1: damaged: score: ",
+        ),
+        ("recipe.toml", "[x", r"recipe\.toml: damaged: "),
+        ("adapter/lorakit.json", "\xff", r"lorakit\.json: damaged: UnicodeDecodeError"),
+    ],
+)
+def test_damaged_file_is_one_line(cli: Cli, bert_run: Path, tmp_path: Path, name: str, content: str, said: str) -> None:
+    run = copied(bert_run, tmp_path)
+    (run / name).write_bytes(content.encode("latin-1"))
+    before = (run / "report.html").read_bytes()
+    code, out, err = cli("report", run)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(said, err)
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_figures_are_files_with_their_numbers(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    code, out, err = cli("report", bert_run, "--out", "page.html", "--figures", "figures", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["report"] == "page.html"
+    folder = tmp_path / "figures"
+    for name in ("loss", "validation", "lr", "grad_norm", "confusion", "calibration", "length"):
+        assert (folder / f"{name}.svg").read_text().startswith("<?xml")
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    scores = json.loads((bert_run / "scores.json").read_text())
+    with (folder / "confusion.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert [int(row[2]) for row in rows[1:]] == [count for row in scores["confusion"]["matrix"] for count in row]
+    with (folder / "scores.csv").open(newline="") as file:
+        table = {row[0]: row[1] for row in csv.reader(file)}
+    assert table["accuracy"] == f"{scores['accuracy']:.4f}"
+
+
+def test_cell_is_no_formula(tmp_path: Path) -> None:
+    rows = [("=1+1", "+1", "-1", "@a", "\tx", -1.5), ("a=1", "", 'a "b", c', None, "1\n2", "\x00")]
+    write_csv(tmp_path / "x.csv", ["=a"], rows)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        found = list(csv.reader(file))
+    assert found[1] == ["'=1+1", "'+1", "'-1", "'@a", "'\tx", "-1.5"]
+    assert found[2] == ["a=1", "", 'a "b", c', "", "1\n2", "\ufffd"]
+    assert found[0] == ["'=a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nowhere",), "nowhere: no such run folder"),
+        ((".",), r"\.: no scores\.json in it, which a finished run has"),
+        (("RUN", "--out", "no/page.html"), r"--out no/page\.html: its folder does not exist"),
+        (("RUN", "--out", "."), r"--out \.: is a folder; name a file in it, report\.html say"),
+        (("RUN", "--out", "x.html", "--figures", "RUN/scores.json"), r"--figures .*: exists already, and is no folder"),
+    ],
+)
+def test_wrong_place_is_one_line(cli: Cli, bert_run: Path, words: tuple[str, ...], said: str) -> None:
+    code, _, err = cli("report", *(word.replace("RUN", str(bert_run)) for word in words))
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(said, err)
