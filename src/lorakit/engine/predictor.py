@@ -49,17 +49,11 @@ class Predictor:
     def stream(self, unlabelled: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """The same for examples, one answer after the other: all are checked first, and few are held at a time."""
         for number, example in enumerate(unlabelled, start=1):
-            if not example.text.strip():
-                raise DataError(f"text {number} of {len(unlabelled)} is empty")
-            if (example.pair is None) != (self.side.columns.pair is None):
-                wanted = "a pair of texts" if self.side.columns.pair else "one text"
-                raise DataError(f"text {number} of {len(unlabelled)}: this run was trained on {wanted} an example")
+            check_asked(example, self.side, f"text {number} of {len(unlabelled)}")
         return chain.from_iterable(map(self._lines, chunks(unlabelled)))
 
     def _lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
-        examples = [
-            of_text(example.text) if TASKS[self.task.name].wants == "words" else example for example in unlabelled
-        ]
+        examples = [as_wanted(self.task, example) for example in unlabelled]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 
     def predict_words(self, sentences: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -113,6 +107,20 @@ class Predictor:
         save_model(self.model, self.task.tokenizer, folder, without=layers)
 
 
+def check_asked(example: Example, side: Side, place: str) -> None:
+    """Raise a DataError that begins with its place where a text is empty, or is no pair where pairs are needed."""
+    if not example.text.strip():
+        raise DataError(f"{place} is empty")
+    if (example.pair is None) != (side.columns.pair is None):
+        wanted = "a pair of texts" if side.columns.pair else "one text"
+        raise DataError(f"{place}: this run was trained on {wanted} an example")
+
+
+def as_wanted(task: Task, example: Example) -> Example:
+    """A text as the task takes it: cut into words where it answers words."""
+    return of_text(example.text) if TASKS[task.name].wants == "words" else example
+
+
 def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:
     """The text, no label, and the second text of a pair, as an Example takes them."""
     return (text, None, None) if isinstance(text, str) else (text[0], None, text[1])
@@ -140,7 +148,7 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
     """The base model with the adapter in it (or the fully fine-tuned model), in fp32 and on the CPU; errors as `load`."""
     kind = TASKS[side.task.name].model
     whole = side.method == "full"
-    sha256 = None if whole else _checked_base(folder, side, allow_base_mismatch)
+    sha256 = None if whole else checked_base(folder, side, allow_base_mismatch)
     name = str(folder) if whole else side.base
     layers, outputs = task_layers(side.task, side.labels), TASKS[side.task.name].outputs(side.labels)
     base = load_base(name, kind, labels=outputs, revision=side.revision, sha256=sha256, layers=layers)
@@ -151,7 +159,7 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
     return base
 
 
-def _checked_base(folder: Path, side: Side, allow_mismatch: bool) -> str:
+def checked_base(folder: Path, side: Side, allow_mismatch: bool = False) -> str:
     """The sha256 of the base model's weights, compared before anything is loaded."""
     sha256 = weights_sha256(find(side.base, side.revision))
     if sha256 != side.base_sha256 and not allow_mismatch:

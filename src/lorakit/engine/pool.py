@@ -1,0 +1,228 @@
+"""Adapters by name over one base model: those in use in memory, the others a load away, and none waits for another."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from lorakit.data.example import Example
+from lorakit.engine.adapter import ADAPTER, MODEL, SIDE_FILE, Side, read_side, shipped_folder
+from lorakit.engine.evaluate import chunks
+from lorakit.engine.predictor import as_wanted, check_asked, checked_base
+from lorakit.engine.shared import Member, Row, SharedModel, stamp_of
+from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
+from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.tasks.base import Item
+
+LIMIT_BYTES = 2**30
+
+
+class Asked(NamedTuple):
+    """A text, and the adapter that is to answer it."""
+
+    adapter: str
+    example: Example
+
+
+class AdapterPool:
+    """Adapters of one kind of model over one frozen base; each answers as its own Predictor does, many in one forward.
+
+    Ranks, targets, variants, heads and tasks may differ. A thread of the pool's own loads them. They stay in memory while
+    they take no more than `limit_bytes` together, those that a batch in hand needs in any case; the least recently used
+    goes first. One thread at a time may ask for answers.
+
+    Raises:
+        AdapterError: an adapter is over another base model than the first one, or of another kind, damaged or too large.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], *, limit_bytes: int = LIMIT_BYTES) -> None:
+        if not folders:
+            raise OutputError("no adapter to answer with")
+        self.folders = dict(folders)
+        self.limit_bytes = limit_bytes
+        first = shipped_folder(next(iter(folders.values())))
+        self.shared = SharedModel(first, checked_base(first, read_side(first)))
+        self._resident: dict[str, Member] = {}  # by name, the least recently used first
+        self._uses: Counter[str] = Counter()  # by key, of batches in hand
+        self._lock = threading.RLock()  # around both, and around what the hosts hold
+        self._loader = ThreadPoolExecutor(1, "adapter-loader")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loader.shutdown(cancel_futures=True)
+
+    @property
+    def resident(self) -> list[str]:
+        """The names of those in memory, the least recently used first."""
+        with self._lock:
+            return list(self._resident)
+
+    @property
+    def size(self) -> int:
+        """Bytes that they take."""
+        with self._lock:
+            return sum(member.size for member in self._resident.values())
+
+    # Loading
+
+    def load(self, name: str) -> Future[Member]:
+        """An adapter in memory, in the version that its folder has now; what serves goes on meanwhile.
+
+        Raises:
+            DataError: there is no adapter of this name. What is wrong with its folder the future raises.
+        """
+        self._folder(name)
+        return self._loader.submit(self._load, name)
+
+    def refresh(self) -> dict[str, Future[Member]]:
+        """Load anew each adapter in memory whose folder has changed; until then, and where that fails, it serves as it is."""
+        with self._lock:
+            members = dict(self._resident)
+        return {name: self.load(name) for name, member in members.items() if stamp_of(member.folder) != member.stamp}
+
+    def _load(self, name: str) -> Member:
+        folder = self._folder(name)
+        stamp = stamp_of(folder)
+        with self._lock:
+            member = self._resident.get(name)
+        if member is not None and (member.folder, member.stamp) == (folder, stamp):
+            return member
+        member = self.shared.build(folder)
+        if member.size > self.limit_bytes:
+            raise AdapterError(f"{folder}: takes {member.size:,} bytes in memory; the limit is {self.limit_bytes:,}")
+        with self._lock:
+            self.shared.add(member)
+            before = self._resident.pop(name, None)
+            self._resident[name] = member
+            if before is not None:
+                self._drop_unused(before)
+            self._make_room(name)
+        return member
+
+    def _folder(self, name: str, place: str = "") -> Path:
+        if name not in self.folders:
+            raise DataError(f"{place}no adapter {name!r}; {did_you_mean(name, self.folders)}")
+        return shipped_folder(self.folders[name])
+
+    def _make_room(self, newest: str) -> None:
+        """Drop the least recently used ones that no batch holds, until the others keep the limit."""
+        size = sum(member.size for member in self._resident.values())
+        for name, member in list(self._resident.items()):
+            if size <= self.limit_bytes:
+                return
+            if name != newest and not self._uses[member.key]:
+                del self._resident[name]
+                self.shared.remove(member)
+                size -= member.size
+
+    def _drop_unused(self, member: Member) -> None:
+        """Drop a version that no name stands for any more, unless a batch holds it."""
+        if not self._uses[member.key] and member not in self._resident.values():
+            self.shared.remove(member)
+
+    @contextmanager
+    def held(self, names: Iterable[str]) -> Iterator[dict[str, Member]]:
+        """Members by name, loaded where need be, which stay in memory within this block."""
+        wanted = list(dict.fromkeys(names))
+        members: dict[str, Member] = {}
+        try:
+            while missing := [name for name in wanted if name not in members]:
+                with self._lock:
+                    for name in missing:
+                        if member := self._resident.pop(name, None):
+                            self._resident[name] = members[name] = member  # the most recently used now
+                            self._uses[member.key] += 1
+                for future in [self.load(name) for name in missing if name not in members]:
+                    future.result()
+            yield members
+        finally:
+            with self._lock:
+                for member in members.values():
+                    self._uses[member.key] -= 1
+                    self._drop_unused(member)
+
+    # Answering
+
+    def stream(self, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+        """An answer to each, in order, as Predictor's: all are checked first, and few are held at a time.
+
+        Raises:
+            DataError: there is no such adapter, or a text is empty, no pair where pairs are needed, or the reverse.
+        """
+        sides: dict[str, Side] = {}
+        for number, (name, example) in enumerate(asked, start=1):
+            place = example.where or f"text {number} of {len(asked)}"
+            if name not in sides:
+                sides[name] = read_side(self._folder(name, f"{place}: "))
+            check_asked(example, sides[name], place)
+        return chain.from_iterable(map(self.answer, chunks(asked)))
+
+    def answer(self, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+        """The same at once, for what has been checked."""
+        places: dict[str, list[int]] = {}
+        for place, (name, _) in enumerate(asked):
+            places.setdefault(name, []).append(place)
+        answers: dict[int, dict[str, Any]] = {}
+        for names in self._waves(places):
+            with self.held(names) as members:
+                own = [place for name in names for place in places[name]]
+                found = self._answer([(members[asked[i].adapter], asked[i].example) for i in own])
+                answers.update(zip(own, found, strict=True))
+        return [answers[place] for place in range(len(asked))]
+
+    def _waves(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """Names of adapters that are in memory together, by the sizes of their files."""
+        wave: list[str] = []
+        size = 0
+        for name in names:
+            weights = self._folder(name) / WEIGHTS_FILE
+            more = weights.stat().st_size if weights.is_file() else 0  # loading it says what is wrong
+            if wave and size + more > self.limit_bytes:
+                yield wave
+                wave, size = [], 0
+            wave.append(name)
+            size += more
+        yield wave
+
+    def _answer(self, asked: Sequence[tuple[Member, Example]]) -> list[dict[str, Any]]:
+        """Answers by members in memory; the examples of one are neighbours."""
+        wanted = [(member, as_wanted(member.task, example)) for member, example in asked]
+        items: list[list[Item]] = []
+        for member, own in groupby(wanted, key=itemgetter(0)):
+            items += member.task.encode([example for _, example in own])
+        rows = [Row(member, item) for (member, _), some in zip(wanted, items, strict=True) for item in some]
+        raws = iter(self.shared.answer(rows))
+        return [
+            member.task.to_json(example, member.task.answer(example, [next(raws) for _ in some]))
+            for (member, example), some in zip(wanted, items, strict=True)
+        ]
+
+
+def find_adapters(path: Path) -> dict[str, Path]:
+    """The adapters below a path, by name: the run or adapter that it is, or those that are its subfolders.
+
+    Raises:
+        OutputError: there is none.
+    """
+    if not path.is_dir():
+        raise OutputError(f"{path}: no such folder")
+    resolved = path.resolve()
+    if _is_shipped(path):
+        return {(resolved.parent if resolved.name == ADAPTER else resolved).name: path}
+    found = {folder.name: folder for folder in sorted(path.iterdir()) if _is_shipped(folder)}
+    if not found:
+        raise OutputError(f"{path}: neither a run, nor an adapter, nor a folder of them")
+    return found
+
+
+def _is_shipped(path: Path) -> bool:
+    return any((folder / SIDE_FILE).is_file() for folder in (path, path / ADAPTER, path / MODEL))

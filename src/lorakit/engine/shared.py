@@ -1,0 +1,283 @@
+"""A frozen base model that many adapters share: their parts move in and out, and one forward answers rows of all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.engine.adapter import SIDE_FILE, Side, read_side
+from lorakit.engine.evaluate import batches_of
+from lorakit.engine.kernels import speed_up
+from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
+from lorakit.engine.train import to_device
+from lorakit.errors import AdapterError, ConfigError, ModelError
+from lorakit.lora import Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
+from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.lora.inject import put
+from lorakit.lora.layer import AdapterHost, Layer, SavedModule
+from lorakit.lora.peft_config import CONFIG_FILE
+from lorakit.models import KINDS, load_base
+from lorakit.tasks.base import Item, Task, pad_inputs
+from lorakit.tasks.registry import TASKS, make_task, task_layers
+
+Stamp = tuple[tuple[int, int, int], ...]  # of each file of a folder: inode, size, time of change in ns
+READ_AGAIN = 3  # times that a folder may change while it is read
+
+
+class Part(NamedTuple):
+    """What an adapter keeps at one place of the model."""
+
+    path: str
+    host: type[AdapterHost]  # the kind that it needs there
+    module: nn.Module
+
+    def holds(self, path: str) -> bool:
+        """Whether the adapter has its own copy of the module at a path."""
+        return issubclass(self.host, SavedModule) and f"{path}.".startswith(f"{self.path}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One version of one adapter."""
+
+    key: str  # in the hosts: new for each version, so that no batch meets two under one name
+    folder: Path
+    stamp: Stamp
+    side: Side
+    task: Task
+    outputs: int  # of its head
+    parts: Sequence[Part]
+    layers: Mapping[str, nn.Module]  # what its task has besides a model of its kind (a CRF), by name
+    size: int  # bytes of its tensors
+
+
+class Row(NamedTuple):
+    """One item, and whose it is."""
+
+    member: Member
+    item: Item
+
+
+class Answered(nn.Module):
+    """Stands in for the model before a task that reads its rows of an answer which the model has given already."""
+
+    def __init__(self, logits: Tensor, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.logits = logits
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """Shapes: input_ids (B, T), logits (B, C) or (B, T, C)."""
+        length = inputs["input_ids"].shape[1]  # other rows of the forward may be longer
+        return SimpleNamespace(logits=self.logits[:, :length] if self.logits.dim() == 3 else self.logits)
+
+
+class SharedModel:
+    """A base model as one adapter's folder names it, without an adapter yet.
+
+    An adapter is built in a *mould*: a copy of the model's modules, one for each width of head, that shares the base's
+    weights. To serve it then is an entry in a dict at each of its places. Nothing here locks: one thread may `build`
+    while another one answers, and `add` and `remove` may run beside an answer in which the member has no rows.
+    """
+
+    def __init__(self, folder: Path, base_sha256: str) -> None:
+        side = read_side(folder)
+        _check_method(folder, side)
+        self.side, self.base_sha256 = side, base_sha256
+        kind = TASKS[side.task.name]
+        outputs = kind.outputs(side.labels)
+        base = load_base(side.base, kind.model, labels=outputs, revision=side.revision, sha256=base_sha256)
+        self.kind, self.tokenizer = base.kind.auto_class, base.tokenizer
+        self.device, dtype = pick_device(), DTYPES[side.dtype]
+        if side.quantize != "none":
+            quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
+        cast_frozen_(base.model.requires_grad_(False), dtype)
+        self.model: Any = base.model.to(self.device).eval()
+        self._head, last = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)][-1]
+        self._width = len(outputs)
+        if kind.model != "text2text" and last.out_features != self._width:
+            raise ModelError(f"{side.base}: its output layer is not known: {self._head} has {last.out_features} rows")
+        self._plain = _copy(self.model)  # before it is changed
+        self._moulds: dict[int, nn.Module] = {}
+        self._keys = (f"version-{number}" for number in count(1))
+        self.routing = Routing()
+        speed_up(base, dtype, self.device)
+
+    def build(self, folder: Path) -> Member:
+        """Read an adapter, beside what serves.
+
+        Raises:
+            AdapterError: it is over another base model or of another kind, or damaged.
+        """
+        for _ in range(READ_AGAIN):
+            stamp = stamp_of(folder)
+            try:
+                member = self._build(folder, stamp)
+            except AdapterError:
+                if stamp_of(folder) == stamp:
+                    raise
+                continue  # it was being replaced: what was read is of two versions
+            if stamp_of(folder) == stamp:
+                return member
+        raise AdapterError(f"{folder}: changes faster than it can be read")
+
+    def _build(self, folder: Path, stamp: Stamp) -> Member:
+        side = read_side(folder)
+        self._check(folder, side)
+        layers, outputs = task_layers(side.task, side.labels), self._outputs(side)
+        mould, key = self._mould(outputs), next(self._keys)
+        for name, layer in layers.items():
+            mould.add_module(name, layer)
+        try:
+            load_adapter(mould, folder, key)
+            parts = [Part(path, type(host), host.adapters[key]) for path, host in hosts(mould, key)]
+        except ConfigError as err:
+            raise AdapterError(f"{folder}: cannot be served beside the others: {err}") from err  # a place is taken
+        finally:
+            _empty(mould, key)
+            for name in layers:
+                delattr(mould, name)
+        if outputs != self._width and not any(part.holds(self._head) for part in parts):
+            raise AdapterError(
+                f"{folder}: it has {outputs} outputs but no head of its own; the others' has {self._width}"
+            )
+        modules = nn.ModuleList(part.module for part in parts).to(self.device).eval().requires_grad_(False)
+        return Member(
+            key=key,
+            folder=folder,
+            stamp=stamp,
+            side=side,
+            task=make_task(side.task, self.tokenizer, side.labels, side.max_length, side.tuned),
+            outputs=outputs,
+            parts=[part for part in parts if part.path not in layers],
+            layers={part.path: part.module for part in parts if part.path in layers},
+            size=sum(tensor.nbytes for tensor in chain(modules.parameters(), modules.buffers())),
+        )
+
+    def _outputs(self, side: Side) -> int:
+        kind = TASKS[side.task.name]
+        return self._width if kind.model == "text2text" else len(kind.outputs(side.labels))  # those write with one head
+
+    def _check(self, folder: Path, side: Side) -> None:
+        _check_method(folder, side)
+        if (kind := KINDS[TASKS[side.task.name].model].auto_class) != self.kind:
+            raise AdapterError(f"{folder}: {side.task.name} needs {kind}; the others share {self.kind}")
+        if side.base_sha256 != self.base_sha256:
+            raise AdapterError(
+                f"{folder}: trained on another base model ({side.base}): its weights have sha256 {side.base_sha256[:12]}..., "
+                f"those of the others {self.base_sha256[:12]}..."
+            )
+        for name in ("dtype", "quantize"):
+            if getattr(side, name) != getattr(self.side, name):
+                raise AdapterError(
+                    f"{folder}: trained over a base with {name} = {getattr(side, name)!r}; "
+                    f"the others share one with {getattr(self.side, name)!r}"
+                )
+
+    def _mould(self, outputs: int) -> nn.Module:
+        """The model's modules with a head of this width."""
+        if outputs not in self._moulds:
+            self._moulds[outputs] = mould = _copy(self._plain)
+            if outputs != self._width:
+                _resize(mould, self._head, outputs)
+        return self._moulds[outputs]
+
+    def add(self, member: Member) -> None:
+        """Let the model serve a member. Raises an AdapterError, and serves nothing of it, where another is in its way."""
+        places = [self._host(member, part) for part in member.parts]
+        for host, part in zip(places, member.parts, strict=True):
+            host.adapters[member.key] = part.module
+
+    def _host(self, member: Member, part: Part) -> AdapterHost:
+        module = self.model.get_submodule(part.path)
+        if not isinstance(module, AdapterHost):
+            host = put(self.model, module, part.host(module, self.routing))
+            fuse(host)
+            return host
+        if type(module) is not part.host:
+            raise AdapterError(
+                f"{member.folder}: {part.path} serves another adapter in another way ({type(module).__name__})"
+            )
+        return module
+
+    def remove(self, member: Member) -> None:
+        """Take a member out."""
+        for part in member.parts:
+            del self.model.get_submodule(part.path).adapters[member.key]
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Row]) -> list[Any]:
+        """The raw answer to each row, in order: batches by length as in prediction, in each an adapter's rows together."""
+        raws: list[Any] = [None] * len(rows)
+        for own in self._groups(rows):
+            for batch in batches_of(rows[own[0]].member.task, [rows[i].item for i in own], self.device):
+                places = sorted((own[i] for i in batch), key=lambda i: rows[i].member.key)
+                for place, raw in zip(places, self._forward([rows[i] for i in places]), strict=True):
+                    raws[place] = raw
+        return raws
+
+    def _groups(self, rows: Sequence[Row]) -> Iterable[list[int]]:
+        """Positions of rows that can share a forward: all of them, but where models write and drop rows on their way."""
+        groups: dict[str, list[int]] = {}
+        for place, (member, _) in enumerate(rows):
+            groups.setdefault(member.key if member.task.kind == "text2text" else "", []).append(place)
+        return groups.values()
+
+    def _forward(self, rows: Sequence[Row]) -> list[Any]:
+        """The raw answers of one forward."""
+        segments = [list(own) for _, own in groupby(rows, key=lambda row: row.member.key)]
+        task, items = rows[0].member.task, [row.item for row in rows]
+        with self.routing.routed([(own[0].member.key, len(own)) for own in segments]):
+            if task.kind == "text2text":
+                return task.predict(self.model, to_device(task.collate(items), self.device))
+            inputs = pad_inputs(items, self.tokenizer.pad_token_id)
+            logits = self.model(**to_device(inputs, self.device)).logits  # (B, C) or (B, T, C), C of the widest head
+        pieces = zip(segments, logits.split([len(own) for own in segments]), strict=True)
+        return [raw for own, piece in pieces for raw in self._read(own, piece)]
+
+    def _read(self, rows: Sequence[Row], logits: Tensor) -> list[Any]:
+        """What a task makes of the logits of one adapter's rows."""
+        member = rows[0].member
+        batch = to_device(member.task.collate([row.item for row in rows]), self.device)
+        return member.task.predict(Answered(logits[..., : member.outputs], member.layers), batch)
+
+
+def stamp_of(folder: Path) -> Stamp:
+    """What changes with the files that make an adapter."""
+    stats = [path.stat() for name in (SIDE_FILE, CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
+    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def _check_method(folder: Path, side: Side) -> None:
+    if side.method == "full":
+        raise AdapterError(f"{folder}: a fully fine-tuned model, which shares no base with others")
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """The same modules around the same tensors."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
+
+
+def _empty(mould: nn.Module, key: str) -> None:
+    """Take an adapter out of a mould. The wrappers of layers stay, which spares making them for the next adapter."""
+    for _, host in hosts(mould, key):
+        del host.adapters[key]
+        if not isinstance(host, Layer):
+            put(mould, host, host.base)
+
+
+def _resize(model: nn.Module, path: str, outputs: int) -> None:
+    """Give the model an output layer of another width, whose values an adapter brings."""
+    old = model.get_submodule(path)
+    assert isinstance(old, nn.Linear)
+    new = nn.Linear(old.in_features, outputs, bias=old.bias is not None, device=old.weight.device)
+    put(model, old, new.to(old.weight.dtype).requires_grad_(False))

@@ -1,0 +1,262 @@
+"""Many adapters over one base: the oracle is each adapter's own Predictor."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorakit.data.example import Example
+from lorakit.engine.pool import AdapterPool, Asked, find_adapters
+from lorakit.engine.predictor import load
+from lorakit.engine.shared import SharedModel
+from lorakit.errors import AdapterError, DataError, OutputError
+from lorakit.lora import hosts
+from tests.runs import BAD, GOOD, NEUTRAL, PEOPLE, PLACES, save_bert
+from tests.shipped import ship
+
+CLASSES = ("alpha", "beta", "gamma", "delta", "epsilon")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+MOST_OFF = 1e-5  # of probabilities
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    chance = random.Random(0)
+    words = (*GOOD, *BAD, *NEUTRAL, *PEOPLE, *PLACES)
+    return [" ".join(chance.choices(words, k=chance.randint(1, 14))) for _ in range(60)]
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory, bert: Path, request: pytest.FixtureRequest) -> dict[str, Path]:
+    """Adapters over one BERT that differ in rank, targets, variant, task and the width of the head."""
+    folder = tmp_path_factory.mktemp("readers")
+    one = ("sequence_classification", ("bad", "good"))
+    return {
+        "trained": request.getfixturevalue("bert_run"),
+        "wide": ship(folder / "wide", bert, one[0], CLASSES, seed=1, r=2, target_modules="all-linear", use_rslora=True),
+        "dora": ship(folder / "dora", bert, *one, seed=2, r=3, use_dora=True),
+        "high": ship(
+            folder / "high", bert, *one, seed=3, r=8, lora_alpha=4, target_modules=("key", "intermediate.dense")
+        ),
+        "stars": request.getfixturevalue("ordinal_run"),
+        "topics": request.getfixturevalue("multi_label_run"),
+        "number": request.getfixturevalue("regression_run"),
+    }
+
+
+@pytest.fixture(scope="module")
+def taggers(tmp_path_factory: pytest.TempPathFactory, roberta: Path, tagger_run: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("taggers")
+    task = "token_classification"
+    return {
+        "trained": tagger_run,
+        "crf": ship(folder / "crf", roberta, task, TAGS, seed=1, r=2, knobs={"crf": True}),
+        "people": ship(folder / "people", roberta, task, TAGS[:3], seed=2, r=5, use_dora=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory, t5: Path, t5_run: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("writers") / "classes"
+    knobs = {"constrained": True}
+    return {
+        "trained": t5_run,
+        "classes": ship(folder, t5, "text2text_classification", CLASSES, target_modules=("q", "v"), knobs=knobs),
+    }
+
+
+def mixed(names: Sequence[str], sentences: Sequence[str], n: int = 60) -> list[Asked]:
+    chance = random.Random(1)
+    return [Asked(chance.choice(names), Example(text)) for text in sentences[:n]]
+
+
+def one_by_one(folders: Mapping[str, Path], asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    answers: dict[int, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        own = [i for i, each in enumerate(asked) if each.adapter == name]
+        answers.update(zip(own, load(folder).predict([asked[i].example.text for i in own]), strict=True))
+    return [answers[i] for i in range(len(asked))]
+
+
+def assert_alike(a: Any, b: Any) -> None:
+    """Equal but for rounding, however deep."""
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, list):
+        assert len(a) == len(b)
+        for inner in zip(a, b, strict=True):
+            assert_alike(*inner)
+    else:
+        assert a == (pytest.approx(b, abs=MOST_OFF) if isinstance(b, float) else b)
+
+
+# Answers
+
+
+@pytest.mark.parametrize("kind", ["readers", "taggers", "writers"])
+def test_answers_of_a_mixed_batch_are_those_of_each_predictor(
+    kind: str, request: pytest.FixtureRequest, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = request.getfixturevalue(kind)
+    asked = mixed(list(folders), sentences, 12 if kind == "writers" else len(sentences))
+    in_one: list[int] = []
+    forward = SharedModel._forward
+
+    def counted(model: SharedModel, rows: Any) -> list[Any]:
+        in_one.append(len({row.member.key for row in rows}))
+        return forward(model, rows)
+
+    monkeypatch.setattr(SharedModel, "_forward", counted)
+    with AdapterPool(folders) as pool:
+        found = list(pool.stream(asked))
+    monkeypatch.undo()
+    assert_alike(found, one_by_one(folders, asked))
+    assert max(in_one) == (1 if kind == "writers" else len(folders))
+
+
+# Memory
+
+
+def test_least_recently_used_adapters_make_room(readers: dict[str, Path], sentences: list[str]) -> None:
+    names = list(readers)
+    with AdapterPool(readers) as pool:
+        size = max(pool.load(name).result().size for name in names)
+    asked = [Asked(name, Example(text)) for text in sentences[:3] for name in names]
+    with AdapterPool(readers, limit_bytes=2 * size) as pool:
+        found = pool.answer(asked)
+        assert 0 < pool.size <= pool.limit_bytes
+        assert pool.resident[-1] == names[-1]
+        kept = {pool._resident[name].key for name in pool.resident}
+        assert {key for _, host in hosts(pool.shared.model) for key in host.adapters} == kept
+        pool.load(pool.resident[0]).result()
+        first, *_ = pool.resident
+        pool.load(names[0]).result()
+        assert pool.resident[-1] == names[0]
+        assert first not in pool.resident or pool.size <= pool.limit_bytes
+    assert_alike(found, one_by_one(readers, asked))
+
+
+def test_adapters_of_the_batch_in_hand_stay(readers: dict[str, Path]) -> None:
+    with AdapterPool(readers) as pool:
+        size = pool.load("trained").result().size
+        pool.limit_bytes = 2 * size
+        with pool.held(["trained", "dora", "high"]) as members:
+            assert set(members) == set(pool.resident)
+            held = {member.key for member in members.values()}
+            assert {key for _, host in hosts(pool.shared.model) for key in host.adapters} == held
+
+
+def test_adapter_larger_than_the_limit_is_refused(readers: dict[str, Path]) -> None:
+    with AdapterPool(readers, limit_bytes=100) as pool, pytest.raises(AdapterError, match="the limit is 100"):
+        pool.load("dora").result()
+
+
+# New versions
+
+
+def test_new_version_of_a_folder_serves_after_a_refresh_and_none_is_mixed(
+    bert: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    task, labels = "sequence_classification", ("bad", "good")
+    versions = [ship(tmp_path / f"v{i}", bert, task, labels, seed=i, r=2 + i) for i in range(2)]
+    served = tmp_path / "served"
+    shutil.copytree(versions[0], served)
+    asked = [Asked("served", Example(text)) for text in sentences[:8]]
+    with AdapterPool({"served": served}) as pool:
+        by_version = []
+        for version in versions:
+            replace(served, version)
+            pool.load("served").result()
+            by_version.append(pool.answer(asked))
+        assert by_version[0] != by_version[1]
+        assert_alike(by_version[1], one_by_one({"served": versions[1]}, asked))
+        assert pool.refresh() == {}
+        seen: list[Any] = []
+        done = threading.Event()
+
+        def ask() -> None:
+            while not done.is_set():
+                seen.append(pool.answer(asked))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        for turn in range(6):
+            replace(served, versions[turn % 2])
+            for future in pool.refresh().values():
+                future.result()
+        done.set()
+        asking.join()
+        assert all(answer in by_version for answer in seen)
+        assert len({key for _, host in hosts(pool.shared.model) for key in host.adapters}) == 1
+
+
+def replace(folder: Path, other: Path) -> None:
+    """One rename, as whatever writes adapters does it."""
+    shutil.copytree(other, folder.with_name("next"))
+    folder.rename(folder.with_name("before"))
+    folder.with_name("next").rename(folder)
+    shutil.rmtree(folder.with_name("before"))
+
+
+def test_damaged_new_version_leaves_the_old_one_serving(readers: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(readers["dora"], tmp_path / "dora")
+    asked = [Asked("dora", Example("a superb film"))]
+    with AdapterPool({"dora": tmp_path / "dora"}) as pool:
+        before = pool.answer(asked)
+        weights = tmp_path / "dora" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        with pytest.raises(AdapterError, match="changed since it was written"):
+            pool.refresh()["dora"].result()
+        assert pool.answer(asked) == before
+
+
+# Refusals
+
+
+def test_what_does_not_belong_beside_the_others_is_refused(
+    readers: dict[str, Path], tagger_run: Path, bert: Path, tmp_path: Path
+) -> None:
+    one = ("sequence_classification", ("bad", "good"))
+    other = save_bert(tmp_path / "other", seed=1)
+    wrong = {
+        "trained on another base model": ship(tmp_path / "a", other, *one),
+        "token_classification needs AutoModelForTokenClassification": tagger_run,
+        "dtype = 'bf16'": ship(tmp_path / "b", bert, *one, changes={"dtype": "bf16"}),
+        "a fully fine-tuned model": ship(tmp_path / "c", bert, *one, changes={"method": "full"}),
+        "in another way": ship(
+            tmp_path / "d", bert, *one, r=2, target_modules=("classifier",), modules_to_save=("pooler",)
+        ),
+        "no head of its own": ship(tmp_path / "e", bert, one[0], CLASSES, modules_to_save=("pooler",)),
+    }
+    with AdapterPool({**readers, **wrong}) as pool:
+        pool.load("trained").result()
+        for message in wrong:
+            with pytest.raises(AdapterError, match=message) as caught:
+                pool.load(message).result()
+            assert "\n" not in str(caught.value)
+        assert pool.resident == ["trained"]
+
+
+def test_texts_are_checked_before_any_is_answered(readers: dict[str, Path]) -> None:
+    with AdapterPool(readers) as pool:
+        with pytest.raises(DataError, match=r"in.csv:3: no adapter 'dara'; did you mean 'dora'\?"):
+            pool.stream([Asked("dora", Example("a film")), Asked("dara", Example("a film", where="in.csv:3"))])
+        with pytest.raises(DataError, match="text 1 of 1: this run was trained on one text"):
+            pool.stream([Asked("dora", Example("a film", pair="another"))])
+        with pytest.raises(DataError, match="no adapter 'x'; known: dora"):
+            pool.load("x")
+
+
+def test_find_adapters_names_runs_by_their_folders(readers: dict[str, Path], bert_run: Path, tmp_path: Path) -> None:
+    assert find_adapters(readers["dora"].parent) == {name: readers[name] for name in ("dora", "high", "wide")}
+    assert find_adapters(bert_run / "adapter") == {bert_run.name: bert_run / "adapter"}
+    for path, message in ((tmp_path, "neither a run"), (tmp_path / "x", "no such folder")):
+        with pytest.raises(OutputError, match=message):
+            find_adapters(path)

@@ -1,0 +1,44 @@
+"""Adapter folders with random weights, as training would leave them, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit.data.example import Columns
+from lorakit.engine.adapter import write_side
+from lorakit.lora import BaseInfo, LoraConfig, adapter_parameters, add_adapter, save_adapter
+from lorakit.models import load_base
+from lorakit.recipe import TaskSection
+from lorakit.tasks.registry import TASKS, task_layers
+
+
+def ship(
+    folder: Path, base: Path, task: str, labels: Sequence[str], *, seed: int = 0, changes: Any = (), **lora: Any
+) -> Path:
+    """Write an adapter of random values; `lora` are settings of it, `changes` what lorakit.json has otherwise."""
+    section = TaskSection(name=task, **lora.pop("knobs", {}))
+    layers, outputs = task_layers(section, labels), TASKS[task].outputs(tuple(labels))
+    loaded = load_base(str(base), TASKS[task].model, labels=outputs, layers=layers)
+    config = LoraConfig(**{"target_modules": ("query", "value"), "modules_to_save": loaded.saved_modules, **lora})
+    add_adapter(loaded.model, config, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter_parameters(loaded.model).values():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    save_adapter(loaded.model, folder, config, BaseInfo(loaded.name, None, loaded.kind.peft_task_type))
+    side = {
+        "task": section.model_dump(),
+        "labels": list(labels),
+        "max_length": 32,
+        "base": {"name": loaded.name, "revision": None, "sha256": loaded.sha256},
+        "dtype": "fp32",
+        "method": "lora",
+        "columns": dataclasses.asdict(Columns()),
+    }
+    write_side(folder, {**side, **dict(changes)})
+    return folder
