@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
+from lorakit.app.cli_predict import predict
 from lorakit.app.cli_report import report
 from lorakit.app.failures import CODES, fail, how_to_go_on
-from lorakit.errors import ConfigError, Interrupted, LorakitError, OutputError, RankError
+from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError
 
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
@@ -261,47 +262,6 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
 
 
 @commands.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("texts", nargs=-1, metavar="[TEXT ...]")
-@click.option(
-    "--file",
-    "source",
-    type=click.Path(path_type=Path),
-    help="Texts from a file: .txt lines, or the text column of a table.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the answers here, a JSON line each.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
-def predict(
-    run: Path, texts: tuple[str, ...], source: Path | None, out: Path | None, allow_base_mismatch: bool
-) -> None:
-    """Answer TEXTs, or the texts in a file, one JSON line each, in order."""
-    from lorakit.data.read import read_texts
-    from lorakit.engine.predictor import load
-
-    if bool(texts) == (source is not None):
-        raise ConfigError("predict takes either texts or --file")
-    if out is not None and not out.resolve().parent.is_dir():
-        raise OutputError(f"--out {out}: its folder does not exist")
-    predictor = load(run, allow_base_mismatch=allow_base_mismatch)
-    if source is not None:
-        dataset = read_texts(source, predictor.side.columns)
-        for note in dataset.notes:
-            click.echo(note, err=True)
-        answers = predictor.stream(dataset.examples)
-    else:
-        answers = iter(predictor.predict(texts))
-    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    if out is None:
-        for line in lines:
-            click.echo(line, nl=False)
-    else:
-        from lorakit.engine.atomic import atomic_file
-
-        with atomic_file(out) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-
-
-@commands.command()
 @click.argument("what", required=False)
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--kernels", is_flag=True, help="Measure what this machine makes of the fast parts.")
@@ -390,6 +350,8 @@ def quickstart(which: str | None, t5: bool, out: Path) -> None:
 
 
 commands.add_command(report)
+commands.add_command(predict)
+
 
 if __name__ == "__main__":
     main()
