@@ -1,0 +1,152 @@
+"""256 adapters over one MiniLM: mixed batches against one adapter's, and what loading one more costs those who are served.
+
+    python benchmarks/many_adapters.py [--adapters 256] [--rows 2048] [--rounds 5] [--dora] [--out FILE]
+
+Rounds of the two are interleaved, and a figure is the median over rounds with the extremes beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from tests.shipped import ship
+
+from lorakit.data.example import Example
+from lorakit.engine.pool import AdapterPool, Asked
+from lorakit.engine.shared import SharedModel
+
+LENGTHS = (4, 8, 12, 16, 24, 32)  # words of a text, by chance
+WORDS = ("the", "film", "was", "a", "rather", "moving", "story", "of", "two", "people", "who", "never", "meet", "and")
+LABELS = ("bad", "good")
+
+
+def texts(n: int) -> list[str]:
+    """n texts of random words and lengths."""
+    chance = random.Random(0)
+    return [" ".join(chance.choices(WORDS, k=chance.choice(LENGTHS))) for _ in range(n)]
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Wall-clock time of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and extremes."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def throughput(pool: AdapterPool, names: Sequence[str], some: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Texts a second by one adapter and by all, each adapter with as many texts, and the ratio of a round's two."""
+    alone = [Asked(names[0], Example(text)) for text in some]
+    mixed = [Asked(names[i % len(names)], Example(text)) for i, text in enumerate(some)]
+    for asked in (alone, mixed):
+        pool.answer(asked[:256])  # warm up
+    times: dict[str, list[float]] = {"alone": [], "mixed": []}
+    for _ in range(rounds):
+        times["alone"].append(seconds(lambda: pool.answer(alone)))
+        times["mixed"].append(seconds(lambda: pool.answer(mixed)))
+    ratios = [a / m for a, m in zip(times["alone"], times["mixed"], strict=True)]
+    rates = {f"{name}_texts_per_s": spread([len(some) / t for t in found]) for name, found in times.items()}
+    return {**rates, "ratio": spread(ratios)}
+
+
+def stalls(pool: AdapterPool, names: Sequence[str], folders: Sequence[Path], some: Sequence[str]) -> dict[str, Any]:
+    """Milliseconds that loading takes beside nothing and beside answers, and gaps between forwards with and without it."""
+    mixed = [Asked(names[i % len(names)], Example(text)) for i, text in enumerate(some)]
+    idle = [
+        1000 * seconds(lambda name=folder.name: pool.load(name).result()) for folder in folders[: len(folders) // 2]
+    ]
+    ends: list[float] = []
+    forward = SharedModel._forward
+
+    def timed(model: SharedModel, rows: Any) -> list[Any]:
+        answer = forward(model, rows)
+        ends.append(time.perf_counter())
+        return answer
+
+    SharedModel._forward = timed  # type: ignore[method-assign]
+    gaps: dict[str, list[float]] = {}
+    busy: list[float] = []
+    for state in ("quiet", "loading"):
+        ends.clear()
+        asking = threading.Thread(target=lambda: [pool.answer(mixed) for _ in range(2)])
+        asking.start()
+        for folder in folders[len(folders) // 2 :] if state == "loading" else ():
+            time.sleep(0.1)
+            busy.append(1000 * seconds(lambda name=folder.name: pool.load(name).result()))
+        asking.join()
+        gaps[state] = [1000 * (b - a) for a, b in pairwise(ends)]
+    SharedModel._forward = forward  # type: ignore[method-assign]
+    return {
+        "load_ms_idle": spread(idle),
+        "load_ms_beside_answers": spread(busy),
+        **{f"gap_ms_{state}": spread(found) for state, found in gaps.items()},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--adapters", type=int, default=256)
+    options.add_argument("--rows", type=int, default=2048)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--dora", action="store_true")
+    options.add_argument("--base", default="minilm")
+    options.add_argument("--out", type=Path)
+    asked = options.parse_args()
+    extra = 16
+    with tempfile.TemporaryDirectory() as place:
+        folders = ship_many(Path(place), asked.base, asked.adapters + extra, asked.dora)
+        with AdapterPool({folder.name: folder for folder in folders}) as pool:
+            names = [folder.name for folder in folders[: asked.adapters]]
+            for name in names:
+                pool.load(name).result()
+            some = texts(asked.rows)
+            found = {
+                "adapters": asked.adapters,
+                "threads": torch.get_num_threads(),
+                "megabytes": pool.size / 1e6,
+                **throughput(pool, names, some, asked.rounds),
+                **stalls(pool, names, folders[asked.adapters :], some),
+            }
+    print(json.dumps(found, indent=1))
+    if asked.out:
+        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def ship_many(place: Path, base: str, n: int, dora: bool) -> list[Path]:
+    """Adapters that differ in rank and values."""
+    return [
+        ship(
+            place / f"a{i:03}",
+            Path(base),
+            "sequence_classification",
+            LABELS,
+            seed=i,
+            r=(4, 8, 16)[i % 3],
+            use_dora=dora,
+        )
+        for i in range(n)
+    ]
+
+
+if __name__ == "__main__":
+    main()
