@@ -22,7 +22,19 @@ from tests.runs import Sections, changed, sections, write_reviews
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.toml"))
 FAST = ("model.dtype=fp32", "train.epochs=1", "train.batch_size=12", "train.lr=0.02")
-COMMANDS = ("train", "evaluate", "predict", "inspect", "merge", "export", "import", "quickstart", "compare", "check")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "inspect",
+    "merge",
+    "export",
+    "import",
+    "quickstart",
+    "compare",
+    "check",
+    "sweep",
+)
 
 
 def parsed(text: str) -> list[dict]:

@@ -1,0 +1,73 @@
+"""`lorakit sweep` on the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+OPTIONAL = {"--halving": "3"}  # options whose value may be left out
+CHANGE = re.compile(r"\w+\.\w+=")
+
+
+class OptionalValues(click.Command):
+    """A command that takes `--halving lora.r=4,8` for an option without a value and a change."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give the options in OPTIONAL their value where what follows is none."""
+        whole = []
+        for arg, after in zip(args, [*args[1:], ""], strict=True):
+            is_alone = arg in OPTIONAL and (not after or after.startswith("-") or CHANGE.match(after) is not None)
+            whole.append(f"{arg}={OPTIONAL[arg]}" if is_alone else arg)
+        return super().parse_args(ctx, whole)
+
+
+def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(",")) if text else ()
+    except ValueError as err:
+        raise click.BadParameter(f"{text!r}: whole numbers with commas, for example 0,1,2") from err
+
+
+@click.command(cls=OptionalValues)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
+@click.option("--list", "points", metavar="FILE", type=click.Path(path_type=Path), help="Points: JSONL, or [[point]].")
+@click.option("--random", type=click.IntRange(min=1), metavar="N", help="Draw N points; ranges are LOW..HIGH.")
+@click.option("--draw-seed", type=int, default=0, show_default=True, help="What --random and --optuna draw from.")
+@click.option("--seeds", callback=_seeds, metavar="0,1,2", help="Train each point with each of these seeds.")
+@click.option(
+    "--halving", type=click.IntRange(min=2), metavar="[ETA]", help="Go on with the best 1/ETA only; unset: 3."
+)
+@click.option("--resume", is_flag=True, help="Go on with the sweep in the folder; what is trained stays.")
+@click.option("--dry-run", is_flag=True, help="Print the points, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the sweep as JSON.")
+def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Train RECIPE at many points, and show which is best.
+
+    Values with commas are a grid; a list is written in brackets. Each run has a folder of its own beside sweep.json,
+    sweep.csv, sweep.png and sweep.svg.
+
+    \b
+    lorakit sweep recipes/sst2-bert.toml train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2
+    lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
+    """
+    from lorakit.app.console import Screen
+    from lorakit.app.sweep_table import closing_lines, facts, table
+    from lorakit.app.sweeping import Asked, planned, run_sweep
+
+    asked = Asked(recipe, words, **options)
+    if dry_run:
+        found = planned(asked)
+        shown = found.facts if as_json else found.lines
+        click.echo(json.dumps(shown) if as_json else "\n".join(shown))
+        return
+    screen = Screen()
+    try:
+        done = run_sweep(asked, screen)
+    finally:
+        screen.close()
+    click.echo(json.dumps(facts(done)) if as_json else "\n".join([table(done), *closing_lines(done)]))

@@ -1,0 +1,142 @@
+"""What `lorakit sweep` does: the points that are asked for, trained in the way that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorakit.app.inspecting import Inspection
+from lorakit.app.seeds import group_folder
+from lorakit.app.sweep import Sweep, halve, halving_shares, halving_words, recipe_maker
+from lorakit.app.sweep_points import (
+    SEED,
+    Axis,
+    Choice,
+    Point,
+    draw_points,
+    grid,
+    joined_points,
+    parse_axes,
+    read_points,
+    word,
+)
+from lorakit.app.sweep_table import write_csv, write_plots
+from lorakit.engine.events import Report, ignore
+from lorakit.errors import ConfigError
+from lorakit.recipe import Recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of a sweep."""
+
+    recipe: Path
+    words: Sequence[str]
+    points: Path | None = None  # a file of them
+    random: int | None = None
+    draw_seed: int = 0
+    seeds: Sequence[int] = ()
+    halving: int | None = None
+    resume: bool = False
+
+
+class Plan(NamedTuple):
+    """What is swept, and over what."""
+
+    base: Recipe
+    fixed: list[str]  # words that change it for all points
+    axes: list[Axis]
+    seeds: Sequence[int]
+    folder: Path
+
+
+def make_plan(asked: Asked) -> Plan:
+    """The recipe that the points share, and what they differ in.
+
+    Raises:
+        ConfigError: the recipe or a word is wrong, or asks for what does not go together.
+    """
+    axes = parse_axes(asked.words)
+    single = [axis for axis in axes if isinstance(axis, Choice) and len(axis.values) == 1]
+    fixed = [word(axis.key, axis.values[0]) for axis in single if axis.key != SEED]
+    base = read_recipe(asked.recipe, fixed)
+    seeds = next((axis for axis in axes if axis.key == SEED), None)
+    if seeds is not None and asked.seeds:
+        raise ConfigError("--seeds and train.seed: name one of them")
+    if not isinstance(seeds, Choice | None):
+        raise ConfigError("train.seed: seeds are not drawn; say --seeds 0,1,2")
+    swept = [axis for axis in axes if axis is not seeds and axis not in single]
+    if any(axis.key == "output.dir" for axis in swept):
+        raise ConfigError("output.dir: each run of a sweep has a folder within the one folder of the sweep")
+    chosen = seeds.values if seeds else asked.seeds or base.train.seeds or (base.train.seed,)
+    folder = Path(base.output.dir or Path("runs") / f"{asked.recipe.stem}-sweep")
+    return Plan(base, fixed, swept, tuple(dict.fromkeys(chosen)), folder)
+
+
+def points_of(asked: Asked, plan: Plan) -> list[Point]:
+    """Every point with every seed.
+
+    Raises:
+        ConfigError: there is nothing to sweep over, or a point is no recipe. DataError: the file of points is wrong.
+    """
+    if asked.points and asked.random:
+        raise ConfigError("--list and --random: name one of them")
+    if not (asked.points or plan.axes or len(plan.seeds) > 1):
+        raise ConfigError("nothing to sweep over; say which values, for example train.lr=3e-4,1e-3")
+    points = draw_points(plan.axes, asked.random, asked.draw_seed) if asked.random else grid(plan.axes)
+    if asked.points:
+        points = joined_points(read_points(asked.points), points)
+    return [point if SEED in point else {**point, SEED: seed} for point in points for seed in plan.seeds]
+
+
+def planned(asked: Asked) -> Inspection:
+    """The points, checked but not trained."""
+    plan = make_plan(asked)
+    sweep = Sweep(plan.folder, recipe_maker(asked.recipe, plan.fixed), {})
+    groups = sweep.add(points_of(asked, plan))
+    lines = [
+        f"{member.name}: {' '.join(word(key, value) for key, value in {**member.point, SEED: member.seed}.items())}"
+        for member in sweep.members
+    ]
+    found = [{"name": m.name, "point": dict(m.point), "seed": m.seed} for m in sweep.members]
+    counts = f"{len(groups)} points, {len(sweep.members)} runs in {plan.folder}"
+    return Inspection([*lines, counts], {"folder": str(plan.folder), "runs": found})
+
+
+def run_sweep(asked: Asked, report: Report = ignore) -> Sweep:
+    """Train every point and leave sweep.json, sweep.csv, sweep.png and sweep.svg beside the runs.
+
+    Raises:
+        LorakitError: a mistake in what is asked for, or one that all points share; an Interrupted after a signal.
+    """
+    plan = make_plan(asked)
+    points = points_of(asked, plan)
+    shares = halving_shares(_count(points), asked.halving, plan.base) if asked.halving else []
+    fixed = [*plan.fixed, *halving_words(plan.base, shares)]
+    sweep = Sweep(plan.folder, recipe_maker(asked.recipe, fixed), _how(asked, plan.base, shares), report)
+    with group_folder(plan.folder, plan.base, "auto" if asked.resume else None, report):
+        if asked.resume:
+            sweep.restore()
+        groups = sweep.add(points)
+        if asked.halving:
+            halve(sweep, points, asked.halving, shares)
+        else:
+            sweep.train(groups)
+        sweep.best()
+        write_csv(sweep, plan.folder / "sweep.csv")
+        write_plots(sweep)
+    return sweep
+
+
+def _count(points: Sequence[Point]) -> int:
+    """Points, seeds not counted."""
+    return len({repr({key: value for key, value in point.items() if key != SEED}) for point in points})
+
+
+def _how(asked: Asked, base: Recipe, shares: Sequence[float]) -> dict[str, Any]:
+    """What a resumed sweep must have in common with itself: every key of the recipe, and the rungs."""
+    sections = base.model_dump(mode="json")
+    keys = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+    return {**{key: value for key, value in keys.items() if key != "output.dir"}, "--halving": list(shares)}
