@@ -6,7 +6,9 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,18 +16,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cleanlab.filter import find_label_issues
 from scipy.stats import binomtest
 from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 
 from lorakit.app.report.answers import answers_of, baseline, marked
 from lorakit.app.report.charts import bins_of, ece, wilson
+from lorakit.app.report.doubts import doubts
 from lorakit.app.report.drawing import write_csv
-from lorakit.app.report.page import content_of, html
+from lorakit.app.report.page import Table, content_of, html
 from lorakit.app.report.reading import Entity, Prediction, Scores, read_run
 from lorakit.tasks import calibration
 from lorakit.tasks.registry import TASKS
 from tests.app.conftest import Cli
+from tests.runs import changed, fit, sections
 
 RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
 VOID = {"meta", "img", "br", "path", "use", "rect"}
@@ -189,6 +194,32 @@ def test_marked_text_is_the_text() -> None:
     assert [piece for piece in pieces if piece.label] == [("Ada", "PER", True)]
 
 
+def test_suspects_are_cleanlab_s(bert_run: Path) -> None:
+    chance = np.random.default_rng(0)
+    gold = chance.integers(0, 3, 60)
+    given = gold.copy()
+    given[:4] = (gold[:4] + 1) % 3
+    table = 0.1 + 0.7 * np.eye(3)[gold] + chance.uniform(0, 0.05, (60, 3))
+    table /= table.sum(1, keepdims=True)
+    lines = []
+    for row, label in zip(table, given, strict=True):
+        sure = dict(zip("abc", row, strict=True))
+        lines.append(Prediction(text="text", label="abc"[row.argmax()], probabilities=sure, expected="abc"[label]))
+    found = doubts(replace(read_run(bert_run), predictions=lines))
+    assert isinstance(found, Table)
+    expected = find_label_issues(given, table, return_indices_ranked_by="self_confidence", n_jobs=1)
+    numbers = [int(str(row[0])) - 1 for row in found.rows]
+    assert numbers == expected.tolist()
+    assert set(numbers) == {0, 1, 2, 3}
+    assert [row[2:4] for row in found.rows] == [("abc"[given[i]], "abc"[gold[i]]) for i in numbers]
+
+
+def test_suspects_are_said_to_be_missing(bert_run: Path, tagger_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no probability of each label" in doubts(read_run(tagger_run))
+    monkeypatch.setattr("lorakit.app.report.doubts.find_spec", lambda name: None)
+    assert "pip install 'lorakit[cleanlab]'" in doubts(read_run(bert_run))
+
+
 # Hostile texts
 
 EVENTS = ("onload", "onerror", "onclick", "onmouseover", "onfocus", "ontoggle", "onbegin", "onanimationstart")
@@ -311,15 +342,48 @@ def test_no_payload_becomes_markup(
     assert not set("\x00\x0b\x1b\x85\ufffe") & set(text)
 
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ALARM = "<script>window.alert = () => document.documentElement.setAttribute('data-alarm', 'yes')</script>"
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("entities", [False, True])
+def test_no_payload_runs_in_a_browser(
+    bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entities: bool
+) -> None:
+    """Without the content policy, so that nothing but the escaping stands in the way."""
+    monkeypatch.setattr("lorakit.app.report.page.WORST", len(PAYLOADS))
+    text = html(content_of(read_run(hostile(bert_run, tmp_path, entities=entities))))
+    bare = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', ALARM, text)
+    assert ALARM in bare
+    assert "data-alarm" not in shown_by_browser(tmp_path / "page.html", bare)
+    assert 'data-alarm="yes"' in shown_by_browser(
+        tmp_path / "page.html", bare.replace("<main>", f"<main>{PAYLOADS[1]}")
+    )
+    guarded = text.replace("<main>", f"<main>{ALARM}{PAYLOADS[1]}<script>alert(1)</script>")
+    assert "data-alarm=" not in shown_by_browser(tmp_path / "page.html", guarded)  # the policy holds alone, too
+
+
+def shown_by_browser(path: Path, text: str) -> str:
+    """The opening tag of the document after everything has been loaded."""
+    path.write_text(text)
+    words = ("--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom")
+    done = subprocess.run(
+        [str(BROWSER), *words, path.as_uri()], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout[: done.stdout.index("<head")]
+
+
 # Files
 
 
 def copied(run: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("checkpoints", "*.safetensors")))
+    return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors")))
 
 
 def test_missing_file_is_said(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
-    run = copied(bert_run, tmp_path)
+    run = copied(bert_run, tmp_path / "run")
     for name in ("metrics.jsonl", "predictions.jsonl", "recipe.toml", "architecture.svg", "adapter/lorakit.json"):
         (run / name).unlink()
     code, out, err = cli("report", run)
@@ -356,7 +420,7 @@ def test_missing_file_is_said(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_damaged_file_is_one_line(cli: Cli, bert_run: Path, tmp_path: Path, name: str, content: str, said: str) -> None:
-    run = copied(bert_run, tmp_path)
+    run = copied(bert_run, tmp_path / "run")
     (run / name).write_bytes(content.encode("latin-1"))
     before = (run / "report.html").read_bytes()
     code, out, err = cli("report", run)
@@ -407,3 +471,59 @@ def test_wrong_place_is_one_line(cli: Cli, bert_run: Path, words: tuple[str, ...
     code, _, err = cli("report", *(word.replace("RUN", str(bert_run)) for word in words))
     assert (code, err.count("\n")) == (2, 1)
     assert re.search(said, err)
+
+
+# Several runs
+
+
+@pytest.fixture(scope="module")
+def head_run(bert: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "head"
+    return fit(changed(sections(bert, files), "train.method=head", "train.lr=1e-4"), folder).folder
+
+
+def test_runs_are_compared_as_compare_does(cli: Cli, bert_run: Path, head_run: Path) -> None:
+    code, out, err = cli("report", bert_run, head_run, "--figures", "figures")
+    assert (code, err) == (0, "")
+    page = check_page(Path("comparison.html").read_text())
+    text = "".join(page.texts)
+    verdict = cli("compare", bert_run, head_run).out.splitlines()[-1]
+    assert verdict in out
+    assert verdict in text
+    assert "a linear probe" in text
+    with Path("figures/settings.csv").open(newline="") as file:
+        settings = {row[0]: row[1:] for row in csv.reader(file)}
+    assert settings["train.method"] == ["lora", "head"]
+    assert settings.keys() == {"key", "train.method", "train.lr"}
+
+
+def test_run_is_measured_beside_others(cli: Cli, bert_run: Path, head_run: Path, tagger_run: Path) -> None:
+    words = ("--beside", head_run, "--beside", tagger_run, "--beside", bert_run, "--out", "page.html", "--json")
+    code, out, err = cli("report", bert_run, *words)
+    assert (code, err) == (0, "")
+    verdict = json.loads(out)["verdict"]
+    head, tagger, itself = (said for said in verdict if said.startswith(("A linear probe (", "LoRA (")))
+    found = cli("compare", head_run, bert_run, "--json").out
+    (comparison,) = json.loads(found)["comparisons"]
+    score = json.loads((head_run / "scores.json").read_text())["accuracy"]
+    assert head.startswith(f"A linear probe (head) has accuracy {score:.4f}: this run is ")
+    assert ("neither better nor worse" in head) == (comparison["differences"]["accuracy"]["p"] >= 0.05)
+    assert "cannot be tested against each other" in tagger
+    assert "differ in the seed alone" in itself
+    check_page(Path("page.html").read_text())
+
+
+def test_folder_of_seeds_is_a_comparison(cli: Cli, bert_run: Path) -> None:
+    for seed in (0, 1):
+        place = copied(bert_run, Path("group") / f"seed-{seed}")
+        (place / "recipe.toml").write_text((bert_run / "recipe.toml").read_text().replace("seed = 0", f"seed = {seed}"))
+    code, out, err = cli("report", "group")
+    assert (code, err) == (0, "")
+    assert "over 2 seeds" in out
+    check_page(Path("group/report.html").read_text())
+
+
+def test_beside_goes_with_one_run(cli: Cli, bert_run: Path) -> None:
+    code, _, err = cli("report", bert_run, bert_run, "--beside", bert_run)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--beside goes with one RUN" in err

@@ -17,7 +17,11 @@ import click
     metavar="RUN",
     help="Measure RUN against this one, a linear probe or full fine-tuning say; may be given several times.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The HTML file; unset: report.html in RUN.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The HTML file; unset: report.html in RUN, of several comparison.html here.",
+)
 @click.option(
     "--figures", type=click.Path(path_type=Path), help="Write each figure here too: SVG, PNG, and its numbers as CSV."
 )

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorakit.app.report.comparison import Comparison, comparison_of
+from lorakit.app.report.comparison import beside as sentences
 from lorakit.app.report.doubts import doubts
 from lorakit.app.report.drawing import Chart, write_chart, write_csv
 from lorakit.app.report.page import FILE, Table, content_of, facts, html
 from lorakit.app.report.reading import read_run
 from lorakit.engine.atomic import atomic_text, make_folder
 from lorakit.errors import ConfigError, OutputError
+
+COMPARISON = "comparison.html"
 
 
 class Built(NamedTuple):
@@ -24,16 +28,21 @@ class Built(NamedTuple):
 def build(
     paths: Sequence[Path], beside: Sequence[Path] = (), out: Path | None = None, figures: Path | None = None
 ) -> Built:
-    """Write a page about a run, or about several.
+    """Write a page about a run, or about several; a folder of several seeds stands for the runs in it.
 
     Raises:
+        ConfigError: --beside with several runs.
         OutputError: a folder holds no finished run, a file is damaged, or a place cannot be written to.
     """
-    if len(paths) > 1 or beside:
-        raise ConfigError("report takes one RUN; `lorakit compare` compares several")
-    run = read_run(paths[0])
-    content = content_of(run, suspects=doubts(run))
-    page = _place(out) if out is not None else paths[0] / FILE
+    runs = [run for path in paths for run in _members(path)]
+    if len(runs) > 1 and beside:
+        raise ConfigError("--beside goes with one RUN; of several, each is compared with the first one")
+    page = paths[0] / FILE if len(paths) == 1 else Path(COMPARISON)
+    page = page if out is None else _place(out)
+    read = [read_run(run) for run in runs]
+    if len(read) > 1:
+        return _compared(comparison_of(read), page, figures)
+    content = content_of(read[0], list(sentences(read[0], [read_run(other) for other in beside])), doubts(read[0]))
     atomic_text(page, html(content))
     lines = [
         *content.verdict.sentences,
@@ -41,6 +50,21 @@ def build(
         f"report: {page}",
     ]
     return Built(lines, {**facts(content), "report": str(page)})
+
+
+def _compared(comparison: Comparison, page: Path, figures: Path | None) -> Built:
+    atomic_text(page, html(comparison, "comparison.html.jinja"))
+    written = _write_figures(figures, comparison.charts, comparison.all_tables)
+    lines = [*comparison.sentences, *written, f"report: {page}"]
+    return Built(lines, {"verdict": comparison.sentences, "report": str(page)})
+
+
+def _members(path: Path) -> list[Path]:
+    if not any(path.glob("seed-*")):
+        return [path]
+    from lorakit.app.seeds import runs_of  # late: needs torch
+
+    return runs_of(path)
 
 
 def _place(out: Path) -> Path:

@@ -29,7 +29,7 @@ from lorakit.app.report.reading import Confusion, Line, Row, RunFiles
 BINS = 15  # of confidence, as tasks/calibration.py has
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot
-NAMED = 24  # classes of a confusion matrix that still get their names
+NAMED, NUMBERED = 24, 12  # classes of a confusion matrix that still get their names, and their numbers
 Z = 1.96  # standard errors on each side of a 95 % interval
 
 Points = Sequence[tuple[float, float]]
@@ -37,10 +37,8 @@ Points = Sequence[tuple[float, float]]
 
 def training_charts(run: RunFiles) -> list[Chart]:
     """Loss, validation score, learning rate and norm of the gradient over steps."""
-    losses, metric = _points(run.lines, "loss"), run.scores.metric
-    scored = [
-        (line.step, line.validation[metric]) for line in run.lines if line.validation and metric in line.validation
-    ]
+    losses, metric = points_of(run.lines, "loss"), run.scores.metric
+    scored = scores_over_steps(run.lines, metric)
     found = []
     if losses:
         smooth = smoothed(losses)
@@ -54,14 +52,20 @@ def training_charts(run: RunFiles) -> list[Chart]:
         alt = f"{len(scored)} evaluations, from {scored[0][1]:.4f} to {scored[-1][1]:.4f}; the best at step {best}."
         found.append(curves("validation", f"Validation {metric}", alt, {metric: scored}, mark=best))
     for key, name in (("lr", "Learning rate"), ("grad_norm", "Norm of the gradient")):
-        if points := _points(run.lines, key):
+        if points := points_of(run.lines, key):
             top = max(y for _, y in points)
             alt = f"at most {top:.3g}, {points[-1][1]:.3g} at the last logged step."
             found.append(curves(key, name, alt, {name: points}))
     return found
 
 
-def _points(lines: Sequence[Line], key: str) -> Points:
+def scores_over_steps(lines: Sequence[Line], metric: str) -> Points:
+    """A validation score at each evaluation that has it."""
+    return [(line.step, line.validation[metric]) for line in lines if line.validation and metric in line.validation]
+
+
+def points_of(lines: Sequence[Line], key: str) -> Points:
+    """A number of the logged steps."""
     return [(line.step, getattr(line, key)) for line in lines if getattr(line, key) is not None]
 
 
@@ -94,7 +98,7 @@ def curves(
         axes.set(xlabel="step")
         axes.grid(axis="y")
         if several:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=9)
 
     rows = [(label, x, y) for label, points in series.items() for x, y in points]
     return Chart(name, title, alt, ("series", "step", "value"), rows, draw)
@@ -135,13 +139,13 @@ def confusion_chart(confusion: Confusion) -> Chart:
                     color = GREEN if i == j else RED
                     share = 0.08 + 0.52 * count / sum(row)
                     axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=color, alpha=share, linewidth=0))
-                if named and (count or n < 8):
-                    axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=9 if n < 8 else 5)
+                if n <= NUMBERED:
+                    axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=10 if n < 8 else 7)
         axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), xlabel="answered", ylabel="expected")
         if named:
             shown = [short(label, 16) for label in labels]
-            axes.set_xticks(range(n), shown, rotation=0 if n < 5 else 90, fontsize=8)
-            axes.set_yticks(range(n), shown, fontsize=8)
+            axes.set_xticks(range(n), shown, rotation=0 if n < 5 else 90, fontsize=9)
+            axes.set_yticks(range(n), shown, fontsize=9)
         else:
             axes.set(xticks=[], yticks=[])
 
@@ -196,9 +200,9 @@ def by_label_chart(rows: Mapping[str, Row], most: int = 30) -> Chart:
                 [rows[n].get(kind, 0.0) for n in chosen], range(len(chosen)), marker, color=color, label=kind, ms=5
             )
         axes.barh(range(len(chosen)), [rows[n].get("f1", 0.0) for n in chosen], color=QUIET, alpha=0.3, label="F1")
-        axes.set_yticks(range(len(chosen)), [short(name, 22) for name in chosen], fontsize=8)
+        axes.set_yticks(range(len(chosen)), [short(name, 22) for name in chosen], fontsize=9)
         axes.set(xlim=(0, 1.02), ylim=(len(chosen) - 0.5, -0.5))
-        axes.figure.legend(fontsize=8, ncols=3, loc="lower center")
+        axes.figure.legend(fontsize=9, ncols=3, loc="lower center")
         axes.grid(axis="x")
 
     height = max(1.6, 0.9 + 0.2 * len(chosen))

@@ -29,7 +29,7 @@ INK, QUIET, GRID, BLUE, RED, GREEN, AMBER = (light for light, _ in COLORS.values
 SERIES = (BLUE, RED, GREEN, AMBER, QUIET)
 WIDTH, HEIGHT = 4.8, 3.0  # inches; 346 points wide, so that letters stay legible on a phone
 LEFT, RIGHT, TOP, BOTTOM = 0.62, 0.15, 0.12, 0.5
-LETTER = 0.075  # inches
+LETTER = 0.082  # inches
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}href"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -37,7 +37,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label with $ in it is a label
-    "font.size": 9,
+    "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": QUIET,
     "axes.edgecolor": QUIET,

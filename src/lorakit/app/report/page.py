@@ -63,6 +63,15 @@ class Content:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def about_mistakes(self) -> str:
+        """Which ones are shown."""
+        if any(p.value is not None for p in self.run.predictions):
+            return f"The {len(self.mistakes)} answers that are furthest off, of {len(self.run.predictions):,}."
+        shown = f"{len(self.mistakes)} of the {self.n_wrong:,} validation examples with a mistake, the surest first."
+        marked = any(answer.gold for answer in self.mistakes)
+        return shown + " Entities of one side alone have a dashed outline." * marked
+
+    @property
     def charts(self) -> list[Chart]:
         """Every chart."""
         return [*self.training, *self.quality]
@@ -182,7 +191,7 @@ def score_table(run: RunFiles) -> Table:
         row = [name, number(value), *(number(end) if end is not None else "" for end in (low, high))]
         rows.append([*row, number(test)] if isinstance(test, float) else row)
     more = ["test"] if run.scores.test else []
-    return Table("scores", "Scores", ("score", "value", "95 % from", "to", *more), rows)
+    return Table("scores", "All scores", ("score", "value", "95 % from", "to", *more), rows)
 
 
 def _tables(run: RunFiles) -> Iterator[Table]:
@@ -221,6 +230,11 @@ def _facts(run: RunFiles) -> Iterator[Sequence[Cell]]:
     yield "speed", f"{scores.examples_per_s:.1f} examples/s" if scores.examples_per_s else "not recorded"
     for key, name in (("memory_bytes", "peak memory"), ("padding", "padding")):
         yield name, _recorded((scores.model_extra or {}).get(key), key)
+
+
+def fact(run: RunFiles, name: str) -> Cell:
+    """One row of the table of facts."""
+    return next((row[1] for row in _facts(run) if row[0] == name), "")
 
 
 def _recorded(value: Any, key: str) -> str:
