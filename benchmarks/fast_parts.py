@@ -22,8 +22,10 @@ from machine import about
 from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
 from lorakit.data.read import read
+from lorakit.engine.members import Member
+from lorakit.engine.plan import Plan, make_optimizer
 from lorakit.engine.prepare import trained_parameters
-from lorakit.engine.train import Plan, make_optimizer, train
+from lorakit.engine.train import train
 from lorakit.lora import LoraConfig, Prefix, add_adapter, frozen_blocks, fuse, read_first_row
 from lorakit.models import load_base
 from lorakit.recipe import TrainSection
@@ -66,7 +68,7 @@ def epoch_of(parts: Sequence[str], settings: Mapping[str, Any], examples: Sequen
 
     def epoch() -> float:
         begin = time.process_time()
-        for _ in train(base.model, task, items, optimizer, plan):
+        for _ in train(base.model, [Member(task, items, optimizer, plan, draws=False)]):
             pass
         return time.process_time() - begin
 

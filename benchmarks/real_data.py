@@ -22,7 +22,7 @@ import lorakit
 from lorakit.data.batches import bucketed_batches
 from lorakit.data.read import read
 from lorakit.engine.events import Event, Note
-from lorakit.engine.fit import Result
+from lorakit.engine.results import Result
 from lorakit.engine.train import Step
 from lorakit.models import load_base
 from lorakit.recipe import read_recipe

@@ -223,11 +223,11 @@ def lorakit_system(job: Job, **model: Any) -> Trained:
         }
     )  # fmt: skip
     prepared = prepare(recipe)
-    plan, items = prepared.plan, prepared.parts["train"].flat
-    optimizer = Run(prepared, job.folder).optimizer
+    plan = prepared.plan
+    member = Run(prepared, job.folder).member
     spent = Spent()
     with measured(spent):
-        for _ in train(prepared.model, prepared.task, items, optimizer, plan):
+        for _ in train(prepared.model, [member]):
             pass
     held_out = prepared.parts["validation"]
 

@@ -175,10 +175,10 @@ def lorakit_training(job: Job) -> Trained:
     from lorakit.engine.train import train
 
     ready, items = prepared(job)
-    optimizer = Run(ready, job.folder).optimizer
+    member = Run(ready, job.folder).member
     spent = Spent()
     with measured(spent):
-        for _ in train(ready.model, ready.task, items, optimizer, ready.plan):
+        for _ in train(ready.model, [member]):
             pass
     batches = [[items[i] for i in batch] for batch in ready.plan.batches(0)]
     keys = ("input_ids", "labels")

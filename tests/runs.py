@@ -15,8 +15,9 @@ import transformers
 from tokenizers import ByteLevelBPETokenizer
 
 from lorakit.engine.events import Event, Report, ignore
-from lorakit.engine.fit import Result, Run
+from lorakit.engine.fit import Run
 from lorakit.engine.prepare import Prepared, prepare
+from lorakit.engine.results import Result
 from lorakit.engine.resume import find_checkpoint
 from lorakit.engine.run_folder import run_folder
 from lorakit.recipe import Recipe, make_recipe

@@ -12,7 +12,7 @@ from lorakit.app.api import train_recipe, train_recipes
 from lorakit.app.comparing import compare_runs
 from lorakit.app.console import score_lines
 from lorakit.engine.events import Evaluated, Event, Note
-from lorakit.engine.fit import Result
+from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, DataError, NumericsError, OutputError
 from lorakit.recipe import Recipe
 from tests.runs import changed, sections, weights

@@ -12,7 +12,7 @@ import pytest
 
 from lorakit.app import sweep as sweep_file
 from lorakit.app.sweeping import Asked, run_sweep
-from lorakit.engine.fit import Result
+from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, NumericsError, OutputError
 from lorakit.recipe import Recipe
 from tests.app.conftest import Cli

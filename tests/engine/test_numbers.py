@@ -37,13 +37,13 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make the loss NaN in these calls, from 1."""
 
     def spoil(*calls: int) -> None:
-        loss, count = SequenceClassification.loss, [0]
+        loss, count = SequenceClassification.losses, [0]
 
         def spoiled(self: SequenceClassification, model: torch.nn.Module, batch: dict) -> Tensor:
             count[0] += 1
             return loss(self, model, batch) * (math.nan if count[0] in calls else 1)
 
-        monkeypatch.setattr(SequenceClassification, "loss", spoiled)
+        monkeypatch.setattr(SequenceClassification, "losses", spoiled)
 
     return spoil
 
@@ -137,7 +137,7 @@ class Small:
     """A memory that has room for so many rows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, error: Exception) -> None:
-        loss = SequenceClassification.loss
+        loss = SequenceClassification.losses
 
         def limited(task: SequenceClassification, model: torch.nn.Module, batch: dict) -> Tensor:
             found = loss(task, model, batch)
@@ -145,7 +145,7 @@ class Small:
                 raise error
             return found
 
-        monkeypatch.setattr(SequenceClassification, "loss", limited)
+        monkeypatch.setattr(SequenceClassification, "losses", limited)
 
 
 ERRORS = [

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lorakit.engine.events import Evaluated, Event, Note, Started
-from lorakit.engine.fit import SAMPLES
 from lorakit.engine.prepare import prepare
 from lorakit.engine.resamples import DIGITS, read_resamples
+from lorakit.engine.results import SAMPLES
 from lorakit.engine.train import Step
 from lorakit.errors import ConfigError, DataError, ModelError, NumericsError
 from lorakit.lora import count_parameters
@@ -211,13 +211,13 @@ def assert_finite_on_disk(folder: Path) -> None:
 def test_non_finite_loss_stops_the_run(
     raw: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, at: int
 ) -> None:
-    loss, calls = SequenceClassification.loss, []
+    loss, calls = SequenceClassification.losses, []
 
     def spoiled(self: SequenceClassification, model: torch.nn.Module, batch: dict) -> Tensor:
         calls.append(1)
         return loss(self, model, batch) * (bad if len(calls) == at else 1)
 
-    monkeypatch.setattr(SequenceClassification, "loss", spoiled)
+    monkeypatch.setattr(SequenceClassification, "losses", spoiled)
     run = start(changed(raw), tmp_path)
     with pytest.raises(NumericsError, match=rf"step {at}: the loss is (nan|inf).*train\.lr") as caught:
         run.fit()

@@ -15,9 +15,10 @@ from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Evaluated, Event, Note, Report, Started, ignore
-from lorakit.engine.fit import Result, Run
+from lorakit.engine.fit import Run
 from lorakit.engine.prepare import prepare
 from lorakit.engine.ranks import joined
+from lorakit.engine.results import Result
 from lorakit.engine.resume import find_checkpoint, same_recipe
 from lorakit.engine.run_folder import run_folder
 from lorakit.engine.runtime import deterministic

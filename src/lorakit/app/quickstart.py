@@ -10,8 +10,8 @@ import click
 
 from lorakit.app.api import train_recipe
 from lorakit.app.console import Screen, score_lines
-from lorakit.engine.fit import Result
 from lorakit.engine.predictor import load
+from lorakit.engine.results import Result
 from lorakit.errors import ModelError
 from lorakit.models import find
 from lorakit.recipe import make_recipe

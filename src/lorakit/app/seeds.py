@@ -11,7 +11,7 @@ from typing import Any
 
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Report
-from lorakit.engine.fit import Result
+from lorakit.engine.results import Result
 from lorakit.engine.run_folder import LOCK, RECIPE, run_folder
 from lorakit.recipe import Recipe
 

@@ -17,7 +17,7 @@ from lorakit.app.seeds import with_seed
 from lorakit.app.sweep_points import SEED, SEEDS, Point, word
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Note, Report, ignore
-from lorakit.engine.fit import Result
+from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, OutputError
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.tasks.base import goodness

@@ -55,7 +55,7 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
             save_model(prepared.model, prepared.base.tokenizer, folder)
         else:
             info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
-            save_adapter(prepared.model, folder, prepared.config, info)
+            save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)
             save_tokenizer(prepared.base.tokenizer, folder)
         write_side(folder, _side(prepared, scores))
     return target

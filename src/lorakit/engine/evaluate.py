@@ -11,10 +11,10 @@ from torch import nn
 
 from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
+from lorakit.engine.passes import to_device
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import evaluating
 from lorakit.engine.signals import ELSEWHERE, Stop
-from lorakit.engine.train import to_device
 from lorakit.tasks.base import Item, Task
 
 T = TypeVar("T")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN
+from lorakit.engine.passes import to_device
 from lorakit.engine.prepare import Prepared
-from lorakit.engine.train import to_device
 from lorakit.lora import Prefix, frozen_blocks
 from lorakit.models import has_dropout
 from lorakit.tasks.base import inputs_of
@@ -17,25 +18,28 @@ from lorakit.tasks.base import inputs_of
 MOST_BYTES = 2 * 2**30  # that the answers may take on disk
 
 
-def keep_prefix(prepared: Prepared, report: Report = ignore) -> None:
-    """Compute what the blocks below the adapters answer to the texts of training and validation, and look it up from now on.
+def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
+    """Compute what the blocks below all adapters answer to the texts of training and validation, and look it up from now on.
 
     Not where that would not hold (the base has dropout), cannot be (nothing is frozen there, or the answers take more than
-    MOST_BYTES or the disk has), or would not pay: no second epoch is to come.
+    MOST_BYTES or the disk has), or would not pay: each text is to be read once.
     """
-    model: Any = prepared.model
-    task, plan = prepared.task, prepared.plan
-    if prepared.kernels == PLAIN or plan.steps <= plan.steps_per_epoch or has_dropout(model):
+    first = runs[0]
+    model: Any = first.model
+    parts = {id(part): part for run in runs for part in (run.parts["train"], run.parts["validation"])}
+    again = len(parts) < 2 * len(runs) or any(run.plan.steps > run.plan.steps_per_epoch for run in runs)
+    if first.kernels == PLAIN or has_dropout(model) or not again:
         return
-    items = [*prepared.parts["train"].flat, *prepared.parts["validation"].flat]
+    items = [item for part in parts.values() for item in part.flat]
     lengths = [len(item["input_ids"]) for item in items]
     blocks = frozen_blocks(model)
     if not blocks or sum(lengths) * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:
         return
-    batches = (task.collate([items[i] for i in batch]) for batch in batches_of(task, items, prepared.device))
+    task = first.task
+    batches = (task.collate([items[i] for i in batch]) for batch in batches_of(task, items, first.device))
     prefix = Prefix(model, blocks)
     try:
-        prefix.fill((to_device(inputs_of(batch), prepared.device) for batch in batches), sum(lengths))
+        prefix.fill((to_device(inputs_of(batch), first.device) for batch in batches), sum(lengths))
     except OSError as err:
         report(
             Note(f"the blocks below the adapters are computed in every epoch: {tempfile.gettempdir()}: {err.strerror}")

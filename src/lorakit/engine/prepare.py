@@ -15,9 +15,10 @@ from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.read import read
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN, Kernels, speed_up
+from lorakit.engine.passes import to_device
+from lorakit.engine.plan import Plan
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype, shard_frozen_
-from lorakit.engine.train import Plan, micro_batches
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora import (
     Data,
@@ -34,7 +35,7 @@ from lorakit.lora import (
     start_from_data,
 )
 from lorakit.lora.data_inits import DATA_INITS
-from lorakit.models import BaseModel, load_base
+from lorakit.models import BaseModel, has_dropout, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task, task_layers
@@ -72,6 +73,8 @@ class Prepared:
     dtype: torch.dtype
     kernels: Kernels
     ranks: Ranks = ALONE
+    adapter: str = "default"  # its name in the model, which others may share
+    draws: bool = True  # whether anything is dropped at random in training
 
     @property
     def model(self) -> nn.Module:
@@ -147,6 +150,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         device=device,
         dtype=dtype,
         kernels=PLAIN if plain else speed_up(base, dtype, device),
+        draws=has_dropout(base.model)
+        or any(getattr(module, "p", 0) > 0 for module in base.model.modules() if isinstance(module, nn.Dropout)),
     )
 
 
@@ -225,10 +230,11 @@ def _max_length(asked: int | None, base: BaseModel) -> int:
 
 def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Plan, device: torch.device) -> Data:
     """The first batches of training, for an initialisation that looks at data; collated as they are asked for."""
+    size = plan.micro_batch_size
     batches = (
-        batch
+        to_device(task.collate([items[i] for i in positions[j : j + size]]), device)
         for positions in islice(plan.batches(0), INIT_STEPS)
-        for batch in micro_batches(task, items, positions, device, plan.micro_batch_size)
+        for j in range(0, len(positions), size)
     )
     return Data(batches, lambda batch: task.losses(model, dict(batch)).sum())
 
@@ -285,17 +291,27 @@ def _count(model: nn.Module, config: LoraConfig | None) -> ParameterCount:
     return ParameterCount(lora=0, saved=total, total=total)
 
 
-def trained_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The trainable parameters by path: LoRA factors, and parameters of modules trained in full."""
+def trained_parameters(
+    model: nn.Module, adapter: str = "default"
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trainable parameters of an adapter by path: LoRA factors, and parameters of modules trained in full.
+
+    The paths are those that it has as the only adapter of a model, named `default`.
+    """
     saved_hosts = [path for path, host in hosts(model) if isinstance(host, SavedModule)]
     has_lora = any(True for _ in hosts(model))
     lora: dict[str, nn.Parameter] = {}
     saved: dict[str, nn.Parameter] = {}
     for path, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and (not has_lora or f".adapters.{adapter}." in path):
             whole = not has_lora or any(path.startswith(host + ".") for host in saved_hosts)
-            (saved if whole else lora)[path] = parameter
+            (saved if whole else lora)[as_if_alone(path, adapter)] = parameter
     return lora, saved
+
+
+def as_if_alone(path: str, adapter: str) -> str:
+    """The path of an adapter's tensor in a model that has no other one."""
+    return path.replace(f".adapters.{adapter}.", ".adapters.default.")
 
 
 def _tell_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> None:

@@ -14,11 +14,13 @@ from lorakit.lora.inject import (
     delete_adapter,
     disabled,
     rename_adapter,
+    routed,
     set_adapter,
     unload,
 )
 from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.merge import merge, merge_and_unload, unmerge
+from lorakit.lora.move import move_adapter
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
 from lorakit.lora.prefix import Prefix, frozen_blocks
 from lorakit.lora.quantize import dequantize, loftq, quantize
@@ -66,10 +68,12 @@ __all__ = [
     "loftq",
     "merge",
     "merge_and_unload",
+    "move_adapter",
     "quantize",
     "read_adapter_config",
     "read_first_row",
     "rename_adapter",
+    "routed",
     "save_adapter",
     "select_targets",
     "set_adapter",

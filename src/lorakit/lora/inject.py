@@ -15,7 +15,7 @@ from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
 from lorakit.lora.data_inits import DATA_INITS
 from lorakit.lora.geometry import matrix_shape
-from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, Segments, hosts
 from lorakit.lora.places import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
 from lorakit.lora.quantize import is_quantized
 from lorakit.lora.targets import (
@@ -91,12 +91,12 @@ def insert_adapter(
     paths = frozenset(target.path for target in targets)
     biases = biased_modules(model, config, paths, saved)
     _check_disjoint(rows, paths, saved)
-    routing = _routing(model) or Routing()
+    routing = routing_of(model) or Routing()
     model.requires_grad_(False)
     for path in (*saved, *biases.whole):
-        _hosted(model, path, SavedModule, routing).add(name)
+        hosted(model, path, SavedModule, routing).add(name)
     for path in biases.single:
-        _hosted(model, path, BiasHost, routing).add(name)
+        hosted(model, path, BiasHost, routing).add(name)
     for path, indices in rows.items():
         _train_rows(model, path, indices, name, routing)
     for target in targets:
@@ -146,7 +146,7 @@ def _train_rows(model: nn.Module, path: str, indices: Sequence[int], name: str, 
     tied = tied_to(model, path)
     rows = TrainedRows(plain(model.get_submodule(path)).weight, indices)
     for place in tied:
-        _hosted(model, place, RowsHost, routing).adapters[name] = rows
+        hosted(model, place, RowsHost, routing).adapters[name] = rows
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
@@ -225,10 +225,10 @@ def _fused_rows(target: Target, third: int) -> Tensor:
 def _adapted(model: nn.Module, path: str, routing: Routing) -> Layer:
     module = model.get_submodule(path)
     kind = {nn.Linear: LoRALinear, nn.MultiheadAttention: Attention}.get(type(module), Layer)
-    return _hosted(model, path, kind, routing)
+    return hosted(model, path, kind, routing)
 
 
-def _hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> Host:
+def hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> Host:
     """The host at a path, made where there is none."""
     module = model.get_submodule(path)
     if not isinstance(module, AdapterHost):
@@ -248,7 +248,8 @@ def put(model: nn.Module, old: nn.Module, new: Put) -> Put:
     return new
 
 
-def _routing(model: nn.Module) -> Routing | None:
+def routing_of(model: nn.Module) -> Routing | None:
+    """The routing that the model's hosts share; None where it has none."""
     return next((host.routing for _, host in hosts(model)), None)
 
 
@@ -284,10 +285,21 @@ def set_adapter(model: nn.Module, name: str) -> None:
 
 
 @contextmanager
+def routed(model: nn.Module, segments: Segments) -> Iterator[None]:
+    """Inside this context, in this thread, these segments (see Routing) say which adapter serves which rows."""
+    routing = routing_of(model)
+    if routing is None:  # nothing but the base, trained in full perhaps
+        yield
+        return
+    with routing.routed(segments):
+        yield
+
+
+@contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside this context the model answers as the base model does."""
     check_unmerged(model)
-    routing = _routing(model)
+    routing = routing_of(model)
     if routing is None:
         yield
         return
@@ -308,7 +320,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         if not host.adapters:
             put(model, host, host.base)
     set_fast_paths(model)
-    routing = _routing(model)
+    routing = routing_of(model)
     if routing is not None:
         routing.segments = [(BASE if adapter == name else adapter, rows) for adapter, rows in routing.segments]
 
@@ -325,7 +337,7 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     check_new_name(model, new)
     for _, host in hosts(model, old):
         arrange(host, {new if name == old else name: part for name, part in host.adapters.items()})
-    routing = _routing(model)
+    routing = routing_of(model)
     if routing is not None:
         routing.segments = [(new if adapter == old else adapter, rows) for adapter, rows in routing.segments]
 

@@ -19,7 +19,7 @@ from lorakit.tasks.decoding import Decoder, greedy
 from lorakit.tasks.label_scores import classification_metrics, classification_scores, classification_statistics, mean
 from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
 from lorakit.tasks.spelling import decode
-from lorakit.tasks.text2text_batches import n_targets, losses_of_rows
+from lorakit.tasks.text2text_batches import losses_of_rows, n_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

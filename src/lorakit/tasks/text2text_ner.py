@@ -22,7 +22,7 @@ from lorakit.tasks.entity_scores import entity_scores, entity_statistics
 from lorakit.tasks.entity_text import EntityFormat, Mention, Reading
 from lorakit.tasks.label_scores import prf
 from lorakit.tasks.spelling import Spelling, decode
-from lorakit.tasks.text2text_batches import collate, n_targets, losses_of_rows, target_ids
+from lorakit.tasks.text2text_batches import collate, losses_of_rows, n_targets, target_ids
 from lorakit.tasks.text2text_formats import make_format
 from lorakit.tasks.token_classification import entity_dicts
 

@@ -1,0 +1,84 @@
+"""What a run does before it does it: which examples each step sees, at which learning rate, by which optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lorakit.data.batches import bucketed_batches
+from lorakit.recipe import TrainSection
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which examples each step sees: a pure function of (seed, step), so that a resumed run needs no sampler state."""
+
+    lengths: Sequence[int]  # tokens of each example
+    config: TrainSection
+    targets: Sequence[int] = ()  # tokens to be written for each example, where there are such
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples per forward."""
+        return self.config.micro_batch_size or self.config.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.lengths) / self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        planned = self.config.epochs * self.steps_per_epoch
+        return min(planned, self.config.max_steps or planned)
+
+    def batches(self, start: int) -> Iterator[list[int]]:
+        """The batches of all steps from `start` (0 is the first) to the end, as positions of examples."""
+        for epoch in range(start // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
+            batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, epoch, self.targets)
+            begin = epoch * self.steps_per_epoch
+            yield from batches[max(start - begin, 0) : self.steps - begin]
+
+
+def lr_factor(step: int, steps: int, config: TrainSection) -> float:
+    """The schedule's value at a step (0 is the first): a linear warm-up to 1, then linear or cosine decay, or none.
+
+    The warm-up reaches 1 at the end of its last step; the decay reaches 0 just after the last step.
+    """
+    warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    return 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def make_optimizer(
+    lora: Mapping[str, nn.Parameter], saved: Mapping[str, nn.Parameter], config: TrainSection
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with a group for LoRA factors and one for whole modules.
+
+    With a ratio other than 1, B has a group and a higher rate of its own (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+    """
+    Bs = {name: p for name, p in lora.items() if config.loraplus_lr_ratio != 1 and name.endswith("lora_B")}
+    rates = (
+        ({name: p for name, p in lora.items() if name not in Bs}, config.lr),
+        (Bs, config.lr * config.loraplus_lr_ratio),
+        (saved, config.head_lr or config.lr),
+    )
+    groups = [
+        {"params": list(parameters.values()), "lr": lr, "peak_lr": lr, "names": list(parameters)}
+        for parameters, lr in rates
+        if parameters
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

@@ -1,0 +1,91 @@
+"""What a run leaves at its end: scores, and the answers that they are scores of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.engine.adapter import write_shipped
+from lorakit.engine.atomic import atomic_text
+from lorakit.engine.history import History
+from lorakit.engine.prepare import Prepared
+from lorakit.engine.resamples import sampled, write_resamples
+from lorakit.errors import NumericsError
+from lorakit.tasks.base import Scores
+from lorakit.tasks.intervals import intervals, resample, with_intervals
+
+SAMPLES = 20  # validation examples shown in samples.jsonl
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the run is, and its scores (those of scores.json)."""
+
+    folder: Path
+    scores: Scores
+
+
+def write_results(
+    folder: Path, prepared: Prepared, history: History, answers: Sequence[Any], test_answers: Sequence[Any]
+) -> Result:
+    """Tune on the validation answers what the task tunes, and write what ships, the scores and the answers.
+
+    Raises:
+        NumericsError: an answer is not finite.
+    """
+    part = prepared.parts["validation"]
+    if tuned := prepared.task.tune(part.examples, answers):
+        prepared = replace(prepared, task=prepared.task.with_tuned(tuned))
+    resampled = resample(prepared.task.statistics(part.examples, answers))
+    scores = prepared.task.score(part.examples, answers)
+    write_shipped(folder, prepared, scores)
+    write_resamples(folder, sampled(part.examples, prepared.task.metric, resampled))
+    scores["intervals"] = intervals(resampled, len(part.examples))
+    if "test" in prepared.parts:
+        scores["test"] = with_intervals(prepared.task, prepared.parts["test"].examples, test_answers)
+    scores.update(_about(prepared, history))
+    lines = [prepared.task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
+    expected = [{"expected": prepared.task.expected(example)} for example in part.examples]
+    both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
+    write_lines(folder, "predictions.jsonl", both)
+    write_lines(folder, "samples.jsonl", both[:SAMPLES])
+    write_lines(folder, "metrics.jsonl", history.lines)
+    atomic_text(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    return Result(folder, scores)
+
+
+def _about(prepared: Prepared, history: History) -> dict[str, Any]:
+    """What the scores are scores of, and what they cost."""
+    sizes = {name: len(part.examples) for name, part in prepared.parts.items()}
+    counts = prepared.parameters
+    return {
+        "metric": prepared.task.metric,
+        "best_step": history.best_step,
+        "evaluations": sum("validation" in line for line in history.lines),
+        "last": {key: value for key, value in history.last_scores.items() if key != "step"},
+        "examples": sizes,
+        "method": prepared.recipe.train.method,
+        "parameters": {
+            "trainable": counts.trainable,
+            "lora": counts.lora,
+            "saved": counts.saved,
+            "total": counts.total,
+        },
+        "train_seconds": round(history.seconds, 3),
+        "saving_seconds": round(history.saving_seconds, 3),
+        "examples_per_s": round(history.examples / history.seconds, 1) if history.seconds else 0.0,
+        "dtype": str(prepared.dtype).removeprefix("torch."),
+        "seed": prepared.recipe.train.seed,
+    }
+
+
+def write_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line. Raises a NumericsError where a number in them is not finite."""
+    try:
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    except ValueError as err:
+        raise NumericsError(f"{name}: an answer of the model is not finite; nothing of it was written") from err
+    atomic_text(folder / name, text)
