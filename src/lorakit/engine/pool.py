@@ -16,12 +16,13 @@ from lorakit.data.example import Example
 from lorakit.engine.adapter import ADAPTER, MODEL, SIDE_FILE, Side, read_side, shipped_folder
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.predictor import as_wanted, check_asked, checked_base
-from lorakit.engine.shared import Member, Row, SharedModel, stamp_of
-from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
+from lorakit.engine.shared import Member, Row, SharedModel, Stamp, stamp_of
+from lorakit.errors import AdapterError, DataError, LorakitError, OutputError, did_you_mean
 from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.tasks.base import Item
 
 LIMIT_BYTES = 2**30
+SPECIAL = 32  # more tokens than any tokenizer adds to a text, prefixes included
 
 
 class Asked(NamedTuple):
@@ -51,6 +52,7 @@ class AdapterPool:
         self.shared = SharedModel(first, checked_base(first, read_side(first)))
         self._resident: dict[str, Member] = {}  # by name, the least recently used first
         self._uses: Counter[str] = Counter()  # by key, of batches in hand
+        self._refused: dict[str, Stamp] = {}  # by name, the last version that could not be loaded
         self._lock = threading.RLock()  # around both, and around what the hosts hold
         self._loader = ThreadPoolExecutor(1, "adapter-loader")
 
@@ -72,6 +74,11 @@ class AdapterPool:
         with self._lock:
             return sum(member.size for member in self._resident.values())
 
+    def member(self, name: str) -> Member | None:
+        """The version that is in memory, if one is."""
+        with self._lock:
+            return self._resident.get(name)
+
     # Loading
 
     def load(self, name: str) -> Future[Member]:
@@ -87,7 +94,18 @@ class AdapterPool:
         """Load anew each adapter in memory whose folder has changed; until then, and where that fails, it serves as it is."""
         with self._lock:
             members = dict(self._resident)
-        return {name: self.load(name) for name, member in members.items() if stamp_of(member.folder) != member.stamp}
+        return {name: self.load(name) for name, member in members.items() if self._has_changed(name, member)}
+
+    def _has_changed(self, name: str, member: Member) -> bool:
+        """Whether its folder has what was not looked at yet."""
+        return stamp_of(member.folder) not in (member.stamp, self._refused.get(name))
+
+    def rename(self, folders: Mapping[str, Path]) -> None:
+        """Serve these names from now on; those that are not among them go once no batch holds them."""
+        with self._lock:
+            self.folders = dict(folders)
+            for name in self._resident.keys() - self.folders.keys():
+                self._drop_unused(self._resident.pop(name))
 
     def _load(self, name: str) -> Member:
         folder = self._folder(name)
@@ -96,7 +114,11 @@ class AdapterPool:
             member = self._resident.get(name)
         if member is not None and (member.folder, member.stamp) == (folder, stamp):
             return member
-        member = self.shared.build(folder)
+        try:
+            member = self.shared.build(folder)
+        except LorakitError:
+            self._refused[name] = stamp
+            raise
         if member.size > self.limit_bytes:
             raise AdapterError(f"{folder}: takes {member.size:,} bytes in memory; the limit is {self.limit_bytes:,}")
         with self._lock:
@@ -178,6 +200,15 @@ class AdapterPool:
                 found = self._answer([(members[asked[i].adapter], asked[i].example) for i in own])
                 answers.update(zip(own, found, strict=True))
         return [answers[place] for place in range(len(asked))]
+
+    def is_cut(self, asked: Asked) -> bool:
+        """Whether the text is longer than what its adapter reads."""
+        with self.held([asked.adapter]) as members:
+            task, most = members[asked.adapter].task, members[asked.adapter].side.max_length
+            example = as_wanted(task, asked.example)
+            if len(f"{example.text}{example.pair}".encode()) < most - SPECIAL:
+                return False  # a token has a byte at least
+            return task.cut([example], task.encode([example])).texts > 0
 
     def _waves(self, names: Iterable[str]) -> Iterator[list[str]]:
         """Names of adapters that are in memory together, by the sizes of their files."""
