@@ -33,6 +33,7 @@ COMMANDS = (
     "quickstart",
     "compare",
     "check",
+    "serve",
     "sweep",
 )
 

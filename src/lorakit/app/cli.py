@@ -14,6 +14,7 @@ import click
 import lorakit
 from lorakit.app.cli_predict import predict
 from lorakit.app.cli_report import report
+from lorakit.app.cli_serve import serve
 from lorakit.app.cli_sweep import sweep
 from lorakit.app.failures import CODES, fail, how_to_go_on
 from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError
@@ -350,7 +351,7 @@ def quickstart(which: str | None, t5: bool, out: Path) -> None:
         run_ner(out, t5)
 
 
-for verb in (predict, report, sweep):
+for verb in (predict, report, serve, sweep):
     commands.add_command(verb)
 
 

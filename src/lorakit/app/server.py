@@ -1,0 +1,380 @@
+"""Answers over HTTP: text-embeddings-inference's /predict, KServe's inference protocol v2, metrics, and a page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import Scope
+
+import lorakit
+from lorakit.app.server_answers import Infer, Predict, Text, prediction, tensors
+from lorakit.app.server_guard import Guard, problem
+from lorakit.app.server_queue import Batcher, Closed, Overloaded, TooLong
+from lorakit.data.example import Example
+from lorakit.engine.pool import AdapterPool, Asked, find_adapters
+from lorakit.engine.predictor import check_asked
+from lorakit.engine.shared import Member
+from lorakit.errors import DataError, LorakitError, did_you_mean
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+OPEN = ("/", "/health", "/ping", "/v2/health/live", "/v2/health/ready")  # without a token
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+log = logging.getLogger("uvicorn.error")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes; beyond it the client gets an answer of class 4xx."""
+
+    body_bytes: int = 2_000_000
+    body_s: float = 5.0
+    inputs: int = 32  # of one request
+    characters: int = 100_000  # of one text
+    waiting: int = 512  # texts, of all requests
+    answer_s: float = 60.0
+    reload_s: float = 2.0  # between two looks at the folders
+
+
+class Refused(Exception):
+    """A request that cannot be answered, and what it is answered instead."""
+
+    def __init__(self, status: int, kind: str, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.response = problem(status, kind, message, **headers)
+
+
+class Metrics:
+    """What /metrics tells, in Prometheus' format."""
+
+    def __init__(self, pool: AdapterPool, waiting: Any) -> None:
+        self.registry = CollectorRegistry()
+        made: Any = {"registry": self.registry, "namespace": "lorakit"}
+        self.requests = Counter("requests", "Requests answered", ["route", "status"], **made)
+        self.seconds = Histogram("request_seconds", "Time to the answer", ["route"], **made)
+        self.texts = Counter("texts", "Texts answered", ["adapter"], **made)
+        self.batch = Histogram("batch_texts", "Texts of a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **made)
+        self.reloads = Counter("reloads", "New versions of adapters", ["outcome"], **made)
+        Gauge("waiting_texts", "Texts in the queue", **made).set_function(waiting)
+        Gauge("adapters_resident", "Adapters in memory", **made).set_function(lambda: len(pool.resident))
+        Gauge("adapters_bytes", "Memory that they take", **made).set_function(lambda: pool.size)
+
+    def observe(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count one answer, by the pattern of its route."""
+        route = getattr(scope.get("route"), "path", "none")
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+
+class Service:
+    """The routes of one server over one pool; `roots` are the paths whose adapters it serves, looked at again and again."""
+
+    def __init__(self, pool: AdapterPool, roots: Sequence[Path] = (), limits: Limits = Limits()) -> None:
+        self.pool, self.roots, self.limits = pool, roots, limits
+        self.default = next(iter(pool.folders))
+        self.batcher = Batcher(pool, limits.waiting, lambda texts: self.metrics.batch.observe(texts))
+        self.metrics = Metrics(pool, lambda: self.batcher.waiting)
+
+    # Answers
+
+    async def answers(
+        self, request: Request, name: str, texts: Sequence[Text], *, truncate: bool
+    ) -> list[dict[str, Any]]:
+        """The answers of one adapter. Raises Refused in every case in which there are none."""
+        limits = self.limits
+        if not texts:
+            raise Refused(400, "empty", "`inputs` cannot be empty")
+        if len(texts) > limits.inputs:
+            raise Refused(422, "validation", f"batch size {len(texts)} > maximum allowed batch size {limits.inputs}")
+        member = await self.member(name)
+        asked = [Asked(name, self._example(text, member)) for text in texts]
+        try:
+            future = self.batcher.submit(asked, truncate=truncate)
+        except Overloaded as err:
+            raise Refused(429, "overloaded", "model is overloaded", Retry_After="1") from err
+        except Closed as err:
+            raise Refused(503, "unhealthy", "the server is stopping", Retry_After="5") from err
+        answers = await self._waited(request, asyncio.wrap_future(future), member)
+        self.metrics.texts.labels(name).inc(len(texts))
+        return answers
+
+    async def member(self, name: str) -> Member:
+        """The adapter of a name, loaded where need be."""
+        if name not in self.pool.folders:
+            raise Refused(404, "validation", f"no adapter {name!r}; {did_you_mean(name, self.pool.folders)}")
+        if member := self.pool.member(name):
+            return member
+        try:
+            return await asyncio.wrap_future(self.pool.load(name))
+        except (LorakitError, OSError) as err:
+            log.warning("adapter %r: %s", name, err)
+            raise Refused(424, "backend", f"adapter {name!r} cannot be loaded; the server's log says why") from err
+
+    def _example(self, text: Text, member: Member) -> Example:
+        for some in filter(None, text):
+            if len(some) > self.limits.characters:
+                most = self.limits.characters
+                raise Refused(422, "validation", f"a text of {len(some)} characters; at most {most} are read")
+            if "\0" in some:
+                raise Refused(422, "validation", "a text holds a NUL character")
+        if not all(some is None or some.strip() for some in text):
+            raise Refused(400, "empty", "`inputs` cannot be empty")
+        example = Example(text[0], pair=text[1])
+        try:
+            check_asked(example, member.side, "`inputs`")
+        except DataError as err:
+            raise Refused(422, "validation", str(err)) from err
+        return example
+
+    async def _waited(
+        self, request: Request, future: asyncio.Future[list[dict[str, Any]]], member: Member
+    ) -> list[dict[str, Any]]:
+        """The answers, unless they take too long, or nobody waits for them any more."""
+        leaving = asyncio.create_task(_left(request))
+        try:
+            either: list[asyncio.Future[Any]] = [future, leaving]
+            await asyncio.wait(either, timeout=self.limits.answer_s, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                raise Refused(499, "gone", "the client has gone")
+            if not future.done():
+                raise Refused(503, "overloaded", f"no answer within {self.limits.answer_s:g} s", Retry_After="5")
+            return future.result()
+        except TooLong as err:
+            most = member.side.max_length
+            message = f"`inputs` must have less than {most} tokens; `truncate`: true has them cut"
+            raise Refused(422, "validation", message) from err
+        except Refused:
+            raise
+        except Exception as err:  # whatever the model meets in one request must not end the others
+            log.exception("a request failed")
+            raise Refused(424, "backend", "inference failed; the server's log says why") from err
+        finally:
+            leaving.cancel()
+            future.cancel()
+
+    # Routes
+
+    async def predict(self, request: Request, body: Predict) -> Any:
+        """Labels with scores, or entities, for a text, a pair, or a batch of them."""
+        texts = _read(body)
+        answers = await self.answers(request, body.adapter or self.default, texts, truncate=body.truncate)
+        found = [prediction(answer, body.raw_scores) for answer in answers]
+        return found if body.is_batch else found[0]
+
+    async def infer(self, request: Request, model: str, body: Infer) -> Any:
+        """KServe's inference: tensors of texts to tensors of answers."""
+        answers = await self.answers(request, model, _read(body), truncate=True)
+        named = {"model_name": model, "model_version": "1", "outputs": tensors(answers)}
+        return named if body.id is None else {**named, "id": body.id}
+
+    async def model(self, model: str) -> Any:
+        """What KServe calls a model's metadata."""
+        side = (await self.member(model)).side
+        names = ["text"] if side.columns.pair is None else ["text", "pair"]
+        inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
+        return {"name": model, "versions": ["1"], "platform": "lorakit", "inputs": inputs, "outputs": _outputs(side)}
+
+    async def model_ready(self, model: str) -> Any:
+        """Whether an adapter can answer; it is loaded for that."""
+        await self.member(model)
+        return {"name": model, "ready": True}
+
+    async def adapters(self) -> Any:
+        """The names served, and of those in memory what they do."""
+        return [{"name": name, **self._described(name)} for name in self.pool.folders]
+
+    def _described(self, name: str) -> dict[str, Any]:
+        member = self.pool.member(name)
+        if member is None:
+            return {"resident": False}
+        side = member.side
+        return {
+            "resident": True,
+            "task": side.task.name,
+            "labels": list(side.labels),
+            "pairs": side.columns.pair is not None,
+            "max_length": side.max_length,
+        }
+
+    async def info(self) -> Any:
+        """What text-embeddings-inference tells of a model, as far as it applies."""
+        shared = self.pool.shared
+        return {
+            "model_id": shared.side.base,
+            "model_sha": shared.base_sha256,
+            "model_dtype": shared.side.dtype,
+            "model_type": {"classifier": {"id2label": dict(enumerate(shared.side.labels))}},
+            "max_input_length": shared.side.max_length,
+            "max_client_batch_size": self.limits.inputs,
+            "max_concurrent_requests": self.limits.waiting,
+            "version": lorakit.__version__,
+            "default_adapter": self.default,
+            "adapters": list(self.pool.folders),
+        }
+
+    async def told(self) -> Response:
+        """Metrics."""
+        return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
+
+    # Reloading
+
+    async def reload(self) -> None:
+        """Look at the folders once: names that came or went, and new versions of adapters in memory."""
+        try:
+            if self.roots:
+                self.pool.rename(await asyncio.to_thread(find_all, self.roots))
+            loading = await asyncio.to_thread(self.pool.refresh)
+        except (LorakitError, OSError) as err:
+            log.warning("the folders cannot be read: %s", err)
+            return
+        for name, future in loading.items():
+            try:
+                await asyncio.wrap_future(future)
+                self.metrics.reloads.labels("served").inc()
+                log.info("adapter %r: a new version serves", name)
+            except (LorakitError, OSError) as err:
+                self.metrics.reloads.labels("refused").inc()
+                log.warning("adapter %r: the old version serves on: %s", name, err)
+
+    async def reload_for_ever(self) -> None:
+        """Look at the folders, wait, and look again."""
+        while True:
+            await asyncio.sleep(self.limits.reload_s)
+            await self.reload()
+
+
+def _read(body: Predict | Infer) -> list[Text]:
+    try:
+        return body.texts()
+    except ValueError as err:
+        raise Refused(422, "validation", str(err)) from err
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _outputs(side: Any) -> list[dict[str, Any]]:
+    if side.task.name in ("token_classification", "text2text_ner"):
+        return [{"name": "entities", "datatype": "BYTES", "shape": [-1]}]
+    if side.task.name == "sequence_regression":
+        return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
+    return [{"name": "label", "datatype": "BYTES", "shape": [-1]}, {"name": "score", "datatype": "FP64", "shape": [-1]}]
+
+
+def find_all(roots: Iterable[Path]) -> dict[str, Path]:
+    """The adapters of several paths by name; of two with one name the first is served, and the other refused aloud.
+
+    Raises:
+        DataError: two paths have an adapter of one name.
+    """
+    found: dict[str, Path] = {}
+    for root in roots:
+        for name, folder in find_adapters(root).items():
+            if name in found:
+                raise DataError(f"two adapters are called {name!r}: {found[name]} and {folder}; rename one")
+            found[name] = folder
+    return found
+
+
+def create_app(service: Service, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """The application, which ends what it has begun when it is shut down; `hosts` are the names it may be called by."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        reloading = asyncio.create_task(service.reload_for_ever())
+        yield
+        reloading.cancel()
+        await asyncio.to_thread(service.batcher.close)
+
+    app = FastAPI(
+        title="lorakit",
+        version=lorakit.__version__,
+        docs_url=None,  # they fetch scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        max_body_size=service.limits.body_bytes,
+    )
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    for path in ("/predict", "/"):
+        app.add_api_route(path, service.predict, methods=["POST"], response_model=None)
+    app.add_api_route("/v2/models/{model}/infer", service.infer, methods=["POST"], response_model=None)
+    got = {
+        "/v2/models/{model}": service.model,
+        "/v2/models/{model}/ready": service.model_ready,
+        "/adapters": service.adapters,
+        "/info": service.info,
+        "/metrics": service.told,
+        "/": _page(PAGE.read_text(encoding="utf-8")),
+        **dict.fromkeys(("/health", "/ping", "/v2/health/live", "/v2/health/ready"), _healthy),
+        "/v2": _about,
+    }
+    for path, route in got.items():
+        app.add_api_route(path, route, methods=["GET"], response_model=None)
+    app.add_middleware(Guard, token=token, open_paths=OPEN, body_s=service.limits.body_s, watch=service.metrics.observe)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    return app
+
+
+async def _healthy() -> Any:
+    """An empty answer of status 200."""
+    return {}
+
+
+async def _about() -> Any:
+    """KServe's metadata of a server."""
+    return {"name": "lorakit", "version": lorakit.__version__, "extensions": []}
+
+
+def _page(html: str) -> Any:
+    """The route of the page, which runs its own script and style and nothing else."""
+    policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
+    for tag in ("script", "style"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        policy.append(f"{tag}-src 'sha256-{digest}'")
+    headers = {"Content-Security-Policy": "; ".join([*policy, "frame-ancestors 'none'"])}
+
+    async def page() -> HTMLResponse:
+        """The page for people."""
+        return HTMLResponse(html, headers=headers)
+
+    return page
+
+
+def _refused(request: Request, err: Exception) -> Response:
+    assert isinstance(err, Refused)
+    return err.response
+
+
+def _invalid(request: Request, err: Exception) -> Response:
+    """The first thing that is wrong with a body; what was sent is not repeated, since not all of it can be."""
+    assert isinstance(err, RequestValidationError)
+    first: Mapping[str, Any] = err.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:4])
+    return problem(422, "validation", f"`{place}`: {first['msg']}" if place else str(first["msg"]))
+
+
+def _http_error(request: Request, err: Exception) -> Response:
+    assert isinstance(err, HTTPException)
+    response = problem(err.status_code, "validation", str(err.detail))
+    response.headers.update(err.headers or {})
+    return response

@@ -1,0 +1,127 @@
+"""One bounded queue of texts and one thread that answers them, in batches of whatever waits, by one pool of adapters."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorakit.engine.pool import AdapterPool, Asked
+
+MOST_TEXTS = 64  # that are answered together; more would have the first wait for the last
+Answers = list[dict[str, Any]]
+
+
+class Overloaded(Exception):
+    """So many texts wait that one more would wait too long."""
+
+
+class Closed(Exception):
+    """The server is stopping and takes nothing new."""
+
+
+class TooLong(Exception):
+    """A text is longer than what its adapter reads, and must not be cut."""
+
+
+@dataclass(eq=False)
+class Job:
+    """The texts of one request, which are answered together."""
+
+    asked: Sequence[Asked]
+    truncate: bool
+    future: Future[Answers] = field(default_factory=Future)
+
+
+class Batcher:
+    """Takes jobs from any thread; a thread of its own answers them in the order in which they came.
+
+    When a batch fails, its jobs are answered one by one, so that a request's failure is its own.
+    """
+
+    def __init__(self, pool: AdapterPool, most_waiting: int, watch: Callable[[int], None] = lambda texts: None) -> None:
+        self._pool, self._most_waiting, self._watch = pool, most_waiting, watch
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting = 0  # texts
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Texts that are not answered yet."""
+        return self._waiting
+
+    def submit(self, asked: Sequence[Asked], *, truncate: bool = True) -> Future[Answers]:
+        """Answers to come; TooLong where a text would be cut and must not. One that is cancelled in time costs nothing.
+
+        Raises:
+            Overloaded: there is no room for so many texts; an empty queue has room for any request.
+            Closed: after `close`.
+        """
+        job = Job(asked, truncate)
+        with self._lock:
+            if self._is_closed:
+                raise Closed
+            if self._waiting and self._waiting + len(asked) > self._most_waiting:
+                raise Overloaded
+            self._waiting += len(asked)
+            self._jobs.put(job)
+        return job.future
+
+    def close(self) -> None:
+        """Answer what waits, and stop."""
+        with self._lock:
+            self._is_closed = True
+            self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        last: Job | None = None
+        while True:
+            first = last or self._jobs.get()
+            if first is None:
+                return
+            jobs, last = self._neighbours(first)
+            running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if running:
+                self._answer(running)
+            with self._lock:
+                self._waiting -= sum(len(job.asked) for job in jobs)
+
+    def _neighbours(self, first: Job) -> tuple[list[Job], Job | None]:
+        """The job and those behind it that fit into a batch, and the one that does not fit any more."""
+        jobs, texts = [first], len(first.asked)
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return jobs, None
+            if job is None:
+                self._jobs.put(None)  # to be met again when all before it is done
+                return jobs, None
+            if texts + len(job.asked) > MOST_TEXTS:
+                return jobs, job
+            jobs.append(job)
+            texts += len(job.asked)
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        asked = [each for job in jobs for each in job.asked]
+        try:
+            if any(not job.truncate and any(map(self._pool.is_cut, job.asked)) for job in jobs):
+                raise TooLong
+            answers = iter(self._pool.answer(asked))
+        except Exception as err:
+            if len(jobs) == 1:
+                jobs[0].future.set_exception(err)
+                return
+            for job in jobs:
+                self._answer([job])
+            return
+        self._watch(len(asked))
+        for job in jobs:
+            job.future.set_result([next(answers) for _ in job.asked])

@@ -1,0 +1,77 @@
+"""A server from its first adapter to its last answer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from lorakit.app.server import LOOPBACK, Limits, Service, create_app, find_all
+from lorakit.engine.pool import AdapterPool
+from lorakit.errors import ConfigError
+
+EVERYWHERE = ("0.0.0.0", "::")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which after a signal and a graceful stop returns instead of dying of the signal."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+
+
+def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOPBACK) -> Server:
+    """A server that answers every request it has accepted before it stops, but waits for no client."""
+    limits = service.limits
+    return Server(
+        uvicorn.Config(
+            create_app(service, token, hosts),
+            http="httptools",
+            ws="none",
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(limits.answer_s) + 1,
+        )
+    )
+
+
+def run(
+    roots: Sequence[Path],
+    address: tuple[str, int],
+    token: str | None,
+    *,
+    limits: Mapping[str, Any],
+    say: Callable[[dict[str, Any]], None],
+    dry_run: bool = False,
+) -> None:
+    """Load all adapters (as many as the memory holds), serve them until a signal comes, and answer what was accepted.
+
+    Raises:
+        LorakitError: an adapter cannot be served beside the others, or the address cannot be used.
+    """
+    with AdapterPool(find_all(roots), limit_bytes=limits["memory"]) as pool:
+        for name in pool.folders:
+            pool.load(name).result()
+        facts = {"adapters": list(pool.folders), "base": pool.shared.side.base, "bytes": pool.size}
+        if dry_run:
+            return say({**facts, "url": "nothing is served: --dry-run"})
+        with _listening(*address) as listener:
+            host, port = listener.getsockname()[:2]
+            say({**facts, "url": f"http://{f'[{host}]' if ':' in host else host}:{port}/"})
+            asked = Limits(waiting=limits["waiting"], inputs=limits["inputs"], answer_s=limits["timeout"])
+            hosts = ["*"] if address[0] in EVERYWHERE else [*LOOPBACK, address[0]]
+            make_server(Service(pool, roots, asked), token, hosts).run([listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as err:
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {err}") from err

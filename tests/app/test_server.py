@@ -1,0 +1,422 @@
+"""The server over real sockets, with tiny adapters: answers are each adapter's own Predictor's, and nothing ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import math
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lorakit.app.server import OPEN, Limits, Service
+from lorakit.app.server_answers import prediction, tensors
+from lorakit.app.server_queue import Batcher, Closed, Overloaded
+from lorakit.app.server_run import Server, make_server
+from lorakit.data.example import Example
+from lorakit.engine.pool import AdapterPool, Asked, find_adapters
+from lorakit.engine.predictor import load
+from tests.app.conftest import Cli
+from tests.runs import reviews
+from tests.shipped import ship
+
+TOKEN = "open-sesame"
+JSON = {"Content-Type": "application/json"}
+LIMITS = Limits(body_bytes=20_000, body_s=0.4, characters=2_000, inputs=4)
+TEXTS = [text for text, _ in reviews(24)]
+
+
+class Reply(NamedTuple):
+    """What came back."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Running(NamedTuple):
+    """A server in a thread of this process."""
+
+    server: Server
+    service: Service
+    port: int
+    root: Path
+
+    def ask(self, path: str, body: Any = None, headers: Mapping[str, str] = JSON, method: str | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method or ("GET" if body is None else "POST"), path, content, dict(headers))
+        answer = connection.getresponse()
+        reply = Reply(answer.status, answer.read(), {k.lower(): v for k, v in answer.getheaders()})
+        connection.close()
+        return reply
+
+    def predict(self, inputs: Any, **more: Any) -> Reply:
+        return self.ask("/predict", {"inputs": inputs, **more})
+
+    def raw(self, content: bytes, wait_s: float = 5.0) -> bytes:
+        """What the server says to some bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=wait_s) as connection:
+            connection.sendall(content)
+            return connection.recv(65536)
+
+
+def serve(root: Path, token: str | None = None, limits: Limits = LIMITS) -> Iterator[Running]:
+    with AdapterPool(find_adapters(root)) as pool:
+        service = Service(pool, [root], limits)
+        server = make_server(service, token)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            yield Running(server, service, listener.getsockname()[1], root)
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
+    folder, task = tmp_path_factory.mktemp("served"), "sequence_classification"
+    ship(folder / "mood", bert, task, ("bad", "good"), seed=1)
+    ship(folder / "topic", bert, task, ("<b>one</b>", "two", "three"), seed=2, r=3, use_dora=True)
+    ship(folder / "tags", bert, "multi_label_classification", ("x", "y"), seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(root: Path) -> Iterator[Running]:
+    yield from serve(root)
+
+
+def alone(folder: Path, text: str) -> dict[str, float]:
+    return load(folder).predict([text])[0]["probabilities"]
+
+
+def scores(entries: list[dict[str, Any]]) -> dict[str, float]:
+    return {entry["label"]: entry["score"] for entry in entries}
+
+
+# Answers
+
+
+def test_documented_requests_of_text_embeddings_inference_are_answered(running: Running) -> None:
+    single = running.ask("/predict", b'{"inputs":"I like you."}').json
+    assert [list(entry) for entry in single] == [["score", "label"]] * 2
+    assert single == sorted(single, key=lambda entry: -entry["score"])
+    assert scores(single) == pytest.approx(alone(running.root / "mood", "I like you."), abs=1e-5)
+    batch = running.ask("/predict", b'{"inputs":[["I like you."], ["I hate pineapples"]]}').json
+    assert [len(entries) for entries in batch] == [2, 2]
+    assert scores(batch[0]) == pytest.approx(scores(single), abs=1e-5)
+    assert scores(running.predict(["I like you."]).json) == pytest.approx(scores(single), abs=1e-5)
+
+
+def test_requests_together_get_the_answers_that_each_gets_alone(running: Running) -> None:
+    names = ("mood", "topic", "tags")
+    asked = [(text, names[i % 3]) for i, text in enumerate(TEXTS)]
+    with ThreadPoolExecutor(8) as clients:
+        together = list(clients.map(lambda each: running.predict(each[0], adapter=each[1]).json, asked))
+    loaded = {name: load(running.root / name) for name in names}
+    for (text, name), entries in zip(asked, together, strict=True):
+        (answer,) = loaded[name].predict([text])
+        assert scores(entries) == pytest.approx(answer["probabilities"], abs=1e-5)
+
+
+def test_kserve_protocol_tells_and_answers(running: Running) -> None:
+    assert running.ask("/v2/health/ready").status == 200
+    model = running.ask("/v2/models/topic").json
+    assert (model["name"], [tensor["name"] for tensor in model["inputs"]]) == ("topic", ["text"])
+    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": TEXTS[:2]}
+    found = running.ask("/v2/models/topic/infer", {"id": "7", "inputs": [tensor]}).json
+    outputs = {output["name"]: output for output in found["outputs"]}
+    assert (found["id"], found["model_name"], outputs["probabilities"]["shape"]) == ("7", "topic", [2, 3])
+    expected = [load(running.root / "topic").predict([text])[0] for text in TEXTS[:2]]
+    assert outputs["label"]["data"] == [answer["label"] for answer in expected]
+    assert outputs["score"]["data"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
+
+
+FORMS: list[tuple[dict[str, Any], list[dict[str, Any]], dict[str, list[Any]]]] = [
+    (
+        {"label": "b", "score": 0.75, "probabilities": {"a": 0.25, "b": 0.75}},
+        [{"score": 0.75, "label": "b"}, {"score": 0.25, "label": "a"}],
+        {"label": ["b"] * 2, "score": [0.75] * 2, "probabilities": [0.25, 0.75] * 2},
+    ),
+    (
+        {"labels": ["a"], "probabilities": {"a": 0.9, "b": 0.2}},
+        [{"score": 0.9, "label": "a"}, {"score": 0.2, "label": "b"}],
+        {"label": ["a"] * 2, "score": [0.9] * 2, "probabilities": [0.9, 0.2] * 2},
+    ),
+    ({"label": "a", "score": 0.5}, [{"score": 0.5, "label": "a"}], {"label": ["a"] * 2, "score": [0.5] * 2}),
+    ({"value": 2.5}, [{"score": 2.5, "label": "value"}], {"value": [2.5] * 2}),
+    (
+        {"entities": [{"entity_group": "PER"}]},
+        [{"entity_group": "PER"}],
+        {"entities": ['[{"entity_group": "PER"}]'] * 2},
+    ),
+    ({"entities": []}, [], {"entities": ["[]"] * 2}),
+]
+
+
+@pytest.mark.parametrize(("answer", "entries", "outputs"), FORMS)
+def test_answers_of_every_task_have_a_form(
+    answer: dict[str, Any], entries: list[dict[str, Any]], outputs: dict[str, list[Any]]
+) -> None:
+    assert prediction(answer) == entries
+    found = tensors([answer] * 2)
+    assert {tensor["name"]: tensor["data"] for tensor in found} == outputs
+    assert all(math.prod(tensor["shape"]) == len(tensor["data"]) for tensor in found)
+    assert [math.exp(e["score"]) for e in prediction(answer, raw=True) if "probabilities" in answer] == pytest.approx(
+        [entry["score"] for entry in entries if "probabilities" in answer]
+    )
+
+
+def test_metrics_and_info_are_told(running: Running) -> None:
+    running.predict("a film", adapter="mood")
+    told = running.ask("/metrics").body.decode()
+    assert 'lorakit_requests_total{route="/predict",status="200"}' in told
+    assert 'lorakit_texts_total{adapter="mood"}' in told
+    info = running.ask("/info").json
+    assert (info["default_adapter"], info["adapters"]) == ("mood", ["mood", "tags", "topic"])
+    assert {entry["name"] for entry in running.ask("/adapters").json} == set(info["adapters"])
+
+
+# Refusals
+
+WRONG: list[tuple[Any, int, str]] = [
+    ({"inputs": ""}, 400, "cannot be empty"),
+    ({"inputs": []}, 422, "a list of 0 strings"),
+    ({"inputs": [["a"], ["b", "c", "d"]]}, 422, "a list of 3 strings"),
+    ({"inputs": [["a"]] * 5}, 422, "batch size 5 > maximum allowed batch size 4"),
+    ({"inputs": "a" * 2001}, 422, "2001 characters; at most 2000"),
+    ({"inputs": "a film " * 60}, 422, "must have less than 32 tokens"),
+    ({"inputs": ["a", "b"]}, 422, "trained on one text"),
+    ({"inputs": "a\0b"}, 422, "NUL"),
+    ({"inputs": "a", "adapter": "mod"}, 404, "did you mean 'mood'?"),
+    ({"inputs": "a", "adapter": "../mood"}, 404, "no adapter"),
+    ({"inputs": "a", "trunkate": True}, 422, "trunkate"),
+    ({"inputs": "a", "truncate": "yes"}, 422, "truncate"),
+    ({"inputs": 7}, 422, "inputs"),
+    (b'{"inputs": NaN}', 422, "inputs"),
+    (b'{"inputs": "\\ud800"}', 422, "inputs"),
+    (b'{"inputs": "\xff"}', 400, ""),
+    (b'{"inputs": ' + b"9" * 5000 + b"}", 400, ""),
+    (b"[" * 10_000, 400, ""),
+    (b"{", 422, ""),
+    (b"", 422, ""),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "message"), WRONG, ids=lambda value: str(value)[:24])
+def test_wrong_requests_are_refused_in_words(running: Running, body: Any, status: int, message: str) -> None:
+    reply = running.ask("/predict", body)
+    assert (reply.status, sorted(reply.json)) == (status, ["error", "error_type"])
+    assert message in reply.json["error"]
+
+
+def test_body_beyond_the_limit_is_refused_before_it_comes(running: Running) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    begun = time.monotonic()
+    assert b" 413 " in running.raw(head + b"Content-Length: 300000000\r\n\r\n{")
+    assert b" 413 " in running.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b"a" * 65535 + b"\r\n")
+    assert time.monotonic() - begun < LIMITS.body_s + 2
+
+
+def test_slow_body_is_refused_in_time(running: Running) -> None:
+    reply = running.raw(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n{")
+    assert b" 408 " in reply
+    assert b"connection: close" in reply.lower()
+
+
+def test_smuggled_and_foreign_requests_are_refused(running: Running) -> None:
+    both = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
+    assert b" 400 " in running.raw(both)
+    assert running.ask("/info", headers={"Host": "evil.example"}).status == 400
+
+
+def test_every_route_but_the_open_ones_asks_for_the_token(root: Path) -> None:
+    for guarded in serve(root, TOKEN):
+        routes = {route.path for route in guarded.server.config.app.routes}
+        assert {"/predict", "/metrics", "/adapters", "/openapi.json", *OPEN} <= routes
+        for path in sorted(routes | {"/nowhere"}):
+            asked = path.replace("{model}", "mood")
+            for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", f"bearer{TOKEN}"):
+                status = guarded.ask(asked, headers={"Authorization": wrong}).status
+                assert (status == 401) == (path not in OPEN), (path, wrong)
+            assert guarded.ask("/predict", {"inputs": "a"}).status == 401
+        right = {"Authorization": f"Bearer {TOKEN}", **JSON}
+        assert guarded.ask("/predict", {"inputs": "a"}, right).status == 200
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
+BODIES = st.one_of(
+    st.binary(max_size=60),
+    st.builds(json.dumps, JSON_VALUES).map(str.encode),
+    st.fixed_dictionaries(
+        {"inputs": JSON_VALUES | st.text() | st.lists(st.lists(st.text(), max_size=3), max_size=5)},
+        optional={
+            "adapter": st.sampled_from(["mood", "topic", "tags"]) | st.text(),
+            "truncate": st.booleans() | JSON_VALUES,
+        },
+    ).map(lambda value: json.dumps(value).encode()),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=BODIES, path=st.sampled_from(["/predict", "/", "/v2/models/mood/infer", "/v2/models/x/infer"]))
+def test_no_request_gets_an_answer_of_class_5xx(running: Running, body: bytes, path: str) -> None:
+    reply = running.ask(path, body)
+    assert reply.status < 500
+    assert reply.status == 200 or set(reply.json) == {"error", "error_type"}
+
+
+# Queue
+
+
+class SlowPool:
+    """Answers when it may, and fails where a text says so."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.batches: list[int] = []
+        self.seen: set[str] = set()
+
+    def answer(self, asked: list[Asked]) -> list[dict[str, Any]]:
+        self.may.wait(5)
+        self.batches.append(len(asked))
+        self.seen |= {each.example.text for each in asked}
+        if any(each.example.text == "bad" for each in asked):
+            raise ValueError("bad")
+        return [{"text": each.example.text} for each in asked]
+
+
+def texts(*some: str) -> list[Asked]:
+    return [Asked("a", Example(text)) for text in some]
+
+
+def test_overload_is_refused_and_what_was_accepted_is_answered() -> None:
+    pool = SlowPool()
+    batcher = Batcher(pool, 10)  # type: ignore[arg-type]
+    accepted = [batcher.submit(texts(str(i), "x")) for i in range(5)]
+    with pytest.raises(Overloaded):
+        batcher.submit(texts("y"))
+    pool.may.set()
+    assert [future.result(5)[0]["text"] for future in accepted] == [str(i) for i in range(5)]
+    assert max(pool.batches) > 2  # what waited was answered together
+    batcher.submit(texts("y")).result(5)
+    last = batcher.submit(texts("z"))
+    batcher.close()
+    assert last.result(0) == [{"text": "z"}]
+    assert batcher.waiting == 0
+    with pytest.raises(Closed):
+        batcher.submit(texts("y"))
+
+
+def test_failure_is_of_the_request_that_causes_it_and_who_left_costs_nothing() -> None:
+    pool = SlowPool()
+    batcher = Batcher(pool, 100)  # type: ignore[arg-type]
+    first = batcher.submit(texts("first"))
+    left, bad, good = (batcher.submit(texts(text)) for text in ("left", "bad", "good"))
+    left.cancel()
+    pool.may.set()
+    assert good.result(5) == [{"text": "good"}]
+    assert first.result(5) == [{"text": "first"}]
+    with pytest.raises(ValueError, match="bad"):
+        bad.result(5)
+    batcher.close()
+    assert "left" not in pool.seen
+
+
+# Life
+
+
+def test_stop_answers_every_accepted_request(root: Path) -> None:
+    for stopping in serve(root):
+        with ThreadPoolExecutor(16) as clients:
+            asked = [clients.submit(stopping.predict, text) for text in TEXTS[:16]]
+            while stopping.service.batcher.waiting == 0 and not all(future.done() for future in asked):
+                time.sleep(0.001)
+            time.sleep(0.05)  # they are all within by now
+            stopping.server.should_exit = True
+            assert [future.result(10).status for future in asked] == [200] * 16
+
+
+def test_new_versions_and_new_adapters_are_served_without_a_restart(root: Path, bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "mood", tmp_path / "served" / "mood")
+    for fresh in serve(tmp_path / "served"):
+        before = fresh.predict("a film").json
+        ship(tmp_path / "next", bert, "sequence_classification", ("bad", "good"), seed=9)
+        (fresh.root / "mood").rename(tmp_path / "gone")
+        (tmp_path / "next").rename(fresh.root / "mood")
+        shutil.copytree(root / "topic", fresh.root / "topic")
+        asyncio.run(fresh.service.reload())
+        after = fresh.predict("a film").json
+        assert before != after
+        assert scores(after) == pytest.approx(alone(fresh.root / "mood", "a film"), abs=1e-5)
+        assert fresh.predict("a film", adapter="topic").status == 200
+        shutil.rmtree(fresh.root / "topic")
+        asyncio.run(fresh.service.reload())
+        assert fresh.predict("a film", adapter="topic").status == 404
+
+
+def test_adapter_that_cannot_be_loaded_harms_no_other(root: Path, tmp_path: Path) -> None:
+    for name in ("mood", "topic"):
+        shutil.copytree(root / name, tmp_path / "served" / name)
+    (tmp_path / "served" / "topic" / "adapter_model.safetensors").write_bytes(b"{}")
+    for fresh in serve(tmp_path / "served"):
+        assert fresh.predict("a film", adapter="topic").status == 424
+        assert fresh.predict("a film", adapter="mood").status == 200
+
+
+# The page and the command
+
+
+def test_page_runs_its_own_script_and_loads_nothing(running: Running) -> None:
+    page = running.ask("/")
+    html = page.body.decode()
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert page.headers["content-security-policy"].count("sha256-") == 2
+    assert "//" not in html.replace("// ", "")
+    assert "innerHTML" not in html
+    assert " style=" not in html
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--host", "0.0.0.0"), "set --token"),
+        (("--token", "naïve"), "visible ASCII"),
+        (("--port", "70000"), "70000 is not in the range"),
+    ],
+)
+def test_serve_refuses_what_is_not_safe(cli: Cli, root: Path, words: tuple[str, ...], message: str) -> None:
+    found = cli("serve", root, *words)
+    assert (found.code, message in found.err) == (2, True)
+
+
+def test_serve_says_what_it_would_serve(cli: Cli, root: Path, tagger_run: Path) -> None:
+    found = cli("serve", root, "--dry-run", "--json")
+    assert (found.code, json.loads(found.out)["adapters"]) == (0, ["mood", "tags", "topic"])
+    twice = cli("serve", root, root / "mood", "--dry-run")
+    assert (twice.code, "two adapters are called 'mood'" in twice.err) == (3, True)
+    other = cli("serve", root, tagger_run, "--dry-run")
+    assert (other.code, "needs AutoModelForTokenClassification" in other.err) == (2, True)
