@@ -408,12 +408,22 @@ def test_missing_file_is_said(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
         (
             "predictions.jsonl",
             '{"text": "a", "expected": "b"}\n7\n',
-            r"predictions\.jsonl:2: damaged: : Input should be",
+            r"predictions\.jsonl:2: damaged: Input should be a valid dict",
         ),
         (
             "predictions.jsonl",
             '{"text": "a", "expected": "b", "score": NaN}',
             r"predictions\.jsonl:1: damaged: score: ",
+        ),
+        (
+            "predictions.jsonl",
+            '{"text": "a", "expected": "b", "value": 1}',
+            r":1: damaged: .*a number is answered where none",
+        ),
+        (
+            "scores.json",
+            '{"metric": "a", "confusion": {"labels": ["a"], "matrix": []}}',
+            r"confusion: .*a row and a column",
         ),
         ("recipe.toml", "[x", r"recipe\.toml: damaged: "),
         ("adapter/lorakit.json", "\xff", r"lorakit\.json: damaged: UnicodeDecodeError"),

@@ -73,7 +73,7 @@ def _written(p: Prediction) -> Answer:
     if p.entities is None:
         right, score = p.label == p.expected, p.score or 0.0
         return _plain(p, str(p.expected), given, not right, score, [(score, right)])
-    score = min((e.score for e in p.entities if e.score is not None), default=1.0)
+    score = min((e.score for e in p.entities if e.score is not None), default=0.0)
     found = marked(p.text, p.entities, p.entities) if p.entities else ()
     return _plain(p, str(p.expected) or "nothing", given, p.generated != p.expected, score)._replace(found=found)
 
@@ -127,7 +127,8 @@ def _labels(p: Prediction) -> Answer:
 
 
 def _number(p: Prediction) -> Answer:
-    expected, value = float(p.expected) if isinstance(p.expected, (str, float)) else 0.0, p.value or 0.0
+    assert isinstance(p.expected, float) and p.value is not None
+    expected, value = p.expected, p.value
     distance = abs(value - expected)
     return _plain(p, f"{expected:.4g}", f"{value:.4g}", distance, distance)
 

@@ -152,12 +152,12 @@ def confusion_chart(confusion: Confusion) -> Chart:
     right = sum(matrix[i][i] for i in range(n))
     total = sum(map(sum, matrix))
     alt = f"{right:,} of {total:,} on the diagonal, which is right. The table of most confused labels has the rest."
-    rows = [(labels[i], labels[j], matrix[i][j]) for i in range(n) for j in range(n)]
+    cells = [(labels[i], labels[j], matrix[i][j]) for i in range(n) for j in range(n) if named or matrix[i][j]]
     room = LETTER * max(len(short(label, 16)) for label in labels) if named else 0.1
     below = BOTTOM + (0 if n < 5 else room)
     height = max(HEIGHT, below + min(4.2, 0.3 * n)) if named else 4.2
     return Chart(
-        "confusion", "Confusion matrix", alt, ("expected", "answered", "count"), rows, draw, 0.4 + room, height, below
+        "confusion", "Confusion matrix", alt, ("expected", "answered", "count"), cells, draw, 0.4 + room, height, below
     )
 
 

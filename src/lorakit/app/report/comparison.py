@@ -107,7 +107,7 @@ def _sentences(found: Mapping[str, Any] | str) -> list[str]:
 
 def _overview(runs: Sequence[RunFiles], names: Sequence[str]) -> Table:
     rows: list[list[Cell]] = []
-    facts = ("parameters trained", "size of adapter/", "training time", "speed")
+    facts = ("parameters trained", "size of what ships", "training time", "speed")
     for name, run in zip(names, runs, strict=True):
         low, high = run.scores.intervals.get(run.scores.metric, (math.nan, math.nan))
         score = [run.scores.metric, number(run.scores.values.get(run.scores.metric)), number(low), number(high)]

@@ -16,13 +16,16 @@ Issues = Callable[[Sequence[int], Any], list[int]]
 def doubts(run: RunFiles) -> Table | str:
     """The validation labels that the run does not believe, the most suspect first, or why none can be named."""
     if not run.predictions or any(p.probabilities is None for p in run.predictions):
-        return "not looked for: these answers give no probability of each label (`lorakit check DATA --run RUN` judges words)"
+        return "not looked for: these answers give no probability of each label (lorakit check DATA --run RUN judges words)"
     if find_spec("cleanlab") is None:
         return "not looked for: it takes an extra, pip install 'lorakit[cleanlab]'"
     from lorakit.app.suspects import label_issues  # late: needs torch
 
     several = run.predictions[0].labels is not None
-    rows = (_of_each_label if several else _of_one_label)(run.predictions, label_issues)
+    try:
+        rows = (_of_each_label if several else _of_one_label)(run.predictions, label_issues)
+    except ValueError as err:  # too few examples of a label, say
+        return f"not looked for: cleanlab cannot judge these answers ({str(err).partition(chr(10))[0]})"
     if not rows:
         return "none found"
     columns = ("line", "text", "label", "the run says", "confidence")

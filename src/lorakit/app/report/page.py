@@ -111,7 +111,8 @@ def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Table | str 
         facts=Table("facts", "What it is and what it cost", ("", "value"), list(_facts(run))),
         hashes=Table("hashes", "Fingerprints", ("what", "sha256 or version"), list(_hashes(run))),
         command=f"lorakit train {shlex.quote(str(run.path / 'recipe.toml'))} output.dir=again",
-        suspects=suspects or "not looked for: `lorakit report` looks where the extra lorakit[cleanlab] is installed",
+        suspects=suspects
+        or "not looked for while training; lorakit report RUN looks where the extra lorakit[cleanlab] is installed",
         notes=[f"{name} is not in the run folder; what it would show is left out" for name in _missing(run)],
     )
 
@@ -133,7 +134,7 @@ def verdict(run: RunFiles, beside: Sequence[str]) -> Verdict:
     interval = scores.intervals.get(scores.metric)
     between = f"95 % interval {number(interval[0])} to {number(interval[1])}, " if interval else ""
     sentences = [*_against_baseline(run), *_of_entities(scores.errors), *beside]
-    if scores.metric in scores.test:
+    if isinstance(scores.test.get(scores.metric), float):
         sentences.append(f"On the test examples: {scores.metric} {number(scores.test[scores.metric])}.")
     if scores.evaluations > 1:
         sentences.append(
@@ -223,8 +224,8 @@ def _facts(run: RunFiles) -> Iterator[Sequence[Cell]]:
         )
         yield "of them LoRA", f"{counts.get('lora', 0):,}"
         yield "of them in whole modules", f"{counts.get('saved', 0):,}"
-    for path in (run.shipped, run.path / "checkpoints"):
-        yield f"size of {path.name}/", _size(path)
+    yield "size of what ships", _size(run.shipped)
+    yield "size of the checkpoints", _size(run.path / "checkpoints")
     yield "best step", f"{scores.best_step:,}"
     yield "training time", _duration(scores.train_seconds)
     yield "speed", f"{scores.examples_per_s:.1f} examples/s" if scores.examples_per_s else "not recorded"

@@ -7,9 +7,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from lorakit.errors import OutputError
 
@@ -26,8 +26,14 @@ class _Lenient(BaseModel):
 class Confusion(_Lenient):
     """Rows gold, columns predicted."""
 
-    labels: list[str]
-    matrix: list[list[int]]
+    labels: list[str] = Field(min_length=1)
+    matrix: list[list[NonNegativeInt]]
+
+    @model_validator(mode="after")
+    def _is_square(self) -> Self:
+        if [len(row) for row in self.matrix] != [len(self.labels)] * len(self.labels):
+            raise ValueError("not a row and a column for each label")
+        return self
 
 
 class Scores(_Lenient):
@@ -97,6 +103,12 @@ class Prediction(_Lenient):
     value: float | None = None
     entities: list[Entity] | None = None
     generated: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.value is not None and not isinstance(self.expected, float):
+            raise ValueError("a number is answered where none is expected")
+        return self
 
 
 class Base(_Lenient):
@@ -199,8 +211,8 @@ def _checked(model: type[Model], text: str, place: object) -> Model:
         return model.model_validate(json.loads(text))
     except ValidationError as err:
         first = err.errors(include_url=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise OutputError(f"{place}: damaged: {where}: {first['msg']}, not {str(first['input'])[:60]!r}") from err
+        where = "".join(f"{key}: " for key in first["loc"])
+        raise OutputError(f"{place}: damaged: {where}{first['msg']}, not {str(first['input'])[:60]!r}") from err
     except (ValueError, RecursionError) as err:
         raise OutputError(f"{place}: damaged: {type(err).__name__} {err}") from err
 
