@@ -145,6 +145,49 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_end(
         assert sum(len(names) for names, _ in trainer.calls) == max(0, 6 - runs)
 
 
+def optuna_sweep(recipe: Path, **options: Any) -> Any:
+    words = ("train.lr=1e-4..1.0", "lora.target_modules=[query],all-linear", "lora.r=4..12")
+    return run_sweep(Asked(recipe, words, optuna="", **{"trials": 6, "at_once": 2, **options}))
+
+
+def test_optuna_asks_for_several_at_once_and_is_told_what_they_gave(trainer: Trainer, recipe: Path) -> None:
+    import optuna
+
+    found = optuna_sweep(recipe, seeds=(0, 1))
+    assert [len(names) for names, _ in trainer.calls] == [4, 4, 4]
+    study = optuna.load_study(study_name=FOLDER.name, storage=f"sqlite:///{FOLDER / 'optuna.db'}")
+    by_name = {group.name: group.goodness("accuracy") for group in found.groups}
+    assert {trial.user_attrs["run"]: trial.value for trial in study.trials} == by_name
+    assert len({json.dumps(dict(group.point)) for group in found.groups}) == 6
+    assert {str(group.point["lora.target_modules"]) for group in found.groups} == {"['query']", "all-linear"}
+
+
+def test_optuna_goes_on_after_a_kill_without_training_twice(trainer: Trainer, recipe: Path) -> None:
+    trainer.dies_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        optuna_sweep(recipe)
+    trainer.dies_after = None
+    first = trainer.calls[1][0]
+    trainer.calls.clear()
+    found = optuna_sweep(recipe, resume=True)
+    assert trainer.calls[0][0] == first[1:]  # of the same two, one had ended
+    assert len(found.members) == 6 and {member.status for member in found.members} == {"done"}
+
+
+def test_optuna_prunes_what_is_behind_and_lives_with_failures(trainer: Trainer, recipe: Path) -> None:
+    words = ("train.lr=1e-3,1e-2,1e-1,9",)
+    search = {"optuna": "", "trials": 9, "at_once": 9, "sampler": "random", "pruner": "halving"}
+    found = run_sweep(Asked(recipe, words, **search))
+    assert [until for _, until in trainer.calls] == [1 / 9, 1 / 3, None]
+    assert "paused" in {member.status for member in found.members}
+    assert {m.point["train.lr"]: m.status for m in found.members}[9] == "failed"
+    assert found.best().point["train.lr"] == 1e-2
+    with pytest.raises(ConfigError, match="--sampler tpr: did you mean 'tpe'"):
+        optuna_sweep(recipe, sampler="tpr")
+    with pytest.raises(ConfigError, match="--optuna and --trials N go together"):
+        optuna_sweep(recipe, trials=None)
+
+
 def test_resume_refuses_another_sweep_and_takes_more_points(trainer: Trainer, recipe: Path) -> None:
     run_sweep(Asked(recipe, GRID))
     with pytest.raises(OutputError, match="exists already"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-OPTIONAL = {"--halving": "3"}  # options whose value may be left out
+OPTIONAL = {"--halving": "3", "--optuna": ""}  # options whose value may be left out
 CHANGE = re.compile(r"\w+\.\w+=")
 
 
@@ -42,6 +42,11 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option(
     "--halving", type=click.IntRange(min=2), metavar="[ETA]", help="Go on with the best 1/ETA only; unset: 3."
 )
+@click.option("--optuna", metavar="[STORAGE]", help="Search with Optuna; unset: its storage is a file in the folder.")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: points in all.")
+@click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
+@click.option("--sampler", default="tpe", show_default=True, help="With --optuna: tpe, random, qmc, gp or cmaes.")
+@click.option("--pruner", default="none", show_default=True, help="With --optuna: none, median, halving, hyperband.")
 @click.option("--resume", is_flag=True, help="Go on with the sweep in the folder; what is trained stays.")
 @click.option("--dry-run", is_flag=True, help="Print the points, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sweep as JSON.")
@@ -53,6 +58,7 @@ def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **
 
     \b
     lorakit sweep recipes/sst2-bert.toml train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2
+    lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 lora.r=4..32 --optuna --trials 20
     lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
     """
     from lorakit.app.console import Screen

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lorakit.app.api import train_recipes
+from lorakit.app.api import END_ALL, train_recipes
 from lorakit.app.seeds import with_seed
 from lorakit.app.sweep_points import SEED, SEEDS, Point, word
 from lorakit.engine.atomic import atomic_text
@@ -90,6 +90,7 @@ class Sweep:
         self.folder, self.recipe_of, self.how, self.report = folder, recipe_of, how, report
         self.members: list[Member] = []
         self.metric: str | None = None
+        self.is_resumed = False
 
     def restore(self) -> None:
         """Take up what an earlier process has left.
@@ -98,6 +99,7 @@ class Sweep:
             ConfigError: it was another sweep. OutputError: sweep.json is damaged.
         """
         path = self.folder / STATE
+        self.is_resumed = True
         if not path.is_file():
             return
         try:
@@ -164,7 +166,13 @@ class Sweep:
         recipes = [self._recipe(member) for member in members]
         resume = "auto" if any((self.folder / member.name).is_dir() for member in members) else None
         self.save()
-        results = train_recipes(recipes, report=self.report, resume=resume, until=until)
+        results: Sequence[Result | LorakitError]
+        try:
+            results = train_recipes(recipes, report=self.report, resume=resume, until=until)
+        except LorakitError as err:  # of the last few alike, where others have got by
+            if err.exit_code in END_ALL or all(m.status in ("waiting", "failed") for m in self.members):
+                raise
+            results = [err] * len(members)
         for member, result in zip(members, results, strict=True):
             self._note(member, result, until)
         self.save()

@@ -147,14 +147,15 @@ def _has_tuple(annotation: Any) -> bool:
 
 def word(key: str, value: Any) -> str:
     """The `key=value` word of a recipe that says this."""
-    return f"{key}={_toml(value)}"
+    return f"{key}={toml(value)}"
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """The value as TOML writes it, in one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{toml(key)} = {toml(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one character that JSON leaves raw
 
 

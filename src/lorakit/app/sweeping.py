@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lorakit.app.inspecting import Inspection
 from lorakit.app.seeds import group_folder
 from lorakit.app.sweep import Sweep, halve, halving_shares, halving_words, recipe_maker
+from lorakit.app.sweep_optuna import Search, check_optuna, search
 from lorakit.app.sweep_points import (
     SEED,
     Axis,
@@ -39,6 +40,11 @@ class Asked:
     draw_seed: int = 0
     seeds: Sequence[int] = ()
     halving: int | None = None
+    optuna: str | None = None  # a storage; "" for a file in the folder
+    trials: int | None = None
+    at_once: int = 4
+    sampler: str = "tpe"
+    pruner: str = "none"
     resume: bool = False
 
 
@@ -81,10 +87,17 @@ def points_of(asked: Asked, plan: Plan) -> list[Point]:
     Raises:
         ConfigError: there is nothing to sweep over, or a point is no recipe. DataError: the file of points is wrong.
     """
-    if asked.points and asked.random:
-        raise ConfigError("--list and --random: name one of them")
+    ways = {"--list": asked.points, "--random": asked.random, "--optuna": asked.optuna}
+    if len(given := [name for name, value in ways.items() if value is not None]) > 1:
+        raise ConfigError(f"{' and '.join(given)}: name one of them")
+    if asked.optuna is not None and asked.halving:
+        raise ConfigError("--halving and --optuna: what Optuna thins out is said by --pruner")
+    if (asked.optuna is None) != (asked.trials is None):
+        raise ConfigError("--optuna and --trials N go together")
     if not (asked.points or plan.axes or len(plan.seeds) > 1):
         raise ConfigError("nothing to sweep over; say which values, for example train.lr=3e-4,1e-3")
+    if asked.optuna is not None:
+        return []  # they are asked for one after the other
     points = draw_points(plan.axes, asked.random, asked.draw_seed) if asked.random else grid(plan.axes)
     if asked.points:
         points = joined_points(read_points(asked.points), points)
@@ -113,21 +126,38 @@ def run_sweep(asked: Asked, report: Report = ignore) -> Sweep:
     """
     plan = make_plan(asked)
     points = points_of(asked, plan)
-    shares = halving_shares(_count(points), asked.halving, plan.base) if asked.halving else []
+    shares = _shares(asked, plan, points)
     fixed = [*plan.fixed, *halving_words(plan.base, shares)]
     sweep = Sweep(plan.folder, recipe_maker(asked.recipe, fixed), _how(asked, plan.base, shares), report)
+    wanted = None if asked.trials is None else _search(asked, asked.trials)
     with group_folder(plan.folder, plan.base, "auto" if asked.resume else None, report):
         if asked.resume:
             sweep.restore()
-        groups = sweep.add(points)
-        if asked.halving:
+        if wanted is not None:
+            search(sweep, plan.axes, plan.seeds, wanted, shares)
+        elif asked.halving:
             halve(sweep, points, asked.halving, shares)
         else:
-            sweep.train(groups)
+            sweep.train(sweep.add(points))
         sweep.best()
         write_csv(sweep, plan.folder / "sweep.csv")
         write_plots(sweep)
     return sweep
+
+
+def _search(asked: Asked, trials: int) -> Search:
+    wanted = Search(trials, asked.at_once, asked.optuna or None, asked.sampler, asked.pruner, asked.draw_seed)
+    check_optuna(wanted)
+    return wanted
+
+
+def _shares(asked: Asked, plan: Plan, points: Sequence[Point]) -> list[float]:
+    if asked.halving:
+        return halving_shares(_count(points), asked.halving, plan.base)
+    return [] if asked.pruner == "none" else halving_shares(PRUNED_AT, 3, plan.base)
+
+
+PRUNED_AT = 9  # points that would be halved by thirds as often as a pruner looks
 
 
 def _count(points: Sequence[Point]) -> int:
@@ -139,4 +169,4 @@ def _how(asked: Asked, base: Recipe, shares: Sequence[float]) -> dict[str, Any]:
     """What a resumed sweep must have in common with itself: every key of the recipe, and the rungs."""
     sections = base.model_dump(mode="json")
     keys = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
-    return {**{key: value for key, value in keys.items() if key != "output.dir"}, "--halving": list(shares)}
+    return {**{key: value for key, value in keys.items() if key != "output.dir"}, "rungs": list(shares)}
