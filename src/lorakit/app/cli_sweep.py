@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from lorakit.app.sweeping import Asked
+    from lorakit.engine.events import Report
 
 OPTIONAL = {"--halving": "3", "--optuna": ""}  # options whose value may be left out
 CHANGE = re.compile(r"\w+\.\w+=")
@@ -47,10 +51,22 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
 @click.option("--sampler", default="tpe", show_default=True, help="With --optuna: tpe, random, qmc, gp or cmaes.")
 @click.option("--pruner", default="none", show_default=True, help="With --optuna: none, median, halving, hyperband.")
+@click.option("--lr-probe", is_flag=True, help="Find a learning rate by short runs over a grid of rates.")
+@click.option(
+    "--probe-steps", type=click.IntRange(min=8), default=100, show_default=True, help="Steps of each of those runs."
+)
 @click.option("--resume", is_flag=True, help="Go on with the sweep in the folder; what is trained stays.")
 @click.option("--dry-run", is_flag=True, help="Print the points, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sweep as JSON.")
-def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) -> None:
+def sweep(
+    recipe: Path,
+    words: tuple[str, ...],
+    as_json: bool,
+    dry_run: bool,
+    lr_probe: bool,
+    probe_steps: int,
+    **options: Any,
+) -> None:
     """Train RECIPE at many points, and show which is best.
 
     Values with commas are a grid; a list is written in brackets. Each run has a folder of its own beside sweep.json,
@@ -60,20 +76,47 @@ def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **
     lorakit sweep recipes/sst2-bert.toml train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2
     lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 lora.r=4..32 --optuna --trials 20
     lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
+    lorakit sweep recipes/sst2-bert.toml --lr-probe
     """
     from lorakit.app.console import Screen
-    from lorakit.app.sweep_table import closing_lines, facts, table
-    from lorakit.app.sweeping import Asked, planned, run_sweep
+    from lorakit.app.sweeping import Asked
 
     asked = Asked(recipe, words, **options)
-    if dry_run:
-        found = planned(asked)
-        shown = found.facts if as_json else found.lines
-        click.echo(json.dumps(shown) if as_json else "\n".join(shown))
-        return
+    if lr_probe and dry_run:
+        raise click.UsageError("--lr-probe and --dry-run: name one of them")
     screen = Screen()
     try:
-        done = run_sweep(asked, screen)
+        if dry_run:
+            shown, facts = _planned(asked)
+        elif lr_probe:
+            shown, facts = _probed(asked, probe_steps, screen)
+        else:
+            shown, facts = _swept(asked, screen)
     finally:
         screen.close()
-    click.echo(json.dumps(facts(done)) if as_json else "\n".join([table(done), *closing_lines(done)]))
+    click.echo(json.dumps(facts) if as_json else "\n".join(shown))
+
+
+Said = tuple[list[str], dict[str, Any]]  # for a terminal, and for --json
+
+
+def _planned(asked: Asked) -> Said:
+    from lorakit.app.sweeping import planned
+
+    found = planned(asked)
+    return found.lines, found.facts
+
+
+def _probed(asked: Asked, steps: int, report: Report) -> Said:
+    from lorakit.app.sweep_probe import facts, lines, run_probe
+
+    probe = run_probe(asked, steps, report)
+    return lines(probe, asked.recipe), facts(probe)
+
+
+def _swept(asked: Asked, report: Report) -> Said:
+    from lorakit.app.sweep_table import closing_lines, facts, table
+    from lorakit.app.sweeping import run_sweep
+
+    done = run_sweep(asked, report)
+    return [table(done), *closing_lines(done)], facts(done)
