@@ -35,6 +35,7 @@ COMMANDS = (
     "check",
     "serve",
     "sweep",
+    "combine",
 )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
+from lorakit.app.cli_combine import combine
 from lorakit.app.cli_predict import predict
 from lorakit.app.cli_report import report
 from lorakit.app.cli_serve import serve
@@ -351,7 +352,7 @@ def quickstart(which: str | None, t5: bool, out: Path) -> None:
         run_ner(out, t5)
 
 
-for verb in (predict, report, serve, sweep):
+for verb in (combine, predict, report, serve, sweep):
     commands.add_command(verb)
 
 
