@@ -517,7 +517,7 @@ def test_run_is_measured_beside_others(cli: Cli, bert_run: Path, head_run: Path,
     (comparison,) = json.loads(found)["comparisons"]
     score = json.loads((head_run / "scores.json").read_text())["accuracy"]
     assert head.startswith(f"A linear probe (head) has accuracy {score:.4f}: this run is ")
-    assert ("neither better nor worse" in head) == (comparison["differences"]["accuracy"]["p"] >= 0.05)
+    assert ("no more than chance explains" in head) == (comparison["differences"]["accuracy"]["p"] >= 0.05)
     assert "cannot be tested against each other" in tagger
     assert "differ in the seed alone" in itself
     check_page(Path("page.html").read_text())

@@ -62,16 +62,12 @@ def beside(run: RunFiles, others: Sequence[RunFiles]) -> Iterator[str]:
 def _against(comparison: Mapping[str, Any]) -> str:
     metric = comparison["metric"]
     found = comparison["differences"][metric]
-    sign = -1 if metric in LOWER else 1
-    low, high = sorted(sign * found[end] for end in ("low", "high"))
+    way = "better" if (found["value"] > 0) != (metric in LOWER) else "worse"
+    low, high = sorted(math.copysign(1, found["value"]) * found[end] for end in ("low", "high"))  # of that way
     p = "p < 0.001" if found["p"] < 0.001 else f"p {found['p']:.2g}"
-    test = (
-        f"95 % interval of the difference {difference(metric, low)} to {difference(metric, high)}, {p}, {found['test']}"
-    )
-    if found["p"] >= SIGNIFICANT:
-        return f"neither better nor worse as far as {comparison['examples']:,} examples can show ({test})"
-    way = "better" if sign * found["value"] > 0 else "worse"
-    return f"{way} by {difference(metric, abs(found['value']))} ({test})"
+    test = f"95 % interval {difference(metric, low)} to {difference(metric, high)}, {p}, {found['test']}"
+    chance = "" if found["p"] < SIGNIFICANT else ", no more than chance explains"
+    return f"{way} by {difference(metric, abs(found['value']))}{chance} ({test})"
 
 
 def comparison_of(runs: Sequence[RunFiles]) -> Comparison:
@@ -80,7 +76,8 @@ def comparison_of(runs: Sequence[RunFiles]) -> Comparison:
     letters = _letters(runs, found)
     names = [f"{letter} {run.name}" for letter, run in zip(letters, runs, strict=True)]
     tables = [_overview(runs, names), *_differences(found), *_settings(runs, names)]
-    return Comparison(f"{len(runs)} runs compared", _sentences(found), list(_charts(runs, names)), tables)
+    legend = f"Runs: {', '.join(names)}."
+    return Comparison(f"{len(runs)} runs compared", [legend, *_sentences(found)], list(_charts(runs, names)), tables)
 
 
 def _letters(runs: Sequence[RunFiles], found: Mapping[str, Any] | str) -> list[str]:
