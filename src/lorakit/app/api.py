@@ -7,28 +7,28 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.app.chorus import Chorus
 from lorakit.app.figures import write_figures
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.engine.atomic import atomic_text
-from lorakit.engine.events import Evaluated, Event, Note, Report, Started, ignore
-from lorakit.engine.fit import Run
-from lorakit.engine.prepare import prepare
-from lorakit.engine.ranks import joined
+from lorakit.engine.checkpoint import Checkpoint
+from lorakit.engine.events import Note, Report, ignore
+from lorakit.engine.fit import Run, fit_all
+from lorakit.engine.joint import attempt, groups_of, prepare_all
+from lorakit.engine.prepare import Prepared
+from lorakit.engine.ranks import Ranks, joined
 from lorakit.engine.results import Result
 from lorakit.engine.resume import find_checkpoint, same_recipe
 from lorakit.engine.run_folder import run_folder
 from lorakit.engine.runtime import deterministic
-from lorakit.engine.signals import stop_on_signals
-from lorakit.errors import ConfigError, Interrupted, LorakitError, NumericsError, RankLost, StorageError
+from lorakit.engine.signals import Stop, stop_on_signals
+from lorakit.errors import ConfigError, LorakitError, NumericsError
 from lorakit.recipe import Recipe, make_recipe
-from lorakit.tasks.base import Scores
-
-END_ALL = {error.exit_code for error in (Interrupted, StorageError, RankLost)}  # also as another rank tells of them
-PAUSE = "the end of a rung"  # what a Stop has been asked by
 
 
 def train(*, report: Report = ignore, resume: str | None = None, **sections: Mapping[str, Any]) -> Result:
@@ -41,39 +41,17 @@ def train(*, report: Report = ignore, resume: str | None = None, **sections: Map
     return train_recipe(make_recipe(sections), report=report, resume=resume)
 
 
-def train_recipe(
-    recipe: Recipe, *, report: Report = ignore, resume: str | None = None, until: float | None = None
-) -> Result:
+def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None = None) -> Result:
     """Train a recipe into its run folder, pictures and report included. `resume` is `auto` or a checkpoint's path.
 
-    With train.seeds there is a run for each seed, and the scores are their means. `until` may stop a run early, as said
-    at `train_recipes`. Under torchrun this process is one of several, all of which
-    call this; the first of them writes and reports.
+    With train.seeds there is a run for each seed, and the scores are their means. Under torchrun this process is one of
+    several, all of which call this; the first of them writes and reports.
     """
-    folder = Path(recipe.output.dir or default_folder(recipe))
     if recipe.train.seeds:
-        return _train_seeds(recipe, folder, report, resume)
-    with deterministic(recipe.train.deterministic), joined() as ranks, stop_on_signals() as stop, ExitStack() as stack:
-        report = report if ranks.is_first else ignore
-        ranks.first(stack.enter_context, run_folder(folder, resume, report))  # before the work of preparing
-        checkpoint = None if resume is None else ranks.first(find_checkpoint, folder, resume, report)
-        if checkpoint is not None:
-            with ranks.together():
-                recipe = same_recipe(checkpoint, recipe, report)
-        prepared = prepare(recipe, report, ranks)
-        run = Run(prepared, folder, report, stop)
-        if checkpoint is not None:
-            run.restore(checkpoint)
-        if until is not None:
-            run.report = _Pause(run, until)
-        try:
-            result = run.fit()
-        except KeyboardInterrupt:
-            if stop.asked != PAUSE:
-                raise
-            return Result(folder, _so_far(run))
-        ranks.first(write_figures, result, run.history.lines, prepared)
-        ranks.first(write_report, folder)
+        return _train_seeds(recipe, folder_of(recipe), report, resume)
+    (result,) = train_recipes([recipe], report=report, resume=resume)
+    if isinstance(result, LorakitError):
+        raise result
     return result
 
 
@@ -82,29 +60,71 @@ def train_recipes(
 ) -> list[Result | LorakitError]:
     """Train each recipe into its own `output.dir`; for each its Result, or the error that ended that one alone.
 
-    With `until` each stops at its first evaluation after that share of its steps and is saved. It is a run of its full
-    length that waits: the learning rate is that of the whole schedule, and with resume = "auto" it goes on. Its Result
-    has the scores of that evaluation, with its `step`; there is no scores.json yet.
+    Those that can share a base model are trained together, each as if alone. With `until` each stops at its first
+    evaluation after that share of its steps and is saved. It is a run of its full length that waits: the learning rate is
+    that of the whole schedule, and with resume = "auto" it goes on. Its Result has the scores of that evaluation, with its
+    `step`; there is no scores.json yet.
 
     Raises:
         LorakitError: a mistake that all of them share, a full disk, a signal. Two recipes have one folder.
     """
-    folders = Counter(str(recipe.output.dir or default_folder(recipe)) for recipe in recipes)
+    folders = Counter(str(folder_of(recipe)) for recipe in recipes)
     if twice := [folder for folder, n in folders.items() if n > 1]:
         raise ConfigError(f"output.dir = {twice[0]!r}: each of the recipes needs a folder of its own")
-    results: list[Result | LorakitError] = []
-    for number, recipe in enumerate(recipes, start=1):
-        report(Note(f"run {number} of {len(recipes)}: {recipe.output.dir or default_folder(recipe)}"))
-        try:
-            results.append(train_recipe(recipe, report=report, resume=resume, until=until))
-        except LorakitError as err:
-            if err.exit_code in END_ALL:
-                raise
-            results.append(err)
-    first = results[0] if results else None
+    is_deterministic = any(recipe.train.deterministic for recipe in recipes)
+    with deterministic(is_deterministic), joined() as ranks, stop_on_signals() as stop, ExitStack() as stack:
+        report = report if ranks.is_first else ignore
+        places = [attempt(_enter, recipe, resume, report, ranks, stack) for recipe in recipes]
+        entered = [place for place in places if isinstance(place, _Place)]
+        prepared = prepare_all([place.recipe for place in entered], report, ranks)
+        chorus = Chorus(report, len(entered))
+        found = dict[_Place, Result | LorakitError]()
+        for group in groups_of(prepared):
+            members = {entered[i]: attempt(_run, entered[i], ready, chorus, stop, until) for i, ready in group.items()}
+            found |= {place: run for place, run in members.items() if isinstance(run, LorakitError)}
+            runs = {place: run for place, run in members.items() if isinstance(run, Run)}
+            found |= dict(zip(runs, fit_all(list(runs.values())), strict=True)) if runs else {}
+            for place, run in runs.items():
+                if isinstance(result := found[place], Result) and not run.is_paused:
+                    ranks.first(write_figures, result, run.history.lines, run.prepared)
+                    ranks.first(write_report, place.folder)
+        found |= {
+            place: member for place, member in zip(entered, prepared, strict=True) if isinstance(member, LorakitError)
+        }
+    results = [found[place] if isinstance(place, _Place) else place for place in places]
+    first = results[0]
     if isinstance(first, LorakitError) and not isinstance(first, NumericsError) and len(set(map(str, results))) == 1:
         raise first
     return results
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """The folder of a run, held for it alone, and what is in it."""
+
+    folder: Path
+    recipe: Recipe
+    checkpoint: Checkpoint | None
+
+
+def _enter(recipe: Recipe, resume: str | None, report: Report, ranks: Ranks, stack: ExitStack) -> _Place:
+    """Take a run's folder, before the work of preparing, and find the checkpoint to go on from."""
+    folder = folder_of(recipe)
+    ranks.first(stack.enter_context, run_folder(folder, resume, report))
+    checkpoint = None if resume is None else ranks.first(find_checkpoint, folder, resume, report)
+    if checkpoint is not None:
+        with ranks.together():
+            recipe = same_recipe(checkpoint, recipe, report)
+    return _Place(folder, recipe, checkpoint)
+
+
+def _run(place: _Place, prepared: Prepared, chorus: Chorus, stop: Stop, until: float | None) -> Run:
+    run = Run(prepared, place.folder, chorus.voice(place.folder.name), stop)
+    if place.checkpoint is not None:
+        run.restore(place.checkpoint)
+    if until is not None:
+        run.until = max(1, round(until * prepared.plan.steps))
+    return run
 
 
 def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | None) -> Result:
@@ -123,27 +143,9 @@ def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | Non
     return Result(folder, scores)
 
 
-class _Pause:
-    """A report that asks the run to stop, as a signal does, at its first evaluation after a share of its steps."""
-
-    def __init__(self, run: Run, until: float) -> None:
-        self.report, self.stop = run.report, run.stop
-        self.steps = range(max(1, round(until * run.prepared.plan.steps)), run.prepared.plan.steps)  # where it may
-        self.last = _so_far(run).get("step", 0)
-
-    def __call__(self, event: Event) -> None:
-        self.report(event)
-        if isinstance(event, Evaluated):
-            self.last = event.step
-        if isinstance(event, Evaluated | Started) and self.last in self.steps:
-            self.stop.asked = self.stop.asked or PAUSE
-
-
-def _so_far(run: Run) -> Scores:
-    """The scores of the last evaluation."""
-    scored = [line for line in run.history.lines if "validation" in line]
-    last = {**scored[-1]["validation"], "step": scored[-1]["step"]} if scored else {}
-    return {**last, "metric": run.prepared.task.metric}
+def folder_of(recipe: Recipe) -> Path:
+    """Where a recipe's run goes."""
+    return Path(recipe.output.dir or default_folder(recipe))
 
 
 def default_folder(recipe: Recipe) -> Path:

@@ -26,7 +26,7 @@ def write_figures(result: Result, lines: Sequence[Mapping[str, Any]], prepared: 
     """Write loss.png and architecture.svg into the run folder."""
     write_loss(result.folder / "loss.png", lines, str(result.scores["metric"]))
     title = f"{prepared.base.name}: {prepared.recipe.train.method}"
-    atomic_text(result.folder / "architecture.svg", architecture(prepared.model, title))
+    atomic_text(result.folder / "architecture.svg", architecture(prepared.model, title, prepared.adapter))
 
 
 def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -66,9 +66,9 @@ class Box:
     color: str
 
 
-def architecture(model: nn.Module, title: str) -> str:
+def architecture(model: nn.Module, title: str, adapter: str = "default") -> str:
     """An SVG of the model: a row per block, a box per linear layer; frozen, adapted and fully trained ones differ."""
-    rows = list(_rows(model))
+    rows = list(_rows(model, adapter))
     width = LEFT + BOX * max(len(boxes) for _, boxes in rows) + 20
     height = TOP + ROW * len(rows) + 20
     parts = [
@@ -77,7 +77,7 @@ def architecture(model: nn.Module, title: str) -> str:
         f"<title>{escape(title)}</title>",
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="20" y="28" font-size="17" font-weight="600">{escape(title)}</text>',
-        f'<text x="20" y="50" font-size="12" fill="#444">{escape(_summary(model))}</text>',
+        f'<text x="20" y="50" font-size="12" fill="#444">{escape(_summary(model, adapter))}</text>',
         *_legend(),
     ]
     for number, (name, boxes) in enumerate(rows):
@@ -85,12 +85,12 @@ def architecture(model: nn.Module, title: str) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _summary(model: nn.Module) -> str:
+def _summary(model: nn.Module, adapter: str) -> str:
     total = sum(p.numel() for p in model.parameters())
     if not hosts(model):
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return f"{trainable:,} of {total:,} parameters are trained"
-    count = count_parameters(model)
+    count = count_parameters(model, adapter)
     share = f"{count.trainable / count.total:.2%}"
     return (
         f"{count.trainable:,} of {count.total:,} parameters are trained ({share}): "
@@ -114,7 +114,7 @@ def _row(name: str, boxes: Sequence[Box], y: int) -> Iterator[str]:
         yield f'<text x="{x + 8}" y="{y + 31}" font-size="10" fill="#333">{escape(box.detail)}</text>'
 
 
-def _rows(model: nn.Module) -> Iterator[tuple[str, list[Box]]]:
+def _rows(model: nn.Module, adapter: str) -> Iterator[tuple[str, list[Box]]]:
     """(name of the block, its boxes) in the model's order; layers outside blocks make rows by their module."""
     embeddings = [
         Box(
@@ -127,9 +127,9 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, list[Box]]]:
     ]
     yield "embeddings", embeddings[:6]
     rows: dict[str, list[Box]] = {}
-    saved = {path: host for path, host in hosts(model) if isinstance(host, SavedModule)}
+    saved = {path: host for path, host in hosts(model, adapter) if isinstance(host, SavedModule)}
     for path, linear in linear_layers(model).items():
-        rows.setdefault(_block(path), []).append(_box(model, path, linear))
+        rows.setdefault(_block(path), []).append(_box(model, path, linear, adapter))
     for path, host in saved.items():
         count = sum(p.numel() for p in host.base.parameters())
         rows.setdefault(_block(path), []).append(Box(path.rpartition(".")[2], f"{count:,} trained", TRAINED))
@@ -143,15 +143,14 @@ def _block(path: str) -> str:
     return ".".join(parts[: numbered + 1]) if numbered is not None else ".".join(parts[:-1]) or "head"
 
 
-def _box(model: nn.Module, path: str, linear: nn.Module) -> Box:
+def _box(model: nn.Module, path: str, linear: nn.Module, adapter: str) -> Box:
     *_, parent, name = f".{path}".split(".")
     if name == "dense":  # says nothing by itself
         name = f"{parent}.dense"
     d_out, d_in = matrix_shape(linear)
     module = model.get_submodule(path)
-    if not isinstance(module, Layer):
+    if not isinstance(module, Layer) or adapter not in module.adapters:
         return Box(name, f"{d_in} -> {d_out}", _plain_color(linear))
-    adapter = next(iter(module.adapters))
     count = sum(p.numel() for p in module.adapters[adapter].parameters())
     return Box(name, f"r={module.lora(adapter).lora_A.shape[0]}  +{count:,}", ADAPTED)
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lorakit.app.api import END_ALL, train_recipes
+from lorakit.app.api import train_recipes
 from lorakit.app.seeds import with_seed
 from lorakit.app.sweep_points import SEED, SEEDS, Point, word
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Note, Report, ignore
+from lorakit.engine.joint import END_ALL
 from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, OutputError
 from lorakit.recipe import Recipe, read_recipe

@@ -147,7 +147,7 @@ class Run:
             since = self.history.since_best
             self.report(Note(f"stopped at step {number}: {since} evaluations without a new best"))
             self.member.ended = True
-        elif evaluate and self.until <= number < plan.steps:
+        elif self.until <= self.history.last_scores.get("step", 0) and number < plan.steps:
             self.is_paused = self.member.ended = True
         if save or self.member.ended:
             self.save()
@@ -281,7 +281,7 @@ class Run:
     def finish(self) -> Result:
         """Write what the best parameters answer; of a run that is paused, give the last scores."""
         if self.is_paused:
-            return Result(self.folder, self.history.last_scores)
+            return Result(self.folder, {**self.history.last_scores, "metric": self.prepared.task.metric})
         for name, parameter in self._parameters().items():
             parameter.copy_(self.best_state[name])
         parts = self.prepared.parts

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,22 @@ from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task, task_layers
 
+T = TypeVar("T")
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees
+
+
+class Once:
+    """What several recipes have in common, made for the first of them: results by what they depend on."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gave when it was first called for this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,15 @@ class Part:
     examples: Sequence[Example]
     items: Sequence[Sequence[Item]]  # of each example
 
-    @property
+    @cached_property
+    def sha256(self) -> str:
+        """Of what the tokenizer made of the examples."""
+        digest = hashlib.sha256()
+        for item in self.flat:
+            digest.update(repr(sorted(item.items())).encode())
+        return digest.hexdigest()
+
+    @cached_property
     def flat(self) -> list[Item]:
         """All items in a row, which is what training draws from."""
         return [item for of_example in self.items for item in of_example]
@@ -81,8 +106,10 @@ class Prepared:
         return self.base.model
 
 
-def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE) -> Prepared:
+def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once: Once | None = None) -> Prepared:
     """Read the data, load the model, put the adapter in place; on all ranks the same.
+
+    With `once`, what an earlier recipe has read and encoded in the same way is taken from it.
 
     Raises:
         LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
@@ -94,7 +121,7 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE) -> Pr
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": name})})
     with ranks.together():
-        prepared = _prepare(recipe, report, device, dtype)
+        prepared = _prepare(recipe, report, device, dtype, once or Once())
     _check_alike(prepared, ranks)
     ranks.copy_first_(_start_tensors(prepared.model))
     if recipe.train.shard_base:
@@ -106,8 +133,10 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE) -> Pr
     return replace(prepared, ranks=ranks)
 
 
-def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype) -> Prepared:
-    examples, fingerprints = read_parts(recipe, report)
+def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype, once: Once) -> Prepared:
+    seed = recipe.train.seed if recipe.data.validation is None else None  # of the split
+    source = (recipe.data.model_dump_json(), recipe.task.name, seed)
+    examples, fingerprints = once(source, lambda: read_parts(recipe, report))
     held_out = examples["validation"] if recipe.data.validation is None else ()
     every = (*examples["train"], *held_out)  # a rare label may be held out by chance
     labels = find_labels(recipe.task.name, every, recipe.task.order)
@@ -123,11 +152,16 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         layers=task_layers(recipe.task, labels),
     )
     max_length = _max_length(recipe.data.max_length, base)
-    task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
+
+    def encoded() -> tuple[Task, dict[str, Part]]:
+        task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
+        parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
+        _tell_cut(task, parts, max_length, report)
+        return task, parts
+
+    task, parts = once((source, recipe.task.model_dump_json(), base.sha256, max_length), encoded)
     if (head := base.new_head()) is not None:
         task.start(head, examples["train"])
-    parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
-    _tell_cut(task, parts, max_length, report)
     items = parts["train"].flat
     plan = _plan(recipe, items)
     if recipe.lora.init in DATA_INITS:

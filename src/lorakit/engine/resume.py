@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,7 +44,7 @@ def identity(prepared: Prepared) -> dict[str, Any]:
         "recipe": prepared.recipe.to_toml(),
         "data": prepared.fingerprints,
         "base_sha256": prepared.base.sha256,
-        "items_sha256": _items_sha256(prepared),
+        "items_sha256": prepared.parts["train"].sha256,
         "machine": {
             "device": prepared.device.type,
             "processes": prepared.ranks.size,
@@ -53,14 +52,6 @@ def identity(prepared: Prepared) -> dict[str, Any]:
             **versions(),
         },
     }
-
-
-def _items_sha256(prepared: Prepared) -> str:
-    """Of what the tokenizer made of the training examples; the base's sha256 is of its weights alone."""
-    digest = hashlib.sha256()
-    for item in prepared.parts["train"].flat:
-        digest.update(repr(sorted(item.items())).encode())
-    return digest.hexdigest()
 
 
 def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recipe:
