@@ -331,6 +331,14 @@ def test_overload_is_refused_and_what_was_accepted_is_answered() -> None:
         batcher.submit(texts("y"))
 
 
+def test_full_queue_refuses_before_a_body_is_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.service.batcher, "_waiting", LIMITS.waiting)
+    reply = running.raw(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n")
+    assert reply.split()[1] == b"429"
+    assert b"retry-after: 1" in reply.lower()
+    assert running.ask("/health").status == 200
+
+
 def test_failure_is_of_the_request_that_causes_it_and_who_left_costs_nothing() -> None:
     pool = SlowPool()
     batcher = Batcher(pool, 100)  # type: ignore[arg-type]

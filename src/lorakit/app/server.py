@@ -105,7 +105,7 @@ class Service:
         try:
             future = self.batcher.submit(asked, truncate=truncate)
         except Overloaded as err:
-            raise Refused(429, "overloaded", "model is overloaded", Retry_After="1") from err
+            raise Refused(429, "overloaded", f"no room for {len(texts)} more texts", Retry_After="1") from err
         except Closed as err:
             raise Refused(503, "unhealthy", "the server is stopping", Retry_After="5") from err
         answers = await self._waited(request, asyncio.wrap_future(future), member)
@@ -329,7 +329,14 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     }
     for path, route in got.items():
         app.add_api_route(path, route, methods=["GET"], response_model=None)
-    app.add_middleware(Guard, token=token, open_paths=OPEN, body_s=service.limits.body_s, watch=service.metrics.observe)
+    app.add_middleware(
+        Guard,
+        token=token,
+        open_paths=OPEN,
+        body_s=service.limits.body_s,
+        busy=lambda: service.batcher.waiting >= service.limits.waiting,
+        watch=service.metrics.observe,
+    )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     return app
 

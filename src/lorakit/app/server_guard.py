@@ -28,8 +28,17 @@ def problem(status: int, kind: str, message: str, **headers: str) -> JSONRespons
     )
 
 
+def overloaded() -> JSONResponse:
+    """The answer to who comes while the queue is full."""
+    return problem(429, "overloaded", "model is overloaded", Retry_After="1")
+
+
 class Guard:
-    """Refuses who has no token, before a byte of the body is read, and who sends a body too slowly."""
+    """Refuses who has no token, and everybody while the server is `busy`, before a byte of the body is read.
+
+    Under overload refusals are most of what a server does, so that they must cost little. A body that comes too slowly is
+    refused later.
+    """
 
     def __init__(
         self,
@@ -38,9 +47,11 @@ class Guard:
         token: str | None,
         open_paths: Collection[str],
         body_s: float,
+        busy: Callable[[], bool],
         watch: Callable[[Scope, int, float], None],
     ) -> None:
-        self.app, self.token, self.open_paths, self.body_s, self.watch = app, token, open_paths, body_s, watch
+        self.app, self.token, self.open_paths, self.body_s = app, token, open_paths, body_s
+        self.busy, self.watch = busy, watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -62,6 +73,8 @@ class Guard:
                 401, "unauthorized", "a token is needed: Authorization: Bearer TOKEN", WWW_Authenticate="Bearer"
             )
             return await answer(scope, receive, send_with_headers)
+        if scope["method"] == "POST" and self.busy():
+            return await overloaded()(scope, receive, send_with_headers)
         await self.app(scope, _in_time(receive, self.body_s), send_with_headers)
 
     def _may(self, scope: Scope) -> bool:
