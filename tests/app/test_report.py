@@ -143,10 +143,12 @@ def test_calibration_is_that_of_the_scores(bert_run: Path) -> None:
     pairs = [pair for answer in answers_of(run.predictions) for pair in answer.sureness]
     assert ece(bins_of(pairs)) == pytest.approx(run.scores.values["ece"], abs=1e-6)
     chance = np.random.default_rng(0).dirichlet((1, 1, 1), 500)
-    gold = np.random.default_rng(1).integers(0, 3, 500)
-    right = chance.argmax(1) == gold
-    expected = calibration.ece(gold.tolist(), chance).of(np.ones(500))
-    assert ece(bins_of(list(zip(chance.max(1).tolist(), right.tolist(), strict=True)))) == pytest.approx(expected)
+    chance[:3] = [[0.6, 0.4, 0.0], [0.61, 0.39, 0.0], [0.59, 0.41, 0.0]]  # on the edge of a bin, and beside it
+    gold = [0, 1, 0, *np.random.default_rng(1).integers(0, 3, 497).tolist()]
+    for n in (3, 500):
+        pairs = list(zip(chance[:n].max(1).tolist(), (chance.argmax(1) == gold)[:n].tolist(), strict=True))
+        expected = calibration.ece(gold[:n], chance[:n]).of(np.ones(n))
+        assert ece(bins_of(pairs)) == pytest.approx(expected)
 
 
 BASELINES = {
@@ -212,6 +214,17 @@ def test_suspects_are_cleanlab_s(bert_run: Path) -> None:
     assert numbers == expected.tolist()
     assert set(numbers) == {0, 1, 2, 3}
     assert [row[2:4] for row in found.rows] == [("abc"[given[i]], "abc"[gold[i]]) for i in numbers]
+    several = [line.model_copy(update={"labels": [line.label], "expected": [line.expected]}) for line in lines]
+    each = doubts(replace(read_run(bert_run), predictions=several))
+    assert isinstance(each, Table)
+    wanted = set()
+    for number, label in enumerate("abc"):
+        is_given, both = (given == number).astype(int), np.stack([1 - table[:, number], table[:, number]], 1)
+        names = (f"not {label}", label)
+        issues = np.flatnonzero(find_label_issues(is_given, both, n_jobs=1)).tolist()
+        wanted |= {(i + 1, names[is_given[i]], names[1 - is_given[i]]) for i in issues}
+    assert {(row[0], *row[2:4]) for row in each.rows} == wanted
+    assert (1, "abc"[given[0]], f"not {'abc'[given[0]]}") in wanted
 
 
 def test_suspects_are_said_to_be_missing(bert_run: Path, tagger_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +321,7 @@ def hostile(run: Path, folder: Path, *, entities: bool) -> Path:
     (place / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = json.loads((place / "scores.json").read_text())
     rows = {payload: {"precision": 0.1, "recall": 0.2, "f1": 0.1, "support": 3} for payload in PAYLOADS}
-    few = PAYLOADS[:8] + PAYLOADS[-8:]
+    few = [*PAYLOADS[:4], *(payload for payload in PAYLOADS if "$" in payload), *PAYLOADS[-8:]][:16]
     scores |= {
         "per_class": rows,
         "confusion": {"labels": few, "matrix": [[i + j for j in range(16)] for i in range(16)]},
