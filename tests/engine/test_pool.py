@@ -41,6 +41,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory, bert: Path, request: pytes
         "trained": request.getfixturevalue("bert_run"),
         "wide": ship(folder / "wide", bert, one[0], CLASSES, seed=1, r=2, target_modules="all-linear", use_rslora=True),
         "dora": ship(folder / "dora", bert, *one, seed=2, r=3, use_dora=True),
+        "dora, other values": ship(folder / "dora-2", bert, *one, seed=12, r=3, use_dora=True),
         "high": ship(
             folder / "high", bert, *one, seed=3, r=8, lora_alpha=4, target_modules=("key", "intermediate.dense")
         ),
@@ -57,6 +58,7 @@ def taggers(tmp_path_factory: pytest.TempPathFactory, roberta: Path, tagger_run:
     return {
         "trained": tagger_run,
         "crf": ship(folder / "crf", roberta, task, TAGS, seed=1, r=2, knobs={"crf": True}),
+        "crf, other values": ship(folder / "crf-2", roberta, task, TAGS, seed=11, r=2, knobs={"crf": True}),
         "people": ship(folder / "people", roberta, task, TAGS[:3], seed=2, r=5, use_dora=True),
     }
 
@@ -214,6 +216,7 @@ def test_damaged_new_version_leaves_the_old_one_serving(readers: dict[str, Path]
         weights.write_bytes(weights.read_bytes()[:-1])
         with pytest.raises(AdapterError, match="changed since it was written"):
             pool.refresh()["dora"].result()
+        assert pool.refresh() == {}  # it is not tried again until it changes
         assert pool.answer(asked) == before
 
 
@@ -255,7 +258,9 @@ def test_texts_are_checked_before_any_is_answered(readers: dict[str, Path]) -> N
 
 
 def test_find_adapters_names_runs_by_their_folders(readers: dict[str, Path], bert_run: Path, tmp_path: Path) -> None:
-    assert find_adapters(readers["dora"].parent) == {name: readers[name] for name in ("dora", "high", "wide")}
+    assert find_adapters(readers["dora"].parent) == {name: readers[name] for name in ("dora", "high", "wide")} | {
+        "dora-2": readers["dora, other values"]
+    }
     assert find_adapters(bert_run / "adapter") == {bert_run.name: bert_run / "adapter"}
     for path, message in ((tmp_path, "neither a run"), (tmp_path / "x", "no such folder")):
         with pytest.raises(OutputError, match=message):

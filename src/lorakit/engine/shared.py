@@ -18,17 +18,19 @@ from lorakit.engine.evaluate import batches_of
 from lorakit.engine.kernels import speed_up
 from lorakit.engine.passes import to_device
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
-from lorakit.errors import AdapterError, ConfigError, ModelError
+from lorakit.errors import AdapterError, ModelError
 from lorakit.lora import Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
-from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.lora.files import WEIGHTS_FILE, reload_adapter
 from lorakit.lora.inject import put
-from lorakit.lora.layer import AdapterHost, Layer, SavedModule
+from lorakit.lora.layer import AdapterHost, SavedModule
 from lorakit.lora.peft_config import CONFIG_FILE
 from lorakit.models import KINDS, load_base
 from lorakit.tasks.base import Item, Task, pad_inputs
 from lorakit.tasks.registry import TASKS, make_task, task_layers
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file of a folder: inode, size, time of change in ns
+IN_MOULD = "mould"  # an adapter's name there
+MOST_MOULDS = 8
 READ_AGAIN = 3  # times that a folder may change while it is read
 
 
@@ -84,9 +86,10 @@ class Answered(nn.Module):
 class SharedModel:
     """A base model as one adapter's folder names it, without an adapter yet.
 
-    An adapter is built in a *mould*: a copy of the model's modules, one for each width of head, that shares the base's
-    weights. To serve it then is an entry in a dict at each of its places. Nothing here locks: one thread may `build`
-    while another one answers, and `add` and `remove` may run beside an answer in which the member has no rows.
+    An adapter is built in a *mould*: a copy of the model's modules that shares the base's weights and holds an adapter,
+    which the next one of the same settings overwrites. To serve it then is an entry in a dict at each of its places.
+    Nothing here locks: one thread may `build` while another one answers, and `add` and `remove` may run beside an answer
+    in which the member has no rows.
     """
 
     def __init__(self, folder: Path, base_sha256: str) -> None:
@@ -107,7 +110,7 @@ class SharedModel:
         if kind.model != "text2text" and last.out_features != self._width:
             raise ModelError(f"{side.base}: its output layer is not known: {self._head} has {last.out_features} rows")
         self._plain = _copy(self.model)  # before it is changed
-        self._moulds: dict[int, nn.Module] = {}
+        self._moulds: dict[tuple[int, bool, bytes], nn.Module] = {}  # the one used last at the end
         self._keys = (f"version-{number}" for number in count(1))
         self.routing = Routing()
         speed_up(base, dtype, self.device)
@@ -133,26 +136,16 @@ class SharedModel:
     def _build(self, folder: Path, stamp: Stamp) -> Member:
         side = read_side(folder)
         self._check(folder, side)
-        layers, outputs = task_layers(side.task, side.labels), self._outputs(side)
-        mould, key = self._mould(outputs), next(self._keys)
-        for name, layer in layers.items():
-            mould.add_module(name, layer)
-        try:
-            load_adapter(mould, folder, key)
-            parts = [Part(path, type(host), host.adapters[key]) for path, host in hosts(mould, key)]
-        except ConfigError as err:
-            raise AdapterError(f"{folder}: cannot be served beside the others: {err}") from err  # a place is taken
-        finally:
-            _empty(mould, key)
-            for name in layers:
-                delattr(mould, name)
+        layers, outputs, mould = task_layers(side.task, side.labels), self._outputs(side), self._mould(folder, side)
+        found = [Part(path, type(host), host.adapters[IN_MOULD]) for path, host in hosts(mould, IN_MOULD)]
+        parts = copy.deepcopy(found)  # at once, since tied places share theirs
         if outputs != self._width and not any(part.holds(self._head) for part in parts):
             raise AdapterError(
                 f"{folder}: it has {outputs} outputs but no head of its own; the others' has {self._width}"
             )
         modules = nn.ModuleList(part.module for part in parts).to(self.device).eval().requires_grad_(False)
         return Member(
-            key=key,
+            key=next(self._keys),
             folder=folder,
             stamp=stamp,
             side=side,
@@ -183,13 +176,25 @@ class SharedModel:
                     f"the others share one with {getattr(self.side, name)!r}"
                 )
 
-    def _mould(self, outputs: int) -> nn.Module:
-        """The model's modules with a head of this width."""
-        if outputs not in self._moulds:
-            self._moulds[outputs] = mould = _copy(self._plain)
-            if outputs != self._width:
-                _resize(mould, self._head, outputs)
-        return self._moulds[outputs]
+    def _mould(self, folder: Path, side: Side) -> nn.Module:
+        """A mould that holds this adapter."""
+        outputs = self._outputs(side)
+        key = outputs, side.task.crf, (folder / CONFIG_FILE).read_bytes()
+        mould = self._moulds.pop(key, None)
+        if mould is not None:
+            self._moulds[key] = mould
+            reload_adapter(mould, folder, IN_MOULD)
+            return mould
+        mould = _copy(self._plain)
+        if outputs != self._width:
+            _resize(mould, self._head, outputs)
+        for name, layer in task_layers(side.task, side.labels).items():
+            mould.add_module(name, layer)
+        load_adapter(mould, folder, IN_MOULD)
+        self._moulds[key] = mould
+        if len(self._moulds) > MOST_MOULDS:
+            del self._moulds[next(iter(self._moulds))]
+        return mould
 
     def add(self, member: Member) -> None:
         """Let the model serve a member. Raises an AdapterError, and serves nothing of it, where another is in its way."""
@@ -265,14 +270,6 @@ def _check_method(folder: Path, side: Side) -> None:
 def _copy(model: nn.Module) -> nn.Module:
     """The same modules around the same tensors."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
-
-
-def _empty(mould: nn.Module, key: str) -> None:
-    """Take an adapter out of a mould. The wrappers of layers stay, which spares making them for the next adapter."""
-    for _, host in hosts(mould, key):
-        del host.adapters[key]
-        if not isinstance(host, Layer):
-            put(mould, host, host.base)
 
 
 def _resize(model: nn.Module, path: str, outputs: int) -> None:

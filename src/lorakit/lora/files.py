@@ -122,7 +122,7 @@ def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
     """
     config, base = read_adapter_config(folder)
     path = folder / WEIGHTS_FILE
-    header = {key: info for key, info in read_header(path).items() if not JUNK.fullmatch(key)}
+    header = _header(path)
     config = _as_peft_means(model, config, base, header.keys())
     try:
         shapes = _expected_shapes(model, config)
@@ -133,6 +133,23 @@ def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
     insert_adapter(model, config, name)
     _assign(model, name, tensors)
     return config
+
+
+def reload_adapter(model: nn.Module, folder: Path, name: str = "default") -> None:
+    """Give an adapter of the model the values that a folder of the same settings holds, which is quicker than to load it.
+
+    Raises:
+        AdapterError: the folder's keys, shapes or dtypes are not this adapter's, or a value is not finite; the adapter
+            then is as before. Whether the settings are the same the caller must know.
+    """
+    path = folder / WEIGHTS_FILE
+    shapes = {key: tuple(tensor.shape) for key, tensor in adapter_tensors(model, name).items()}
+    _check_header(path, _header(path), shapes)
+    _assign(model, name, _read_tensors(path))
+
+
+def _header(path: Path) -> dict[str, TensorInfo]:
+    return {key: info for key, info in read_header(path).items() if not JUNK.fullmatch(key)}
 
 
 def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: Set[str]) -> LoraConfig:
