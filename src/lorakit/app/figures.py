@@ -18,7 +18,13 @@ from lorakit.lora import Layer, SavedModule, count_parameters, hosts
 from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.targets import linear_layers, walk
 
-FROZEN, ADAPTED, TRAINED = "#e3e6ea", "#f5a623", "#4a90d9"
+FROZEN, ADAPTED, TRAINED = "frozen", "adapted", "trained"
+STYLE = """<style>
+.paper { fill: #ffffff } text { fill: #1f2328 } .frozen { fill: #e3e6ea } .adapted { fill: #f5a623 } .trained { fill: #6aa9e9 }
+@media (prefers-color-scheme: dark) {
+.paper { fill: #0e1217 } text { fill: #e6edf3 } .frozen { fill: #353c45 } .adapted { fill: #855600 } .trained { fill: #1f5fae }
+}
+</style>"""
 BOX, ROW, LEFT, TOP = 144, 46, 190, 96  # pixels: width of a box, height of a row, margins
 
 
@@ -63,7 +69,7 @@ class Box:
 
     name: str
     detail: str
-    color: str
+    kind: str  # of training; a class of STYLE
 
 
 def architecture(model: nn.Module, title: str, adapter: str = "default") -> str:
@@ -75,9 +81,10 @@ def architecture(model: nn.Module, title: str, adapter: str = "default") -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="system-ui, sans-serif" role="img">',
         f"<title>{escape(title)}</title>",
-        f'<rect width="{width}" height="{height}" fill="white"/>',
+        STYLE,
+        f'<rect width="{width}" height="{height}" class="paper"/>',
         f'<text x="20" y="28" font-size="17" font-weight="600">{escape(title)}</text>',
-        f'<text x="20" y="50" font-size="12" fill="#444">{escape(_summary(model, adapter))}</text>',
+        f'<text x="20" y="50" font-size="12">{escape(_summary(model, adapter))}</text>',
         *_legend(),
     ]
     for number, (name, boxes) in enumerate(rows):
@@ -99,19 +106,19 @@ def _summary(model: nn.Module, adapter: str) -> str:
 
 
 def _legend() -> Iterator[str]:
-    for i, (color, text) in enumerate(((FROZEN, "frozen"), (ADAPTED, "frozen + LoRA"), (TRAINED, "trained in full"))):
+    for i, (kind, text) in enumerate(((FROZEN, "frozen"), (ADAPTED, "frozen + LoRA"), (TRAINED, "trained in full"))):
         x = 20 + 150 * i
-        yield f'<rect x="{x}" y="62" width="14" height="14" rx="3" fill="{color}"/>'
+        yield f'<rect x="{x}" y="62" width="14" height="14" rx="3" class="{kind}"/>'
         yield f'<text x="{x + 20}" y="74" font-size="12">{text}</text>'
 
 
 def _row(name: str, boxes: Sequence[Box], y: int) -> Iterator[str]:
-    yield f'<text x="20" y="{y + 24}" font-size="12" fill="#222">{escape(name)}</text>'
+    yield f'<text x="20" y="{y + 24}" font-size="12">{escape(name)}</text>'
     for i, box in enumerate(boxes):
         x = LEFT + BOX * i
-        yield f'<rect x="{x}" y="{y}" width="{BOX - 8}" height="{ROW - 8}" rx="5" fill="{box.color}"/>'
+        yield f'<rect x="{x}" y="{y}" width="{BOX - 8}" height="{ROW - 8}" rx="5" class="{box.kind}"/>'
         yield f'<text x="{x + 8}" y="{y + 16}" font-size="11" font-weight="600">{escape(box.name)}</text>'
-        yield f'<text x="{x + 8}" y="{y + 31}" font-size="10" fill="#333">{escape(box.detail)}</text>'
+        yield f'<text x="{x + 8}" y="{y + 31}" font-size="10">{escape(box.detail)}</text>'
 
 
 def _rows(model: nn.Module, adapter: str) -> Iterator[tuple[str, list[Box]]]:
@@ -120,7 +127,7 @@ def _rows(model: nn.Module, adapter: str) -> Iterator[tuple[str, list[Box]]]:
         Box(
             path.rpartition(".")[2].removesuffix("_embeddings"),
             f"{m.num_embeddings:,} x {m.embedding_dim}",
-            _plain_color(m),
+            _plain_kind(m),
         )
         for path, m in walk(model)
         if isinstance(m, nn.Embedding) and "relative_attention" not in path
@@ -150,10 +157,10 @@ def _box(model: nn.Module, path: str, linear: nn.Module, adapter: str) -> Box:
     d_out, d_in = matrix_shape(linear)
     module = model.get_submodule(path)
     if not isinstance(module, Layer) or adapter not in module.adapters:
-        return Box(name, f"{d_in} -> {d_out}", _plain_color(linear))
+        return Box(name, f"{d_in} -> {d_out}", _plain_kind(linear))
     count = sum(p.numel() for p in module.adapters[adapter].parameters())
     return Box(name, f"r={module.lora(adapter).lora_A.shape[0]}  +{count:,}", ADAPTED)
 
 
-def _plain_color(module: nn.Module) -> str:
+def _plain_kind(module: nn.Module) -> str:
     return TRAINED if any(p.requires_grad for p in module.parameters()) else FROZEN

@@ -187,7 +187,7 @@ def errors_chart(errors: Mapping[str, int]) -> Chart:
 
     alt = ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True)) + "."
     rows = list(zip(names, counts, strict=True))
-    return Chart("entity-errors", "What became of the entities", alt, ("kind", "entities"), rows, draw, left=1.4)
+    return Chart("entity-errors", "What became of the entities", alt, ("kind", "entities"), rows, draw, left=1.6)
 
 
 def by_label_chart(rows: Mapping[str, Row], most: int = 30) -> Chart:
