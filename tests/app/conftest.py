@@ -62,3 +62,10 @@ def hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave no pictures and no report, which take longer than training a tiny model."""
+    monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
+    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: None)

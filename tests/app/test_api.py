@@ -20,9 +20,7 @@ from tests.runs import changed, sections, weights
 STEPS = 10  # of the tests' recipe: 2 epochs of 5
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def recipe(bert: Path, files: Path, folder: Path, *words: str) -> Recipe:

@@ -199,13 +199,18 @@ def test_resume_refuses_another_sweep_and_takes_more_points(trainer: Trainer, re
     assert (len(more.members), len(trainer.calls[0][0])) == (9, 3)
 
 
-def test_a_wrong_value_is_refused_before_anything_is_written(trainer: Trainer, recipe: Path) -> None:
+def test_a_wrong_value_is_refused_before_anything_is_written(
+    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=r"train\.lr='fast'|train\.lr=\"fast\""):
         run_sweep(Asked(recipe, ("train.lr=1e-3,fast",)))
     with pytest.raises(ConfigError, match=r"did you mean 'lora\.r'"):
         run_sweep(Asked(recipe, ("lora.rr=1,2",)))
     with pytest.raises(ConfigError, match="nothing to sweep over"):
         run_sweep(Asked(recipe, ("lora.r=4",)))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a sweep is one process"):
+        run_sweep(Asked(recipe, GRID))
     assert not Path("runs").exists() and trainer.calls == []
 
 
@@ -224,8 +229,8 @@ def test_command_prints_points_and_json_and_takes_halving_without_a_value(
     assert cli("sweep", recipe, "--seeds", "a", *GRID).code == 2
 
 
-def test_command_sweeps_a_real_recipe(cli: Cli, bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)  # of each run; they take longer
+@pytest.mark.usefixtures("no_pictures")
+def test_command_sweeps_a_real_recipe(cli: Cli, bert: Path, files: Path) -> None:
     Path("tiny.toml").write_text(changed(sections(bert, files), "train.epochs=1").to_toml())
     words = ("sweep", "tiny.toml", "lora.target_modules=[query],all-linear", "train.max_steps=2")
     code, out, err = cli(*words)

@@ -19,7 +19,7 @@ import numpy as np
 from lorakit.app.seeds import group_folder
 from lorakit.app.sweep import Sweep, recipe_maker
 from lorakit.app.sweep_points import SEED, Choice, Point, Range, parse_axes
-from lorakit.app.sweeping import Asked, make_plan
+from lorakit.app.sweeping import Asked, check_alone, make_plan
 from lorakit.engine.atomic import atomic_file, atomic_text
 from lorakit.engine.events import Report, ignore
 from lorakit.errors import ConfigError
@@ -60,6 +60,7 @@ def run_probe(asked: Asked, steps: int, report: Report = ignore) -> Probe:
     ways = {"--list": asked.points, "--random": asked.random, "--optuna": asked.optuna, "--halving": asked.halving}
     if given := [name for name, value in ways.items() if value is not None]:
         raise ConfigError(f"--lr-probe and {given[0]}: name one of them")
+    check_alone()
     fixed, rates = _rates(asked.words)
     plan = make_plan(Asked(asked.recipe, fixed, seeds=asked.seeds))
     if plan.axes or len(plan.seeds) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,7 @@ def run_sweep(asked: Asked, report: Report = ignore) -> Sweep:
     Raises:
         LorakitError: a mistake in what is asked for, or one that all points share; an Interrupted after a signal.
     """
+    check_alone()
     plan = make_plan(asked)
     points = points_of(asked, plan)
     shares = _shares(asked, plan, points)
@@ -143,6 +145,12 @@ def run_sweep(asked: Asked, report: Report = ignore) -> Sweep:
         write_csv(sweep, plan.folder / "sweep.csv")
         write_plots(sweep)
     return sweep
+
+
+def check_alone() -> None:
+    """Raise a ConfigError under torchrun: several processes would each keep the books of one sweep."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a sweep is one process; `lorakit train` is what several can share")
 
 
 def _search(asked: Asked, trials: int) -> Search:
