@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -21,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.shipped import ship
 
 from lorakit.data.example import Example
+from lorakit.engine.adapter import SIDE_FILE, write_side
 from lorakit.engine.pool import AdapterPool, Asked
 from lorakit.engine.shared import SharedModel
+from lorakit.lora.files import WEIGHTS_FILE
 
 LENGTHS = (4, 8, 12, 16, 24, 32)  # words of a text, by chance
 WORDS = ("the", "film", "was", "a", "rather", "moving", "story", "of", "two", "people", "who", "never", "meet", "and")
@@ -133,19 +137,21 @@ def main() -> None:
 
 
 def ship_many(place: Path, base: str, n: int, dora: bool) -> list[Path]:
-    """Adapters that differ in rank and values."""
-    return [
-        ship(
-            place / f"a{i:03}",
-            Path(base),
-            "sequence_classification",
-            LABELS,
-            seed=i,
-            r=(4, 8, 16)[i % 3],
-            use_dora=dora,
-        )
-        for i in range(n)
-    ]
+    """Adapters of three ranks that differ in values; the first three are made, the others drawn in their form."""
+    task, ranks = "sequence_classification", (4, 8, 16)
+    made = [ship(place / f"a{i:03}", Path(base), task, LABELS, seed=i, r=r, use_dora=dora) for i, r in enumerate(ranks)]
+    return made + [varied(made[i % 3], place / f"a{i:03}", i) for i in range(3, n)]
+
+
+def varied(folder: Path, other: Path, seed: int) -> Path:
+    """A copy of an adapter with noise in its values."""
+    shutil.copytree(folder, other)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(other / WEIGHTS_FILE)
+    noisy = {key: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for key, tensor in tensors.items()}
+    save_file(noisy, other / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_side(other, json.loads((other / SIDE_FILE).read_text(encoding="utf-8")))
+    return other
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from lorakit.lora import (
     select_targets,
     set_adapter,
 )
+from lorakit.lora.files import adapter_tensors, reload_adapter
 from tests.lora.oracle import (
     CLOSE,
     assert_same_tensors,
@@ -107,6 +108,31 @@ def test_save_load_save_gives_the_same_bytes(config: LoraConfig, tmp_path: Path)
     read = load_adapter(again, tmp_path / "a")
     save_adapter(again, tmp_path / "b", read, read_adapter_config(tmp_path / "a")[1])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@configs
+def test_reloaded_adapter_is_as_a_loaded_one(config: LoraConfig, tmp_path: Path) -> None:
+    first, second = tiny_bert(), adapted(config)
+    add_adapter(first, config)
+    for model, name in ((first, "first"), (second, "second")):
+        save_adapter(model, tmp_path / name, config, BASE)
+    again, loaded = tiny_bert(), tiny_bert()
+    load_adapter(again, tmp_path / "first")
+    reload_adapter(again, tmp_path / "second")
+    load_adapter(loaded, tmp_path / "second")
+    assert_same_tensors(adapter_tensors(again), adapter_tensors(loaded))
+    torch.testing.assert_close(logits(again, tiny_batch(again)), logits(loaded, tiny_batch(again)), rtol=0, atol=0)
+
+
+def test_reloading_what_is_not_of_the_same_settings_changes_nothing(folder: Path, tmp_path_factory: Any) -> None:
+    other = tmp_path_factory.mktemp("other")
+    save_adapter(adapted(LoraConfig(r=3)), other, LoraConfig(r=3), BASE)
+    model = tiny_bert()
+    load_adapter(model, folder)
+    before = snapshot(model)
+    with pytest.raises(AdapterError, match="lacks 2 of"):
+        reload_adapter(model, other)
+    assert_unchanged(model, before)
 
 
 def test_saving_twice_gives_the_same_bytes_whatever_the_order_of_names(folder: Path, tmp_path_factory: Any) -> None:
