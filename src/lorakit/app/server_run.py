@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def run(
     with AdapterPool(find_all(roots), limit_bytes=limits["memory"]) as pool:
         for name in pool.folders:
             pool.load(name).result()
+        gc.freeze()  # what stays is not searched again: a pass over hundreds of adapters stops every thread for 0.2 s
         facts = {"adapters": list(pool.folders), "base": pool.shared.side.base, "bytes": pool.size}
         if dry_run:
             return say({**facts, "url": "nothing is served: --dry-run"})
