@@ -135,6 +135,30 @@ def test_every_task_has_been_reported(request: pytest.FixtureRequest) -> None:
     assert (wrong.error, wrong.given, wrong.sureness) == (1, "goo", [(0.6, False)])
 
 
+def luminance(color: str) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    shares = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+def test_colors_can_be_read_on_light_and_dark(bert_run: Path) -> None:
+    light, dark = re.findall(r":root {(.*?)}", (bert_run / "report.html").read_text())[:2]
+    for theme in (light, dark):
+        colors = dict(re.findall(r"--(\w+): (#\w{6});", theme))
+        pairs = [(name, paper) for name in ("ink", "quiet", "blue") for paper in ("paper", "raised")]
+        for one, other in [
+            *pairs,
+            ("ink", "right"),
+            ("ink", "wrong"),
+            ("red", "paper"),
+            ("green", "paper"),
+            ("amber", "paper"),
+        ]:
+            low, high = sorted(luminance(colors[name]) for name in (one, other))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (one, other)
+
+
 # Numbers
 
 
@@ -308,7 +332,7 @@ PAYLOADS = [
 def hostile(run: Path, folder: Path, *, entities: bool) -> Path:
     """A copy of a run with the payloads as texts, pairs, labels, types of entities, names and settings."""
     place = folder / "<img src=x onerror=alert(1)>'\"{{7*7}}"
-    shutil.copytree(run, place, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
+    shutil.copytree(run, place, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors", "metrics.jsonl"))
     lines: list[dict[str, Any]] = []
     for payload in PAYLOADS:
         if entities:
