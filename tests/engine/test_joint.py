@@ -155,10 +155,11 @@ def test_members_of_one_order_share_forwards_within_the_limit(
 
     def spy(*arguments: object) -> object:
         passes = cut(*arguments)  # type: ignore[arg-type]
-        seen.append([len(rows) for _, rows in passes])
+        seen.append([len(rows) for lane in passes for _, rows in lane])
         return passes
 
     monkeypatch.setattr(train, "cut", spy)
+    monkeypatch.setattr(train, "most_lanes", lambda *_: 1)
     fit_all(runs_of(recipes, tmp_path / "all"))
     longest = 8 * 12  # tokens of a member's batch, at most
     monkeypatch.setattr(train, "PASS_TOKENS", {"cpu": 2 * longest})
@@ -167,6 +168,29 @@ def test_members_of_one_order_share_forwards_within_the_limit(
     fit_all(runs_of(recipes, tmp_path / "one"))
     assert (seen[0], seen[2]) == ([3], [1, 1, 1])
     assert max(seen[1]) < 3
+
+
+def test_threads_change_no_member(bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three members in two threads, where blocks below the adapters are looked up; a step is the same as in one."""
+    words = ("lora.layers_to_transform=1,", "train.batch_size=5")
+    recipes = [changed(sections(bert, files), *STILL, *words, f"train.seed={seed}") for seed in (1, 2, 3)]
+    threads = torch.get_num_threads()
+    lanes: list[int] = []
+
+    def spy(*arguments: object) -> object:
+        passes = cut(*arguments)  # type: ignore[arg-type]
+        lanes.append(len(passes))
+        return passes
+
+    monkeypatch.setattr(train, "cut", spy)
+    torch.set_num_threads(2)
+    try:
+        results = fit_jointly(recipes, tmp_path / "joint")
+    finally:
+        torch.set_num_threads(threads)
+    assert set(lanes) == {2}
+    for recipe, result in zip(recipes, results, strict=True):
+        assert_alike(result.folder, fit(recipe, tmp_path / f"alone-{recipe.train.seed}").folder)
 
 
 def test_memory_that_is_short_of_room_for_several_has_them_one_by_one(

@@ -62,6 +62,11 @@ class Turn:
     positions: Sequence[int]
     own: Sequence[int]
 
+    @property
+    def tokens(self) -> int:
+        """Real tokens in this process's share."""
+        return sum(self.member.plan.lengths[i] for i in self.own)
+
     def pieces(self) -> Iterator[list[Item]]:
         """The items of this process, cut into what one forward takes of the member."""
         for j in range(0, len(self.own), self.member.rows):

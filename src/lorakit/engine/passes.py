@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.engine.members import Turn
+from lorakit.engine.members import Member, Turn
 from lorakit.engine.memory import is_out_of_memory
 from lorakit.engine.runtime import random_state, set_random_state
-from lorakit.lora import routed
+from lorakit.lora import hosts, routed
+from lorakit.lora.places import BiasHost
 from lorakit.tasks.base import Batch, Item
 
 Piece = tuple[int, list[Item]]  # number of the turn, and some of its items
@@ -31,9 +34,22 @@ class Pass(NamedTuple):
     rows: Sequence[tuple[int, int]]  # number of the turn, rows
 
 
-def cut(turns: Sequence[Turn], most_tokens: int, device: torch.device) -> list[Pass]:
-    """The passes of a step. Members of one task share one where it stays within `most_tokens`, padding counted."""
-    pieces = [(number, piece) for number, turn in enumerate(turns) for piece in turn.pieces()]
+def cut(turns: Sequence[Turn], most_tokens: int, device: torch.device, lanes: int = 1) -> list[list[Pass]]:
+    """The passes of a step, those of each lane. A turn keeps to one lane; the lanes have about as much to do each.
+
+    Members of one task share a pass where it stays within `most_tokens`, padding counted.
+    """
+    found: list[list[int]] = [[] for _ in range(min(lanes, len(turns)))]
+    load = [0] * len(found)
+    for number in sorted(range(len(turns)), key=lambda number: -turns[number].tokens):
+        lane = load.index(min(load))
+        found[lane].append(number)
+        load[lane] += turns[number].tokens
+    return [_passes(turns, sorted(numbers), most_tokens, device) for numbers in found]
+
+
+def _passes(turns: Sequence[Turn], numbers: Sequence[int], most_tokens: int, device: torch.device) -> list[Pass]:
+    pieces = [(number, piece) for number in numbers for piece in turns[number].pieces()]
     shared = [(number, piece) for number, piece in pieces if not turns[number].member.is_alone]
     packs = [[(number, piece)] for number, piece in pieces if turns[number].member.is_alone]
     by_task: dict[int, list[Piece]] = {}
@@ -66,10 +82,10 @@ def _pass(turns: Sequence[Turn], pack: Sequence[Piece], device: torch.device) ->
     return Pass(to_device(batch, device), [(number, len(piece)) for number, piece in pack])
 
 
-def n_targets(passes: Sequence[Pass], turns: Sequence[Turn]) -> Tensor:
+def n_targets(lanes: Sequence[Sequence[Pass]], turns: Sequence[Turn]) -> Tensor:
     """The labelled positions of each turn. Shapes: (turns,)."""
     counts = torch.zeros(len(turns), dtype=torch.long)
-    for batch, rows in passes:
+    for batch, rows in chain.from_iterable(lanes):
         start = 0
         for number, n in rows:
             own = {key: value[start : start + n] for key, value in batch.items()}
@@ -79,9 +95,15 @@ def n_targets(passes: Sequence[Pass], turns: Sequence[Turn]) -> Tensor:
 
 
 def backward(
-    model: nn.Module, passes: Sequence[Pass], turns: Sequence[Turn], counts: Sequence[int], device: torch.device
+    model: nn.Module,
+    lanes: Sequence[Sequence[Pass]],
+    turns: Sequence[Turn],
+    counts: Sequence[int],
+    device: torch.device,
 ) -> Tensor:
     """This rank's part of each turn's mean loss over its `counts` labelled positions, detached, and its gradients.
+
+    Several lanes are walked by a thread each, in which torch's operations have one core.
 
     Shapes: (turns,).
 
@@ -89,6 +111,25 @@ def backward(
         Crowded: memory had no room.
     """
     totals = torch.zeros(len(turns), device=device)
+    if len(lanes) == 1:
+        _backward(model, lanes[0], turns, counts, totals)
+        return totals
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            for walked in [pool.submit(_backward, model, passes, turns, counts, totals) for passes in lanes]:
+                walked.result()
+    finally:
+        torch.set_num_threads(threads)
+    return totals
+
+
+def _backward(
+    model: nn.Module, passes: Sequence[Pass], turns: Sequence[Turn], counts: Sequence[int], totals: Tensor
+) -> None:
+    """Add the turns' losses to `totals`, which no other lane has to do with."""
+    device = totals.device
     for batch, rows in passes:
         members = [turns[number].member for number, _ in rows]
         if members[0].draws:  # and is alone
@@ -107,7 +148,16 @@ def backward(
             totals[number] += mean.detach()
         if members[0].draws:
             members[0].random_state = random_state(device)
-    return totals
+
+
+def most_lanes(model: nn.Module, members: Sequence[Member], device: torch.device) -> int:
+    """In how many threads the members can go through the model at a time: one a core, where nothing in it is in the way.
+
+    Cores that work on different members need not wait for each other after each operation. Dropout would be drawn from
+    one generator by all threads, and a trained bias stands for a while in its module.
+    """
+    in_the_way = any(member.draws for member in members) or any(isinstance(host, BiasHost) for _, host in hosts(model))
+    return 1 if device.type != "cpu" or in_the_way else torch.get_num_threads()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lorakit.engine.members import Member, Turn
 from lorakit.engine.memory import half
-from lorakit.engine.passes import Crowded, backward, cut, n_targets, to_device
+from lorakit.engine.passes import Crowded, backward, cut, most_lanes, n_targets, to_device
 from lorakit.engine.plan import lr_factor, set_rate
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.errors import ConfigError
@@ -51,11 +51,11 @@ def train(model: nn.Module, members: Sequence[Member], *, ranks: Ranks = ALONE) 
         ConfigError: memory has no room for one example.
     """
     device = members[0].parameters[0].device
-    most_tokens = PASS_TOKENS[device.type]
+    most_tokens, lanes = PASS_TOKENS[device.type], most_lanes(model, members, device)
     model.train()
     while live := [member for member in members if not member.ended]:
         turns = [member.turn(ranks) for member in live]
-        passes = cut(turns, most_tokens, device)
+        passes = cut(turns, most_tokens, device, lanes)
         counts = ranks.sum_(n_targets(passes, turns)).clamp_min(1).tolist()
         states = [member.random_state for member in live]
         while True:
@@ -66,12 +66,12 @@ def train(model: nn.Module, members: Sequence[Member], *, ranks: Ranks = ALONE) 
                 for member, state in zip(live, states, strict=True):
                     member.optimizer.zero_grad()
                     member.random_state = state
-                if len(crowded.turns) > 1:
-                    most_tokens = 0
+                if len(crowded.turns) > 1 or len(passes) > 1:
+                    most_tokens, lanes = 0, 1
                 else:
                     _make_room(turns[crowded.turns[0]])
-                passes = cut(turns, most_tokens, device)
-        _answer_with_the_others(model, turns[0], len(passes), ranks, device)
+                passes = cut(turns, most_tokens, device, lanes)
+        _answer_with_the_others(model, turns[0], len(passes[0]), ranks, device)
         yield [_update(turn, loss, members.index(turn.member), ranks) for turn, loss in zip(turns, losses, strict=True)]
 
 
