@@ -195,7 +195,7 @@ def write_plots(probe: Probe) -> None:
     top = min(max(loss for _, loss in points), 3 * max(points[0][1], lowest))  # what diverged would flatten the rest
     axes.set(xlabel=LR, ylabel=f"training loss after {probe.steps} steps", xscale="log", ylim=(0, 1.05 * top))
     axes.grid(alpha=0.25)
-    axes.legend()
+    figure.legend(loc="outside lower center")
     for ending in ("png", "svg"):
         with atomic_file(probe.folder / f"lr-probe.{ending}") as temporary:
             figure.savefig(temporary, dpi=120, format=ending)
