@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import lorakit.engine.prepare as prepare_module
 from lorakit.engine.evaluate import Most, predict_all
+from lorakit.engine.joint import prepare_all
 from lorakit.engine.members import Member
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
@@ -228,3 +229,29 @@ def test_signal_to_one_rank_breaks_off_the_answers_of_all(prepared: Prepared) ->
         return stop.asked
 
     assert on_ranks(3, work) == [ELSEWHERE, "SIGTERM", ELSEWHERE]
+
+
+def test_members_of_a_joint_run_learn_the_same_on_two_ranks(roberta: Path, files: Path) -> None:
+    raw = sections(roberta, files, "token_classification")
+    words = (["lora.r=2"], ["train.batch_size=5", "train.seed=1"])
+    still = ("model.dropout=0", "lora.dropout=0", "train.epochs=1", "train.lr=1e-3")
+    members = [
+        member
+        for member in prepare_all([changed(raw, *still, *some) for some in words])
+        if isinstance(member, Prepared)
+    ]
+
+    def learned(ranks: Ranks) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(members[0].model)
+        own = [trained_parameters(model, member.adapter) for member in members]
+        joint = [
+            Member(m.task, m.parts["train"].flat, make_optimizer(*both, m.recipe.train), m.plan, m.adapter, draws=False)
+            for m, both in zip(members, own, strict=True)
+        ]
+        assert all(len(steps) for steps in train(model, joint, ranks=ranks))
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    alone = learned(ALONE)
+    assert len({name.partition(".adapters.")[2].partition(".")[0] for name in alone}) == 2
+    for found in on_ranks(2, learned):
+        torch.testing.assert_close(found, alone, atol=1e-6, rtol=0)
