@@ -79,6 +79,12 @@ def test_combine_with_given_weights_is_the_sum_of_the_updates(runs: list[Path], 
         assert torch.allclose(one.model(**ids).logits, other.model(**ids).logits, atol=1e-5)
 
 
+def test_a_weight_of_zero_takes_no_part_of_the_rank(runs: list[Path]) -> None:
+    assert [combine_runs(runs, weights).r for weights in ((1, 0), (0, 2), (1, 2))] == [4, 2, 6]
+    with pytest.raises(ConfigError, match="all of them are 0"):
+        combine_runs(runs, (0, 0))
+
+
 def _texts(predictor: object) -> list:
     from lorakit.data.example import Example
 

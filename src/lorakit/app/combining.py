@@ -149,11 +149,10 @@ class Several:
         return answer_all(self.model, self.task, part.examples, part.items, self.device)
 
     def combine(self, weights: Sequence[float]) -> Combined:
-        """Put the combination into the model, and make it the active adapter."""
-        way = self.way
-        return combine(
-            self.model, self.names, weights, INTO, method=way.method, density=way.density, r=way.r, seed=way.seed
-        )
+        """Put the combination into the model, and make it the active adapter; weights of 0 take no part of its rank."""
+        way, shares = self.way, {name: weight for name, weight in zip(self.names, weights, strict=True) if weight}
+        options = {"method": way.method, "density": way.density, "r": way.r, "seed": way.seed}
+        return combine(self.model, list(shares), list(shares.values()), INTO, **options)  # type: ignore[arg-type]
 
 
 def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
@@ -191,6 +190,8 @@ def combine_runs(
         raise ConfigError("say --weights, or --on DATA to search them on")
     if weights is not None and len(weights) != len(runs):
         raise ConfigError(f"--weights: {len(weights)} weights for {len(runs)} runs")
+    if weights is not None and not any(weights):
+        raise ConfigError("--weights: all of them are 0")
     several = Several(runs, way, allow_base_mismatch)
     if judge is None:
         assert weights is not None
