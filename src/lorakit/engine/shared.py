@@ -19,7 +19,7 @@ from lorakit.engine.kernels import speed_up
 from lorakit.engine.passes import to_device
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, ModelError
-from lorakit.lora import Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
+from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
 from lorakit.lora.files import WEIGHTS_FILE, reload_adapter
 from lorakit.lora.inject import put
 from lorakit.lora.layer import AdapterHost, SavedModule
@@ -137,13 +137,17 @@ class SharedModel:
         side = read_side(folder)
         self._check(folder, side)
         layers, outputs, mould = task_layers(side.task, side.labels), self._outputs(side), self._mould(folder, side)
-        found = [Part(path, type(host), host.adapters[IN_MOULD]) for path, host in hosts(mould, IN_MOULD)]
-        parts = copy.deepcopy(found)  # at once, since tied places share theirs
+        places = hosts(mould, IN_MOULD)
+        # copied at once, since tied places share their part
+        parts = copy.deepcopy([Part(path, type(host), host.adapters[IN_MOULD]) for path, host in places])
         if outputs != self._width and not any(part.holds(self._head) for part in parts):
             raise AdapterError(
                 f"{folder}: it has {outputs} outputs but no head of its own; the others' has {self._width}"
             )
         modules = nn.ModuleList(part.module for part in parts).to(self.device).eval().requires_grad_(False)
+        for module, (_, host) in zip(modules, places, strict=True):
+            if isinstance(module, DoRA) and isinstance(host, Layer):
+                module.fix(host)
         return Member(
             key=next(self._keys),
             folder=folder,

@@ -146,11 +146,13 @@ class DoRA(LoRA):
 
     magnitude: nn.Parameter
     base_norm2: Tensor
+    fixed_gain: Tensor | None
 
     def __init__(self, factors: Factors, scaling: float, dropout: float, layer: Layer) -> None:
         super().__init__(factors, scaling, dropout)
         self.register_buffer("base_norm2", layer.matrix().square().sum(1).cpu(), persistent=False)
         self.magnitude = nn.Parameter(self.row_norms(layer.matrix().cpu()))
+        self.register_buffer("fixed_gain", None, persistent=False)
 
     def parts(self) -> dict[str, Tensor]:
         return {**super().parts(), "magnitude": self.magnitude}
@@ -165,8 +167,14 @@ class DoRA(LoRA):
             norm2 = self.base_norm2 + 2 * s * (cross * B).sum(1) + s * s * (gram * B).sum(1)
             return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()  # a row of zeros must not divide by zero
 
+    def fix(self, layer: Layer) -> None:
+        """Compute m / n once for all forwards to come, of an update that is trained no more."""
+        self.fixed_gain = self.gain(layer).detach()
+
     def gain(self, layer: Layer) -> Tensor:
         """m / n, what each output row is multiplied with. Shapes: (d_out,)."""
+        if self.fixed_gain is not None:
+            return self.fixed_gain
         return self.magnitude / self.row_norms(layer.matrix())
 
     def forward(self, x: Tensor, y: Tensor, layer: Layer) -> Tensor:
