@@ -21,11 +21,10 @@ from lorakit.engine.checkpoint import (
 )
 from lorakit.engine.events import Event, Note
 from lorakit.engine.predictor import load
+from lorakit.engine.results import COSTS
 from lorakit.errors import OutputError
 from lorakit.recipe import Recipe
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, stop_after, weights, without_timings
-
-COSTS = ("train_seconds", "saving_seconds", "examples_per_s")
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.engine.checkpoint import newest_checkpoint
+from lorakit.engine.results import COSTS
 from tests.runs import weights, without_timings
 
-TIMINGS = ("train_seconds", "saving_seconds", "examples_per_s")
+TIMINGS = COSTS[1:]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorakit.engine.events import Evaluated, Event, Note, Started
+from lorakit.engine.results import COSTS
 from lorakit.engine.train import Step
 
 PLAIN_EVERY_S = 10.0
@@ -121,4 +122,3 @@ def _between(interval: list[float] | None) -> str:
 
 
 READINGS = {"entity_f1": "  as conlleval counts", "entity_f1_strict": "  strict IOB2"}
-COSTS = ("train_seconds", "saving_seconds", "examples_per_s")

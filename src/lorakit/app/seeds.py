@@ -11,7 +11,7 @@ from typing import Any
 
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Report
-from lorakit.engine.results import Result
+from lorakit.engine.results import COSTS, Result
 from lorakit.engine.run_folder import LOCK, RECIPE, run_folder
 from lorakit.recipe import Recipe
 
@@ -70,9 +70,6 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         "train_seconds": round(sum(scores["train_seconds"] for scores in every), 3),
         "examples_per_s": statistics.fmean(scores["examples_per_s"] for scores in every),
     }
-
-
-COSTS = ("train_seconds", "saving_seconds", "examples_per_s")
 
 
 def _means(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

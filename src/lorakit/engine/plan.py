@@ -35,6 +35,13 @@ class Plan:
         planned = self.config.epochs * self.steps_per_epoch
         return min(planned, self.config.max_steps or planned)
 
+    @property
+    def padding(self) -> float:
+        """The share of padding in what the model reads in the first epoch, 0 to 1."""
+        batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, 0, self.targets)
+        read = sum(len(batch) * max(self.lengths[i] for i in batch) for batch in batches)
+        return 1 - sum(self.lengths) / read
+
     def batches(self, start: int) -> Iterator[list[int]]:
         """The batches of all steps from `start` (0 is the first) to the end, as positions of examples."""
         for epoch in range(start // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):

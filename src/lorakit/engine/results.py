@@ -13,10 +13,13 @@ from lorakit.engine.atomic import atomic_text
 from lorakit.engine.history import History
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.resamples import sampled, write_resamples
+from lorakit.engine.runtime import peak_memory
 from lorakit.errors import NumericsError
 from lorakit.tasks.base import Scores
 from lorakit.tasks.intervals import intervals, resample, with_intervals
 
+# Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.
+COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s")
 SAMPLES = 20  # validation examples shown in samples.jsonl
 
 
@@ -77,6 +80,8 @@ def _about(prepared: Prepared, history: History) -> dict[str, Any]:
         "train_seconds": round(history.seconds, 3),
         "saving_seconds": round(history.saving_seconds, 3),
         "examples_per_s": round(history.examples / history.seconds, 1) if history.seconds else 0.0,
+        "padding": round(prepared.plan.padding, 4),
+        "memory_bytes": peak_memory(prepared.device),
         "dtype": str(prepared.dtype).removeprefix("torch."),
         "seed": prepared.recipe.train.seed,
     }

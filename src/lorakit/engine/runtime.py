@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +34,14 @@ def pick_device() -> torch.device:
         raise ConfigError(f"process {index + 1} of this machine has no GPU: there are {gpus}; start {gpus} processes")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has had up to now, in bytes: the GPU's where it trains, else the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, but bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def seed_rank(seed: int, rank: int) -> None:
