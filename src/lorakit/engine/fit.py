@@ -28,7 +28,7 @@ from lorakit.engine.runtime import random_state, seed_rank
 from lorakit.engine.signals import ELSEWHERE, Stop
 from lorakit.engine.train import Step, train
 from lorakit.engine.watch import LossWatch
-from lorakit.errors import NumericsError
+from lorakit.errors import LorakitError, NumericsError, RankError
 from lorakit.lora import RankBudget, routed
 from lorakit.tasks.base import Scores, goodness
 
@@ -290,14 +290,14 @@ class Run:
         return self.ranks.first(write_results, self.folder, self.prepared, self.history, answers, test)
 
 
-def fit_all(runs: Sequence[Run]) -> list[Result | NumericsError]:
+def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
     """Train runs whose adapters share one model, each to its own end; what ended one alone is given in its place.
 
     Raises:
         KeyboardInterrupt: it was asked for; every run is saved after the step in hand.
         LorakitError: what ends all of them; with one run, also what ended it.
     """
-    first, results = runs[0], dict[Run, Result | NumericsError]()
+    first, results = runs[0], dict[Run, Result | LorakitError]()
     for run in runs:
         run.begin()
     clock = time.perf_counter()
@@ -317,7 +317,7 @@ def _advance(
     runs: Sequence[Run],
     steps: Sequence[tuple[Run, Step | None]],
     seconds: float,
-    results: dict[Run, Result | NumericsError],
+    results: dict[Run, Result | LorakitError],
 ) -> None:
     """Let each run do what is due after its step (with none: after that of its checkpoint), and finish those that end."""
     stop, ranks = runs[0].stop, runs[0].ranks
@@ -347,12 +347,12 @@ def _advance(
 
 
 @contextmanager
-def _alone(run: Run, runs: Sequence[Run], results: dict[Run, Result | NumericsError]) -> Iterator[None]:
+def _alone(run: Run, runs: Sequence[Run], results: dict[Run, Result | LorakitError]) -> Iterator[None]:
     """What is not finite ends the run that it is in, and no other."""
     try:
         yield
-    except NumericsError as err:
-        if len(runs) == 1:
+    except (NumericsError, RankError) as err:  # the same on every rank, of which the first one tells
+        if len(runs) == 1 or err.exit_code != NumericsError.exit_code:
             raise
         run.member.ended = True
         results[run] = err
