@@ -32,7 +32,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
     "engine": frozenset({"errors", "digest", "lora", "recipe", "models", "data", "tasks"}),
     "app": frozenset({"errors", "lora", "recipe", "models", "data", "tasks", "engine"}),
-    "": frozenset({"app", "engine"}),  # the root's two verbs, imported when they are first used
+    "": frozenset({"app", "engine"}),  # the root's verbs and estimators, imported when they are first used
     "__main__": frozenset({"app"}),
 }
 # Libraries that one file alone may import (imports of types under TYPE_CHECKING are free).

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorakit.app.api import train as train
+    from lorakit.app.estimators import EntityRecognizer as EntityRecognizer
+    from lorakit.app.estimators import TextClassifier as TextClassifier
+    from lorakit.app.estimators import TextRegressor as TextRegressor
     from lorakit.engine.predictor import load as load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["EntityRecognizer", "TextClassifier", "TextRegressor", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two verbs when they are first used, so that `import lorakit.lora` needs torch and safetensors alone."""
+    """Import verbs and estimators when they are first used: `import lorakit.lora` needs torch and safetensors alone."""
     if name == "train":
         from lorakit.app.api import train
 
@@ -26,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from lorakit.engine.predictor import load
 
         return load
+    if name in __all__:
+        from lorakit.app import estimators
+
+        return getattr(estimators, name)
     raise AttributeError(f"module 'lorakit' has no attribute {name!r}")

@@ -1,0 +1,362 @@
+"""scikit-learn's estimators over a run: from lists of texts and labels to predictions, without files or recipes.
+
+They train what the same recipe trains on a file of the same examples. A fitted one holds the bytes of the adapter folder and
+answers from them alone, and they are all that a pickle or a copy of it takes along; the base model is found by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import starmap
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from lorakit.app.api import train_recipe
+from lorakit.app.views import EntityView, card
+from lorakit.data.tags import is_tag
+from lorakit.engine.adapter import shipped_folder
+from lorakit.engine.events import Event, Note, Report
+from lorakit.engine.fit import Run
+from lorakit.engine.predictor import Predictor, load
+from lorakit.engine.prepare import prepare
+from lorakit.engine.results import COSTS, Result
+from lorakit.engine.run_folder import run_folder
+from lorakit.engine.runtime import deterministic
+from lorakit.errors import ConfigError, DataError, LorakitError
+from lorakit.recipe import Recipe, make_recipe
+from lorakit.tasks.entity_scores import entity_scores
+
+Text = str | tuple[str, str]
+# The recipe's keys that arguments of an estimator stand for; others that `fit` sets itself.
+KNOBS = {
+    "model": "model.base",
+    "r": "lora.r",
+    "alpha": "lora.alpha",
+    "target_modules": "lora.target_modules",
+    "epochs": "train.epochs",
+    "lr": "train.lr",
+    "batch_size": "train.batch_size",
+    "seed": "train.seed",
+    "validation_share": "data.validation_share",
+    "folder": "output.dir",
+}
+OURS = ("data.train", "data.format", "data.text", "data.pair", "data.label", "task.name", "train.seeds")
+EXAMPLES = "fit(X, y)"  # what messages call the file that the examples are written to
+
+
+@dataclass(eq=False, repr=False, kw_only=True)  # the arguments are stored as they are; `fit` checks them
+class LoraEstimator(BaseEstimator):
+    """What the estimators share: their arguments, training, and answers from the bytes of an adapter folder.
+
+    Fitted, it has `scores_` (those of scores.json, on the validation examples), `notes_` (what the run said), `files_`
+    (the adapter folder, name to bytes) and `predictor_` (what `lorakit.load` gives for it).
+    """
+
+    model: str = "minilm"  # hub id, folder, or `minilm`
+    r: int = 8
+    alpha: float = 16.0
+    target_modules: str | Sequence[str] = "all-linear"
+    epochs: int = 3
+    lr: float = 1e-3
+    batch_size: int = 32
+    seed: int = 0
+    validation_share: float = 0.1  # of the examples, held out to choose the best checkpoint
+    folder: str | Path | None = None  # where the complete run folder goes; unset: nothing is left on the disk
+    recipe: Mapping[str, Mapping[str, Any]] | None = None  # other keys, {"lora": {"use_dora": True}}
+
+    task: ClassVar[str]
+
+    def _fit(self, rows: Sequence[Mapping[str, Any]]) -> Self:
+        """Train on records, all with the same columns."""
+        if not rows:
+            raise DataError(f"{EXAMPLES}: no examples")
+        notes: list[str] = []
+        with TemporaryDirectory(prefix="lorakit-") as scratch:
+            data = Path(scratch) / "examples.jsonl"
+            data.write_text("".join(json.dumps(row, default=repr) + "\n" for row in rows), encoding="utf-8")
+
+            def report(event: Event) -> None:
+                if isinstance(event, Note):
+                    notes.append(event.text.replace(str(data), EXAMPLES))
+
+            named = {f"data.{role}": role for role in ("text", "label", "pair") if role in rows[0]}
+            recipe = self._recipe({"data.train": str(data), **named})
+            try:
+                result = train_recipe(recipe, report=report) if self.folder else train_bare(recipe, scratch, report)
+            except LorakitError as err:
+                err.args = (str(err).replace(str(data), EXAMPLES), *err.args[1:])
+                raise
+            shipped = shipped_folder(result.folder)
+            self.files_ = {path.name: path.read_bytes() for path in shipped.iterdir()}
+        self.scores_, self.notes_ = result.scores, notes
+        self.__dict__.pop("predictor_", None)
+        _ = self.predictor_
+        return self
+
+    def _recipe(self, ours: Mapping[str, Any]) -> Recipe:
+        """The recipe that the arguments stand for.
+
+        Raises:
+            ConfigError: `recipe` has a key that an argument stands for or that `fit` sets, or an argument cannot be used.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for section, table in (self.recipe or {}).items():
+            if not isinstance(table, Mapping):
+                raise ConfigError(f'recipe: {section} is no table; expected {{"{section}": {{key: value}}}}')
+            sections[section] = dict(table)
+        of_knobs = {key: getattr(self, knob) for knob, key in KNOBS.items()}
+        taken = {key: f"say {knob}=... of the estimator" for knob, key in KNOBS.items()}
+        taken |= dict.fromkeys(OURS, f"{EXAMPLES} sets it")
+        for section, table in sections.items():
+            for name in table:
+                if (key := f"{section}.{name}") in taken:
+                    raise ConfigError(f"recipe: {key} = {table[name]!r}: {taken[key]}")
+        values = {**of_knobs, **ours, "data.format": "jsonl", "task.name": self.task}
+        for key, value in values.items():
+            section, _, name = key.partition(".")
+            plain = str(value) if isinstance(value, Path) else unwrapped(value)
+            sections.setdefault(section, {})[name] = plain
+        return make_recipe(sections)
+
+    @cached_property
+    def predictor_(self) -> Predictor:
+        """What answers, loaded when it is first asked for; so in an unpickled estimator too.
+
+        Raises:
+            NotFittedError: there is nothing to load.
+        """
+        check_is_fitted(self, "files_")
+        with TemporaryDirectory(prefix="lorakit-") as scratch:
+            for name, content in self.files_.items():
+                (Path(scratch) / name).write_bytes(content)
+            return load(scratch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "predictor_"}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, True, False
+        return tags
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the arguments and, once fitted, the scores."""
+        found = getattr(self, "scores_", {})
+        scores = {key: value for key, value in found.items() if isinstance(value, float) and key not in COSTS}
+        return card(type(self).__name__, self.get_params(deep=False), scores)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    def _answers(self, X: Any) -> list[dict[str, Any]]:
+        return self.predictor_.predict(texts_of(X))
+
+
+class TextClassifier(ClassifierMixin, LoraEstimator):
+    """A classifier of texts, or of pairs of texts; `classes_` has the labels in order, of the type they were given in."""
+
+    task = "sequence_classification"
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on texts, or pairs of texts, and their labels.
+
+        Raises:
+            LorakitError: a text is empty, there are fewer than two labels, or an argument cannot be used.
+            ValueError: the labels are numbers with fractions.
+        """
+        texts, labels = paired(texts_of(X), listed(y, "y"))
+        if any(isinstance(label, float) for label in labels):
+            check_classification_targets(labels)
+        classes = in_order(labels)
+        self._fit(
+            [{"text": a, "label": str(label), **b} for (a, b), label in zip(map(columns, texts), labels, strict=True)]
+        )
+        self.classes_ = classes
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """The most probable label of each text, (n,)."""
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probabilities of the labels, (n, C) in the order of `classes_`."""
+        answers = self._answers(X)
+        names = [str(label).strip() for label in self.classes_]
+        return np.array([[answer["probabilities"][name] for name in names] for answer in answers])
+
+    def as_pipeline(self, X: Any) -> list[dict[str, Any]]:
+        """`{"label", "score"}` for each text, as transformers' text-classification pipeline answers."""
+        return [{"label": answer["label"], "score": answer["score"]} for answer in self._answers(X)]
+
+
+class TextRegressor(RegressorMixin, LoraEstimator):
+    """Texts, or pairs of texts, to numbers."""
+
+    task = "sequence_regression"
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on texts, or pairs of texts, and their numbers.
+
+        Raises:
+            LorakitError: a text is empty, a number is not finite or all are the same, or an argument cannot be used.
+        """
+        texts, numbers = paired(texts_of(X), listed(y, "y"))
+        return self._fit([{"text": a, "label": z, **b} for (a, b), z in zip(map(columns, texts), numbers, strict=True)])
+
+    def predict(self, X: Any) -> Any:
+        """A number for each text, (n,)."""
+        return np.array([answer["value"] for answer in self._answers(X)])
+
+    def as_pipeline(self, X: Any) -> list[dict[str, Any]]:
+        """`{"label": "value", "score"}` for each text, as transformers' text-classification pipeline answers."""
+        return [{"label": "value", "score": answer["value"]} for answer in self._answers(X)]
+
+
+class EntityRecognizer(LoraEstimator):
+    """Sentences cut into words to a tag a word; tags of any scheme are learned and answered as IOB2, `classes_` has them."""
+
+    task = "token_classification"
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on sentences (lists of words) and their lists of tags.
+
+        Raises:
+            LorakitError: a sentence and its tags differ in length, a tag is none, there is no entity, or an argument
+                cannot be used.
+        """
+        sentences, tags = paired(sentences_of(X), [listed(tags, f"y[{i}]") for i, tags in enumerate(listed(y, "y"))])
+        self._fit([{"tokens": words, "ner_tags": found} for words, found in zip(sentences, tags, strict=True)])
+        self.classes_ = np.unique(self.predictor_.task.labels)
+        return self
+
+    def predict(self, X: Any) -> list[list[str]]:
+        """A tag for each word of each sentence."""
+        return [answer["tags"] for answer in self.predictor_.predict_words(sentences_of(X))]
+
+    def score(self, X: Any, y: Any) -> float:
+        """Micro F1 of whole entities, as conlleval counts."""
+        predicted, gold = paired(self.predict(X), listed(y, "y"))
+        for i, (found, tags) in enumerate(zip(predicted, gold, strict=True)):
+            if len(found) != len(tags) or not all(map(is_tag, tags)):
+                raise DataError(
+                    f"y[{i}] = {list(tags)!r}: a tag (O, B-TYPE, I-TYPE) for each of {len(found)} words is expected"
+                )
+        f1: float = entity_scores(gold, predicted)["entity_f1"]
+        return f1
+
+    def as_pipeline(self, X: Any) -> list[list[dict[str, Any]]]:
+        """The entities of each raw text, as transformers' token-classification pipeline gives grouped ones."""
+        return [answer["entities"] for answer in self._answers(X)]
+
+    def show_entities(self, text: str) -> EntityView:
+        """The entities of a raw text, highlighted in a notebook."""
+        return EntityView(text, self.as_pipeline([text])[0])
+
+
+# Training
+
+
+def train_bare(recipe: Recipe, scratch: str, report: Report) -> Result:
+    """A run without pictures and report, which take longer than a small one."""
+    folder = Path(scratch) / "run"
+    with deterministic(recipe.train.deterministic), run_folder(folder, None):
+        return Run(prepare(recipe, report), folder, report).fit()
+
+
+# What X and y may be: lists, arrays of numpy, columns of pandas
+
+
+def listed(values: Any, name: str) -> list[Any]:
+    """The entries of a sequence, an array or a table, as Python's own types. Raises a DataError for a single text."""
+    if hasattr(values, "to_numpy"):
+        values = values.to_numpy()
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise DataError(f"{name} = {values!r}: a list is expected, with an entry for each example")
+    return list(values.tolist() if hasattr(values, "tolist") else map(unwrapped, values))
+
+
+def unwrapped(value: Any) -> Any:
+    """A number or string of numpy as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def texts_of(X: Any) -> list[Text]:
+    """Texts, or pairs of texts.
+
+    Raises:
+        DataError: there is none, one is neither, some are pairs and others are not.
+    """
+    texts = list(starmap(_text, enumerate(listed(X, "X"))))
+    if not texts:
+        raise DataError("X is empty: a list of texts is expected")
+    for i, text in enumerate(texts):
+        if isinstance(text, str) != isinstance(texts[0], str):
+            raise DataError(f"X[{i}] = {text!r}: some entries are pairs of texts, others are not")
+    return texts
+
+
+def _text(i: int, entry: Any) -> Text:
+    found = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, (tuple, list)) else []
+    if len(found) not in (1, 2) or not all(isinstance(text, str) for text in found):
+        raise DataError(f"X[{i}] = {entry!r} is neither a text nor a pair of texts")
+    if any("\ud800" <= c <= "\udfff" for text in found for c in text):
+        raise DataError(f"X[{i}] = {entry!r}: half of a surrogate pair is no text")
+    return found[0] if len(found) == 1 else (found[0], found[1])
+
+
+def columns(text: Text) -> tuple[str, dict[str, str]]:
+    """The text, and the column of the second one of a pair."""
+    return (text, {}) if isinstance(text, str) else (text[0], {"pair": text[1]})
+
+
+def sentences_of(X: Any) -> list[list[str]]:
+    """Sentences as lists of words. Raises a DataError where there is none, or one is a plain text."""
+    sentences = [listed(words, f"X[{i}]") for i, words in enumerate(listed(X, "X"))]
+    if not sentences:
+        raise DataError("X is empty: a list of sentences is expected, each a list of words")
+    return sentences
+
+
+def paired(xs: list[Any], ys: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Both, if they are equally many."""
+    if len(xs) != len(ys):
+        raise DataError(f"X has {len(xs)} examples but y has {len(ys)}")
+    return xs, ys
+
+
+def in_order(labels: Sequence[Any]) -> Any:
+    """The labels that differ, sorted, as numpy keeps them; those that have no order by their names.
+
+    Raises:
+        DataError: one is missing (None, NaN), there is only one, or two have the same name, such as 1 and "1".
+    """
+    for i, label in enumerate(labels):
+        if not isinstance(label, Hashable) or label is None or label != label:
+            raise DataError(f"y[{i}] = {label!r} is no label")
+    distinct = set(labels)
+    try:
+        ordered = sorted(distinct)
+    except TypeError:
+        ordered = sorted(distinct, key=lambda label: (str(label), type(label).__name__))
+    named: dict[str, Any] = {}
+    for label in ordered:
+        if (other := named.setdefault(str(label).strip(), label)) is not label:
+            raise DataError(f"y: the labels {other!r} and {label!r} have one name")
+    if len(ordered) == 1:
+        raise DataError(f"y: every example has the label {ordered[0]!r}; two classes at least are needed")
+    kinds = {type(label) for label in ordered}
+    if len(kinds) == 1 and kinds <= {str, int, float, bool}:
+        return np.array(ordered)
+    classes = np.empty(len(ordered), dtype=object)
+    classes[:] = ordered
+    return classes

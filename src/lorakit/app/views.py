@@ -1,0 +1,65 @@
+"""What notebooks show: small pieces of HTML without scripts, in which every text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from lorakit.app.report.drawing import printable
+
+COLORS = ("#cfe3ff", "#ffe0b8", "#cdeed3", "#f5d0e6", "#e3d9ff", "#f3edb2")  # by type of entity; all under dark letters
+
+
+def shown(value: object) -> str:
+    """A text or a number for a page; its writing direction stays its own."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"<bdi>{escape(printable(text))}</bdi>"
+
+
+def card(title: str, settings: Mapping[str, Any], scores: Mapping[str, float]) -> str:
+    """Settings and scores beside each other; without scores it says that there are none yet."""
+    tables = {"arguments": settings, "scores on the validation examples": scores}
+    parts = [_table(caption, rows) for caption, rows in tables.items() if rows]
+    state = "" if scores else " (not fitted)"
+    return (
+        f"<div><strong>{shown(title)}</strong>{state}"
+        f'<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">{"".join(parts)}</div></div>'
+    )
+
+
+def _table(caption: str, rows: Mapping[str, Any]) -> str:
+    body = "".join(f'<tr><th scope="row">{shown(k)}</th><td>{shown(v)}</td></tr>' for k, v in rows.items())
+    return f"<table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True)
+class EntityView:
+    """A text and its entities in order, as pipelines give them; a notebook shows them highlighted."""
+
+    text: str
+    entities: Sequence[Mapping[str, Any]]
+
+    def __str__(self) -> str:
+        """The text with each entity in brackets before its type."""
+        return self._joined("[{}]{}".format, str)
+
+    def _repr_html_(self) -> str:
+        types = list(dict.fromkeys(entity["entity_group"] for entity in self.entities))
+        color = {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(types)}
+
+        def mark(text: str, kind: str) -> str:
+            style = f"background:{color[kind]};color:#1f2328;border-radius:.2em;padding:.1em .3em"
+            return f'<mark style="{style}">{shown(text)} <small>{shown(kind)}</small></mark>'
+
+        inner = self._joined(mark, lambda text: escape(printable(text)))
+        return f'<div style="white-space:pre-wrap;line-height:1.9"><bdi>{inner}</bdi></div>'
+
+    def _joined(self, mark: Any, plain: Any) -> str:
+        parts, end = [], 0
+        for entity in self.entities:
+            between, inside = self.text[end : entity["start"]], self.text[entity["start"] : entity["end"]]
+            parts += [plain(between), mark(inside, entity["entity_group"])]
+            end = entity["end"]
+        return "".join([*parts, plain(self.text[end:])])
