@@ -103,11 +103,16 @@ def t5_run(tmp_path_factory: pytest.TempPathFactory, t5: Path, files: Path) -> P
 
 
 def _run(factory: pytest.TempPathFactory, base: Path, files: Path, task: str, *words: str) -> Path:
-    from lorakit.app.api import train_recipe
+    from lorakit.app import api
+    from lorakit.app.figures import write_figures
+    from lorakit.app.report.page import write_report
     from tests.runs import changed, sections
 
     folder = factory.mktemp("runs") / task
-    return train_recipe(changed(sections(base, files, task), f"output.dir={folder}", *words)).folder
+    with pytest.MonkeyPatch.context() as patch:  # the test that asks first may have taken them away
+        patch.setattr(api, "write_figures", write_figures)
+        patch.setattr(api, "write_report", write_report)
+        return api.train_recipe(changed(sections(base, files, task), f"output.dir={folder}", *words)).folder
 
 
 @pytest.fixture(scope="session")

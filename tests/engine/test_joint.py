@@ -116,7 +116,7 @@ def test_tasks_share_a_base(
     """Heads of 2, 3 and 1 outputs among them; members of one task share forwards."""
     folder = request.getfixturevalue(base)
     recipes = [
-        changed(sections(folder, files, task), *STILL, "train.epochs=1", f"lora.r={2 + i}")
+        changed(sections(folder, files, task), *STILL, "train.max_steps=3", f"lora.r={2 + i}")
         for i, task in enumerate(tasks)
     ]
     for i, result in enumerate(fit_jointly(recipes, tmp_path / "joint")):
@@ -172,7 +172,7 @@ def test_members_of_one_order_share_forwards_within_the_limit(
 
 def test_threads_change_no_member(bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Three members in two threads, where blocks below the adapters are looked up; a step is the same as in one."""
-    words = ("lora.layers_to_transform=1,", "train.batch_size=5")
+    words = ("lora.layers_to_transform=1,", "train.batch_size=5", "train.max_steps=4")
     recipes = [changed(sections(bert, files), *STILL, *words, f"train.seed={seed}") for seed in (1, 2, 3)]
     threads = torch.get_num_threads()
     lanes: list[int] = []
@@ -196,7 +196,7 @@ def test_threads_change_no_member(bert: Path, files: Path, monkeypatch: pytest.M
 def test_memory_that_is_short_of_room_for_several_has_them_one_by_one(
     bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    recipes = [changed(sections(bert, files), *STILL, "train.epochs=1", f"lora.r={r}") for r in (1, 2)]
+    recipes = [changed(sections(bert, files), *STILL, "train.max_steps=2", f"lora.r={r}") for r in (1, 2)]
     runs = runs_of(recipes, tmp_path / "joint")
     task = type(runs[0].prepared.task)
     losses = task.losses
