@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, ShuffleSplit, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
@@ -87,7 +87,6 @@ PLAIN = (
 FITTED = (
     "check_classifiers_regression_target",
     "check_dict_unchanged",
-    "check_estimators_overwrite_params",
     "check_estimators_pickle",
     "check_estimators_unfitted",
     "check_fit_idempotent",
@@ -108,7 +107,7 @@ def test_classifier_passes_the_checks_of_fitting(bert: Path, name: str) -> None:
 
 def test_grid_search_over_the_rank_in_a_pipeline(bert: Path) -> None:
     steps = [("lower", FunctionTransformer(np.char.lower)), ("text", TextClassifier(**short(bert)))]
-    search = GridSearchCV(Pipeline(steps), {"text__r": [2, 4]}, cv=2, error_score="raise")
+    search = GridSearchCV(Pipeline(steps), {"text__r": [2, 4]}, cv=ShuffleSplit(1, random_state=0), error_score="raise")
     search.fit(np.array(TEXTS), LABELS)
     assert [entry["text__r"] for entry in search.cv_results_["params"]] == [2, 4]
     found = search.best_estimator_.named_steps["text"]
@@ -129,12 +128,14 @@ def test_cross_validation_trains_each_fold_and_leaves_nothing_on_the_disk(
 
 @pytest.mark.usefixtures("no_pictures")
 def test_classifier_answers_as_the_run_it_leaves(bert: Path, tmp_path: Path) -> None:
-    kept = TextClassifier(**short(bert, folder=tmp_path / "run")).fit(TEXTS, LABELS)
+    numerals = ["9" if label == "good" else "10" for label in LABELS]  # in order as numbers, not as texts
+    kept = TextClassifier(**short(bert, folder=tmp_path / "run")).fit(TEXTS, numerals)
     answers = lorakit.load(tmp_path / "run").predict(TEXTS)
     assert kept.predict(TEXTS).tolist() == [answer["label"] for answer in answers]
-    wanted = [[answer["probabilities"][label] for label in ("bad", "good")] for answer in answers]
-    assert kept.classes_.tolist() == ["bad", "good"] and kept.predict_proba(TEXTS).tolist() == wanted
-    assert kept.as_pipeline(TEXTS[:1]) == [{"label": answers[0]["label"], "score": answers[0]["score"]}]
+    wanted = [[answer["probabilities"][label] for label in ("10", "9")] for answer in answers]
+    assert kept.predictor_.task.labels == ("9", "10") and kept.classes_.tolist() == ["10", "9"]
+    assert kept.predict_proba(TEXTS).tolist() == wanted
+    assert kept.as_pipeline(TEXTS) == [{key: answer[key] for key in ("label", "score")} for answer in answers]
     assert kept.scores_["parameters"]["lora"] > 0
     (note,) = kept.notes_
     assert "held out" in note
@@ -163,15 +164,11 @@ class Mood(enum.Enum):
     SAD, GLAD = 0, 1
 
 
-@pytest.mark.parametrize(("bad", "good", "kind"), [(10, 9, np.integer), (Mood.SAD, Mood.GLAD, Mood)])
-def test_labels_come_back_as_they_were(bert: Path, bad: Any, good: Any, kind: type) -> None:
-    model = TextClassifier(**short(bert, steps=6, lr=0.1)).fit(TEXTS, [good if y == "good" else bad for y in LABELS])
-    wanted = sorted([bad, good], key=str if kind is Mood else None)
-    assert list(model.classes_) == wanted
-    found = model.predict(TEXTS)
-    assert set(found) <= {bad, good} and all(isinstance(label, kind) for label in found)
-    best = [answer["label"] for answer in model.as_pipeline(TEXTS)]
-    assert [str(label) for label in found] == best
+def test_labels_without_an_order_come_back_as_they_were(bert: Path) -> None:
+    moods = [Mood.GLAD if label == "good" else Mood.SAD for label in LABELS]
+    model = TextClassifier(**short(bert)).fit(TEXTS, moods)
+    assert list(model.classes_) == [Mood.GLAD, Mood.SAD]
+    assert [str(mood) for mood in model.predict(TEXTS)] == [answer["label"] for answer in model.as_pipeline(TEXTS)]
 
 
 @pytest.mark.parametrize("labels", [[True, False], [1.0, 0.0], ["b", "a"], [(0, 1), (0, 0)]])
