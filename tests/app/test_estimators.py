@@ -21,7 +21,9 @@ from sklearn.utils import estimator_checks
 import lorakit
 from lorakit.app.estimators import EntityRecognizer, LoraEstimator, TextClassifier, TextRegressor, in_order
 from lorakit.app.views import COLORS, EntityView
-from lorakit.errors import ConfigError, DataError
+from lorakit.data.read import read
+from lorakit.errors import ConfigError, DataError, OutputError
+from lorakit.recipe import read_recipe
 from tests.runs import PEOPLE, PLACES, WORDS, reviews
 
 TEXTS, LABELS = (list(column) for column in zip(*reviews(24), strict=True))
@@ -139,6 +141,13 @@ def test_classifier_answers_as_the_run_it_leaves(bert: Path, tmp_path: Path) -> 
     assert kept.scores_["parameters"]["lora"] > 0
     (note,) = kept.notes_
     assert "held out" in note
+    kept_examples = read(read_recipe(tmp_path / "run" / "recipe.toml").data.train or "").examples
+    assert [(example.text, example.label) for example in kept_examples] == list(zip(TEXTS, numerals, strict=True))
+    with pytest.raises(OutputError, match=r"run\.jsonl exists already; choose another one"):
+        clone(kept).fit(TEXTS, LABELS)
+    with pytest.raises(DataError, match=r"fit\(X, y\):1: column 'text' is empty"):
+        clone(kept).set_params(folder=tmp_path / "other").fit(["", "a"], [0, 1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.jsonl"]
 
 
 def test_pickle_and_refit_of_a_clone_answer_bit_for_bit_alike(classifier: TextClassifier) -> None:

@@ -31,7 +31,7 @@ from lorakit.engine.prepare import prepare
 from lorakit.engine.results import COSTS, Result
 from lorakit.engine.run_folder import run_folder
 from lorakit.engine.runtime import deterministic
-from lorakit.errors import ConfigError, DataError, LorakitError
+from lorakit.errors import ConfigError, DataError, LorakitError, OutputError
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.tasks.entity_scores import entity_scores
 
@@ -70,7 +70,9 @@ class LoraEstimator(BaseEstimator):
     batch_size: int = 32
     seed: int = 0
     validation_share: float = 0.1  # of the examples, held out to choose the best checkpoint
-    folder: str | Path | None = None  # where the complete run folder goes; unset: nothing is left on the disk
+    folder: str | Path | None = (
+        None  # of the complete run, its examples beside it in FOLDER.jsonl; unset: nothing is kept
+    )
     recipe: Mapping[str, Mapping[str, Any]] | None = None  # other keys, {"lora": {"use_dora": True}}
 
     task: ClassVar[str]
@@ -81,7 +83,10 @@ class LoraEstimator(BaseEstimator):
             raise DataError(f"{EXAMPLES}: no examples")
         notes: list[str] = []
         with TemporaryDirectory(prefix="lorakit-") as scratch:
-            data = Path(scratch) / "examples.jsonl"
+            data = Path(f"{self.folder or Path(scratch) / 'examples'}.jsonl")
+            if data.exists():
+                raise OutputError(f"folder = {str(self.folder)!r}: {data} exists already; choose another one")
+            data.parent.mkdir(parents=True, exist_ok=True)
             data.write_text("".join(json.dumps(row, default=repr) + "\n" for row in rows), encoding="utf-8")
 
             def report(event: Event) -> None:
@@ -93,6 +98,7 @@ class LoraEstimator(BaseEstimator):
             try:
                 result = train_recipe(recipe, report=report) if self.folder else train_bare(recipe, scratch, report)
             except LorakitError as err:
+                data.unlink()
                 err.args = (str(err).replace(str(data), EXAMPLES), *err.args[1:])
                 raise
             shipped = shipped_folder(result.folder)
