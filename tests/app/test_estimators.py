@@ -87,6 +87,7 @@ PLAIN = (
     "check_valid_tag_types",
 )
 FITTED = (
+    "check_classifiers_one_label",
     "check_classifiers_regression_target",
     "check_dict_unchanged",
     "check_estimators_pickle",

@@ -53,6 +53,10 @@ OURS = ("data.train", "data.format", "data.text", "data.pair", "data.label", "ta
 EXAMPLES = "fit(X, y)"  # what messages call the file that the examples are written to
 
 
+class InputError(DataError, ValueError):
+    """X or y cannot be used; scikit-learn's tools expect a ValueError."""
+
+
 @dataclass(eq=False, repr=False, kw_only=True)  # the arguments are stored as they are; `fit` checks them
 class LoraEstimator(BaseEstimator):
     """What the estimators share: their arguments, training, and answers from the bytes of an adapter folder.
@@ -79,8 +83,6 @@ class LoraEstimator(BaseEstimator):
 
     def _fit(self, rows: Sequence[Mapping[str, Any]]) -> Self:
         """Train on records, all with the same columns."""
-        if not rows:
-            raise DataError(f"{EXAMPLES}: no examples")
         notes: list[str] = []
         with TemporaryDirectory(prefix="lorakit-") as scratch:
             data = Path(f"{self.folder or Path(scratch) / 'examples'}.jsonl")
@@ -254,7 +256,7 @@ class EntityRecognizer(LoraEstimator):
         predicted, gold = paired(self.predict(X), listed(y, "y"))
         for i, (found, tags) in enumerate(zip(predicted, gold, strict=True)):
             if len(found) != len(tags) or not all(map(is_tag, tags)):
-                raise DataError(
+                raise InputError(
                     f"y[{i}] = {list(tags)!r}: a tag (O, B-TYPE, I-TYPE) for each of {len(found)} words is expected"
                 )
         f1: float = entity_scores(gold, predicted)["entity_f1"]
@@ -283,11 +285,11 @@ def train_bare(recipe: Recipe, scratch: str, report: Report) -> Result:
 
 
 def listed(values: Any, name: str) -> list[Any]:
-    """The entries of a sequence, an array or a table, as Python's own types. Raises a DataError for a single text."""
+    """The entries of a sequence, an array or a table, as Python's own types. Raises an InputError for a single text."""
     if hasattr(values, "to_numpy"):
         values = values.to_numpy()
     if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-        raise DataError(f"{name} = {values!r}: a list is expected, with an entry for each example")
+        raise InputError(f"{name} = {values!r}: a list is expected, with an entry for each example")
     return list(values.tolist() if hasattr(values, "tolist") else map(unwrapped, values))
 
 
@@ -300,23 +302,23 @@ def texts_of(X: Any) -> list[Text]:
     """Texts, or pairs of texts.
 
     Raises:
-        DataError: there is none, one is neither, some are pairs and others are not.
+        InputError: there is none, one is neither, some are pairs and others are not.
     """
     texts = list(starmap(_text, enumerate(listed(X, "X"))))
     if not texts:
-        raise DataError("X is empty: a list of texts is expected")
+        raise InputError("X is empty: a list of texts is expected")
     for i, text in enumerate(texts):
         if isinstance(text, str) != isinstance(texts[0], str):
-            raise DataError(f"X[{i}] = {text!r}: some entries are pairs of texts, others are not")
+            raise InputError(f"X[{i}] = {text!r}: some entries are pairs of texts, others are not")
     return texts
 
 
 def _text(i: int, entry: Any) -> Text:
     found = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, (tuple, list)) else []
     if len(found) not in (1, 2) or not all(isinstance(text, str) for text in found):
-        raise DataError(f"X[{i}] = {entry!r} is neither a text nor a pair of texts")
+        raise InputError(f"X[{i}] = {entry!r} is neither a text nor a pair of texts")
     if any("\ud800" <= c <= "\udfff" for text in found for c in text):
-        raise DataError(f"X[{i}] = {entry!r}: half of a surrogate pair is no text")
+        raise InputError(f"X[{i}] = {entry!r}: half of a surrogate pair is no text")
     return found[0] if len(found) == 1 else (found[0], found[1])
 
 
@@ -326,17 +328,17 @@ def columns(text: Text) -> tuple[str, dict[str, str]]:
 
 
 def sentences_of(X: Any) -> list[list[str]]:
-    """Sentences as lists of words. Raises a DataError where there is none, or one is a plain text."""
+    """Sentences as lists of words. Raises an InputError where there is none, or one is a plain text."""
     sentences = [listed(words, f"X[{i}]") for i, words in enumerate(listed(X, "X"))]
     if not sentences:
-        raise DataError("X is empty: a list of sentences is expected, each a list of words")
+        raise InputError("X is empty: a list of sentences is expected, each a list of words")
     return sentences
 
 
 def paired(xs: list[Any], ys: list[Any]) -> tuple[list[Any], list[Any]]:
     """Both, if they are equally many."""
     if len(xs) != len(ys):
-        raise DataError(f"X has {len(xs)} examples but y has {len(ys)}")
+        raise InputError(f"X has {len(xs)} examples but y has {len(ys)}")
     return xs, ys
 
 
@@ -344,11 +346,11 @@ def in_order(labels: Sequence[Any]) -> Any:
     """The labels that differ, sorted, as numpy keeps them; those that have no order by their names.
 
     Raises:
-        DataError: one is missing (None, NaN), there is only one, or two have the same name, such as 1 and "1".
+        InputError: one is missing (None, NaN), there is only one, or two have the same name, such as 1 and "1".
     """
     for i, label in enumerate(labels):
         if not isinstance(label, Hashable) or label is None or label != label:
-            raise DataError(f"y[{i}] = {label!r} is no label")
+            raise InputError(f"y[{i}] = {label!r} is no label")
     distinct = set(labels)
     try:
         ordered = sorted(distinct)
@@ -357,9 +359,9 @@ def in_order(labels: Sequence[Any]) -> Any:
     named: dict[str, Any] = {}
     for label in ordered:
         if (other := named.setdefault(str(label).strip(), label)) is not label:
-            raise DataError(f"y: the labels {other!r} and {label!r} have one name")
+            raise InputError(f"y: the labels {other!r} and {label!r} have one name")
     if len(ordered) == 1:
-        raise DataError(f"y: every example has the label {ordered[0]!r}; two classes at least are needed")
+        raise InputError(f"y: every example has the label {ordered[0]!r}; two classes at least are needed")
     kinds = {type(label) for label in ordered}
     if len(kinds) == 1 and kinds <= {str, int, float, bool}:
         return np.array(ordered)
