@@ -246,6 +246,8 @@ def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
     (example,) = dataset.examples
     assert (example.words, example.tags) == (("EU", "rejects"), ("B-ORG", "O"))
     assert example.where == f"{path}:1"
+    for asked in (Columns(text=words, label=tags), Columns(label=tags)):
+        assert read(str(path), "words", columns=asked).examples == dataset.examples
     assert dataset.notes == [
         f"{path}: words are column {words!r}, tags are column {tags!r}",
         f"{path}: tag scheme IO, read as conlleval does and converted to IOB2",

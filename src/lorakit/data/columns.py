@@ -73,6 +73,11 @@ class Table(NamedTuple):
         """Whether a column has a filled list of spans somewhere."""
         return any(is_spans(row.values.get(column)) for row in self.rows)
 
+    def holds_tags(self, column: str) -> bool:
+        """Whether a column has a filled list of names somewhere."""
+        lists = (value for row in self.rows if isinstance(value := row.values.get(column), list))
+        return any(value and all(isinstance(name, str) for name in value) for value in lists)
+
     def spans(self) -> str | None:
         """The column of spans: the one asked for, or the first of the usual names that holds some."""
         there, asked = self.there, self.label
@@ -104,7 +109,7 @@ def examples_of(table: Table, wants: Wants) -> list[Example]:
     words = table.column("words", asked.text if wants == "words" else None)
     if wants == "words":
         tags, spans = table.column("tags", table.label), table.spans()
-        if words and tags and tags != spans:
+        if words and tags and (tags != spans or table.holds_tags(tags)):
             return _tagged(table, words, tags)
         if spans:
             return _spanned(table, spans)
