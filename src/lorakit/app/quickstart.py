@@ -125,6 +125,7 @@ def _files(result: Result) -> None:
     folder = result.folder
     click.echo("\nOpen next:")
     for name, what in (
+        ("report.html", "the whole of it as a page to look at"),
         ("loss.png", "training loss and validation score"),
         ("architecture.svg", "the model, its adapted places marked"),
         ("scores.json", "every score, per class"),
