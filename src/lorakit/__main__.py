@@ -1,5 +1,5 @@
 """`python -m lorakit` is `lorakit`."""
 
-from lorakit.app.cli import main
+from lorakit.app.cli import program
 
-main()
+program()
