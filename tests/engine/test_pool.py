@@ -112,7 +112,7 @@ def test_answers_of_a_mixed_batch_are_those_of_each_predictor(
     forward = SharedModel._forward
 
     def counted(model: SharedModel, rows: Any) -> list[Any]:
-        in_one.append(len({row.member.key for row in rows}))
+        in_one.append(len({row.resident.key for row in rows}))
         return forward(model, rows)
 
     monkeypatch.setattr(SharedModel, "_forward", counted)
@@ -149,9 +149,9 @@ def test_adapters_of_the_batch_in_hand_stay(readers: dict[str, Path]) -> None:
     with AdapterPool(readers) as pool:
         size = pool.load("trained").result().size
         pool.limit_bytes = 2 * size
-        with pool.held(["trained", "dora", "high"]) as members:
-            assert set(members) == set(pool.resident)
-            held = {member.key for member in members.values()}
+        with pool.held(["trained", "dora", "high"]) as residents:
+            assert set(residents) == set(pool.resident)
+            held = {one.key for one in residents.values()}
             assert {key for _, host in hosts(pool.shared.model) for key in host.adapters} == held
 
 

@@ -28,7 +28,7 @@ from lorakit.app.server_queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import check_asked
-from lorakit.engine.shared import Member
+from lorakit.engine.shared import Resident
 from lorakit.errors import DataError, LorakitError, did_you_mean
 
 PAGE = Path(__file__).parent / "page" / "index.html"
@@ -100,31 +100,31 @@ class Service:
             raise Refused(400, "empty", "`inputs` cannot be empty")
         if len(texts) > limits.inputs:
             raise Refused(422, "validation", f"batch size {len(texts)} > maximum allowed batch size {limits.inputs}")
-        member = await self.member(name)
-        asked = [Asked(name, self._example(text, member)) for text in texts]
+        resident = await self.resident_named(name)
+        asked = [Asked(name, self._example(text, resident)) for text in texts]
         try:
             future = self.batcher.submit(asked, truncate=truncate)
         except Overloaded as err:
             raise Refused(429, "overloaded", f"no room for {len(texts)} more texts", Retry_After="1") from err
         except Closed as err:
             raise Refused(503, "unhealthy", "the server is stopping", Retry_After="5") from err
-        answers = await self._waited(request, asyncio.wrap_future(future), member)
+        answers = await self._waited(request, asyncio.wrap_future(future), resident)
         self.metrics.texts.labels(name).inc(len(texts))
         return answers
 
-    async def member(self, name: str) -> Member:
+    async def resident_named(self, name: str) -> Resident:
         """The adapter of a name, loaded where need be."""
         if name not in self.pool.folders:
             raise Refused(404, "validation", f"no adapter {name!r}; {did_you_mean(name, self.pool.folders)}")
-        if member := self.pool.member(name):
-            return member
+        if resident := self.pool.in_memory(name):
+            return resident
         try:
             return await asyncio.wrap_future(self.pool.load(name))
         except (LorakitError, OSError) as err:
             log.warning("adapter %r: %s", name, err)
             raise Refused(424, "backend", f"adapter {name!r} cannot be loaded; the server's log says why") from err
 
-    def _example(self, text: Text, member: Member) -> Example:
+    def _example(self, text: Text, resident: Resident) -> Example:
         for some in filter(None, text):
             if len(some) > self.limits.characters:
                 most = self.limits.characters
@@ -135,13 +135,13 @@ class Service:
             raise Refused(400, "empty", "`inputs` cannot be empty")
         example = Example(text[0], pair=text[1])
         try:
-            check_asked(example, member.side, "`inputs`")
+            check_asked(example, resident.side, "`inputs`")
         except DataError as err:
             raise Refused(422, "validation", str(err)) from err
         return example
 
     async def _waited(
-        self, request: Request, future: asyncio.Future[list[dict[str, Any]]], member: Member
+        self, request: Request, future: asyncio.Future[list[dict[str, Any]]], resident: Resident
     ) -> list[dict[str, Any]]:
         """The answers, unless they take too long, or nobody waits for them any more."""
         leaving = asyncio.create_task(_left(request))
@@ -154,7 +154,7 @@ class Service:
                 raise Refused(503, "overloaded", f"no answer within {self.limits.answer_s:g} s", Retry_After="5")
             return future.result()
         except TooLong as err:
-            most = member.side.max_length
+            most = resident.side.max_length
             message = f"`inputs` must have less than {most} tokens; `truncate`: true has them cut"
             raise Refused(422, "validation", message) from err
         except Refused:
@@ -183,14 +183,14 @@ class Service:
 
     async def model(self, model: str) -> Any:
         """What KServe calls a model's metadata."""
-        side = (await self.member(model)).side
+        side = (await self.resident_named(model)).side
         names = ["text"] if side.columns.pair is None else ["text", "pair"]
         inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
         return {"name": model, "versions": ["1"], "platform": "lorakit", "inputs": inputs, "outputs": _outputs(side)}
 
     async def model_ready(self, model: str) -> Any:
         """Whether an adapter can answer; it is loaded for that."""
-        await self.member(model)
+        await self.resident_named(model)
         return {"name": model, "ready": True}
 
     async def adapters(self) -> Any:
@@ -198,10 +198,10 @@ class Service:
         return [{"name": name, **self._described(name)} for name in self.pool.folders]
 
     def _described(self, name: str) -> dict[str, Any]:
-        member = self.pool.member(name)
-        if member is None:
+        resident = self.pool.in_memory(name)
+        if resident is None:
             return {"resident": False}
-        side = member.side
+        side = resident.side
         return {
             "resident": True,
             "task": side.task.name,

@@ -16,7 +16,7 @@ from lorakit.data.example import Example
 from lorakit.engine.adapter import ADAPTER, MODEL, SIDE_FILE, Side, read_side, shipped_folder
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.predictor import as_wanted, check_asked, checked_base
-from lorakit.engine.shared import Member, Row, SharedModel, Stamp, stamp_of
+from lorakit.engine.shared import Resident, Row, SharedModel, Stamp, stamp_of
 from lorakit.errors import AdapterError, DataError, LorakitError, OutputError, did_you_mean
 from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.tasks.base import Item
@@ -50,7 +50,7 @@ class AdapterPool:
         self.limit_bytes = limit_bytes
         first = shipped_folder(next(iter(folders.values())))
         self.shared = SharedModel(first, checked_base(first, read_side(first)))
-        self._resident: dict[str, Member] = {}  # by name, the least recently used first
+        self._resident: dict[str, Resident] = {}  # by name, the least recently used first
         self._uses: Counter[str] = Counter()  # by key, of batches in hand
         self._refused: dict[str, Stamp] = {}  # by name, the last version that could not be loaded
         self._lock = threading.RLock()  # around both, and around what the hosts hold
@@ -72,16 +72,16 @@ class AdapterPool:
     def size(self) -> int:
         """Bytes that they take."""
         with self._lock:
-            return sum(member.size for member in self._resident.values())
+            return sum(resident.size for resident in self._resident.values())
 
-    def member(self, name: str) -> Member | None:
+    def in_memory(self, name: str) -> Resident | None:
         """The version that is in memory, if one is."""
         with self._lock:
             return self._resident.get(name)
 
     # Loading
 
-    def load(self, name: str) -> Future[Member]:
+    def load(self, name: str) -> Future[Resident]:
         """An adapter in memory, in the version that its folder has now; what serves goes on meanwhile.
 
         Raises:
@@ -90,15 +90,15 @@ class AdapterPool:
         self._folder(name)
         return self._loader.submit(self._load, name)
 
-    def refresh(self) -> dict[str, Future[Member]]:
+    def refresh(self) -> dict[str, Future[Resident]]:
         """Load anew each adapter in memory whose folder has changed; until then, and where that fails, it serves as it is."""
         with self._lock:
-            members = dict(self._resident)
-        return {name: self.load(name) for name, member in members.items() if self._has_changed(name, member)}
+            residents = dict(self._resident)
+        return {name: self.load(name) for name, resident in residents.items() if self._has_changed(name, resident)}
 
-    def _has_changed(self, name: str, member: Member) -> bool:
+    def _has_changed(self, name: str, resident: Resident) -> bool:
         """Whether its folder has what was not looked at yet."""
-        return stamp_of(member.folder) not in (member.stamp, self._refused.get(name))
+        return stamp_of(resident.folder) not in (resident.stamp, self._refused.get(name))
 
     def rename(self, folders: Mapping[str, Path]) -> None:
         """Serve these names from now on; those that are not among them go once no batch holds them."""
@@ -107,28 +107,28 @@ class AdapterPool:
             for name in self._resident.keys() - self.folders.keys():
                 self._drop_unused(self._resident.pop(name))
 
-    def _load(self, name: str) -> Member:
+    def _load(self, name: str) -> Resident:
         folder = self._folder(name)
         stamp = stamp_of(folder)
         with self._lock:
-            member = self._resident.get(name)
-        if member is not None and (member.folder, member.stamp) == (folder, stamp):
-            return member
+            resident = self._resident.get(name)
+        if resident is not None and (resident.folder, resident.stamp) == (folder, stamp):
+            return resident
         try:
-            member = self.shared.build(folder)
+            resident = self.shared.build(folder)
         except LorakitError:
             self._refused[name] = stamp
             raise
-        if member.size > self.limit_bytes:
-            raise AdapterError(f"{folder}: takes {member.size:,} bytes in memory; the limit is {self.limit_bytes:,}")
+        if resident.size > self.limit_bytes:
+            raise AdapterError(f"{folder}: takes {resident.size:,} bytes in memory; the limit is {self.limit_bytes:,}")
         with self._lock:
-            self.shared.add(member)
+            self.shared.add(resident)
             before = self._resident.pop(name, None)
-            self._resident[name] = member
+            self._resident[name] = resident
             if before is not None:
                 self._drop_unused(before)
             self._make_room(name)
-        return member
+        return resident
 
     def _folder(self, name: str, place: str = "") -> Path:
         if name not in self.folders:
@@ -137,40 +137,40 @@ class AdapterPool:
 
     def _make_room(self, newest: str) -> None:
         """Drop the least recently used ones that no batch holds, until the others keep the limit."""
-        size = sum(member.size for member in self._resident.values())
-        for name, member in list(self._resident.items()):
+        size = sum(resident.size for resident in self._resident.values())
+        for name, resident in list(self._resident.items()):
             if size <= self.limit_bytes:
                 return
-            if name != newest and not self._uses[member.key]:
+            if name != newest and not self._uses[resident.key]:
                 del self._resident[name]
-                self.shared.remove(member)
-                size -= member.size
+                self.shared.remove(resident)
+                size -= resident.size
 
-    def _drop_unused(self, member: Member) -> None:
+    def _drop_unused(self, resident: Resident) -> None:
         """Drop a version that no name stands for any more, unless a batch holds it."""
-        if not self._uses[member.key] and member not in self._resident.values():
-            self.shared.remove(member)
+        if not self._uses[resident.key] and resident not in self._resident.values():
+            self.shared.remove(resident)
 
     @contextmanager
-    def held(self, names: Iterable[str]) -> Iterator[dict[str, Member]]:
+    def held(self, names: Iterable[str]) -> Iterator[dict[str, Resident]]:
         """Members by name, loaded where need be, which stay in memory within this block."""
         wanted = list(dict.fromkeys(names))
-        members: dict[str, Member] = {}
+        residents: dict[str, Resident] = {}
         try:
-            while missing := [name for name in wanted if name not in members]:
+            while missing := [name for name in wanted if name not in residents]:
                 with self._lock:
                     for name in missing:
-                        if member := self._resident.pop(name, None):
-                            self._resident[name] = members[name] = member  # the most recently used now
-                            self._uses[member.key] += 1
-                for future in [self.load(name) for name in missing if name not in members]:
+                        if resident := self._resident.pop(name, None):
+                            self._resident[name] = residents[name] = resident  # the most recently used now
+                            self._uses[resident.key] += 1
+                for future in [self.load(name) for name in missing if name not in residents]:
                     future.result()
-            yield members
+            yield residents
         finally:
             with self._lock:
-                for member in members.values():
-                    self._uses[member.key] -= 1
-                    self._drop_unused(member)
+                for resident in residents.values():
+                    self._uses[resident.key] -= 1
+                    self._drop_unused(resident)
 
     # Answering
 
@@ -195,16 +195,16 @@ class AdapterPool:
             places.setdefault(name, []).append(place)
         answers: dict[int, dict[str, Any]] = {}
         for names in self._waves(places):
-            with self.held(names) as members:
+            with self.held(names) as residents:
                 own = [place for name in names for place in places[name]]
-                found = self._answer([(members[asked[i].adapter], asked[i].example) for i in own])
+                found = self._answer([(residents[asked[i].adapter], asked[i].example) for i in own])
                 answers.update(zip(own, found, strict=True))
         return [answers[place] for place in range(len(asked))]
 
     def is_cut(self, asked: Asked) -> bool:
         """Whether the text is longer than what its adapter reads."""
-        with self.held([asked.adapter]) as members:
-            task, most = members[asked.adapter].task, members[asked.adapter].side.max_length
+        with self.held([asked.adapter]) as residents:
+            task, most = residents[asked.adapter].task, residents[asked.adapter].side.max_length
             example = as_wanted(task, asked.example)
             if len(f"{example.text}{example.pair}".encode()) < most - SPECIAL:
                 return False  # a token has a byte at least
@@ -224,17 +224,17 @@ class AdapterPool:
             size += more
         yield wave
 
-    def _answer(self, asked: Sequence[tuple[Member, Example]]) -> list[dict[str, Any]]:
-        """Answers by members in memory; the examples of one are neighbours."""
-        wanted = [(member, as_wanted(member.task, example)) for member, example in asked]
+    def _answer(self, asked: Sequence[tuple[Resident, Example]]) -> list[dict[str, Any]]:
+        """Answers by residents; the examples of one are neighbours."""
+        wanted = [(resident, as_wanted(resident.task, example)) for resident, example in asked]
         items: list[list[Item]] = []
-        for member, own in groupby(wanted, key=itemgetter(0)):
-            items += member.task.encode([example for _, example in own])
-        rows = [Row(member, item) for (member, _), some in zip(wanted, items, strict=True) for item in some]
+        for resident, own in groupby(wanted, key=itemgetter(0)):
+            items += resident.task.encode([example for _, example in own])
+        rows = [Row(resident, item) for (resident, _), some in zip(wanted, items, strict=True) for item in some]
         raws = iter(self.shared.answer(rows))
         return [
-            member.task.to_json(example, member.task.answer(example, [next(raws) for _ in some]))
-            for (member, example), some in zip(wanted, items, strict=True)
+            resident.task.to_json(example, resident.task.answer(example, [next(raws) for _ in some]))
+            for (resident, example), some in zip(wanted, items, strict=True)
         ]
 
 

@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class Resident:
     """One version of one adapter."""
 
     key: str  # in the hosts: new for each version, so that no batch meets two under one name
@@ -64,7 +64,7 @@ class Member:
 class Row(NamedTuple):
     """One item, and whose it is."""
 
-    member: Member
+    resident: Resident
     item: Item
 
 
@@ -89,7 +89,7 @@ class SharedModel:
     An adapter is built in a *mould*: a copy of the model's modules that shares the base's weights and holds an adapter,
     which the next one of the same settings overwrites. To serve it then is an entry in a dict at each of its places.
     Nothing here locks: one thread may `build` while another one answers, and `add` and `remove` may run beside an answer
-    in which the member has no rows.
+    in which the resident has no rows.
     """
 
     def __init__(self, folder: Path, base_sha256: str) -> None:
@@ -115,7 +115,7 @@ class SharedModel:
         self.routing = Routing()
         speed_up(base, dtype, self.device)
 
-    def build(self, folder: Path) -> Member:
+    def build(self, folder: Path) -> Resident:
         """Read an adapter, beside what serves.
 
         Raises:
@@ -124,16 +124,16 @@ class SharedModel:
         for _ in range(READ_AGAIN):
             stamp = stamp_of(folder)
             try:
-                member = self._build(folder, stamp)
+                resident = self._build(folder, stamp)
             except AdapterError:
                 if stamp_of(folder) == stamp:
                     raise
                 continue  # it was being replaced: what was read is of two versions
             if stamp_of(folder) == stamp:
-                return member
+                return resident
         raise AdapterError(f"{folder}: changes faster than it can be read")
 
-    def _build(self, folder: Path, stamp: Stamp) -> Member:
+    def _build(self, folder: Path, stamp: Stamp) -> Resident:
         side = read_side(folder)
         self._check(folder, side)
         layers, outputs, mould = task_layers(side.task, side.labels), self._outputs(side), self._mould(folder, side)
@@ -148,7 +148,7 @@ class SharedModel:
         for module, (_, host) in zip(modules, places, strict=True):
             if isinstance(module, DoRA) and isinstance(host, Layer):
                 module.fix(host)
-        return Member(
+        return Resident(
             key=next(self._keys),
             folder=folder,
             stamp=stamp,
@@ -200,13 +200,13 @@ class SharedModel:
             del self._moulds[next(iter(self._moulds))]
         return mould
 
-    def add(self, member: Member) -> None:
-        """Let the model serve a member. Raises an AdapterError, and serves nothing of it, where another is in its way."""
-        places = [self._host(member, part) for part in member.parts]
-        for host, part in zip(places, member.parts, strict=True):
-            host.adapters[member.key] = part.module
+    def add(self, resident: Resident) -> None:
+        """Let the model serve a resident. Raises an AdapterError, and serves nothing of it, where another is in its way."""
+        places = [self._host(resident, part) for part in resident.parts]
+        for host, part in zip(places, resident.parts, strict=True):
+            host.adapters[resident.key] = part.module
 
-    def _host(self, member: Member, part: Part) -> AdapterHost:
+    def _host(self, resident: Resident, part: Part) -> AdapterHost:
         module = self.model.get_submodule(part.path)
         if not isinstance(module, AdapterHost):
             host = put(self.model, module, part.host(module, self.routing))
@@ -214,22 +214,22 @@ class SharedModel:
             return host
         if type(module) is not part.host:
             raise AdapterError(
-                f"{member.folder}: {part.path} serves another adapter in another way ({type(module).__name__})"
+                f"{resident.folder}: {part.path} serves another adapter in another way ({type(module).__name__})"
             )
         return module
 
-    def remove(self, member: Member) -> None:
-        """Take a member out."""
-        for part in member.parts:
-            del self.model.get_submodule(part.path).adapters[member.key]
+    def remove(self, resident: Resident) -> None:
+        """Take a resident out."""
+        for part in resident.parts:
+            del self.model.get_submodule(part.path).adapters[resident.key]
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Row]) -> list[Any]:
         """The raw answer to each row, in order: batches by length as in prediction, in each an adapter's rows together."""
         raws: list[Any] = [None] * len(rows)
         for own in self._groups(rows):
-            for batch in batches_of(rows[own[0]].member.task, [rows[i].item for i in own], self.device):
-                places = sorted((own[i] for i in batch), key=lambda i: rows[i].member.key)
+            for batch in batches_of(rows[own[0]].resident.task, [rows[i].item for i in own], self.device):
+                places = sorted((own[i] for i in batch), key=lambda i: rows[i].resident.key)
                 for place, raw in zip(places, self._forward([rows[i] for i in places]), strict=True):
                     raws[place] = raw
         return raws
@@ -237,15 +237,15 @@ class SharedModel:
     def _groups(self, rows: Sequence[Row]) -> Iterable[list[int]]:
         """Positions of rows that can share a forward: all of them, but where models write and drop rows on their way."""
         groups: dict[str, list[int]] = {}
-        for place, (member, _) in enumerate(rows):
-            groups.setdefault(member.key if member.task.kind == "text2text" else "", []).append(place)
+        for place, (resident, _) in enumerate(rows):
+            groups.setdefault(resident.key if resident.task.kind == "text2text" else "", []).append(place)
         return groups.values()
 
     def _forward(self, rows: Sequence[Row]) -> list[Any]:
         """The raw answers of one forward."""
-        segments = [list(own) for _, own in groupby(rows, key=lambda row: row.member.key)]
-        task, items = rows[0].member.task, [row.item for row in rows]
-        with self.routing.routed([(own[0].member.key, len(own)) for own in segments]):
+        segments = [list(own) for _, own in groupby(rows, key=lambda row: row.resident.key)]
+        task, items = rows[0].resident.task, [row.item for row in rows]
+        with self.routing.routed([(own[0].resident.key, len(own)) for own in segments]):
             if task.kind == "text2text":
                 return task.predict(self.model, to_device(task.collate(items), self.device))
             inputs = pad_inputs(items, self.tokenizer.pad_token_id)
@@ -255,9 +255,9 @@ class SharedModel:
 
     def _read(self, rows: Sequence[Row], logits: Tensor) -> list[Any]:
         """What a task makes of the logits of one adapter's rows."""
-        member = rows[0].member
-        batch = to_device(member.task.collate([row.item for row in rows]), self.device)
-        return member.task.predict(Answered(logits[..., : member.outputs], member.layers), batch)
+        resident = rows[0].resident
+        batch = to_device(resident.task.collate([row.item for row in rows]), self.device)
+        return resident.task.predict(Answered(logits[..., : resident.outputs], resident.layers), batch)
 
 
 def stamp_of(folder: Path) -> Stamp:
