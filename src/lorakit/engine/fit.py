@@ -47,15 +47,15 @@ class Run:
         self.stop = stop or Stop()
         self.history = History()
         lora, saved = trained_parameters(prepared.model, prepared.adapter)
-        self.optimizer = make_optimizer(lora, saved, prepared.recipe.train)
+        optimizer = make_optimizer(lora, saved, prepared.recipe.train)
         if prepared.config is not None and prepared.config.update == "adalora":
             target_r = prepared.recipe.lora.target_r or max(1, prepared.config.r // 2)
-            RankBudget(prepared.model, target_r, prepared.plan.steps, prepared.adapter).attach(self.optimizer)
+            RankBudget(prepared.model, target_r, prepared.plan.steps, prepared.adapter).attach(optimizer)
         seed_rank(prepared.recipe.train.seed, prepared.ranks.rank)
         self.member = Member(
             prepared.task,
             prepared.parts["train"].flat,
-            self.optimizer,
+            optimizer,
             prepared.plan,
             prepared.adapter,
             draws=prepared.draws,
@@ -117,21 +117,19 @@ class Run:
                 self.report(Note(warning))
             return
         history.skipped += 1
-        told = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}; skipped"
         config = self.prepared.recipe.train
+        told = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}"
+        remedy = f"a lower train.lr (now {config.lr}) is the usual remedy"
         if config.non_finite == "stop":
             with self.ranks.together():  # the sums are the same on all of them
-                raise NumericsError(
-                    f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}; training stopped "
-                    f"before it could do harm; a lower train.lr (now {config.lr}) is the usual remedy"
-                )
+                raise NumericsError(f"{told}; training stopped before it could do harm; {remedy}")
         if history.skipped_in_a_row > SKIPS_IN_A_ROW or history.skipped > SKIPS:
             with self.ranks.together():
                 raise NumericsError(
-                    f"{told}, as {history.skipped - 1} before it: at most {SKIPS_IN_A_ROW} in a row and {SKIPS} in all "
-                    f"may be; a lower train.lr (now {config.lr}) is the usual remedy"
+                    f"{told}; skipped, as {history.skipped - 1} before it: at most {SKIPS_IN_A_ROW} in a row and {SKIPS} "
+                    f"in all may be; {remedy}"
                 )
-        self.report(Note(f"{told} ({history.skipped} of at most {SKIPS})"))
+        self.report(Note(f"{told}; skipped ({history.skipped} of at most {SKIPS})"))
 
     def after(self) -> None:
         """Evaluate and save where they are due after the last step, and see whether it was the last one of all."""
@@ -154,8 +152,18 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the last step, unless there is one."""
-        if self.saved != self.member.done:
-            self._save(self.member.done)
+        number = self.member.done
+        if self.saved == number:
+            return
+        clock = time.perf_counter()
+        self._check_finite(number)
+        best = {f"best/{name}": value for name, value in self.best_state.items()}
+        starts = {f"start/{name}": value for name, value in self._starts().items()}
+        tensors = {**optimizer_tensors(self.member.optimizer), **starts, **best, **self._random_states()}
+        checkpoint = Checkpoint(number, tensors, self._state())
+        self.ranks.first(save_checkpoint, self.folder / CHECKPOINTS, checkpoint)
+        self.saved = number
+        self.history.saving_seconds += time.perf_counter() - clock
 
     def _check_finite(self, step: int) -> None:
         """An update of finite gradients can still overflow; such weights are neither scored nor written."""
@@ -196,20 +204,9 @@ class Run:
             return answer_all(*arguments, ranks=self.ranks, stop=self.stop)
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {n: p for g in self.optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+        return {n: p for g in self.member.optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
 
     # Checkpoints
-
-    def _save(self, number: int) -> None:
-        clock = time.perf_counter()
-        self._check_finite(number)
-        best = {f"best/{name}": value for name, value in self.best_state.items()}
-        starts = {f"start/{name}": value for name, value in self._starts().items()}
-        tensors = {**optimizer_tensors(self.optimizer), **starts, **best, **self._random_states()}
-        checkpoint = Checkpoint(number, tensors, self._state())
-        self.ranks.first(save_checkpoint, self.folder / CHECKPOINTS, checkpoint)
-        self.saved = number
-        self.history.saving_seconds += time.perf_counter() - clock
 
     def _random_states(self) -> dict[str, Tensor]:
         """What dropout is drawn from: one generator a rank and kind of device."""
@@ -239,7 +236,7 @@ class Run:
         """
         with self.ranks.together():
             check_identity(checkpoint, self.prepared, self.report)
-        restore_optimizer(self.optimizer, checkpoint.tensors)
+        restore_optimizer(self.member.optimizer, checkpoint.tensors)
         for name, value in self._starts().items():
             value.copy_(checkpoint.tensors[f"start/{name}"])
         self.best_state = {
