@@ -55,6 +55,9 @@ TaskName = Literal[
 ]
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class Section(BaseModel):
     """A table of the recipe: unknown keys, NaN and values of another type are errors."""
 
@@ -220,9 +223,11 @@ class TrainSection(Section):
 
 
 class OutputSection(Section):
-    """Where the run folder goes."""
+    """Where the run folder goes, and who else hears of the run."""
 
     dir: str | None = None  # unset: runs/<name of the recipe or data file>
+    trackers: Annotated[tuple[TrackerName, ...], Field(strict=False)] = ()
+    project: str | None = None  # under which trackers file the run; unset: what their environment says, or lorakit
 
 
 class Recipe(Section):

@@ -15,6 +15,7 @@ from lorakit.app.chorus import Chorus
 from lorakit.app.figures import write_figures
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
+from lorakit.app.trackers import check_trackers, tracked
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.checkpoint import Checkpoint
 from lorakit.engine.events import Note, Report, ignore
@@ -71,6 +72,8 @@ def train_recipes(
     folders = Counter(str(folder_of(recipe)) for recipe in recipes)
     if twice := [folder for folder, n in folders.items() if n > 1]:
         raise ConfigError(f"output.dir = {twice[0]!r}: each of the recipes needs a folder of its own")
+    for recipe in recipes:
+        check_trackers(recipe)
     is_deterministic = any(recipe.train.deterministic for recipe in recipes)
     with deterministic(is_deterministic), joined() as ranks, stop_on_signals() as stop, ExitStack() as stack:
         report = report if ranks.is_first else ignore
@@ -83,11 +86,12 @@ def train_recipes(
             members = {entered[i]: attempt(_run, entered[i], ready, chorus, stop, until) for i, ready in group.items()}
             found |= {place: run for place, run in members.items() if isinstance(run, LorakitError)}
             runs = {place: run for place, run in members.items() if isinstance(run, Run)}
-            found |= dict(zip(runs, fit_all(list(runs.values())), strict=True)) if runs else {}
-            for place, run in runs.items():
-                if isinstance(result := found[place], Result) and not run.is_paused:
-                    ranks.first(write_figures, result, run.history.lines, run.prepared)
-                    ranks.first(write_report, place.folder)
+            with tracked(list(runs.values())):
+                found |= dict(zip(runs, fit_all(list(runs.values())), strict=True)) if runs else {}
+                for place, run in runs.items():
+                    if isinstance(result := found[place], Result) and not run.is_paused:
+                        ranks.first(write_figures, result, run.history.lines, run.prepared)
+                        ranks.first(write_report, place.folder)
         found |= {
             place: member for place, member in zip(entered, prepared, strict=True) if isinstance(member, LorakitError)
         }

@@ -184,9 +184,8 @@ def _columns(words: str | None) -> str | tuple[str, ...] | None:
 
 
 def _named(recipe: Recipe, name: str) -> Recipe:
-    from lorakit.recipe import OutputSection
-
-    return recipe.model_copy(update={"output": OutputSection(dir=str(Path("runs") / name))})
+    output = recipe.output.model_copy(update={"dir": str(Path("runs") / name)})
+    return recipe.model_copy(update={"output": output})
 
 
 def _guess_task(source: str, model: str) -> str:

@@ -99,7 +99,7 @@ def _judged(path: Path, found: Sampled) -> Judged:
     try:
         recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
         seed = recipe["train"].pop("seed")
-        recipe["output"].pop("dir", None)
+        recipe.pop("output", None)
         return Judged(path, json.dumps(recipe, sort_keys=True), seed, found)
     except (OSError, ValueError, KeyError):  # an adapter alone; it is a group of its own
         return Judged(path, str(path.resolve()), None, found)

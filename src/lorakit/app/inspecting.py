@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lorakit.app.console import score_lines
+from lorakit.app.trackers import check_trackers
 from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.events import Report, ignore
 from lorakit.engine.prepare import Prepared, prepare
@@ -65,6 +66,7 @@ def recipe_lines(recipe: Recipe, report: Report = ignore) -> list[str]:
 
 def inspect_recipe(recipe: Recipe, report: Report = ignore) -> Inspection:
     """What a recipe would train."""
+    check_trackers(recipe)
     prepared = prepare(recipe, report)
     rows = target_rows(prepared)
     table = table_lines(rows) if rows else [f"no LoRA layers: train.method = {recipe.train.method!r}"]

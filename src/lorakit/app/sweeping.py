@@ -177,4 +177,4 @@ def _how(asked: Asked, base: Recipe, shares: Sequence[float]) -> dict[str, Any]:
     """What a resumed sweep must have in common with itself: every key of the recipe, and the rungs."""
     sections = base.model_dump(mode="json")
     keys = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
-    return {**{key: value for key, value in keys.items() if key != "output.dir"}, "rungs": list(shares)}
+    return {**{key: value for key, value in keys.items() if not key.startswith("output.")}, "rungs": list(shares)}

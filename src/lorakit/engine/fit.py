@@ -96,8 +96,8 @@ class Run:
         self.history.examples += step.examples
         self._look_at(step)
         if not step.skipped:
-            self.report(step)
             self.history.lines += self.interval.add(step, seconds)
+            self.report(step)
 
     def _look_at(self, step: Step) -> None:
         """Tell of what is odd about a step, and end the run where too many are skipped."""

@@ -18,7 +18,10 @@ from lorakit.models import versions
 from lorakit.recipe import Recipe, make_recipe
 
 # Keys that a resumed run may change: no number of the steps done, or of those to come, depends on them.
-MAY_CHANGE = ("output.dir", "data.test", "train.checkpoint_every", "train.non_finite")
+MAY_CHANGE = (
+    *("output.dir", "output.trackers", "output.project"),
+    *("data.test", "train.checkpoint_every", "train.non_finite"),
+)
 
 
 def find_checkpoint(folder: Path, where: str, report: Report) -> Checkpoint | None:

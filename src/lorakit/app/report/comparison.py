@@ -129,7 +129,7 @@ def _differences(found: Mapping[str, Any] | str) -> Iterator[Table]:
 def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> Iterator[Table]:
     """The keys of the recipes that are not the same in all of them."""
     flat = [dict(_flat(run.recipe)) for run in runs]
-    keys = dict.fromkeys(key for recipe in flat for key in recipe if key != "output.dir")
+    keys = dict.fromkeys(key for recipe in flat for key in recipe if not key.startswith("output."))
     values = {key: [recipe.get(key, "not set") for recipe in flat] for key in keys}
     rows = [(key, *row) for key, row in values.items() if len(set(row)) > 1]
     if rows:

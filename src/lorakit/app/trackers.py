@@ -1,0 +1,300 @@
+"""A run's numbers in TensorBoard, Weights & Biases, MLflow or trackio: the lines of metrics.jsonl, told as they come.
+
+The loop knows nothing of them: they stand where a run reports to. One that fails is left out of the rest of the run, which
+never ends by it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lorakit.engine.atomic import atomic_text
+from lorakit.engine.events import Event, Note, Started
+from lorakit.engine.fit import Run
+from lorakit.errors import ConfigError
+from lorakit.recipe import Recipe
+
+STATE = "trackers.json"  # in the run folder: by what each tracker finds the run again
+PROJECT = "lorakit"
+FILES = ("recipe.toml", "scores.json", "report.html")  # given to a tracker at the end
+LONGEST = 500  # characters of a setting, MLflow's oldest limit
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a tracker is told when a run starts, or goes on."""
+
+    name: str
+    project: str | None  # None: what the tracker's environment variable says, else PROJECT
+    folder: Path
+    settings: Mapping[str, Any]  # of the recipe, as section.key
+    id: str | None  # what the tracker called the run before it was stopped
+    step: int  # done before
+
+
+class Tracker(Protocol):
+    """One run in one tracker."""
+
+    id: str
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take numbers of a step."""
+
+    def leave(self, scores: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Take the scores and files that a finished run leaves."""
+
+    def close(self, is_whole: bool) -> None:
+        """End, as a run that is finished (or waits to be resumed), or as one that broke off."""
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard; `tensorboard --logdir runs` shows all runs beside each other."""
+
+    def __init__(self, opening: Opening) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.id = "tensorboard"
+        begins = opening.step + 1  # what a killed process has told of later steps is hidden
+        self.writer = SummaryWriter(str(opening.folder / self.id), purge_step=begins)
+        if opening.id is None:
+            self._text("recipe", json.dumps(opening.settings, indent=2))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def leave(self, scores: Mapping[str, float], files: Sequence[Path]) -> None:
+        self._text("scores", json.dumps(scores, indent=2))
+
+    def close(self, is_whole: bool) -> None:
+        self.writer.close()
+
+    def _text(self, name: str, text: str) -> None:
+        self.writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()))
+
+
+class WandB:
+    """Weights & Biases; WANDB_MODE=offline needs neither network nor account."""
+
+    def __init__(self, opening: Opening) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project=_project(opening, "WANDB_PROJECT"),
+            name=opening.name,
+            config=dict(opening.settings),
+            id=opening.id,
+            resume=None if opening.id is None else "allow",
+            reinit="create_new",  # several runs of one process at the same time
+        )
+        self.id = str(self.run.id)
+        self.run.define_metric("*", step_metric="step")  # its own counter refuses a step that is told once more
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({**values, "step": step})
+
+    def leave(self, scores: Mapping[str, float], files: Sequence[Path]) -> None:
+        self.run.summary.update(dict(scores))
+        for file in files:
+            self.run.save(str(file), base_path=str(file.parent), policy="now")
+
+    def close(self, is_whole: bool) -> None:
+        self.run.finish(exit_code=0 if is_whole else 1)
+
+
+class MLflow:
+    """MLflow, at MLFLOW_TRACKING_URI or where it keeps things by default."""
+
+    def __init__(self, opening: Opening) -> None:
+        import mlflow
+
+        self.client = mlflow.MlflowClient()
+        if opening.id is not None:
+            self.id = opening.id
+            self.client.update_run(self.id, status="RUNNING")
+            return
+        experiment = mlflow.set_experiment(_project(opening, "MLFLOW_EXPERIMENT_NAME"))
+        self.id = str(self.client.create_run(experiment.experiment_id, run_name=opening.name).info.run_id)
+        for key, value in opening.settings.items():
+            self.client.log_param(self.id, key, str(value)[:LONGEST])
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.client.log_metric(self.id, name, value, step=step)
+
+    def leave(self, scores: Mapping[str, float], files: Sequence[Path]) -> None:
+        for name, value in scores.items():
+            self.client.log_metric(self.id, name, value)
+        for file in files:
+            self.client.log_artifact(self.id, str(file))
+
+    def close(self, is_whole: bool) -> None:
+        self.client.set_terminated(self.id, "FINISHED" if is_whole else "FAILED")
+
+
+class Trackio:
+    """trackio, local unless TRACKIO_SPACE_ID is set; `trackio show` opens its page."""
+
+    def __init__(self, opening: Opening) -> None:
+        import trackio
+
+        self.id = opening.id or opening.name
+        self.run = trackio.init(
+            project=_project(opening, "TRACKIO_PROJECT"),
+            name=self.id,
+            config=dict(opening.settings),
+            space_id=os.environ.get("TRACKIO_SPACE_ID"),
+            resume="never" if opening.id is None else "allow",
+            embed=False,
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def leave(self, scores: Mapping[str, float], files: Sequence[Path]) -> None:
+        self.run.log(dict(scores))
+
+    def close(self, is_whole: bool) -> None:
+        self.run.finish()
+
+
+TRACKERS: Mapping[
+    str, tuple[str, Callable[[Opening], Tracker]]
+] = {  # by the recipe's name: its package, and how it opens
+    "tensorboard": ("tensorboard", TensorBoard),
+    "wandb": ("wandb", WandB),
+    "mlflow": ("mlflow", MLflow),
+    "trackio": ("trackio", Trackio),
+}
+
+
+def _project(opening: Opening, variable: str) -> str:
+    return opening.project or os.environ.get(variable) or PROJECT
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise a ConfigError where a tracker that the recipe names is not installed."""
+    for name in recipe.output.trackers:
+        package, _ = TRACKERS[name]
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"output.trackers: {name} is not installed; pip install 'lorakit[{name}]'")
+
+
+@contextmanager
+def tracked(runs: Sequence[Run]) -> Iterator[None]:
+    """Let the trackers that the runs' recipes name hear what they report, until the end of what is done within."""
+    told = [Tracking(run) for run in runs if run.prepared.recipe.output.trackers and run.ranks.is_first]
+    try:
+        yield
+    finally:
+        for tracking in told:
+            tracking.close()
+
+
+@dataclass
+class _Ear:
+    """A tracker that works, and how many lines of metrics.jsonl it has heard."""
+
+    name: str
+    tracker: Tracker
+    heard: int
+
+
+class Tracking:
+    """What a run reports to: events are passed on, and new lines of metrics.jsonl are told to each tracker."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.report = run, run.report
+        self.ears: list[_Ear] = []
+        run.report = self
+
+    def __call__(self, event: Event) -> None:
+        self.report(event)
+        if isinstance(event, Started):
+            self._open()
+        self._tell()
+
+    def _open(self) -> None:
+        run, output = self.run, self.run.prepared.recipe.output
+        known = _known(run.folder)
+        for name in output.trackers:
+            opening = Opening(
+                name="/".join(run.folder.absolute().parts[-2:]).removeprefix("runs/"),
+                project=output.project,
+                folder=run.folder,
+                settings=_settings(run.prepared.recipe),
+                id=known.get(name) if run.start else None,
+                step=run.start,
+            )
+            heard = 0 if opening.id is None else len(run.history.lines)
+            with self._left_out_if_it_fails(name):
+                self.ears.append(_Ear(name, TRACKERS[name][1](opening), heard))
+        if self.ears:
+            ids = {**known, **{ear.name: ear.tracker.id for ear in self.ears}}
+            atomic_text(run.folder / STATE, json.dumps(ids, indent=2) + "\n")
+
+    def _tell(self) -> None:
+        lines = self.run.history.lines
+        for ear in list(self.ears):
+            with self._left_out_if_it_fails(ear.name):
+                for line in lines[ear.heard :]:
+                    ear.tracker.log(line["step"], _values(line))
+            ear.heard = len(lines)
+
+    def close(self) -> None:
+        """Tell the rest; of a finished run its scores and files too."""
+        self._tell()
+        folder, is_paused = self.run.folder, self.run.is_paused
+        scores = folder / "scores.json"
+        is_done = scores.is_file() and not is_paused
+        files = [folder / name for name in FILES if (folder / name).is_file()]
+        for ear in list(self.ears):
+            with self._left_out_if_it_fails(ear.name):
+                if is_done:
+                    ear.tracker.leave(_final(json.loads(scores.read_text(encoding="utf-8"))), files)
+                ear.tracker.close(is_done or is_paused)
+        self.run.report = self.report
+
+    @contextmanager
+    def _left_out_if_it_fails(self, name: str) -> Iterator[None]:
+        try:
+            with redirect_stdout(sys.stderr):  # stdout has the scores alone
+                yield
+        except (Exception, SystemExit) as err:  # of somebody else's code, which may do anything
+            first = (str(err).strip() or "no message").splitlines()[0]
+            self.report(Note(f"{name}: {type(err).__name__}: {first}; the run goes on without it"))
+            self.ears = [ear for ear in self.ears if ear.name != name]
+
+
+def _known(folder: Path) -> dict[str, str]:
+    try:
+        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return {name: value for name, value in found.items() if isinstance(value, str)}
+    except (OSError, ValueError, AttributeError):
+        return {}  # then the tracker begins anew
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    sections = recipe.model_dump(mode="json", exclude_none=True)
+    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+
+
+def _values(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line, under the names that trackers group by: train/loss, validation/accuracy."""
+    part = "validation" if "validation" in line else "train"
+    numbers = line.get("validation", line)
+    return {f"{part}/{key}": value for key, value in numbers.items() if key != "step"}
+
+
+def _final(scores: Mapping[str, Any]) -> dict[str, float]:
+    found = {f"best/{key}": value for key, value in scores.items() if isinstance(value, float)}
+    return {**found, **{f"test/{key}": v for key, v in scores.get("test", {}).items() if isinstance(v, float)}}
