@@ -51,6 +51,7 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
 @click.option("--sampler", default="tpe", show_default=True, help="With --optuna: tpe, random, qmc, gp or cmaes.")
 @click.option("--pruner", default="none", show_default=True, help="With --optuna: none, median, halving, hyperband.")
+@click.option("--worker", is_flag=True, help="With --optuna: be one of several processes that share the storage.")
 @click.option("--lr-probe", is_flag=True, help="Find a learning rate by short runs over a grid of rates.")
 @click.option(
     "--probe-steps", type=click.IntRange(min=8), default=100, show_default=True, help="Steps of each of those runs."

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,13 @@ class Member:
         """What it was worth there; nothing where it has not been there."""
         at = dict(self.rungs).get(share, self.ended)
         return [] if at is None else [at]
+
+
+def read_member(row: Mapping[str, Any]) -> Member:
+    """A member as JSON has it."""
+    member = Member(**row)
+    member.rungs = [(float(share), float(value)) for share, value in member.rungs]
+    return member
 
 
 @dataclass
@@ -106,18 +113,20 @@ class Sweep:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             how, self.metric = dict(raw["how"]), raw["metric"]
-            self.members = [Member(**row) for row in raw["members"]]
-            for member in self.members:
-                member.rungs = [(float(share), float(value)) for share, value in member.rungs]
+            self.members = [read_member(row) for row in raw["members"]]
         except (OSError, ValueError, KeyError, TypeError) as err:
             raise OutputError(f"{path}: damaged: {type(err).__name__} {err}") from err
+        self.check_how(how, "--resume")
+        self._look_at_folders()
+
+    def check_how(self, how: Mapping[str, Any], option: str) -> None:
+        """Raise a ConfigError where what was begun is another sweep than this."""
         now = json.loads(json.dumps(self.how))
         for key in {**how, **now}:
             if how.get(key) != now.get(key):
                 raise ConfigError(
-                    f"--resume: {self.folder} is another sweep: its {key} was {how.get(key)!r}, now {now.get(key)!r}"
+                    f"{option}: {self.folder} is another sweep: its {key} was {how.get(key)!r}, now {now.get(key)!r}"
                 )
-        self._look_at_folders()
 
     def _look_at_folders(self) -> None:
         """A run that ended between two writings of sweep.json is not trained again."""
@@ -144,7 +153,7 @@ class Sweep:
             if member is None:
                 self.recipe_of(point)
                 rest = {key: value for key, value in point.items() if key != SEED}
-                member = Member(_name(len(self.members), point), rest, point[SEED])
+                member = Member(member_name(len(self.members), point), rest, point[SEED])
                 self.members.append(member)
             mine.setdefault(json.dumps(member.point, sort_keys=True), Group(member.point, [])).members.append(member)
         return list(mine.values())
@@ -221,7 +230,7 @@ class Sweep:
         return max(first.members, key=lambda member: goodness(member.scores, metric))
 
 
-def _name(number: int, point: Point) -> str:
+def member_name(number: int, point: Point) -> str:
     """003-lr0.001-r8-seed0: its number, and what tells it from the others."""
     words = []
     for key, value in point.items():

@@ -25,6 +25,7 @@ from lorakit.app.sweep_points import (
     word,
 )
 from lorakit.app.sweep_table import write_csv, write_plots
+from lorakit.app.sweep_workers import SharedSweep, Space, work
 from lorakit.engine.events import Report, ignore
 from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe, read_recipe
@@ -46,6 +47,7 @@ class Asked:
     at_once: int = 4
     sampler: str = "tpe"
     pruner: str = "none"
+    worker: bool = False
     resume: bool = False
 
 
@@ -95,6 +97,8 @@ def points_of(asked: Asked, plan: Plan) -> list[Point]:
         raise ConfigError("--halving and --optuna: what Optuna thins out is said by --pruner")
     if (asked.optuna is None) != (asked.trials is None):
         raise ConfigError("--optuna and --trials N go together")
+    if asked.worker and (asked.optuna is None or asked.resume):
+        raise ConfigError("--worker goes with --optuna, and joins the search that is there without --resume")
     if not (asked.points or plan.axes or len(plan.seeds) > 1):
         raise ConfigError("nothing to sweep over; say which values, for example train.lr=3e-4,1e-3")
     if asked.optuna is not None:
@@ -132,6 +136,10 @@ def run_sweep(asked: Asked, report: Report = ignore) -> Sweep:
     fixed = [*plan.fixed, *halving_words(plan.base, shares)]
     sweep = Sweep(plan.folder, recipe_maker(asked.recipe, fixed), _how(asked, plan.base, shares), report)
     wanted = None if asked.trials is None else _search(asked, asked.trials)
+    if wanted is not None and asked.worker:
+        shared = SharedSweep(sweep.folder, sweep.recipe_of, sweep.how, report)
+        work(shared, plan.base, Space(plan.axes, plan.seeds, shares), wanted)
+        return shared
     with group_folder(plan.folder, plan.base, "auto" if asked.resume else None, report):
         if asked.resume:
             sweep.restore()
