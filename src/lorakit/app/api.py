@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.app.card import write_card
 from lorakit.app.chorus import Chorus
 from lorakit.app.figures import write_figures
 from lorakit.app.report.page import write_report
@@ -92,6 +93,7 @@ def train_recipes(
                     if isinstance(result := found[place], Result) and not run.is_paused:
                         ranks.first(write_figures, result, run.history.lines, run.prepared)
                         ranks.first(write_report, place.folder)
+                        ranks.first(write_card, place.folder)
         found |= {
             place: member for place, member in zip(entered, prepared, strict=True) if isinstance(member, LorakitError)
         }

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
+from lorakit.app.cli_card import card
 from lorakit.app.cli_combine import combine
+from lorakit.app.cli_doctor import doctor
 from lorakit.app.cli_predict import predict
+from lorakit.app.cli_push import push
 from lorakit.app.cli_report import report
 from lorakit.app.cli_serve import serve
 from lorakit.app.cli_sweep import sweep
@@ -363,7 +366,7 @@ def quickstart(which: str | None, t5: bool, out: Path) -> None:
         run_ner(out, t5)
 
 
-for verb in (combine, predict, report, serve, sweep):
+for verb in (card, combine, doctor, predict, push, report, serve, sweep):
     commands.add_command(verb)
 
 

@@ -108,8 +108,8 @@ def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Table | str 
         n_wrong=len(wrong),
         samples=answers[:SAMPLES] if any(p.generated is not None for p in run.predictions) else [],
         architecture=_picture(run.path / "architecture.svg"),
-        facts=Table("facts", "What it is and what it cost", ("", "value"), list(_facts(run))),
-        hashes=Table("hashes", "Fingerprints", ("what", "sha256 or version"), list(_hashes(run))),
+        facts=Table("facts", "What it is and what it cost", ("", "value"), list(fact_rows(run))),
+        hashes=Table("hashes", "Fingerprints", ("what", "sha256 or version"), list(hash_rows(run))),
         command=f"lorakit train {shlex.quote(str(run.path / 'recipe.toml'))} output.dir=again",
         suspects=suspects
         or "not looked for while training; lorakit report RUN looks where the extra lorakit[cleanlab] is installed",
@@ -207,7 +207,8 @@ def _tables(run: RunFiles) -> Iterator[Table]:
         yield Table("most-confused", "Most often confused", ("expected", "answered", "times"), cells)
 
 
-def _facts(run: RunFiles) -> Iterator[Sequence[Cell]]:
+def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
+    """What the run is and what it cost, by name."""
     scores, side = run.scores, run.side
     yield "task", run.task or "not told"
     yield "method", METHODS.get(scores.method, scores.method)
@@ -235,7 +236,7 @@ def _facts(run: RunFiles) -> Iterator[Sequence[Cell]]:
 
 def fact(run: RunFiles, name: str) -> Cell:
     """One row of the table of facts."""
-    return next((row[1] for row in _facts(run) if row[0] == name), "")
+    return next((row[1] for row in fact_rows(run) if row[0] == name), "")
 
 
 def _recorded(value: Any, key: str) -> str:
@@ -263,7 +264,8 @@ def _duration(seconds: float | None) -> str:
     )
 
 
-def _hashes(run: RunFiles) -> Iterator[Sequence[Cell]]:
+def hash_rows(run: RunFiles) -> Iterator[tuple[str, str]]:
+    """Of the base model, the data, what ships, and the versions of libraries."""
     if run.side is None:
         return
     yield f"base model {run.side.base.name}", run.side.base.sha256

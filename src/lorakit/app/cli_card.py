@@ -1,0 +1,24 @@
+"""`lorakit card`: the model card of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print the card, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Say as JSON where it is, and what its header says.")
+def card(run: Path, dry_run: bool, as_json: bool) -> None:
+    """Write RUN's model card again, README.md beside its adapter, from the run folder alone."""
+    from lorakit.app.card import card_of, read_shipped, write_card
+
+    found = card_of(read_shipped(run))
+    place = None if dry_run else write_card(run)
+    if as_json:
+        click.echo(json.dumps({"card": place and str(place), "data": found.data.to_dict()}))
+    else:
+        click.echo(str(found) if place is None else f"card: {place}")
