@@ -191,7 +191,11 @@ LINES = [
 def test_bad_rows_stop_the_job_or_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join([LINES[0]] * 3 + LINES))
-    job = Job([path], Columns(), keep=("id",), shard_rows=3)
+    job = Job([path], Columns(), keep=("id",), shard_rows=4)
+    with pytest.raises(DataError, match=r"in.jsonl:5: column 'text' is empty"):
+        score_files(
+            replace(job, shard_rows=5), ANSWERER, tmp_path / "out"
+        )  # nothing answered yet, so settings may change
     with pytest.raises(DataError, match=r"in.jsonl:5: column 'text' is empty"):
         score_files(job, ANSWERER, tmp_path / "out")
     totals = score_files(replace(job, skips_bad=True), ANSWERER, tmp_path / "out")  # goes on

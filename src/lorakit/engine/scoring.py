@@ -25,7 +25,7 @@ from lorakit.engine.answerers import Answerer
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder, sweep
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.events import Note, Report, ignore
-from lorakit.engine.run_folder import LOCK, locked
+from lorakit.engine.run_folder import locked
 from lorakit.engine.shards import (
     FILE,
     ROW,
@@ -105,12 +105,12 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
     except OSError as err:
         raise cannot_write(folder, err) from err
     with locked(folder, report, "answering", "--out"):
-        place = folder / JOB
-        if place.exists():
-            _check_same(folder, json.loads(place.read_text(encoding="utf-8")), settings)
-        elif {path.name for path in folder.iterdir()} - {LOCK}:
+        place, holds = folder / JOB, {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {JOB}
+        if holds and not place.exists():
             raise OutputError(f"--out {folder}: holds something else; choose another folder")
-        else:
+        if holds:
+            _check_same(folder, json.loads(place.read_text(encoding="utf-8")), settings)
+        else:  # nothing is answered yet, so that whatever was wrong may be put right
             atomic_text(place, json.dumps({**settings, "versions": versions()}, indent=2) + "\n")
         sweep(folder)
         yield
