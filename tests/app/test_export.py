@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.app.cli import CONSUMERS
-from lorakit.app.exporting import MERGED, Options, Parity, export
+from lorakit.app.cli_export import CONSUMERS
+from lorakit.app.exporting import MERGED, ONNX, Options, Parity, export
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.lora import Layer, hosts
 from lorakit.lora.profiles import PROFILES
@@ -64,7 +64,7 @@ def mixed_run(bert: Path, files: Path, tmp_path: Path) -> Path:
 
 
 def test_consumers_of_the_command_line_are_the_profiles() -> None:
-    assert set(CONSUMERS) == {MERGED, *PROFILES}
+    assert set(CONSUMERS) == {MERGED, ONNX, *PROFILES}
 
 
 @runs
@@ -87,7 +87,9 @@ def test_merged_is_a_plain_model_with_the_same_answers(
     folder = request.getfixturevalue(run)
     code, out, _ = cli("export", folder, "--to", "merged", "--out", "out")
     assert code == 0
-    assert re.match(r"check: .* differ by at most \S+ \(largest \S+\)\nexported for merged: out\n$", out)
+    assert re.match(
+        r"check: .* differ by at most \S+ \(largest \S+\), no answers differ\nexported for merged: out\n$", out
+    )
     plain = AUTO[run].from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(answers(plain), answers(lorakit.load(folder).model), rtol=0, atol=1e-5)
 
@@ -138,7 +140,7 @@ def test_base_name_is_what_the_reader_calls_it(cli: Cli, bert_run: Path, tmp_pat
 
 def test_many_labels_are_told_to_peft_s_user(tagger_run: Path, tmp_path: Path) -> None:
     side = json.loads((tagger_run / "adapter" / "lorakit.json").read_text())
-    lines = export(tagger_run, "peft", tmp_path / "out")
+    lines = export(tagger_run, "peft", tmp_path / "out").lines
     assert any(f"num_labels={len(side['labels'])}" in line and side["labels"][0] in line for line in lines)
 
 
@@ -164,7 +166,7 @@ def test_dora_cut_to_a_rank_tells_its_error(cli: Cli, dora_run: Path, tmp_path: 
 
 
 def test_dora_goes_to_peft_as_it_is(dora_run: Path, tmp_path: Path) -> None:
-    assert export(dora_run, "peft", tmp_path / "out")[0] == "nothing had to be changed"
+    assert export(dora_run, "peft", tmp_path / "out").lines[0] == "nothing had to be changed"
     theirs = peft.PeftModel.from_pretrained(base_of(dora_run, AUTO["bert_run"]), tmp_path / "out").eval()
     torch.testing.assert_close(answers(theirs), answers(lorakit.load(dora_run).model), rtol=0, atol=2e-6)
 

@@ -252,14 +252,12 @@ MISTAKES = (
     Mistake("empty text to predict", ("predict", "{run}", "a film", ""), ("text 2 of 2 is empty",)),
     Mistake(
         "empty line to predict",
-        ("predict", "{run}", "--file", "t.txt", "--out", "out.jsonl"),
+        ("predict", "{run}", "--file", "t.txt", "--out", "out"),
         ("t.txt:2", "empty"),
         {"t.txt": b"a\n\nb\n"},
     ),
     Mistake(
-        "missing file to predict",
-        ("predict", "{run}", "--file", "t.txt", "--out", "out.jsonl"),
-        ("t.txt", "No such file"),
+        "missing file to predict", ("predict", "{run}", "--file", "t.txt", "--out", "out"), ("t.txt", "No such file")
     ),
     Mistake(
         "answers to a missing folder",
@@ -269,7 +267,7 @@ MISTAKES = (
     Mistake(
         "answers to a folder",
         ("predict", "{run}", "a film", "--out", "there"),
-        ("--out FOLDER", "--file", "--out NAME.jsonl"),
+        ("there", "cannot be written"),
         {"there/file": b""},
     ),
     Mistake(

@@ -15,6 +15,7 @@ import lorakit
 from lorakit.app.cli_card import card
 from lorakit.app.cli_combine import combine
 from lorakit.app.cli_doctor import doctor
+from lorakit.app.cli_export import export
 from lorakit.app.cli_predict import predict
 from lorakit.app.cli_push import push
 from lorakit.app.cli_report import report
@@ -26,7 +27,6 @@ from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
 
-CONSUMERS = ("peft", "merged", "vllm", "lorax", "llamacpp")  # merged, and the keys of lora.profiles.PROFILES
 TASKS = (
     *("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
     *("token_classification", "text2text_ner", "text2text_classification"),
@@ -306,29 +306,7 @@ def merge(run: Path, out: Path, allow_base_mismatch: bool) -> None:
     from lorakit.app.exporting import merge as merge_run
 
     said = merge_run(run, out, allow_base_mismatch=allow_base_mismatch)
-    click.echo("\n".join([*said, f"merged model: {out}"]))
-
-
-@commands.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(CONSUMERS), required=True, help="What is going to read it.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
-@click.option("--rank", type=click.IntRange(min=1), help="Cut updates of higher rank (DoRA's) to this one, by SVD.")
-@click.option("--base-name", metavar="ID", help="What the reader calls the base model; unset: as in training.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
-def export(run: Path, to: str, out: Path, **options: Any) -> None:
-    """Write RUN's adapter in the form that another program reads, and say what was changed.
-
-    \b
-    peft      as it is: peft and what is built on it read all of it
-    merged    a plain transformers model, the adapter folded in
-    vllm, lorax, llamacpp
-              factors A and B with one global alpha / r; the head split off
-    """
-    from lorakit.app.exporting import Options
-    from lorakit.app.exporting import export as export_run
-
-    click.echo("\n".join([*export_run(run, to, out, Options(**options)), f"exported for {to}: {out}"]))
+    click.echo("\n".join([*said.lines, f"merged model: {out}"]))
 
 
 @commands.command(name="import")
@@ -366,7 +344,7 @@ def quickstart(which: str | None, t5: bool, out: Path) -> None:
         run_ner(out, t5)
 
 
-for verb in (card, combine, doctor, predict, push, report, serve, sweep):
+for verb in (card, combine, doctor, export, predict, push, report, serve, sweep):
     commands.add_command(verb)
 
 

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorakit.app.exporting_check import Told, agree, check_exact, texts_of
+from lorakit.app.exporting_onnx import ONNX, export_onnx
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.atomic import atomic_folder
-from lorakit.engine.predictor import load, load_shipped
+from lorakit.engine.predictor import Predictor, load_shipped
 from lorakit.errors import ConfigError, OutputError
 from lorakit.lora import (
     BaseInfo,
@@ -26,8 +28,8 @@ from lorakit.lora import (
     set_adapter,
 )
 from lorakit.lora.profiles import PROFILES, Profile, conform, left_behind
-from lorakit.models import KINDS, MINILM_HUB, BaseModel, find, load_base
-from lorakit.tasks.registry import TASKS
+from lorakit.models import MINILM_HUB, BaseModel, find, load_base
+from lorakit.tasks.registry import TASKS, make_task, task_layers
 
 MERGED = "merged"
 HEAD = Path("head") / "model.safetensors"  # LoRAX reads every safetensors file beside the config
@@ -43,6 +45,7 @@ class Options:
 
     rank: int | None = None  # cut updates to it where the consumer cannot take them whole
     base_name: str | None = None  # what the consumer calls the base model
+    int8: bool = False  # with onnx: the same in int8 too
     allow_base_mismatch: bool = False
 
 
@@ -61,18 +64,23 @@ class Parity(NamedTuple):
         )
 
 
-def export(path: Path, to: str, out: Path, options: Options = Options()) -> list[str]:
-    """Write what the consumer reads from a run folder or an adapter folder; the lines say what was changed.
+def export(path: Path, to: str, out: Path, options: Options = Options()) -> Told:
+    """Write what the consumer reads from a run folder or an adapter folder; tells what was changed.
 
     Raises:
         OutputError: `out` exists or cannot be written; nothing is left half written.
         AdapterError: the consumer cannot read such an adapter.
     """
-    if to == MERGED:
-        if options.rank is not None or options.base_name is not None:
-            raise ConfigError("--rank and --base-name are for adapters; --to merged needs neither")
-        return merge(path, out, allow_base_mismatch=options.allow_base_mismatch)
+    if to in (MERGED, ONNX) and (options.rank is not None or options.base_name is not None):
+        raise ConfigError(f"--rank and --base-name are for adapters; --to {to} needs neither")
+    if options.int8 and to != ONNX:
+        raise ConfigError(f"--int8 goes with --to onnx, not with --to {to}")
     check_free(out)
+    if to == MERGED:
+        return merge(path, out, allow_base_mismatch=options.allow_base_mismatch)
+    if to == ONNX:
+        onnx = export_onnx(path, out, int8=options.int8, allow_base_mismatch=options.allow_base_mismatch)
+        return Told(_left_out(read_side(shipped_folder(path))), {}).plus(onnx)
     folder = shipped_folder(path)
     side = read_side(folder)
     if side.method == "full":
@@ -94,7 +102,8 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> list
     r = conformed.config.r
     use = profile.use.format(out=out, r=r, served_r=next((n for n in SERVED_RANKS if n >= r), r))
     told = [*_told_labels(side, profile), *_left_out(side)]
-    return [*(changes or ["nothing had to be changed"]), parity.line(), *told, f"use: {use}"]
+    lines = [*(changes or ["nothing had to be changed"]), parity.line(), *told, f"use: {use}"]
+    return Told(lines, {"check": parity._asdict()})
 
 
 def check_free(out: Path) -> None:
@@ -197,16 +206,28 @@ def _check(parity: Parity, exact: bool) -> None:
         raise RuntimeError(f"the export differs from the adapter; nothing was written. {parity.line()}")
 
 
-def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> list[str]:
-    """Fold the adapter into its base model: a plain transformers folder. Gives the line of the check, and of what is lost."""
+def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Told:
+    """Fold the adapter into its base model, in fp32: a plain transformers folder. Tells what of the answers is left out.
+
+    Raises:
+        OutputError: `out` exists or cannot be written; nothing is left half written.
+        RuntimeError: the folder's logits are not the run's; nothing is written.
+    """
     check_free(out)
-    predictor = load(path, allow_base_mismatch=allow_base_mismatch)
-    tokenizer, kind = predictor.task.tokenizer, predictor.task.kind
-    task_type = KINDS[kind].peft_task_type
-    with atomic_folder(out) as folder:
-        before = _logits(predictor.model, tokenizer, task_type)
-        predictor.merge_to(folder)
-        after = _logits(load_base(str(folder), kind).model.eval(), tokenizer, task_type)
-    largest = _largest(before - after)
-    check = f"check: read back from the files, logits differ by at most {largest:.2g} (largest {_largest(before):.3g})"
-    return [*_left_out(predictor.side), check]
+    folder = shipped_folder(path)
+    side = read_side(folder)
+
+    def loaded() -> Predictor:
+        base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
+        task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
+        return Predictor(base.model.eval(), task, side, torch.device("cpu"))
+
+    with atomic_folder(out) as place:
+        loaded().merge_to(place)
+        before = loaded()
+        after = load_base(str(place), before.task.kind).model.eval()
+        for name in task_layers(side.task, side.labels):
+            after.add_module(name, before.model.get_submodule(name))
+        agreement = agree(before.task, side, texts_of(path, side), before.model, after)
+        check_exact(agreement)
+    return Told([*_left_out(side), agreement.line()], {"check": agreement.facts()})

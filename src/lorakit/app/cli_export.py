@@ -1,0 +1,40 @@
+"""`lorakit export` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+CONSUMERS = ("peft", "merged", "onnx", "vllm", "lorax", "llamacpp")  # two, and the keys of lora.profiles.PROFILES
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(CONSUMERS), required=True, help="What is going to read it.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
+@click.option("--int8", is_flag=True, help="With onnx: write it in int8 too, and say what that changes.")
+@click.option("--rank", type=click.IntRange(min=1), help="Cut updates of higher rank (DoRA's) to this one, by SVD.")
+@click.option("--base-name", metavar="ID", help="What the reader calls the base model; unset: as in training.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+def export(run: Path, to: str, out: Path, as_json: bool, **options: Any) -> None:
+    """Write RUN's model or adapter in the form that another program reads, say what was changed, and check it.
+
+    \b
+    peft      the adapter as it is: peft and what is built on it read all of it
+    merged    a plain transformers model, the adapter folded in
+    onnx      the same for onnxruntime, which needs no torch
+    vllm, lorax, llamacpp
+              factors A and B with one global alpha / r; the head split off
+    """
+    from lorakit.app.exporting import Options
+    from lorakit.app.exporting import export as export_run
+
+    told = export_run(run, to, out, Options(**options))
+    if as_json:
+        click.echo(json.dumps({"to": to, "out": str(out), "said": told.lines, **told.facts}))
+        return
+    click.echo("\n".join([*told.lines, f"exported for {to}: {out}"]))
