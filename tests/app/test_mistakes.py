@@ -252,12 +252,14 @@ MISTAKES = (
     Mistake("empty text to predict", ("predict", "{run}", "a film", ""), ("text 2 of 2 is empty",)),
     Mistake(
         "empty line to predict",
-        ("predict", "{run}", "--file", "t.txt", "--out", "out"),
+        ("predict", "{run}", "--file", "t.txt", "--out", "out.jsonl"),
         ("t.txt:2", "empty"),
         {"t.txt": b"a\n\nb\n"},
     ),
     Mistake(
-        "missing file to predict", ("predict", "{run}", "--file", "t.txt", "--out", "out"), ("t.txt", "No such file")
+        "missing file to predict",
+        ("predict", "{run}", "--file", "t.txt", "--out", "out.jsonl"),
+        ("t.txt", "No such file"),
     ),
     Mistake(
         "answers to a missing folder",
@@ -267,7 +269,7 @@ MISTAKES = (
     Mistake(
         "answers to a folder",
         ("predict", "{run}", "a film", "--out", "there"),
-        ("there", "cannot be written"),
+        ("--out FOLDER", "--file", "--out NAME.jsonl"),
         {"there/file": b""},
     ),
     Mistake(

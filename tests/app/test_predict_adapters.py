@@ -47,7 +47,7 @@ def test_rows_are_answered_by_the_adapters_they_name(cli: Cli, adapters: Path, t
             "--adapter-column = 'shp' is no col",
         ),
         (("--adapters", "adapters", "--file", "in.csv"), 2, "names by --adapter-column"),
-        (("run", "text", "--text", "x"), 2, "--text goes with --adapters"),
+        (("run", "text", "--text", "x"), 2, "--text goes with --file"),
         (("--file", "in.csv"), 2, "Missing argument 'RUN'"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -16,6 +17,7 @@ from lorakit.data.read import read
 from lorakit.engine import evaluate
 from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
+from lorakit.engine.shards import KEYS, answer_schema
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
@@ -47,6 +49,8 @@ def test_load_restores_the_predictions_of_training_exactly(name: str, request: p
     answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
     lines = read_lines(folder / "predictions.jsonl")
     assert answers == [{key: line[key] for key in answer} for answer, line in zip(answers, lines, strict=True)]
+    assert {*answers[0]} == {"text", *KEYS[recipe.task.name]}
+    assert pa.Table.from_pylist(answers, answer_schema([recipe.task.name], {})).num_rows == len(examples)
 
 
 @pytest.mark.parametrize("method", ["full", "head"])

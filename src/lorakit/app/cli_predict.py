@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lorakit.errors import ConfigError, DataError, OutputError
+
+if TYPE_CHECKING:
+    from lorakit.data.example import Columns
+    from lorakit.engine.answerers import Answerer
+
+FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "part", "as_json")
+
+
+def _part(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter(f"{text!r}: I/N, for example 1/4 to 4/4")
+    return int(part), int(parts)
 
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN] [TEXT ...]")
 @click.option(
     "--file",
-    "source",
-    type=click.Path(path_type=Path),
-    help="Texts from a file: .txt lines, or the text column of a table.",
+    "sources",
+    multiple=True,
+    metavar="FILE|PATTERN",
+    help="Texts from a file: .txt lines, or the text column of a table; several with --out FOLDER.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write the answers here, a JSON line each.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the answers here: a JSON line each to a file, or shards to a FOLDER (a name without ending).",
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 @click.option(
     "--adapters",
@@ -31,67 +52,147 @@ from lorakit.errors import ConfigError, DataError, OutputError
     help="In place of RUN: a folder of runs or adapters over one base model.",
 )
 @click.option("--adapter-column", metavar="COLUMN", help="With --adapters: the column of --file that names each row's.")
-@click.option("--text", help="With --adapters: column of the text.")
-@click.option("--pair", help="With --adapters: column of the second text of pairs.")
+@click.option("--text", help="With --file: column of the text; unset: as in training, or one of the usual names.")
+@click.option("--pair", help="With --file: column of the second text of pairs.")
+@click.option("--keep", multiple=True, metavar="COLUMN", help="With --out FOLDER: put this column beside the answers.")
+@click.option("--format", type=click.Choice(("parquet", "jsonl")), help="With --out FOLDER: of the shards (parquet).")
+@click.option("--shard-rows", type=click.IntRange(min=1), help="With --out FOLDER: rows of a shard (16384).")
+@click.option(
+    "--on-error",
+    type=click.Choice(("stop", "skip")),
+    help="With --out FOLDER: at a bad row stop (unless set), or list it in a _rejected file and go on.",
+)
+@click.option(
+    "--part", callback=_part, metavar="I/N", help="With --out FOLDER: answer every N-th file from the I-th on."
+)
+@click.option("--json", "as_json", is_flag=True, default=None, help="With --out FOLDER: print the totals as JSON.")
 def predict(
+    *,
     words: tuple[str, ...],
-    source: Path | None,
+    sources: tuple[str, ...],
     out: Path | None,
     allow_base_mismatch: bool,
     adapters: Path | None,
-    **columns: str | None,
+    adapter_column: str | None,
+    **options: Any,
 ) -> None:
     """Answer TEXTs, or the texts in a file, one JSON line each, in order.
+
+    With --out FOLDER files of any size are answered shard by shard; stopped or killed, the same command goes on.
 
     \b
     lorakit predict runs/reviews "a superb film"
     lorakit predict --adapters runs --file texts.csv --adapter-column customer --out answers.jsonl
+    lorakit predict runs/reviews --file 'in/part-*.parquet' --out answers --keep id
     """
     if out is not None and not out.resolve().parent.is_dir():
         raise OutputError(f"--out {out}: its folder does not exist")
+    to_folder = out is not None and (out.is_dir() or not out.suffix)
+    _check_options(options, sources, to_folder)
+    run, texts = _run(words, sources, adapters, adapter_column)
+    from lorakit.data.example import Columns
+    from lorakit.engine.answerers import by_label, by_run
+
+    columns = Columns(options["text"], options["pair"], adapter_column)
+    of: AbstractContextManager[Answerer]
     if adapters is not None:
-        if words or source is None or columns["adapter_column"] is None:
+        of = by_label(adapters)
+    else:
+        of = nullcontext(by_run(run, allow_base_mismatch=allow_base_mismatch))
+    with of as answerer, _in_words_of_options():
+        if to_folder and out is not None:
+            return _to_folder(answerer, sources, columns, out, options)
+        _write(_lines(answerer, texts, sources, columns), out)
+
+
+def _check_options(options: dict[str, Any], sources: Sequence[str], to_folder: bool) -> None:
+    given = [f"--{'json' if name == 'as_json' else name.replace('_', '-')}" for name in FOLDER_OPTIONS if options[name]]
+    if to_folder and not sources:
+        raise ConfigError(
+            "predict --out FOLDER takes its texts by --file; for one file of answers say --out NAME.jsonl"
+        )
+    if given and not to_folder:
+        raise ConfigError(f"predict: {given[0]} goes with --out FOLDER")
+    if len(sources) > 1 and not to_folder:
+        raise ConfigError(f"predict: {len(sources)} files are answered into a folder: --out FOLDER")
+    if named := [f"--{name}" for name in ("text", "pair") if options[name] and not sources]:
+        raise ConfigError(f"predict: {named[0]} goes with --file")
+
+
+def _run(
+    words: Sequence[str], sources: Sequence[str], adapters: Path | None, column: str | None
+) -> tuple[str, Sequence[str]]:
+    """The run and the texts, of which --adapters takes neither."""
+    if adapters is not None:
+        if words or not sources or column is None:
             raise ConfigError(
                 "predict --adapters takes its texts by --file, and the adapters' names by --adapter-column"
             )
-        return _write(_by_column(adapters, source, columns), out)
-    if given := [f"--{name.replace('_', '-')}" for name, column in columns.items() if column is not None]:
-        raise ConfigError(f"predict: {given[0]} goes with --adapters")
+        return "", ()
+    if column is not None:
+        raise ConfigError("predict: --adapter-column goes with --adapters")
     if not words:
         raise click.UsageError("Missing argument 'RUN'.")
     run, *texts = words
-    if bool(texts) == (source is not None):
-        raise ConfigError("predict takes either texts or --file")
+    if bool(texts) == bool(sources):
+        quoted = "; a pattern needs quotes: --file 'part-*.parquet'" if sources else ""
+        raise ConfigError(f"predict takes either texts or --file{quoted}")
+    return run, texts
+
+
+def _lines(
+    answerer: Answerer, texts: Sequence[str], sources: Sequence[str], columns: Columns
+) -> Iterator[dict[str, Any]]:
+    """The answers to texts, or to those of one file: all are checked before the first is answered."""
+    from lorakit.data.example import Example
     from lorakit.data.read import read_texts
-    from lorakit.engine.predictor import load
+    from lorakit.engine.evaluate import chunks
 
-    predictor = load(run, allow_base_mismatch=allow_base_mismatch)
-    if source is None:
-        return _write(iter(predictor.predict(texts)), out)
-    dataset = read_texts(source, predictor.side.columns)
-    for note in dataset.notes:
-        click.echo(note, err=True)
-    _write(predictor.stream(dataset.examples), out)
+    examples: Sequence[Example] = [
+        Example(text, where=f"text {i} of {len(texts)}") for i, text in enumerate(texts, start=1)
+    ]
+    for source in sources:
+        dataset = read_texts(Path(source), answerer.asked(columns))
+        examples = dataset.examples
+        for note in dataset.notes:
+            click.echo(note, err=True)
+    for example in examples:
+        answerer.check(example)
+    return chain.from_iterable(map(answerer.lines, chunks(examples)))
 
 
-def _by_column(adapters: Path, source: Path, columns: Mapping[str, str | None]) -> Iterator[dict[str, Any]]:
-    """Answers to the rows of a file by the adapters that they name."""
-    from lorakit.data.example import Columns
-    from lorakit.data.read import read
-    from lorakit.engine.pool import AdapterPool, Asked, find_adapters
+def _to_folder(
+    answerer: Answerer, sources: Sequence[str], columns: Columns, out: Path, options: dict[str, Any]
+) -> None:
+    from lorakit.app.console import Screen
+    from lorakit.engine.scoring import SHARD_ROWS, Job, find_files, score_files
 
-    folders = find_adapters(adapters)
-    try:
-        dataset = read(
-            str(source), "text", columns=Columns(columns["text"], columns["pair"], columns["adapter_column"])
+    job = Job(
+        files=find_files(sources),
+        columns=columns,
+        keep=options["keep"],
+        shard_rows=options["shard_rows"] or SHARD_ROWS,
+        format=options["format"] or "parquet",
+        skips_bad=options["on_error"] == "skip",
+        part=options["part"] or (1, 1),
+    )
+    totals = score_files(job, answerer, out, Screen())
+    if options["as_json"]:
+        click.echo(json.dumps(totals))
+    else:
+        click.echo(
+            f"{totals['answered']:,} of {totals['rows']:,} rows answered, {totals['rejected']:,} rejected: {out}"
         )
-    except DataError as err:  # in the words of recipes
+
+
+@contextmanager
+def _in_words_of_options() -> Iterator[None]:
+    """Mistakes in data speak of the recipe's keys; here these are options."""
+    try:
+        yield
+    except DataError as err:
         options = {"data.text": "--text", "data.pair": "--pair", "data.label": "--adapter-column"}
         raise DataError(reduce(lambda said, key: said.replace(key, options[key]), options, str(err))) from err
-    for note in dataset.notes:
-        click.echo(note, err=True)
-    with AdapterPool(folders) as pool:
-        yield from pool.stream([Asked(str(e.label), replace(e, label=None)) for e in dataset.examples])
 
 
 def _write(answers: Iterator[dict[str, Any]], out: Path | None) -> None:

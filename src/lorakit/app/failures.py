@@ -25,7 +25,9 @@ def fail(message: str, code: int, debug: bool) -> None:
 
 
 def how_to_go_on(words: Sequence[str]) -> str:
-    """The command that resumes a training or a sweep of these words, or nothing after another command."""
+    """The command that goes on with a training, a sweep or answers to files, or nothing after another command."""
+    if words[0] == "predict":
+        return f"; to go on: {shlex.join(['lorakit', *words])}"
     if words[0] == "sweep":
         return f"; to go on: {shlex.join(['lorakit', *(word for word in words if word != '--resume'), '--resume'])}"
     if words[0] != "train":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,107 @@ from lorakit.data.tables import Row
 from lorakit.data.text import read_bytes
 from lorakit.errors import DataError
 
+READ_AHEAD = 2**20  # bytes of each column of a Parquet file; without it a whole row group is read at once
+
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file; `where` counts rows from 1."""
     import pyarrow.parquet as pq  # late: 0.1 s that other formats do not need
-    from pyarrow import ArrowException
 
     read_bytes(path)
-    try:
+    with _damage_told(path, "Parquet"):
         table = pq.read_table(path)
-    except (ArrowException, OSError) as err:
-        raise DataError(f"{path}: no Parquet file: {str(err).splitlines()[0]}") from err
-    return _rows(table, path)
+    return rows_of_batch(table, path)
 
 
 def read_arrow(path: Path) -> Iterator[Row]:
     """Rows of an Arrow file (also called Feather) or stream; `where` counts rows from 1."""
+    data = read_bytes(path)
+    with _damage_told(path, "Arrow"):
+        table = _reader(data).read_all()
+    return rows_of_batch(table, path)
+
+
+def parquet_batches(path: Path, start: int, columns: Sequence[str] | None, size: int) -> Iterator[tuple[int, Any]]:
+    """Record batches of at most `size` rows from the row group on that holds row `start`, each with its first row's number."""
+    import pyarrow.parquet as pq
+
+    with _damage_told(path, "Parquet"), pq.ParquetFile(path, buffer_size=READ_AHEAD) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if first + n_rows > start:
+                position = first
+                for batch in file.iter_batches(size, row_groups=[group], columns=_there(columns, file.schema_arrow)):
+                    yield position, batch
+                    position += batch.num_rows
+            first += n_rows
+
+
+def arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
+    """The record batches of an Arrow file or stream, mapped into memory, each with its first row's number."""
     import pyarrow as pa
 
-    data = read_bytes(path)
+    with _damage_told(path, "Arrow"), pa.memory_map(str(path)) as data:
+        reader = _reader(data)
+        files = hasattr(reader, "num_record_batches")
+        first = 0
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if files else reader:
+            yield first, batch if columns is None else batch.select(_there(columns, reader.schema))
+            first += batch.num_rows
+
+
+def schema_of(path: Path) -> Any:
+    """The Arrow schema of a columnar file, where columns of class numbers are those of their names; None of other files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix.lower() == ".parquet":
+        with _damage_told(path, "Parquet"):
+            schema = pq.read_schema(path)
+    elif path.suffix.lower() in (".arrow", ".feather"):
+        with _damage_told(path, "Arrow"), pa.memory_map(str(path)) as data:
+            schema = _reader(data).schema
+    else:
+        return None
+    named = [name for name, feature in _features(schema.metadata or {}).items() if "ClassLabel" in json.dumps(feature)]
+    return pa.schema([field.with_type(pa.string()) if field.name in named else field for field in schema])
+
+
+def _there(columns: Sequence[str] | None, schema: Any) -> list[str] | None:
+    """Those of the columns that the file has; who reads a row says which one it lacks."""
+    return None if columns is None else [name for name in columns if name in schema.names]
+
+
+def _reader(data: Any) -> Any:
+    """A reader of an Arrow file's bytes; `datasets` writes streams."""
+    import pyarrow as pa
+
     try:
-        try:
-            reader = pa.ipc.open_file(data)
-        except pa.ArrowInvalid:  # `datasets` writes streams
-            reader = pa.ipc.open_stream(data)
-        table = reader.read_all()
-    except (pa.ArrowException, OSError) as err:
-        raise DataError(f"{path}: no Arrow file: {str(err).splitlines()[0]}") from err
-    return _rows(table, path)
+        return pa.ipc.open_file(data)
+    except pa.ArrowInvalid:
+        if hasattr(data, "seek"):
+            data.seek(0)
+        return pa.ipc.open_stream(data)
 
 
-def _rows(table: Any, path: Path) -> Iterator[Row]:
+@contextmanager
+def _damage_told(path: Path, format: str) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as err:
+        raise DataError(f"{path}: no {format} file: {str(err).splitlines()[0]}") from err
+
+
+def rows_of_batch(table: Any, path: Path, first: int = 0) -> Iterator[Row]:
+    """The rows of a table or a batch of it, of which the first one is number `first` of its file, counted from 0."""
     features = _features(table.schema.metadata or {})
-    for number, values in enumerate(table.to_pylist(), start=1):
-        named = {column: named_classes(value, features.get(column)) for column, value in values.items()}
-        yield Row(named, f"{path}:{number}")
+    for number, values in enumerate(table.to_pylist(), start=first + 1):
+        if features:
+            values = {column: named_classes(value, features.get(column)) for column, value in values.items()}
+        yield Row(values, f"{path}:{number}")
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:

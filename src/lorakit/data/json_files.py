@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.tables import Row
+from lorakit.data.tables import Row, sound
 from lorakit.data.text import decode, read_bytes
 from lorakit.errors import DataError
 
@@ -35,23 +35,28 @@ def read_json(path: Path) -> Iterator[Row]:
         DataError: something is no JSON, or a record is no object or holds a lone surrogate.
     """
     text = decode(path, read_bytes(path))
-    return _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+    return _array(path, text) if text.lstrip().startswith("[") else sound(json_rows(path, text.split("\n")))
 
 
-def _lines(path: Path, text: str) -> Iterator[Row]:
-    """Lines end at \\n only, since other line separators may stand inside a text."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            values = DECODER.decode(line)
-        except json.JSONDecodeError as err:
-            whole = "; an array of records begins with [" if number == 1 and line.strip() == "{" else ""
-            raise DataError(f"{where}: no JSON: {err.msg} at column {err.colno}{whole}") from err
-        except (ValueError, RecursionError) as err:  # a number of thousands of digits, or as many open brackets
-            raise DataError(f"{where}: no JSON: {err}") from err
-        yield _record(values, where)
+def json_rows(path: Path, lines: Iterable[str]) -> Generator[Row | DataError]:
+    """The record of each line, or what is wrong with it. Lines end at \\n only: other separators may stand inside a text."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield _line(line, number, f"{path}:{number}")
+            except DataError as err:
+                yield err
+
+
+def _line(line: str, number: int, where: str) -> Row:
+    try:
+        values = DECODER.decode(line)
+    except json.JSONDecodeError as err:
+        whole = "; an array of records begins with [" if number == 1 and line.strip() == "{" else ""
+        raise DataError(f"{where}: no JSON: {err.msg} at column {err.colno}{whole}") from err
+    except (ValueError, RecursionError) as err:  # a number of thousands of digits, or as many open brackets
+        raise DataError(f"{where}: no JSON: {err}") from err
+    return _record(values, where)
 
 
 def _array(path: Path, text: str) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -172,7 +171,7 @@ def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
 def read_texts(path: Path, columns: Columns = Columns()) -> Dataset:
     """Texts to predict on: the lines of a .txt file, or the text column (and the pair's) of a table, in order."""
     if path.suffix.lower() != ".txt":
-        return read(str(path), "text", columns=replace(columns, label=None))
+        return read(str(path), "text", columns=columns)
     lines = lines_of(path)
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,44 +35,68 @@ class Row(NamedTuple):
         return f"{file}:{int(line) + i}"
 
 
+def sound(rows: Iterable[Row | DataError]) -> Iterator[Row]:
+    """The rows, up to the first thing that is wrong, which is raised."""
+    with closing(rows) if isinstance(rows, Generator) else nullcontext():
+        for row in rows:
+            if isinstance(row, DataError):
+                raise row
+            yield row
+
+
 def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Row]:
     """Rows of a CSV file (RFC 4180 quoting) or a TSV file (no quoting at all: a lone \" is text). All values are strings."""
     text = decode(path, read_bytes(path))
+    return sound(csv_rows(path, io.StringIO(text, newline=""), tabs=tabs))
+
+
+def csv_rows(
+    path: Path, lines: Iterable[str], *, tabs: bool = False, limit: int = FIELD_LIMIT
+) -> Generator[Row | DataError]:
+    """The same from the file's lines, and in place of a record what is wrong with it; a header that is wrong is raised."""
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
+    reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
     header: list[str] = []
-    begin = 1
-    with _fields_of_any_length():
+    with _field_limit(limit):
+        for where, fields in _records(reader, path):
+            if not header:
+                header = _header(fields, where)
+            elif isinstance(fields, DataError):
+                yield fields
+            elif len(fields) != len(header):
+                yield DataError(f"{where}: {len(fields)} columns, the header has {len(header)}: {', '.join(header)}")
+            else:
+                yield Row(dict(zip(header, fields, strict=True)), where)
+
+
+def _records(reader: Any, path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
+    """The fields of each record that is not empty, and where it begins."""
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
         try:
-            for fields in reader:
-                where, begin = f"{path}:{begin}", reader.line_num + 1
-                if not fields:
-                    continue
-                if not header:
-                    header = _header(fields, where)
-                elif len(fields) != len(header):
-                    raise DataError(
-                        f"{where}: {len(fields)} columns, the header has {len(header)}: {', '.join(header)}"
-                    )
-                else:
-                    yield Row(dict(zip(header, fields, strict=True)), where)
+            fields = next(reader)
+        except StopIteration:
+            return
         except csv.Error as err:
-            raise DataError(
-                f"{path}:{begin}: no valid CSV: {err}; a quote inside a quoted field is written twice"
-            ) from err
+            yield where, DataError(f"{where}: no valid CSV: {err}; a quote inside a quoted field is written twice")
+        else:
+            if fields:
+                yield where, fields
 
 
 @contextmanager
-def _fields_of_any_length() -> Iterator[None]:
+def _field_limit(limit: int) -> Iterator[None]:
     """The csv module has one limit for the whole process; it is put back, since others may count on it."""
-    before = csv.field_size_limit(FIELD_LIMIT)
+    before = csv.field_size_limit(limit)
     try:
         yield
     finally:
         csv.field_size_limit(before)
 
 
-def _header(fields: list[str], where: str) -> list[str]:
+def _header(fields: list[str] | DataError, where: str) -> list[str]:
+    if isinstance(fields, DataError):
+        raise fields
     header = [name.strip() for name in fields]
     if len(set(header)) < len(header):
         raise DataError(f"{where}: a column name stands twice in the header: {', '.join(header)}")

@@ -49,10 +49,11 @@ class Predictor:
     def stream(self, unlabelled: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """The same for examples, one answer after the other: all are checked first, and few are held at a time."""
         for number, example in enumerate(unlabelled, start=1):
-            check_asked(example, self.side, f"text {number} of {len(unlabelled)}")
-        return chain.from_iterable(map(self._lines, chunks(unlabelled)))
+            check_asked(example, self.side, example.where or f"text {number} of {len(unlabelled)}")
+        return chain.from_iterable(map(self.lines, chunks(unlabelled)))
 
-    def _lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
+    def lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
+        """The same at once, for what has been checked."""
         examples = [as_wanted(self.task, example) for example in unlabelled]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 

@@ -27,7 +27,7 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore) -> Ite
     """
     made = _make(folder)
     try:
-        with _locked(folder, report):
+        with locked(folder, report, "training", "output.dir"):
             _check(folder, resume)
             for place in (folder, folder / CHECKPOINTS):
                 if place.is_dir():
@@ -62,14 +62,18 @@ def _check(folder: Path, resume: str | None) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, report: Report) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes from a process that dies; the file says whose it is or was."""
+def locked(folder: Path, report: Report, doing: str, key: str) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes from a process that dies; the file says whose it is or was.
+
+    Raises:
+        OutputError: another process holds it, which is `doing` something there; `key` is what names another folder.
+    """
     path = folder / LOCK
     try:
         descriptor = _open_locked(path, report)
     except BlockingIOError as err:
         raise OutputError(
-            f"{folder}: {path.read_text()} is training there; wait for its end, or choose another output.dir"
+            f"{folder}: {path.read_text()} is {doing} there; wait for its end, or choose another {key}"
         ) from err
     except OSError as err:
         raise cannot_write(path, err) from err
