@@ -14,10 +14,13 @@ import click
 import lorakit
 from lorakit.app.cli_card import card
 from lorakit.app.cli_combine import combine
+from lorakit.app.cli_completion import complete, completion
 from lorakit.app.cli_doctor import doctor
 from lorakit.app.cli_export import export
+from lorakit.app.cli_import import import_
 from lorakit.app.cli_predict import predict
 from lorakit.app.cli_push import push
+from lorakit.app.cli_quickstart import quickstart
 from lorakit.app.cli_report import report
 from lorakit.app.cli_serve import serve
 from lorakit.app.cli_sweep import sweep
@@ -27,10 +30,6 @@ from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
 
-TASKS = (
-    *("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
-    *("token_classification", "text2text_ner", "text2text_classification"),
-)
 WORD = {
     "classification": "sequence_classification",
     "multi-label": "multi_label_classification",
@@ -139,9 +138,10 @@ def train(
     screen = Screen()
     try:
         if dry_run:
-            from lorakit.app.inspecting import recipe_lines
+            from lorakit.app.inspecting import inspect_recipe
 
-            click.echo("\n".join(recipe_lines(recipe, screen)))
+            found = inspect_recipe(recipe, screen)
+            click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
             return
         result = train_recipe(recipe, report=screen, resume=resume)
     finally:
@@ -300,52 +300,27 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
+@click.option("--dry-run", is_flag=True, help="Merge and check, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
-def merge(run: Path, out: Path, allow_base_mismatch: bool) -> None:
+def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
     """Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
     from lorakit.app.exporting import merge as merge_run
+    from lorakit.app.rehearsal import place_to_write
 
-    said = merge_run(run, out, allow_base_mismatch=allow_base_mismatch)
-    click.echo("\n".join([*said.lines, f"merged model: {out}"]))
-
-
-@commands.command(name="import")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
-@click.option("--base", help="Its base model, where the adapter does not name it or it is elsewhere.")
-@click.option("--task", type=click.Choice(sorted(TASKS)), help="Its task, where its task_type does not tell it.")
-@click.option("--labels", metavar="A,B,...", help="The labels, in the order of its head's rows.")
-@click.option("--pair", metavar="COLUMN", help="The second text's column, where it was trained on pairs.")
-def import_(folder: Path, out: Path, labels: str | None, **options: str | None) -> None:
-    """Check an adapter that peft has written and adopt it: predict, evaluate, merge and export work on it then."""
-    from lorakit.app.importing import Asked, import_adapter
-
-    names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()
-    click.echo("\n".join([*import_adapter(folder, out, Asked(labels=names, **options)), f"adapter: {out}"]))
+    with place_to_write(out, dry_run) as place:
+        said = merge_run(run, place, allow_base_mismatch=allow_base_mismatch)
+    if as_json:
+        click.echo(json.dumps({"merged": None if dry_run else str(out), "said": said.lines, **said.facts}))
+    else:
+        click.echo("\n".join(said.lines if dry_run else [*said.lines, f"merged model: {out}"]))
 
 
-@commands.command()
-@click.argument("which", type=click.Choice(["sentiment", "ner"]), required=False)
-@click.option(
-    "--t5", is_flag=True, help="With ner: as text to text, over t5-small from the hub's cache or the bundled t5-demo."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go."
-)
-def quickstart(which: str | None, t5: bool, out: Path) -> None:
-    """Train on the bundled data, score, and answer sentences never seen; both systems unless one is named."""
-    from lorakit.app.quickstart import run_ner, run_sentiment
-
-    if t5 and which == "sentiment":
-        raise ConfigError("--t5 goes with ner")
-    if which != "ner" and not t5:
-        run_sentiment(out)
-    if which != "sentiment":
-        run_ner(out, t5)
-
-
-for verb in (card, combine, doctor, export, predict, push, report, serve, sweep):
+for verb in (card, combine, completion, doctor, export, import_, predict, push, quickstart, report, serve, sweep):
     commands.add_command(verb)
+
+
+complete(commands)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ CONSUMERS = ("peft", "merged", "onnx", "vllm", "lorax", "llamacpp")  # two, and 
 @click.option("--int8", is_flag=True, help="With onnx: write it in int8 too, and say what that changes.")
 @click.option("--rank", type=click.IntRange(min=1), help="Cut updates of higher rank (DoRA's) to this one, by SVD.")
 @click.option("--base-name", metavar="ID", help="What the reader calls the base model; unset: as in training.")
+@click.option("--dry-run", is_flag=True, help="Export and check, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
-def export(run: Path, to: str, out: Path, as_json: bool, **options: Any) -> None:
+def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Write RUN's model or adapter in the form that another program reads, say what was changed, and check it.
 
     \b
@@ -32,9 +33,11 @@ def export(run: Path, to: str, out: Path, as_json: bool, **options: Any) -> None
     """
     from lorakit.app.exporting import Options
     from lorakit.app.exporting import export as export_run
+    from lorakit.app.rehearsal import place_to_write
 
-    told = export_run(run, to, out, Options(**options))
+    with place_to_write(out, dry_run) as place:
+        told = export_run(run, to, place, Options(**options))
     if as_json:
-        click.echo(json.dumps({"to": to, "out": str(out), "said": told.lines, **told.facts}))
+        click.echo(json.dumps({"to": to, "out": None if dry_run else str(out), "said": told.lines, **told.facts}))
         return
-    click.echo("\n".join([*told.lines, f"exported for {to}: {out}"]))
+    click.echo("\n".join(told.lines if dry_run else [*told.lines, f"exported for {to}: {out}"]))

@@ -25,12 +25,18 @@ import click
 @click.option(
     "--figures", type=click.Path(path_type=Path), help="Write each figure here too: SVG, PNG, and its numbers as CSV."
 )
+@click.option("--dry-run", is_flag=True, help="Say what was found, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def report(
-    runs: tuple[Path, ...], beside: tuple[Path, ...], out: Path | None, figures: Path | None, as_json: bool
+    runs: tuple[Path, ...],
+    beside: tuple[Path, ...],
+    out: Path | None,
+    figures: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Write the report of RUN from its folder alone, one HTML file; of several RUNs, a page that compares them."""
     from lorakit.app.report.build import build
 
-    built = build(runs, beside, out, figures)
+    built = build(runs, beside, out, figures, dry_run=dry_run)
     click.echo(json.dumps(built.facts) if as_json else "\n".join(built.lines))

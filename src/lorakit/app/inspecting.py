@@ -59,11 +59,6 @@ def inspect_what(what: str, changes: Sequence[str] = ()) -> Inspection:
     return inspect_model(what)
 
 
-def recipe_lines(recipe: Recipe, report: Report = ignore) -> list[str]:
-    """The resolved recipe, the targeting table, and the size of the run."""
-    return inspect_recipe(recipe, report).lines
-
-
 def inspect_recipe(recipe: Recipe, report: Report = ignore) -> Inspection:
     """What a recipe would train."""
     check_trackers(recipe)

@@ -10,6 +10,7 @@ import click
 
 from lorakit.app.api import train_recipe
 from lorakit.app.console import Screen, score_lines
+from lorakit.app.inspecting import Inspection, inspect_recipe
 from lorakit.engine.predictor import load
 from lorakit.engine.results import Result
 from lorakit.errors import ModelError
@@ -53,15 +54,15 @@ ENTITIES_T5: dict[str, dict[str, Any]] = {
 }
 
 
-def run_sentiment(out: Path) -> None:
+def run_sentiment(out: Path) -> Result:
     """Train, score and use a sentiment classifier."""
     result = _train("Sentiment of reviews: positive or negative", SENTIMENT, out / "quickstart-sentiment")
     for answer in load(result.folder).predict(UNSEEN_REVIEWS):
         click.echo(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
-    _files(result)
+    return _files(result)
 
 
-def run_ner(out: Path, t5: bool) -> None:
+def run_ner(out: Path, t5: bool) -> Result:
     """Train, score and use an entity recogniser: tags over minilm, or text to text over a T5."""
     if not t5:
         result = _train("Named entities: a tag for each word", ENTITIES, out / "quickstart-ner")
@@ -73,7 +74,24 @@ def run_ner(out: Path, t5: bool) -> None:
     for answer in load(result.folder).predict(UNSEEN_SENTENCES):
         found = ", ".join(f"{e['word']} ({e['entity_group']})" for e in answer["entities"])
         click.echo(f"  {answer['text']}\n    -> {found or 'no entity'}")
-    _files(result)
+    return _files(result)
+
+
+def planned(out: Path, *, sentiment: bool, ner: bool, t5: bool) -> Inspection:
+    """What the quickstart would train, checked as `train --dry-run` does."""
+    t5_sections = {**ENTITIES_T5, "model": {"base": _t5_base()}} if ner and t5 else {}
+    systems = {
+        "quickstart-sentiment": SENTIMENT if sentiment else {},
+        "quickstart-ner": ENTITIES if ner and not t5 else {},
+        "quickstart-ner-t5": t5_sections,
+    }
+    asked = {
+        name: {**sections, "output": {"dir": str(_free(out / name))}} for name, sections in systems.items() if sections
+    }
+    found = [inspect_recipe(make_recipe(sections, where="quickstart")) for sections in asked.values()]
+    return Inspection(
+        [line for one in found for line in one.lines], dict(zip(asked, (f.facts for f in found), strict=True))
+    )
 
 
 def _t5_base() -> str:
@@ -121,7 +139,7 @@ def _samples(path: Path, most: int = 5) -> None:
         click.echo(f"  prediction  {sample['generated']}\n")
 
 
-def _files(result: Result) -> None:
+def _files(result: Result) -> Result:
     folder = result.folder
     click.echo("\nOpen next:")
     for name, what in (
@@ -134,3 +152,4 @@ def _files(result: Result) -> None:
     ):
         click.echo(f"  {folder / name if not name.endswith('/') else str(folder / name) + '/'}  {what}")
     click.echo(f'\nUse it:  lorakit predict {folder} "your own sentence"')
+    return result

@@ -26,7 +26,12 @@ class Built(NamedTuple):
 
 
 def build(
-    paths: Sequence[Path], beside: Sequence[Path] = (), out: Path | None = None, figures: Path | None = None
+    paths: Sequence[Path],
+    beside: Sequence[Path] = (),
+    out: Path | None = None,
+    figures: Path | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Built:
     """Write a page about a run, or about several; a folder of several seeds stands for the runs in it.
 
@@ -41,9 +46,12 @@ def build(
     page = page if out is None else _place(out)
     read = [read_run(run) for run in runs]
     if len(read) > 1:
-        return _compared(comparison_of(read), page, figures)
+        return _compared(comparison_of(read), page, figures, dry_run)
     content = content_of(read[0], list(sentences(read[0], [read_run(other) for other in beside])), doubts(read[0]))
-    atomic_text(page, html(content))
+    text = html(content)
+    if dry_run:
+        return Built(content.verdict.sentences, facts(content))
+    atomic_text(page, text)
     lines = [
         *content.verdict.sentences,
         *_write_figures(figures, content.charts, content.all_tables),
@@ -52,8 +60,11 @@ def build(
     return Built(lines, {**facts(content), "report": str(page)})
 
 
-def _compared(comparison: Comparison, page: Path, figures: Path | None) -> Built:
-    atomic_text(page, html(comparison, "comparison.html.jinja"))
+def _compared(comparison: Comparison, page: Path, figures: Path | None, dry_run: bool) -> Built:
+    text = html(comparison, "comparison.html.jinja")
+    if dry_run:
+        return Built(comparison.sentences, {"verdict": comparison.sentences})
+    atomic_text(page, text)
     written = _write_figures(figures, comparison.charts, comparison.all_tables)
     lines = [*comparison.sentences, *written, f"report: {page}"]
     return Built(lines, {"verdict": comparison.sentences, "report": str(page)})
