@@ -103,7 +103,7 @@ def backward(
 ) -> Tensor:
     """This rank's part of each turn's mean loss over its `counts` labelled positions, detached, and its gradients.
 
-    Several lanes are walked by a thread each, in which torch's operations have one core.
+    Several lanes are walked by a thread each, this one among them, in which torch's operations have one core.
 
     Shapes: (turns,).
 
@@ -117,9 +117,13 @@ def backward(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(len(lanes)) as pool:
-            for walked in [pool.submit(_backward, model, passes, turns, counts, totals) for passes in lanes]:
-                walked.result()
+        with ThreadPoolExecutor(len(lanes) - 1) as pool:
+            walks = [pool.submit(_backward, model, passes, turns, counts, totals) for passes in lanes[1:]]
+            _backward(
+                model, lanes[0], turns, counts, totals
+            )  # here: each thread has an arena of freed memory of its own
+            for walk in walks:
+                walk.result()
     finally:
         torch.set_num_threads(threads)
     return totals
