@@ -207,7 +207,7 @@ def test_nan_on_one_rank_is_seen_by_all_before_the_step(prepared: Prepared) -> N
 def test_answers_do_not_depend_on_the_number_of_ranks(
     prepared: Prepared, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorakit.engine.evaluate.READ", Most(5, 2048))
+    monkeypatch.setattr("lorakit.engine.evaluate.READ", Most(5, 5, 2048))
     items = prepared.parts["validation"].items
     alone = predict_all(prepared.model, prepared.task, items, prepared.device)
     models = [copy.deepcopy(prepared.model) for _ in range(size)]

@@ -21,14 +21,18 @@ T = TypeVar("T")
 
 
 class Most(NamedTuple):
-    """What one forward takes in prediction: more tokens do not fit a CPU's cache, fewer rows leave a decoder idle."""
+    """What one forward takes in prediction: more tokens do not fit a CPU's cache, fewer rows leave a decoder idle.
+
+    On a CPU, where the tokens are bounded, many short texts go together: a small model's forward costs more than its sums.
+    """
 
     examples: int
+    cpu_examples: int
     cpu_tokens: int
 
 
-READ = Most(64, 2048)  # by models that read a text once
-WRITTEN = Most(128, 8192)  # by those that write token by token
+READ = Most(64, 256, 2048)  # by models that read a text once
+WRITTEN = Most(128, 128, 8192)  # by those that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
 
 
@@ -40,8 +44,8 @@ def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
 def batches_of(task: Task, items: Sequence[Item], device: torch.device) -> list[list[int]]:
     """What the forwards over these items take, as positions: longest first, as many as suit the device."""
     most = WRITTEN if task.kind == "text2text" else READ
-    tokens = most.cpu_tokens if device.type == "cpu" else None
-    return sorted_batches([len(item["input_ids"]) for item in items], most.examples, tokens)
+    limits = (most.cpu_examples, most.cpu_tokens) if device.type == "cpu" else (most.examples, None)
+    return sorted_batches([len(item["input_ids"]) for item in items], *limits)
 
 
 def answer_all(

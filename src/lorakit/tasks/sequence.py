@@ -48,7 +48,8 @@ class SequenceTask(Untuned):
 
     def _tokenized(self, examples: Sequence[Example], **options: Any) -> Any:
         pairs = [example.pair for example in examples] if examples[0].pair is not None else None
-        return self.tokenizer([self.source(example) for example in examples], pairs, **options)
+        texts = [self.source(example) for example in examples]
+        return self.tokenizer(texts, pairs, return_attention_mask=False, **options)  # padding makes it anew
 
     def source(self, example: Example) -> str:
         """The text that the model reads, before the second one of a pair."""
