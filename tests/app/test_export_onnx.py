@@ -1,0 +1,253 @@
+"""`lorakit export --to onnx`, and how exports prove themselves. What runs torch's exporter takes seconds and is marked slow."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import lorakit
+from lorakit.app.exporting_check import BOUND, MADE, Agreement, Texts, agree, check_exact, texts_of
+from lorakit.engine.adapter import read_side
+from lorakit.engine.predictor import Predictor
+from tests.app.conftest import Cli
+from tests.conftest import N_TRAIN, N_VALIDATION
+from tests.runs import changed, fit, sections
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "exports.md"
+slow = pytest.mark.slow
+
+
+# The check itself
+
+
+def asked(predictor: Predictor, run: Path, export: Any) -> Agreement:
+    return agree(predictor.task, predictor.side, texts_of(run, predictor.side), predictor.model, export)
+
+
+def test_texts_are_the_run_s_then_made_up_ones_of_all_lengths(bert_run: Path) -> None:
+    predictor = lorakit.load(bert_run)
+    texts = texts_of(bert_run, predictor.side)
+    assert (texts.n_own, texts.n_gold, len(texts.examples)) == (
+        N_VALIDATION + N_TRAIN,
+        N_VALIDATION,
+        N_VALIDATION + N_TRAIN + MADE,
+    )
+    made = predictor.task.encode(texts.examples[texts.n_own :])
+    lengths = [len(item["input_ids"]) for (item,) in made]
+    assert lengths == sorted(lengths)
+    limit = predictor.side.max_length
+    assert (lengths[0], lengths[-1]) == (3, limit)  # one word between [CLS] and [SEP]; as many as fit
+    assert max(np.diff(lengths)) <= -(-limit // (MADE - 1))
+
+
+def test_texts_come_from_answers_where_the_data_are_gone(bert_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bert_run, run)
+    recipe = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(re.sub(r'train = ".*"', 'train = "gone.csv"', recipe))
+    side = read_side(run / "adapter")
+    for path in (run, run / "adapter"):
+        texts = texts_of(path, side)
+        assert (texts.n_own, texts.n_gold) == (N_VALIDATION, 0)
+    shutil.move(run / "adapter", tmp_path / "alone")
+    assert texts_of(tmp_path / "alone", side).n_own == 0
+
+
+@pytest.mark.parametrize("run", ["bert_run", "tagger_run"])
+def test_a_model_agrees_with_itself_and_not_with_another(request: pytest.FixtureRequest, run: str) -> None:
+    folder = request.getfixturevalue(run)
+    predictor = lorakit.load(folder)
+    same = asked(predictor, folder, predictor.model)
+    assert (same.logits, same.differing, same.same) == (0, 0, 1)
+    assert same.before == same.after
+    other = copy.deepcopy(predictor.model)
+    with torch.no_grad():
+        other.classifier.adapters["default"].bias[0] += 30  # every answer is the first label
+    far = asked(predictor, folder, other)
+    assert far.logits == pytest.approx(30, abs=1e-3)
+    assert far.differing > 0
+    assert far.before == same.before != far.after
+    assert not far.is_exact
+
+
+@pytest.mark.parametrize(("logits", "is_exact"), [(BOUND, True), (2 * BOUND, False), (float("nan"), False)])
+def test_difference_beyond_the_bound_is_refused(logits: float, is_exact: bool) -> None:
+    agreement = Agreement(Texts([], 0, 0), logits, 1.0, 0, {}, {})
+    assert agreement.is_exact == is_exact
+    if not is_exact:
+        with pytest.raises(RuntimeError, match="the export differs from the model; nothing was written"):
+            check_exact(agreement)
+
+
+def test_logits_that_are_no_number_are_not_overlooked(tagger_run: Path) -> None:
+    predictor = lorakit.load(tagger_run)
+
+    class Broken(torch.nn.Module):
+        def forward(self, **inputs: Any) -> Any:
+            logits = predictor.model(**inputs).logits
+            return SimpleNamespace(logits=logits.masked_fill(inputs["input_ids"][..., None] == 0, torch.nan))
+
+    assert not asked(predictor, tagger_run, Broken()).is_exact
+
+
+def test_merged_model_that_differs_is_not_published(
+    bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    import lorakit.engine.predictor as predictor
+    from lorakit.lora import unload
+
+    monkeypatch.setattr(predictor, "merge_and_unload", unload)  # which leaves the adapter out
+    code, _, err = cli("export", bert_run, "--to", "merged", "--out", "out")
+    assert code == 1
+    assert "the export differs from the model; nothing was written" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_package_is_named(
+    bert_run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = cli("export", bert_run, "--to", "onnx", "--out", "out")
+    assert (code, err) == (2, f"error: --to onnx needs {package}: pip install 'lorakit[onnx]'\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("to", "option", "message"),
+    [
+        ("merged", "--int8", "--int8 goes with --to onnx, not with --to merged"),
+        ("peft", "--int8", "--int8 goes with --to onnx, not with --to peft"),
+        ("onnx", "--rank=2", "--rank and --base-name are for adapters; --to onnx needs neither"),
+    ],
+)
+def test_options_of_other_readers_are_refused(bert_run: Path, cli: Cli, to: str, option: str, message: str) -> None:
+    assert cli("export", bert_run, "--to", to, "--out", "out", option)[::2] == (2, f"error: {message}\n")
+
+
+# Real exports
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory: pytest.TempPathFactory, bert_run: Path) -> Any:
+    """An export of the classifier, with what was said of it."""
+    pytest.importorskip("onnxruntime")
+    from lorakit.app.exporting import Options, export
+
+    folder = tmp_path_factory.mktemp("onnx") / "out"
+    return SimpleNamespace(folder=folder, told=export(bert_run, "onnx", folder, Options(int8=True)))
+
+
+def client(folder: Path) -> Any:
+    """The class that docs/exports.md shows, over an export."""
+    pytest.importorskip("tokenizers")
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    assert "torch" not in code
+    names: dict[str, Any] = {}
+    exec(code.replace('"reviews-onnx"', repr(str(folder))), names)
+    return names["Classifier"]
+
+
+@slow
+def test_export_tells_what_was_checked(onnx: Any) -> None:
+    n = N_TRAIN + N_VALIDATION
+    check, sizes, int8, scores, *_ = onnx.told.lines
+    assert check.startswith(f"check: read back from the files, on {n + MADE} texts ({n} of the run's, {MADE} made up)")
+    assert check.endswith("no answers differ")
+    assert re.fullmatch(r"model.onnx: \d+\.\d MB, opset 20; 32 texts take \d+ ms, in PyTorch \d+ ms \(.*\)", sizes)
+    assert re.match(r"int8 \(_quantized\): \d+\.\d MB, .* \d+\.\d% of the answers are the same", int8)
+    assert scores.startswith(f"accuracy on {N_VALIDATION} validation texts: ")
+    assert onnx.told.facts["check"]["logits"] <= BOUND * onnx.told.facts["check"]["largest_logit"]
+    assert {"model.onnx", "model_quantized.onnx", "config.json", "lorakit.json", "tokenizer.json"} <= {
+        path.name for path in onnx.folder.iterdir()
+    }
+
+
+@slow
+def test_documented_client_answers_as_the_run_does(onnx: Any, bert_run: Path) -> None:
+    texts = ["the film was superb", "dreadful", "a rather " * 40 + "boring plot"]
+    ours = [line["probabilities"] for line in lorakit.load(bert_run).predict(texts)]
+    theirs = client(onnx.folder)(onnx.folder)(texts)
+    assert theirs == [pytest.approx(row, abs=1e-4) for row in ours]
+
+
+@slow
+@pytest.mark.parametrize("run", ["tagger_run", "multi_label_run", "ordinal_run", "regression_run"])
+def test_every_task_that_reads_is_exported(request: pytest.FixtureRequest, run: str, cli: Cli, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(run)
+    code, out, err = cli("export", folder, "--to", "onnx", "--out", "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["check"]["answers_differing"] == 0
+    facts = json.loads((tmp_path / "out" / "lorakit.json").read_text())
+    predictor = lorakit.load(folder)
+    assert facts["labels"] == list(predictor.task.labels)
+    assert len(facts["outputs"]) == predictor.model.config.num_labels
+    if run == "multi_label_run":
+        texts = ["the plot", "a cast and a scene"]
+        assert client(tmp_path / "out")(tmp_path / "out")(texts) == [a["labels"] for a in predictor.predict(texts)]
+
+
+@slow
+def test_dora_embeddings_and_other_places_are_exported(bert: Path, files: Path, tmp_path: Path, cli: Cli) -> None:
+    places = "lora.target_modules=query,output.dense,word_embeddings"
+    recipe = changed(sections(bert, files), "lora.use_dora=true", places, "lora.init=pissa", "train.max_steps=3")
+    run = fit(recipe, tmp_path / "run").folder
+    code, _, err = cli("export", run, "--to", "onnx", "--out", "out")
+    assert code == 0, err
+
+
+def greedily(folder: Path, ids: list[int], limit: int) -> list[int]:
+    """Greedy decoding of one text with the three files, by a plain loop."""
+    import onnxruntime
+
+    names = ("encoder_model", "decoder_model", "decoder_with_past_model")
+    encoder, first, following = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in names)
+    source, mask = np.array([ids]), np.ones((1, len(ids)), np.int64)
+    (hidden,) = encoder.run(None, {"input_ids": source, "attention_mask": mask})
+    feeds = {"encoder_attention_mask": mask, "input_ids": np.array([[0]]), "encoder_hidden_states": hidden}
+    step, past, written = first, {}, []
+    for _ in range(limit):
+        out = dict(zip([put.name for put in step.get_outputs()], step.run(None, feeds), strict=True))
+        written.append(int(out.pop("logits")[0, -1].argmax()))
+        past |= {name.replace("present", "past_key_values"): values for name, values in out.items()}
+        feeds = {"encoder_attention_mask": mask, "input_ids": np.array([written[-1:]]), **past}
+        step = following
+    return written
+
+
+@slow
+def test_t5_writes_what_transformers_writes(t5_run: Path, cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    code, out, err = cli("export", t5_run, "--to", "onnx", "--out", "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["check"]["answers_differing"] == 0
+    cli("export", t5_run, "--to", "merged", "--out", "plain")
+    plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "plain").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("ner: Ada left Oslo .", "ner: x"):
+        ids = tokenizer(text)["input_ids"]
+        theirs = plain.generate(torch.tensor([ids]), max_new_tokens=9, min_new_tokens=9, do_sample=False, num_beams=1)
+        assert greedily(tmp_path / "out", ids, 9) == theirs[0, 1:].tolist()
+
+
+@slow
+def test_t5_that_classifies_is_exported(t5: Path, files: Path, tmp_path: Path, cli: Cli) -> None:
+    recipe = changed(sections(t5, files, "text2text_classification"), "train.max_steps=3")
+    run = fit(recipe, tmp_path / "run").folder
+    code, out, err = cli("export", run, "--to", "onnx", "--int8", "--out", "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["check"]["answers_differing"] == 0
