@@ -59,6 +59,11 @@ class SharedSweep(Sweep):
     def save(self) -> None:
         """Leave sweep.json to the end, when it says the same whoever writes it."""
 
+    def take(self, members: Sequence[Member]) -> None:
+        """Put members of this process in; one whose worker died after its run's end is not trained again."""
+        self.members += members
+        self._look_at_folders()
+
     def restore_from(self, study: Study) -> None:
         """Take the members of every worker from the storage."""
         found: dict[str, Member] = {}
@@ -67,7 +72,7 @@ class SharedSweep(Sweep):
                 if trial.state == state("FAIL") and member.status in ("waiting", "paused"):
                     member.status, member.error = "failed", f"its worker died, {RETRIES + 1} times"
                 found[member.name] = member
-            self.metric = trial.user_attrs.get(METRIC, self.metric)
+            self.metric = trial.user_attrs.get(METRIC) or self.metric
         self.members = list(found.values())
 
     def write(self) -> None:
@@ -133,23 +138,31 @@ def work(sweep: SharedSweep, base: Recipe, space: Space, asked: Search) -> None:
         ConfigError: the storage holds another search. OutputError: the folder holds something else.
         LorakitError: a mistake that all points share, or a signal; the trials in hand are given back.
     """
-    from optuna.exceptions import ExperimentalWarning
+    from optuna.exceptions import ExperimentalWarning, StorageInternalError
 
     with _shared(sweep.folder, base), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop, whose part Heart plays
-        study, storage = _joined(sweep, asked)
-        with Heart(storage, study) as heart:
-            while told(study) < asked.trials:
-                _fail_stale(study, heart)
-                if running := _claimed(study, heart, sweep, space, asked):
-                    _train(study, sweep, running, space)
-                    sweep.report(Note(f"{told(study)} of {asked.trials} trials, {len(sweep.members)} of them here"))
-                else:
-                    time.sleep(LOOK_S)
+        try:
+            study = _worked(sweep, space, asked)
+        except StorageInternalError as err:
+            raise OutputError(f"--optuna: the storage fails: {err.__cause__ or err}".splitlines()[0]) from err
         with _turn(sweep.folder):
             sweep.restore_from(study)
             sweep.write()
+
+
+def _worked(sweep: SharedSweep, space: Space, asked: Search) -> Study:
+    study, storage = _joined(sweep, asked)
+    with Heart(storage, study) as heart:
+        while told(study) < asked.trials:
+            _fail_stale(study, heart)
+            if running := _claimed(study, heart, sweep, space, asked):
+                _train(study, sweep, running, space)
+                sweep.report(Note(f"{told(study)} of {asked.trials} trials are over; {len(sweep.members)} runs here"))
+            else:
+                time.sleep(LOOK_S)
+    return study
 
 
 def _joined(sweep: Sweep, asked: Search) -> tuple[Study, RDBStorage]:
@@ -215,7 +228,7 @@ def _group(sweep: SharedSweep, space: Space, trial: Trial) -> Group:
     else:
         named = [(member_name(trial.number, {**point, SEED: seed}), seed) for seed in space.seeds]
         members = [Member(name, point, seed) for name, seed in named]
-    sweep.members += members
+    sweep.take(members)
     group = Group(point, members)
     trial.set_user_attr(RUN, group.name)
     trial.set_user_attr(MEMBERS, [dataclasses.asdict(member) for member in members])
