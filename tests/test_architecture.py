@@ -40,6 +40,7 @@ OWNERS = {
     "transformers": ("models.py",),
     "huggingface_hub": ("models.py", "app/card.py", "app/doctor.py", "app/pushing.py"),
     "datasets": ("data/hub.py",),
+    "ray": ("app/on_ray.py",),
     "spacy": ("data/docbin.py",),
 }
 NEVER = {"peft", "accelerate", "lightning", "pytorch_lightning"}

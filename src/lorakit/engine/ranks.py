@@ -148,7 +148,7 @@ def _peers_needed() -> Iterator[None]:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that torchrun has started, this process among them; alone where it has started none.
+    """The ranks that torchrun or Ray has started, this process among them; alone where it has started none.
 
     Raises:
         RankLost: the others did not come.
@@ -156,6 +156,9 @@ def joined() -> Iterator[Ranks]:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield ALONE
+        return
+    if dist.is_initialized():  # by whoever has started this process, who ends it as well
+        yield Ranks(rank, size)
         return
     _end_with_parent()
     with _peers_needed():
