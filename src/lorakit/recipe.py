@@ -89,6 +89,7 @@ class DataSection(Section):
     overlaps: Literal["error", "longest"] = "error"  # what becomes of character spans that overlap
     validation_share: Share = 0.1
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
+    cache: str | None = None  # folder for encoded examples, which runs share; unset: each run has them in memory
 
 
 # Keys of the [task] table, and the tasks that know them; a key set for another task is an error.

@@ -7,14 +7,17 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.data.batches import split
+from lorakit.data.cache import CachedItems
 from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.read import read
+from lorakit.engine.encoding import encode
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN, Kernels, speed_up
 from lorakit.engine.passes import to_device
@@ -76,8 +79,10 @@ class Part:
         return digest.hexdigest()
 
     @cached_property
-    def flat(self) -> list[Item]:
+    def flat(self) -> Sequence[Item]:
         """All items in a row, which is what training draws from."""
+        if isinstance(self.items, CachedItems):
+            return self.items.flat
         return [item for of_example in self.items for item in of_example]
 
 
@@ -155,7 +160,13 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
 
     def encoded() -> tuple[Task, dict[str, Part]]:
         task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
-        parts = {name: Part(part, task.encode(part)) for name, part in examples.items()}
+        cache = None if recipe.data.cache is None else Path(recipe.data.cache)
+        made_of = [
+            recipe.task.model_dump(mode="json"),
+            max_length,
+            sorted(fingerprints.values()),
+        ]  # a mean is of all of train
+        parts = {name: Part(part, encode(task, part, cache, made_of)) for name, part in examples.items()}
         _tell_cut(task, parts, max_length, report)
         return task, parts
 
