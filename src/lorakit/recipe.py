@@ -55,7 +55,11 @@ TaskName = Literal[
 ]
 
 
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(strict=False),
+]
 
 
 class Section(BaseModel):
@@ -227,7 +231,7 @@ class OutputSection(Section):
     """Where the run folder goes, and who else hears of the run."""
 
     dir: str | None = None  # unset: runs/<name of the recipe or data file>
-    trackers: Annotated[tuple[TrackerName, ...], Field(strict=False)] = ()
+    trackers: Trackers = ()
     project: str | None = None  # under which trackers file the run; unset: what their environment says, or lorakit
 
 
@@ -302,12 +306,13 @@ def _split_override(word: str) -> tuple[str, Any]:
 
 
 def _toml_value(text: str) -> Any:
-    """The value as TOML reads it; bare words are strings, bare words with commas lists."""
+    """The value as TOML reads it; bare words are strings, bare words with commas or in brackets lists."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        if "," in text and not re.search(r"[()|\\]", text):
-            return [_toml_value(part.strip()) for part in text.split(",") if part.strip()]
+        inner = text[1:-1] if re.fullmatch(r"\[[^\[\]]*\]", text) else text
+        if ("," in text or inner != text) and not re.search(r"[()|\\]", inner):
+            return [_toml_value(part.strip()) for part in inner.split(",") if part.strip()]
         return text
 
 
@@ -328,6 +333,7 @@ def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -
     if problem["type"] == "missing":
         return f"{place}: {key} is missing"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = message.replace("a valid tuple", "a list, for example [a,b]")
     if problem["type"] == "value_error":  # of a whole table; it names its key itself
         return f"{place}: {message}"
     return f"{place}: {key} = {problem['input']!r}: should be {message}"

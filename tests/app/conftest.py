@@ -60,6 +60,7 @@ def hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
             raise NoRoute(name)
         raise RepositoryNotFoundError(name, response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
 

@@ -287,7 +287,7 @@ def test_merge_writes_a_plain_model(cli: Cli, bert_run: Path, tmp_path: Path) ->
     code, out, _ = cli("merge", bert_run, "--out", "merged")
     check, merged = out.splitlines()
     assert (code, merged) == (0, "merged model: merged")
-    assert check.startswith("check: read back from the files, logits differ by at most ")
+    assert check.startswith("check: read back from the files, on ")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert set(model.config.label2id) == {"good", "bad"}
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]

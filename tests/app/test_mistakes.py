@@ -75,6 +75,8 @@ MISTAKES = (
     knob("lora.target_modules=query,valeu", "target_modules", "'valeu'", "did you mean 'value'"),
     knob("lora.target_modules=.*qurey", "target_modules", "'.*qurey'", "matches no whole path"),
     knob("lora.target_modules=(", "target_modules", "'('", "no regular expression"),
+    knob("lora.target_modules=3", "lora.target_modules = 3", "a list, for example [a,b]"),
+    knob("lora.target_modules=[qurey,value]", "'qurey'", "did you mean 'query'"),
     knob("lora.target_modules=[]", "lora.target_modules is empty", "train.method = 'head'"),
     knob("lora.layers_to_transform=7", "layers_to_transform", "7"),
     knob("lora.layers_to_transform=[7]", "layers_to_transform", "block 7", "blocks: 0 to 1"),
@@ -313,6 +315,37 @@ MISTAKES = (
     ),
     Mistake("merge without --out", ("merge", "{run}"), ("--out",)),
     Mistake("inspect nothing", ("inspect", "./nowhere"), ("./nowhere", "no such folder")),
+    # trackers, cards and the hub
+    knob("output.trackers=[tensorbord]", "output.trackers", "'tensorbord'", "'tensorboard'"),
+    knob("output.trackers=aim", "output.trackers", "'aim'", "tensorboard"),
+    Mistake("card of no run", ("card", "nowhere"), ("nowhere", "no such run folder")),
+    Mistake("card of an unfinished run", ("card", "half"), ("half", "no scores.json"), {"half/recipe.toml": RECIPE}),
+    Mistake("push of no run", ("push", "nowhere", "you/reviews"), ("nowhere", "no such run folder")),
+    Mistake("push to no repository", ("push", "{run}", "a b/c"), ("'a b/c'", "NAMESPACE/NAME")),
+    Mistake("push without a network", ("push", "{run}", "you/reviews"), ("HF_HUB_OFFLINE", "unset it")),
+    # the other verbs
+    Mistake("check missing data", ("check", "nowhere.csv"), ("nowhere.csv", "no such file")),
+    Mistake("compare one run", ("compare", "{run}"), ("compare", "two")),
+    Mistake("report of no run", ("report", "nowhere"), ("nowhere", "no such run folder")),
+    Mistake(
+        "report into a folder", ("report", "{run}", "--out", "there"), ("--out there", "report.html"), {"there/a": ""}
+    ),
+    Mistake("export to nobody", ("export", "{run}", "--to", "vlm", "--out", "out"), ("--to", "'vlm'", "vllm")),
+    Mistake(
+        "rehearsed export below a file",
+        ("export", "{run}", "--to", "peft", "--out", "file/out", "--dry-run"),
+        ("file/out", "is no folder"),
+        {"file": b""},
+    ),
+    Mistake("import of no adapter", ("import", "empty", "--out", "out"), ("empty",), {"empty/file": b""}),
+    Mistake("combine without weights", ("combine", "{run}", "{run}"), ("--weights", "--on")),
+    Mistake("combine with words", ("combine", "{run}", "{run}", "--weights", "a,b"), ("'a,b'", "0.7,0.3")),
+    Mistake("serve to strangers", ("serve", "{run}", "--host", "0.0.0.0"), ("--host 0.0.0.0", "--token")),
+    Mistake("serve no run", ("serve", "nowhere", "--dry-run"), ("nowhere",)),
+    Mistake("sweep over nothing", ("sweep", "{run}/recipe.toml", "output.dir=out"), ("sweep",)),
+    Mistake("sweep over the folder", ("sweep", "{run}/recipe.toml", "output.dir=a,b"), ("output.dir",)),
+    Mistake("sweep with words for seeds", ("sweep", "r.toml", "--seeds", "a"), ("--seeds", "0,1,2")),
+    Mistake("completion of another shell", ("completion", "tcsh"), ("'tcsh'", "bash")),
     # the command line itself
     Mistake("unknown command", ("trian", "x"), ("'trian'",)),
     Mistake("unknown option", (*TRAIN, "--epochs", "3"), ("--epochs",)),
@@ -374,7 +407,13 @@ IN_DATA = {
     ),
     *("label only in validation", "bad JSON", "no Parquet", "tags for a classifier", "texts for a tagger"),
     *("evaluate on missing data", "evaluate with an unknown format", "evaluate with a wrong column"),
-    *("evaluate with an unknown label", "empty text to predict", "empty line to predict", "missing file to predict"),
+    *(
+        "check missing data",
+        "evaluate with an unknown label",
+        "empty text to predict",
+        "empty line to predict",
+        "missing file to predict",
+    ),
 }
 SOME = ("train.lr=nan", "missing file", "predict on no run", "unknown command")
 
