@@ -73,7 +73,8 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         matches = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))  # noqa: PTH207
         files = [path for match in matches if (path := Path(match)).is_file()]
         if not files:
-            raise DataError(f"{pattern}: no such file")
+            folder = f": it is a folder, whose files are '{pattern.rstrip('/')}/*.parquet'" if matches else ""
+            raise DataError(f"{pattern}: no such file{folder}")
         found += files
     if twice := next((path for i, path in enumerate(found) if path in found[:i]), None):
         raise DataError(f"{twice}: named twice")
