@@ -70,10 +70,13 @@ def test_header_holds_the_scores_with_their_intervals(run: Path) -> None:
     assert str(run.parent) not in str(card)  # nothing of where files lie here
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("multi_label_run", "regression_run", "ordinal_run")]
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("multi_label_run", "regression_run", "ordinal_run", "t5_run")
+]
 
 
-@pytest.mark.parametrize("kind", ["bert_run", "tagger_run", "t5_run", *OTHERS])
+@pytest.mark.parametrize("kind", ["bert_run", "tagger_run", *OTHERS])
 def test_its_python_answers_without_lorakit(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(request.getfixturevalue(kind), run)

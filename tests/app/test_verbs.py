@@ -62,8 +62,10 @@ def test_each_verb_has_json_and_each_that_writes_has_dry_run() -> None:
     }
 
 
-# charts take longer than all else together
-@pytest.mark.parametrize("verb", [pytest.param(v, marks=[pytest.mark.slow] if v == "report" else []) for v in WORDS])
+HEAVY = ("combine", "evaluate", "export", "merge", "report", "serve")  # which have tests of their own with --json
+
+
+@pytest.mark.parametrize("verb", [pytest.param(v, marks=[pytest.mark.slow] if v in HEAVY else []) for v in WORDS])
 def test_json_can_be_read_and_dry_run_leaves_nothing(
     verb: str, cli: Cli, bert_run: Path, files: Path, tmp_path: Path
 ) -> None:
