@@ -90,13 +90,15 @@ def peak_mb(process: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
-def watch(command: list[str], seconds: float) -> tuple[int | None, float]:
-    """Run a command and kill it after so many seconds; its exit code, None if killed, and its peak memory."""
+def watch(command: list[str], out: Path, seconds: float) -> tuple[int | None, float]:
+    """Run a command and kill it so many seconds after it has the folder; its exit code, None if killed, and its peak memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    peak, end = 0.0, time.monotonic() + seconds
+    peak, end, lock = 0.0, float("inf"), out / ".lock"
     while process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
+        if end == float("inf") and lock.exists() and f"process {process.pid} " in lock.read_text():
+            end = time.monotonic() + seconds
         peak = max(peak, peak_mb(process.pid))
     if process.poll() is None:
         process.kill()
@@ -160,7 +162,7 @@ def main() -> None:
         while code is None:
             before = len(shards_of(out)) if out.exists() else 0
             mean = given.rows / given.rate / (given.kills + 1)
-            code, here = watch(command, chance.uniform(0.2, 1.8) * mean + 5 if kills < given.kills else 1e9)
+            code, here = watch(command, out, chance.uniform(0, 2) * mean if kills < given.kills else 1e9)
             peak = max(peak, here)
             kills += code is None
             left = [path.name for path in out.glob(".tmp-*")] if out.exists() else []
