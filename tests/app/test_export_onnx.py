@@ -20,6 +20,7 @@ import lorakit
 from lorakit.app.exporting_check import BOUND, MADE, Agreement, Texts, agree, check_exact, texts_of
 from lorakit.engine.adapter import read_side
 from lorakit.engine.predictor import Predictor
+from lorakit.errors import AdapterError
 from tests.app.conftest import Cli
 from tests.conftest import N_TRAIN, N_VALIDATION
 from tests.runs import changed, fit, sections
@@ -162,7 +163,6 @@ def client(folder: Path) -> Any:
     return names["Classifier"]
 
 
-@slow
 def test_export_tells_what_was_checked(onnx: Any) -> None:
     n = N_TRAIN + N_VALIDATION
     check, sizes, int8, scores, *_ = onnx.told.lines
@@ -177,12 +177,16 @@ def test_export_tells_what_was_checked(onnx: Any) -> None:
     }
 
 
-@slow
 def test_documented_client_answers_as_the_run_does(onnx: Any, bert_run: Path) -> None:
     texts = ["the film was superb", "dreadful", "a rather " * 40 + "boring plot"]
     ours = [line["probabilities"] for line in lorakit.load(bert_run).predict(texts)]
     theirs = client(onnx.folder)(onnx.folder)(texts)
     assert theirs == [pytest.approx(row, abs=1e-4) for row in ours]
+
+
+def test_an_export_is_no_run(onnx: Any) -> None:
+    with pytest.raises(AdapterError, match="an export to onnx, for other programs"):
+        lorakit.load(onnx.folder)
 
 
 @slow

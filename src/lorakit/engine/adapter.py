@@ -108,6 +108,10 @@ def read_side(folder: Path) -> Side:
     path = folder / SIDE_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if export := raw.get("export"):
+            raise AdapterError(
+                f"{folder}: an export to {export}, for other programs; lorakit answers from the run itself"
+            )
         if raw["format"] != FORMAT:
             raise AdapterError(
                 f"{path}: format {raw['format']} was written by a newer lorakit; this one reads {FORMAT}"
