@@ -80,7 +80,10 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where the examples come from: a file, a folder saved by `datasets`, or a hub's ID[:CONFIG][@REVISION][#SPLIT]."""
+    """Where the examples come from: a file, a pattern or URL of files, a folder saved by `datasets`, or a hub's data set.
+
+    Those of the hub are ID[:CONFIG][@REVISION][#SPLIT]; URLs are what fsspec knows.
+    """
 
     train: str | None = None
     validation: str | None = None  # unset: a share of train, by seed
@@ -93,7 +96,9 @@ class DataSection(Section):
     overlaps: Literal["error", "longest"] = "error"  # what becomes of character spans that overlap
     validation_share: Share = 0.1
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
-    cache: str | None = None  # folder for encoded examples, which runs share; unset: each run has them in memory
+    cache: str | None = (
+        None  # folder for encoded examples and copies of URLs' files, which runs share; unset: in memory
+    )
 
 
 # Keys of the [task] table, and the tasks that know them; a key set for another task is an error.

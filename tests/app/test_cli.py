@@ -332,7 +332,13 @@ def test_known_keys_are_those_of_a_resolved_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("source", "folder"),
-    [("a/reviews.csv", "reviews"), ("glue:sst2#train", "glue-sst2"), ("o/name@v1", "name-v1"), ("folder/", "folder")],
+    [
+        ("a/reviews.csv", "reviews"),
+        ("glue:sst2#train", "glue-sst2"),
+        ("o/name@v1", "name-v1"),
+        ("folder/", "folder"),
+        ("a/part-*.csv", "part"),
+    ],
 )
 def test_default_folder_is_named_after_the_data(source: str, folder: str) -> None:
     assert default_folder(make_recipe({"model": {"base": "x"}, "data": {"train": source}})) == Path("runs") / folder

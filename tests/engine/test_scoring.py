@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lorakit.data.example import Columns, Example
+from lorakit.data.files import find_files
 from lorakit.engine import scoring, shards
 from lorakit.engine.answerers import Answerer
 from lorakit.engine.events import Note, ignore
 from lorakit.engine.run_folder import locked
-from lorakit.engine.scoring import Job, find_files, score_files
+from lorakit.engine.scoring import Job, score_files
 from lorakit.errors import ConfigError, DataError, Interrupted, OutputError
 
 FILES, ROWS, SHARD = 3, 1700, 256  # the last shard of each file is shorter

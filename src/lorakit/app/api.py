@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -157,4 +158,5 @@ def folder_of(recipe: Recipe) -> Path:
 def default_folder(recipe: Recipe) -> Path:
     """runs/<name of the training file or data set>."""
     source = (recipe.data.train or "run").partition("#")[0].rstrip("/")
-    return Path("runs") / (Path(source).stem or "run").replace(":", "-").replace("@", "-")
+    name = re.sub(r"[-_.]*[*?\[\]]+", "", Path(source).stem)  # of a pattern what is plain
+    return Path("runs") / (name or "run").replace(":", "-").replace("@", "-")

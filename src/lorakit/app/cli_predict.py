@@ -165,7 +165,8 @@ def _to_folder(
     answerer: Answerer, sources: Sequence[str], columns: Columns, out: Path, options: dict[str, Any]
 ) -> None:
     from lorakit.app.console import Screen
-    from lorakit.engine.scoring import SHARD_ROWS, Job, find_files, score_files
+    from lorakit.data.files import find_files
+    from lorakit.engine.scoring import SHARD_ROWS, Job, score_files
 
     job = Job(
         files=find_files(sources),

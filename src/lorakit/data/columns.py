@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -108,10 +109,9 @@ def examples_of(table: Table, wants: Wants) -> list[Example]:
     asked = table.asked
     words = table.column("words", asked.text if wants == "words" else None)
     if wants == "words":
-        tags, spans = table.column("tags", table.label), table.spans()
-        if words and tags and (tags != spans or table.holds_tags(tags)):
-            return _tagged(table, words, tags)
-        if spans:
+        if found := _tag_columns(table):
+            return _tagged(table, *found)
+        if spans := table.spans():
             return _spanned(table, spans)
         raise DataError(
             f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', "
@@ -124,6 +124,28 @@ def examples_of(table: Table, wants: Wants) -> list[Example]:
     return _texts(table, wants)
 
 
+def settled(table: Table, wants: Wants) -> Columns:
+    """The columns asked for, with names for those that `examples_of` found in these rows: the rows that follow have them too."""
+    asked = table.asked
+    if wants == "words":
+        words, tags = _tag_columns(table) or (table.column("text", asked.text), table.spans())
+        return replace(asked, text=words, label=tags)
+    return replace(asked, text=table.column("text", asked.text), label=asked.label or table.column("label", None))
+
+
+def _tag_columns(table: Table) -> tuple[str, str] | None:
+    """The columns of words and of their tags, where there are such."""
+    words, tags = table.column("words", table.asked.text), table.column("tags", table.label)
+    return (words, tags) if words and tags and (tags != table.spans() or table.holds_tags(tags)) else None
+
+
+def never_given(source: str, labels: Sequence[str], examples: Iterable[Example]) -> list[str]:
+    """The note of the columns of labels that mark no example."""
+    given = {name for example in examples if isinstance(example.label, (tuple, Mapping)) for name in example.label}
+    never = [name for name in labels if name not in given]
+    return [f"{source}: no record has the label {' or '.join(never)}"] if never else []
+
+
 def _texts(table: Table, wants: Wants) -> list[Example]:
     asked = table.asked
     text = table.said("text", asked.text)
@@ -132,7 +154,7 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
     if asked.pair is None and text not in SECOND and (second := next((n for n in SECOND if n in table.there), None)):
         table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
     to_label = None if label is None else label_reader(wants, label, asked.label_separator)
-    found = [
+    return [
         Example(
             text=_text(row, text),
             label=None if to_label is None else to_label(row),
@@ -141,10 +163,6 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
         )
         for row in table.rows
     ]
-    given = {name for example in found if isinstance(example.label, (tuple, Mapping)) for name in example.label}
-    if isinstance(label, tuple) and (never := [name for name in label if name not in given]):
-        table.notes.append(f"{table.source}: no record has the label {' or '.join(never)}")
-    return found
 
 
 def _label_columns(table: Table) -> str | tuple[str, ...]:

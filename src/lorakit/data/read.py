@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from lorakit.data.arrow import read_arrow, read_parquet
 from lorakit.data.brat import is_brat, read_brat, with_spans
-from lorakit.data.columns import Table, examples_of, is_annotated
+from lorakit.data.columns import Table, examples_of, is_annotated, never_given
 from lorakit.data.conll import DOCSTART, columns_of, read_conll
 from lorakit.data.docbin import read_docbin
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
+from lorakit.data.files import files_of, means_files
 from lorakit.data.hub import read_hub, read_saved
 from lorakit.data.json_files import read_json
 from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.prodigy import accepted, is_prodigy
+from lorakit.data.streamed import Reading, Streamed, reading_of
+from lorakit.data.streams import STREAMS, stream
 from lorakit.data.tables import Row, read_csv, read_label_first
 from lorakit.data.tags import is_tag
 from lorakit.data.text import lines_of
@@ -64,23 +69,38 @@ def read(
     columns: Columns = Columns(),
     format: str = "auto",
     split: str = "train",
+    folder: Path | None = None,
+    again: bool = False,
 ) -> Dataset:
     """The examples of one source, in their order, each with what the task `wants`.
 
-    With `wants = "text"` labels are taken from the column that `columns` names, if it names one, and not looked for.
+    With `wants = "text"` labels are taken from the column that `columns` names, if it names one, and not looked for. A
+    pattern or a URL means the rows of all its files; `folder` is where `files_of` puts copies. With `again` the examples
+    are not held but `Streamed`, where the format allows it.
 
     Raises:
         DataError: the source is missing, empty or damaged, a column is not there, or a record is incomplete; the
             message names the file and the line.
     """
-    path = _path(source)
-    rows, notes = _rows(source, path, format, split)
+    meant = files_of(source, folder) if means_files(source) else []
+    paths = meant or [_path(source)]
+    if again and (reading := _reading(source, paths, format, split)):
+        streamed = Streamed(source, reading, columns, wants)
+        return Dataset(source, streamed, _fingerprint(paths) or streamed.sha256, streamed.notes)
+    rows, notes = list[Row](), list[str]()
+    for path in paths:
+        more, told = _rows(str(path) if meant else source, path, format, split)
+        rows += more
+        notes += told
     examples = examples_of(Table(source, rows, columns, notes), wants)
-    return Dataset(source, examples, _fingerprint(path, examples), notes)
+    if isinstance(columns.label, tuple):
+        notes += never_given(source, columns.label, examples)
+    return Dataset(source, examples, _fingerprint(paths) or examples_sha256(examples), notes)
 
 
 def holds_words(source: str) -> bool:
     """Whether a source is a file of words with tags or of texts with spans."""
+    source = str(files_of(source)[0]) if means_files(source) else source
     path = _path(source)
     kind = _format(source, path)
     if kind not in MAY_HOLD_WORDS:
@@ -117,6 +137,25 @@ def _rows(source: str, path: Path, format: str, split: str) -> tuple[list[Row], 
         rows, more = adapt(rows, source)
         notes += more
     return rows, notes
+
+
+def _reading(source: str, paths: Sequence[Path], format: str, split: str) -> Reading | None:
+    """What reads a source again and again without holding it; None where all of it is needed at once."""
+    kind = _format(source, paths[0]) if format == "auto" else format
+    if kind == "hub":
+        return partial(read_hub, source, split)
+    if kind == LIBRARY:
+        return partial(read_saved, Path(source), split)
+    return reading_of(paths) if all(_is_by_rows(path, format) for path in paths) else None
+
+
+def _is_by_rows(path: Path, format: str) -> bool:
+    """Whether a file has a record a row, none of which an annotation tool wrote."""
+    kind = ENDINGS.get(path.suffix.lower(), "")
+    if path.suffix.lower() not in STREAMS or format not in ("auto", kind):
+        return False
+    rows = [row for row in islice(stream(path), 1) if isinstance(row, Row)]
+    return bool(rows) and (_tool(kind, rows) if format == "auto" else kind) == kind
 
 
 def _tool(kind: str, rows: Sequence[Row]) -> str:
@@ -161,11 +200,12 @@ def _sniffed(path: Path) -> str:
     )
 
 
-def _fingerprint(path: Path, examples: Sequence[Example]) -> str:
-    """sha256 of the file; of the records where there is no single file."""
-    if path.is_file() and not is_brat(path):
-        return file_sha256(path)
-    return examples_sha256(examples)
+def _fingerprint(paths: Sequence[Path]) -> str | None:
+    """sha256 of the file, or over those of several; None where the records are no files by themselves."""
+    if not all(path.is_file() and not is_brat(path) for path in paths):
+        return None
+    sums = [file_sha256(path) for path in paths]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def read_texts(path: Path, columns: Columns = Columns()) -> Dataset:

@@ -15,6 +15,7 @@ START = ("start", "start_offset")
 END = ("end", "end_offset")
 TYPE = ("label", "type", "entity_group", "labels")
 ASTRAL = "\uffff"  # characters above this one are two code units in UTF-16
+CODE_UNITS = "offsets count UTF-16 code units, as JavaScript does; converted to characters"  # a note
 
 
 class Span(NamedTuple):
@@ -104,7 +105,7 @@ def settle(records: Sequence[Marked], overlaps: Overlaps, source: str) -> tuple[
     """
     notes: list[str] = []
     if _counts_code_units(records):
-        notes.append(f"{source}: offsets count UTF-16 code units, as JavaScript does; converted to characters")
+        notes.append(f"{source}: {CODE_UNITS}")
         records = [_in_characters(record) for record in records]
     settled, trimmed, blank, left_out = [], [], [], []
     for record in records:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lorakit.data.cache import FACTS, CachedItems, write_items
 from lorakit.data.example import Example, examples_sha256
+from lorakit.data.streamed import Streamed
 from lorakit.digest import folder_sha256
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.evaluate import chunks
@@ -52,7 +53,8 @@ def encode(
 
 def _name(task: Task, examples: Sequence[Example], made_of: Any) -> str:
     tokenizer = _tokenizer_sha256(task.tokenizer)
-    facts = [FORMAT, task.name, list(task.labels), tokenizer, examples_sha256(examples), made_of]
+    texts = examples.sha256 if isinstance(examples, Streamed) else examples_sha256(examples)
+    facts = [FORMAT, task.name, list(task.labels), tokenizer, texts, made_of]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -36,9 +37,11 @@ WRITTEN = Most(128, 128, 8192)  # by those that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
 
 
-def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+def chunks(values: Iterable[T]) -> Iterator[list[T]]:
     """Neighbours, CHUNK at a time."""
-    return (values[i : i + CHUNK] for i in range(0, len(values), CHUNK))
+    rest = iter(values)
+    while some := list(islice(rest, CHUNK)):
+        yield some
 
 
 def batches_of(task: Task, items: Sequence[Item], device: torch.device) -> list[list[int]]:

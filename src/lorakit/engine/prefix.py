@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
+
+from torch.utils.data import ConcatDataset
 
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.events import Note, Report, ignore
@@ -30,7 +32,7 @@ def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
     again = len(parts) < 2 * len(runs) or any(run.plan.steps > run.plan.steps_per_epoch for run in runs)
     if first.kernels == PLAIN or has_dropout(model) or not again:
         return
-    items = [item for part in parts.values() for item in part.flat]
+    items: Any = ConcatDataset([cast(Any, part.flat) for part in parts.values()])  # read as they are asked for
     lengths = [len(item["input_ids"]) for item in items]
     blocks = frozen_blocks(model)
     if not blocks or sum(lengths) * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from lorakit.data.batches import split
 from lorakit.data.cache import CachedItems
 from lorakit.data.example import Columns, Dataset, Example
+from lorakit.data.files import means_files
 from lorakit.data.read import read
 from lorakit.engine.encoding import encode
+from lorakit.engine.evaluate import chunks
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN, Kernels, speed_up
 from lorakit.engine.passes import to_device
@@ -141,9 +144,9 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once:
 def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype, once: Once) -> Prepared:
     seed = recipe.train.seed if recipe.data.validation is None else None  # of the split
     source = (recipe.data.model_dump_json(), recipe.task.name, seed)
-    examples, fingerprints = once(source, lambda: read_parts(recipe, report))
+    examples, fingerprints = once(source, lambda: read_parts(recipe, report, again=True))
     held_out = examples["validation"] if recipe.data.validation is None else ()
-    every = (*examples["train"], *held_out)  # a rare label may be held out by chance
+    every = chain(examples["train"], held_out)  # a rare label may be held out by chance
     labels = find_labels(recipe.task.name, every, recipe.task.order)
     for part in examples.values():
         check_labels(recipe.task.name, part, labels)
@@ -228,17 +231,33 @@ def _start_tensors(model: nn.Module) -> list[Tensor]:
     return trained + [b for name, b in model.named_buffers() if ".adapters." in name]
 
 
-def read_parts(recipe: Recipe, report: Report = ignore) -> tuple[dict[str, Sequence[Example]], dict[str, str]]:
-    """The examples of train, validation and (where named) test, and the sources' fingerprints."""
-    if recipe.data.train is None:
+def read_parts(
+    recipe: Recipe, report: Report = ignore, *, again: bool = False
+) -> tuple[dict[str, Sequence[Example]], dict[str, str]]:
+    """The examples of train, validation and (where named) test, and the sources' fingerprints.
+
+    With `again`, and a cache for what they are encoded to, those of train are read again for each pass over them.
+    """
+    data = recipe.data
+    if data.train is None:
         raise ConfigError("data.train is missing: name a file, a folder or a data set")
-    sources = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
-    found = {name: read_part(recipe, source, name, report) for name, source in sources.items() if source}
+    again = again and data.cache is not None
+    if again and data.validation is None and means_files(data.train):
+        raise ConfigError(
+            f"data.train = {data.train!r}: with data.cache it is not held in memory, so that no share of it can be held "
+            "out: name data.validation"
+        )
+    sources = {"train": data.train, "validation": data.validation, "test": data.test}
+    found = {
+        name: read_part(recipe, source, name, report, again=again and name == "train" and data.validation is not None)
+        for name, source in sources.items()
+        if source
+    }
     examples: dict[str, Sequence[Example]] = {name: dataset.examples for name, dataset in found.items()}
     if "validation" not in examples:
-        share, seed = recipe.data.validation_share, recipe.train.seed
+        share, seed = data.validation_share, recipe.train.seed
         if len(examples["train"]) < 2:
-            raise ConfigError(f"{recipe.data.train}: one example cannot be split; name data.validation")
+            raise ConfigError(f"{data.train}: one example cannot be split; name data.validation")
         examples["train"], examples["validation"] = split(examples["train"], share, seed)
         n = len(examples["validation"])
         report(
@@ -247,8 +266,8 @@ def read_parts(recipe: Recipe, report: Report = ignore) -> tuple[dict[str, Seque
     return examples, {dataset.source: dataset.sha256 for dataset in found.values()}
 
 
-def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ignore) -> Dataset:
-    """One source, read as the recipe says."""
+def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ignore, *, again: bool = False) -> Dataset:
+    """One source, read as the recipe says; with `again`, anew for each pass over it where its format allows that."""
     data: DataSection = recipe.data
     dataset = read(
         source,
@@ -256,6 +275,8 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
         columns=columns_of(data),
         format=data.format,
         split=split_name,
+        folder=None if data.cache is None else Path(data.cache),
+        again=again,
     )
     for note in dataset.notes:
         report(Note(note))
@@ -361,14 +382,15 @@ def as_if_alone(path: str, adapter: str) -> str:
 
 def _tell_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> None:
     for name, part in parts.items():
-        cut = task.cut(part.examples, part.items)
-        if any(cut):
-            counts = {"texts": cut.texts, "targets": cut.targets, "entities lost": cut.entities}
+        cut, longer, n = Counter[str](), 0, 0
+        for examples, items in zip(chunks(part.examples), chunks(part.items), strict=True):
+            cut.update(task.cut(examples, items)._asdict())
+            windows = [len(own) for own in items if len(own) > 1]
+            longer, n = longer + len(windows), n + sum(windows)
+        if cut.total():
+            counts = {"texts": cut["texts"], "targets": cut["targets"], "entities lost": cut["entities"]}
             told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-            share = cut.texts / len(part.examples)
+            share = cut["texts"] / len(part.examples)
             report(Note(f"{name}: cut at {max_length} tokens: {told}, of {len(part.examples)} texts ({share:.1%})"))
-        if longer := [windows for windows in part.items if len(windows) > 1]:
-            n = sum(map(len, longer))
-            report(
-                Note(f"{name}: longer than {max_length} tokens: {len(longer)} texts, read in {n} overlapping windows")
-            )
+        if longer:
+            report(Note(f"{name}: longer than {max_length} tokens: {longer} texts, read in {n} overlapping windows"))

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from glob import glob
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -59,26 +58,6 @@ class Job:
     format: Format = "parquet"
     skips_bad: bool = False  # else a bad row is an error
     part: tuple[int, int] = (1, 1)  # this process's share of the files: the first of one, the second of four
-
-
-def find_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that the names and patterns mean, in their order, those of one pattern sorted.
-
-    Raises:
-        DataError: a pattern matches no file, or a file is meant twice.
-    """
-    found: list[Path] = []
-    for pattern in patterns:
-        # pathlib's globs cannot begin at a root
-        matches = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))  # noqa: PTH207
-        files = [path for match in matches if (path := Path(match)).is_file()]
-        if not files:
-            folder = f": it is a folder, whose files are '{pattern.rstrip('/')}/*.parquet'" if matches else ""
-            raise DataError(f"{pattern}: no such file{folder}")
-        found += files
-    if twice := next((path for i, path in enumerate(found) if path in found[:i]), None):
-        raise DataError(f"{twice}: named twice")
-    return found
 
 
 def score_files(job: Job, answerer: Answerer, out: Path, report: Report = ignore) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class MultiLabelClassification(SequenceTask):
     @torch.no_grad()
     def start(self, head: nn.Linear, examples: Sequence[Example]) -> None:
         """Begin at each label's share of the examples, so that no step is spent on making all of them rare."""
-        shares = (self._gold(examples).sum(axis=0) + 0.5) / (len(examples) + 1)  # never 0 or 1
+        counts = sum(np.array(self.target(example)) for example in examples)  # one by one: they may be a stream
+        shares = (counts + 0.5) / (len(examples) + 1)  # never 0 or 1
         head.bias.copy_(torch.from_numpy(shares).logit())
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:

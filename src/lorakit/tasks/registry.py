@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -51,7 +52,7 @@ TASKS: Mapping[str, TaskKind] = {
 }
 
 
-def find_labels(task_name: str, examples: Sequence[Example], order: Sequence[str] = ()) -> tuple[str, ...]:
+def find_labels(task_name: str, examples: Iterable[Example], order: Sequence[str] = ()) -> tuple[str, ...]:
     """The labels in the given order, or those in the training data in a fixed one: numbers by value, names by alphabet.
 
     Raises:
@@ -61,8 +62,10 @@ def find_labels(task_name: str, examples: Sequence[Example], order: Sequence[str
     if order:
         return _checked_order(order)
     wants = TASKS[task_name].wants
-    labels = _in_order({label for example in examples for label in _labels_of(example)})
-    place = examples[0].where.rpartition(":")[0]
+    rest = iter(examples)  # read once: they may be more than memory takes
+    first = next(rest)
+    labels = _in_order({label for example in chain([first], rest) for label in _labels_of(example)})
+    place = first.where.rpartition(":")[0]
     if wants == "words" and not labels:
         raise DataError(f"{place}: no entity in the training data: every tag is O")
     if wants == "label" and len(labels) < 2:
