@@ -11,9 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from lorakit.app import server_run
 from lorakit.app.cli import commands
-from lorakit.app.server import OPEN, Limits
+from lorakit.app.server import process
+from lorakit.app.server.routes import OPEN, Limits
 from lorakit.engine.pool import AdapterPool
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -100,10 +100,10 @@ def test_nothing_listens_before_all_adapters_are_loaded(bert_run: Path, monkeypa
         raise ConnectionAbortedError
 
     monkeypatch.setattr(AdapterPool, "load", noted)
-    monkeypatch.setattr(server_run, "_listening", listening)
+    monkeypatch.setattr(process, "_listening", listening)
     limits = {"memory": 2**20, "waiting": 1, "inputs": 1, "timeout": Limits().answer_s}
     with pytest.raises(ConnectionAbortedError):
-        server_run.run([bert_run], ("127.0.0.1", 0), None, limits=limits, say=lambda facts: None)
+        process.run([bert_run], ("127.0.0.1", 0), None, limits=limits, say=lambda facts: None)
     assert loaded == [[bert_run.name]]
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.app.cli_export import CONSUMERS
-from lorakit.app.exporting import MERGED, ONNX, Options, Parity, export
+from lorakit.app.export.command import MERGED, ONNX, Options, Parity, export
+from lorakit.app.verbs.export import CONSUMERS
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.lora import Layer, hosts
 from lorakit.lora.profiles import PROFILES
@@ -203,7 +203,7 @@ def test_another_base_is_refused_unless_told(bert_run: Path, tmp_path: Path, mon
 
 
 def test_export_that_differs_is_not_published(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lorakit.app.exporting as exporting
+    import lorakit.app.export.command as exporting
 
     monkeypatch.setattr(exporting, "_parity", lambda *_: Parity(0.5, 1.0, 0.1, 1.0))
     with pytest.raises(RuntimeError, match="differs from the adapter; nothing was written"):

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import lorakit
-from lorakit.app.exporting_check import BOUND, MADE, Agreement, Texts, agree, check_exact, texts_of
+from lorakit.app.export.check import BOUND, MADE, Agreement, Texts, agree, check_exact, texts_of
 from lorakit.engine.adapter import read_side
 from lorakit.engine.predictor import Predictor
 from lorakit.errors import AdapterError
@@ -147,7 +147,7 @@ def test_options_of_other_readers_are_refused(bert_run: Path, cli: Cli, to: str,
 def onnx(tmp_path_factory: pytest.TempPathFactory, bert_run: Path) -> Any:
     """An export of the classifier, with what was said of it."""
     pytest.importorskip("onnxruntime")
-    from lorakit.app.exporting import Options, export
+    from lorakit.app.export.command import Options, export
 
     folder = tmp_path_factory.mktemp("onnx") / "out"
     return SimpleNamespace(folder=folder, told=export(bert_run, "onnx", folder, Options(int8=True)))

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorakit.app.server import OPEN, Limits, Service
-from lorakit.app.server_answers import prediction, tensors
-from lorakit.app.server_queue import Batcher, Closed, Overloaded
-from lorakit.app.server_run import Server, make_server
+from lorakit.app.server.answers import prediction, tensors
+from lorakit.app.server.process import Server, make_server
+from lorakit.app.server.queue import Batcher, Closed, Overloaded
+from lorakit.app.server.routes import OPEN, Limits, Service
 from lorakit.data.example import Example
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import load

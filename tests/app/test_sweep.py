@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lorakit.app import sweep as sweep_file
-from lorakit.app.sweeping import Asked, run_sweep
+from lorakit.app.sweep import training
+from lorakit.app.sweep.command import Asked, run_sweep
 from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, NumericsError, OutputError
 from lorakit.recipe import Recipe
@@ -59,8 +59,8 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     found = Trainer()
-    monkeypatch.setattr(sweep_file, "train_recipes", found)
-    monkeypatch.setattr("lorakit.app.sweeping.write_plots", lambda sweep: None)
+    monkeypatch.setattr(training, "train_recipes", found)
+    monkeypatch.setattr("lorakit.app.sweep.command.write_plots", lambda sweep: None)
     return found
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from sklearn.model_selection import ParameterGrid
 
-from lorakit.app.sweep_points import (
+from lorakit.app.sweep.points import (
     Choice,
     Range,
     draw_points,

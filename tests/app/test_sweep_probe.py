@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.app.sweep_probe import SHORT_RUNS, recommend, run_probe
-from lorakit.app.sweeping import Asked
+from lorakit.app.sweep.command import Asked
+from lorakit.app.sweep.probe import SHORT_RUNS, recommend, run_probe
 from lorakit.errors import ConfigError
 from tests.app.conftest import Cli
 from tests.runs import changed, sections

@@ -11,9 +11,9 @@ from typing import Any
 import optuna
 import pytest
 
-from lorakit.app import sweep_workers
-from lorakit.app.sweep import Sweep
-from lorakit.app.sweeping import Asked, run_sweep
+from lorakit.app.sweep import workers
+from lorakit.app.sweep.command import Asked, run_sweep
+from lorakit.app.sweep.training import Sweep
 from lorakit.errors import ConfigError, OutputError
 from tests.app.test_sweep import FOLDER, GRID, Trainer, recipe, trainer  # noqa: F401  (fixtures)
 
@@ -24,7 +24,7 @@ DATABASE = FOLDER / "optuna.db"
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_workers, "write_plots", lambda sweep: None)
+    monkeypatch.setattr(workers, "write_plots", lambda sweep: None)
 
 
 def worker(recipe: Path, *words: str, **options: Any) -> Sweep:  # noqa: F811
@@ -73,11 +73,11 @@ def test_trials_of_a_killed_worker_are_trained_by_another(
     recipe: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweep_workers, "GRACE_S", 1)
-    monkeypatch.setattr(sweep_workers, "BEAT_S", 1)
-    monkeypatch.setattr(sweep_workers, "LOOK_S", 0.2)
+    monkeypatch.setattr(workers, "GRACE_S", 1)
+    monkeypatch.setattr(workers, "BEAT_S", 1)
+    monkeypatch.setattr(workers, "LOOK_S", 0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_workers, "ask_again", lambda study, trial: None)  # as after SIGKILL
+        patch.setattr(workers, "ask_again", lambda study, trial: None)  # as after SIGKILL
         dies(recipe, trainer, AT_ONCE + 1)
     assert states() == {"COMPLETE": AT_ONCE, "RUNNING": AT_ONCE}
     with sqlite3.connect(DATABASE) as database:  # one of them killed long ago, one before its first beat
@@ -98,16 +98,16 @@ def test_a_trial_that_kills_its_workers_is_given_up_and_told(
     recipe: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweep_workers, "ask_again", lambda study, trial: None)
+    monkeypatch.setattr(workers, "ask_again", lambda study, trial: None)
     worker(recipe, trials=1)
-    for _ in range(sweep_workers.RETRIES + 1):
+    for _ in range(workers.RETRIES + 1):
         dies(recipe, trainer, 0, trials=2)
         with sqlite3.connect(DATABASE) as database:
             database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
     found = worker(recipe, trials=2)
     assert [member.status for member in found.members] == ["done", "failed"]
     assert found.members[1].error == "its worker died, 4 times"
-    assert states() == {"COMPLETE": 1, "FAIL": sweep_workers.RETRIES + 1}
+    assert states() == {"COMPLETE": 1, "FAIL": workers.RETRIES + 1}
 
 
 @pytest.mark.faults
@@ -120,7 +120,7 @@ def test_a_pruner_thins_out_what_workers_train(trainer: Trainer, recipe: Path) -
 def test_of_trials_asked_at_the_same_time_the_last_ones_are_given_back() -> None:
     study = optuna.create_study()
     trials = [study.ask() for _ in range(TRIALS)]
-    assert [sweep_workers._is_surplus(study, trial, 3) for trial in trials] == [False] * 3 + [True] * 2
+    assert [workers._is_surplus(study, trial, 3) for trial in trials] == [False] * 3 + [True] * 2
 
 
 def test_another_search_is_refused(trainer: Trainer, recipe: Path) -> None:  # noqa: F811
@@ -153,6 +153,6 @@ def test_a_plain_sweep_and_workers_keep_out_of_each_others_folder(
                 refused.append(str(err))
         return trainer(*arguments, **options)
 
-    monkeypatch.setattr("lorakit.app.sweep.train_recipes", meanwhile)
+    monkeypatch.setattr("lorakit.app.sweep.training.train_recipes", meanwhile)
     run_sweep(Asked(recipe, GRID))
     assert len(refused) == 2 and all("is training there" in told for told in refused)

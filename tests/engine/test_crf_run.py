@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lorakit.app.exporting import export, merge
+from lorakit.app.export.command import export, merge
 from lorakit.data.read import read
 from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
-from lorakit.app.cli_card import card
-from lorakit.app.cli_combine import combine
-from lorakit.app.cli_completion import complete, completion
-from lorakit.app.cli_doctor import doctor
-from lorakit.app.cli_export import export
-from lorakit.app.cli_import import import_
-from lorakit.app.cli_predict import predict
-from lorakit.app.cli_push import push
-from lorakit.app.cli_quickstart import quickstart
-from lorakit.app.cli_report import report
-from lorakit.app.cli_serve import serve
-from lorakit.app.cli_sweep import sweep
 from lorakit.app.failures import CODES, fail, how_to_go_on
+from lorakit.app.verbs.card import card
+from lorakit.app.verbs.combine import combine
+from lorakit.app.verbs.completion import complete, completion
+from lorakit.app.verbs.doctor import doctor
+from lorakit.app.verbs.export import export
+from lorakit.app.verbs.import_ import import_
+from lorakit.app.verbs.predict import predict
+from lorakit.app.verbs.push import push
+from lorakit.app.verbs.quickstart import quickstart
+from lorakit.app.verbs.report import report
+from lorakit.app.verbs.serve import serve
+from lorakit.app.verbs.sweep import sweep
 from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
     """Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
-    from lorakit.app.exporting import merge as merge_run
+    from lorakit.app.export.command import merge as merge_run
     from lorakit.app.rehearsal import place_to_write
 
     with place_to_write(out, dry_run) as place:

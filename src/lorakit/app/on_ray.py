@@ -145,7 +145,7 @@ def deployment(
     roots = [Path(folder).absolute() for folder in folders]
 
     def build() -> Any:
-        from lorakit.app.server import Service, create_app, find_all
+        from lorakit.app.server.routes import Service, create_app, find_all
         from lorakit.engine.pool import AdapterPool
 
         pool = AdapterPool(find_all(roots), limit_bytes=memory * MIB)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from lorakit.app.seeds import group_folder
-from lorakit.app.sweep import Sweep, recipe_maker
-from lorakit.app.sweep_points import SEED, Choice, Point, Range, parse_axes
-from lorakit.app.sweeping import Asked, check_alone, make_plan
+from lorakit.app.sweep.command import Asked, check_alone, make_plan
+from lorakit.app.sweep.points import SEED, Choice, Point, Range, parse_axes
+from lorakit.app.sweep.training import Sweep, recipe_maker
 from lorakit.engine.atomic import atomic_file, atomic_text
 from lorakit.engine.events import Report, ignore
 from lorakit.errors import ConfigError

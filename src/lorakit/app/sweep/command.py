@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 from lorakit.app.inspecting import Inspection
 from lorakit.app.seeds import group_folder
-from lorakit.app.sweep import Sweep, halve, halving_shares, halving_words, recipe_maker
-from lorakit.app.sweep_optuna import Search, check_optuna, search
-from lorakit.app.sweep_points import (
+from lorakit.app.sweep.points import (
     SEED,
     Axis,
     Choice,
@@ -24,8 +22,10 @@ from lorakit.app.sweep_points import (
     read_points,
     word,
 )
-from lorakit.app.sweep_table import write_csv, write_plots
-from lorakit.app.sweep_workers import SharedSweep, Space, work
+from lorakit.app.sweep.search import Search, check_optuna, search
+from lorakit.app.sweep.table import write_csv, write_plots
+from lorakit.app.sweep.training import Sweep, halve, halving_shares, halving_words, recipe_maker
+from lorakit.app.sweep.workers import SharedSweep, Space, work
 from lorakit.engine.events import Report, ignore
 from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe, read_recipe

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from lorakit.app.server import LOOPBACK, Limits, Service, create_app, find_all
+from lorakit.app.server.routes import LOOPBACK, Limits, Service, create_app, find_all
 from lorakit.engine.pool import AdapterPool
 from lorakit.errors import ConfigError
 

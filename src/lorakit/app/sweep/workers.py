@@ -19,8 +19,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lorakit.app.sweep import Group, Member, Sweep, member_name, read_member
-from lorakit.app.sweep_optuna import (
+from lorakit.app.sweep.points import SEED, Axis
+from lorakit.app.sweep.search import (
     FILE,
     RETRIES,
     RUN,
@@ -35,8 +35,8 @@ from lorakit.app.sweep_optuna import (
     told,
     train_trials,
 )
-from lorakit.app.sweep_points import SEED, Axis
-from lorakit.app.sweep_table import write_csv, write_plots
+from lorakit.app.sweep.table import write_csv, write_plots
+from lorakit.app.sweep.training import Group, Member, Sweep, member_name, read_member
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
 from lorakit.engine.events import Note
 from lorakit.engine.run_folder import LOCK, RECIPE

@@ -31,8 +31,8 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     vllm, lorax, llamacpp
               factors A and B with one global alpha / r; the head split off
     """
-    from lorakit.app.exporting import Options
-    from lorakit.app.exporting import export as export_run
+    from lorakit.app.export.command import Options
+    from lorakit.app.export.command import export as export_run
     from lorakit.app.rehearsal import place_to_write
 
     with place_to_write(out, dry_run) as place:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.app.sweep import Group, Sweep
-from lorakit.app.sweep_points import SEED, Axis, Choice, Point, toml
+from lorakit.app.sweep.points import SEED, Axis, Choice, Point, toml
+from lorakit.app.sweep.training import Group, Sweep
 from lorakit.engine.events import Note
 from lorakit.errors import ConfigError, did_you_mean
 

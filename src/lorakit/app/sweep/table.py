@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lorakit.app.comparing import compare_runs
-from lorakit.app.sweep import Group, Sweep
+from lorakit.app.sweep.training import Group, Sweep
 from lorakit.engine.atomic import atomic_file
 from lorakit.engine.resamples import read_resamples
 from lorakit.errors import LorakitError

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorakit.app.exporting_check import Told, agree, check_exact, texts_of
-from lorakit.app.exporting_onnx import ONNX, export_onnx
+from lorakit.app.export.check import Told, agree, check_exact, texts_of
+from lorakit.app.export.onnx import ONNX, export_onnx
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import Predictor, load_shipped

@@ -22,9 +22,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Scope
 
 import lorakit
-from lorakit.app.server_answers import Infer, Predict, Text, prediction, tensors
-from lorakit.app.server_guard import Guard, problem
-from lorakit.app.server_queue import Batcher, Closed, Overloaded, TooLong
+from lorakit.app.server.answers import Infer, Predict, Text, prediction, tensors
+from lorakit.app.server.guard import Guard, problem
+from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import check_asked

@@ -57,7 +57,7 @@ def serve(
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
         raise ConfigError("--token: use visible ASCII characters")
     try:
-        from lorakit.app.server_run import run
+        from lorakit.app.server.process import run
     except ImportError as err:
         raise ConfigError(f"serve needs {err.name}: pip install 'lorakit[serve]'") from err
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lorakit.app.exporting_check import Texts, Told, agree, bare, check_exact, texts_of
-from lorakit.app.exporting_graphs import (
+from lorakit.app.export.check import Texts, Told, agree, bare, check_exact, texts_of
+from lorakit.app.export.graphs import (
     OPSET,
     OnnxReader,
     OnnxWriter,

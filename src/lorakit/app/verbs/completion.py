@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, get_completion_class
 
-RECIPE = Path(__file__).parent.parent / "recipe.py"
+RECIPE = Path(__file__).parents[2] / "recipe.py"
 VARIABLE = "_LORAKIT_COMPLETE"  # by which click's scripts ask
 SHELLS = ("bash", "zsh", "fish")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lorakit.app.sweeping import Asked
+    from lorakit.app.sweep.command import Asked
     from lorakit.engine.events import Report
 
 OPTIONAL = {"--halving": "3", "--optuna": ""}  # options whose value may be left out
@@ -80,7 +80,7 @@ def sweep(
     lorakit sweep recipes/sst2-bert.toml --lr-probe
     """
     from lorakit.app.console import Screen
-    from lorakit.app.sweeping import Asked
+    from lorakit.app.sweep.command import Asked
 
     asked = Asked(recipe, words, **options)
     if lr_probe and dry_run:
@@ -102,22 +102,22 @@ Said = tuple[list[str], dict[str, Any]]  # for a terminal, and for --json
 
 
 def _planned(asked: Asked) -> Said:
-    from lorakit.app.sweeping import planned
+    from lorakit.app.sweep.command import planned
 
     found = planned(asked)
     return found.lines, found.facts
 
 
 def _probed(asked: Asked, steps: int, report: Report) -> Said:
-    from lorakit.app.sweep_probe import facts, lines, run_probe
+    from lorakit.app.sweep.probe import facts, lines, run_probe
 
     probe = run_probe(asked, steps, report)
     return lines(probe, asked.recipe), facts(probe)
 
 
 def _swept(asked: Asked, report: Report) -> Said:
-    from lorakit.app.sweep_table import closing_lines, facts, table
-    from lorakit.app.sweeping import run_sweep
+    from lorakit.app.sweep.command import run_sweep
+    from lorakit.app.sweep.table import closing_lines, facts, table
 
     done = run_sweep(asked, report)
     return [table(done), *closing_lines(done)], facts(done)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lorakit.app.api import train_recipes
 from lorakit.app.seeds import with_seed
-from lorakit.app.sweep_points import SEED, SEEDS, Point, word
+from lorakit.app.sweep.points import SEED, SEEDS, Point, word
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.joint import END_ALL

@@ -1,0 +1,1 @@
+"""`lorakit export` and `lorakit merge`: what other programs read."""

@@ -1,0 +1,1 @@
+"""`lorakit serve`: adapters over HTTP."""

@@ -1,0 +1,1 @@
+"""`lorakit sweep`: one recipe at many points."""
