@@ -574,3 +574,10 @@ def test_beside_goes_with_one_run(cli: Cli, bert_run: Path) -> None:
     code, _, err = cli("report", bert_run, bert_run, "--beside", bert_run)
     assert (code, err.count("\n")) == (2, 1)
     assert "--beside goes with one RUN" in err
+
+
+def test_a_label_without_an_average_precision_is_read() -> None:
+    row = {"f1": 0.0, "support": 0.0, "average_precision": None}
+    assert Scores.model_validate({"metric": "f1", "per_label": {"a": row}}).by_label == {
+        "a": {"f1": 0.0, "support": 0.0}
+    }

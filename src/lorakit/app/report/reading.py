@@ -7,14 +7,21 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from lorakit.errors import OutputError
 
 Model = TypeVar("Model", bound=BaseModel)
-Row = Mapping[str, float]
+
+
+def _without_none(row: Any) -> Any:
+    """The scores that a label has: one that no example has lacks its average precision."""
+    return {name: value for name, value in row.items() if value is not None} if isinstance(row, Mapping) else row
+
+
+Row = Annotated[Mapping[str, float], BeforeValidator(_without_none)]
 
 
 class _Lenient(BaseModel):
