@@ -1,0 +1,239 @@
+"""Write docs/reference/ from what the program says of itself: `--help`, the recipe's model, the docstrings.
+
+python scripts/reference.py          write the pages
+python scripts/reference.py --check  end with 1 where one of them is out of date
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+import lorakit
+import lorakit.lora
+from lorakit import recipe
+from lorakit.app.cli import commands
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "reference"
+MADE = "<!-- Made by scripts/reference.py. Do not edit. -->"
+WIDTH = 96  # of --help, whatever the terminal
+
+
+def pages() -> dict[str, str]:
+    """Each page by its file's name."""
+    return {
+        name: f"{text}\n{MADE}\n" for name, text in (("cli.md", cli()), ("recipe.md", keys()), ("python.md", python()))
+    }
+
+
+# The command line
+
+
+def cli() -> str:
+    """`--help` of the program and of every verb."""
+    parts = ["# The command line", "", "What `lorakit --help` and `lorakit VERB --help` print."]
+    program = click.Context(
+        commands, info_name="lorakit", terminal_width=WIDTH, max_content_width=WIDTH, **commands.context_settings
+    )
+    verbs = [click.Context(command, program, name) for name, command in sorted(commands.commands.items())]
+    for context in (program, *verbs):
+        parts += ["", f"## {context.command_path}", "", "```text", context.get_help().rstrip(), "```"]
+    return "\n".join(parts) + "\n"
+
+
+# The recipe
+
+
+def keys() -> str:
+    """Every key of a recipe: what it may be, what it is where nothing is said, what it does."""
+    remarks = comments(Path(recipe.__file__))
+    for key, tasks in recipe.TASK_KEYS.items():
+        remarks["TaskSection", key] = "; ".join(filter(None, [remarks["TaskSection", key], f"of {', '.join(tasks)}"]))
+    parts = ["# The recipe", ""]
+    parts += [
+        "Every key, as it stands in a recipe's tables or, `section.key=value`, on the command line. A key that is not here is"
+    ]
+    parts += [
+        "an error that names the nearest one; so is a value of another type, NaN, or a number out of range. A run's own"
+    ]
+    parts += ["`recipe.toml` has all of them, with what held."]
+    for section, field in recipe.Recipe.model_fields.items():
+        kind: Any = field.annotation
+        parts += ["", f"## [{section}]", "", inspect.cleandoc(kind.__doc__), ""]
+        parts += ["| key | is | default | |", "|---|---|---|---|"]
+        parts += [row(kind, key, schema, remarks.get((kind.__name__, key), "")) for key, schema in schemas(kind)]
+    return "\n".join(parts) + "\n"
+
+
+def row(kind: type[BaseModel], key: str, schema: Mapping[str, Any], remark: str) -> str:
+    """A key's line of the table."""
+    field = kind.model_fields[key]
+    default = "**needed**" if field.is_required() else shown(field.get_default(call_default_factory=True))
+    cells = (f"`{key}`", said(schema), default, remark)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def schemas(kind: type[BaseModel]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The JSON schema of each field."""
+    yield from kind.model_json_schema()["properties"].items()
+
+
+def shown(value: object) -> str:
+    """A default as TOML has it; nothing for one that is unset."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, (tuple, list)):
+        return f"`{list(value)}`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def said(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "anyOf" in schema or "oneOf" in schema:
+        kinds = [said(one) for one in schema.get("anyOf", schema.get("oneOf")) if one.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    match schema.get("type"):
+        case "array":
+            return f"list of {said(schema['items'])}"
+        case "object":
+            return f"table of {said(schema['additionalProperties'])}"
+        case "string":
+            return "text"
+        case "boolean":
+            return "`true`, `false`"
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[name]:g}" for name, sign in bounds.items() if name in schema]
+    return " ".join([{"integer": "whole number", "number": "number"}[schema["type"]], ", ".join(limits)]).strip()
+
+
+def comments(path: Path) -> dict[tuple[str, str], str]:
+    """What the comment behind each field of each class says."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found = {}
+    for node in ast.parse(text).body:
+        for field in node.body if isinstance(node, ast.ClassDef) else []:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                behind = lines[(field.end_lineno or 0) - 1][field.end_col_offset or 0 :]
+                found[node.name, field.target.id] = behind.strip().removeprefix("#").strip()
+    return found
+
+
+# Python
+
+
+def python() -> str:
+    """The public names of `lorakit` and of `lorakit.lora`, with their docstrings."""
+    parts = ["# Python", "", "The verbs and estimators of `lorakit`, and the LoRA core in `lorakit.lora`."]
+    for module in (lorakit, lorakit.lora):
+        parts += ["", f"## {module.__name__}"]
+        for name in sorted(module.__all__, key=str.lower):
+            parts += of_name(name, getattr(module, name))
+    return "\n".join(parts) + "\n"
+
+
+def of_name(name: str, thing: Any) -> list[str]:
+    """A public name's part of the page; nothing for the version."""
+    if isinstance(thing, Mapping):
+        return ["", f"### {name}", "", "A table: " + ", ".join(f"`{key}`" for key in thing) + "."]
+    if isinstance(thing, str):
+        return [] if name.startswith("_") else ["", f"### {name}", "", f'The word `"{thing}"`.']
+    parts = ["", f"### {name}", "", *signature(name, thing), "", *documented(thing.__doc__)]
+    if inspect.isclass(thing):
+        for method, function in public_methods(thing):
+            parts += ["", f"#### {name}.{method}", "", *signature(method, function), "", *documented(function.__doc__)]
+    return parts
+
+
+def public_methods(kind: type) -> Iterator[tuple[str, Any]]:
+    """Methods that it or its bases of ours define and describe."""
+    seen: set[str] = set()
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] == "lorakit":
+            for name, function in vars(base).items():
+                if inspect.isfunction(function) and function.__doc__ and not name.startswith("_") and name not in seen:
+                    seen.add(name)
+                    yield name, function
+
+
+def signature(name: str, thing: Any) -> list[str]:
+    """The call as code, an argument a line where it is long."""
+    try:
+        given = inspect.signature(thing)
+    except ValueError:
+        return ["```python", name, "```"]
+    arguments = [p for p in given.parameters.values() if p.name != "self"]
+    given = given.replace(parameters=[p.replace(default=Named(p.default)) for p in arguments])
+    line = f"{name}{given}".replace("'", "")
+    if len(line) > WIDTH:
+        words = [str(p) for p in given.parameters.values()]
+        if stars := [i for i, p in enumerate(given.parameters.values()) if p.kind is p.KEYWORD_ONLY]:
+            has_rest = any(p.kind is p.VAR_POSITIONAL for p in given.parameters.values())
+            words[stars[0] : stars[0]] = [] if has_rest else ["*"]
+        end = "" if given.return_annotation is given.empty else f" -> {given.return_annotation}"
+        line = f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){end}"
+        line = line.replace("'", "")
+    return ["```python", line, "```"]
+
+
+class Named:
+    """A default value that prints without addresses."""
+
+    def __new__(cls, value: Any) -> Any:
+        """The value itself where its print is the same each time."""
+        return value if value is inspect.Parameter.empty else super().__new__(cls)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        if isinstance(self.value, str):
+            return f'"{self.value}"'
+        if callable(self.value) or " object at 0x" in repr(self.value):
+            return getattr(self.value, "__qualname__", type(self.value).__name__)
+        return repr(self.value)
+
+
+def documented(docstring: str | None) -> list[str]:
+    """A docstring as Markdown: what is indented below a word with a colon becomes a list."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(docstring or "").splitlines():
+        text = re.sub(r"([*<])", r"\\\1", line) if "`" not in line else line
+        if re.fullmatch(r"(Raises|Attributes|Returns|Args):", line):
+            lines += [f"**{line[:-1]}**", ""]
+        elif re.match(r"    \w+: ", line):
+            name, rest = text.strip().split(": ", 1)
+            lines.append(f"- `{name}`: {rest}")
+        else:
+            lines.append(text.strip() if lines and lines[-1].startswith("- `") else text)
+    return lines
+
+
+def main() -> int:
+    """Write the pages, or say which are out of date."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    made = pages()
+    if "--check" in sys.argv:
+        old = [name for name, text in made.items() if (FOLDER / name).read_text(encoding="utf-8") != text]
+        print("\n".join(f"docs/reference/{name} is out of date: python scripts/reference.py" for name in old), end="")
+        return int(bool(old))
+    for name, text in made.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
