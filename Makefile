@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test faults lint fix bench bench-quick clean
+.PHONY: quickstart test faults lint fix docs bench bench-quick clean
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -14,6 +14,10 @@ $(VENV)/.test: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs,serve]"
+	touch $@
+
 quickstart: $(VENV)/.package  ## train, score and use both systems on the bundled data
 	$(BIN)/lorakit quickstart
 
@@ -21,7 +25,7 @@ test: lint  ## lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # tiny models: one thread a process, a process a core
 
 faults: $(VENV)/.test  ## 200 kills, 1,000 flipped bits, several processes: minutes; prints its figures
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or slow" -s tests/faults tests/engine tests/app
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or slow" -s tests/faults tests/engine tests/app tests/test_documents.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -31,6 +35,11 @@ lint: $(VENV)/.test
 fix: $(VENV)/.test  ## format and mend what can be mended by a program
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.docs  ## the site in site/, and both notebooks run, as pages in it; broken links fail
+	$(BIN)/python scripts/reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/jupyter nbconvert --to html --execute --output-dir site/notebooks notebooks/*.ipynb
 
 bench: $(VENV)/.test  ## speed and memory beside the rivals, written to docs/benchmarks.md
 	$(BIN)/python benchmarks/speed.py --write $(if $(DATA),--data $(DATA))

@@ -1,0 +1,239 @@
+"""The documents: every example in them runs, what is generated is up to date, the site builds without a broken link.
+
+Run in each page's order, in a folder of its own: blocks marked `console` (lines that begin with $) and `python`; a block with a
+title is the file of that name. A block below a comment `<!-- not run: reason -->` is left out, and listed by
+`test_what_is_not_run_says_why`. Three things are replaced, for time: base models by tiny ones of their family, files by their
+first records (a short file's are repeated, so that some can be held out), pictures and reports of training by none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import click
+import pytest
+
+from lorakit.app.cli import commands, main
+from tests.runs import reviews, write_reviews
+from tests.tiny import tiny_bert
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", DOCS / "index.md", DOCS / "tutorial.md", *sorted(DOCS.glob("how-to/*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BLOCK = re.compile(
+    r'(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?^```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<body>.*?)^```$',
+    re.MULTILINE | re.DOTALL,
+)
+RECORDS = 16  # of a file
+SLOW = {
+    "compare",
+    "deploy",
+    "entities-t5",
+    "labels-t5",
+    "reports",
+    "scikit-learn",
+    "sweep",
+}  # verbs that other tests run in full
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    kind: str
+    body: str
+    title: str | None = None
+    reason: str | None = None  # why it is not run
+
+    @property
+    def commands(self) -> list[str]:
+        """The lines of a terminal that are typed, those that end with a backslash joined."""
+        lines = self.body.replace("\\\n", " ").splitlines()
+        return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def blocks(page: Path) -> list[Block]:
+    return [
+        Block(m["kind"], m["body"], m["title"], m["reason"]) for m in BLOCK.finditer(page.read_text(encoding="utf-8"))
+    ]
+
+
+# Running
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path, t5: Path) -> Callable[..., None]:
+    """Run blocks one after the other in an empty folder, with tiny base models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
+    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: None)
+    monkeypatch.setattr("lorakit.models._minilm", lambda: bert)
+    monkeypatch.setattr("lorakit.models.T5_DEMO", t5)
+    monkeypatch.setattr("lorakit.models._from_hub", lambda name, revision: t5 if "t5" in name else bert)
+    screen = ModuleType("IPython.display")
+    screen.HTML = lambda html: SimpleNamespace(_repr_html_=lambda: html)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython.display", screen)
+
+    def run(given: list[Block], **names: Any) -> None:
+        names["__name__"] = "__main__"
+        for block in given:
+            if block.title:
+                Path(block.title).write_text(block.body, encoding="utf-8")
+            elif block.reason is None and block.kind == "python":
+                with contextlib.redirect_stdout(io.StringIO()):
+                    exec(compile(block.body, "example", "exec"), names)
+            elif block.reason is None and block.kind == "console":
+                for line in block.commands:
+                    obey(line)
+            for path in Path().glob("*.c*"):
+                resized(path)
+
+    return run
+
+
+def obey(line: str) -> None:
+    """Run a line of a terminal; it has to be one of ours, and to end with 0."""
+    program, *words = shlex.split(line, comments=True)
+    assert program == "lorakit", f"{line!r}: only lorakit is run; another program needs a reason not to be"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as end:
+            assert not end.code, f"{line!r} ended with {end.code}: {err.getvalue()[-600:]}"
+
+
+def resized(path: Path) -> None:
+    """Make a file of data have RECORDS records, its first ones or all of them again and again."""
+    text = path.read_text(encoding="utf-8")
+    is_table = path.suffix == ".csv"
+    head, *rest = text.splitlines(keepends=True) if is_table else ("", *re.split(r"(?<=\n)\n+", text.strip() + "\n"))
+    if is_table and len(rest) != RECORDS:
+        path.write_text("".join([head, *(rest * RECORDS)[:RECORDS]]), encoding="utf-8")
+    elif not is_table and len(rest) != RECORDS:
+        path.write_text("\n".join((rest * RECORDS)[:RECORDS]), encoding="utf-8")
+
+
+def readme_names() -> dict[str, Any]:
+    """What the README's lines of Python take for given."""
+    write_reviews(Path("reviews.csv"), RECORDS)
+    texts, labels = zip(*reviews(24), strict=True)
+    return {"texts": texts, "labels": labels, "model": tiny_bert(), "folder": Path("saved")}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in PAGES]
+)
+def test_examples_run(page: Path, desk: Callable[..., None]) -> None:
+    if page.stem == "README":  # each of its blocks stands alone
+        for block in blocks(page):
+            desk([block], **readme_names())
+    else:
+        desk(blocks(page))
+
+
+def test_what_is_not_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    left_out = [(page.stem, block) for page in PAGES for block in blocks(page) if block.reason is not None]
+    with capsys.disabled():
+        for name, block in left_out:
+            print(f"\nnot run: {name}: {block.reason}", end="")
+    assert all(len(block.reason or "") > 10 for _, block in left_out)
+    run = [
+        block for page in PAGES for block in blocks(page) if block.kind in ("python", "console") and not block.reason
+    ]
+    assert len(left_out) * 4 < len(run)
+
+
+def test_an_example_that_fails_is_seen(desk: Callable[..., None]) -> None:
+    with pytest.raises(AssertionError, match="ended with 2"):
+        desk([Block("console", "$ lorakit train nowhere.csv\n")])
+    with pytest.raises(AssertionError, match="only lorakit is run"):
+        desk([Block("console", "$ pip install lorakit\n")])
+    with pytest.raises(NameError):
+        desk([Block("python", "nothing\n")])
+
+
+# What is typed somewhere, but not run: its options and keys exist
+
+
+def typed() -> Iterator[tuple[str, list[str]]]:
+    """Each line of the documents that begins with `lorakit`, in any block that is not run."""
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
+        if page.parent.name == "reference":
+            continue
+        for fence in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+            for line in fence[2].replace("\\\n", " ").splitlines():
+                line = line.removeprefix("$ ")
+                if line.startswith("lorakit ") and "VERB" not in line:
+                    words = shlex.split(re.split(r"\s{3,}", line)[0], comments=True)
+                    yield f"{page.stem}: {line}", words[1:]
+
+
+def test_every_line_that_is_shown_has_options_that_exist() -> None:
+    seen, program = 0, click.Context(commands, **commands.context_settings)
+    for place, words in typed():
+        command = commands.commands.get(words[0])
+        assert command is not None, place
+        plain = [word for word in words[1:] if not re.fullmatch(r"\[.*|.*\]|RUN|\||head|jq", word)] or words[1:]
+        try:
+            command.make_context(words[0], plain, program, resilient_parsing=True)
+        except click.UsageError as err:
+            pytest.fail(f"{place}: {err.format_message()}")
+        seen += 1
+    assert seen > 30
+
+
+# What is generated
+
+
+def test_reference_is_what_the_program_says_of_itself() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["pages"]()
+    for name, text in made.items():
+        found = (DOCS / "reference" / name).read_text(encoding="utf-8")
+        assert found == text, f"docs/reference/{name} is out of date; python scripts/reference.py writes it"
+
+
+# The site
+
+
+@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs lorakit[docs]")
+@pytest.mark.slow
+def test_site_builds_with_no_broken_link_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site")))
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 30
+    loaded = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//[^"]*"')
+    assert {page.name: found for page in pages if (found := loaded.findall(page.read_text(encoding="utf-8")))} == {}
+
+
+# The notebooks
+
+
+def cells(notebook: Path) -> list[Block]:
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [Block("python", "".join(cell["source"])) for cell in found if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(notebook: Path, desk: Callable[..., None]) -> None:
+    desk(cells(notebook))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs(notebook: Path) -> None:
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in found if cell["cell_type"] == "code")
