@@ -77,7 +77,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path, t5: Path) 
     """Run blocks one after the other in an empty folder, with tiny base models."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
-    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: None)
+    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: (folder / "report.html").write_text("<p>"))
     monkeypatch.setattr("lorakit.models._minilm", lambda: bert)
     monkeypatch.setattr("lorakit.models.T5_DEMO", t5)
     monkeypatch.setattr("lorakit.models._from_hub", lambda name, revision: t5 if "t5" in name else bert)
@@ -228,7 +228,10 @@ def cells(notebook: Path) -> list[Block]:
     return [Block("python", "".join(cell["source"])) for cell in found if cell["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem == "entities" else []) for p in NOTEBOOKS],
+)
 def test_notebooks_run(notebook: Path, desk: Callable[..., None]) -> None:
     desk(cells(notebook))
 
