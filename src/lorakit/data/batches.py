@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -15,19 +16,20 @@ GROUP = 8  # batches of a pool that are sorted by their targets; 5 % more paddin
 
 def bucketed_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int, targets: Sequence[int] = ()
-) -> list[list[int]]:
-    """The batches of one epoch as lists of positions: every example once, texts of similar length together.
+) -> list[array[int]]:
+    """The batches of one epoch as positions: every example once, texts of similar length together.
 
     All positions are shuffled and cut into pools of POOL batches; each pool is sorted by length and cut into
     batches; the batches are shuffled. The last batch may be smaller. Where `targets` has the lengths of what is to be
     written, each GROUP of neighbouring batches is sorted by them before it is cut: a text says little of its target's length.
     """
     generator = named_generator(seed, f"epoch {epoch}")
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches: list[list[int]] = []
-    for pool in _cut(order, POOL * batch_size):
-        for group in _cut(sorted(pool, key=lengths.__getitem__), GROUP * batch_size):
-            batches += _cut(sorted(group, key=targets.__getitem__) if targets else group, batch_size)
+    order = torch.randperm(len(lengths), generator=generator)
+    batches: list[array[int]] = []  # a quarter of the memory of lists: there may be many millions of examples
+    for pool in order.split(POOL * batch_size):
+        for group in _cut(sorted(pool.tolist(), key=lengths.__getitem__), GROUP * batch_size):
+            own = sorted(group, key=targets.__getitem__) if targets else group
+            batches += [array("q", batch) for batch in _cut(own, batch_size)]
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in shuffled]
 

@@ -114,6 +114,7 @@ def _paths(folder: Path, key: str, type: str) -> tuple[Path, Path]:
 def _column(folder: Path, key: str, type: str) -> Column:
     path, lengths_path = _paths(folder, key, type)
     empty = not path.stat().st_size  # no empty file can be mapped
-    values = np.empty(0, f"<{type}") if empty else np.memmap(path, f"<{type}", "r")
+    # a plain array over the mapping, of which it takes half the time to cut a piece
+    values = np.empty(0, f"<{type}") if empty else np.asarray(np.memmap(path, f"<{type}", "r"))
     lengths = np.fromfile(lengths_path, "<i4")
     return Column(key, values, lengths, np.maximum(lengths, 0).cumsum(dtype=np.int64))

@@ -28,7 +28,7 @@ class Member:
     draws: bool = True  # whether its forwards drop anything at random
     random_state: Mapping[str, Tensor] = field(default_factory=lambda: random_state(torch.device("cpu")))
     ended: bool = False
-    _batches: Iterator[list[int]] | None = field(default=None, repr=False)
+    _batches: Iterator[Sequence[int]] | None = field(default=None, repr=False)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -42,7 +42,7 @@ class Plan:
         read = sum(len(batch) * max(self.lengths[i] for i in batch) for batch in batches)
         return 1 - sum(self.lengths) / read
 
-    def batches(self, start: int) -> Iterator[list[int]]:
+    def batches(self, start: int) -> Iterator[Sequence[int]]:
         """The batches of all steps from `start` (0 is the first) to the end, as positions of examples."""
         for epoch in range(start // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
             batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, epoch, self.targets)
