@@ -10,6 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from lorakit.data.read import read
+from lorakit.data.streamed import Streamed
 from lorakit.errors import DataError
 
 SENTIMENT = ClassLabel(names=["negative", "positive"])
@@ -59,6 +60,16 @@ def hub(monkeypatch):
 
 def records(dataset):
     return [(example.text, example.label) for example in dataset.examples]
+
+
+def test_data_set_is_read_again_for_each_pass(hub, tmp_path):
+    GLUE.save_to_disk(tmp_path / "saved")
+    for source in ("nyu-mll/glue:sst2#train", str(tmp_path / "saved")):
+        whole, again = read(source), read(source, again=True)
+        assert isinstance(again.examples, Streamed)
+        assert (list(again.examples), again.sha256) == (whole.examples, whole.sha256)
+    with pytest.raises(DataError, match="not a label"):
+        read("nyu-mll/glue#test", again=True)
 
 
 def test_glue_is_read_by_its_notation_with_class_names(hub):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lorakit.data.example import Columns
 from lorakit.data.read import read
 from lorakit.data.streamed import Streamed
 from lorakit.engine.prepare import Prepared, prepare
@@ -154,6 +155,16 @@ def test_bad_row_of_a_later_piece_is_told_by_its_place(tmp_path: Path) -> None:
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
     assert f"{path}:{len(lines) - 1}:" in errors[0]
+
+
+def test_first_rows_say_which_columns_are_read(tmp_path: Path) -> None:
+    lines = [{"text": f"text {i}", "category": "ab"[i % 2]} for i in range(PIECE)]
+    lines += [{**line, "label": "c", "label2": "d"} for line in lines]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found = read(str(path), again=True)
+    assert list(found.examples) == read(str(path), columns=Columns(label="category")).examples
+    assert found.notes == [f"{path}: text is column 'text'", f"{path}: label is column 'category'"]
 
 
 def test_file_that_changes_between_passes_is_told(tmp_path: Path) -> None:

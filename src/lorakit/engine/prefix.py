@@ -32,10 +32,12 @@ def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
     again = len(parts) < 2 * len(runs) or any(run.plan.steps > run.plan.steps_per_epoch for run in runs)
     if first.kernels == PLAIN or has_dropout(model) or not again:
         return
+    blocks = frozen_blocks(model)
+    if not blocks:
+        return
     items: Any = ConcatDataset([cast(Any, part.flat) for part in parts.values()])  # read as they are asked for
     lengths = [len(item["input_ids"]) for item in items]
-    blocks = frozen_blocks(model)
-    if not blocks or sum(lengths) * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:
+    if sum(lengths) * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:
         return
     task = first.task
     batches = (task.collate([items[i] for i in batch]) for batch in batches_of(task, items, first.device))
