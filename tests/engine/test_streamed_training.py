@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lorakit.data.example import Columns
-from lorakit.data.read import read
+from lorakit.data.read import holds_words, read
 from lorakit.data.streamed import Streamed
 from lorakit.engine.prepare import Prepared, prepare
 from lorakit.errors import ConfigError, DataError
@@ -132,12 +132,14 @@ def test_file_from_a_url_is_copied_once_a_version(files: Path, tmp_path: Path) -
     ],
 )
 def test_url_that_cannot_be_read_is_told(source: str, message: str, tmp_path: Path) -> None:
+    assert not holds_words(source)
     with pytest.raises(DataError, match=message):
         read(source, folder=tmp_path)
 
 
 def test_nothing_is_held_out_of_a_stream(bert: Path, files: Path, tmp_path: Path) -> None:
     raw = sharded(sections(bert, files), tmp_path)
+    assert not holds_words(raw["data"]["train"])
     del raw["data"]["validation"]
     with pytest.raises(ConfigError, match=r"part-\*\.parquet.*name data.validation"):
         prepare(changed(raw, f"data.cache={tmp_path / 'cache'}"))

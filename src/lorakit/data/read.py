@@ -99,7 +99,9 @@ def read(
 
 
 def holds_words(source: str) -> bool:
-    """Whether a source is a file of words with tags or of texts with spans."""
+    """Whether a source is a file of words with tags or of texts with spans, or a pattern of such."""
+    if "://" in source:  # which is not fetched for a guess
+        return False
     source = str(files_of(source)[0]) if means_files(source) else source
     path = _path(source)
     kind = _format(source, path)
