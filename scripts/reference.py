@@ -21,6 +21,8 @@ import lorakit
 import lorakit.lora
 from lorakit import recipe
 from lorakit.app.cli import commands
+from lorakit.engine.predictor import Predictor
+from lorakit.engine.results import Result
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "reference"
@@ -142,6 +144,7 @@ def python() -> str:
         parts += ["", f"## {module.__name__}"]
         for name in sorted(module.__all__, key=str.lower):
             parts += of_name(name, getattr(module, name))
+    parts += ["", "## What they give", *of_name("Predictor", Predictor), *of_name("Result", Result)]
     return "\n".join(parts) + "\n"
 
 
@@ -202,9 +205,12 @@ class Named:
     def __repr__(self) -> str:
         if isinstance(self.value, str):
             return f'"{self.value}"'
-        if callable(self.value) or " object at 0x" in repr(self.value):
+        if callable(self.value):
             return getattr(self.value, "__qualname__", type(self.value).__name__)
-        return repr(self.value)
+        if isinstance(self.value, Mapping) or repr(self.value) == "<factory>":  # of a dataclass: a new dict
+            return "{}"
+        is_plain = isinstance(self.value, (int, float, tuple, type(None)))
+        return repr(self.value) if is_plain else f"{type(self.value).__name__}()"
 
 
 def documented(docstring: str | None) -> list[str]:

@@ -18,7 +18,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import click
@@ -82,7 +82,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path, t5: Path) 
     monkeypatch.setattr("lorakit.models.T5_DEMO", t5)
     monkeypatch.setattr("lorakit.models._from_hub", lambda name, revision: t5 if "t5" in name else bert)
     screen = ModuleType("IPython.display")
-    screen.HTML = lambda html: SimpleNamespace(_repr_html_=lambda: html)  # type: ignore[attr-defined]
+    screen.IFrame = lambda source, width, height: source  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython.display", screen)
 
     def run(given: list[Block], **names: Any) -> None:
