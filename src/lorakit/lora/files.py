@@ -101,25 +101,27 @@ def _disk_keys(base: nn.Module, r: int) -> dict[str, _Key]:
 
 
 def save_adapter(
-    model: nn.Module, folder: Path, config: LoraConfig, base: BaseInfo = BaseInfo(), name: str = "default"
+    model: nn.Module, folder: Path | str, config: LoraConfig, base: BaseInfo = BaseInfo(), name: str = "default"
 ) -> None:
     """Write one adapter; peft loads the folder as it is, and the same adapter gives the same bytes.
 
     An update with a start (pissa, olora) is written as plain LoRA of twice the rank, valid on the unchanged base.
     """
     check_known(model, name)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     raw = peft_config(model, config, base, name)
     save_file(adapter_tensors(model, name), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraConfig:
+def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") -> LoraConfig:
     """Add a saved adapter to the model and make it the active one; the model is untouched when anything is wrong.
 
     Raises:
         AdapterError: settings, keys, shapes or dtypes do not fit this model, or a value is not finite.
     """
+    folder = Path(folder)
     config, base = read_adapter_config(folder)
     path = folder / WEIGHTS_FILE
     header = _header(path)
