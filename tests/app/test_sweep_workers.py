@@ -58,6 +58,7 @@ def test_a_late_worker_finds_everything_done_and_shows_the_same(trainer: Trainer
     assert more.members[: 2 * TRIALS] == first.members and len(trainer.calls) == 1
 
 
+@pytest.mark.faults
 def test_a_stopped_worker_gives_its_trials_back_at_once(trainer: Trainer, recipe: Path) -> None:  # noqa: F811
     dies(recipe, trainer, AT_ONCE + 1)
     assert states() == {"COMPLETE": AT_ONCE, "FAIL": AT_ONCE, "WAITING": AT_ONCE}
@@ -123,6 +124,7 @@ def test_of_trials_asked_at_the_same_time_the_last_ones_are_given_back() -> None
     assert [workers._is_surplus(study, trial, 3) for trial in trials] == [False] * 3 + [True] * 2
 
 
+@pytest.mark.faults
 def test_another_search_is_refused(trainer: Trainer, recipe: Path) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match="--worker goes with --optuna"):
         run_sweep(Asked(recipe, GRID, worker=True))
