@@ -77,6 +77,11 @@ class Interrupted(LorakitError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
+def first_line(err: BaseException, otherwise: str | None = None) -> str:
+    """The first line of what somebody else's error says; where that is nothing, `otherwise`, or the error's type."""
+    return (str(err).strip() or otherwise or type(err).__name__).splitlines()[0]
+
+
 def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
     """The end of an error message: the names nearest to `wrong`, or a short list of what there is."""
     names = sorted(set(known))

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorakit.digest import file_sha256
-from lorakit.errors import ModelError, did_you_mean
+from lorakit.errors import ModelError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,7 +240,7 @@ def _config(folder: Path, name: str, labels: Sequence[str], dropout: float | Non
     try:
         config = AutoConfig.from_pretrained(folder, **changes)
     except (OSError, ValueError, KeyError) as err:
-        raise ModelError(f"model.base = {name!r}: config.json cannot be used: {_first_line(err)}") from err
+        raise ModelError(f"model.base = {name!r}: config.json cannot be used: {first_line(err)}") from err
     if dropout is not None:
         for key in DROPOUTS:
             if getattr(config, key, None) is not None:
@@ -259,9 +259,7 @@ def _model(folder: Path, name: str, kind: Kind, config: Any, seed: int) -> tuple
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-            raise ModelError(
-                f"model.base = {name!r} cannot be loaded by {kind.auto_class}: {_first_line(err)}"
-            ) from err
+            raise ModelError(f"model.base = {name!r} cannot be loaded by {kind.auto_class}: {first_line(err)}") from err
     return model, set(info["missing_keys"])
 
 
@@ -273,7 +271,7 @@ def _tokenizer(folder: Path, name: str, words: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, ImportError) as err:
-        raise ModelError(f"model.base = {name!r}: its tokenizer cannot be loaded: {_first_line(err)}") from err
+        raise ModelError(f"model.base = {name!r}: its tokenizer cannot be loaded: {first_line(err)}") from err
 
 
 def _saved_modules(model: nn.Module, missing: set[str]) -> tuple[str, ...]:
@@ -367,7 +365,3 @@ def versions() -> dict[str, str]:
     import lorakit
 
     return {"lorakit": lorakit.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]

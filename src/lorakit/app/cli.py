@@ -25,7 +25,7 @@ from lorakit.app.verbs.quickstart import quickstart
 from lorakit.app.verbs.report import report
 from lorakit.app.verbs.serve import serve
 from lorakit.app.verbs.sweep import sweep
-from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError
+from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError, first_line
 
 if TYPE_CHECKING:
     from lorakit.recipe import Recipe
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as err:
-        text = (str(err).strip() or "no message").splitlines()[0]
+        text = first_line(err, "no message")
         fail(f"{type(err).__name__}: {text} (a fault of lorakit's; --debug shows where)", 1, debug)
 
 

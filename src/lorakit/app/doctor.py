@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lorakit.digest import file_sha256
+from lorakit.errors import first_line
 
 DEMO = Path(__file__).parent.parent / "demo"
 SUMS = "SHA256SUMS"  # of the bundled data, as sha256sum writes it
@@ -70,8 +71,8 @@ def examine() -> Examination:
         try:
             findings += check()
         except Exception as err:
-            first = (str(err).strip() or "no message").splitlines()[0]
-            findings.append(Finding(check.__name__, f"{type(err).__name__}: {first}", "failure"))
+            text = f"{type(err).__name__}: {first_line(err, 'no message')}"
+            findings.append(Finding(check.__name__, text, "failure"))
     return Examination(findings)
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lorakit.app.card import FILE
 from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.errors import ConfigError, OutputError
+from lorakit.errors import ConfigError, OutputError, first_line
 
 SHIPPED = (".json", ".safetensors", ".txt", ".model", ".jinja")  # no .jsonl, no table: texts stay here
 
@@ -89,8 +89,9 @@ def _upload(folder: Path, names: list[str], repo_id: str, private: bool, revisio
     except Exception as err:
         if not isinstance(err, OSError) and not type(err).__module__.startswith(HTTP_CLIENTS):
             raise
-        first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise OutputError(f"push: {api.endpoint} cannot be reached: {first}; nothing is lost, try again") from err
+        raise OutputError(
+            f"push: {api.endpoint} cannot be reached: {first_line(err)}; nothing is lost, try again"
+        ) from err
     return str(done.commit_url)
 
 
@@ -102,5 +103,4 @@ def _refusal(err: HfHubHTTPError) -> str:
         403: "the token may not write there; make one with the right to write at https://huggingface.co/settings/tokens",
         404: "no such repository or namespace, or it is hidden from this token; see to its name",
     }
-    first = (str(err).strip() or "no message").splitlines()[0]
-    return known.get(status, f"the hub answered {status}: {first}")
+    return known.get(status, f"the hub answered {status}: {first_line(err, 'no message')}")

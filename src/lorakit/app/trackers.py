@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Event, Note, Started
 from lorakit.engine.fit import Run
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, first_line
 from lorakit.recipe import Recipe
 
 STATE = "trackers.json"  # in the run folder: by what each tracker finds the run again
@@ -270,8 +270,8 @@ class Tracking:
             with redirect_stdout(sys.stderr):  # stdout has the scores alone
                 yield
         except (Exception, SystemExit) as err:  # of somebody else's code, which may do anything
-            first = (str(err).strip() or "no message").splitlines()[0]
-            self.report(Note(f"{name}: {type(err).__name__}: {first}; the run goes on without it"))
+            said = first_line(err, "no message")
+            self.report(Note(f"{name}: {type(err).__name__}: {said}; the run goes on without it"))
             self.ears = [ear for ear in self.ears if ear.name != name]
 
 

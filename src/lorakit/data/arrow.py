@@ -10,7 +10,7 @@ from typing import Any
 
 from lorakit.data.tables import Row
 from lorakit.data.text import read_bytes
-from lorakit.errors import DataError
+from lorakit.errors import DataError, first_line
 
 READ_AHEAD = 2**20  # bytes of each column of a Parquet file; without it a whole row group is read at once
 
@@ -103,7 +103,7 @@ def _damage_told(path: Path, format: str) -> Iterator[None]:
     try:
         yield
     except (ArrowException, OSError) as err:
-        raise DataError(f"{path}: no {format} file: {str(err).splitlines()[0]}") from err
+        raise DataError(f"{path}: no {format} file: {first_line(err)}") from err
 
 
 def rows_of_batch(table: Any, path: Path, first: int = 0) -> Iterator[Row]:

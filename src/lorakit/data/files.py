@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lorakit.errors import DataError
+from lorakit.errors import DataError, first_line
 
 COPIES = "files"  # below the folder that copies are put into
 
@@ -61,9 +61,9 @@ def files_of(source: str, folder: Path | None = None) -> list[Path]:
     except DataError:
         raise
     except ImportError as err:
-        raise DataError(f"{source}: the package that reads such URLs is missing: {_first_line(err)}") from err
+        raise DataError(f"{source}: the package that reads such URLs is missing: {first_line(err)}") from err
     except Exception as err:  # every file system has errors of its own
-        raise DataError(f"{source}: cannot be read: {_first_line(err)}") from err
+        raise DataError(f"{source}: cannot be read: {first_line(err)}") from err
 
 
 def _fetched(system: Any, name: str, source: str, folder: Path | None) -> Path:
@@ -80,7 +80,3 @@ def _fetched(system: Any, name: str, source: str, folder: Path | None) -> Path:
             system.get_file(name, str(part))
             part.replace(place)
     return place
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]

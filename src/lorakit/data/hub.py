@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.data.arrow import named_classes
 from lorakit.data.tables import Row
-from lorakit.errors import DataError, did_you_mean
+from lorakit.errors import DataError, did_you_mean, first_line
 
 SOURCE = "ID[:CONFIG][@REVISION][#SPLIT]"
 
@@ -23,7 +23,7 @@ def read_hub(source: str, split: str) -> Iterator[Row]:
         found = datasets.load_dataset(name, config or None, revision=revision or None)
     except Exception as err:  # the library raises many kinds for an unknown id, a script, no network
         raise DataError(
-            f"{source}: no such file, and the data set cannot be loaded from the hub: {_first_line(err)}"
+            f"{source}: no such file, and the data set cannot be loaded from the hub: {first_line(err)}"
         ) from err
     yield from _rows(found, wanted or split, source)
 
@@ -35,7 +35,7 @@ def read_saved(folder: Path, split: str) -> Iterator[Row]:
     try:
         found = datasets.load_from_disk(name)
     except Exception as err:  # any damage inside the folder
-        raise DataError(f"{folder}: no data set saved by `datasets`: {_first_line(err)}") from err
+        raise DataError(f"{folder}: no data set saved by `datasets`: {first_line(err)}") from err
     yield from _rows(found, wanted or split, str(folder))
 
 
@@ -57,7 +57,3 @@ def _rows(found: Any, split: str, source: str) -> Iterator[Row]:
     for number, values in enumerate(found, start=1):
         named = {column: named_classes(value, features[column]) for column, value in values.items()}
         yield Row(named, f"{source}:{number}")
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]

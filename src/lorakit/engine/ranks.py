@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lorakit.errors import RankError, RankLost
+from lorakit.errors import RankError, RankLost, first_line
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 P = ParamSpec("P")
@@ -142,7 +142,7 @@ def _peers_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as err:  # what torch.distributed raises when a connection breaks or the time is out
-        reason = (str(err).strip() or "no reason given").splitlines()[0]
+        reason = first_line(err, "no reason given")
         raise RankLost(f"another process of the run has ended, hangs or cannot be reached: {reason}") from err
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, first_line
 from lorakit.models import decoder_cache
 from lorakit.tasks.base import Batch
 
@@ -79,8 +79,9 @@ def write_onnx(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as err:
-        said = str(err).strip().splitlines()[0]
-        raise ConfigError(f"torch cannot write this model as ONNX ({said}); --to merged keeps it in PyTorch") from err
+        raise ConfigError(
+            f"torch cannot write this model as ONNX ({first_line(err)}); --to merged keeps it in PyTorch"
+        ) from err
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.app.sweep.points import SEED, Axis, Choice, Point, toml
 from lorakit.app.sweep.training import Group, Sweep
 from lorakit.engine.events import Note
-from lorakit.errors import ConfigError, did_you_mean
+from lorakit.errors import ConfigError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -74,7 +74,7 @@ class Search:
         try:
             return RDBStorage(url, engine_kwargs=wait, **heartbeat)
         except (ImportError, ValueError, StorageInternalError) as err:
-            raise ConfigError(f"--optuna: {str(err).splitlines()[0]}") from err
+            raise ConfigError(f"--optuna: {first_line(err)}") from err
 
 
 def search(sweep: Sweep, axes: Sequence[Axis], seeds: Sequence[int], asked: Search, shares: Sequence[float]) -> None:
@@ -155,7 +155,7 @@ def open_study(sweep: Sweep, asked: Search, storage: RDBStorage, may_exist: bool
             f"--optuna: the study {name!r} is there already; --resume, or choose another output.dir"
         ) from err
     except ImportError as err:
-        raise ConfigError(f"--optuna: {str(err).splitlines()[0]}") from err
+        raise ConfigError(f"--optuna: {first_line(err)}") from err
     return study
 
 

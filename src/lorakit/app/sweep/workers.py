@@ -40,7 +40,7 @@ from lorakit.app.sweep.training import Group, Member, Sweep, member_name, read_m
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
 from lorakit.engine.events import Note
 from lorakit.engine.run_folder import LOCK, RECIPE
-from lorakit.errors import ConfigError, OutputError
+from lorakit.errors import ConfigError, OutputError, first_line
 from lorakit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def work(sweep: SharedSweep, base: Recipe, space: Space, asked: Search) -> None:
         try:
             study = _worked(sweep, space, asked)
         except StorageInternalError as err:
-            raise OutputError(f"--optuna: the storage fails: {err.__cause__ or err}".splitlines()[0]) from err
+            raise OutputError(f"--optuna: the storage fails: {first_line(err.__cause__ or err)}") from err
         with _turn(sweep.folder):
             sweep.restore_from(study)
             sweep.write()
