@@ -10,7 +10,7 @@ from typing import Any
 from lorakit.data.columns import Table, examples_of, settled
 from lorakit.data.example import Columns, Example, Wants, examples_sha256
 from lorakit.data.spans import CODE_UNITS
-from lorakit.data.streams import stream
+from lorakit.data.streams import stamp_of, stream
 from lorakit.data.tables import Row, sound
 from lorakit.errors import DataError
 
@@ -69,17 +69,12 @@ class Streamed(Sequence[Example]):
 
 def reading_of(files: Sequence[Path]) -> Reading:
     """The rows of files that `stream` can read, one file after the other; they must stay as they are now."""
-    stamps = [_stamp(path) for path in files]
+    stamps = [stamp_of(path) for path in files]
 
     def rows() -> Iterator[Row | DataError]:
         for path, stamp in zip(files, stamps, strict=True):
             yield from stream(path)
-            if _stamp(path) != stamp:
+            if stamp_of(path) != stamp:
                 raise DataError(f"{path}: changed while it was read")
 
     return rows
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns

@@ -37,6 +37,12 @@ def stream(path: Path, start: int = 0, columns: Sequence[str] | None = None) -> 
     return found(path, start, columns)
 
 
+def stamp_of(path: Path) -> str:
+    """What changes with a file, in words; it must stay the same while the file is read."""
+    stat = path.stat()
+    return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns} ns"
+
+
 def _csv(path: Path, start: int, columns: Sequence[str] | None, *, tabs: bool = False) -> Rows:
     return islice(csv_rows(path, stream_lines(path), tabs=tabs, limit=LONGEST_FIELD), start, None)
 

@@ -18,7 +18,7 @@ from typing import Any
 from lorakit.data.arrow import schema_of
 from lorakit.data.columns import Table, examples_of
 from lorakit.data.example import Columns, Example
-from lorakit.data.streams import stream
+from lorakit.data.streams import stamp_of, stream
 from lorakit.data.tables import Row, sound
 from lorakit.engine.answerers import Answerer
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder, sweep
@@ -161,7 +161,7 @@ class _Scoring:
         job = self.job
         return {
             "answered by": dict(self.answerer.identity),
-            "input": {str(path): _stamp(path) for path in job.files},
+            "input": {str(path): stamp_of(path) for path in job.files},
             "columns": asdict(self.columns),
             "--keep": list(job.keep),
             "--shard-rows": job.shard_rows,
@@ -182,14 +182,14 @@ class _Scoring:
         if note.exists():
             known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
             return known
-        size, stamp = self.job.shard_rows, _stamp(path)
+        size, stamp = self.job.shard_rows, stamp_of(path)
         start = next(first for first in count(0, size) if not self._shard(number, first).exists())
         rows = stream(path, start, self._used())
         for first in count(start, size):
             if not (some := list(islice(rows, size))):
                 break
             records, bad = self._answered(path, first, some)
-            if _stamp(path) != stamp:
+            if stamp_of(path) != stamp:
                 raise DataError(f"{path}: changed while it was read")
             if bad:  # before the answers, with which the shard is done
                 write_lines(self._rejected(number, first), bad)
@@ -270,8 +270,3 @@ class _Scoring:
         if now - self.told > TELL_EVERY_S:
             self.told = now
             self.report(Note(f"{self.done:,} rows answered, {self.done / (now - self.begun):,.0f} a second"))
-
-
-def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns} ns"
