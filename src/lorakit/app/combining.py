@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorakit.app.export.command import check_free
+from lorakit.app.rehearsal import check_free
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Example
 from lorakit.engine.adapter import SIDE_FILE, Side, read_side, shipped_folder, write_side

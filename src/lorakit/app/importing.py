@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit import models
-from lorakit.app.export.command import check_free
+from lorakit.app.rehearsal import check_free
 from lorakit.engine.adapter import write_side
 from lorakit.engine.atomic import atomic_folder
 from lorakit.errors import AdapterError, ConfigError

@@ -1,4 +1,4 @@
-"""`--dry-run` of verbs that write a folder: all is done and checked, and thrown away."""
+"""Where verbs that write a folder may write it, and their `--dry-run`: all is done and checked, and thrown away."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ def place_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
     Raises:
         OutputError: `out` exists, or there can be no folder.
     """
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; choose another folder")
+    check_free(out)
     if not dry_run:
         yield out
         return
@@ -27,3 +26,9 @@ def place_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
         raise OutputError(f"--out {out}: cannot be written: {above} is no folder")
     with tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
         yield Path(folder) / (out.name or "out")
+
+
+def check_free(out: Path) -> None:
+    """Raise an OutputError where a command would write over something."""
+    if out.exists():
+        raise OutputError(f"--out {out} exists already; choose another folder")

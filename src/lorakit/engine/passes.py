@@ -119,9 +119,8 @@ def backward(
     try:
         with ThreadPoolExecutor(len(lanes) - 1) as pool:
             walks = [pool.submit(_backward, model, passes, turns, counts, totals) for passes in lanes[1:]]
-            _backward(
-                model, lanes[0], turns, counts, totals
-            )  # here: each thread has an arena of freed memory of its own
+            # here, since each thread has an arena of freed memory of its own
+            _backward(model, lanes[0], turns, counts, totals)
             for walk in walks:
                 walk.result()
     finally:

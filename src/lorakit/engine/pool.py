@@ -153,7 +153,7 @@ class AdapterPool:
 
     @contextmanager
     def held(self, names: Iterable[str]) -> Iterator[dict[str, Resident]]:
-        """Members by name, loaded where need be, which stay in memory within this block."""
+        """Residents by name, loaded where need be, which stay in memory within this block."""
         wanted = list(dict.fromkeys(names))
         residents: dict[str, Resident] = {}
         try:

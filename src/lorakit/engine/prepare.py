@@ -164,11 +164,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     def encoded() -> tuple[Task, dict[str, Part]]:
         task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
         cache = None if recipe.data.cache is None else Path(recipe.data.cache)
-        made_of = [
-            recipe.task.model_dump(mode="json"),
-            max_length,
-            sorted(fingerprints.values()),
-        ]  # a mean is of all of train
+        # all fingerprints, since what a task takes from train (a mean) is in the items of every part
+        made_of = [recipe.task.model_dump(mode="json"), max_length, sorted(fingerprints.values())]
         parts = {name: Part(part, encode(task, part, cache, made_of)) for name, part in examples.items()}
         _tell_cut(task, parts, max_length, report)
         return task, parts

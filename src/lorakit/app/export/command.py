@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lorakit.app.export.check import Told, agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
+from lorakit.app.rehearsal import check_free
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import Predictor, load_shipped
-from lorakit.errors import ConfigError, OutputError
+from lorakit.errors import ConfigError
 from lorakit.lora import (
     BaseInfo,
     Layer,
@@ -104,12 +105,6 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> Told
     told = [*_told_labels(side, profile), *_left_out(side)]
     lines = [*(changes or ["nothing had to be changed"]), parity.line(), *told, f"use: {use}"]
     return Told(lines, {"check": parity._asdict()})
-
-
-def check_free(out: Path) -> None:
-    """Raise an OutputError where a command would write over something."""
-    if out.exists():
-        raise OutputError(f"--out {out} exists already; choose another folder")
 
 
 def _public_name(side: Side, options: Options) -> tuple[str, list[str]]:
