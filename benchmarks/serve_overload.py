@@ -67,7 +67,7 @@ class Client:
         """One request and its answer."""
         begin = time.perf_counter()
         try:
-            if self.streams is None:
+            if self.streams is None or self.streams[0].at_eof():  # the server ends connections that idle
                 self.streams = await asyncio.open_connection("127.0.0.1", self.port)
             reader, writer = self.streams
             writer.write(content)

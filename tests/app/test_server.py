@@ -332,11 +332,49 @@ def test_overload_is_refused_and_what_was_accepted_is_answered() -> None:
 
 
 def test_full_queue_refuses_before_a_body_is_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = running.service.metrics.requests.labels("none", "429")._value
+    before = refused.get()
     monkeypatch.setattr(running.service.batcher, "_waiting", LIMITS.waiting)
     reply = running.raw(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n")
     assert reply.split()[1] == b"429"
     assert b"retry-after: 1" in reply.lower()
+    assert b"nosniff" in reply
     assert running.ask("/health").status == 200
+    assert refused.get() == before + 1
+
+
+def test_connection_that_was_refused_goes_on_with_its_next_request(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps({"inputs": "a fine film"}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    connection.request("POST", "/predict", body, JSON)
+    assert connection.getresponse().read()
+    for full in (True, True, False):
+        monkeypatch.setattr(running.service.batcher, "_waiting", LIMITS.waiting if full else 0)
+        connection.putrequest("POST", "/predict")
+        for name, value in {**JSON, "Content-Length": str(len(body))}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(body[:3])  # what comes of the body after the answer is dropped
+        time.sleep(0.1)
+        connection.send(body[3:])
+        answer = connection.getresponse()
+        content = json.loads(answer.read())
+        assert (answer.status, "error" in content) == ((429, True) if full else (200, False))
+    connection.close()
+
+
+@pytest.mark.parametrize("head", [b"Connection: close", b"Expect: 100-continue"])
+def test_refused_connection_that_cannot_go_on_is_closed(
+    running: Running, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr(running.service.batcher, "_waiting", LIMITS.waiting)
+    with socket.create_connection(("127.0.0.1", running.port), timeout=5) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n" + head + b"\r\n\r\n")
+        content = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert content.startswith(b"HTTP/1.1 429")
+    assert b"connection: close" in content
 
 
 def test_failure_is_of_the_request_that_causes_it_and_who_left_costs_nothing() -> None:

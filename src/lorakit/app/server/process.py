@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from lorakit.app.server.guard import door
 from lorakit.app.server.routes import LOOPBACK, Limits, Service, create_app, find_all
 from lorakit.engine.pool import AdapterPool
 from lorakit.errors import ConfigError
@@ -32,7 +33,7 @@ def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOP
     return Server(
         uvicorn.Config(
             create_app(service, token, hosts),
-            http="httptools",
+            http=door(lambda: service.is_busy, service.metrics.refused),
             ws="none",
             log_level="warning",
             server_header=False,

@@ -79,6 +79,10 @@ class Metrics:
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
+    def refused(self) -> None:
+        """Count one that was refused at the door."""
+        self.requests.labels("none", "429").inc()
+
 
 class Service:
     """The routes of one server over one pool; `roots` are the paths whose adapters it serves, looked at again and again."""
@@ -88,6 +92,11 @@ class Service:
         self.default = next(iter(pool.folders))
         self.batcher = Batcher(pool, limits.waiting, lambda texts: self.metrics.batch.observe(texts))
         self.metrics = Metrics(pool, lambda: self.batcher.waiting)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the queue has no room for another text."""
+        return self.batcher.waiting >= self.limits.waiting
 
     # Answers
 
@@ -334,7 +343,6 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         token=token,
         open_paths=OPEN,
         body_s=service.limits.body_s,
-        busy=lambda: service.batcher.waiting >= service.limits.waiting,
         watch=service.metrics.observe,
     )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
