@@ -19,7 +19,7 @@ import torch.distributed.fsdp  # before the fork: it takes seconds
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lorakit.app.api import train_recipe
+from lorakit.app.api import train_recipe, train_recipes
 from lorakit.engine.events import Event
 from lorakit.engine.prepare import prepare
 from lorakit.engine.ranks import Ranks, joined
@@ -48,6 +48,15 @@ def trained(raw: Sections, words: Sequence[str], resume: str | None = None) -> O
     except LorakitError as err:
         return Outcome(len(events), {}, f"{type(err).__name__}: {err}", err.exit_code)
     return Outcome(len(events), result.scores, "", 0)
+
+
+TOGETHER = {"small": ["lora.r=2"], "other": ["train.seed=3", "lora.use_dora=true"], "short": ["train.max_steps=3"]}
+
+
+def together(raw: Sections, folder: Path) -> list[str]:
+    """Train three members in one pass, as one of several processes; the errors."""
+    recipes = [changed(raw, *STILL, *words, f"output.dir={folder / name}") for name, words in TOGETHER.items()]
+    return [str(result) for result in train_recipes(recipes) if isinstance(result, LorakitError)]
 
 
 def spoiled(raw: Sections, words: Sequence[str]) -> Outcome:
@@ -124,6 +133,7 @@ def seen(raw: Sections, folder: Path, alone: dict[str, Any]) -> Iterator[dict[st
         "plain": (trained, raw, (*STILL, f"output.dir={folder / 'plain'}")),
         "sharded": (trained, raw, (*STILL, f"output.dir={folder / 'sharded'}", "train.shard_base=true")),
         "held": (held, raw, ("train.shard_base=true",)),
+        "together": (together, raw, folder / "together"),
         "dropout": (trained, raw, (f"output.dir={folder / 'dropout'}",)),
         "resumed": (resumed, raw, (f"output.dir={folder / 'dropout'}",), folder),
         "spoiled": (spoiled, raw, (*STILL, f"output.dir={folder / 'spoiled'}")),
@@ -171,6 +181,17 @@ def test_processes_train_what_one_does(
         assert {key: outcome.scores[key] for key in COUNTED} == {key: alone[key] for key in COUNTED}
     files = {path.relative_to(folder / name) for path in (folder / name).rglob("*")}
     assert files == {path.relative_to(folder / "alone") for path in (folder / "alone").rglob("*")}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_member_trained_by_processes_learns_what_one_process_teaches_it_alone(
+    seen: dict[str, list[Any]], raw: Sections, folder: Path, name: str
+) -> None:
+    assert seen["together"] == [[], []]
+    trained(raw, (*STILL, *TOGETHER[name], f"output.dir={folder / 'solo' / name}"))
+    places = (folder / "together" / name, folder / "solo" / name)
+    torch.testing.assert_close(*map(adapter, places), atol=1e-6, rtol=1e-5)
+    assert lines(places[0]) == lines(places[1])
 
 
 def test_sharded_base_lies_on_each_process_in_part(seen: dict[str, list[Any]], raw: Sections) -> None:

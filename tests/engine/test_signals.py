@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lorakit.app import api
+from lorakit.app.cli import program
 from lorakit.app.failures import how_to_go_on
 from lorakit.engine import signals
 from lorakit.engine.checkpoint import newest_checkpoint
@@ -164,19 +168,35 @@ def test_how_to_go_on_is_a_whole_command(words: str, command: str) -> None:
     assert how_to_go_on(["quickstart"]) == ""
 
 
+def as_a_program(words: Sequence[str], folder: Path, stderr: Connection) -> None:
+    """What `lorakit WORDS` does in a folder, its messages sent down a pipe."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.dup2(stderr.fileno(), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.argv = ["lorakit", *words]
+    program()
+
+
 def test_sigterm_ends_a_real_process_with_75_and_the_command_that_goes_on(
     bert: Path, files: Path, tmp_path: Path
 ) -> None:
     words = ["train", str(files / "train.csv"), "--model", str(bert), "model.dtype=fp32", "train.epochs=100000"]
-    command = [sys.executable, "-m", "lorakit", *words, "train.eval_every=5", "output.dir=run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = [process.stderr.readline()]
-    while said[-1] and "validation accuracy" not in said[-1]:  # it trains
-        said.append(process.stderr.readline())
-    process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 75, "".join(said) + rest
+    words += ["train.eval_every=5", "output.dir=run"]
+    # a fork has everything imported already; where torch has started threads, it would hang
+    context: Any = multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "spawn")
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=as_a_program, args=(words, tmp_path, writing))
+    process.start()
+    writing.close()
+    with os.fdopen(os.dup(reading.fileno())) as stderr:
+        said = [stderr.readline()]
+        while said[-1] and "validation accuracy" not in said[-1]:  # it trains
+            said.append(stderr.readline())
+        os.kill(process.pid, signal.SIGTERM)
+        rest = stderr.read()
+    process.join(60)
+    assert process.exitcode == 75, "".join(said) + rest
     last = rest.splitlines()[-1]
     assert last.startswith("stopped by SIGTERM; to go on: lorakit train ")
     assert last.endswith("output.dir=run --resume auto")

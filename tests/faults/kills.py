@@ -1,5 +1,7 @@
 """Kill training runs with SIGKILL at random moments until so many kills are done; each run must end as if never killed.
 
+One run, or three together in one pass over one base.
+
 A program: `python -m tests.faults.kills --kills 200`. It forks its runs, which saves them the seconds of importing; the
 parent itself computes nothing with torch, which would not survive a fork.
 """
@@ -16,18 +18,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakit.app import api
 from lorakit.engine.events import Event, Started
 from lorakit.engine.train import Step
+from lorakit.errors import LorakitError
 from lorakit.recipe import Recipe
 from tests.faults.outcome import differences, outcome
-from tests.runs import changed, save_bert, save_t5, sections, write_entities, write_reviews
+from tests.runs import Sections, changed, save_bert, save_t5, sections, write_entities, write_reviews
 
 EPOCHS, STEPS_PER_EPOCH = 3, 5
 WORDS = (f"train.epochs={EPOCHS}", "train.eval_every=4", "train.checkpoint_every=2")
+TOGETHER = (["lora.r=2"], ["train.seed=3", "train.lr=1e-3"], ["lora.use_dora=true"])  # the words of each member
 MOST_STEPS = 2  # besides the first, between a start and the kill
 
 
@@ -46,28 +51,30 @@ def forked(function: Any, *args: Any) -> int:
         os._exit(code)
 
 
-def train(recipe: Recipe, resume: str | None, pipe: int) -> None:
-    """Train, and write a byte into the pipe at the start and for each step."""
+def train(recipes: Sequence[Recipe], resume: str | None, pipe: int) -> None:
+    """Train, and write a byte into the pipe at each start and for each step."""
 
     def tell(event: Event) -> None:
         if isinstance(event, (Started, Step)):
             os.write(pipe, b".")
 
     api.write_figures = lambda *_: None  # they take longer than the training
-    api.train_recipe(recipe, report=tell, resume=resume)
+    failed = [r for r in api.train_recipes(recipes, report=tell, resume=resume) if isinstance(r, LorakitError)]
+    if failed:
+        raise failed[0]
 
 
 def finish(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed(recipe: Recipe, chance: random.Random) -> bool:
-    """Start or resume a run and kill it after some steps; False where it came to its end before."""
+def killed(recipes: Sequence[Recipe], chance: random.Random) -> bool:
+    """Start or resume runs and kill them after some steps; False where they came to their end before."""
     reader, writer = os.pipe()
-    child = forked(train, recipe, "auto", writer)
+    child = forked(train, recipes, "auto", writer)
     os.close(writer)
     ended, clock = False, time.monotonic()
-    for _ in range(2 + chance.randint(0, MOST_STEPS)):
+    for _ in range(len(recipes) * (2 + chance.randint(0, MOST_STEPS))):
         clock = time.monotonic()
         ended = ended or not os.read(reader, 1)  # end of file: the child has ended
     if not ended:
@@ -82,9 +89,9 @@ def killed(recipe: Recipe, chance: random.Random) -> bool:
 
 def left(folder: Path) -> str:
     """Where in the run's work the kill struck, by what it left."""
-    if any(folder.glob("checkpoints/.*")):
+    if any(folder.glob("*/checkpoints/.*")):
         return "inside a save"
-    return "inside another write" if any(folder.glob(".tmp-*")) or any(folder.glob(".old-*")) else "elsewhere"
+    return "inside another write" if any(folder.glob("*/.tmp-*")) or any(folder.glob("*/.old-*")) else "elsewhere"
 
 
 def bases(folder: Path) -> dict[str, dict[str, Any]]:
@@ -97,10 +104,20 @@ def bases(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def straight(recipe: Recipe, place: Path) -> None:
-    """A run that is never killed, which leaves the list of all that it imported."""
-    train(recipe, None, os.open(os.devnull, os.O_WRONLY))
+def straight(recipes: Sequence[Recipe], place: Path) -> None:
+    """Runs that are never killed, which leave the list of all that they imported."""
+    train(recipes, None, os.open(os.devnull, os.O_WRONLY))
     place.write_text("\n".join(sys.modules))
+
+
+def recipes_of(raw: Sections, ways: Sequence[Sequence[str]], folder: Path) -> list[Recipe]:
+    """The recipes of the runs that are trained together into one folder."""
+    return [changed(raw, *WORDS, *words, f"output.dir={folder / str(i)}") for i, words in enumerate(ways)]
+
+
+def outcomes(folder: Path) -> dict[str, Any]:
+    """What the runs of one folder have computed."""
+    return {f"{run.name} {key}": value for run in sorted(folder.iterdir()) for key, value in outcome(run).items()}
 
 
 def import_all(names: list[str]) -> None:
@@ -121,28 +138,26 @@ def main() -> None:
         place = Path(name)
         child = forked(bases, place)  # by a child, since it computes with torch
         assert finish(child) == 0
-        raws = {
-            "BERT": sections(place / "bert", place),
-            "T5": sections(place / "t5", place, "text2text_ner"),
-        }
+        bert, t5 = sections(place / "bert", place), sections(place / "t5", place, "text2text_ner")
+        kinds = {"BERT": (bert, ([],)), "T5": (t5, ([],)), "three BERTs together": (bert, TOGETHER)}
         expected = {}
-        for base, raw in raws.items():
-            recipe = changed(raw, *WORDS, f"output.dir={place / base}")
-            assert finish(forked(straight, recipe, place / "modules")) == 0
+        for kind, (raw, ways) in kinds.items():
+            recipes = recipes_of(raw, ways, place / kind)
+            assert finish(forked(straight, recipes, place / "modules")) == 0
             import_all((place / "modules").read_text().splitlines())
-            expected[base] = outcome(place / base)
+            expected[kind] = outcomes(place / kind)
         while kills < given.kills and (not runs or time.time() - begun < given.seconds):
-            base = list(raws)[runs % len(raws)]
+            kind = list(kinds)[runs % len(kinds)]
             folder = place / f"run-{runs}"
-            recipe = changed(raws[base], *WORDS, f"output.dir={folder}")
+            recipes = recipes_of(*kinds[kind], folder)
             here = 0
-            while killed(recipe, chance):
+            while killed(recipes, chance):
                 here += 1
                 where[left(folder)] += 1
             kills, runs = kills + here, runs + 1
-            if found := differences({**outcome(folder)}, expected[base]):
-                lost.append(f"{folder.name} ({base}, {here} kills): {', '.join(found)}")
-            print(f"{folder.name} {base}: {here} kills, {found or 'equal'}", flush=True)
+            if found := differences(outcomes(folder), expected[kind]):
+                lost.append(f"{folder.name} ({kind}, {here} kills): {', '.join(found)}")
+            print(f"{folder.name} {kind}: {here} kills, {found or 'equal'}", flush=True)
     print(
         f"{kills} kills in {runs} runs of {EPOCHS} epochs ({kills / runs / EPOCHS:.1f} an epoch; "
         f"{', '.join(f'{n} {what}' for what, n in sorted(where.items()))}): "

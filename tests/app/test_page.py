@@ -1,0 +1,104 @@
+"""The server's page and a run's report in headless Chromium; skipped where there is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.app.test_server import Running, serve
+from tests.browser import PATH, Page, browser
+from tests.shipped import ship
+
+pytestmark = pytest.mark.skipif(PATH is None, reason="no Chromium here")
+
+RUNS = "<img src=x onerror=\"document.title='run'\">"
+NAME = "names & <b>places<b>"
+PHONE, DESK = 360, 1280
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("shown")
+    ship(folder / "mood", bert, "sequence_classification", (RUNS, "good"), seed=1)
+    ship(folder / "topic", bert, "sequence_classification", ("one", "two", "three"), seed=2)
+    yield from serve(folder)
+
+
+@pytest.fixture(scope="module")
+def tagging(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("marked")
+    ship(folder / NAME, bert, "token_classification", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), seed=3)
+    yield from serve(folder)
+
+
+def ask(page: Page, running: Running, adapter: str, text: str) -> None:
+    """Choose, write and send as a person does, and wait for the answer."""
+    page.open(f"http://127.0.0.1:{running.port}/")
+    page.wait("document.getElementById('adapter').options.length > 0")
+    page.run(f"at('adapter').value = {json.dumps(adapter)}; at('text').value = {json.dumps(text)}; at('send').click()")
+    page.wait("!at('answer').hidden && !at('send').disabled")
+
+
+def assert_harmless(page: Page) -> None:
+    assert page.run("document.title") == "lorakit"
+    assert page.run("document.images.length + document.querySelectorAll('b').length") == 0
+
+
+@pytest.mark.parametrize("text", ["a fine film", RUNS, "\N{GRINNING FACE} </p><script>document.title='run'</script>"])
+def test_page_shows_labels_and_their_shares(page: Page, running: Running, text: str) -> None:
+    ask(page, running, "mood", text)
+    shown = page.run("[...document.querySelectorAll('#shown li')].map(line => line.innerText.trim())")
+    found = running.predict(text, adapter="mood").json
+    shares = [f"{100 * entry['score']:.1f} %" for entry in found]
+    assert [line.split("\n") for line in shown] == [
+        [entry["label"], share] for entry, share in zip(found, shares, strict=True)
+    ]
+    assert_harmless(page)
+
+
+def test_page_marks_entities_where_they_are(page: Page, tagging: Running) -> None:
+    text = "\N{GRINNING FACE} Ada met Omar in <b>Oslo</b>, Ines was in Cairo"
+    ask(page, tagging, NAME, text)
+    entities = tagging.predict(text).json
+    assert entities
+    marks = page.run("[...document.querySelectorAll('#shown mark')].map(mark => mark.firstChild.textContent)")
+    assert marks == [text[entity["start"] : entity["end"]] for entity in entities]
+    whole = "document.querySelector('#shown .text').cloneNode(true)"
+    page.run(f"window.copied = {whole}; copied.querySelectorAll('small').forEach(said => said.remove())")
+    assert page.run("copied.textContent") == text
+    assert_harmless(page)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_command_that_is_copied_gives_the_same_answer(page: Page, running: Running) -> None:
+    text = 'it\'s a "fine" film; $HOME `id`'
+    ask(page, running, "mood", text)
+    page.run("at('copy').click()")
+    page.wait("!at('curl').hidden")
+    done = subprocess.run(["/bin/sh", "-c", page.run("at('curl').textContent")], capture_output=True, check=True)
+    assert json.loads(done.stdout) == running.predict(text, adapter="mood").json
+
+
+def test_refusal_is_told_on_the_page(page: Page, running: Running) -> None:
+    ask(page, running, "mood", "word " * 1000)
+    assert page.run("document.querySelector('#shown .bad').textContent").startswith("a text of 5000 characters")
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_nothing_is_wider_than_the_screen(page: Page, running: Running, bert_run: Path, width: int) -> None:
+    page.resize(width)
+    ask(page, running, "mood", "word" * 200)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    page.open((bert_run / "report.html").resolve().as_uri())
+    assert page.run("document.documentElement.scrollWidth") <= width
