@@ -279,11 +279,25 @@ BODIES = st.one_of(
         },
     ).map(lambda value: json.dumps(value).encode()),
 )
+PATHS = st.sampled_from(["/predict", "/", "/v2/models/mood/infer", "/v2/models/x/infer"])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=BODIES, path=st.sampled_from(["/predict", "/", "/v2/models/mood/infer", "/v2/models/x/infer"]))
+@given(body=BODIES, path=PATHS)
 def test_no_request_gets_an_answer_of_class_5xx(running: Running, body: bytes, path: str) -> None:
+    assert_answered(running, body, path)
+
+
+@pytest.mark.faults
+@settings(deadline=None, database=None, max_examples=100_000, suppress_health_check=list(HealthCheck))
+@given(body=BODIES, path=PATHS)
+def test_none_of_a_hundred_thousand_requests_gets_an_answer_of_class_5xx(
+    running: Running, body: bytes, path: str
+) -> None:
+    assert_answered(running, body, path)
+
+
+def assert_answered(running: Running, body: bytes, path: str) -> None:
     reply = running.ask(path, body)
     assert reply.status < 500
     assert reply.status == 200 or set(reply.json) == {"error", "error_type"}

@@ -142,7 +142,10 @@ def seen(raw: Sections, folder: Path, alone: dict[str, Any]) -> Iterator[dict[st
     # A fork has everything imported already; where torch has started threads, one of this process would hang.
     context = multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "forkserver")
     ports = free_ports(len(works))
-    with context.Pool(RANKS) as pool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        pool = context.Pool(RANKS)
+    with pool:
         arguments = [(rank, ports, list(works.values())) for rank in range(RANKS)]
         found = pool.starmap_async(on_rank, arguments, chunksize=1).get(timeout=300)
     yield {name: list(outcomes) for name, *outcomes in zip(works, *found, strict=True)}
