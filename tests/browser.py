@@ -19,8 +19,8 @@ OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm
 READS, WRITES = 3, 4  # the descriptors at which Chromium takes commands and tells answers
 
 
-class Page:
-    """One page."""
+class Tab:
+    """One page at a time."""
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands, self._answers, self._rest = commands, answers, b""
@@ -78,7 +78,7 @@ class Page:
 
 
 @contextmanager
-def browser(folder: Path) -> Iterator[Page]:
+def browser(folder: Path) -> Iterator[Tab]:
     """A page of a browser whose profile is in a folder."""
     assert PATH is not None
     read_commands, commands = os.pipe()
@@ -94,7 +94,7 @@ def browser(folder: Path) -> Iterator[Page]:
     for end in (read_commands, write_answers, *theirs):
         os.close(end)
     try:
-        yield Page(commands, answers)
+        yield Tab(commands, answers)
     finally:
         process.kill()
         process.wait()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.test_server import Running, serve
-from tests.browser import PATH, Page, browser
+from tests.browser import PATH, Tab, browser
 from tests.shipped import ship
 
 pytestmark = pytest.mark.skipif(PATH is None, reason="no Chromium here")
@@ -22,7 +22,7 @@ PHONE, DESK = 360, 1280
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with browser(tmp_path_factory.mktemp("profile")) as page:
         yield page
 
@@ -42,7 +42,7 @@ def tagging(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator[Ru
     yield from serve(folder)
 
 
-def ask(page: Page, running: Running, adapter: str, text: str) -> None:
+def ask(page: Tab, running: Running, adapter: str, text: str) -> None:
     """Choose, write and send as a person does, and wait for the answer."""
     page.open(f"http://127.0.0.1:{running.port}/")
     page.wait("document.getElementById('adapter').options.length > 0")
@@ -50,13 +50,13 @@ def ask(page: Page, running: Running, adapter: str, text: str) -> None:
     page.wait("!at('answer').hidden && !at('send').disabled")
 
 
-def assert_harmless(page: Page) -> None:
+def assert_harmless(page: Tab) -> None:
     assert page.run("document.title") == "lorakit"
     assert page.run("document.images.length + document.querySelectorAll('b').length") == 0
 
 
 @pytest.mark.parametrize("text", ["a fine film", RUNS, "\N{GRINNING FACE} </p><script>document.title='run'</script>"])
-def test_page_shows_labels_and_their_shares(page: Page, running: Running, text: str) -> None:
+def test_page_shows_labels_and_their_shares(page: Tab, running: Running, text: str) -> None:
     ask(page, running, "mood", text)
     shown = page.run("[...document.querySelectorAll('#shown li')].map(line => line.innerText.trim())")
     found = running.predict(text, adapter="mood").json
@@ -67,7 +67,7 @@ def test_page_shows_labels_and_their_shares(page: Page, running: Running, text: 
     assert_harmless(page)
 
 
-def test_page_marks_entities_where_they_are(page: Page, tagging: Running) -> None:
+def test_page_marks_entities_where_they_are(page: Tab, tagging: Running) -> None:
     text = "\N{GRINNING FACE} Ada met Omar in <b>Oslo</b>, Ines was in Cairo"
     ask(page, tagging, NAME, text)
     entities = tagging.predict(text).json
@@ -81,7 +81,7 @@ def test_page_marks_entities_where_they_are(page: Page, tagging: Running) -> Non
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_command_that_is_copied_gives_the_same_answer(page: Page, running: Running) -> None:
+def test_command_that_is_copied_gives_the_same_answer(page: Tab, running: Running) -> None:
     text = 'it\'s a "fine" film; $HOME `id`'
     ask(page, running, "mood", text)
     page.run("at('copy').click()")
@@ -90,13 +90,13 @@ def test_command_that_is_copied_gives_the_same_answer(page: Page, running: Runni
     assert json.loads(done.stdout) == running.predict(text, adapter="mood").json
 
 
-def test_refusal_is_told_on_the_page(page: Page, running: Running) -> None:
+def test_refusal_is_told_on_the_page(page: Tab, running: Running) -> None:
     ask(page, running, "mood", "word " * 1000)
     assert page.run("document.querySelector('#shown .bad').textContent").startswith("a text of 5000 characters")
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-def test_nothing_is_wider_than_the_screen(page: Page, running: Running, bert_run: Path, width: int) -> None:
+def test_nothing_is_wider_than_the_screen(page: Tab, running: Running, bert_run: Path, width: int) -> None:
     page.resize(width)
     ask(page, running, "mood", "word" * 200)
     assert page.run("document.documentElement.scrollWidth") <= width
