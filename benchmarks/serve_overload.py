@@ -1,9 +1,11 @@
 """A server at its peak, at ten times that, and while it is told to stop.
 
-    python benchmarks/serve_overload.py RUN [--seconds 10] [--times 10] [--out FILE]
+    python benchmarks/serve_overload.py RUN [--seconds 10] [--times 10] [--apart] [--out FILE]
 
 Peak is what clients get who each wait for an answer before they ask again; overload comes at a fixed rate, whoever answers.
-Goodput counts answers of status 200. The server runs in a process of its own, the clients share the machine with it.
+Goodput counts answers of status 200. The server runs in a process of its own. The clients
+share the machine with it, which takes from it under overload what they need themselves; with --apart (Linux) the server
+has one core and they have the others.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import random
 import signal
 import statistics
@@ -182,10 +185,16 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=10)
     options.add_argument("--times", type=float, default=10)
     options.add_argument("--waiting", type=int, default=128)
+    options.add_argument("--apart", action="store_true", help="the server on a core of its own, with one thread")
     options.add_argument("--out", type=Path)
     asked = options.parse_args()
     words = ["serve", str(asked.run), "--port", "0", "--json", "--waiting", str(asked.waiting)]
-    server = psutil.Popen([sys.executable, "-m", "lorakit", *words], stdout=subprocess.PIPE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if asked.apart else None
+    server = psutil.Popen([sys.executable, "-m", "lorakit", *words], stdout=subprocess.PIPE, env=environment)
+    if asked.apart:
+        first, *others = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, others)
+        server.cpu_affinity([first])
     port = int(json.loads(server.stdout.readline())["url"].rstrip("/").rpartition(":")[2])
 
     async def everything() -> dict[str, Any]:
