@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import transformers
+from synthetic import WORDS, save_base
 
 from lorakit.data.example import Columns
 from lorakit.engine.adapter import write_side
@@ -32,10 +31,6 @@ from lorakit.lora import BaseInfo, LoraConfig, add_adapter, save_adapter
 from lorakit.models import load_base
 from lorakit.recipe import TaskSection
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = tuple(
-    f"{a}{b}" for a in ("bri", "lor", "tam", "vel", "sun", "mor", "kip", "dra") for b in ("no", "ta", "lim", "es")
-)
 GROUP = 250_000  # rows of a row group, more than are ever held
 SAMPLE = 1000
 LABELS = ("bad", "good")
@@ -43,14 +38,7 @@ LABELS = ("bad", "good")
 
 def save_run(folder: Path) -> Path:
     """A random adapter over a random BERT of one layer."""
-    torch.manual_seed(0)
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.5, **sizes
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder / "base")
-    transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(folder / "base")
+    save_base(folder / "base", initializer_range=0.5)
     task = TaskSection(name="sequence_classification")
     base = load_base(str(folder / "base"), "sequence_classification", labels=LABELS)
     adapter = LoraConfig(target_modules=("query", "value"), modules_to_save=base.saved_modules)

@@ -20,30 +20,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import transformers
+from synthetic import WORDS, save_base
 
 from lorakit.engine.fit import Run
 from lorakit.engine.prefix import keep_prefix
 from lorakit.engine.prepare import prepare
 from lorakit.recipe import make_recipe
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = tuple(
-    f"{a}{b}" for a in ("bri", "lor", "tam", "vel", "sun", "mor", "kip", "dra") for b in ("no", "ta", "lim", "es")
-)
 SHARD = 50_000  # rows of a file
 STEPS = 20
-
-
-def save_base(folder: Path) -> None:
-    """A random BERT of one layer and a tokenizer of whole words."""
-    torch.manual_seed(0)
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
-    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes)
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
 
 
 def save_rows(folder: Path, n: int) -> None:

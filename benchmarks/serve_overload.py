@@ -3,9 +3,8 @@
     python benchmarks/serve_overload.py RUN [--seconds 10] [--times 10] [--apart] [--out FILE]
 
 Peak is what clients get who each wait for an answer before they ask again; overload comes at a fixed rate, whoever answers.
-Goodput counts answers of status 200. The server runs in a process of its own. The clients
-share the machine with it, which takes from it under overload what they need themselves; with --apart (Linux) the server
-has one core and they have the others.
+Goodput counts answers of status 200. The server runs in a process of its own. The clients share the machine with it, and
+take from it under overload what they need themselves; with --apart (Linux) the server has one core and they the others.
 """
 
 from __future__ import annotations

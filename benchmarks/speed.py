@@ -73,7 +73,7 @@ def run_one(name: str, system: str, arguments: argparse.Namespace) -> None:
             family.run(job)
         print(operators(profile))
     else:
-        print(json.dumps(family.run(job)))
+        print(json.dumps({**family.run(job), "about": about()}))
 
 
 def operators(profile: Any, most: int = 14) -> str:
@@ -164,11 +164,14 @@ def run_all(specs: dict[str, Any], rounds: int, arguments: argparse.Namespace) -
     return runs
 
 
-def report(specs: dict[str, Any], runs: dict[str, dict[str, list[Result]]], rounds: int) -> str:
-    """All tables, and what they were measured with."""
+def report(specs: dict[str, Any], runs: dict[str, dict[str, list[Result]]]) -> str:
+    """All tables, and what their runs were measured with, which need not be what is here now."""
+    found = [own for systems in runs.values() for own in systems.values()]
+    machines = "; ".join(sorted({run["about"] for own in found for run in own}))
+    rounds = max(map(len, found))
     tables = [table(name, spec, runs[name]) for name, spec in specs.items() if runs[name]["lorakit"]]
     rivals = "adapters 1.3.0 wants transformers 4.57 and does not install beside this one."
-    return "\n\n".join([f"{about()}; medians of {rounds} rounds at most. {rivals}", *tables])
+    return "\n\n".join([f"{machines}; medians of {rounds} rounds at most. {rivals}", *tables])
 
 
 def main() -> None:
@@ -187,7 +190,7 @@ def main() -> None:
         run_one(*arguments.profile, arguments)
         return
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
-    text = report(specs, run_all(specs, rounds, arguments), rounds)
+    text = report(specs, run_all(specs, rounds, arguments))
     print(text)
     if arguments.write:
         write_section(text)

@@ -35,7 +35,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
-    """What is written is not pushed to the disk, a fifth of a tiny run's time; tests/faults has the disk fail."""
+    """What is written is not pushed to the disk, an eighth of a tiny run's time; tests/faults has the disk fail."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

@@ -5,6 +5,7 @@ The models are random and have dropout; the sentences are separable, so that a f
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -202,3 +203,8 @@ def values(prepared: Prepared) -> dict[str, torch.Tensor]:
 
 def without_timings(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "examples_per_s"} for line in lines]
+
+
+def children() -> Any:
+    """What starts processes: forks, which have everything imported already; where torch has threads, a fork would hang."""
+    return multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "forkserver")

@@ -55,11 +55,19 @@ def assert_harmless(page: Tab) -> None:
     assert page.run("document.images.length + document.querySelectorAll('b').length") == 0
 
 
-@pytest.mark.parametrize("text", ["a fine film", RUNS, "\N{GRINNING FACE} </p><script>document.title='run'</script>"])
-def test_page_shows_labels_and_their_shares(page: Tab, running: Running, text: str) -> None:
-    ask(page, running, "mood", text)
+@pytest.mark.parametrize(
+    ("adapter", "text"),
+    [
+        ("mood", "a fine film"),
+        ("mood", RUNS),
+        ("mood", "\N{GRINNING FACE} </p><script>document.title='run'</script>"),
+        ("topic", "a fine film"),
+    ],
+)
+def test_page_shows_labels_and_their_shares(page: Tab, running: Running, adapter: str, text: str) -> None:
+    ask(page, running, adapter, text)
     shown = page.run("[...document.querySelectorAll('#shown li')].map(line => line.innerText.trim())")
-    found = running.predict(text, adapter="mood").json
+    found = running.predict(text, adapter=adapter).json
     shares = [f"{100 * entry['score']:.1f} %" for entry in found]
     assert [line.split("\n") for line in shown] == [
         [entry["label"], share] for entry, share in zip(found, shares, strict=True)

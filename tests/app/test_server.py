@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -355,6 +355,42 @@ def test_full_queue_refuses_before_a_body_is_read(running: Running, monkeypatch:
     assert b"nosniff" in reply
     assert running.ask("/health").status == 200
     assert refused.get() == before + 1
+
+
+def test_requests_inside_that_are_not_queued_yet_have_places_at_the_door(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[Future[Any]] = []
+
+    def submit(*args: Any, **options: Any) -> Future[Any]:
+        inside.append(Future())
+        return inside[-1]
+
+    def until_inside(n: int) -> None:
+        while len(inside) < n:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(running.service.batcher, "submit", submit)
+    monkeypatch.setattr(running.service.batcher, "_most_waiting", 2)
+    body = json.dumps({"inputs": "a"}).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with ThreadPoolExecutor(2) as clients, socket.create_connection(("127.0.0.1", running.port)) as slow:
+        slow.sendall(head.encode() + body[:3])  # who has not said everything has no place yet
+        answered = clients.submit(running.predict, "b")
+        until_inside(1)
+        with socket.create_connection(("127.0.0.1", running.port)) as leaving:
+            leaving.sendall(head.encode() + body)
+            until_inside(2)
+            assert running.predict("c").status == 429
+        while not inside[1].cancelled():  # who has left leaves a place
+            time.sleep(0.01)
+        last = clients.submit(running.predict, "d")
+        until_inside(3)
+        assert running.predict("e").status == 429
+        for future in (inside[0], inside[2]):
+            future.set_result([{"label": "good", "score": 1.0}])
+        assert (answered.result(5).status, last.result(5).status) == (200, 200)
+        assert running.service.batcher.waiting == 0  # none of it was in the queue
 
 
 def test_connection_that_was_refused_goes_on_with_its_next_request(

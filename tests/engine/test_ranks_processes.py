@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import socket
@@ -24,7 +23,7 @@ from lorakit.engine.events import Event
 from lorakit.engine.prepare import prepare
 from lorakit.engine.ranks import Ranks, joined
 from lorakit.errors import DataError, LorakitError, NumericsError
-from tests.runs import Sections, changed, sections, weights
+from tests.runs import Sections, changed, children, sections, weights
 
 RANKS = 2
 COUNTED = ("accuracy", "macro_f1", "mcc", "f1", "best_step")  # scores that are shares of counts
@@ -139,13 +138,8 @@ def seen(raw: Sections, folder: Path, alone: dict[str, Any]) -> Iterator[dict[st
         "spoiled": (spoiled, raw, (*STILL, f"output.dir={folder / 'spoiled'}")),
         "no data": (trained, raw, (f"output.dir={folder / 'none'}", f"data.test={folder / 'missing.csv'}")),
     }
-    # A fork has everything imported already; where torch has started threads, one of this process would hang.
-    context = multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "forkserver")
     ports = free_ports(len(works))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        pool = context.Pool(RANKS)
-    with pool:
+    with children().Pool(RANKS) as pool:
         arguments = [(rank, ports, list(works.values())) for rank in range(RANKS)]
         found = pool.starmap_async(on_rank, arguments, chunksize=1).get(timeout=300)
     yield {name: list(outcomes) for name, *outcomes in zip(works, *found, strict=True)}

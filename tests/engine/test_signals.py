@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -10,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ from lorakit.engine.train import Step
 from lorakit.errors import Interrupted
 from lorakit.tasks.sequence_classification import SequenceClassification
 from tests.faults.outcome import differences, outcome
-from tests.runs import Sections, changed
+from tests.runs import Sections, changed, children
 
 
 @pytest.fixture(autouse=True)
@@ -183,8 +181,7 @@ def test_sigterm_ends_a_real_process_with_75_and_the_command_that_goes_on(
 ) -> None:
     words = ["train", str(files / "train.csv"), "--model", str(bert), "model.dtype=fp32", "train.epochs=100000"]
     words += ["train.eval_every=5", "output.dir=run"]
-    # a fork has everything imported already; where torch has started threads, it would hang
-    context: Any = multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "spawn")
+    context = children()
     reading, writing = context.Pipe(duplex=False)
     process = context.Process(target=as_a_program, args=(words, tmp_path, writing))
     process.start()

@@ -30,21 +30,42 @@ def problem(status: int, kind: str, message: str, **headers: str) -> JSONRespons
     )
 
 
-def door(is_busy: Callable[[], bool], count: Callable[[], None]) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, which answers 429 to every POST while the server is busy, before a byte of the body is read.
+def door(is_full: Callable[[int], bool], count: Callable[[], None]) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, which answers 429 to every POST while the queue is full, before a byte of the body is read.
 
     Under overload refusals are most of what a server does: one costs a sixth here of what it costs through the application.
-    Who sent a second request before the answer to the first waits in line, and is refused by the queue.
+    `is_full` is told how many requests are inside, from the last byte of their bodies to their answers: those that came
+    together are not in the queue yet. Who sent a second request before the answer to the first waits in line, and may be
+    refused by the queue.
     """
     refusal = {"keep-alive": _refusal(), "close": _refusal(Connection="close")}
     # what uvicorn looks at of a request that has its answer: the body is dropped as it comes
     answered: Any = SimpleNamespace(response_complete=True, message_event=asyncio.Event())
 
+    inside: set[HttpToolsProtocol] = set()
+
     class Door(HttpToolsProtocol):
         def on_headers_complete(self) -> None:
             is_first = self.cycle is None or self.cycle.response_complete
-            if not (is_first and self.parser.get_method() == b"POST" and is_busy()):
-                return super().on_headers_complete()
+            if is_first and self.parser.get_method() == b"POST" and is_full(len(inside)):
+                self._refuse()
+            else:
+                super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            if self.cycle is not answered and self.scope["method"] == "POST":
+                inside.add(self)
+
+        def on_response_complete(self) -> None:
+            inside.discard(self)
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            inside.discard(self)
+            super().connection_lost(exc)
+
+        def _refuse(self) -> None:
             stays = self.parser.should_keep_alive() and not self.expect_100_continue
             self.cycle = answered
             self.transport.write(refusal["keep-alive" if stays else "close"])
@@ -52,7 +73,6 @@ def door(is_busy: Callable[[], bool], count: Callable[[], None]) -> type[HttpToo
             self.on_response_complete()
             if not stays:
                 self.transport.close()
-            return None
 
     return Door
 

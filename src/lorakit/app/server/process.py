@@ -33,7 +33,7 @@ def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOP
     return Server(
         uvicorn.Config(
             create_app(service, token, hosts),
-            http=door(lambda: service.is_busy, service.metrics.refused),
+            http=door(service.batcher.is_full, service.metrics.refused),
             ws="none",
             log_level="warning",
             server_header=False,

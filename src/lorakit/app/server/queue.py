@@ -56,6 +56,10 @@ class Batcher:
         """Texts that are not answered yet."""
         return self._waiting
 
+    def is_full(self, asking: int = 0) -> bool:
+        """Whether there is no room for another text, or none will be when as many requests as are `asking` have their places."""
+        return max(self._waiting, asking) >= self._most_waiting
+
     def submit(self, asked: Sequence[Asked], *, truncate: bool = True) -> Future[Answers]:
         """Answers to come; TooLong where a text would be cut and must not. One that is cancelled in time costs nothing.
 

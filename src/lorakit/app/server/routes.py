@@ -65,6 +65,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         made: Any = {"registry": self.registry, "namespace": "lorakit"}
         self.requests = Counter("requests", "Requests answered", ["route", "status"], **made)
+        self._refused = self.requests.labels("none", "429")
         self.seconds = Histogram("request_seconds", "Time to the answer", ["route"], **made)
         self.texts = Counter("texts", "Texts answered", ["adapter"], **made)
         self.batch = Histogram("batch_texts", "Texts of a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **made)
@@ -81,7 +82,7 @@ class Metrics:
 
     def refused(self) -> None:
         """Count one that was refused at the door."""
-        self.requests.labels("none", "429").inc()
+        self._refused.inc()
 
 
 class Service:
@@ -92,11 +93,6 @@ class Service:
         self.default = next(iter(pool.folders))
         self.batcher = Batcher(pool, limits.waiting, lambda texts: self.metrics.batch.observe(texts))
         self.metrics = Metrics(pool, lambda: self.batcher.waiting)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether the queue has no room for another text."""
-        return self.batcher.waiting >= self.limits.waiting
 
     # Answers
 
