@@ -140,6 +140,7 @@ class Set:
 
 SETS = {
     "sst2": Set(sst2, "sequence_classification", epochs=3, eval_every=1_500),
+    "sst2-once": Set(sst2, "sequence_classification", epochs=1),
     "banking77": Set(banking77, "sequence_classification", epochs=5),
     "sick": Set(sick, "sequence_classification", epochs=3),
     "sick-score": Set(partial(sick, column="relatedness_score", of_text=float), "sequence_regression", epochs=3),

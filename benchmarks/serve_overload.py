@@ -1,10 +1,12 @@
 """A server at its peak, at ten times that, and while it is told to stop.
 
-    python benchmarks/serve_overload.py RUN [--seconds 10] [--times 10] [--apart] [--out FILE]
+    python benchmarks/serve_overload.py RUN [--seconds 10] [--times 10] [--rounds 3] [--apart] [--out FILE]
 
 Peak is what clients get who each wait for an answer before they ask again; overload comes at a fixed rate, whoever answers.
-Goodput counts answers of status 200. The server runs in a process of its own. The clients share the machine with it, and
-take from it under overload what they need themselves; with --apart (Linux) the server has one core and they the others.
+The two alternate, and each overload is compared with the peaks before and after it. Goodput counts answers of status 200
+up to the last one that comes while requests do: neither half a batch nor what is answered in quiet afterwards. The server
+runs in a process of its own. The clients share the machine with it, and take from it under overload what they need
+themselves; with --apart (Linux) the server has one core and they the others.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,39 @@ OPEN_MOST = 800  # connections under overload, as many as a machine's limit on f
 
 @dataclass
 class Seen:
-    """What clients got: numbers by status, and milliseconds to answers of status 200."""
+    """What clients got of a server in some seconds: numbers by status, and milliseconds to answers of status 200."""
 
+    server: psutil.Popen
+    seconds: float
     status: Counter[str] = field(default_factory=Counter)
     ms: list[float] = field(default_factory=list)
 
-    def told(self, seconds: float) -> dict[str, Any]:
-        """Figures for one run."""
-        ms = sorted(self.ms) or [0.0]
+    def __post_init__(self) -> None:
+        self.begin = self.last = self.now()
+        self.end = self.begin[0] + self.seconds
+
+    def now(self) -> tuple[float, float, float]:
+        """The time, the CPU time that the server has taken, and that of other guests of the machine (Linux)."""
+        stolen_s = getattr(psutil.cpu_times(), "steal", 0.0)
+        return time.perf_counter(), sum(self.server.cpu_times()[:2]), stolen_s
+
+    def answered(self, begin: float) -> None:
+        """An answer to a request of then."""
+        last = self.now()
+        if last[0] <= self.end:
+            self.last = last
+            self.ms.append(1000 * (last[0] - begin))
+
+    def told(self) -> dict[str, Any]:
+        """Figures of the run, by wall-clock time and by the server's CPU time (the machine may be busy otherwise)."""
+        seconds, cpu_s, stolen_s = (last - begin for last, begin in zip(self.last, self.begin, strict=True))
+        ms = sorted(self.ms)
         return {
             "status": dict(self.status),
-            "goodput_per_s": self.status["200"] / seconds,
+            "goodput_per_s": len(ms) / seconds,
+            "goodput_per_cpu_s": len(ms) / cpu_s,
+            "cpu_share": cpu_s / seconds,
+            "stolen_share": stolen_s / seconds / psutil.cpu_count(),
             "ms_median": statistics.median(ms),
             "ms_p99": ms[int(0.99 * (len(ms) - 1))],
         }
@@ -83,25 +106,25 @@ class Client:
         status = head.split(b" ", 2)[1].decode()
         self.seen.status[status] += 1
         if status == "200":
-            self.seen.ms.append(1000 * (time.perf_counter() - begin))
+            self.seen.answered(begin)
 
 
-async def closed_loop(port: int, seconds: float, clients: int = CLIENTS) -> Seen:
+async def closed_loop(port: int, seen: Seen) -> dict[str, Any]:
     """Clients that wait for their answers."""
-    seen, chance, end = Seen(), random.Random(0), time.monotonic() + seconds
+    chance = random.Random(0)
 
     async def work() -> None:
         client = Client(port, seen)
-        while time.monotonic() < end:
+        while time.perf_counter() < seen.end:
             await client.ask(request(chance))
 
-    await asyncio.gather(*(work() for _ in range(clients)))
-    return seen
+    await asyncio.gather(*(work() for _ in range(CLIENTS)))
+    return seen.told()
 
 
-async def open_loop(port: int, seconds: float, rate: float) -> Seen:
+async def open_loop(port: int, seen: Seen, rate: float) -> dict[str, Any]:
     """Requests at a fixed rate; those beyond the connections there are count as not sent."""
-    seen, chance = Seen(), random.Random(1)
+    chance = random.Random(1)
     free = [Client(port, seen) for _ in range(OPEN_MOST)]
     running: set[asyncio.Task[None]] = set()
 
@@ -109,11 +132,10 @@ async def open_loop(port: int, seconds: float, rate: float) -> Seen:
         await client.ask(request(chance))
         free.append(client)
 
-    begin = time.monotonic()
     for number in itertools.count():
-        if (wait := begin + number / rate - time.monotonic()) > 0:
+        if (wait := seen.begin[0] + number / rate - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        if time.monotonic() - begin > seconds:
+        if time.perf_counter() > seen.end:
             break
         if free:
             task = asyncio.create_task(one(free.pop()))
@@ -122,12 +144,12 @@ async def open_loop(port: int, seconds: float, rate: float) -> Seen:
         else:
             seen.status["not sent"] += 1
     await asyncio.gather(*running)
-    return seen
+    return seen.told()
 
 
 async def stopped(port: int, server: psutil.Popen) -> dict[str, Any]:
     """What becomes of requests in flight when SIGTERM comes, beside one that was sent by half."""
-    seen, chance = Seen(), random.Random(2)
+    seen, chance = Seen(server, 90), random.Random(2)
     _, half = await asyncio.open_connection("127.0.0.1", port)
     half.write(request(chance)[:-5])
     asking = [asyncio.create_task(Client(port, seen).ask(request(chance))) for _ in range(CLIENTS)]
@@ -156,25 +178,25 @@ async def too_large(port: int, server: psutil.Popen) -> dict[str, Any]:
     return {"answer": status, "sent_mb": sent / 1e6, "rss_mb": (server.memory_info().rss - before) / 1e6}
 
 
-async def measured(port: int, server: psutil.Popen, seconds: float, times: float) -> dict[str, Any]:
+async def measured(port: int, server: psutil.Popen, asked: argparse.Namespace) -> dict[str, Any]:
     """All of it."""
-    await closed_loop(port, 2)  # warm up
-    peak = await timed(server, closed_loop(port, seconds))
-    over = await timed(server, open_loop(port, seconds, times * peak["goodput_per_s"]))
-    again = await timed(server, closed_loop(port, seconds))
+    await closed_loop(port, Seen(server, 2))  # warm up
+    peaks = [await closed_loop(port, Seen(server, asked.seconds))]
+    overloads = []
+    for _ in range(asked.rounds):
+        rate = asked.times * peaks[-1]["goodput_per_s"]
+        overloads.append(await open_loop(port, Seen(server, asked.seconds), rate))
+        peaks.append(await closed_loop(port, Seen(server, asked.seconds)))
     shares = {
-        f"share_{key}": 2 * over[key] / (peak[key] + again[key]) for key in ("goodput_per_s", "goodput_per_cpu_s")
+        f"share_{key}": [
+            over[key] / statistics.mean((before[key], after[key]))
+            for before, over, after in zip(peaks, overloads, peaks[1:], strict=False)
+        ]
+        for key in ("goodput_per_s", "goodput_per_cpu_s")
     }
+    medians = {f"median_{key}": statistics.median(values) for key, values in shares.items()}
     large = await too_large(port, server)
-    return {"peak": peak, "overload": over, "peak_after": again, **shares, "large": large}
-
-
-async def timed(server: psutil.Popen, load: Awaitable[Seen]) -> dict[str, Any]:
-    """The figures of a load, by wall-clock time and by the server's CPU time (the machine may be busy otherwise)."""
-    begin, before = time.perf_counter(), sum(server.cpu_times()[:2])
-    seen = await load
-    seconds, cpu_s = time.perf_counter() - begin, sum(server.cpu_times()[:2]) - before
-    return {**seen.told(seconds), "goodput_per_cpu_s": seen.status["200"] / cpu_s, "cpu_s": cpu_s, "seconds": seconds}
+    return {"peaks": peaks, "overloads": overloads, **shares, **medians, "large": large}
 
 
 def main() -> None:
@@ -183,6 +205,7 @@ def main() -> None:
     options.add_argument("run", type=Path)
     options.add_argument("--seconds", type=float, default=10)
     options.add_argument("--times", type=float, default=10)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--waiting", type=int, default=128)
     options.add_argument("--apart", action="store_true", help="the server on a core of its own, with one thread")
     options.add_argument("--out", type=Path)
@@ -197,7 +220,7 @@ def main() -> None:
     port = int(json.loads(server.stdout.readline())["url"].rstrip("/").rpartition(":")[2])
 
     async def everything() -> dict[str, Any]:
-        found = await measured(port, server, asked.seconds, asked.times)
+        found = await measured(port, server, asked)
         return {**found, "stop": await stopped(port, server)}
 
     found = asyncio.run(everything())

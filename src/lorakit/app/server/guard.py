@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+REST_S = 0.005  # little beside what a full queue keeps a client waiting
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -35,14 +36,21 @@ def door(is_full: Callable[[int], bool], count: Callable[[], None]) -> type[Http
 
     Under overload refusals are most of what a server does: one costs a sixth here of what it costs through the application.
     `is_full` is told how many requests are inside, from the last byte of their bodies to their answers: those that came
-    together are not in the queue yet. Who sent a second request before the answer to the first waits in line, and may be
-    refused by the queue.
+    together are not in the queue yet. After refusals the event loop rests, since each time it wakes it takes Python's lock and
+    the caches from the thread that computes; who comes meanwhile is refused together with others. Who sent a second request
+    before the answer to the first waits in line, and may be refused by the queue.
     """
     refusal = {"keep-alive": _refusal(), "close": _refusal(Connection="close")}
     # what uvicorn looks at of a request that has its answer: the body is dropped as it comes
     answered: Any = SimpleNamespace(response_complete=True, message_event=asyncio.Event())
 
     inside: set[HttpToolsProtocol] = set()
+    is_resting = False
+
+    def rest() -> None:
+        nonlocal is_resting
+        time.sleep(REST_S)
+        is_resting = False
 
     class Door(HttpToolsProtocol):
         def on_headers_complete(self) -> None:
@@ -66,6 +74,10 @@ def door(is_full: Callable[[int], bool], count: Callable[[], None]) -> type[Http
             super().connection_lost(exc)
 
         def _refuse(self) -> None:
+            nonlocal is_resting
+            if not is_resting:
+                is_resting = True
+                self.loop.call_soon(rest)
             stays = self.parser.should_keep_alive() and not self.expect_100_continue
             self.cycle = answered
             self.transport.write(refusal["keep-alive" if stays else "close"])
