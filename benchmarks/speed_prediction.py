@@ -1,4 +1,5 @@
-"""Answers to texts of mixed lengths: lorakit from a run folder, and a transformers pipeline over the same weights, merged."""
+"""Answers to texts of mixed lengths: lorakit from a run folder, merged or beside its base, and a transformers pipeline over the
+same weights, merged."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,9 @@ class Prediction:
 
 SCENARIOS = {
     "predict": Prediction(
-        "Prediction with MiniLM-L6, texts of 1 to 16 sentences in random order", ("lorakit", "pipeline"), examples=320
+        "Prediction with MiniLM-L6, texts of 1 to 16 sentences in random order",
+        ("lorakit", "lorakit-beside", "pipeline"),
+        examples=320,
     )
 }
 COLUMNS = (
@@ -97,11 +101,11 @@ def run(job: Job) -> dict[str, float]:
 Opened = tuple[Callable[[list[str]], list[dict[str, Any]]], Any, Any]  # answers to texts, the model, the tokenizer
 
 
-def lorakit_system(job: Job) -> Opened:
+def lorakit_system(job: Job, merge: bool = True) -> Opened:
     """From the run folder."""
     import lorakit
 
-    predictor = lorakit.load(job.folder / "run")
+    predictor = lorakit.load(job.folder / "run", merge=merge)
     return predictor.predict, predictor.model, predictor.task.tokenizer
 
 
@@ -113,4 +117,4 @@ def pipeline_system(job: Job) -> Opened:
     return lambda texts: pipe(texts, truncation=True, max_length=MAX_LENGTH), pipe.model, pipe.tokenizer
 
 
-OPEN = {"lorakit": lorakit_system, "pipeline": pipeline_system}
+OPEN = {"lorakit": lorakit_system, "lorakit-beside": partial(lorakit_system, merge=False), "pipeline": pipeline_system}

@@ -39,6 +39,13 @@ def test_shards_have_the_answers_of_one_file(cli: Cli, adapters: Path, tmp_path:
     assert [dict(shards[i]["probabilities"]).keys() for i in range(N)] == [
         line["probabilities"].keys() for line in lines
     ]
+    merged = cli("predict", adapters / "north", "--merge", "--file", "in.jsonl", "--out", "merged.jsonl")
+    assert merged.code == 0
+    assert [
+        json.loads(line)["score"] for line in (tmp_path / "merged.jsonl").read_text().splitlines()
+    ] == pytest.approx([line["score"] for line in lines], abs=1e-5)
+    again = cli("predict", adapters / "north", "--merge", "--file", "in-*.parquet", "--out", "out", *options)
+    assert (again.code, "merged" in again.err.splitlines()[-1]) == (2, True)  # one folder, one way to answer
     other = cli("predict", adapters / "south", "--file", "in-*.parquet", "--out", "out", *options)
     assert (other.code, "adapter changed since the answers there were begun" in other.err.splitlines()[-1]) == (2, True)
 
@@ -65,6 +72,7 @@ def test_each_row_is_answered_by_its_adapter(cli: Cli, adapters: Path, tmp_path:
         ),
         (("--file", "in.jsonl", "--out", "a.jsonl", "--keep", "id"), "--keep goes with --out FOLDER"),
         (("--file", "in.jsonl", "--out", "out", "--part", "3/2"), "'3/2': I/N, for example 1/4"),
+        (("a text", "--merge", "--adapters", "adapters"), "--merge is for one RUN"),
         (("a text", "--out", "out"), "takes its texts by --file"),
     ],
 )

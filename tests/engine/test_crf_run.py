@@ -52,6 +52,12 @@ def test_folder_answers_as_training_did(crf_run: Path, files: Path) -> None:
     scores = json.loads((crf_run / "scores.json").read_text(encoding="utf-8"))
     found = loaded.evaluate(examples)
     assert found == {key: scores[key] for key in found}
+    merged = load(crf_run, merge=True).lines(examples)
+    places = [
+        [(e["entity_group"], e["start"], e["end"]) for line in some for e in line["entities"]]
+        for some in (merged, answers)
+    ]
+    assert places[0] == places[1]
 
 
 def test_resumed_run_ends_as_one_that_never_stopped(raw: dict, crf_run: Path, tmp_path: Path) -> None:

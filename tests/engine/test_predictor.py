@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -19,6 +20,7 @@ from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
 from lorakit.engine.shards import KEYS, answer_schema
 from lorakit.errors import AdapterError, DataError, OutputError
+from lorakit.lora import adapter_names
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
 from lorakit.tasks.registry import TASKS
@@ -63,6 +65,27 @@ def test_load_restores_other_methods_exactly(bert: Path, files: Path, tmp_path: 
     answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
     lines = read_lines(tmp_path / "predictions.jsonl")
     assert answers == [{key: line[key] for key in answer} for answer, line in zip(answers, lines, strict=True)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_merged_predictor_is_plain_and_answers_alike(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(name)
+    loaded, merged = load(folder), load(folder, merge=True)
+    assert adapter_names(loaded.model)
+    assert not adapter_names(merged.model)
+    examples = prepare(read_recipe(folder / "recipe.toml")).parts["validation"].examples
+    assert merged.lines(examples) == nearly(loaded.lines(examples))
+    merged.merge_to(tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def nearly(value: Any) -> Any:
+    """The same, equal to what differs by no more than rounding does."""
+    if isinstance(value, dict):
+        return {key: nearly(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [nearly(each) for each in value]
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
 
 
 @pytest.mark.parametrize("name", RUNS)

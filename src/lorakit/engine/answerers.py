@@ -26,7 +26,7 @@ class Answerer:
 
     columns: Columns  # that texts are in unless others are named
     tasks: Sequence[str]  # whose answers it gives
-    identity: Mapping[str, str]  # sha256 of what the answers depend on
+    identity: Mapping[str, str]  # what the answers depend on, of files the sha256
     check: Callable[[Example], None]
     lines: Callable[[Sequence[Example]], list[dict[str, Any]]]
 
@@ -36,14 +36,14 @@ class Answerer:
         return replace(self.columns, **named)
 
 
-def by_run(path: str | Path, *, allow_base_mismatch: bool = False) -> Answerer:
-    """All answers by one run or adapter; errors as `load`."""
-    predictor = load(path, allow_base_mismatch=allow_base_mismatch)
+def by_run(path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False) -> Answerer:
+    """All answers by one run or adapter, loaded with these options; errors as `load`."""
+    predictor = load(path, allow_base_mismatch=allow_base_mismatch, merge=merge)
     side = predictor.side
     return Answerer(
         replace(side.columns, label=None),
         [side.task.name],
-        _identity({"": shipped_folder(Path(path))}, side),
+        {**_identity({"": shipped_folder(Path(path))}, side), **({"merged": "yes"} if merge else {})},
         lambda example: check_asked(example, side, example.where),
         predictor.lines,
     )

@@ -19,7 +19,7 @@ from lorakit.engine.evaluate import answer_all, chunks
 from lorakit.engine.kernels import speed_up
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
-from lorakit.lora import load_adapter, merge_and_unload, quantize, read_adapter_config
+from lorakit.lora import adapter_names, load_adapter, merge_and_unload, quantize, read_adapter_config
 from lorakit.models import BaseModel, find, load_base, save_model, weights_sha256
 from lorakit.tasks.base import Scores, Task
 from lorakit.tasks.intervals import with_intervals
@@ -102,8 +102,7 @@ class Predictor:
 
         A CRF's transitions are left out: no class of transformers has a place for them.
         """
-        if self.side.method != "full":
-            merge_and_unload(self.model)
+        _fold_in(self.model)
         layers = task_layers(self.side.task, self.side.labels)
         save_model(self.model, self.task.tokenizer, folder, without=layers)
 
@@ -127,8 +126,11 @@ def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:
     return (text, None, None) if isinstance(text, str) else (text[0], None, text[1])
 
 
-def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
+def load(path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False) -> Predictor:
     """Load what a run left, from its folder alone.
+
+    With `merge` the adapter is folded into the base: about a tenth faster, with the same answers but for rounding, which in
+    bf16 is that of the weights.
 
     Raises:
         AdapterError: the base model that is found is not the one the adapter was trained on (its sha256 differs),
@@ -137,12 +139,20 @@ def load(path: str | Path, *, allow_base_mismatch: bool = False) -> Predictor:
     folder = shipped_folder(Path(path))
     side = read_side(folder)
     base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
+    if merge:
+        _fold_in(base.model)
     device = pick_device()
     cast_frozen_(base.model, DTYPES[side.dtype])
     base.model.to(device).eval()
     speed_up(base, DTYPES[side.dtype], device)
     task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
     return Predictor(base.model, task, side, device)
+
+
+def _fold_in(model: nn.Module) -> None:
+    """Make a plain model of one with an adapter; a plain one stays as it is."""
+    if adapter_names(model):
+        merge_and_unload(model)
 
 
 def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False) -> BaseModel:

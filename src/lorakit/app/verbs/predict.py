@@ -46,6 +46,11 @@ def _part(ctx: click.Context, parameter: click.Parameter, text: str | None) -> t
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 @click.option(
+    "--merge",
+    is_flag=True,
+    help="Fold the adapter into the base first: about a tenth faster, the same but for rounding.",
+)
+@click.option(
     "--adapters",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
@@ -72,6 +77,7 @@ def predict(
     sources: tuple[str, ...],
     out: Path | None,
     allow_base_mismatch: bool,
+    merge: bool,
     adapters: Path | None,
     adapter_column: str | None,
     **options: Any,
@@ -89,6 +95,8 @@ def predict(
         raise OutputError(f"--out {out}: its folder does not exist")
     to_folder = out is not None and (out.is_dir() or not out.suffix)
     _check_options(options, sources, to_folder)
+    if merge and adapters is not None:
+        raise ConfigError("predict: --merge is for one RUN; --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
     from lorakit.data.example import Columns
     from lorakit.engine.answerers import by_label, by_run
@@ -98,7 +106,7 @@ def predict(
     if adapters is not None:
         of = by_label(adapters)
     else:
-        of = nullcontext(by_run(run, allow_base_mismatch=allow_base_mismatch))
+        of = nullcontext(by_run(run, allow_base_mismatch=allow_base_mismatch, merge=merge))
     with of as answerer, _in_words_of_options():
         if to_folder and out is not None:
             return _to_folder(answerer, sources, columns, out, options)
