@@ -38,6 +38,7 @@ NAMES = {
     "lorakit": "lorakit",
     "lorakit-dropout": "lorakit, with the base's dropout",
     "lorakit-plain": "lorakit, plain PyTorch modules",
+    "lorakit-beside": "lorakit, the adapter beside its base",
     "b0": "B0: Trainer + peft, padded to 128",
     "b1": "B1: Trainer + peft",
     "b1-bf16": "B1 in bf16",
