@@ -19,9 +19,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector leaves alone what importing left, half a million objects that live as long as the tests."""
+    """The garbage collector leaves alone what importing left, half a million objects that live as long as the tests.
+
+    It looks less often at what comes later, modules that tests import for the most part.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +43,25 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def base_read_once() -> Iterator[None]:
+    """Base models are copies of what was read first, a tenth of the tests' time; `base_read_anew` is for tests of reading."""
+    from lorakit import models
+    from tests.tiny import read_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_model", read_once(models._model))
+        yield
+
+
+@pytest.fixture
+def base_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each base model is read from its files by transformers."""
+    from lorakit import models
+
+    monkeypatch.setattr(models, "_model", models._model.__wrapped__)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

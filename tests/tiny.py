@@ -12,6 +12,7 @@ import functools
 import io
 import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -141,6 +142,23 @@ def copier(model: Model) -> Callable[[], Model]:
         return unpickler.load()
 
     return copied
+
+
+def read_once(load: Callable[..., tuple[nn.Module, set[str]]]) -> Callable[..., tuple[nn.Module, set[str]]]:
+    """lorakit.models._model that reads a folder once for each way of reading it, and copies what it has read from then on."""
+    known: dict[object, tuple[Callable[[], nn.Module], set[str]]] = {}
+
+    @functools.wraps(load)
+    def read(folder: Path, name: str, kind: object, config: object, seed: int) -> tuple[nn.Module, set[str]]:
+        files = frozenset((path, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
+        key = (files, name, kind, pickle.dumps(config), seed)
+        if key not in known:
+            model, missing = load(folder, name, kind, config, seed)
+            known[key] = copier(model), missing
+        copied, missing = known[key]
+        return copied(), set(missing)
+
+    return read
 
 
 def tiny_bert(num_labels: int = 2, **kw: Any) -> PreTrainedModel:

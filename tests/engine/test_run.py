@@ -42,6 +42,7 @@ def raw(bert: Path, files: Path) -> Sections:
 # Seeds
 
 
+@pytest.mark.usefixtures("base_read_anew")
 def test_same_seed_gives_the_same_adapter(raw: Sections, tmp_path: Path) -> None:
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
         fit(changed(raw, f"train.seed={seed}"), tmp_path / name)
@@ -49,6 +50,7 @@ def test_same_seed_gives_the_same_adapter(raw: Sections, tmp_path: Path) -> None
     assert weights(tmp_path / "first") != weights(tmp_path / "other")
 
 
+@pytest.mark.usefixtures("base_read_anew")
 def test_what_ran_before_does_not_matter(raw: Sections, tmp_path: Path) -> None:
     fit(changed(raw), tmp_path / "first")
     torch.manual_seed(99)
