@@ -103,7 +103,8 @@ def insert_adapter(
         layer = _adapted(model, target.path, routing)
         start = factors.get(target.path) or _initial(layer, target, config, seed)
         update = _update(layer, target, config, start).train(model.training).to(layer.weight.device)
-        for place in (target.path, *_tied_embeddings(model, target.path, paths)):
+        layer.adapters[name] = update
+        for place in _tied_embeddings(model, target.path, paths):
             _adapted(model, place, routing).adapters[name] = update
     set_fast_paths(model)
     set_adapter(model, name)
@@ -240,10 +241,14 @@ def hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> H
 
 def put(model: nn.Module, old: nn.Module, new: Put) -> Put:
     """Let `new` stand wherever `old` did: a module may have several names (T5's shared embedding has three)."""
-    places = [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is old]
-    for parent, name in places:
-        if parent is not new:
-            setattr(parent, name, new)
+    parents, met = [model], {model, new}
+    for parent in parents:  # which grow; model.modules() takes several times as long, once for each layer to adapt
+        for name, child in [*parent._modules.items()]:
+            if child is old:
+                setattr(parent, name, new)
+            elif child is not None and child not in met:
+                met.add(child)
+                parents.append(child)
     new.train(model.training)
     return new
 
