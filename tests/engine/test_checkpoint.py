@@ -72,7 +72,7 @@ def stop_and_resume(recipe: Recipe, folder: Path, step: int) -> None:
     run.fit()
 
 
-@pytest.mark.parametrize("step", [4, 5, 6, 7, 10], ids="stopped after step {}".format)
+@pytest.mark.parametrize("step", [4, 6, 7, 10], ids="stopped after step {}".format)
 def test_resumed_run_equals_the_one_that_never_stopped(
     raw: Sections, straight: Path, tmp_path: Path, step: int
 ) -> None:
@@ -133,9 +133,9 @@ VARIANTS = {
 def test_resumed_run_of_a_variant_equals_the_one_that_never_stopped_and_ships(
     raw: Sections, tmp_path: Path, words: list[str]
 ) -> None:
-    recipe = changed(raw, *words)
+    recipe = changed(raw, "train.max_steps=6", *words)
     fit(recipe, tmp_path / "straight")
-    stop_and_resume(recipe, tmp_path / "stopped", 8)
+    stop_and_resume(recipe, tmp_path / "stopped", 5)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
     scored = read_lines(tmp_path / "straight" / "predictions.jsonl")
     shipped = load(tmp_path / "straight").predict([line["text"] for line in scored])
