@@ -28,10 +28,9 @@ Cli = Callable[..., Outcome]
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run `lorakit` with these words in an empty folder; runs get no report, which takes longer than their training."""
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> Cli:
+    """Run `lorakit` with these words in an empty folder; runs get no pictures, which take longer than their training."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: None)
 
     def call(*words: object) -> Outcome:
         code = 0

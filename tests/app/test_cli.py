@@ -344,6 +344,7 @@ def test_default_folder_is_named_after_the_data(source: str, folder: str) -> Non
     assert default_folder(make_recipe({"model": {"base": "x"}, "data": {"train": source}})) == Path("runs") / folder
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_from_python_and_load(bert: Path, files: Path, tmp_path: Path) -> None:
     raw = sections(bert, files)
     raw["train"]["max_steps"] = 1

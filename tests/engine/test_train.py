@@ -145,10 +145,10 @@ def gradients(prepared: Prepared, positions: list[int], micro: int) -> dict[str,
     return {**found, "loss": torch.tensor(step.loss)}
 
 
-@pytest.mark.parametrize("examples", [8, 7], ids=["whole", "ragged"])
-def test_gradients_do_not_depend_on_micro_batches(task_sections: dict, examples: int) -> None:
+def test_gradients_do_not_depend_on_micro_batches(task_sections: dict) -> None:
+    """A batch in one piece, in pieces of which the last is smaller, and in single examples."""
     prepared = prepare(changed(task_sections, *STILL))
-    positions = list(range(examples))
+    positions = list(range(7))
     whole = gradients(prepared, positions, 8)
     assert any(gradient.abs().max() > 0 for name, gradient in whole.items() if name != "loss")
     for micro in (3, 1):

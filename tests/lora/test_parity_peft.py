@@ -112,9 +112,12 @@ def atol(config: LoraConfig) -> float:
 
 
 @cases
-def test_outputs_and_gradients_equal_peft(build: Build, config: LoraConfig, task_type: str | None) -> None:
+def test_layers_outputs_gradients_and_merged_weights_equal_peft(
+    build: Build, config: LoraConfig, task_type: str | None
+) -> None:
     model = ours(build, config)
     theirs = copied_to_peft(model, build, config, task_type)
+    assert lora_paths(model) == lora_paths(theirs)
     batch = tiny_batch(model)
     torch.testing.assert_close(logits(model, batch), logits(theirs, batch), rtol=0, atol=atol(config))
     loss(model, batch).backward()
@@ -122,18 +125,7 @@ def test_outputs_and_gradients_equal_peft(build: Build, config: LoraConfig, task
     have = {key: parameter.grad for key, parameter in adapter_parameters(model).items()}
     want = {key: parameter.grad for key, parameter in peft_parameters(theirs).items()}
     torch.testing.assert_close(have, want, rtol=0, atol=atol(config))
-
-
-@cases
-def test_adapted_layers_equal_peft(build: Build, config: LoraConfig, task_type: str | None) -> None:
-    assert lora_paths(ours(build, config)) == lora_paths(peft_model(build(), config, task_type))
-
-
-@cases
-def test_merged_weights_equal_peft(build: Build, config: LoraConfig, task_type: str | None) -> None:
-    model = ours(build, config)
-    theirs = copied_to_peft(model, build, config, task_type).merge_and_unload()
-    have, want = merge_and_unload(model).state_dict(), theirs.state_dict()
+    have, want = merge_and_unload(model).state_dict(), theirs.merge_and_unload().state_dict()
     torch.testing.assert_close(have, want, rtol=0, atol=atol(config))
 
 
