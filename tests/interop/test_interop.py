@@ -10,7 +10,7 @@ import pytest
 
 from tests.interop import matrix
 from tests.interop.architectures import ARCHITECTURES
-from tests.interop.matrix import CHECKS, VARIANTS, run_cell
+from tests.interop.matrix import CHECKS, VARIANTS, Case, run_cell, run_check
 
 WHOLE = [(architecture, variant) for architecture in ARCHITECTURES for variant in VARIANTS]
 LONGEST = max(len(ARCHITECTURES), len(VARIANTS))
@@ -41,7 +41,7 @@ def test_check_fails_when_our_answers_are_off(check: str, tmp_path: Path, monkey
     from lorakit.lora import variants
 
     monkeypatch.setitem(variants.SCALINGS, "standard", lambda alpha, r: 1.01 * alpha / r)  # type: ignore[arg-type]
-    outcome = run_cell("BERT SEQ_CLS", "plain", tmp_path)[check]
+    outcome = run_check(check, Case(ARCHITECTURES["BERT SEQ_CLS"], VARIANTS["plain"], tmp_path))
     # saving and loading use the wrong scaling alike
     assert outcome.status == ("pass" if check == "save-load-save" else "FAIL")
 
