@@ -373,3 +373,14 @@ def test_a_bias_where_the_layer_has_none_is_not_merged() -> None:
     with pytest.raises(AdapterError, match="trains a bias where the layer has none"):
         merge(model)
     assert all(host.merged is None for _, host in hosts(model))
+
+
+def test_a_layer_with_several_names_is_wrapped_under_each_and_taken_out_again() -> None:
+    layer, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    model = nn.ModuleDict({"first": layer, "inner": nn.ModuleDict({"again": layer, "other": other}), "last": layer})
+    add_adapter(model, LoraConfig(r=2, target_modules=("first",)))
+    ((_, host),) = hosts(model)
+    assert model["first"] is model["inner"]["again"] is model["last"] is host
+    assert model["inner"]["other"] is other
+    delete_adapter(model, "default")
+    assert model["first"] is model["inner"]["again"] is model["last"] is layer
