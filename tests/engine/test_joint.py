@@ -75,12 +75,14 @@ MIXED = {  # by name: the words of each member
         ["train.micro_batch_size=3", "train.max_steps=6"],
     ),
 }
+LONG = "ranks, scalings, targets"  # in which rounding has 50 steps to grow
 
 
 @pytest.mark.parametrize("mixed", MIXED)
 def test_a_member_learns_what_it_learns_alone(mixed: str, bert: Path, files: Path, tmp_path: Path) -> None:
     raw = sections(bert, files)
-    recipes = [changed(raw, *STILL, "train.max_steps=7", *words) for words in MIXED[mixed]]  # into a second epoch
+    long = ["train.epochs=10", "train.max_steps=50", "train.eval_every=50"] if mixed == LONG else ["train.max_steps=7"]
+    recipes = [changed(raw, *STILL, *long, *words) for words in MIXED[mixed]]  # into a second epoch at least
     for i, result in enumerate(fit_jointly(recipes, tmp_path / "joint")):
         alone = fit(recipes[i], tmp_path / f"alone-{i}")
         assert_alike(result.folder, alone.folder)
