@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -366,8 +366,10 @@ def test_requests_inside_that_are_not_queued_yet_have_places_at_the_door(
         inside.append(Future())
         return inside[-1]
 
-    def until_inside(n: int) -> None:
-        while len(inside) < n:
+    def until(has_come: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not has_come():
+            assert time.monotonic() < end
             time.sleep(0.01)
 
     monkeypatch.setattr(running.service.batcher, "submit", submit)
@@ -377,15 +379,14 @@ def test_requests_inside_that_are_not_queued_yet_have_places_at_the_door(
     with ThreadPoolExecutor(2) as clients, socket.create_connection(("127.0.0.1", running.port)) as slow:
         slow.sendall(head.encode() + body[:3])  # who has not said everything has no place yet
         answered = clients.submit(running.predict, "b")
-        until_inside(1)
+        until(lambda: len(inside) == 1)
         with socket.create_connection(("127.0.0.1", running.port)) as leaving:
             leaving.sendall(head.encode() + body)
-            until_inside(2)
+            until(lambda: len(inside) == 2)
             assert running.predict("c").status == 429
-        while not inside[1].cancelled():  # who has left leaves a place
-            time.sleep(0.01)
+        until(lambda: inside[1].cancelled())  # who has left leaves a place
         last = clients.submit(running.predict, "d")
-        until_inside(3)
+        until(lambda: len(inside) == 3)
         assert running.predict("e").status == 429
         for future in (inside[0], inside[2]):
             future.set_result([{"label": "good", "score": 1.0}])

@@ -90,7 +90,7 @@ def structure(model: nn.Module) -> list[tuple[str, type]]:
 
 
 @pytest.mark.parametrize("new", CONFIGS)
-@pytest.mark.parametrize("old", ["dora", "head adapted", "all biases", "rows"])  # each kind of host to take out
+@pytest.mark.parametrize("old", ["same", "dora", "head adapted", "all biases", "rows"])
 def test_swapped_model_equals_one_with_the_adapter_loaded_afresh(old: str, new: str, folders: dict[str, Path]) -> None:
     model, fresh = serving(folders[old]), tiny_roberta()
     config = swap_adapter(model, folders[new])

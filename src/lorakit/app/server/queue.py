@@ -56,8 +56,8 @@ class Batcher:
         """Texts that are not answered yet."""
         return self._waiting
 
-    def is_full(self, asking: int = 0) -> bool:
-        """Whether there is no room for another text, or none will be when as many requests as are `asking` have their places."""
+    def is_full(self, asking: int) -> bool:
+        """Whether there is no room for another text, or none is left by so many requests that ask for one each."""
         return max(self._waiting, asking) >= self._most_waiting
 
     def submit(self, asked: Sequence[Asked], *, truncate: bool = True) -> Future[Answers]:
