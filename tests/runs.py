@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,12 @@ def without_timings(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def children() -> Any:
     """What starts processes: forks, which have everything imported already; where torch has threads, a fork would hang."""
     return multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "forkserver")
+
+
+def until(is_so: Callable[[], object], what: str, most_s: float = 20) -> float:
+    """The seconds until something is so."""
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < most_s, what
+        time.sleep(0.05)
+    return time.monotonic() - began

@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from lorakit.data.example import Example
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import load
 from tests.app.conftest import Cli
-from tests.runs import reviews
+from tests.runs import reviews, until
 from tests.shipped import ship
 
 TOKEN = "open-sesame"
@@ -366,12 +366,6 @@ def test_requests_inside_that_are_not_queued_yet_have_places_at_the_door(
         inside.append(Future())
         return inside[-1]
 
-    def until(has_come: Callable[[], bool]) -> None:
-        end = time.monotonic() + 20
-        while not has_come():
-            assert time.monotonic() < end
-            time.sleep(0.01)
-
     monkeypatch.setattr(running.service.batcher, "submit", submit)
     monkeypatch.setattr(running.service.batcher, "_most_waiting", 2)
     body = json.dumps({"inputs": "a"}).encode()
@@ -379,14 +373,14 @@ def test_requests_inside_that_are_not_queued_yet_have_places_at_the_door(
     with ThreadPoolExecutor(2) as clients, socket.create_connection(("127.0.0.1", running.port)) as slow:
         slow.sendall(head.encode() + body[:3])  # who has not said everything has no place yet
         answered = clients.submit(running.predict, "b")
-        until(lambda: len(inside) == 1)
+        until(lambda: len(inside) == 1, "a request inside")
         with socket.create_connection(("127.0.0.1", running.port)) as leaving:
             leaving.sendall(head.encode() + body)
-            until(lambda: len(inside) == 2)
+            until(lambda: len(inside) == 2, "a request inside")
             assert running.predict("c").status == 429
-        until(lambda: inside[1].cancelled())  # who has left leaves a place
+        until(inside[1].cancelled, "the client's leaving")  # who has left leaves a place
         last = clients.submit(running.predict, "d")
-        until(lambda: len(inside) == 3)
+        until(lambda: len(inside) == 3, "a request inside")
         assert running.predict("e").status == 429
         for future in (inside[0], inside[2]):
             future.set_result([{"label": "good", "score": 1.0}])

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.test_ranks_processes import COUNTED, free_ports
-from tests.runs import save_bert, weights, write_reviews
+from tests.runs import save_bert, until, weights, write_reviews
 
 pytestmark = pytest.mark.faults
 N = 101  # divisible by neither 2 nor 3, nor by the batch
@@ -58,15 +57,6 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def until(is_so: Callable[[], object], what: str) -> float:
-    """The seconds until something is so."""
-    began = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - began < WAIT_S, what
-        time.sleep(0.05)
-    return time.monotonic() - began
-
-
 def processes(folder: Path) -> list[int]:
     """Those of this machine that train into a folder, whoever started them."""
     found = []
@@ -87,7 +77,7 @@ def began(folder: Path) -> bool:
 def long_run(recipe: Path, folder: Path, *words: str) -> tuple[subprocess.Popen[str], list[int]]:
     """A run of two processes that has written a checkpoint, and the processes that train."""
     process = lorakit(recipe, f"output.dir={folder}", *(words or LONG), "--nproc", 2)
-    until(lambda: began(folder) or process.poll() is not None, "a first checkpoint")
+    until(lambda: began(folder) or process.poll() is not None, "a first checkpoint", WAIT_S)
     assert process.poll() is None, process.communicate()
     ranks = [pid for pid in processes(folder) if pid != process.pid]
     assert len(ranks) == 2
@@ -143,7 +133,7 @@ def test_death_of_the_launcher_ends_the_processes(recipe: Path, tmp_path: Path) 
     folder = tmp_path / "run"
     process, ranks = long_run(recipe, folder)
     process.kill()
-    took = until(lambda: processes(folder) == [], f"the end of {ranks}")
+    took = until(lambda: processes(folder) == [], f"the end of {ranks}", WAIT_S)
     process.communicate(timeout=WAIT_S)
     print(f"\nfrom SIGKILL of the launcher to the end of its 2 processes: {took:.1f} s")
 
