@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.documents import FILES, TEXTS, found
 
-from lorakit.data.arrow import named_classes, read_arrow
+from lorakit.data.columnar import named_classes, read_arrow
 from lorakit.data.read import read
 from lorakit.errors import DataError
 

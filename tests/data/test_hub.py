@@ -10,7 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from lorakit.data.read import read
-from lorakit.data.streamed import Streamed
+from lorakit.data.streaming import Streamed
 from lorakit.errors import DataError
 
 SENTIMENT = ClassLabel(names=["negative", "positive"])

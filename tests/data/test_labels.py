@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorakit.data.columns import label_reader
+from lorakit.data.delimited import Row
 from lorakit.data.example import Columns, Label, Wants
-from lorakit.data.labels import label_reader
 from lorakit.data.read import read
-from lorakit.data.tables import Row
 from lorakit.errors import ConfigError, DataError
 
 NAMES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="|"), min_size=1)

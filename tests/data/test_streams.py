@@ -12,10 +12,10 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from lorakit.data import streams
+from lorakit.data import streaming
+from lorakit.data.delimited import Row
 from lorakit.data.read import FORMATS
-from lorakit.data.streams import stream
-from lorakit.data.tables import Row
+from lorakit.data.streaming import stream
 from lorakit.errors import DataError
 
 N = 50
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stream_from_any_row_gives_what_the_reader_gives(
     folder: Path, name: str, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "BATCH", 4)
+    monkeypatch.setattr(streaming, "BATCH", 4)
     path = folder / name
     whole = list(FORMATS[path.suffix[1:]].read(path))
     assert len(whole) == N
@@ -97,7 +97,7 @@ def test_damage_is_told_with_its_place(tmp_path: Path, name: str, content: bytes
 
 
 def test_field_of_csv_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "LONGEST_FIELD", 100)
+    monkeypatch.setattr(streaming, "LONGEST_FIELD", 100)
     path = tmp_path / "a.csv"
     path.write_text('id,text\n1,"never closed\n' + "x\n" * 200)
     assert isinstance(next(iter(stream(path))), DataError)

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorakit.data.delimited import read_csv
 from lorakit.data.read import read, read_texts
-from lorakit.data.tables import read_csv
 from lorakit.errors import DataError
 
 NASTY = ["NA", "null", "None", "nan", "a,b", 'say "hi"', "two\nlines", "\ntwo\r\nmore", " 'x' ", "\u2028x", "é", "012"]

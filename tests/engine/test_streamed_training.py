@@ -15,7 +15,7 @@ import torch
 
 from lorakit.data.example import Columns
 from lorakit.data.read import holds_words, read
-from lorakit.data.streamed import Streamed
+from lorakit.data.streaming import Streamed
 from lorakit.engine.prepare import Prepared, prepare
 from lorakit.errors import ConfigError, DataError
 from tests.runs import (
@@ -38,7 +38,7 @@ PIECE = 5  # rows; a file has some pieces, and a piece may have rows of two file
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorakit.data.streamed.PIECE", PIECE)
+    monkeypatch.setattr("lorakit.data.streaming.PIECE", PIECE)
     monkeypatch.setattr("lorakit.engine.evaluate.CHUNK", PIECE + 2)
 
 
@@ -191,7 +191,7 @@ def test_offsets_in_code_units_take_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_notes_of_many_pieces_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorakit.data.streamed.MOST_NOTES", 3)
+    monkeypatch.setattr("lorakit.data.streaming.MOST_NOTES", 3)
     rows = [{"tokens": ["Ada", "left"], "ner_tags": ["E-PER", "O"]}] * (9 * PIECE)
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     notes = read(str(tmp_path / "a.jsonl"), "words", again=True).notes

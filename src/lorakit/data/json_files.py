@@ -1,16 +1,16 @@
-"""JSON: a record a line, or an array of records. Annotation tools' own records: label_studio.py and prodigy.py."""
+"""JSON: a record a line, or an array of records; and Prodigy's. Label Studio's records: label_studio.py."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.tables import Row, sound
-from lorakit.data.text import decode, read_bytes
+from lorakit.data.delimited import Row, sound
+from lorakit.data.text import counted, decode, read_bytes
 from lorakit.errors import DataError
 
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -97,3 +97,53 @@ def _record(values: Any, where: str) -> Row:
     except (ValueError, RecursionError) as err:
         raise DataError(f"{where}: no JSON: {err}") from err
     return Row(values, where)
+
+
+ANSWERS = ("accept", "reject", "ignore")
+HASHES = ("_task_hash", "_input_hash")
+
+
+def is_prodigy(row: Row) -> bool:
+    """Whether a record is one of Prodigy's."""
+    return row.values.get("answer") in ANSWERS or any(key in row.values for key in HASHES)
+
+
+def accepted(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
+    """The accepted records and a note of the others; no spans are an empty list, chosen options are the label.
+
+    Raises:
+        DataError: a record has no answer, or none was accepted.
+    """
+    kept, left_out = [], []
+    for row in rows:
+        answer = row.values.get("answer")
+        if answer not in ANSWERS:
+            raise DataError(f"{row.where}: answer {answer!r}; expected {', '.join(ANSWERS)}")
+        if answer == "accept":
+            kept.append(_plain(row))
+        else:
+            left_out.append(f"{row.where} ({answer})")
+    if not kept:
+        raise DataError(f"{source}: no record was accepted")
+    return kept, counted(f"{source}: records that were not accepted, left out", left_out)
+
+
+def _plain(row: Row) -> Row:
+    values = {"spans": [], **row.values}
+    if "accept" in values:  # of a choice among options
+        values["label"] = values["accept"]
+    if "tokens" in values:
+        values["token_offsets"] = [(token["start"], token["end"]) for token in _tokens(row)]
+        del values["tokens"]
+    return row._replace(values=values)
+
+
+def _tokens(row: Row) -> Sequence[dict[str, int]]:
+    tokens = row.values["tokens"]
+    whole = isinstance(tokens, list) and all(
+        isinstance(token, dict) and type(token.get("start")) is type(token.get("end")) is int for token in tokens
+    )
+    if not whole:
+        raise DataError(f"{row.where}: tokens have no start and end")
+    found: Sequence[dict[str, int]] = tokens
+    return found

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lorakit.data.notes import counted
+from lorakit.data.delimited import Row
 from lorakit.data.spans import is_spans
-from lorakit.data.tables import Row
+from lorakit.data.text import counted
 from lorakit.errors import DataError
 
 SPANS, CHOICES = "labels", "choices"

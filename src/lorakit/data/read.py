@@ -9,20 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lorakit.data.arrow import read_arrow, read_parquet
-from lorakit.data.brat import is_brat, read_brat, with_spans
+from lorakit.data.annotation_files import is_brat, read_brat, read_docbin, with_spans
+from lorakit.data.columnar import read_arrow, read_hub, read_parquet, read_saved
 from lorakit.data.columns import Table, examples_of, is_annotated, never_given
-from lorakit.data.conll import DOCSTART, columns_of, read_conll
-from lorakit.data.docbin import read_docbin
+from lorakit.data.delimited import DOCSTART, Row, columns_of, read_conll, read_csv, read_label_first
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
 from lorakit.data.files import files_of, means_files
-from lorakit.data.hub import read_hub, read_saved
-from lorakit.data.json_files import read_json
+from lorakit.data.json_files import accepted, is_prodigy, read_json
 from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
-from lorakit.data.prodigy import accepted, is_prodigy
-from lorakit.data.streamed import Reading, Streamed, reading_of
-from lorakit.data.streams import STREAMS, stream
-from lorakit.data.tables import Row, read_csv, read_label_first
+from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
 from lorakit.data.tags import is_tag
 from lorakit.data.text import lines_of
 from lorakit.digest import file_sha256

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from lorakit.data.notes import counted
+from lorakit.data.text import counted
 from lorakit.errors import DataError
 
 Overlaps = Literal["error", "longest"]

@@ -1,9 +1,9 @@
-"""Bytes of a file to text, with nothing guessed and nothing lost."""
+"""Bytes of a file to text, with nothing guessed and nothing lost; and what a reader tells the user besides the records."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lorakit.errors import DataError
@@ -61,3 +61,14 @@ def lines_of(path: Path) -> list[str]:
     """The lines of a file, which end at \\n, \\r\\n or \\r; other line separators may stand inside a text."""
     text = decode(path, read_bytes(path)).replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n").split("\n")
+
+
+MOST = 5  # places that a note lists
+
+
+def counted(what: str, places: Sequence[str]) -> list[str]:
+    """The note `what: how many (the first places)`, or none where there is no place."""
+    if not places:
+        return []
+    more = ", ..." if len(places) > MOST else ""
+    return [f"{what}: {len(places)} ({', '.join(places[:MOST])}{more})"]

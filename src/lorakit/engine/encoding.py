@@ -12,7 +12,7 @@ from typing import Any
 
 from lorakit.data.cache import FACTS, CachedItems, write_items
 from lorakit.data.example import Example, examples_sha256
-from lorakit.data.streamed import Streamed
+from lorakit.data.streaming import Streamed
 from lorakit.digest import folder_sha256
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.evaluate import chunks

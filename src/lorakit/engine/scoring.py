@@ -15,11 +15,11 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.arrow import schema_of
+from lorakit.data.columnar import schema_of
 from lorakit.data.columns import Table, examples_of
+from lorakit.data.delimited import Row, sound
 from lorakit.data.example import Columns, Example
-from lorakit.data.streams import stamp_of, stream
-from lorakit.data.tables import Row, sound
+from lorakit.data.streaming import stamp_of, stream
 from lorakit.engine.answerers import Answerer
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder, sweep
 from lorakit.engine.evaluate import chunks

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from lorakit.data.columns import finite_number
 from lorakit.data.example import Example, Wants
-from lorakit.data.labels import finite_number
 from lorakit.data.tags import entities
 from lorakit.errors import AdapterError, ConfigError, DataError, did_you_mean
 from lorakit.recipe import TaskSection
