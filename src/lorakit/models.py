@@ -142,10 +142,15 @@ def find(name: str, revision: str | None = None) -> Path:
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise ModelError(f"model.base = {name!r}: no such folder; {did_you_mean(path.name, siblings)}")
-    return _from_hub(name, revision)
+    return _checked_folder(_from_hub(name, revision), name)
 
 
 def _checked_folder(path: Path, name: str) -> Path:
+    if (path / "adapter_config.json").exists():  # where peft is installed, transformers would load it too
+        raise ModelError(
+            f"model.base = {name!r}: holds an adapter (adapter_config.json); merge it into its base with `lorakit merge`, "
+            "or move the adapter's files to a folder of their own"
+        )
     if not (path / "config.json").is_file():
         raise ModelError(f"model.base = {name!r}: the folder has no config.json, so it holds no model")
     return path

@@ -162,6 +162,12 @@ MISTAKES = (
     # base models
     Mistake("no model option", ("train", "{files}/train.csv"), ("train.csv", "--model")),
     Mistake("no such folder", (*TRAIN[:3], "./nowhere"), ("'./nowhere'", "no such folder")),
+    Mistake(
+        "base that holds an adapter",
+        (*TRAIN[:3], "base"),
+        ("'base'", "holds an adapter", "lorakit merge"),
+        {"base/config.json": b"{}", "base/adapter_config.json": b"{}"},
+    ),
     Mistake("folder without model", (*TRAIN[:3], "."), ("'.'", "no config.json")),
     Mistake("hub has no such model", (*TRAIN[:3], "someone/nothing"), ("'someone/nothing'", "no such model")),
     Mistake("hub out of reach", (*TRAIN[:3], "offline/model"), ("'offline/model'", "cannot be reached")),
