@@ -22,10 +22,9 @@ from machine import about
 from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
 from lorakit.data.read import read
-from lorakit.engine.members import Member
 from lorakit.engine.plan import Plan, make_optimizer
 from lorakit.engine.prepare import trained_parameters
-from lorakit.engine.train import train
+from lorakit.engine.train import Member, train
 from lorakit.lora import LoraConfig, Prefix, add_adapter, frozen_blocks, fuse, read_first_row
 from lorakit.models import load_base
 from lorakit.recipe import TrainSection

@@ -14,10 +14,10 @@ from lorakit.engine.checkpoint import newest_checkpoint
 from lorakit.engine.events import Event, Note
 from lorakit.engine.fit import Run, fit_all
 from lorakit.engine.joint import groups_of, prepare_all
-from lorakit.engine.passes import cut
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.results import Result
 from lorakit.engine.resume import find_checkpoint
+from lorakit.engine.train import plan_forwards
 from lorakit.errors import LorakitError, NumericsError
 from lorakit.recipe import Recipe
 from tests.runs import Sections, Stopped, changed, fit, sections, stop_after
@@ -152,19 +152,19 @@ def test_members_of_one_order_share_forwards_within_the_limit(
     seen: list[list[int]] = []
 
     def spy(*arguments: object) -> object:
-        passes = cut(*arguments)  # type: ignore[arg-type]
-        seen.append([len(rows) for lane in passes for _, rows in lane])
+        work = plan_forwards(*arguments)  # type: ignore[arg-type]
+        seen.append([len(forward.parts) for forwards in work for forward in forwards])
         raise Stopped  # the first step's are enough
 
-    monkeypatch.setattr(train, "cut", spy)
-    monkeypatch.setattr(train, "most_lanes", lambda *_: 1)
+    monkeypatch.setattr(train, "plan_forwards", spy)
+    monkeypatch.setattr(train, "most_workers", lambda *_: 1)
     with pytest.raises(Stopped):
         fit_all(runs_of(recipes, tmp_path / "all"))
     longest = 8 * 12  # tokens of a member's batch, at most
-    monkeypatch.setattr(train, "PASS_TOKENS", {"cpu": 2 * longest})
+    monkeypatch.setattr(train, "FORWARD_TOKENS", {"cpu": 2 * longest})
     with pytest.raises(Stopped):
         fit_all(runs_of(recipes, tmp_path / "two"))
-    monkeypatch.setattr(train, "PASS_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(train, "FORWARD_TOKENS", {"cpu": 1})
     with pytest.raises(Stopped):
         fit_all(runs_of(recipes, tmp_path / "one"))
     assert (seen[0], seen[2]) == ([3], [1, 1, 1])
@@ -176,20 +176,20 @@ def test_threads_change_no_member(bert: Path, files: Path, monkeypatch: pytest.M
     words = ("lora.layers_to_transform=1,", "train.batch_size=5", "train.max_steps=4")
     recipes = [changed(sections(bert, files), *STILL, *words, f"train.seed={seed}") for seed in (1, 2, 3)]
     threads = torch.get_num_threads()
-    lanes: list[int] = []
+    workers: list[int] = []
 
     def spy(*arguments: object) -> object:
-        passes = cut(*arguments)  # type: ignore[arg-type]
-        lanes.append(len(passes))
-        return passes
+        work = plan_forwards(*arguments)  # type: ignore[arg-type]
+        workers.append(len(work))
+        return work
 
-    monkeypatch.setattr(train, "cut", spy)
+    monkeypatch.setattr(train, "plan_forwards", spy)
     torch.set_num_threads(2)
     try:
         results = fit_jointly(recipes, tmp_path / "joint")
     finally:
         torch.set_num_threads(threads)
-    assert set(lanes) == {2}
+    assert set(workers) == {2}
     for recipe, result in zip(recipes, results, strict=True):
         assert_alike(result.folder, fit(recipe, tmp_path / f"alone-{recipe.train.seed}").folder)
 

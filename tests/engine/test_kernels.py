@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from lorakit.engine.kernels import PLAIN, Kernels
-from lorakit.engine.members import Member
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
-from lorakit.engine.train import train
+from lorakit.engine.train import Member, train
 from lorakit.models import FP32_ATTENTION, attend_in_fp32
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
 from tests.tiny import logits, tiny, tiny_batch
@@ -25,7 +24,7 @@ def stepped(prepared: Prepared) -> tuple[list[float], dict[str, torch.Tensor]]:
     optimizer = make_optimizer(lora, saved, prepared.recipe.train)
     items = prepared.parts["train"].flat
     member = Member(prepared.task, items, optimizer, prepared.plan)
-    losses = [step.loss for (step,) in train(prepared.model, [member])]
+    losses = [step.loss for steps in train(prepared.model, [member]) for step in steps.values()]
     return losses, {**lora, **saved}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorakit.engine import fit as fit_module
 from lorakit.engine.events import Event, Note
-from lorakit.engine.memory import is_out_of_memory
+from lorakit.engine.runtime import is_out_of_memory
 from lorakit.engine.watch import WINDOW, LossWatch
 from lorakit.errors import ConfigError, NumericsError
 from lorakit.tasks.sequence_classification import SequenceClassification

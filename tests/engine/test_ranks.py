@@ -16,12 +16,11 @@ from torch import Tensor, nn
 import lorakit.engine.prepare as prepare_module
 from lorakit.engine.evaluate import Most, predict_all
 from lorakit.engine.joint import prepare_all
-from lorakit.engine.members import Member
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.signals import ELSEWHERE, Stop
-from lorakit.engine.train import train
+from lorakit.engine.train import Member, train
 from lorakit.errors import ConfigError, DataError, LorakitError, NumericsError, RankError
 from lorakit.models import load_base
 from tests.runs import changed, sections
@@ -79,7 +78,7 @@ def trained(prepared: Prepared, ranks: Ranks, spoil: Callable[[Ranks, nn.Module]
     optimizer = make_optimizer(*trained_parameters(model), prepared.recipe.train)
     items = prepared.parts["train"].flat
     member = Member(prepared.task, items, optimizer, prepared.plan)
-    steps = [step for (step,) in train(model, [member], ranks=ranks)]
+    steps = [step for steps in train(model, [member], ranks=ranks) for step in steps.values()]
     return steps, {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -57,7 +57,7 @@ def test_signal_waits_to_be_looked_at_and_a_second_one_does_not(monkeypatch: pyt
     clock = iter([10.0, 10.0 + signals.SAME_S / 2, 10.0 + signals.SAME_S])
     monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
     stop = Stop()
-    with stop.gently():
+    with stop.deferred():
         stop(signal.SIGTERM)
         assert stop.asked == "SIGTERM"
         stop(signal.SIGTERM)  # the same wish, passed on twice
@@ -67,9 +67,9 @@ def test_signal_waits_to_be_looked_at_and_a_second_one_does_not(monkeypatch: pyt
 
 def test_block_that_may_be_broken_off_is_not_begun_after_a_signal() -> None:
     stop = Stop()
-    with stop.gently():
+    with stop.deferred():
         stop(signal.SIGUSR1)
-        with pytest.raises(KeyboardInterrupt, match="SIGUSR1"), stop.gently(False):
+        with pytest.raises(KeyboardInterrupt, match="SIGUSR1"), stop.immediate():
             pytest.fail("it was asked for before")
 
 

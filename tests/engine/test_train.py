@@ -12,10 +12,9 @@ import torch
 import transformers
 
 from lorakit.engine.evaluate import answer_all
-from lorakit.engine.members import Member
 from lorakit.engine.plan import Plan, lr_factor, make_optimizer
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
-from lorakit.engine.train import train
+from lorakit.engine.train import Member, train
 from lorakit.recipe import TrainSection
 from lorakit.tasks.registry import TASKS
 from tests.runs import changed, sections
@@ -137,7 +136,8 @@ def gradients(prepared: Prepared, positions: list[int], micro: int) -> dict[str,
     handle = optimizer.register_step_pre_hook(keep)
     before = {name: p.detach().clone() for name, p in prepared.model.named_parameters()}
     plan = Plan([len(item["input_ids"]) for item in items], config)
-    ((step,),) = train(prepared.model, [Member(prepared.task, items, optimizer, plan)])
+    (steps,) = train(prepared.model, [Member(prepared.task, items, optimizer, plan)])
+    (step,) = steps.values()
     handle.remove()
     with torch.no_grad():
         for name, parameter in prepared.model.named_parameters():
@@ -160,7 +160,7 @@ def test_step_reports_real_tokens_and_epochs(bert: Path, files: Path) -> None:
     optimizer = make_optimizer(*trained_parameters(prepared.model), prepared.recipe.train)
     part, plan = prepared.parts["train"], prepared.plan
     member = Member(prepared.task, part.flat, optimizer, plan)
-    steps = [step for (step,) in train(prepared.model, [member])]
+    steps = [step for steps in train(prepared.model, [member]) for step in steps.values()]
     assert [step.number for step in steps] == list(range(1, plan.steps + 1))
     assert sum(step.tokens for step in steps) == 2 * sum(plan.lengths)
     assert sum(step.examples for step in steps) == 2 * len(part.flat)

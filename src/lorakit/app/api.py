@@ -126,11 +126,9 @@ def _enter(recipe: Recipe, resume: str | None, report: Report, ranks: Ranks, sta
 
 
 def _run(place: _Place, prepared: Prepared, chorus: Chorus, stop: Stop, until: float | None) -> Run:
-    run = Run(prepared, place.folder, chorus.voice(place.folder.name), stop)
+    run = Run(prepared, place.folder, chorus.voice(place.folder.name), stop, until)
     if place.checkpoint is not None:
         run.restore(place.checkpoint)
-    if until is not None:
-        run.until = max(1, round(until * prepared.plan.steps))
     return run
 
 

@@ -20,10 +20,9 @@ from lorakit.engine.adapter import SIDE_FILE, Side, read_side, shipped_folder, w
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.evaluate import answer_all, batches_of
 from lorakit.engine.events import Note, Report, ignore
-from lorakit.engine.passes import to_device
 from lorakit.engine.predictor import Predictor, load_shipped
 from lorakit.engine.prepare import Part
-from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
+from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device, to_device
 from lorakit.errors import ConfigError
 from lorakit.lora import (
     Combined,

@@ -12,9 +12,8 @@ from torch import nn
 
 from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
-from lorakit.engine.passes import to_device
 from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.engine.runtime import evaluating
+from lorakit.engine.runtime import evaluating, to_device
 from lorakit.engine.signals import ELSEWHERE, Stop
 from lorakit.tasks.base import Item, Task
 
@@ -91,7 +90,7 @@ def predict_all(
     own: list[list[Any]] = []
     broken_off = False
     try:
-        with evaluating(model), stop.gently(False) if stop else nullcontext():
+        with evaluating(model), stop.immediate() if stop else nullcontext():
             for positions in batches[ranks.rank :: ranks.size]:
                 batch = to_device(task.collate([flat[i] for i in positions]), device)
                 own.append(list(task.predict(model, batch)))

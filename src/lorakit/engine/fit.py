@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from lorakit.engine.checkpoint import Checkpoint, optimizer_tensors, restore_opt
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
 from lorakit.engine.history import History, Interval
-from lorakit.engine.members import Member
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prefix import keep_prefix
 from lorakit.engine.prepare import Part, Prepared, as_if_alone, trained_parameters
@@ -26,7 +25,7 @@ from lorakit.engine.resume import check_identity, identity
 from lorakit.engine.run_folder import CHECKPOINTS, RECIPE
 from lorakit.engine.runtime import random_state, seed_rank
 from lorakit.engine.signals import ELSEWHERE, Stop
-from lorakit.engine.train import Step, train
+from lorakit.engine.train import Member, Step, train
 from lorakit.engine.watch import LossWatch
 from lorakit.errors import LorakitError, NumericsError, RankError
 from lorakit.lora import RankBudget, routed
@@ -39,7 +38,15 @@ SKIPS_IN_A_ROW, SKIPS = 5, 50  # steps that train.non_finite = "skip" leaves out
 class Run:
     """A prepared run and its folder, from the first step or from a checkpoint to the end."""
 
-    def __init__(self, prepared: Prepared, folder: Path, report: Report = ignore, stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: Path,
+        report: Report = ignore,
+        stop: Stop | None = None,
+        pause_after: float | None = None,
+    ) -> None:
+        """With `pause_after`, a share of its steps, the first evaluation after so many ends the run for now."""
         self.prepared = prepared
         self.ranks = prepared.ranks
         self.folder = folder
@@ -65,7 +72,7 @@ class Run:
         self.interval = Interval(max(1, prepared.plan.steps // LOG_LINES))
         self.watch = LossWatch()
         self.start = self.saved = 0  # steps done when the run began, and in the newest checkpoint
-        self.until = prepared.plan.steps  # the first evaluation after so many steps ends the run for now
+        self.pause_after = None if pause_after is None else max(1, round(pause_after * prepared.plan.steps))
         self.is_paused = False
 
     def fit(self) -> Result:
@@ -90,17 +97,17 @@ class Run:
         if self.start:
             write_lines(self.folder, "metrics.jsonl", self.history.lines)  # a killed run may have written later ones
 
-    def took(self, step: Step, seconds: float) -> None:
+    def on_step(self, step: Step, seconds: float) -> None:
         """Note a step, and what it cost."""
         self.history.seconds += seconds
         self.history.examples += step.examples
-        self._look_at(step)
+        self._check_step(step)
         if not step.skipped:
             self.history.lines += self.interval.add(step, seconds)
             self.report(step)
 
-    def _look_at(self, step: Step) -> None:
-        """Tell of what is odd about a step, and end the run where too many are skipped."""
+    def _check_step(self, step: Step) -> None:
+        """Report what is odd about a step, and end the run where too many are skipped."""
         history = self.history
         if step.micro_batch_size < (history.micro_batch_size or self.prepared.plan.micro_batch_size):
             history.micro_batch_size = step.micro_batch_size
@@ -118,37 +125,39 @@ class Run:
             return
         history.skipped += 1
         config = self.prepared.recipe.train
-        told = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}"
+        what = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}"
         remedy = f"a lower train.lr (now {config.lr}) is the usual remedy"
         if config.non_finite == "stop":
             with self.ranks.together():  # the sums are the same on all of them
-                raise NumericsError(f"{told}; training stopped before it could do harm; {remedy}")
+                raise NumericsError(f"{what}; training stopped before it could do harm; {remedy}")
         if history.skipped_in_a_row > SKIPS_IN_A_ROW or history.skipped > SKIPS:
             with self.ranks.together():
                 raise NumericsError(
-                    f"{told}; skipped, as {history.skipped - 1} before it: at most {SKIPS_IN_A_ROW} in a row and {SKIPS} "
+                    f"{what}; skipped, as {history.skipped - 1} before it: at most {SKIPS_IN_A_ROW} in a row and {SKIPS} "
                     f"in all may be; {remedy}"
                 )
-        self.report(Note(f"{told}; skipped ({history.skipped} of at most {SKIPS})"))
+        self.report(Note(f"{what}; skipped ({history.skipped} of at most {SKIPS})"))
 
-    def after(self) -> None:
-        """Evaluate and save where they are due after the last step, and see whether it was the last one of all."""
+    def evaluate_and_save_if_due(self) -> bool:
+        """Do what is due after the last step; whether the run is over, at its end, out of patience or paused."""
         config, plan, number = self.prepared.recipe.train, self.prepared.plan, self.member.done
         every = config.eval_every or plan.steps_per_epoch
-        evaluate = number % every == 0 or number == plan.steps
+        is_last = number == plan.steps
+        evaluate = number % every == 0 or is_last
         save = evaluate if config.checkpoint_every is None else number % config.checkpoint_every == 0
         if evaluate and self.history.last_scores.get("step") != number:
             self._evaluate(number)
             self.saved = 0  # a checkpoint of this step from before knows nothing of it
-        patience = config.patience
-        if patience is not None and self.history.since_best >= patience:
-            since = self.history.since_best
+        since = self.history.since_best
+        is_out_of_patience = config.patience is not None and since >= config.patience
+        if is_out_of_patience:
             self.report(Note(f"stopped at step {number}: {since} evaluations without a new best"))
-            self.member.ended = True
-        elif self.until <= self.history.last_scores.get("step", 0) and number < plan.steps:
-            self.is_paused = self.member.ended = True
-        if save or self.member.ended:
+        elif self.pause_after is not None and not is_last:
+            self.is_paused = self.pause_after <= self.history.last_scores.get("step", 0)
+        is_over = is_last or is_out_of_patience or self.is_paused
+        if save or is_over:
             self.save()
+        return is_over
 
     def save(self) -> None:
         """Write a checkpoint of the last step, unless there is one."""
@@ -249,7 +258,6 @@ class Run:
         self.interval = Interval(**checkpoint.state["interval"])
         self._restore_random_state(checkpoint)
         self.start = self.saved = self.member.done = checkpoint.step
-        self.member.ended = checkpoint.step == self.prepared.plan.steps
         self.member.micro_batch_size = self.history.micro_batch_size
         self.report(Note(f"resumed after step {checkpoint.step}"))
 
@@ -301,55 +309,55 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
     keep_prefix([run.prepared for run in runs], first.report)
     for run in runs:
         run.history.seconds += (time.perf_counter() - clock) / len(runs)
-    with first.stop.gently():
-        _advance(runs, [(run, None) for run in runs], 0.0, results)
+    members = [run.member for run in runs]
+    with first.stop.deferred():
+        _advance(runs, {}, 0.0, results)  # what is due after the step of a checkpoint
+        members[:] = [run.member for run in runs if run not in results]
         clock = time.perf_counter()
-        for steps in train(first.prepared.model, [run.member for run in runs], ranks=first.ranks):
-            _advance(runs, [(runs[step.member], step) for step in steps], time.perf_counter() - clock, results)
+        for steps in train(first.prepared.model, members, ranks=first.ranks):
+            _advance(runs, steps, time.perf_counter() - clock, results)
+            members[:] = [run.member for run in runs if run not in results]
             clock = time.perf_counter()
     return [results[run] for run in runs]
 
 
 def _advance(
     runs: Sequence[Run],
-    steps: Sequence[tuple[Run, Step | None]],
+    steps: Mapping[Member, Step],
     seconds: float,
     results: dict[Run, Result | LorakitError],
 ) -> None:
-    """Let each run do what is due after its step (with none: after that of its checkpoint), and finish those that end."""
+    """Let each run do what is due after its step, and finish those that are over; `results` has them then."""
     stop, ranks = runs[0].stop, runs[0].ranks
-    tokens = sum(step.tokens for _, step in steps if step)
+    tokens = sum(step.tokens for step in steps.values())
+    over: list[Run] = []
     try:
-        for run, step in steps:
-            with _alone(run, runs, results):
-                if step is not None:
-                    run.took(step, seconds * step.tokens / tokens)
-                if run.member.done:
-                    run.after()
+        for run in (run for run in runs if run not in results):
+            with _ends_alone(run, runs, results):
+                if step := steps.get(run.member):
+                    run.on_step(step, seconds * step.tokens / tokens)
+                if run.member.done and run.evaluate_and_save_if_due():
+                    over.append(run)
         if ranks.any(bool(stop.asked)):
             stop.asked = stop.asked or ELSEWHERE
             stop.check()
-        for run in runs:
-            if run.member.ended and run not in results:
-                with stop.gently(False), _alone(run, runs, results):
-                    results[run] = run.finish()
+        for run in over:
+            with stop.immediate(), _ends_alone(run, runs, results):
+                results[run] = run.finish()
     except KeyboardInterrupt:
         if stop.asked:
-            for run in runs:
-                if run not in results:
-                    run.save()
-                    plan = run.prepared.plan
-                    run.report(Note(f"stopped after step {run.member.done} of {plan.steps}, and saved"))
+            for run in (run for run in runs if run not in results):
+                run.save()
+                run.report(Note(f"stopped after step {run.member.done} of {run.prepared.plan.steps}, and saved"))
         raise
 
 
 @contextmanager
-def _alone(run: Run, runs: Sequence[Run], results: dict[Run, Result | LorakitError]) -> Iterator[None]:
+def _ends_alone(run: Run, runs: Sequence[Run], results: dict[Run, Result | LorakitError]) -> Iterator[None]:
     """What is not finite ends the run that it is in, and no other."""
     try:
         yield
     except (NumericsError, RankError) as err:  # the same on every rank, of which the first one tells
         if len(runs) == 1 or err.exit_code != NumericsError.exit_code:
             raise
-        run.member.ended = True
         results[run] = err

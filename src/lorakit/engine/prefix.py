@@ -11,8 +11,8 @@ from torch.utils.data import ConcatDataset
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN
-from lorakit.engine.passes import to_device
 from lorakit.engine.prepare import Prepared
+from lorakit.engine.runtime import to_device
 from lorakit.lora import Prefix, frozen_blocks
 from lorakit.models import has_dropout
 from lorakit.tasks.base import inputs_of

@@ -23,10 +23,9 @@ from lorakit.engine.encoding import encode
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN, Kernels, speed_up
-from lorakit.engine.passes import to_device
 from lorakit.engine.plan import Plan
 from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype, shard_frozen_
+from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora import (
     Data,

@@ -18,6 +18,7 @@ from lorakit.lora.variants import named_generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPE = (768, 384, 1536)  # rows, d_in, d_out of a MiniLM feed-forward layer over 32 sentences
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # what torch's allocators say
 GAIN = 1.5  # bf16 must be this much faster in matrix products to make up for its casts
 
 
@@ -34,6 +35,18 @@ def pick_device() -> torch.device:
         raise ConfigError(f"process {index + 1} of this machine has no GPU: there are {gpus}; start {gpus} processes")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on the device."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def is_out_of_memory(err: BaseException) -> bool:
+    """Whether an error says that memory, the GPU's or the machine's, has no room."""
+    if isinstance(err, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(err, RuntimeError) and any(words in str(err).lower() for words in OUT_OF_MEMORY)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from lorakit.engine.adapter import SIDE_FILE, Side, read_side
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.kernels import speed_up
-from lorakit.engine.passes import to_device
-from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
+from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device, to_device
 from lorakit.errors import AdapterError, ModelError
 from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
 from lorakit.lora.files import WEIGHTS_FILE, reload_adapter

@@ -16,23 +16,31 @@ SAME_S = 1.0  # a launcher and the terminal may both pass on one wish
 
 
 class Stop:
-    """What signals have asked for. A signal raises KeyboardInterrupt on the spot, or within `gently` sets `asked` first."""
+    """What signals have asked for. A signal raises KeyboardInterrupt on the spot, or within `deferred` sets `asked` first."""
 
     def __init__(self) -> None:
         self.asked = ""  # the signal's name, or ELSEWHERE
-        self._gentle = False
+        self._is_deferred = False
         self._since = float("-inf")
 
     @contextmanager
-    def gently(self, gentle: bool = True) -> Iterator[None]:
-        """Within this block the first signal only sets `asked`, which the block must look at; or the reverse."""
-        before, self._gentle = self._gentle, gentle
+    def deferred(self) -> Iterator[None]:
+        """Within this block the first signal only sets `asked`, which the block must look at."""
+        before, self._is_deferred = self._is_deferred, True
         try:
-            if not gentle:
-                self.check()
             yield
         finally:
-            self._gentle = before
+            self._is_deferred = before
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Within this block, inside of a deferred one, a signal raises on the spot again; so does one that waits."""
+        before, self._is_deferred = self._is_deferred, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._is_deferred = before
 
     def check(self) -> None:
         """Raise the KeyboardInterrupt that a signal has asked for."""
@@ -45,7 +53,7 @@ class Stop:
         if not is_first and now - self._since < SAME_S:
             return
         self.asked, self._since = signal.Signals(number).name, now
-        if not (is_first and self._gentle):
+        if not (is_first and self._is_deferred):
             self.check()
 
 

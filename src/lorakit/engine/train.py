@@ -1,26 +1,100 @@
 """The training loop: a generator that yields after each step. Logging, saving, scoring and stopping are the caller's.
 
-One loop trains one adapter or many: each member of a joint run has its own data, order, optimizer and schedule, and a plain
-run is a joint run of one.
+One loop trains one adapter or many. Each member of a joint run has its own examples, order, optimizer and schedule, and a
+plain run is a joint run of one. A step, in the order of this file:
+
+    next_batch        each member's next batch, of which this process has a share, cut into micro-batches
+    plan_forwards     micro-batches of members that share a task go through the model together, routed to their adapters
+    backward          the loss of each row over its own member's number of labelled positions, and its gradient
+    update            gradients summed over the processes, clipped, the optimizer's step; nothing where they are not finite
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.engine.members import Member, Turn
-from lorakit.engine.memory import half
-from lorakit.engine.passes import Crowded, backward, cut, most_lanes, n_targets, to_device
-from lorakit.engine.plan import lr_factor, set_rate
+from lorakit.engine.plan import Plan, lr_factor, set_rate
 from lorakit.engine.ranks import ALONE, Ranks
+from lorakit.engine.runtime import is_out_of_memory, random_state, set_random_state, to_device
 from lorakit.errors import ConfigError
+from lorakit.lora import hosts, routed
+from lorakit.lora.places import BiasHost
+from lorakit.tasks.base import Batch, Item, Task
 
-PASS_TOKENS = {"cpu": 1536, "cuda": 32768}  # of several members in one forward; more do not fit a CPU's caches
+FORWARD_TOKENS = {"cpu": 1536, "cuda": 32768}  # of several members in one forward; more do not fit a CPU's caches
+
+
+@dataclass(eq=False)
+class Member:
+    """An adapter in training: what it learns from, in which order, by which optimizer, and how far it is."""
+
+    task: Task
+    items: Sequence[Item]
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    adapter: str = "default"
+    done: int = 0  # steps
+    micro_batch_size: int | None = None  # what memory has room for, where that is less than the plan's
+    draws: bool = True  # whether its forwards drop anything at random
+    random_state: Mapping[str, Tensor] = field(default_factory=lambda: random_state(torch.device("cpu")))
+    _batches: Iterator[Sequence[int]] | None = field(default=None, repr=False)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def rows(self) -> int:
+        """Examples per forward."""
+        return self.micro_batch_size or self.plan.micro_batch_size
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether its forwards have no room for others: memory is short, or dropout is to be drawn as in a plain run."""
+        return self.draws or self.micro_batch_size is not None or self.plan.config.micro_batch_size is not None
+
+    def next_batch(self, ranks: Ranks) -> MemberBatch:
+        """The batch of the step after those done, and this process's share of it."""
+        if self._batches is None:
+            self._batches = self.plan.batches(self.done)
+        positions = next(self._batches)
+        shares = ranks.share([self.plan.lengths[i] for i in positions])
+        return MemberBatch(self, positions, [positions[i] for i in shares])
+
+
+@dataclass(frozen=True, eq=False)
+class MemberBatch:
+    """A member's batch in a step, as positions of its items, and those that this process has of them."""
+
+    member: Member
+    positions: Sequence[int]
+    own: Sequence[int]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in this process's share."""
+        return sum(self.member.plan.lengths[i] for i in self.own)
+
+    def micro_batches(self) -> Iterator[list[Item]]:
+        """This process's items, cut into what one forward takes of the member."""
+        for start in range(0, len(self.own), self.member.rows):
+            yield [self.member.items[i] for i in self.own[start : start + self.member.rows]]
+
+
+class Forward(NamedTuple):
+    """Rows that go through the model together: in this order, so many of each of these members' batches."""
+
+    inputs: Batch
+    parts: Sequence[tuple[MemberBatch, int]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +110,19 @@ class Step:
     tokens: int
     micro_batch_size: int  # examples per forward, of each process
     skipped: bool = False  # loss or gradient were not finite, so there was no update
-    member: int = 0
 
 
-def train(model: nn.Module, members: Sequence[Member], *, ranks: Ranks = ALONE) -> Iterator[list[Step]]:
-    """Train each member from where it is to its plan's end, or until it is `ended`; a step of each at a time.
+class OutOfMemory(Exception):
+    """Memory has no room for a forward of these members; gradients are incomplete."""
+
+    def __init__(self, batches: Sequence[MemberBatch]) -> None:
+        self.batches = batches
+
+
+def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> Iterator[dict[Member, Step]]:
+    """Train the members from where they are, a step of each at a time, to the end of each one's plan.
+
+    The caller stops a member by taking it out of `members`.
 
     The loss of a step is the mean over the labelled positions of the member's whole batch, so neither it nor its gradient
     depends on how the batch is shared among the ranks, cut into micro-batches and put together with other members'.
@@ -50,56 +132,187 @@ def train(model: nn.Module, members: Sequence[Member], *, ranks: Ranks = ALONE) 
     Raises:
         ConfigError: memory has no room for one example.
     """
-    device = members[0].parameters[0].device
-    most_tokens, lanes = PASS_TOKENS[device.type], most_lanes(model, members, device)
+    device = next(model.parameters()).device
+    most_tokens, workers = FORWARD_TOKENS[device.type], most_workers(model, members, device)
     model.train()
-    while live := [member for member in members if not member.ended]:
-        turns = [member.turn(ranks) for member in live]
-        passes = cut(turns, most_tokens, device, lanes)
-        counts = ranks.sum_(n_targets(passes, turns)).clamp_min(1).tolist()
+    while live := [member for member in members if member.done < member.plan.steps]:
+        batches = [member.next_batch(ranks) for member in live]
+        work = plan_forwards(batches, most_tokens, device, workers)
+        counts = count_targets(batches, work, ranks)
         states = [member.random_state for member in live]
         while True:
             try:
-                losses = backward(model, passes, turns, counts, device)
+                losses = backward(model, work, counts, device)
                 break
-            except Crowded as crowded:
+            except OutOfMemory as err:
                 for member, state in zip(live, states, strict=True):
                     member.optimizer.zero_grad()
                     member.random_state = state
-                if len(crowded.turns) > 1 or len(passes) > 1:
-                    most_tokens, lanes = 0, 1
+                if len(err.batches) > 1 or len(work) > 1:
+                    most_tokens, workers = 0, 1
                 else:
-                    _make_room(turns[crowded.turns[0]])
-                passes = cut(turns, most_tokens, device, lanes)
-        _answer_with_the_others(model, turns[0], len(passes[0]), ranks, device)
-        yield [_update(turn, loss, members.index(turn.member), ranks) for turn, loss in zip(turns, losses, strict=True)]
+                    _halve_micro_batch(err.batches[0])
+                work = plan_forwards(batches, most_tokens, device, workers)
+        _match_forward_count(model, batches[0], len(work[0]), ranks, device)
+        yield {batch.member: update(batch, losses[batch], ranks) for batch in batches}
 
 
-def _make_room(turn: Turn) -> None:
-    """Halve the micro-batches of a member whose rows have no room."""
-    member, rows = turn.member, min(turn.member.rows, len(turn.own))
+def plan_forwards(
+    batches: Sequence[MemberBatch], most_tokens: int, device: torch.device, workers: int = 1
+) -> list[list[Forward]]:
+    """The forwards of a step, for each worker thread. A member's stay in one thread; the threads have about as much to do each.
+
+    Members of one task share a forward where it stays within `most_tokens`, padding counted: neighbours in length together.
+    """
+    by_worker: list[list[MemberBatch]] = [[] for _ in range(min(workers, len(batches)))]
+    for batch in sorted(batches, key=lambda batch: -batch.tokens):
+        min(by_worker, key=lambda own: sum(other.tokens for other in own)).append(batch)
+    return [_forwards([batch for batch in batches if batch in own], most_tokens, device) for own in by_worker]
+
+
+def _forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torch.device) -> list[Forward]:
+    alone: list[list[tuple[MemberBatch, list[Item]]]] = []
+    by_task: dict[int, list[tuple[MemberBatch, list[Item]]]] = {}
+    for batch in batches:
+        for items in batch.micro_batches():
+            if batch.member.is_alone:
+                alone.append([(batch, items)])
+            else:
+                by_task.setdefault(id(batch.member.task), []).append((batch, items))
+    packed: list[list[tuple[MemberBatch, list[Item]]]] = []
+    for parts in by_task.values():
+        longest = rows = 0
+        for batch, items in sorted(parts, key=lambda part: -_longest(part[1])):
+            if rows and (rows + len(items)) * longest <= most_tokens:
+                packed[-1].append((batch, items))
+                rows += len(items)
+            else:
+                packed.append([(batch, items)])
+                longest, rows = _longest(items), len(items)
+    order = {batch: number for number, batch in enumerate(batches)}
+    forwards = []
+    for parts in (*alone, *packed):
+        parts.sort(key=lambda part: order[part[0]])
+        inputs = parts[0][0].member.task.collate([item for _, items in parts for item in items])
+        forwards.append(Forward(to_device(inputs, device), [(batch, len(items)) for batch, items in parts]))
+    return forwards
+
+
+def _longest(items: Sequence[Item]) -> int:
+    return max(len(item["input_ids"]) for item in items)
+
+
+def count_targets(
+    batches: Sequence[MemberBatch], work: Sequence[Sequence[Forward]], ranks: Ranks
+) -> dict[MemberBatch, int]:
+    """The labelled positions of each member's whole batch, at least 1."""
+    own = dict.fromkeys(batches, 0)
+    for forward in chain.from_iterable(work):
+        start = 0
+        for batch, rows in forward.parts:
+            part = {key: value[start : start + rows] for key, value in forward.inputs.items()}
+            own[batch] += batch.member.task.n_targets(part)
+            start += rows
+    counts = ranks.sum_(torch.tensor(list(own.values()))).clamp_min(1).tolist()
+    return dict(zip(batches, counts, strict=True))
+
+
+def backward(
+    model: nn.Module, work: Sequence[Sequence[Forward]], counts: Mapping[MemberBatch, int], device: torch.device
+) -> dict[MemberBatch, Tensor]:
+    """Add up each member's gradient, and give its mean loss over its `counts` labelled positions, detached: this process's part.
+
+    Several workers are a thread each, this one among them, in which torch's operations have one core.
+
+    Raises:
+        OutOfMemory: memory had no room.
+    """
+    losses = {batch: torch.zeros((), device=device) for batch in counts}
+    if len(work) == 1:
+        _backward(model, work[0], counts, losses)
+        return losses
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(work) - 1) as pool:
+            others = [pool.submit(_backward, model, forwards, counts, losses) for forwards in work[1:]]
+            _backward(model, work[0], counts, losses)  # here, since each thread has an arena of freed memory of its own
+            for other in others:
+                other.result()
+    finally:
+        torch.set_num_threads(threads)
+    return losses
+
+
+def _backward(
+    model: nn.Module,
+    forwards: Sequence[Forward],
+    counts: Mapping[MemberBatch, int],
+    losses: Mapping[MemberBatch, Tensor],
+) -> None:
+    for inputs, parts in forwards:
+        first = parts[0][0].member
+        device = losses[parts[0][0]].device
+        if first.draws:  # and is alone
+            set_random_state(first.random_state, device)
+        try:
+            with routed(model, [(batch.member.adapter, rows) for batch, rows in parts]):
+                by_row = first.task.losses(model, inputs)  # (B,)
+                shares = zip(parts, by_row.split([rows for _, rows in parts]), strict=True)
+                means = [share.sum() / counts[batch] for (batch, _), share in shares]
+                torch.stack(means).sum().backward()
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err):
+                raise
+            raise OutOfMemory([batch for batch, _ in parts]) from err
+        for mean, (batch, _) in zip(means, parts, strict=True):
+            losses[batch].add_(mean.detach())
+        if first.draws:
+            first.random_state = random_state(device)
+
+
+def most_workers(model: nn.Module, members: Sequence[Member], device: torch.device) -> int:
+    """In how many threads the members can go through the model at a time: one a core, where nothing in it is in the way.
+
+    Cores that work on different members need not wait for each other after each operation. Dropout would be drawn from
+    one generator by all threads, and a trained bias stands for a while in its module.
+    """
+    in_the_way = any(member.draws for member in members) or any(isinstance(host, BiasHost) for _, host in hosts(model))
+    return 1 if device.type != "cpu" or in_the_way else torch.get_num_threads()
+
+
+def _halve_micro_batch(batch: MemberBatch) -> None:
+    """Let the member go through the model in halves of its micro-batches from now on."""
+    member, rows = batch.member, min(batch.member.rows, len(batch.own))
     if rows == 1 or member.plan.config.shard_base:  # whose processes must call the model equally often
-        lengths = [member.plan.lengths[i] for i in turn.own]
+        lengths = [member.plan.lengths[i] for i in batch.own]
         raise ConfigError(
             f"step {member.done + 1}: out of memory with {rows} of {len(lengths)} examples at a time, the longest of "
             f"{max(lengths)} tokens: a lower train.micro_batch_size or data.max_length, a smaller model.base or "
             "model.quantize = 'nf4' takes less"
         )
-    member.micro_batch_size = half(rows)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of what the failed attempt held
+    member.micro_batch_size = (rows + 1) // 2
 
 
-def _answer_with_the_others(model: nn.Module, turn: Turn, passes: int, ranks: Ranks, device: torch.device) -> None:
-    """Where each process holds a part of the base, call the model as often as the others, who need our part."""
-    task, items = turn.member.task, turn.member.items
-    if turn.member.plan.config.shard_base:
-        blank = to_device(task.collate([items[turn.positions[0]]]), device)
-        for _ in range(max(ranks.gather(passes)) - passes):
-            (task.losses(model, blank).sum() * 0).backward()
+def _match_forward_count(
+    model: nn.Module, batch: MemberBatch, forwards: int, ranks: Ranks, device: torch.device
+) -> None:
+    """With a base that is sharded over the processes, call the model until each has called it equally often.
+
+    A process that has fewer micro-batches than another still has to give its part of each layer.
+    """
+    member = batch.member
+    if member.plan.config.shard_base:
+        blank = to_device(member.task.collate([member.items[batch.positions[0]]]), device)
+        for _ in range(max(ranks.gather(forwards)) - forwards):
+            (member.task.losses(model, blank).sum() * 0).backward()
 
 
-def _update(turn: Turn, loss: Tensor, number: int, ranks: Ranks) -> Step:
+def update(batch: MemberBatch, loss: Tensor, ranks: Ranks) -> Step:
     """Sum the gradients over the ranks, clip them and take the step, unless something in them is not finite."""
-    member, plan = turn.member, turn.member.plan
+    member, plan = batch.member, batch.member.plan
     factor = lr_factor(member.done, plan.steps, plan.config)
     set_rate(member.optimizer, factor)
     loss = ranks.sum_gradients(member.parameters, loss)
@@ -110,16 +323,14 @@ def _update(turn: Turn, loss: Tensor, number: int, ranks: Ranks) -> Step:
         member.optimizer.step()
     member.optimizer.zero_grad()
     member.done += 1
-    member.ended = member.done == plan.steps
     return Step(
         number=member.done,
         epoch=member.done / plan.steps_per_epoch,
         loss=values[0],
         lr=plan.config.lr * factor,
         grad_norm=values[1],
-        examples=len(turn.positions),
-        tokens=sum(plan.lengths[i] for i in turn.positions),
+        examples=len(batch.positions),
+        tokens=sum(plan.lengths[i] for i in batch.positions),
         micro_batch_size=member.rows,
         skipped=not is_finite,
-        member=number,
     )
