@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorakit.digest import file_sha256
@@ -236,16 +235,35 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _config(folder: Path, name: str, labels: Sequence[str], dropout: float | None) -> Any:
-    from transformers import AutoConfig
+def _from_pretrained(auto_class: str, folder: Path, name: str, **options: Any) -> Any:
+    """What a class of transformers reads from a base's folder. Every reading goes through here: no code in it is ever run.
 
+    Raises:
+        ModelError: the folder needs code of its own, or its files are damaged or of another kind.
+    """
+    import transformers
+
+    try:
+        return getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as err:  # a damaged file fails wherever it is first used, with whatever is raised there
+        if "trust_remote_code" in str(err):
+            file = "tokenizer_config.json" if auto_class == "AutoTokenizer" else "config.json"
+            raise ModelError(
+                f"model.base = {name!r}: needs code of its own (auto_map in {file}), which lorakit never runs; "
+                "choose a model of a family that transformers has"
+            ) from err
+        what = {"AutoConfig": "config.json cannot be used", "AutoTokenizer": "its tokenizer cannot be loaded"}
+        raise ModelError(
+            f"model.base = {name!r}: {what.get(auto_class, f'cannot be loaded by {auto_class}')}: {first_line(err)}"
+        ) from err
+
+
+def _config(folder: Path, name: str, labels: Sequence[str], dropout: float | None) -> Any:
     changes: dict[str, Any] = {}
     if labels:
         changes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    try:
-        config = AutoConfig.from_pretrained(folder, **changes)
-    except (OSError, ValueError, KeyError) as err:
-        raise ModelError(f"model.base = {name!r}: config.json cannot be used: {first_line(err)}") from err
+    config = _from_pretrained("AutoConfig", folder, name, **changes)
+    config._attn_implementation = None  # the folder's choice may name a kernel, code that the hub would be asked for
     if dropout is not None:
         for key in DROPOUTS:
             if getattr(config, key, None) is not None:
@@ -254,29 +272,17 @@ def _config(folder: Path, name: str, labels: Sequence[str], dropout: float | Non
 
 
 def _model(folder: Path, name: str, kind: Kind, config: Any, seed: int) -> tuple[nn.Module, set[str]]:
-    import transformers
-
-    auto = getattr(transformers, kind.auto_class)
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            model, info = auto.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-            raise ModelError(f"model.base = {name!r} cannot be loaded by {kind.auto_class}: {first_line(err)}") from err
+        model, info = _from_pretrained(kind.auto_class, folder, name, config=config, **options)
     return model, set(info["missing_keys"])
 
 
 def _tokenizer(folder: Path, name: str, words: bool) -> Any:
-    from transformers import AutoConfig, AutoTokenizer
-
-    byte_level = AutoConfig.from_pretrained(folder).model_type in BYTE_LEVEL
+    byte_level = _from_pretrained("AutoConfig", folder, name).model_type in BYTE_LEVEL
     options = {"add_prefix_space": True} if words and byte_level else {}
-    try:
-        return AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError, ImportError) as err:
-        raise ModelError(f"model.base = {name!r}: its tokenizer cannot be loaded: {first_line(err)}") from err
+    return _from_pretrained("AutoTokenizer", folder, name, **options)
 
 
 def _saved_modules(model: nn.Module, missing: set[str]) -> tuple[str, ...]:
