@@ -8,19 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorakit.app.card import write_card
-from lorakit.app.chorus import Chorus
 from lorakit.app.figures import write_figures
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
-from lorakit.app.trackers import check_trackers, tracked
+from lorakit.app.trackers import Trackers, check_trackers
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.checkpoint import Checkpoint
-from lorakit.engine.events import Note, Report, ignore
+from lorakit.engine.events import Evaluated, Event, Note, Report, Started, ignore
 from lorakit.engine.fit import Run, fit_all
 from lorakit.engine.joint import attempt, groups_of, prepare_all
 from lorakit.engine.prepare import Prepared
@@ -30,6 +29,7 @@ from lorakit.engine.resume import find_checkpoint, same_recipe
 from lorakit.engine.run_folder import run_folder
 from lorakit.engine.runtime import deterministic
 from lorakit.engine.signals import Stop, stop_on_signals
+from lorakit.engine.train import Step
 from lorakit.errors import ConfigError, LorakitError, NumericsError
 from lorakit.recipe import Recipe, make_recipe
 
@@ -82,19 +82,25 @@ def train_recipes(
         places = [attempt(_enter, recipe, resume, report, ranks, stack) for recipe in recipes]
         entered = [place for place in places if isinstance(place, _Place)]
         prepared = prepare_all([place.recipe for place in entered], report, ranks)
-        chorus = Chorus(report, len(entered))
+        progress = report if len(entered) == 1 else JointProgress(report)
         found = dict[_Place, Result | LorakitError]()
         for group in groups_of(prepared):
-            members = {entered[i]: attempt(_run, entered[i], ready, chorus, stop, until) for i, ready in group.items()}
+            members = {
+                entered[i]: attempt(_run, entered[i], ready, progress, stop, until) for i, ready in group.items()
+            }
             found |= {place: run for place, run in members.items() if isinstance(run, LorakitError)}
             runs = {place: run for place, run in members.items() if isinstance(run, Run)}
-            with tracked(list(runs.values())):
+            try:
                 found |= dict(zip(runs, fit_all(list(runs.values())), strict=True)) if runs else {}
                 for place, run in runs.items():
-                    if isinstance(result := found[place], Result) and not run.is_paused:
+                    if isinstance(result := found[place], Result) and not result.is_paused:
                         ranks.first(write_figures, result, run.history.lines, run.prepared)
                         ranks.first(write_report, place.folder)
                         ranks.first(write_card, place.folder)
+            finally:
+                for place, run in runs.items():
+                    if isinstance(run.report, Trackers):
+                        run.report.close(found.get(place))
         found |= {
             place: member for place, member in zip(entered, prepared, strict=True) if isinstance(member, LorakitError)
         }
@@ -125,11 +131,46 @@ def _enter(recipe: Recipe, resume: str | None, report: Report, ranks: Ranks, sta
     return _Place(folder, recipe, checkpoint)
 
 
-def _run(place: _Place, prepared: Prepared, chorus: Chorus, stop: Stop, until: float | None) -> Run:
-    run = Run(prepared, place.folder, chorus.voice(place.folder.name), stop, until)
+def _run(place: _Place, prepared: Prepared, report: Report | JointProgress, stop: Stop, until: float | None) -> Run:
+    if isinstance(report, JointProgress):
+        report = report.of(place.folder.name)
+    if place.recipe.output.trackers and prepared.ranks.is_first:
+        report = Trackers(place.recipe, place.folder, report)
+    run = Run(prepared, place.folder, report, stop, until)
     if place.checkpoint is not None:
         run.restore(place.checkpoint)
     return run
+
+
+class JointProgress:
+    """Reports the events of runs that are trained together as those of one."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.steps = self.done = 0  # of all runs
+
+    def of(self, name: str) -> Report:
+        """What one of the runs reports to: its steps are counted with the others', its notes begin with its name."""
+        metric, steps = "", 0
+
+        def report(event: Event) -> None:
+            nonlocal metric, steps
+            match event:
+                case Note(text):
+                    self.report(Note(f"{name}: {text}"))
+                case Started(own, start, metric):
+                    steps = own
+                    self.steps, self.done = self.steps + own, self.done + start
+                    self.report(Started(self.steps, self.done, metric))
+                case Step():
+                    self.done += 1
+                    self.report(replace(event, number=self.done))
+                case Evaluated(step, scores, is_best):
+                    best = "  (best so far)" if is_best else ""
+                    value = float(scores[metric])
+                    self.report(Note(f"{name}: step {step}/{steps}  validation {metric} {value:.4f}{best}"))
+
+        return report
 
 
 def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | None) -> Result:

@@ -1,7 +1,7 @@
-"""A run's numbers in TensorBoard, Weights & Biases, MLflow or trackio: the lines of metrics.jsonl, told as they come.
+"""A run's numbers in TensorBoard, Weights & Biases, MLflow or trackio: the lines of metrics.jsonl, as they come.
 
-The loop knows nothing of them: they stand where a run reports to. One that fails is left out of the rest of the run, which
-never ends by it.
+They subscribe to a run's events, and the loop knows nothing of them. One that fails is dropped for the rest of the run, which
+it never ends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lorakit.engine.atomic import atomic_text
-from lorakit.engine.events import Event, Note, Started
-from lorakit.engine.fit import Run
-from lorakit.errors import ConfigError, first_line
+from lorakit.engine.events import Event, Logged, Note, Report, Started
+from lorakit.engine.results import Result
+from lorakit.errors import ConfigError, LorakitError, first_line
 from lorakit.recipe import Recipe
 
 STATE = "trackers.json"  # in the run folder: by what each tracker finds the run again
@@ -30,7 +30,7 @@ LONGEST = 500  # characters of a setting, MLflow's oldest limit
 
 @dataclass(frozen=True)
 class Opening:
-    """What a tracker is told when a run starts, or goes on."""
+    """What a tracker needs to start a run, or to continue it."""
 
     name: str
     project: str | None  # None: what the tracker's environment variable says, else PROJECT
@@ -189,90 +189,63 @@ def check_trackers(recipe: Recipe) -> None:
             raise ConfigError(f"output.trackers: {name} is not installed; pip install 'lorakit[{name}]'")
 
 
-@contextmanager
-def tracked(runs: Sequence[Run]) -> Iterator[None]:
-    """Let the trackers that the runs' recipes name hear what they report, until the end of what is done within."""
-    told = [Tracking(run) for run in runs if run.prepared.recipe.output.trackers and run.ranks.is_first]
-    try:
-        yield
-    finally:
-        for tracking in told:
-            tracking.close()
+class Trackers:
+    """Passes a run's events on, and the lines of its metrics.jsonl to the trackers that its recipe names."""
 
-
-@dataclass
-class _Ear:
-    """A tracker that works, and how many lines of metrics.jsonl it has heard."""
-
-    name: str
-    tracker: Tracker
-    heard: int
-
-
-class Tracking:
-    """What a run reports to: events are passed on, and new lines of metrics.jsonl are told to each tracker."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.report = run, run.report
-        self.ears: list[_Ear] = []
-        run.report = self
+    def __init__(self, recipe: Recipe, folder: Path, report: Report) -> None:
+        self.recipe, self.folder, self.report = recipe, folder, report
+        self.open: dict[str, Tracker] = {}
 
     def __call__(self, event: Event) -> None:
         self.report(event)
-        if isinstance(event, Started):
-            self._open()
-        self._tell()
+        match event:
+            case Started(start=start):
+                self._start(start)
+            case Logged(line):
+                for name, tracker in list(self.open.items()):
+                    with self._dropped_if_it_fails(name):
+                        tracker.log(line["step"], _values(line))
 
-    def _open(self) -> None:
-        run, output = self.run, self.run.prepared.recipe.output
-        known = _known(run.folder)
-        for name in output.trackers:
+    def _start(self, step: int) -> None:
+        """Open each tracker; one that does not know the run yet is given the lines written before it was stopped."""
+        known = _known(self.folder)
+        for name in self.recipe.output.trackers:
             opening = Opening(
-                name="/".join(run.folder.absolute().parts[-2:]).removeprefix("runs/"),
-                project=output.project,
-                folder=run.folder,
-                settings=_settings(run.prepared.recipe),
-                id=known.get(name) if run.start else None,
-                step=run.start,
+                name="/".join(self.folder.absolute().parts[-2:]).removeprefix("runs/"),
+                project=self.recipe.output.project,
+                folder=self.folder,
+                settings=_settings(self.recipe),
+                id=known.get(name) if step else None,
+                step=step,
             )
-            heard = 0 if opening.id is None else len(run.history.lines)
-            with self._left_out_if_it_fails(name):
-                self.ears.append(_Ear(name, TRACKERS[name][1](opening), heard))
-        if self.ears:
-            ids = {**known, **{ear.name: ear.tracker.id for ear in self.ears}}
-            atomic_text(run.folder / STATE, json.dumps(ids, indent=2) + "\n")
+            with self._dropped_if_it_fails(name):
+                self.open[name] = tracker = TRACKERS[name][1](opening)
+                if step and opening.id is None:
+                    for text in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                        line = json.loads(text)
+                        tracker.log(line["step"], _values(line))
+        if self.open:
+            ids = {**known, **{name: tracker.id for name, tracker in self.open.items()}}
+            atomic_text(self.folder / STATE, json.dumps(ids, indent=2) + "\n")
 
-    def _tell(self) -> None:
-        lines = self.run.history.lines
-        for ear in list(self.ears):
-            with self._left_out_if_it_fails(ear.name):
-                for line in lines[ear.heard :]:
-                    ear.tracker.log(line["step"], _values(line))
-            ear.heard = len(lines)
-
-    def close(self) -> None:
-        """Tell the rest; of a finished run its scores and files too."""
-        self._tell()
-        folder, is_paused = self.run.folder, self.run.is_paused
-        scores = folder / "scores.json"
-        is_done = scores.is_file() and not is_paused
-        files = [folder / name for name in FILES if (folder / name).is_file()]
-        for ear in list(self.ears):
-            with self._left_out_if_it_fails(ear.name):
-                if is_done:
-                    ear.tracker.leave(_final(json.loads(scores.read_text(encoding="utf-8"))), files)
-                ear.tracker.close(is_done or is_paused)
-        self.run.report = self.report
+    def close(self, outcome: Result | LorakitError | None) -> None:
+        """End: a finished run with its scores and files, a paused one as it is, any other as failed."""
+        files = [self.folder / name for name in FILES if (self.folder / name).is_file()]
+        for name, tracker in list(self.open.items()):
+            with self._dropped_if_it_fails(name):
+                if isinstance(outcome, Result) and not outcome.is_paused:
+                    tracker.leave(_final(outcome.scores), files)
+                tracker.close(isinstance(outcome, Result))
 
     @contextmanager
-    def _left_out_if_it_fails(self, name: str) -> Iterator[None]:
+    def _dropped_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             with redirect_stdout(sys.stderr):  # stdout has the scores alone
                 yield
-        except (Exception, SystemExit) as err:  # of somebody else's code, which may do anything
-            said = first_line(err, "no message")
-            self.report(Note(f"{name}: {type(err).__name__}: {said}; the run goes on without it"))
-            self.ears = [ear for ear in self.ears if ear.name != name]
+        except (Exception, SystemExit) as err:  # of another package's code, which may do anything
+            why = first_line(err, "no message")
+            self.report(Note(f"{name}: {type(err).__name__}: {why}; the run goes on without it"))
+            self.open.pop(name, None)
 
 
 def _known(folder: Path) -> dict[str, str]:

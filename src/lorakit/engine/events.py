@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lorakit.engine.train import Step
 from lorakit.tasks.base import Scores
@@ -34,7 +35,14 @@ class Evaluated:
     is_best: bool
 
 
-Event = Note | Started | Step | Evaluated
+@dataclass(frozen=True)
+class Logged:
+    """A line was added to metrics.jsonl."""
+
+    line: Mapping[str, Any]
+
+
+Event = Note | Started | Step | Evaluated | Logged
 Report = Callable[[Event], None]
 
 

@@ -15,7 +15,7 @@ from lorakit.engine.adapter import write_shipped
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from lorakit.engine.evaluate import answer_all
-from lorakit.engine.events import Evaluated, Note, Report, Started, ignore
+from lorakit.engine.events import Evaluated, Logged, Note, Report, Started, ignore
 from lorakit.engine.history import History, Interval
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prefix import keep_prefix
@@ -103,8 +103,13 @@ class Run:
         self.history.examples += step.examples
         self._check_step(step)
         if not step.skipped:
-            self.history.lines += self.interval.add(step, seconds)
+            if line := self.interval.add(step, seconds):
+                self._log(line)
             self.report(step)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.history.lines.append(line)
+        self.report(Logged(line))
 
     def _check_step(self, step: Step) -> None:
         """Report what is odd about a step, and end the run where too many are skipped."""
@@ -197,7 +202,7 @@ class Run:
             self.history.since_best += 1
         plain = {key: number for key, number in scores.items() if isinstance(number, float)}
         epoch = number / self.prepared.plan.steps_per_epoch
-        self.history.lines.append({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
+        self._log({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
         self.ranks.first(write_lines, self.folder, "metrics.jsonl", self.history.lines)
         self.report(Evaluated(number, scores, is_best))
 
@@ -286,7 +291,8 @@ class Run:
     def finish(self) -> Result:
         """Write what the best parameters answer; of a run that is paused, give the last scores."""
         if self.is_paused:
-            return Result(self.folder, {**self.history.last_scores, "metric": self.prepared.task.metric})
+            scores = {**self.history.last_scores, "metric": self.prepared.task.metric}
+            return Result(self.folder, scores, is_paused=True)
         for name, parameter in self._parameters().items():
             parameter.copy_(self.best_state[name])
         parts = self.prepared.parts

@@ -39,13 +39,13 @@ class Interval:
     examples: int = 0
     seconds: float = 0.0
 
-    def add(self, step: Step, seconds: float) -> list[dict[str, Any]]:
-        """The line that this step completes, or none."""
+    def add(self, step: Step, seconds: float) -> dict[str, Any] | None:
+        """The line that this step completes, if it does."""
         self.losses.append(step.loss)
         self.examples += step.examples
         self.seconds += seconds
         if step.number % self.every:
-            return []
+            return None
         line = {
             "step": step.number,
             "epoch": step.epoch,
@@ -55,4 +55,4 @@ class Interval:
             "examples_per_s": self.examples / self.seconds if self.seconds else 0.0,
         }
         self.losses, self.examples, self.seconds = [], 0, 0.0
-        return [line]
+        return line

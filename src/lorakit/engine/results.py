@@ -25,10 +25,11 @@ SAMPLES = 20  # validation examples shown in samples.jsonl
 
 @dataclass(frozen=True)
 class Result:
-    """Where the run is, and its scores (those of scores.json)."""
+    """Where the run is, and its scores: those of scores.json, or of a paused run those of its last evaluation."""
 
     folder: Path
     scores: Scores
+    is_paused: bool = False
 
 
 def write_results(
