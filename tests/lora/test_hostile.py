@@ -183,7 +183,7 @@ MORE: dict[str, tuple[Edit, tuple[str, ...]]] = {
         (WEIGHTS, "holds NaN or infinite"),
     ),
     "weights are float64": (tensors(lambda t: {k: v.double() for k, v in t.items()}), (WEIGHTS, "dtype F64")),
-    "unknown setting": (settings(new_in_peft=3), (JSON, "new_in_peft = 3")),
+    "setting of a newer peft": (settings(new_in_peft=3, peft_version="1.0"), (JSON, "new_in_peft = 3")),
     "r of a billion": (settings(r=10**9), (WEIGHTS, "has shape (4, 32)")),
     "rank of a billion for one layer": (settings(rank_pattern={"query": 10**9}), (WEIGHTS, "has shape (4, 32)")),
     "pattern nested deeper": (settings(target_modules="(([a-z.0-9]+))+X"), ("target_modules",)),

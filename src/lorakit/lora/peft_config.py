@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,23 +68,71 @@ DEFAULTS: Mapping[str, Any] = {
     "use_rslora": False,
     "velora_config": None,
 }
-# Keys that may have any value: we implement them, or they do not change what the adapter computes.
-FREE = {
-    *(
-        "alpha_pattern",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-    ),
-    *("init_lora_weights", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save"),
-    *("bias", "lora_bias", "trainable_token_indices", "ensure_weight_tying", "layers_pattern"),
-    *("peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules"),
-    *("task_type", "use_dora", "use_rslora", "loftq_config", "eva_config", "lora_ga_config", "corda_config"),
+# Keys that do not change what a saved adapter computes, whatever their value.
+HARMLESS = {
+    *("auto_mapping", "corda_config", "eva_config", "fan_in_fan_out", "inference_mode", "loftq_config"),
+    *("lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "runtime_config"),
 }
 # Initialisations after which peft's A and B are valid on the unchanged base.
-INNOCENT_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
+INNOCENT_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "kaiming")
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1e300)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _by_name(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or (isinstance(value, dict) and all(map(kind, value.values())))
+
+
+def _any_of(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or any(kind(value) for kind in kinds)
+
+
+FLAG = "true or false", _is_flag
+NAMES = "a string or a list of strings", _any_of(_is_text, _list_of(_is_text))
+# What we read, and what it must be; null stands for the default where peft takes it.
+TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "alpha_pattern": ("an object of numbers", _by_name(_is_number)),
+    "base_model_name_or_path": ("a string", _any_of(_is_text)),
+    "bias": ("a string", _is_text),
+    "ensure_weight_tying": FLAG,
+    "exclude_modules": NAMES,
+    "init_lora_weights": ("true, false or a string", _any_of(_is_text, _is_flag)),
+    "layers_pattern": NAMES,
+    "layers_to_transform": ("a whole number or a list of them", _any_of(_is_whole, _list_of(_is_whole))),
+    "lora_alpha": ("a number", _is_number),
+    "lora_bias": FLAG,
+    "lora_dropout": ("a number", _is_number),
+    "modules_to_save": ("a list of strings", _any_of(_list_of(_is_text))),
+    "r": ("a whole number", _is_whole),
+    "rank_pattern": ("an object of whole numbers", _by_name(_is_whole)),
+    "revision": ("a string", _any_of(_is_text)),
+    "target_modules": NAMES,
+    "task_type": ("a string", _any_of(_is_text)),
+    "trainable_token_indices": (
+        "a list of whole numbers, or an object of such lists",
+        _any_of(_list_of(_is_whole), _by_name(_list_of(_is_whole))),
+    ),
+    "use_dora": FLAG,
+    "use_rslora": FLAG,
+}
 
 
 class BaseInfo(NamedTuple):
@@ -182,42 +231,64 @@ def _auto_mapping(model: nn.Module) -> dict[str, str]:
 def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
     """The settings of a saved adapter, ours or peft's.
 
+    Keys that peft does not know are ignored, as peft does, unless a newer peft than the one we follow wrote the file.
+
     Raises:
-        AdapterError: the file is missing, is no JSON object, or asks for something that cannot be done faithfully.
+        AdapterError: the file is missing, is not a JSON object, or asks for something that cannot be done faithfully.
     """
     path = folder / CONFIG_FILE
     raw = _read_json(path)
     if raw.get("peft_type") != "LORA":
-        raise AdapterError(f"{path}: peft_type is {raw.get('peft_type')!r}; only 'LORA' can be read")
+        raise AdapterError(f"{path}: peft_type is {_short(raw.get('peft_type'))}; only 'LORA' can be read")
+    newer = _version(raw.get("peft_version")) > _version(PEFT_VERSION)
     for key, value in raw.items():
-        if key not in FREE and value != DEFAULTS.get(key) and value not in (None, False, [], {}):
-            raise AdapterError(f"{path}: {key} = {value!r} is not supported")
-    if raw.get("init_lora_weights", True) not in INNOCENT_INITS:
+        if key in TYPES:
+            words, fits = TYPES[key]
+            if not fits(value):
+                raise AdapterError(f"{path}: {key} = {_short(value)} is not {words}")
+        elif key in DEFAULTS or newer:
+            is_off = (
+                value is None or value is False or (value == [] and key in ("layer_replication", "target_parameters"))
+            )
+            if not (key in HARMLESS or value == DEFAULTS.get(key) or is_off):
+                raise AdapterError(f"{path}: {_short(key[:80])[1:-1]} = {_short(value)} is not supported")
+    init = raw.get("init_lora_weights", True)
+    init = (
+        init.lower() if isinstance(init, str) and init.lower() in ("gaussian", "mica") else init
+    )  # as peft reads them
+    if init not in INNOCENT_INITS:
         raise AdapterError(
-            f"{path}: init_lora_weights = {raw['init_lora_weights']!r} belongs to an edited base model; "
+            f"{path}: init_lora_weights = {_short(init)} belongs to an edited base model; "
             "save it again with peft's path_initial_model_for_weight_conversion"
         )
-    if raw.get("target_modules") is None:
-        raise AdapterError(f"{path}: target_modules is missing")
+    targets, layers, pattern = (raw.get(key) for key in ("target_modules", "layers_to_transform", "layers_pattern"))
+    if isinstance(layers, int):
+        layers = [layers]
+    if pattern and layers and isinstance(targets, list):
+        targets, layers = _in_blocks(targets, layers, [pattern] if isinstance(pattern, str) else pattern), None
+    rows = raw.get("trainable_token_indices") or ()
     try:
         config = LoraConfig(
             r=raw.get("r", DEFAULTS["r"]),
             lora_alpha=raw.get("lora_alpha", DEFAULTS["lora_alpha"]),
             lora_dropout=raw.get("lora_dropout", 0.0),
-            target_modules=_names(raw["target_modules"]),
+            # peft has default targets for each family, which are those of our preset
+            target_modules="query-value" if targets is None else _names(targets),
             exclude_modules=_names(raw.get("exclude_modules") or ()),
-            layers_to_transform=_indices(raw.get("layers_to_transform")),
-            rank_pattern=_mapping(raw.get("rank_pattern") or {}),
-            alpha_pattern=_mapping(raw.get("alpha_pattern") or {}),
-            modules_to_save=tuple(dict.fromkeys(_items(raw.get("modules_to_save") or (), str))),
+            layers_to_transform=tuple(layers) if layers else None,
+            rank_pattern=raw.get("rank_pattern") or {},
+            alpha_pattern=raw.get("alpha_pattern") or {},
+            modules_to_save=tuple(dict.fromkeys(raw.get("modules_to_save") or ())),
             use_rslora=bool(raw.get("use_rslora")),
             use_dora=bool(raw.get("use_dora")),
             lora_bias=bool(raw.get("lora_bias")),
             bias=raw.get("bias", "none"),
-            trainable_token_indices=_rows(raw.get("trainable_token_indices") or ()),
-            init_lora_weights="gaussian" if raw.get("init_lora_weights") == "gaussian" else "kaiming",
+            trainable_token_indices={name: tuple(i) for name, i in rows.items()}
+            if isinstance(rows, dict)
+            else tuple(rows),
+            init_lora_weights="gaussian" if init == "gaussian" else "kaiming",
         )
-    except (ConfigError, TypeError) as err:
+    except ConfigError as err:
         raise AdapterError(f"{path}: {err}") from err
     return config, BaseInfo(raw.get("base_model_name_or_path"), raw.get("revision"), raw.get("task_type"))
 
@@ -236,25 +307,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _names(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else _items(value, str)
+def _short(value: Any) -> str:
+    """A value out of a foreign file as a message can show it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _indices(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else (value,) if isinstance(value, int) else _items(value, int)
+def _version(text: Any) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d{1,9}", text)[:3])) if isinstance(text, str) else ()
 
 
-def _rows(value: Any) -> Any:
-    return {name: _items(i, int) for name, i in value.items()} if isinstance(value, dict) else _items(value, int)
+def _names(value: str | Sequence[str]) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value)
 
 
-def _items(value: Any, kind: type) -> tuple[Any, ...]:
-    if isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value):
-        return tuple(value)
-    raise TypeError(f"{value!r} is no list of {kind.__name__}")
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise TypeError(f"{value!r} is no object of names and numbers")
+def _in_blocks(names: Sequence[str], layers: Sequence[int], patterns: Sequence[str]) -> str:
+    """peft's layers_pattern as a regular expression over whole paths: names in these blocks of these lists of blocks."""
+    blocks = rf"(?:{'|'.join(patterns)})\.(?:{'|'.join(map(str, layers))})\."
+    return rf"(?=(?:.*\.)?{blocks})(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
