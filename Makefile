@@ -32,7 +32,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-fix: $(VENV)/.test  ## format and mend what can be mended by a program
+fix: $(VENV)/.test  ## format, and fix what a program can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
