@@ -38,6 +38,29 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def auto_dtype() -> Iterator[None]:
+    """What model.dtype = "auto" takes does not depend on the machine: fp32, or what the environment's AUTO_DTYPE says.
+
+    Tests of what depends on it take `each_auto_dtype`, which is first the one and then the other.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        set_auto_dtype(patch, os.environ.get("AUTO_DTYPE", "fp32"))
+        yield
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def each_auto_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The dtype that model.dtype = "auto" takes; bf16 is slow where the CPU has no units for it, so tiny runs only."""
+    set_auto_dtype(monkeypatch, request.param)
+    return str(request.param)
+
+
+def set_auto_dtype(patch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Let this process find bf16 much faster than fp32, or slower."""
+    patch.setattr("lorakit.engine.runtime.bf16_gain", {"fp32": lambda: 0.5, "bf16": lambda: 5.0}[dtype])
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
     """What is written is not pushed to the disk, an eighth of a tiny run's time; tests/faults has the disk fail."""
     with pytest.MonkeyPatch.context() as patch:

@@ -135,7 +135,8 @@ def readme_names() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "page", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in PAGES]
 )
-def test_examples_run(page: Path, desk: Callable[..., None]) -> None:
+@pytest.mark.parametrize("each_auto_dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)], indirect=True)
+def test_examples_run(page: Path, desk: Callable[..., None], each_auto_dtype: str) -> None:
     if page.stem == "README":  # each of its blocks stands alone
         for block in blocks(page):
             desk([block], **readme_names())
@@ -232,7 +233,7 @@ def cells(notebook: Path) -> list[Block]:
     "notebook",
     [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem == "entities" else []) for p in NOTEBOOKS],
 )
-def test_notebooks_run(notebook: Path, desk: Callable[..., None]) -> None:
+def test_notebooks_run(notebook: Path, desk: Callable[..., None], each_auto_dtype: str) -> None:
     desk(cells(notebook))
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lorakit.data.example import Example, of_text, of_words
@@ -56,9 +57,10 @@ def test_load_restores_the_predictions_of_training_exactly(name: str, request: p
 
 
 @pytest.mark.parametrize("method", ["full", "head"])
-@pytest.mark.parametrize("dtype", ["auto"])
-def test_load_restores_other_methods_exactly(bert: Path, files: Path, tmp_path: Path, method: str, dtype: str) -> None:
-    recipe = changed(sections(bert, files), f"train.method={method}", f"model.dtype={dtype}")
+def test_load_restores_other_methods_exactly(
+    bert: Path, files: Path, tmp_path: Path, method: str, each_auto_dtype: str
+) -> None:
+    recipe = changed(sections(bert, files), f"train.method={method}", "model.dtype=auto")
     fit(recipe, tmp_path)
     loaded = load(tmp_path)
     examples = read(str(files / "validation.csv")).examples
@@ -318,6 +320,22 @@ def test_merged_model_is_plain_and_has_the_same_logits(
         assert theirs.config.problem_type == KINDS[loaded.task.kind].problem_type
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer("a film").input_ids == loaded.task.tokenizer("a film").input_ids
+
+
+@pytest.mark.parametrize("words", [(), ("lora.use_dora=true",), ("train.method=head",)], ids=["lora", "dora", "head"])
+def test_run_over_bf16_is_merged_in_fp32(bert: Path, files: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    fit(changed(sections(bert, files), "model.dtype=bf16", "train.max_steps=2", *words), tmp_path / "run")
+    loaded = load(tmp_path / "run")
+    before = logits(loaded.model, inputs(loaded))
+    loaded.merge_to(tmp_path / "merged")
+    tensors = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    trained = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert torch.equal(tensors["classifier.weight"], trained["base_model.model.classifier.weight"])
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    after = logits(loaded.model, inputs(loaded))
+    torch.testing.assert_close(logits(theirs, inputs(loaded)), after)
+    torch.testing.assert_close(after, before.float(), atol=0.1, rtol=0)  # bf16 rounds to 1/256
 
 
 def test_merged_full_model_has_the_same_logits(bert: Path, files: Path, tmp_path: Path) -> None:

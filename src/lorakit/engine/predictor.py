@@ -98,11 +98,12 @@ class Predictor:
         return with_intervals(self.task, examples, self.answers(examples))
 
     def merge_to(self, folder: Path) -> None:
-        """Write a plain transformers model with the adapter folded in. Afterwards this object answers through it.
+        """Write a plain transformers model with the adapter folded in, in fp32 whatever the dtype of the base in training.
 
+        Afterwards this object answers through it, in fp32 too.
         A CRF's transitions are left out: no class of transformers has a place for them.
         """
-        _fold_in(self.model)
+        _fold_in(self.model.float())  # a sum rounded to bf16 would lose most of the adapter and the head
         layers = task_layers(self.side.task, self.side.labels)
         save_model(self.model, self.task.tokenizer, folder, without=layers)
 
