@@ -215,7 +215,7 @@ def test_memory_that_is_short_of_room_for_several_has_them_one_by_one(
         assert_alike(result.folder, alone.folder)
 
 
-def test_only_kin_share_a_model(bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_share_a_model_only_where_they_can(bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = sections(bert, files)
     words = (
         [],
@@ -225,10 +225,10 @@ def test_only_kin_share_a_model(bert: Path, files: Path, monkeypatch: pytest.Mon
         ["train.seed=1"],
     )
     recipes = [changed(raw, *some) for some in words]
-    told: list[Event] = []
-    groups = groups_of(prepare_all(recipes, told.append))
+    events: list[Event] = []
+    groups = groups_of(prepare_all(recipes, events.append))
     assert [list(group) for group in groups] == [[0, 4], [1], [2], [3]]
-    assert sum(isinstance(event, Note) and "text is column" in event.text for event in told) == 2  # train, validation
+    assert sum(isinstance(event, Note) and "text is column" in event.text for event in events) == 2  # train, validation
     monkeypatch.setattr(joint, "MEMBERS_BYTES", 1)
     assert len(groups_of(prepare_all(recipes[::4]))) == 2
 

@@ -41,9 +41,9 @@ def prepare_all(
 
 
 def _join(recipe: Recipe, report: Report, ranks: Ranks, once: Once, groups: dict[Hashable, list[Prepared]]) -> Prepared:
-    """Prepare a recipe on a model of its own, and move its adapter to that of its kin where there is one already."""
+    """Prepare a recipe on a model of its own, and move its adapter to a model that it can share where there is one already."""
     prepared = prepare(recipe, report, ranks, once)
-    group = groups.setdefault(_kin(prepared), [])
+    group = groups.setdefault(_sharing_key(prepared), [])
     if sum(member.parameters.trainable for member in group) * 4 * COPIES > MEMBERS_BYTES:
         group.clear()
     if group:
@@ -57,7 +57,7 @@ def _join(recipe: Recipe, report: Report, ranks: Ranks, once: Once, groups: dict
     return prepared
 
 
-def _kin(prepared: Prepared) -> Hashable:
+def _sharing_key(prepared: Prepared) -> Hashable:
     """Equal for members that can share a model: one base, in one form, frozen up to one block, wrapped alike."""
     recipe, model = prepared.recipe, prepared.model
     wrapped = [(path, type(host)) for path, host in hosts(model) if not isinstance(host, Layer)]
