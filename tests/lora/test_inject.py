@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,13 +26,19 @@ from lorakit.lora import (
     count_parameters,
     delete_adapter,
     disabled,
+    fuse,
     hosts,
     merge,
+    quantize,
+    routed,
     set_adapter,
     unload,
+    unmerge,
 )
+from lorakit.lora.updates import UPDATES
+from tests.interop.architectures import ARCHITECTURES
 from tests.lora.oracle import CLOSE, assert_same_tensors, assert_unchanged, fill, snapshot
-from tests.tiny import logits, tiny_batch, tiny_bert, tiny_t5
+from tests.tiny import logits, tiny_batch, tiny_bert, tiny_gpt2, tiny_t5
 
 QV = LoraConfig(r=4, target_modules=("query", "value"), modules_to_save=("classifier",))
 DENSE = LoraConfig(r=2, target_modules=("dense",), modules_to_save=("classifier",))
@@ -444,3 +453,79 @@ def test_hosts_of_an_adapter_are_those_that_hold_a_part_of_it() -> None:
     model = two_adapters()
     assert {path.rpartition(".")[2] for path, _ in hosts(model, "first")} == {"query", "value", "classifier"}
     assert all(isinstance(host, LoRALinear) for path, host in hosts(model) if path != "classifier")
+
+
+# copied, pickled
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": lambda model: torch.load(io.BytesIO(saved_whole(model)), weights_only=False),
+}
+COPIED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    **{update: (tiny_bert, {"update": update, "modules_to_save": ("classifier",)}) for update in UPDATES},
+    "attention, convolutions": (
+        ARCHITECTURES["plain torch"].build,
+        {"target_modules": ("attention", "along", "across", "tokens", "up"), "update": "dora"},
+    ),
+    "transposed": (tiny_gpt2, {"init_lora_weights": "pissa"}),
+    "tied rows, biases": (tiny_t5, {"target_modules": ("q", "shared"), "lora_bias": True}),
+    "rows, biases": (tiny_bert, {"target_modules": ("query",), "bias": "all", "trainable_token_indices": (3, 4)}),
+    "quantised": (lambda: quantized(tiny_bert()), {"target_modules": ("query",)}),
+}
+
+
+def saved_whole(model: nn.Module) -> bytes:
+    file = io.BytesIO()
+    torch.save(model, file)
+    return file.getvalue()
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    quantize(model, "int8", skip=("classifier",))
+    return model
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize(("build", "settings"), COPIED.values(), ids=COPIED)
+def test_copy_of_an_adapted_model_is_one_of_its_own(
+    build: Callable[[], nn.Module], settings: dict[str, Any], copied: Callable[[Any], Any]
+) -> None:
+    model = build()
+    add_adapter(model, LoraConfig(**{"r": 2, **settings}), "a")
+    fill(model, "a")
+    fuse(model)
+    batch = tiny_batch(model)
+    with disabled(model):
+        plain = logits(model, batch)
+    answer = logits(model, batch)
+    with routed(model, []):  # which holds for this thread and this model
+        other = copied(model)
+    assert torch.equal(logits(other, batch), answer)
+    with disabled(other):
+        assert torch.equal(logits(other, batch), plain)
+    assert [(path, type(host), getattr(host, "geometry", None)) for path, host in hosts(other)] == [
+        (path, type(host), getattr(host, "geometry", None)) for path, host in hosts(model)
+    ]
+    fill(other, "a", seed=2)
+    assert not torch.equal(logits(other, batch), answer)
+    assert torch.equal(logits(model, batch), answer)
+    if settings.get("lora_bias") is None:
+        merge(other, "a")
+        again = copied(other)
+        unmerge(again)
+        assert_same_tensors(again.state_dict(), (unmerge(other), other.state_dict())[1])
+
+
+def test_copy_of_a_model_with_two_adapters_routes_them() -> None:
+    model = two_adapters()
+    batch = tiny_batch(model)
+    segments = [("first", 1), ("second", len(batch["input_ids"]) - 1)]
+    with routed(model, segments):
+        answer = logits(model, batch)
+    for copied in COPIES.values():
+        other = copied(model)
+        assert len({id(host.routing) for _, host in hosts(other)}) == 1
+        with routed(other, segments):
+            assert torch.equal(logits(other, batch), answer)
+        assert torch.equal(answer_of(other, "first"), answer_of(model, "first"))

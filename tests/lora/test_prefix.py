@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -107,3 +109,14 @@ def test_there_is_no_prefix_below_trained_embeddings_or_the_first_block() -> Non
     upper.bert.embeddings.word_embeddings.weight.requires_grad_(True)  # type: ignore[union-attr]
     assert frozen_blocks(upper) == []
     assert frozen_blocks(tiny("T5ForConditionalGeneration")) == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copy_of_a_model_that_looks_up_its_blocks_looks_up_its_own(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model = upper_half("Bert")
+    kept(model)
+    batch = tiny_batch(model)
+    other = copied(model)
+    assert torch.equal(other(**batch).logits, model(**batch).logits)
+    shorter = {key: value[:, :3] for key, value in batch.items()}  # which is not kept
+    assert torch.equal(other(**shorter).logits, model(**shorter).logits)

@@ -22,12 +22,16 @@ CONVOLVE: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
 class Geometry:
     """A kind of layer: its weight as a matrix and back, and the two ways an input passes through it."""
 
+    name: str  # of its constant in this file, by which it is pickled and copied
     matrix: Callable[[Any], Tensor]  # the weight as M (d_out, d_in)
     weight: Callable[[Tensor, Any], Tensor]  # a matrix like M back in the weight's shape
     product: Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # B A x
     plain: Callable[[Tensor, Any], Tensor]  # W x without the bias
     channel: int = -1  # the output's dimension that d_out stands in
     parameter: str = "weight"  # the name of the layer's weight
+
+    def __reduce__(self) -> str:
+        return self.name
 
 
 def _linear_product(x: Tensor, A: Tensor, B: Tensor, base: Any) -> Tensor:
@@ -54,24 +58,28 @@ def _convolved(x: Tensor, weight: Tensor, base: Any) -> Tensor:
 
 
 LINEAR = Geometry(
+    name="LINEAR",
     matrix=lambda base: base.weight,
     weight=lambda matrix, base: matrix,
     product=_linear_product,
     plain=lambda x, base: F.linear(x, base.weight),
 )
 TRANSPOSED = Geometry(  # GPT-2's Conv1D keeps W as (d_in, d_out)
+    name="TRANSPOSED",
     matrix=lambda base: base.weight.T,
     weight=lambda matrix, base: matrix.T,
     product=_linear_product,
     plain=lambda x, base: x @ base.weight,
 )
 EMBEDDING = Geometry(
+    name="EMBEDDING",
     matrix=lambda base: base.weight.T,
     weight=lambda matrix, base: matrix.T,
     product=_embedding_product,
     plain=lambda ids, base: F.embedding(ids, base.weight, padding_idx=base.padding_idx),
 )
 CONVOLUTION = Geometry(
+    name="CONVOLUTION",
     matrix=lambda base: base.weight.flatten(1),
     weight=lambda matrix, base: matrix.view_as(base.weight),
     product=_conv_product,
@@ -79,7 +87,9 @@ CONVOLUTION = Geometry(
     channel=1,
 )
 
-ATTENTION = dataclasses.replace(LINEAR, matrix=lambda base: base.in_proj_weight, parameter="in_proj_weight")
+ATTENTION = dataclasses.replace(
+    LINEAR, name="ATTENTION", matrix=lambda base: base.in_proj_weight, parameter="in_proj_weight"
+)
 
 
 def geometry_of(module: nn.Module) -> Geometry | None:

@@ -34,6 +34,10 @@ class Routing:
         self._segments: Segments = []
         self._of_thread: dict[int, Segments] = {}  # where a thread has said so, for it alone
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, or in another process, no thread is within anything yet."""
+        return {"_segments": self._segments, "_of_thread": {}}
+
     @property
     def segments(self) -> Segments:
         """What holds here: what this thread is within (see `routed`), else what was last set."""

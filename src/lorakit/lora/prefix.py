@@ -44,7 +44,6 @@ class Prefix:
     def __init__(self, model: Any, blocks: Sequence[nn.Module]) -> None:
         self.depth = len(blocks)
         self._model, self._blocks = model, blocks
-        self._forwards = [block.forward for block in blocks]
         self._places: dict[bytes, tuple[int, int]] = {}  # of each text: its first row in the file, and how many
         self._rows = torch.empty(0)  # (rows of all texts, d)
         self._end = 0  # rows in use
@@ -89,7 +88,8 @@ class Prefix:
     def _answer(self, i: int, hidden: Tensor, *args: Any, **options: Any) -> Any:
         """In place of block i's forward. Shapes: hidden (B, T, d)."""
         if not self._batch.found:
-            return self._forwards[i](hidden, *args, **options)
+            block = self._blocks[i]
+            return type(block).forward(block, hidden, *args, **options)
         return self._kept(hidden.shape[1]).to(hidden.device) if i == 0 else hidden
 
     def _kept(self, length: int) -> Tensor:
@@ -124,6 +124,9 @@ class _Batch(threading.local):
     texts: Sequence[bytes] = ()
     lengths: Sequence[int] = ()
     found = False
+
+    def __reduce__(self) -> tuple[type[_Batch], tuple[()]]:
+        return _Batch, ()
 
 
 class _Kept(Exception):
