@@ -131,6 +131,22 @@ def test_verdict_is_about_another_score_where_the_headline_cannot_be_resampled(t
     assert "the same accuracy" in found.lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("n", "verdict"),
+    [(1, "no verdict: 1 example cannot show a difference in nll (here -1); take more"), (3, "no verdict: 3 examples")],
+)
+def test_too_few_examples_give_no_verdict(tmp_path: Path, n: int, verdict: str) -> None:
+    runs = [made(tmp_path / name, [name == "b"] * n, lr=i + 1, metric="nll") for i, name in enumerate("ab")]
+    for run in runs:
+        raw = json.loads((run / FILE).read_text())
+        assert raw["scores"]["nll"]["each"] == [float(run.name == "a")] * n
+    found = compare_runs(runs)
+    (difference,) = found.facts["comparisons"][0]["differences"].values()
+    assert found.lines[-1].startswith(verdict.replace("-1)", "-30)"))
+    assert (difference["p"], difference["least_p"]) == (2 / 2**n, 2 / 2**n)
+    assert "95 %" not in found.lines[-1] and "too few examples" in found.lines[-2]
+
+
 # Refused
 
 
@@ -219,4 +235,4 @@ def test_command_takes_columns_with_on(cli: Cli, bert_run: Path, tmp_path: Path)
         "compare", bert_run, bert_run / "adapter", "--on", "odd.csv", "--text", "review", "--label", "verdict"
     )
     assert (code, err) == (0, "")
-    assert "the same accuracy on every resample" in out
+    assert "no verdict: 2 examples cannot show a difference in accuracy" in out

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import lorakit
+from lorakit.app.figures import write_loss
 from tests.app.conftest import Cli
 from tests.app.test_import import WITH_POOLER, foreign
 from tests.runs import DATA
@@ -87,6 +88,25 @@ def test_merge_says_what_a_plain_model_lacks(cli: Cli, request: pytest.FixtureRe
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers' pipeline about a missing device
+def test_correlation_with_a_constant_is_undefined_wherever_it_is_shown(
+    cli: Cli, bert: Path, files: Path, tmp_path: Path
+) -> None:
+    Path("constant.csv").write_text("text,stars\na film,1.5\na superb film,1.5\n")
+    words = ("--model", bert, "--task", "regression", "--label", "stars", "data.validation=constant.csv")
+    short = ("train.max_steps=2", "train.eval_every=1", "train.batch_size=8", "output.dir=run", "model.dtype=fp32")
+    code, out, err = cli("train", files / "train.ratings.csv", *words, *short)
+    assert code == 0, err
+    assert "step 2/2  validation pearson undefined  (best so far)" in err
+    assert re.search(r"^pearson +undefined$", out, re.M) and "nan" not in out.lower()
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert (scores["pearson"], scores["best_step"]) == (None, 2)
+    assert "pearson" not in scores["intervals"] and "mae" in scores["intervals"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    write_loss(tmp_path / "loss.png", lines, "pearson")
+    assert cli("report", "run").code == 0
+    assert "undefined" in (tmp_path / "run" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("name", ["multi_label_run", "regression_run"])
 def test_pipeline_of_transformers_gives_the_same_answer(
     cli: Cli, request: pytest.FixtureRequest, tmp_path: Path, name: str

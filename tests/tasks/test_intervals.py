@@ -11,7 +11,18 @@ from lorakit.tasks import intervals as intervals_module
 from lorakit.tasks.base import Floats, Statistic
 from lorakit.tasks.calibration import ece
 from lorakit.tasks.entity_scores import entity_statistics
-from lorakit.tasks.intervals import RESAMPLES, TAIL, Resampled, difference, interval, intervals, mcnemar, resample
+from lorakit.tasks.intervals import (
+    FEW,
+    RESAMPLES,
+    TAIL,
+    Resampled,
+    difference,
+    interval,
+    intervals,
+    mcnemar,
+    resample,
+    sign_flips,
+)
 from lorakit.tasks.label_scores import accuracy
 from lorakit.tasks.multi_label_scores import macro_average_precision
 from lorakit.tasks.number_scores import spearman
@@ -202,3 +213,50 @@ def test_difference_of_several_pairs_is_their_mean_and_spreads_over_them():
     assert found.value == pytest.approx(np.mean([one.value for one in alone]))
     assert found.high - found.low > max(one.high - one.low for one in alone)
     assert found.test == "paired bootstrap"
+
+
+# Few examples
+
+
+@pytest.mark.parametrize("n", [6, 9])
+def test_p_of_few_means_is_that_of_scipy_s_exact_permutation_test(n):
+    rng = np.random.default_rng(n)
+    gains = rng.normal(0.5, 1, n)
+    theirs = stats.permutation_test((gains,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flips(gains) == pytest.approx(theirs)
+    a, b = (resample({"nll": mean_of(values)})["nll"] for values in (np.zeros(n), gains))
+    found = difference([a], [b])
+    assert (found.test, found.p, found.least_p) == ("sign flips", pytest.approx(theirs), 2 / 2**n)
+
+
+def test_p_of_drawn_flips_is_near_that_of_a_t_test():
+    gains = np.random.default_rng(1).normal(0.4, 1, 40)
+    wanted = stats.ttest_1samp(gains, 0).pvalue
+    assert sign_flips(gains) == pytest.approx(wanted, abs=4 * (wanted / 4096) ** 0.5 + 1 / 4096)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_few_equal_systems_raise_no_false_alarm_too_many(n):
+    """Of systems that are equally good p lies below 5 % in no more than 5 % of 400 draws, of whatever kind the score."""
+    rng, rounds = np.random.default_rng(n), 400
+    alarms = {"mean": 0, "entity_f1": 0}
+    tags = np.array(["O", "B-A", "B-B"])
+    for _ in range(rounds):
+        gold, *sides = (rng.choice(tags, (n, 4)).tolist() for _ in range(3))
+        runs = [
+            resample(
+                {"mean": mean_of(rng.exponential(size=n)), "entity_f1": entity_statistics(gold, side)["entity_f1"]}
+            )
+            for side in sides
+        ]
+        for name in alarms:
+            alarms[name] += difference([runs[0][name]], [runs[1][name]]).p < 0.05
+    assert all(stats.binomtest(count, rounds, 0.05, alternative="greater").pvalue > 0.01 for count in alarms.values())
+    assert n > 5 or not any(alarms.values())
+
+
+def test_few_examples_have_no_test_of_what_is_no_mean():
+    few, many = ([entity_statistics([["B-A"]] * n, [["O"]] * n)["entity_f1"] for _ in range(2)] for n in (FEW - 1, FEW))
+    for sides, test in ((few, "none for so few examples"), (many, "paired bootstrap")):
+        a, b = (resample({"f1": side})["f1"] for side in sides)
+        assert difference([a], [b]).test == test

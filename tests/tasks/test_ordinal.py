@@ -104,9 +104,9 @@ def test_statistics_equal_the_scores(task, answered):
         assert float(statistic.value(statistic.counts.sum(0))) == pytest.approx(scores[name])
 
 
-def test_kappa_of_one_constant_is_0(task):
+def test_kappa_of_one_constant_is_undefined(task):
     scores = task.score([EXAMPLES[1]] * 3, [[0.1, 0.8, 0.1, 0.0]] * 3)
-    assert (scores["accuracy"], scores["quadratic_kappa"]) == (1.0, 0.0)
+    assert (scores["accuracy"], scores["quadratic_kappa"]) == (1.0, None)
 
 
 def test_order_is_given_or_by_value():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,6 +13,8 @@ from tests.tiny import items_of
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
+from lorakit.tasks.base import goodness
+from lorakit.tasks.intervals import RESAMPLES, intervals, resample
 from lorakit.tasks.label_scores import values
 from lorakit.tasks.number_scores import number_statistics
 from lorakit.tasks.sequence_regression import SequenceRegression
@@ -90,9 +94,25 @@ def test_statistics_of_a_resample_are_its_scores(numbers):
 
 
 @pytest.mark.parametrize("gold", [[1.0, 2.0, 4.0], [0.1, 0.1, 0.1]])
-def test_correlation_with_a_constant_is_0(gold):
+def test_correlation_with_a_constant_is_undefined(gold):
     scores = number_scores(gold, [0.7] * 3)
-    assert (scores["pearson"], scores["spearman"]) == (0.0, 0.0)
+    assert (scores["pearson"], scores["spearman"]) == (None, None)
+    assert scores["mae"] == pytest.approx(np.abs(np.array(gold) - 0.7).mean())
+    assert goodness(scores, "pearson") == -math.inf < goodness({"pearson": -1.0}, "pearson")
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, 1e6])
+def test_interval_leaves_out_resamples_without_a_correlation(offset):
+    """One gold number in 20 is another one, so that about a third of the resamples are constant."""
+    gold = np.array([offset] * 19 + [offset + 3.0])
+    answers = gold + np.random.default_rng(0).normal(size=20)
+    found = resample(number_statistics(gold, answers))
+    drawn = np.random.RandomState(0).randint(0, 20, (RESAMPLES, 20))  # those of tests/tasks/test_intervals.py
+    for name, score in (("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr)):
+        wanted = [score(gold[i], answers[i]).statistic if np.ptp(gold[i]) else np.nan for i in drawn]
+        np.testing.assert_allclose(found[name].values, wanted, atol=1e-6)
+        assert 0.2 < np.isnan(wanted).mean() < 0.5
+        assert intervals(found, 20)[name] == pytest.approx(np.nanquantile(wanted, (0.025, 0.975)), abs=1e-6)
 
 
 def test_single_number_in_training_is_refused(word_pieces):

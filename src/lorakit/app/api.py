@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.app.card import write_card
+from lorakit.app.console import digits
 from lorakit.app.figures import write_figures
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
@@ -167,8 +168,8 @@ class JointProgress:
                     self.report(replace(event, number=self.done))
                 case Evaluated(step, scores, is_best):
                     best = "  (best so far)" if is_best else ""
-                    value = float(scores[metric])
-                    self.report(Note(f"{name}: step {step}/{steps}  validation {metric} {value:.4f}{best}"))
+                    value = digits(scores[metric])
+                    self.report(Note(f"{name}: step {step}/{steps}  validation {metric} {value}{best}"))
 
         return report
 

@@ -281,7 +281,7 @@ def _told(several: Several, weights: tuple[float, ...], seen: Part, unseen: Part
 
 def _resampled(several: Several, weights: Sequence[float], part: Part) -> dict[str, Resampled]:
     found = resample(several.task.statistics(part.examples, several.answers(weights, part)))
-    if several.task.metric not in found:
+    if several.task.metric not in found or not math.isfinite(found[several.task.metric].value):
         raise ConfigError(f"task.metric = {several.task.metric!r} has no interval; combine judges by one that has")
     return found
 
@@ -335,7 +335,7 @@ def lines(outcome: Outcome) -> list[str]:
         gain = outcome.gain
         shown.append(
             f"against the best single adapter: {gain.value:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}, "
-            f"p {gain.p:.2g} ({gain.test})"
+            + (f"p {gain.p:.2g} ({gain.test})" if gain.least_p < 1 else "too few examples for a test")
         )
     cut = f", at most {outcome.largest_error:.1%} of a layer's update lost" if outcome.largest_error else ""
     shown.append(f"combined adapter: r {outcome.r}{cut}")

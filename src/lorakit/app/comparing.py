@@ -118,8 +118,9 @@ def _compare(first: Group, second: Group) -> Comparison:
         )
     metric = headline if headline in names else names[0]  # some, such as average precision, cannot be resampled
     sides = [[pair[i].found.scores for pair in pairs] for i in (0, 1)]
+    n = pairs[0][0].found.n
     scores = {name: difference(*([run[name] for run in side] for side in sides)) for name in names}
-    verdict = _verdict(first, second, metric, scores[metric], pairs[0][0].found.n)
+    verdict = _verdict(first, second, metric, scores[metric], n)
     return Comparison(first, second, pairs, metric, scores, verdict)
 
 
@@ -174,6 +175,9 @@ def _verdict(first: Group, second: Group, metric: str, found: Difference, n: int
     direction = -1 if metric in LOWER else 1
     is_gain = direction * found.value > 0
     better, worse = (second, first) if is_gain else (first, second)
+    if found.least_p >= SIGNIFICANT:
+        amount = _bare(metric, found.value, "+")
+        return f"no verdict: {n} example{'s' * (n > 1)} cannot show a difference in {metric} (here {amount}); take more"
     if found.p < SIGNIFICANT:
         sign = direction if is_gain else -direction
         low, high = sorted((sign * found.low, sign * found.high))
@@ -215,8 +219,9 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[s
         for name, found in comparison.scores.items():
             sides = zip(*comparison.pairs, strict=True)
             means = [statistics.fmean(run.found.scores[name].value for run in side) for side in sides]
-            numbers = f"{means[0]:8.4f} {means[1]:8.4f}  {found.value:+8.4f}   [{found.low:+.4f}, {found.high:+.4f}]"
-            lines.append(f"{name:<22} {numbers}  {_p(found.p)}, {found.test}")
+            numbers = f"{means[0]:8.4f} {means[1]:8.4f}  {found.value:+8.4f}"
+            told = f"[{found.low:+.4f}, {found.high:+.4f}]  {_p(found.p)}, {found.test}"
+            lines.append(f"{name:<22} {numbers}   {told if found.least_p < SIGNIFICANT else 'too few examples'}")
         lines.append(comparison.verdict)
     if len(comparisons) > 1:
         lines.append(

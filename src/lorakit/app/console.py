@@ -77,18 +77,23 @@ class Screen:
             self.say(f"step {step.number}/{self.steps}  loss {self.loss:.4f}  {rate:.0f} examples/s  {left:.0f} s left")
 
     def _evaluated(self, event: Evaluated) -> None:
-        value = float(event.scores[self.metric])
         best = "  (best so far)" if event.is_best else ""
-        self.say(f"step {event.step}/{self.steps}  validation {self.metric} {value:.4f}{best}")
+        value = digits(event.scores[self.metric])
+        self.say(f"step {event.step}/{self.steps}  validation {self.metric} {value}{best}")
+
+
+def digits(score: float | None) -> str:
+    """Four digits of a score, or that it is undefined, as the correlation with a constant is."""
+    return "undefined" if score is None else f"{score:.4f}"
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
     """The scores of a run or an evaluation as a small table, those of the test part behind them."""
     intervals, deviation = scores.get("intervals", {}), scores.get("deviation", {})
     lines = [
-        f"{key:<18} {value:.4f}{_spread(deviation.get(key))}{_between(intervals.get(key))}{READINGS.get(key, '')}"
+        f"{key:<18} {digits(value)}{_spread(deviation.get(key))}{_between(intervals.get(key))}{READINGS.get(key, '')}"
         for key, value in scores.items()
-        if isinstance(value, float) and key not in COSTS
+        if (value is None or isinstance(value, float)) and key not in COSTS
     ]
     for key in ("per_class", "per_label", "per_type"):
         for name, row in scores.get(key, {}).items():

@@ -41,7 +41,7 @@ def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> N
     from matplotlib.figure import Figure  # without pyplot: no global state, no window system
 
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    scored = [line for line in lines if "validation" in line]
+    scored = [line for line in lines if metric in line.get("validation", {})]  # it may be undefined in some
     figure = Figure(figsize=(8, 4.5))
     figure.subplots_adjust(left=0.08, right=0.92, bottom=0.2, top=0.96)  # a layout engine takes half a second
     FigureCanvasAgg(figure)
@@ -52,11 +52,12 @@ def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> N
     axes.grid(alpha=0.25)
     right = axes.twinx()
     points = [(line["step"], line["validation"][metric]) for line in scored]
-    best = [point for point, line in zip(points, scored, strict=True) if line["is_best"]][-1]
-    right.plot(*zip(*points, strict=True), "o-", color="#4c72b0", label=f"validation {metric}")
+    right.plot([x for x, _ in points], [y for _, y in points], "o-", color="#4c72b0", label=f"validation {metric}")
     right.margins(x=0.02)
-    side = "right" if best[0] > 0.8 * points[-1][0] else "center"  # or it would lie on the axis
-    right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha=side)
+    if points:
+        best = [point for point, line in zip(points, scored, strict=True) if line["is_best"]][-1]
+        side = "right" if best[0] > 0.8 * points[-1][0] else "center"  # or it would lie on the axis
+        right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha=side)
     right.set(ylabel=f"validation {metric}", ylim=(0, 1.05) if all(0 <= y <= 1 for _, y in points) else None)
     figure.legend(loc="lower center", ncols=2)
     with atomic_file(path) as temporary:

@@ -193,7 +193,8 @@ class Run:
         self._check_finite(number)
         scores = self._scores(self.prepared.parts["validation"])  # nothing is lost where a signal breaks it off
         value = goodness(scores, self.prepared.task.metric)
-        is_best = value > self.history.best  # a tie keeps the earlier step
+        # a tie keeps the earlier step; as long as the metric is undefined, the last one counts
+        is_best = value > self.history.best or self.history.best == float("-inf")
         if is_best:
             self.history.best, self.history.best_step, self.history.since_best = value, number, 0
             self.best_state = {name: p.detach().clone() for name, p in self._parameters().items()}

@@ -41,6 +41,7 @@ def write_resamples(folder: Path, of_run: Sampled) -> None:
             "value": _or_null(score.value),
             "values": [_or_null(value) for value in score.values.tolist()],
             "right": None if score.right is None else [int(is_right) for is_right in score.right],
+            "each": None if score.each is None else [_or_null(number) for number in score.each],
         }
         for name, score in of_run.scores.items()
     }
@@ -65,16 +66,19 @@ def read_resamples(run: Path) -> Sampled:
         raise OutputError(f"{run}: no {FILE} in it, which a finished run has; --on DATA compares by predicting")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        n = int(raw["examples"]["n"])
         scores = {
             name: Resampled(
                 float("nan") if score["value"] is None else float(score["value"]),
                 np.array(score["values"], dtype=np.float64),  # null becomes NaN
                 None if score["right"] is None else tuple(map(bool, score["right"])),
+                None if score.get("each") is None else tuple(map(float, score["each"])),
+                n,
             )
             for name, score in raw["scores"].items()
         }
-        n = int(raw["examples"]["n"])
-        if any(s.values.shape != (RESAMPLES,) or len(s.right or range(n)) != n for s in scores.values()):
+        sizes = [len(given) for s in scores.values() for given in (s.right, s.each) if given is not None]
+        if any(s.values.shape != (RESAMPLES,) for s in scores.values()) or set(sizes) - {n}:
             raise ValueError("numbers are missing")
         return Sampled(str(raw["examples"]["sha256"]), n, str(raw["metric"]), scores)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:

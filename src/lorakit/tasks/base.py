@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -171,9 +172,11 @@ class Untuned:
 
 
 def goodness(scores: Scores, metric: str) -> float:
-    """The score that chooses the best checkpoint, its sign turned where less is better."""
-    value = float(scores[metric])
-    return -value if metric in LOWER else value
+    """The score that chooses the best checkpoint, its sign turned where less is better; -inf where it is undefined."""
+    value = scores.get(metric)
+    if value is None or not math.isfinite(value):
+        return -math.inf
+    return float(-value if metric in LOWER else value)
 
 
 def count_longer(kept: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:

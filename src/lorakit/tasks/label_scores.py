@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,8 +50,9 @@ def classification_statistics(
 
 
 def values(statistics: Mapping[str, Statistic | Ranking]) -> Scores:
-    """The scores over all examples."""
-    return {name: float(statistic.of(np.ones(statistic.n))) for name, statistic in statistics.items()}
+    """The scores over all examples; None for one that is undefined, such as the correlation with a constant."""
+    found = {name: float(statistic.of(np.ones(statistic.n))) for name, statistic in statistics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def per_label(gold: Any, predicted: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:

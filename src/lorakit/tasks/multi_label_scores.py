@@ -48,12 +48,13 @@ def multi_label_statistics(
 
 
 def macro_average_precision(gold: Flags, probabilities: Floats) -> Ranking:
-    """The mean of the labels' average precision over those that have a gold example, 0 where none has."""
+    """The mean of the labels' average precision over those that have a gold example, NaN where none has."""
     each = [average_precision(truth, found) for truth, found in zip(gold.T, probabilities.T, strict=True)]
 
     def of(weights: Floats) -> Floats:
         found = np.stack([label.of(weights) for label in each])  # (C, ...)
-        value: Floats = np.nansum(found, axis=0) / np.maximum((~np.isnan(found)).sum(axis=0), 1)
+        n = (~np.isnan(found)).sum(axis=0)
+        value: Floats = np.where(n > 0, np.nansum(found, axis=0) / np.maximum(n, 1), np.nan)
         return value
 
     return Ranking(len(gold), of)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lorakit.tasks.base import Floats, Ranking, Statistic
-from lorakit.tasks.label_scores import mean
+from lorakit.tasks.label_scores import Flags, mean
+
+ROUNDING = 1e-12  # share of a sum of squares below which a spread is none
 
 
 def number_statistics(gold: Sequence[float], answers: Sequence[float]) -> dict[str, Statistic | Ranking]:
-    """Pearson's and Spearman's correlation (0 where one side is constant), mean absolute and root mean squared error."""
+    """Pearson's and Spearman's correlation (NaN where one side is constant), mean absolute and root mean squared error."""
     x, y = np.asarray(gold, dtype=np.float64), np.asarray(answers, dtype=np.float64)
     return {
         "pearson": Statistic(_moments(_centred(x), _centred(y)), _pearson),
@@ -29,8 +31,7 @@ def spearman(x: Floats, y: Floats) -> Ranking:
         middle = (weights.sum(axis=-1, keepdims=True) + 1) / 2
         x, y = rank_x(weights) - middle, rank_y(weights) - middle
         xx, yy, xy = ((weights * product).sum(axis=-1) for product in (x * x, y * y, x * y))
-        value: Floats = np.where(xx * yy > 0, xy / np.sqrt(np.where(xx * yy > 0, xx * yy, 1)), 0.0)
-        return value
+        return _where(xx * yy > 0, xy, np.sqrt(xx * yy))
 
     return Ranking(len(x), of)
 
@@ -50,15 +51,14 @@ def _ranks(x: Floats) -> Callable[[Floats], Floats]:
 
 def quadratic_kappa(gold: Floats, answers: Floats) -> Statistic:
     """Cohen's kappa of ranks with quadratic weights (Cohen 1968): 1 - mean squared difference / the one expected of
-    independent sides with these distributions; 0 where both sides are the same constant."""
+    independent sides with these distributions; NaN where both sides are the same constant."""
     return Statistic(_moments(gold, answers), _kappa)
 
 
 def _kappa(sums: Floats) -> Floats:
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     expected = n * (xx + yy) - 2 * x * y
-    value: Floats = np.where(expected > 0, 1 - n * (xx + yy - 2 * xy) / np.where(expected > 0, expected, 1), 0.0)
-    return value
+    return 1 - _where(expected > 0, n * (xx + yy - 2 * xy), expected)
 
 
 def _centred(x: Floats) -> Floats:
@@ -73,6 +73,13 @@ def _moments(x: Floats, y: Floats) -> Floats:
 
 def _pearson(sums: Floats) -> Floats:
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
-    spreads = (n * xx - x * x) * (n * yy - y * y)
-    value: Floats = np.where(spreads > 0, (n * xy - x * y) / np.sqrt(np.where(spreads > 0, spreads, 1)), 0.0)
+    spread_x, spread_y = n * xx - x * x, n * yy - y * y
+    # a resample of one number, which is far from the mean of all, has a spread of rounding errors
+    is_spread = (spread_x > ROUNDING * n * xx) & (spread_y > ROUNDING * n * yy)
+    return _where(is_spread, n * xy - x * y, np.sqrt(np.maximum(spread_x, 0) * np.maximum(spread_y, 0)))
+
+
+def _where(is_defined: Flags, above: Floats, below: Floats) -> Floats:
+    """The quotient where it is defined, NaN elsewhere."""
+    value: Floats = np.where(is_defined, above / np.where(is_defined, below, 1), np.nan)
     return value

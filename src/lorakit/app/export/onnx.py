@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from lorakit.app.console import digits
 from lorakit.app.export.check import Texts, Told, agree, bare, check_exact, texts_of
 from lorakit.app.export.graphs import (
     OPSET,
@@ -151,8 +152,9 @@ def _prove_int8(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Told:
     lines = [line]
     if agreement.before:
         metric = trial.task.metric
-        before, after = (float(scores[metric]) for scores in (agreement.before, agreement.after))
-        lines.append(f"{metric} on {agreement.texts.n_gold:,} validation texts: {before:.4f}, of int8 {after:.4f}")
+        before, after = (scores[metric] for scores in (agreement.before, agreement.after))
+        shown = f"{digits(before)}, of int8 {digits(after)}"
+        lines.append(f"{metric} on {agreement.texts.n_gold:,} validation texts: {shown}")
         facts["scores"] = {metric: [before, after]}
     if agreement.same < ENOUGH:
         lines.append(

@@ -66,6 +66,8 @@ def _against(comparison: Mapping[str, Any]) -> str:
     low, high = sorted(math.copysign(1, found["value"]) * found[end] for end in ("low", "high"))  # of that way
     p = "p < 0.001" if found["p"] < 0.001 else f"p {found['p']:.2g}"
     test = f"95 % interval {difference(metric, low)} to {difference(metric, high)}, {p}, {found['test']}"
+    if found["least_p"] >= SIGNIFICANT:
+        test = f"{comparison['examples']} examples are too few for a test"
     chance = "" if found["p"] < SIGNIFICANT else ", no more than chance explains"
     return f"{way} by {difference(metric, abs(found['value']))}{chance} ({test})"
 

@@ -46,6 +46,8 @@ def _found(sweep: Sweep, group: Group) -> Found:
     if group.status in ("failed", "waiting") or metric is None:
         errors = [member.error for member in members if member.error]
         return Found(group, None, None, None, f"failed: {errors[0].partition(';')[0]}" if errors else "not trained")
+    if any(member.scores.get(metric) is None for member in members):
+        return Found(group, None, None, None, f"{metric} is undefined")
     values = [float(member.scores[metric]) for member in members]
     deviation = statistics.stdev(values) if len(values) > 1 else None
     steps = sorted({int(member.scores["step"]) for member in members if "step" in member.scores})
@@ -184,8 +186,8 @@ def write_plots(sweep: Sweep) -> None:
     for axes in grid.flat[len(keys) :]:
         axes.set_visible(False)
     for key, axes in zip(keys, grid.flat, strict=False):
-        pairs = [(member.seed if key == SEED_AXIS else member.point.get(key), member.scores[metric]) for member in done]
-        _draw(axes, key, [(value, score) for value, score in pairs if math.isfinite(score)])
+        pairs = [(m.seed if key == SEED_AXIS else m.point.get(key), m.scores.get(metric)) for m in done]
+        _draw(axes, key, [(value, score) for value, score in pairs if score is not None and math.isfinite(score)])
     for row in grid:
         row[0].set_ylabel(f"{metric}{' (less is better)' if metric in LOWER else ''}")
     for ending in ("png", "svg"):
