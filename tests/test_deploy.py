@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from lorakit.app.cli import commands
 from lorakit.app.server import process
-from lorakit.app.server.routes import OPEN, Limits
+from lorakit.app.server.routes import HEALTH, OPEN, Limits
 from lorakit.engine.pool import AdapterPool
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -55,7 +55,7 @@ def test_server_is_ready_when_loaded_and_drains_before_it_is_killed() -> None:
     named = {port["name"]: port["containerPort"] for port in container["ports"]}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         get = container[probe]["httpGet"]
-        assert get["path"] in OPEN and str(named[get["port"]]) == option(container["args"], "--port")
+        assert ("GET", get["path"]) in OPEN and str(named[get["port"]]) == option(container["args"], "--port")
     drain = container["lifecycle"]["preStop"]["sleep"]["seconds"] + float(option(container["args"], "--timeout")) + 1
     assert pod["terminationGracePeriodSeconds"] > drain
     assert server["selector"]["matchLabels"].items() <= server["template"]["metadata"]["labels"].items()
@@ -66,7 +66,7 @@ def test_compose_file_is_closed_and_patient() -> None:
     assert_ours(server["command"])
     assert server["read_only"] and server["cap_drop"] == ["ALL"] and server["user"].split(":")[0] != "0"
     assert int(server["stop_grace_period"].removesuffix("s")) > float(option(server["command"], "--timeout")) + 1
-    assert any(path in server["healthcheck"]["test"][-1] for path in OPEN[1:])
+    assert any(path in server["healthcheck"]["test"][-1] for path in HEALTH)
     for service in COMPOSE["services"].values():
         assert {volume.split(":")[0] for volume in service["volumes"]} <= COMPOSE["volumes"].keys()
     assert server["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}

@@ -12,13 +12,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lorakit.app.server import process
 from lorakit.app.server.answers import prediction, tensors
 from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
@@ -75,6 +79,7 @@ class Running(NamedTuple):
             return connection.recv(65536)
 
 
+@contextmanager
 def serve(root: Path, token: str | None = None, limits: Limits = LIMITS) -> Iterator[Running]:
     with AdapterPool(find_adapters(root)) as pool:
         service = Service(pool, [root], limits)
@@ -84,9 +89,11 @@ def serve(root: Path, token: str | None = None, limits: Limits = LIMITS) -> Iter
             thread.start()
             while not server.started:
                 time.sleep(0.01)
-            yield Running(server, service, listener.getsockname()[1], root)
-            server.should_exit = True
-            thread.join()
+            try:
+                yield Running(server, service, listener.getsockname()[1], root)
+            finally:
+                server.should_exit = True
+                thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +107,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def running(root: Path) -> Iterator[Running]:
-    yield from serve(root)
+    with serve(root) as server:
+        yield server
 
 
 def alone(folder: Path, text: str) -> dict[str, float]:
@@ -249,16 +257,44 @@ def test_smuggled_and_foreign_requests_are_refused(running: Running) -> None:
     assert running.ask("/info", headers={"Host": "evil.example"}).status == 400
 
 
-def test_every_route_but_the_open_ones_asks_for_the_token(root: Path) -> None:
-    for guarded in serve(root, TOKEN):
-        routes = {route.path for route in guarded.server.config.app.routes}
-        assert {"/predict", "/metrics", "/adapters", "/openapi.json", *OPEN} <= routes
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "get", "PROPFIND")
+
+
+def spellings(path: str) -> list[str]:
+    """A path as a client may write it that hopes to pass by whoever compares paths."""
+    encoded = "/" + "".join(f"%{ord(c):02x}" for c in path[1:])
+    odd = [
+        f"{path}/",
+        f"/{path}",
+        path.upper(),
+        encoded,
+        f"/x/..{path}",
+        f"{path}%00",
+        f"{path};x",
+        f"{path}?a=/health",
+    ]
+    return [path, *odd, f"/health/..{path}", f"http://localhost{path}", f"http://localhost/health/..{path}"]
+
+
+def test_nothing_but_the_open_routes_answers_without_the_token(root: Path) -> None:
+    with serve(root, TOKEN) as guarded:
+        app = guarded.server.config.app
+        routes = {route.path for route in app.routes}
+        assert {"/predict", "/metrics", "/adapters", "/openapi.json", *(path for _, path in OPEN)} <= routes
+        answered = set()
+        connection = http.client.HTTPConnection("127.0.0.1", guarded.port, timeout=20)
         for path in sorted(routes | {"/nowhere"}):
-            asked = path.replace("{model}", "mood")
-            for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", f"bearer{TOKEN}"):
-                status = guarded.ask(asked, headers={"Authorization": wrong}).status
-                assert (status == 401) == (path not in OPEN), (path, wrong)
-            assert guarded.ask("/predict", {"inputs": "a"}).status == 401
+            for target in spellings(path.replace("{model}", "mood")):
+                for method in METHODS:
+                    connection.request(method, target, b'{"inputs": "a"}', JSON)
+                    answer = connection.getresponse()
+                    answer.read()
+                    if answer.status not in (400, 401):
+                        answered.add((method, unquote(urlsplit(target).path)))
+        connection.close()
+        assert answered == OPEN
+        for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", f"bearer{TOKEN}"):
+            assert guarded.ask("/predict", {"inputs": "a"}, {"Authorization": wrong, **JSON}).status == 401
         right = {"Authorization": f"Bearer {TOKEN}", **JSON}
         assert guarded.ask("/predict", {"inputs": "a"}, right).status == 200
 
@@ -441,19 +477,18 @@ def test_failure_is_of_the_request_that_causes_it_and_who_left_costs_nothing() -
 
 
 def test_stop_answers_every_accepted_request(root: Path) -> None:
-    for stopping in serve(root):
-        with ThreadPoolExecutor(16) as clients:
-            asked = [clients.submit(stopping.predict, text) for text in TEXTS[:16]]
-            while stopping.service.batcher.waiting == 0 and not all(future.done() for future in asked):
-                time.sleep(0.001)
-            time.sleep(0.05)  # they are all within by now
-            stopping.server.should_exit = True
-            assert [future.result(10).status for future in asked] == [200] * 16
+    with serve(root) as stopping, ThreadPoolExecutor(16) as clients:
+        asked = [clients.submit(stopping.predict, text) for text in TEXTS[:16]]
+        while stopping.service.batcher.waiting == 0 and not all(future.done() for future in asked):
+            time.sleep(0.001)
+        time.sleep(0.05)  # they are all within by now
+        stopping.server.should_exit = True
+        assert [future.result(10).status for future in asked] == [200] * 16
 
 
 def test_new_versions_and_new_adapters_are_served_without_a_restart(root: Path, bert: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "mood", tmp_path / "served" / "mood")
-    for fresh in serve(tmp_path / "served"):
+    with serve(tmp_path / "served") as fresh:
         before = fresh.predict("a film").json
         ship(tmp_path / "next", bert, "sequence_classification", ("bad", "good"), seed=9)
         (fresh.root / "mood").rename(tmp_path / "gone")
@@ -473,12 +508,33 @@ def test_adapter_that_cannot_be_loaded_harms_no_other(root: Path, tmp_path: Path
     for name in ("mood", "topic"):
         shutil.copytree(root / name, tmp_path / "served" / name)
     (tmp_path / "served" / "topic" / "adapter_model.safetensors").write_bytes(b"{}")
-    for fresh in serve(tmp_path / "served"):
+    with serve(tmp_path / "served") as fresh:
         assert fresh.predict("a film", adapter="topic").status == 424
         assert fresh.predict("a film", adapter="mood").status == 200
 
 
 # The page and the command
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0:0:0:0:0:0:0:1", "::"])
+def test_served_address_is_one_that_answers(root: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lorakit serve --host HOST` up to its first answer, by the URL that it prints."""
+    answers: list[int] = []
+    servers: list[Server] = []
+    monkeypatch.setattr(process, "make_server", lambda *words: servers.append(make_server(*words)) or servers[0])
+
+    def ask(facts: dict[str, Any]) -> None:
+        def get() -> None:
+            until(lambda: servers and servers[0].started, "a server")
+            with urlopen(facts["url"].replace("[::]", "[::1]") + "health", timeout=20) as answer:
+                answers.append(answer.status)
+            servers[0].should_exit = True
+
+        threading.Thread(target=get).start()
+
+    limits = {"memory": 2**30, "waiting": 8, "inputs": 4, "timeout": 5.0}
+    process.run([root / "mood"], (host, 0), None, limits=limits, say=ask)
+    assert answers == [200]
 
 
 def test_page_runs_its_own_script_and_loads_nothing(running: Running) -> None:

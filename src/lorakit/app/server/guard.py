@@ -106,15 +106,15 @@ class Guard:
         app: ASGIApp,
         *,
         token: str | None,
-        open_paths: Collection[str],
+        without_token: Collection[tuple[str, str]],
         body_s: float,
         watch: Callable[[Scope, int, float], None],
     ) -> None:
-        self.app, self.token, self.open_paths, self.body_s, self.watch = app, token, open_paths, body_s, watch
+        self.app, self.token, self.without_token, self.body_s, self.watch = app, token, without_token, body_s, watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
 
         begin = time.perf_counter()
@@ -135,7 +135,7 @@ class Guard:
         await self.app(scope, _in_time(receive, self.body_s), send_with_headers)
 
     def _may(self, scope: Scope) -> bool:
-        if self.token is None or scope["path"] in self.open_paths:
+        if self.token is None or (scope.get("method"), scope["path"]) in self.without_token:
             return True
         given = Headers(scope=scope).get("authorization", "")
         return secrets.compare_digest(given.encode(), f"Bearer {self.token}".encode())

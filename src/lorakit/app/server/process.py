@@ -66,10 +66,15 @@ def run(
             return say({**facts, "url": "nothing is served: --dry-run"})
         with _listening(*address) as listener:
             host, port = listener.getsockname()[:2]
-            say({**facts, "url": f"http://{f'[{host}]' if ':' in host else host}:{port}/"})
+            say({**facts, "url": f"http://{_bracketed(host)}:{port}/"})
             asked = Limits(waiting=limits["waiting"], inputs=limits["inputs"], answer_s=limits["timeout"])
-            hosts = ["*"] if address[0] in EVERYWHERE else [*LOOPBACK, address[0]]
+            hosts = ["*"] if address[0] in EVERYWHERE else [*LOOPBACK, *map(_bracketed, (address[0], host))]
             make_server(Service(pool, roots, asked), token, hosts).run([listener])
+
+
+def _bracketed(host: str) -> str:
+    """An address as URLs and Host headers spell it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _listening(host: str, port: int) -> socket.socket:

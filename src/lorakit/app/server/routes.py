@@ -32,8 +32,9 @@ from lorakit.engine.shared import Resident
 from lorakit.errors import DataError, LorakitError, did_you_mean
 
 PAGE = Path(__file__).parent / "page" / "index.html"
-OPEN = ("/", "/health", "/ping", "/v2/health/live", "/v2/health/ready")  # without a token
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+HEALTH = ("/health", "/ping", "/v2/health/live", "/v2/health/ready")
+OPEN = {("GET", path) for path in ("/", *HEALTH)}  # all that is answered without a token
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a Host header names them
 log = logging.getLogger("uvicorn.error")
 
 
@@ -299,7 +300,7 @@ def find_all(roots: Iterable[Path]) -> dict[str, Path]:
 
 
 def create_app(service: Service, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
-    """The application, which ends what it has begun when it is shut down; `hosts` are the names it may be called by."""
+    """The application, which ends what it has begun when it is shut down; `hosts` are what a Host header may name."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -329,7 +330,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         "/info": service.info,
         "/metrics": service.told,
         "/": _page(PAGE.read_text(encoding="utf-8")),
-        **dict.fromkeys(("/health", "/ping", "/v2/health/live", "/v2/health/ready"), _healthy),
+        **dict.fromkeys(HEALTH, _healthy),
         "/v2": _about,
     }
     for path, route in got.items():
@@ -337,7 +338,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     app.add_middleware(
         Guard,
         token=token,
-        open_paths=OPEN,
+        without_token=OPEN,
         body_s=service.limits.body_s,
         watch=service.metrics.observe,
     )
