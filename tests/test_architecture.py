@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "digest": frozenset(),
-    "lora": frozenset({"errors"}),
+    "lora": frozenset({"errors", "digest"}),
     "recipe": frozenset({"errors", "lora"}),
     "models": frozenset({"errors", "digest", "lora", "recipe"}),
     "data": frozenset({"errors", "digest", "lora", "recipe"}),

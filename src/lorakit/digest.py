@@ -1,14 +1,78 @@
-"""Fingerprints of files and folders."""
+"""Files that somebody else may have made: read within limits, and their fingerprints."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import json
+import os
+import stat
+from collections import Counter
 from pathlib import Path
+from typing import Any
+
+MOST_DIGITS = 4_000  # of a whole number in JSON; Python reads 4,300
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
+def open_regular(path: Path, most: int | None = None) -> io.BufferedReader:
+    """A file to read, of `most` bytes.
+
+    Raises:
+        OSError: it is missing, larger, or a folder, a pipe or a device, which may block or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if most is not None and status.st_size > most:
+            raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes; at most {most:,} are read", str(path))
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def read_object(path: Path, most: int) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it is not valid UTF-8, not JSON or not an object, or a key stands twice in it.
+    """
+    with open_regular(path, most) as stream:
+        data = stream.read()
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_int=_int)
+    except UnicodeDecodeError as err:
+        raise ValueError(f"not valid UTF-8 at byte {err.start:,}") from err
+    except json.JSONDecodeError as err:
+        raise ValueError(f"not JSON: {err}") from err
+    except RecursionError as err:
+        raise ValueError("nested too deep") from err
+    if not isinstance(raw, dict):
+        raise ValueError(f"holds {'null' if raw is None else f'a {type(raw).__name__}'}, not an object")
+    return raw
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:80]!r} stands twice in an object")
+    return found
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def file_sha256(path: Path, most: int | None = None) -> str:
+    """sha256 of a file's bytes, in hexadecimal; errors as `open_regular`."""
+    with open_regular(path, most) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

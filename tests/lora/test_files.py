@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,10 +322,13 @@ def test_tensors_that_do_not_fit_are_refused(
 BAD_FILES = {
     "no config": (JSON, None, f"is no adapter folder: it has no {JSON}"),
     "no weights": (WEIGHTS, None, f"is no adapter folder: it has no {WEIGHTS}"),
-    "damaged config": (JSON, lambda data: data[:-9], f"{JSON}: cannot be read as JSON"),
+    "damaged config": (JSON, lambda data: data[:-9], f"{JSON}: not JSON"),
     "config of a list": (JSON, lambda data: b"[]", f"{JSON}: holds a list, not an object"),
-    "config in latin-1": (JSON, lambda data: b'{"a": "\xe9"}', f"{JSON}: cannot be read as JSON"),
-    "empty config": (JSON, lambda data: b"", f"{JSON}: cannot be read as JSON"),
+    "config in latin-1": (JSON, lambda data: b'{"a": "\xe9"}', f"{JSON}: not valid UTF-8 at byte 7"),
+    "empty config": (JSON, lambda data: b"", f"{JSON}: not JSON"),
+    "config twice": (JSON, lambda data: b'{"r": 4, "r": 8}', f"{JSON}: the key 'r' stands twice"),
+    "config of a huge number": (JSON, lambda data: b'{"r": ' + b"9" * 5000 + b"}", f"{JSON}: a number of 5,000 digits"),
+    "config nested deep": (JSON, lambda data: b'{"a":' + b"[" * 99_000, f"{JSON}: nested too deep"),
     "truncated weights": (WEIGHTS, lambda data: data[:-9], f"{WEIGHTS}: damaged"),
     "truncated header": (WEIGHTS, lambda data: data[:20], f"{WEIGHTS}: damaged"),
     "empty weights": (WEIGHTS, lambda data: b"", f"{WEIGHTS}: damaged"),
@@ -340,6 +344,16 @@ def test_missing_or_damaged_file_is_refused(
     if change:
         (folder / name).write_bytes(change(data))
     assert_refused(folder, message)
+
+
+@pytest.mark.parametrize("name", [JSON, WEIGHTS])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_refused_at_once(name: str, kind: str, folder: Path) -> None:
+    """A pipe would block for ever, a device never end."""
+    path = folder / name
+    path.unlink()
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
+    assert_refused(folder, f"{name}: cannot be read: not a regular file")
 
 
 def assert_refused(folder: Path, message: str) -> None:

@@ -172,7 +172,7 @@ EDITS: dict[str, tuple[Edit, tuple[str, ...]]] = {
         (WEIGHTS, "dtype I32; only F32, F16, BF16 are weights"),
     ),
     "weights cut off": (cut(WEIGHTS, 1000), (WEIGHTS, "damaged")),
-    "settings cut off": (cut(JSON, 200), (JSON, "cannot be read as JSON")),
+    "settings cut off": (cut(JSON, 200), (JSON, "not JSON")),
     "r of a million": (settings(r=10**6), (WEIGHTS, "has shape (4, 32)", "need (1000000, 32)")),
     "endless pattern": (settings(target_modules="([a-z.0-9]+)+X"), ("target_modules", "([a-z.0-9]+)+X")),
 }
@@ -190,7 +190,7 @@ MORE: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "pattern of many stars": (settings(target_modules=".*" * 40 + "X"), ("target_modules",)),
     "endless rank pattern": (settings(rank_pattern={"(.?){40}X": 4}), ("rank_pattern",)),
     "settings of many megabytes": (settings(revision="x" * MAX_BYTES), (JSON, "at most")),
-    "settings nested deep": (lambda f: (f / JSON).write_text("[" * 200_000) and None, (JSON, "cannot be read")),
+    "settings nested deep": (lambda f: (f / JSON).write_text("[" * 200_000) and None, (JSON, "nested too deep")),
     "a number of 5,000 digits": (lambda f: (f / JSON).write_text('{"r": ' + "9" * 5000 + "}") and None, (JSON,)),
     "pickle in place of weights": (pickled, ("adapter_model.bin", "never read")),
     "header of 89 MB": (header(b"{" + b" " * MAX_HEADER, length=89_000_000), (WEIGHTS, "damaged")),

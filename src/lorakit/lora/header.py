@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorakit.digest import open_regular
 from lorakit.errors import AdapterError
 
 MAX_HEADER = 1_000_000  # bytes; an adapter over every layer of BERT-large has 40,000
@@ -35,8 +37,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         AdapterError: the file is missing, is cut off or padded, or its header is no header of weights.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise AdapterError(f"{path}: damaged: a header of {length:,} bytes in a file of {size:,}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lorakit.digest import read_object
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import TRANSPOSED, geometry_of
@@ -295,16 +295,13 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise AdapterError(f"{path}: {size:,} bytes; the settings of an adapter have {MAX_BYTES:,} at most")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, MAX_BYTES)
     except FileNotFoundError as err:
         raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
-    except (OSError, ValueError, RecursionError) as err:
-        raise AdapterError(f"{path}: cannot be read as JSON: {err}") from err
-    if not isinstance(raw, dict):
-        raise AdapterError(f"{path}: holds a {type(raw).__name__}, not an object")
-    return raw
+    except OSError as err:
+        raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
+    except ValueError as err:
+        raise AdapterError(f"{path}: {err}") from err
 
 
 def _short(value: Any) -> str:
