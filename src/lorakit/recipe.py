@@ -19,6 +19,7 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+UNSET = "# not set: "  # begins the comment by which a recipe that we have written can be told from a user's
 LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
 DataFormat = Literal[
     "auto",
@@ -256,7 +257,7 @@ class Recipe(Section):
         for name, section in self.model_dump(mode="json").items():
             unset = [key for key, value in section.items() if value is None]
             table = tomli_w.dumps({name: {key: value for key, value in section.items() if value is not None}})
-            parts.append(table + (f"# not set: {', '.join(unset)}\n" if unset else ""))
+            parts.append(table + (f"{UNSET}{', '.join(unset)}\n" if unset else ""))
         return "\n".join(parts)
 
 

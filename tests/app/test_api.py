@@ -89,6 +89,13 @@ def test_train_seeds_leaves_nothing_after_a_mistake(bert: Path, files: Path, tmp
     with pytest.raises(DataError, match="nowhere"):
         train_recipe(recipe(bert, files, tmp_path / "several", "train.seeds=0,1", "data.train=nowhere.csv"))
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "recipe.toml").write_text(recipe(bert, files, tmp_path).to_toml())
+    (tmp_path / "several" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError):
+        mistaken = recipe(bert, files, tmp_path / "several", "train.seeds=0,1", "data.train=nowhere.csv")
+        train_recipe(mistaken, resume="auto")
+    assert sorted(path.name for path in (tmp_path / "several").iterdir()) == ["notes.txt", "recipe.toml"]
     with pytest.raises(ConfigError, match=r"train\.seed = 4 and train\.seeds = \[0, 1\]: name one of them"):
         recipe(bert, files, tmp_path, "train.seeds=0,1", "train.seed=4")
     with pytest.raises(ConfigError, match="the same seed twice"):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from lorakit.engine import fit as fit_module
-from lorakit.engine.atomic import atomic_folder, atomic_text
+from lorakit.engine.atomic import HOST, atomic_file, atomic_folder, atomic_text
 from lorakit.engine.checkpoint import (
     KEEP,
     Checkpoint,
@@ -272,7 +278,7 @@ def test_atomic_folder_puts_the_old_one_back_when_the_rename_fails(
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", refuse_the_new_one)
-    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(target) as folder:
+    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(target, replace=True) as folder:
         (folder / "new").write_text("whole")
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
     assert [p.name for p in target.iterdir()] == ["old"]
@@ -280,9 +286,102 @@ def test_atomic_folder_puts_the_old_one_back_when_the_rename_fails(
 
 def test_atomic_folder_replaces_the_old_one(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        with atomic_folder(tmp_path / "adapter") as folder:
+        with atomic_folder(tmp_path / "adapter", replace=True) as folder:
             (folder / name).write_text(name)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["adapter", "adapter/second"]
+
+
+@pytest.mark.parametrize("appears", ["folder", "empty folder", "file", "dangling link"])
+def test_atomic_folder_does_not_replace_what_appeared_meanwhile(tmp_path: Path, appears: str) -> None:
+    out = tmp_path / "above" / "out"
+    with pytest.raises(OutputError, match="exists already"), atomic_folder(out) as folder:
+        (folder / "ours").write_text("")
+        if appears == "file":
+            out.write_text("theirs")
+        elif appears == "dangling link":
+            out.symlink_to("nowhere")
+        else:
+            out.mkdir()
+            if appears == "folder":
+                (out / "theirs").write_text("")
+    assert [str(p.relative_to(tmp_path)) for p in (tmp_path / "above").rglob("*")] == [
+        "above/out",
+        *["above/out/theirs"] * (appears == "folder"),
+    ]
+
+
+def test_one_of_three_that_write_the_same_folder_wins(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="exists already"),
+        atomic_folder(tmp_path / "out") as one,
+        pytest.raises(OutputError, match="exists already"),
+        atomic_folder(tmp_path / "out") as other,
+        atomic_folder(tmp_path / "out") as winner,
+    ):
+        for name, folder in (("one", one), ("other", other), ("winner", winner)):
+            (folder / name).write_text("")
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out", "out/winner"]
+
+
+def test_parents_of_a_folder_that_is_not_written_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a" / "b" / "out"):
+        raise ZeroDivisionError
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_written_files_have_the_modes_of_new_files(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "sub").mkdir()
+            save_file({"a": torch.zeros(1)}, folder / "sub" / "a.safetensors")
+            (folder / "text").write_text("")
+        atomic_text(tmp_path / "text", "")
+    finally:
+        os.umask(before)
+    found = {path: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert found == {path: oct((0o777 if path.is_dir() else 0o666) & ~mask) for path in found}
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("following", [atomic_file, atomic_folder])
+def test_what_killed_writers_left_goes_with_the_next_write_and_nothing_else(tmp_path: Path, following: Any) -> None:
+    def write(kind: Any) -> None:
+        with kind(tmp_path / "out") as place:
+            (place / "half" if place.is_dir() else place).write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    theirs = {".tmp-mine", ".tmp-mine-12", ".tmp-out-12-0@other", f".old-out-12-0@{HOST}"}
+    for name in theirs:
+        (tmp_path / name).write_text("")
+    for kind in (atomic_file, atomic_folder):
+        process = get_context("fork").Process(target=write, args=(kind,))
+        process.start()
+        process.join()
+        (left,) = {
+            path.name for path in tmp_path.iterdir()
+        } - theirs  # the first one's went with the second one's write
+        assert process.exitcode == -signal.SIGKILL and f"-{process.pid}-" in left
+    reused = left.replace(str(process.pid), str(os.getpid()))  # a process that lives has the number now
+    (tmp_path / left).rename(tmp_path / reused)
+    with atomic_folder(tmp_path / "living") as living, following(tmp_path / "out") as new:
+        assert {path.name for path in tmp_path.iterdir()} == {*theirs, living.name, new.name}
+
+
+def test_file_that_is_no_regular_one_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="not a regular file"):
+        atomic_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_old_checkpoint_goes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, Checkpoint(step, {}, {}))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: (path / "manifest.json").unlink(missing_ok=True))
+    save_checkpoint(tmp_path, Checkpoint(3, {}, {}))
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000003"]
 
 
 def test_atomic_folder_names_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from lorakit.engine.atomic import HOST
 from lorakit.engine.events import Event, Note
-from lorakit.engine.run_folder import LOCK, run_folder
+from lorakit.engine.run_folder import LOCK, locked, run_folder, taking_turns
 from lorakit.errors import OutputError, StorageError
+from lorakit.recipe import UNSET
 
 
 def names(folder: Path) -> list[str]:
@@ -61,25 +65,96 @@ def test_lock_of_a_dead_process_is_taken_over_and_told(tmp_path: Path) -> None:
     told: list[Event] = []
     with run_folder(tmp_path, None, told.append):
         assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
-    assert told == [Note(f"{tmp_path}: process 7 on node3 ended there without a word; its place is taken over")]
+    assert told == [Note(f"{tmp_path}: stale lock of process 7 on node3 (no longer running); taking over")]
+    assert names(tmp_path) == []
 
 
 def test_leftovers_of_a_dead_process_are_cleared_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("recipe.toml", ".tmp-notes", ".tmp-metrics.jsonl-12", ".oldest", "checkpoints/.tmp-mine"):
+    (tmp_path / "recipe.toml").write_text(f"{UNSET}data.test")
+    for name in (".tmp-notes-12", ".tmp-metrics.jsonl-12-0@node3", ".oldest", "checkpoints/.tmp-mine"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    for name in (".tmp-adapter-12", ".old-adapter-12", ".old-model-12", "model", "checkpoints/.tmp-step-00000003-12"):
+    for name in (f".tmp-adapter-12-0@{HOST}", ".old-adapter-12-1@node3", ".old-model-12-2@node3", "model"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".tmp-step-00000003-12-3@node3").mkdir()
     with run_folder(tmp_path, "auto"):
-        assert names(tmp_path) == [LOCK, ".oldest", ".tmp-notes", "adapter", "checkpoints", "model", "recipe.toml"]
+        assert names(tmp_path) == [LOCK, ".oldest", ".tmp-notes-12", "adapter", "checkpoints", "model", "recipe.toml"]
         assert names(tmp_path / "checkpoints") == [".tmp-mine"]
+
+
+@pytest.mark.parametrize("content", ["", "somebody", "process 7 on node3\n", f"process 7 on {'x' * 600}", None])
+@pytest.mark.parametrize("resume", [None, "auto"])
+@pytest.mark.parametrize("is_run", [False, True])
+def test_lock_of_another_program_is_left_as_it_is(
+    tmp_path: Path, content: str | None, resume: str | None, is_run: bool
+) -> None:
+    (tmp_path / "target").write_text("mine")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    if is_run:
+        (folder / "recipe.toml").write_text(f"{UNSET}data.test")
+    if content is None:
+        (folder / LOCK).symlink_to(tmp_path / "target")
+    else:
+        (folder / LOCK).write_text(content)
+    before = (folder / LOCK).lstat()
+    with pytest.raises(OutputError, match="other"), run_folder(folder, resume):
+        pytest.fail("it is not ours")
+    assert (folder / LOCK).lstat() == before
+    assert (folder / LOCK).read_text() == ("mine" if content is None else content)
+
+
+def test_pipe_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(f"{UNSET}data.test")
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(OutputError, match="another program's"), run_folder(tmp_path, "auto"):
+        pytest.fail("it is not ours")
+    assert (tmp_path / LOCK).is_fifo()
+
+
+def test_recipe_that_a_user_has_written_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("[data]\ntrain = 'a.csv'")
+    with pytest.raises(OutputError, match="holds no run"), run_folder(tmp_path, "auto"):
+        pytest.fail("its recipe would be written over")
+    assert names(tmp_path) == ["recipe.toml"]
+
+
+def test_lock_is_held_by_one_of_many_processes(tmp_path: Path) -> None:
+    """Eight processes take turns at a lock, each time taken over, removed or made anew; none is there with another."""
+
+    def count(lock: Path, n: int) -> None:
+        for _ in range(n):
+            with taking_turns(lock):
+                at = int((tmp_path / "count").read_text())
+                time.sleep(0.0005)
+                (tmp_path / "count").write_text(str(at + 1))
+
+    (tmp_path / "count").write_text("0")
+    processes = [get_context("fork").Process(target=count, args=(tmp_path / LOCK, 20)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert (tmp_path / "count").read_text() == "160" and names(tmp_path) == ["count"]
+
+
+def test_shared_lock_keeps_others_out_until_the_last_has_left(tmp_path: Path) -> None:
+    with locked(tmp_path, lambda holds: None, "training", "output.dir", shared=True):
+        with locked(tmp_path, lambda holds: None, "training", "output.dir", shared=True):
+            pass
+        with pytest.raises(OutputError, match="is training there"), run_folder(tmp_path, None):
+            pytest.fail("it is taken")
+    shared = locked(tmp_path, lambda holds: None, "training", "output.dir", shared=True)
+    with run_folder(tmp_path, None), pytest.raises(OutputError, match="is training there"), shared:
+        pytest.fail("it is taken")
+    assert names(tmp_path) == []
 
 
 def test_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file/run.* cannot be made"), run_folder(tmp_path / "file" / "run", None):
         pytest.fail("there is no folder")
-    with pytest.raises(OutputError, match="no folder"), run_folder(tmp_path / "file", None):
+    with pytest.raises(OutputError, match="not a folder"), run_folder(tmp_path / "file", None):
         pytest.fail("there is no folder")
 
 

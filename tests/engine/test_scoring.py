@@ -18,6 +18,7 @@ from lorakit.data.example import Columns, Example
 from lorakit.data.files import find_files
 from lorakit.engine import scoring, shards
 from lorakit.engine.answerers import Answerer
+from lorakit.engine.atomic import temporary_name
 from lorakit.engine.events import Note, ignore
 from lorakit.engine.run_folder import locked
 from lorakit.engine.scoring import Job, score_files
@@ -90,7 +91,7 @@ def test_killed_job_ends_as_one_never_killed(
             whole(path, records, schema)
             answered.extend(str(record["id"]) for record in records)
         if not left[0]:
-            path.with_name(f".tmp-{path.name}-1").write_bytes(b"half")
+            temporary_name(path).write_bytes(b"half")
             raise Killed
 
     left = [0]
@@ -174,9 +175,18 @@ def test_second_process_and_strangers_folder_are_refused(job: Job, tmp_path: Pat
         pytest.raises(OutputError, match=r"process \d+ on .* is answering there; .* another --out"),
     ):
         score_files(job, ANSWERER, tmp_path / "out")
-    (tmp_path / "out" / "letter.txt").touch()
-    with pytest.raises(OutputError, match="holds something else"):
-        score_files(job, ANSWERER, tmp_path / "out")
+    for name, content in (("letter.txt", ""), (scoring.JOB, "[]"), (".lock", "somebody's"), (".tmp-letter-1", "")):
+        folder = tmp_path / f"out-{name}"
+        folder.mkdir()
+        (folder / "letter.txt").touch()
+        (folder / name).write_text(content)
+        with pytest.raises(OutputError, match="holds something else"):
+            score_files(job, ANSWERER, folder)
+        assert (folder / name).read_text() == content and len([*folder.iterdir()]) == len({name, "letter.txt"})
+    (folder / "letter.txt").unlink()
+    (folder / ".lock").symlink_to(tmp_path / "letter.txt")
+    with pytest.raises(OutputError, match="another program's"):
+        score_files(job, ANSWERER, folder)
 
 
 LINES = [

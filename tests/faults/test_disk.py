@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.engine.atomic import atomic_folder, atomic_text, sweep
+from lorakit.engine.atomic import atomic_folder, atomic_text, remove_leftovers
 from lorakit.engine.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from lorakit.errors import NumericsError, OutputError, StorageError
 from tests.faults.failing_disk import Disk, Killed, failing
@@ -57,7 +57,7 @@ def test_death_between_any_two_operations_of_a_save_leaves_a_whole_checkpoint(
         assert_one_step(newest, (2, 3))
         assert notes == []
         found.append(newest.step)
-        sweep(folder)  # and the next save goes through
+        remove_leftovers(folder, alone=True)  # and the next save goes through
         save_checkpoint(folder, checkpoint_of(4))
         assert newest_checkpoint(folder)[0].step == 4
     assert found == sorted(found)  # the new one is there from one operation on
@@ -100,7 +100,7 @@ def test_death_while_a_folder_is_replaced_leaves_the_old_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there_before: bool
 ) -> None:
     def write(folder: Path, text: str) -> None:
-        with atomic_folder(folder / "adapter") as place:
+        with atomic_folder(folder / "adapter", replace=True) as place:
             atomic_text(place / "one", text)
             atomic_text(place / "two", text)
 
@@ -113,7 +113,7 @@ def test_death_while_a_folder_is_replaced_leaves_the_old_or_the_new_one(
                 write(folder, "new")
         except Killed:
             if folder.is_dir():
-                sweep(folder)
+                remove_leftovers(folder, alone=True)
             texts = [(folder / "adapter" / name) for name in ("one", "two")]
             said = {path.read_text() if path.is_file() else None for path in texts}
             assert said in ([{"old"}, {"new"}] if there_before else [{None}, {"new"}])
@@ -194,8 +194,8 @@ def die_and_go_on(five_steps: Sections, folder: Path, monkeypatch: pytest.Monkey
     deaths = 0
     while True:
         if any(folder.glob("checkpoints/step-*")):
-            sweep(folder)
-            sweep(folder / "checkpoints")
+            remove_leftovers(folder, alone=True)
+            remove_leftovers(folder / "checkpoints", alone=True)
             run = resumed(changed(five_steps), folder)
         else:
             run = start(changed(five_steps), folder)

@@ -93,6 +93,11 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) ->
 # there and back
 
 
+def test_files_have_the_mode_of_new_files(folder: Path) -> None:
+    (folder / "new").touch()
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 @configs
 def test_loaded_adapter_answers_as_the_saved_one(config: LoraConfig, tmp_path: Path) -> None:
     model = adapted(config)

@@ -12,9 +12,10 @@ from typing import Any
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.events import Report
 from lorakit.engine.results import COSTS, Result
-from lorakit.engine.run_folder import LOCK, RECIPE, run_folder
+from lorakit.engine.run_folder import RECIPE, run_folder
 from lorakit.recipe import Recipe
 
+BOOKS = (RECIPE, "sweep.json", "optuna.db")  # what may be written before the first run begins
 MEMBER = "seed-"  # and the seed: the name of a member's folder
 
 
@@ -22,17 +23,17 @@ MEMBER = "seed-"  # and the seed: the name of a member's folder
 def group_folder(folder: Path, recipe: Recipe, resume: str | None, report: Report) -> Iterator[None]:
     """Have the folder of several runs to oneself, as `run_folder` does; recipe.toml is what they share.
 
-    Where no run has begun in it, what was written is taken away again.
+    Where no run has begun in it, what was written is removed again.
     """
     with run_folder(folder, resume, report):
+        before = set(folder.iterdir())
         atomic_text(folder / RECIPE, recipe.to_toml())
         try:
             yield
         finally:
             if not any(path.is_dir() for path in folder.iterdir()):
-                for path in folder.iterdir():
-                    if path.name != LOCK:
-                        path.unlink()
+                for path in {folder / name for name in BOOKS} - before:
+                    path.unlink(missing_ok=True)
 
 
 def seed_recipes(recipe: Recipe, folder: Path) -> list[Recipe]:

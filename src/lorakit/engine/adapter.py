@@ -50,7 +50,7 @@ class Side:
 def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
     """Write run/adapter (with full fine-tuning: run/model) as one unit, replacing the one before."""
     target = run / (MODEL if prepared.config is None else ADAPTER)
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, replace=True) as folder:
         if prepared.config is None:
             save_model(prepared.model, prepared.base.tokenizer, folder)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorakit.digest import file_sha256
-from lorakit.engine.atomic import atomic_folder
+from lorakit.engine.atomic import atomic_folder, remove_folder
 from lorakit.errors import NumericsError, OutputError
 
 MANIFEST = "manifest.json"
@@ -46,7 +45,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             raise NumericsError(f"step {checkpoint.step}: {name} is not finite, so no checkpoint was written")
     own = folder / f"step-{checkpoint.step:08d}"
     size = sum(value.nbytes for value in checkpoint.tensors.values())
-    with atomic_folder(own, size) as place:
+    with atomic_folder(own, size, replace=True) as place:
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}, place / TENSORS
         )
@@ -56,7 +55,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     paths = _newest_first(folder)
     kept = paths[paths.index(own) :][:KEEP]  # newer ones were passed over, being damaged
     for path in set(paths) - set(kept):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(path)
 
 
 def _newest_first(folder: Path) -> list[Path]:

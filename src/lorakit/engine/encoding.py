@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from lorakit.data.cache import FACTS, CachedItems, write_items
 from lorakit.data.example import Example, examples_sha256
 from lorakit.data.streaming import Streamed
 from lorakit.digest import folder_sha256
-from lorakit.engine.atomic import atomic_folder
+from lorakit.engine.atomic import atomic_folder, remove_folder
 from lorakit.engine.evaluate import chunks
 from lorakit.errors import OutputError
 from lorakit.models import save_tokenizer
@@ -76,5 +75,5 @@ def _prune(cache: Path, newest: Path) -> None:
         if sum(sizes.values()) <= MOST_BYTES:
             return
         if folder != newest:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             del sizes[folder]

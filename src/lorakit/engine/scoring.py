@@ -21,7 +21,7 @@ from lorakit.data.delimited import Row, sound
 from lorakit.data.example import Columns, Example
 from lorakit.data.streaming import stamp_of, stream
 from lorakit.engine.answerers import Answerer
-from lorakit.engine.atomic import atomic_text, cannot_write, make_folder, sweep
+from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.run_folder import locked
@@ -80,20 +80,31 @@ def score_files(job: Job, answerer: Answerer, out: Path, report: Report = ignore
 
 @contextmanager
 def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> Iterator[None]:
+    def check(holds: set[str]) -> None:
+        shown = {name for name in holds if not name.startswith(".")}
+        before = _read_job(folder)
+        if shown and before is None:
+            raise OutputError(f"--out {folder}: holds something else; choose another folder")
+        if before is not None and shown - {JOB}:
+            _check_same(folder, before, settings)
+
     try:
         make_folder(folder)
     except OSError as err:
         raise cannot_write(folder, err) from err
-    with locked(folder, report, "answering", "--out"):
-        place, holds = folder / JOB, {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {JOB}
-        if holds and not place.exists():
-            raise OutputError(f"--out {folder}: holds something else; choose another folder")
-        if holds:
-            _check_same(folder, json.loads(place.read_text(encoding="utf-8")), settings)
-        else:  # nothing is answered yet, so that whatever was wrong may be put right
-            atomic_text(place, json.dumps({**settings, "versions": versions()}, indent=2) + "\n")
-        sweep(folder)
+    with locked(folder, check, "answering", "--out", report):
+        if not any(path.name != JOB for path in folder.glob("[!.]*")):  # nothing is answered yet: the job may change
+            atomic_text(folder / JOB, json.dumps({**settings, "versions": versions()}, indent=2) + "\n")
         yield
+
+
+def _read_job(folder: Path) -> dict[str, Any] | None:
+    """The job whose answers a folder holds; None where it has none."""
+    try:
+        found = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and "answered by" in found else None
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -113,6 +113,7 @@ def save_adapter(
     raw = peft_config(model, config, base, name)
     save_file(adapter_tensors(model, name), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2, sort_keys=True), encoding="utf-8")
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors lets its owner alone read it
 
 
 def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") -> LoraConfig:

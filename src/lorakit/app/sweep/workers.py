@@ -7,7 +7,6 @@ hand; where it has stopped, whoever looks next asks for them again. The storage 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import random
 import socket
@@ -38,8 +37,8 @@ from lorakit.app.sweep.search import (
 from lorakit.app.sweep.table import write_csv, write_plots
 from lorakit.app.sweep.training import Group, Member, Sweep, member_name, read_member
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
-from lorakit.engine.events import Note
-from lorakit.engine.run_folder import LOCK, RECIPE
+from lorakit.engine.events import Note, Report
+from lorakit.engine.run_folder import RECIPE, locked, taking_turns
 from lorakit.errors import ConfigError, OutputError, first_line
 from lorakit.recipe import Recipe
 
@@ -140,7 +139,7 @@ def work(sweep: SharedSweep, base: Recipe, space: Space, asked: Search) -> None:
     """
     from optuna.exceptions import ExperimentalWarning, StorageInternalError
 
-    with _shared(sweep.folder, base), warnings.catch_warnings():
+    with _shared(sweep.folder, base, sweep.report), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop, whose part Heart plays
         try:
@@ -253,36 +252,24 @@ def _train(study: Study, sweep: SharedSweep, running: Running, space: Space) -> 
 
 
 @contextmanager
-def _shared(folder: Path, recipe: Recipe) -> Iterator[None]:
+def _shared(folder: Path, recipe: Recipe, report: Report) -> Iterator[None]:
     """Have the folder of a search in common with other workers, and with nobody else."""
+
+    def check(holds: set[str]) -> None:
+        if holds - {FILE} and RECIPE not in holds:
+            raise OutputError(f"output.dir = {str(folder)!r} exists already, and holds no search")
+
     try:
         make_folder(folder)
     except OSError as err:
         raise cannot_write(folder, err) from err
-    with _held(folder / LOCK, fcntl.LOCK_SH | fcntl.LOCK_NB):
+    with locked(folder, check, "training", "output.dir", report, shared=True):
         with _turn(folder):
-            holds = {path.name for path in folder.iterdir()} - {LOCK, TURN, FILE}
-            if holds and RECIPE not in holds:
-                raise OutputError(f"output.dir = {str(folder)!r} exists already, and holds no search")
-            if not holds:
+            if not (folder / RECIPE).exists():
                 atomic_text(folder / RECIPE, recipe.to_toml())
         yield
 
 
 def _turn(folder: Path) -> AbstractContextManager[None]:
     """Do something that two workers must not do at once."""
-    return _held(folder / TURN, fcntl.LOCK_EX)
-
-
-@contextmanager
-def _held(path: Path, how: int) -> Iterator[None]:
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError as err:
-            raise OutputError(
-                f"{path.parent}: {path.read_text()} is training there; choose another output.dir"
-            ) from err
-        except OSError:
-            pass  # a file system without locks: what begins within the same second may then fail, aloud
-        yield
+    return taking_turns(folder / TURN)
