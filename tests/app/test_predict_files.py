@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lorakit.app.failures import how_to_go_on
+from lorakit.engine import shards
 from tests.app.conftest import Cli
 from tests.runs import reviews
 from tests.shipped import ship
@@ -48,6 +50,33 @@ def test_shards_have_the_answers_of_one_file(cli: Cli, adapters: Path, tmp_path:
     assert (again.code, "merged" in again.err.splitlines()[-1]) == (2, True)  # one folder, one way to answer
     other = cli("predict", adapters / "south", "--file", "in-*.parquet", "--out", "out", *options)
     assert (other.code, "adapter changed since the answers there were begun" in other.err.splitlines()[-1]) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["bert_run", "tagger_run"])
+def test_ending_of_out_says_the_format(
+    cli: Cli, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(shards, "GROUP", 2)
+    run = request.getfixturevalue(name)
+    texts = ['Ada said "superb",\tand', "the film left Oslo", "a stale plot"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for ending in ("jsonl", "csv", "tsv", "parquet"):
+        assert cli("predict", run, "--file", "in.jsonl", "--out", f"out.{ending}")[:2] == (0, "")
+    wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [answer["text"] for answer in wanted] == texts
+    as_parquet = pq.read_table(tmp_path / "out.parquet").to_pylist(maps_as_pydicts="strict")
+    assert [{key: value for key, value in answer.items() if key != "generated"} for answer in as_parquet] == wanted
+    for table in (pd.read_csv(tmp_path / "out.csv"), pd.read_csv(tmp_path / "out.tsv", sep="\t")):
+        found = table.to_dict("records")
+        for column in {"probabilities", "entities"} & set(table):
+            found = [{**row, column: json.loads(row[column])} for row in found]
+        assert found == wanted
+
+
+def test_ending_that_says_no_format_is_refused_before_anything_is_read(cli: Cli, tmp_path: Path) -> None:
+    code, _, err = cli("predict", "nowhere", "a text", "--out", "answers.txt")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "--out answers.txt: answers are written as .jsonl, .ndjson, .csv, .tsv, .parquet" in err
 
 
 def test_each_row_is_answered_by_its_adapter(cli: Cli, adapters: Path, tmp_path: Path) -> None:

@@ -183,6 +183,13 @@ def test_sentence_that_is_no_list_of_words_is_refused(tagger_run: Path, sentence
         load(tagger_run).predict_words([["Ada"], sentence])
 
 
+def test_text_by_itself_has_one_answer(predictor: Predictor) -> None:
+    alone: dict[str, Any] = predictor.predict("a superb film")
+    assert [alone] == predictor.predict(["a superb film"])
+    with pytest.raises(DataError, match="text 1 of 1 is empty"):
+        predictor.predict(" ")
+
+
 def test_no_text_has_no_answer(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -35,15 +35,24 @@ class Predictor:
     side: Side
     device: torch.device
 
-    def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+    @overload
+    def predict(self, texts: str) -> dict[str, Any]: ...  # type: ignore[overload-overlap]  # a str is a Sequence[str]
+
+    @overload
+    def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]: ...
+
+    def predict(self, texts: str | Sequence[str | tuple[str, str]]) -> dict[str, Any] | list[dict[str, Any]]:
         """An answer for each text, in order: `{"text", "label", "score", "probabilities"}`, with several labels
-        `{"text", "labels", "probabilities"}`, of regression `{"text", "value"}`, else `{"text", "entities"}`.
+        `{"text", "labels", "probabilities"}`, of regression `{"text", "value"}`, else `{"text", "entities"}`. A text that is
+        given by itself has one answer, which is not in a list.
 
         Texts are pairs where the run was trained on pairs.
 
         Raises:
             DataError: a text is empty, or is no pair where pairs are needed (or the reverse).
         """
+        if isinstance(texts, str):
+            return self.predict([texts])[0]
         return list(self.stream([Example(*parts(text)) for text in texts]))
 
     def stream(self, unlabelled: Sequence[Example]) -> Iterator[dict[str, Any]]:

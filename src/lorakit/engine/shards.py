@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorakit.engine.atomic import atomic_file
-from lorakit.errors import DataError
+from lorakit.errors import DataError, OutputError
 
 Format = Literal["parquet", "jsonl"]
+ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # of a file of answers
+GROUP = 4096  # answers that are held before they are written to Parquet
 
 TEXT = pa.string()
 FILE, ROW = "file", "row"  # where an answer's text stands; rows are counted from 1
@@ -79,6 +83,47 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines as one unit; dates and the like as text."""
     with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+
+
+def check_ending(path: Path) -> None:
+    """Raise an OutputError where a file of answers has an ending that says none of the formats it can have."""
+    if path.suffix.lower() not in ENDINGS:
+        raise OutputError(
+            f"--out {path}: answers are written as {', '.join(ENDINGS)}; choose one of these endings, or a folder"
+        )
+
+
+def stream_answers(path: Path, answers: Iterable[Mapping[str, Any]], tasks: Iterable[str], *, pairs: bool) -> None:
+    """Write answers as one unit and as they come, in the format that the ending says.
+
+    Columns are those of all the tasks. In .csv and .tsv a cell that is neither text nor number (probabilities, entities,
+    several labels) is JSON.
+
+    Raises:
+        OutputError: the file cannot be written, or its ending says no format.
+    """
+    check_ending(path)
+    ending = path.suffix.lower()
+    schema = pa.schema([("text", TEXT), *[("pair", TEXT)] * pairs, *list(answer_schema(tasks, {}))[2:]])
+    with atomic_file(path) as unfinished:
+        if ending == ".parquet":
+            rest = iter(answers)
+            with pq.ParquetWriter(unfinished, schema) as writer:
+                while some := list(islice(rest, GROUP)):
+                    writer.write_table(pa.Table.from_pylist(some, schema))
+            return
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            if ending in (".csv", ".tsv"):
+                table = csv.writer(file, delimiter="," if ending == ".csv" else "\t", lineterminator="\n")
+                table.writerow(schema.names)
+                for answer in answers:
+                    table.writerow([_cell(answer.get(name)) for name in schema.names])
+            else:
+                file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
 
 
 def as_text(value: Any) -> str | None:

@@ -15,7 +15,7 @@ import click
 from lorakit.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
-    from lorakit.data.example import Columns
+    from lorakit.data.example import Columns, Example
     from lorakit.engine.answerers import Answerer
 
 FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "part", "as_json")
@@ -42,7 +42,7 @@ def _part(ctx: click.Context, parameter: click.Parameter, text: str | None) -> t
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the answers here: a JSON line each to a file, or shards to a FOLDER (a name without ending).",
+    help="Write the answers to this .jsonl, .csv, .tsv or .parquet file, or shards to a FOLDER (a name without ending).",
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 @click.option(
@@ -95,11 +95,17 @@ def predict(
         raise OutputError(f"--out {out}: its folder does not exist")
     to_folder = out is not None and (out.is_dir() or not out.suffix)
     _check_options(options, sources, to_folder)
+    if out is not None and not to_folder:
+        from lorakit.engine.shards import check_ending
+
+        check_ending(out)
     if merge and adapters is not None:
         raise ConfigError("predict: --merge is for one RUN; --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
     from lorakit.data.example import Columns
     from lorakit.engine.answerers import by_label, by_run
+    from lorakit.engine.evaluate import chunks
+    from lorakit.engine.shards import stream_answers
 
     columns = Columns(options["text"], options["pair"], adapter_column)
     of: AbstractContextManager[Answerer]
@@ -110,7 +116,13 @@ def predict(
     with of as answerer, _in_words_of_options():
         if to_folder and out is not None:
             return _to_folder(answerer, sources, columns, out, options)
-        _write(_lines(answerer, texts, sources, columns), out)
+        examples = _examples(answerer, texts, sources, columns)
+        answers = chain.from_iterable(map(answerer.lines, chunks(examples)))
+        if out is not None:
+            stream_answers(out, answers, answerer.tasks, pairs=any(example.pair is not None for example in examples))
+        else:
+            for answer in answers:
+                click.echo(json.dumps(answer, ensure_ascii=False))
 
 
 def _check_options(options: dict[str, Any], sources: Sequence[str], to_folder: bool) -> None:
@@ -148,13 +160,10 @@ def _run(
     return run, texts
 
 
-def _lines(
-    answerer: Answerer, texts: Sequence[str], sources: Sequence[str], columns: Columns
-) -> Iterator[dict[str, Any]]:
-    """The answers to texts, or to those of one file: all are checked before the first is answered."""
+def _examples(answerer: Answerer, texts: Sequence[str], sources: Sequence[str], columns: Columns) -> Sequence[Example]:
+    """The texts, or those of one file: all are checked before the first is answered."""
     from lorakit.data.example import Example
     from lorakit.data.read import read_texts
-    from lorakit.engine.evaluate import chunks
 
     examples: Sequence[Example] = [
         Example(text, where=f"text {i} of {len(texts)}") for i, text in enumerate(texts, start=1)
@@ -166,7 +175,7 @@ def _lines(
             click.echo(note, err=True)
     for example in examples:
         answerer.check(example)
-    return chain.from_iterable(map(answerer.lines, chunks(examples)))
+    return examples
 
 
 def _to_folder(
@@ -202,15 +211,3 @@ def _in_words_of_options() -> Iterator[None]:
     except DataError as err:
         options = {"data.text": "--text", "data.pair": "--pair", "data.label": "--adapter-column"}
         raise DataError(reduce(lambda said, key: said.replace(key, options[key]), options, str(err))) from err
-
-
-def _write(answers: Iterator[dict[str, Any]], out: Path | None) -> None:
-    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    if out is None:
-        for line in lines:
-            click.echo(line, nl=False)
-    else:
-        from lorakit.engine.atomic import atomic_file
-
-        with atomic_file(out) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
