@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorakit.app.api import PARTS
 from lorakit.app.sweep import training
 from lorakit.app.sweep.command import Asked, run_sweep
 from lorakit.engine.results import Result
@@ -52,6 +53,9 @@ class Trainer:
             "intervals": {"accuracy": [value - 0.02, value + 0.02]},
             "seed": recipe.train.seed,
         }
+        for name in (*PARTS, "adapter/README.md"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("")
         (folder / "scores.json").write_text(json.dumps(scores))
         return Result(folder, scores)
 
@@ -143,6 +147,28 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_end(
     assert again.members == whole.members
     if halving is None:
         assert sum(len(names) for names, _ in trainer.calls) == max(0, 6 - runs)
+
+
+@pytest.mark.parametrize("missing", ["report.html", "adapter/README.md", "loss.png", "predictions.jsonl", None])
+@pytest.mark.parametrize("noted", ["waiting", "done"])
+def test_what_is_missing_of_a_run_is_made_again(
+    trainer: Trainer, recipe: Path, missing: str | None, noted: str
+) -> None:
+    whole = run_sweep(Asked(recipe, GRID))
+    books = json.loads((FOLDER / "sweep.json").read_text())
+    folder = FOLDER / whole.members[1].name
+    if missing is None:
+        (folder / ".lock").write_text("process 7 on node3")  # killed before it had ended
+    else:
+        (folder / missing).unlink()
+    for member in books["members"]:
+        member |= {"status": noted} if noted == "done" else {"status": noted, "scores": {}, "ended": None}
+    (FOLDER / "sweep.json").write_text(json.dumps(books))
+    trainer.calls.clear()
+    again = run_sweep(Asked(recipe, GRID, resume=True))
+    assert [names for names, _ in trainer.calls] == [[folder.name]]
+    assert again.members == whole.members
+    assert {member["status"] for member in json.loads((FOLDER / "sweep.json").read_text())["members"]} == {"done"}
 
 
 def optuna_sweep(recipe: Path, **options: Any) -> Any:

@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.app.card import FILE as CARD
 from lorakit.app.card import write_card
 from lorakit.app.console import digits
 from lorakit.app.figures import write_figures
+from lorakit.app.report.page import FILE as REPORT
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.app.trackers import Trackers, check_trackers
+from lorakit.engine.adapter import ADAPTER, MODEL
 from lorakit.engine.atomic import atomic_text
 from lorakit.engine.checkpoint import Checkpoint
 from lorakit.engine.events import Evaluated, Event, Note, Report, Started, ignore
@@ -27,12 +30,17 @@ from lorakit.engine.prepare import Prepared
 from lorakit.engine.ranks import Ranks, joined
 from lorakit.engine.results import Result
 from lorakit.engine.resume import find_checkpoint, same_recipe
-from lorakit.engine.run_folder import run_folder
+from lorakit.engine.run_folder import LOCK, RECIPE, run_folder
 from lorakit.engine.runtime import deterministic
 from lorakit.engine.signals import Stop, stop_on_signals
 from lorakit.engine.train import Step
 from lorakit.errors import ConfigError, LorakitError, NumericsError
 from lorakit.recipe import Recipe, make_recipe
+
+PARTS = (  # of a run's folder, besides what ships
+    *(RECIPE, "metrics.jsonl", "scores.json", "predictions.jsonl", "samples.jsonl", "resamples.json"),
+    *("loss.png", "architecture.svg", REPORT),
+)
 
 
 def train(*, report: Report = ignore, resume: str | None = None, **sections: Mapping[str, Any]) -> Result:
@@ -172,6 +180,12 @@ class JointProgress:
                     self.report(Note(f"{name}: step {step}/{steps}  validation {metric} {value}{best}"))
 
         return report
+
+
+def is_done(folder: Path) -> bool:
+    """Whether all that belongs to a run is there, the report and the card, which come after its scores, included."""
+    has_card = any((folder / shipped / CARD).is_file() for shipped in (ADAPTER, MODEL))
+    return has_card and not (folder / LOCK).exists() and all((folder / name).is_file() for name in PARTS)
 
 
 def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | None) -> Result:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lorakit.app.api import train_recipes
+from lorakit.app.api import is_done, train_recipes
 from lorakit.app.seeds import with_seed
 from lorakit.app.sweep.points import SEED, SEEDS, Point, word
 from lorakit.engine.atomic import atomic_text
@@ -118,6 +118,11 @@ class Sweep:
             raise OutputError(f"{path}: damaged: {type(err).__name__} {err}") from err
         self.check_how(how, "--resume")
         self._look_at_folders()
+        again = [m for m in self.members if m.status == "done" and self._lacks_something(m)]
+        for member in again:
+            member.status = "waiting"
+        self.save()
+        self.train([Group(member.point, [member]) for member in again])
 
     def check_how(self, how: Mapping[str, Any], option: str) -> None:
         """Raise a ConfigError where what was begun is another sweep than this."""
@@ -129,11 +134,17 @@ class Sweep:
                 )
 
     def _look_at_folders(self) -> None:
-        """A run that ended between two writings of sweep.json is not trained again."""
+        """A run that ended between two writings of sweep.json is not trained again, if nothing of it is missing."""
         for member in self.members:
-            path = self.folder / member.name / "scores.json"
-            if member.status in ("waiting", "paused") and path.is_file():
-                self._note(member, Result(path.parent, json.loads(path.read_text(encoding="utf-8"))), None)
+            folder = self.folder / member.name
+            if member.status in ("waiting", "paused") and is_done(folder):
+                scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+                self._note(member, Result(folder, scores), None)
+
+    def _lacks_something(self, member: Member) -> bool:
+        """Whether a part of its folder is not there; a user may have removed the whole."""
+        folder = self.folder / member.name
+        return folder.is_dir() and not is_done(folder)
 
     def save(self) -> None:
         """Write sweep.json as one unit."""
