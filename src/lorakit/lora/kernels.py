@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -19,36 +19,45 @@ class Rescale(torch.autograd.Function):
     """The computation of `rescale`, whose backward pass takes y - b from the answer as (answer - b) / gain."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, gain: Tensor, bias: Tensor, again: Callable[[], Tensor]) -> Tensor:
         answer = torch.lerp(y, bias.to(y.dtype), (1 - gain).to(y.dtype))
-        ctx.save_for_backward(answer, gain, bias)
+        ctx.save_for_backward(answer)
+        ctx.gain, ctx.bias, ctx.again = gain, bias, again
         return answer
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        answer, gain, bias = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gain, divisor = ctx.gain, ctx.gain
+        try:
+            (y,) = ctx.saved_tensors
+            ctx.again = None  # with all that it refers to
+        except RuntimeError:  # the answer was changed in place, or the graph is freed
+            if ctx.again is None:
+                raise
+            y, divisor = ctx.again(), torch.ones_like(gain)
         by_y = torch.addcmul(grad, grad, (gain - 1).to(grad.dtype))
         total, weighted = (
             rows.flatten(0, -2).sum(0, dtype=gain.dtype)  # (d_out,)
-            for rows in (grad, grad * answer)
+            for rows in (grad, grad * y)
         )
-        usable = gain.abs() > torch.finfo(grad.dtype).eps ** 0.5
-        by_gain = torch.where(usable, (weighted - bias * total) / gain, 0)
-        return by_y, by_gain, None
+        usable = divisor.abs() > torch.finfo(grad.dtype).eps ** 0.5
+        by_gain = torch.where(usable, (weighted - ctx.bias * total) / divisor, 0)
+        return by_y, by_gain, None, None
 
 
-def rescale(y: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+def rescale(y: Tensor, gain: Tensor, bias: Tensor | None, again: Callable[[], Tensor]) -> Tensor:
     """b + gain (y - b): each row of W in the answer y = W x + b of a linear layer times a gain of its own.
 
     The gradient of the gain needs y, which nothing else keeps: autograd would keep it, at twice the activations of plain
     LoRA over all linear layers. The answer is kept mostly anyway, by what takes it next (attention its q, k and v, GELU its
     input), so that keeping the answer costs nothing. Three prices: the bias gets no gradient (it is frozen); a gain so near
-    to 0 that the division gives noise gets the gradient 0; and who changes the answer in place is stopped by autograd.
+    to 0 that the division gives noise gets the gradient 0; and where the answer is changed in place, as DeBERTa and
+    Longformer do, the backward pass computes y once more by `again`.
 
-    Shapes: y (B, ..., d_out); gain and bias (d_out,).
+    Shapes: y (B, ..., d_out), as what `again` gives; gain and bias (d_out,).
     """
-    answer: Tensor = Rescale.apply(y, gain, torch.zeros_like(gain) if bias is None else bias)
+    answer: Tensor = Rescale.apply(y, gain, torch.zeros_like(gain) if bias is None else bias, again)
     return answer
 
 
@@ -78,27 +87,26 @@ class AdaptedLinear(torch.autograd.Function):
     """The computation of `adapted_linear`. Of its two large arrays, x and y, one is kept and each is written once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Frozen, groups: Sequence[Group], *factors: Tensor) -> Tensor:
-        rows, (weight, bias) = x.reshape(-1, x.shape[-1]), frozen
+    def forward(ctx: Any, rows: Tensor, frozen: Frozen, groups: Sequence[Group], *factors: Tensor) -> Tensor:
+        weight, bias = frozen
         y = F.linear(rows, weight, bias)
         kept: list[Tensor] = []
         rest = iter(factors)
         for group in groups:
             own = list(islice(rest, 2 * group.updates))
-            A, B = (torch.stack(own[i::2]).to(x.dtype) for i in (0, 1))  # (updates, r, d_in), (updates, d_out, r)
+            A, B = (torch.stack(own[i::2]).to(rows.dtype) for i in (0, 1))  # (updates, r, d_in), (updates, d_out, r)
             inner = torch.bmm(group.of(rows), A.mT).mul_(group.scaling)  # (updates, rows, r)
             group.of(y).baddbmm_(inner, B.mT)
             kept += [inner, A, B]
         trains_A = any(ctx.needs_input_grad[3::2])
         ctx.save_for_backward(rows if trains_A else None, weight, *kept)
-        ctx.groups, ctx.shape, ctx.dtypes = groups, x.shape, [factor.dtype for factor in factors]
-        return y.view(*x.shape[:-1], -1)
+        ctx.groups, ctx.dtypes = groups, [factor.dtype for factor in factors]
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, *kept = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
         by_x = grad @ weight if ctx.needs_input_grad[0] else None
         by_factors: list[Tensor] = []
         for group, inner, A, B in zip(ctx.groups, kept[::3], kept[1::3], kept[2::3], strict=True):
@@ -113,7 +121,7 @@ class AdaptedLinear(torch.autograd.Function):
             by.to(dtype) if needed else None
             for by, dtype, needed in zip(by_factors, ctx.dtypes, ctx.needs_input_grad[3:], strict=True)
         ]
-        return (None if by_x is None else by_x.view(ctx.shape), None, None, *typed)
+        return (by_x, None, None, *typed)
 
 
 def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, updates: Sequence[Update]) -> Tensor:
@@ -127,8 +135,9 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, updates: Sequ
     """
     groups = _grouped(updates, math.prod(x.shape[1:-1]))
     factors = chain.from_iterable((update.A, update.B) for update in updates if update.A is not None)
-    y: Tensor = AdaptedLinear.apply(x, (weight, bias), groups, *factors)
-    return y
+    # reshaped out here, since a view that is made inside cannot be changed in place by what follows
+    y: Tensor = AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), (weight, bias), groups, *factors)
+    return y.view(*x.shape[:-1], -1)
 
 
 def _grouped(updates: Sequence[Update], width: int) -> list[Group]:

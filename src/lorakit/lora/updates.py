@@ -187,7 +187,12 @@ class DoRA(LoRA):
             more = layer.along_channels((gain - 1).to(y.dtype), y)
             rescaled = torch.addcmul(y + product, more, plain + product)
         elif layer.geometry in (LINEAR, TRANSPOSED):
-            rescaled = rescale(y + self.product(x, layer), gain, bias)
+
+            def again() -> Tensor:
+                once_more: Tensor = layer.base(x) + self.product(x, layer)
+                return once_more
+
+            rescaled = rescale(y + self.product(x, layer), gain, bias, again)
         else:  # what follows an embedding or a convolution may change the answer in place
             less = layer.along_channels((1 - gain).to(y.dtype), y)
             end = torch.zeros_like(less) if bias is None else layer.along_channels(bias.to(y.dtype), y)
