@@ -82,10 +82,14 @@ def first_line(err: BaseException, otherwise: str | None = None) -> str:
     return (str(err).strip() or otherwise or type(err).__name__).splitlines()[0]
 
 
+MOST_CHARACTERS = 255  # of a file's name, say
+
+
 def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
     """The end of an error message: the names nearest to `wrong`, or a short list of what there is."""
     names = sorted(set(known))
-    if close := difflib.get_close_matches(wrong, names, n=most, cutoff=0.6):
+    # how near a long name is takes as long as it is; of a long one nobody means a short one
+    if len(wrong) <= MOST_CHARACTERS and (close := difflib.get_close_matches(wrong, names, n=most, cutoff=0.6)):
         return f"did you mean {' or '.join(repr(name) for name in close)}?"
     if not names:
         return "there are none"

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorakit.app.server import process
-from lorakit.app.server.answers import prediction, tensors
+from lorakit.app.server.answers import ERRORS, prediction, tensors
 from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
 from lorakit.app.server.routes import OPEN, Limits, Service
@@ -206,25 +206,32 @@ def test_metrics_and_info_are_told(running: Running) -> None:
 
 WRONG: list[tuple[Any, int, str]] = [
     ({"inputs": ""}, 400, "cannot be empty"),
-    ({"inputs": []}, 422, "a list of 0 strings"),
+    ({"inputs": []}, 400, "cannot be empty"),
+    ({"inputs": [[]]}, 422, "a list of 0 strings"),
     ({"inputs": [["a"], ["b", "c", "d"]]}, 422, "a list of 3 strings"),
-    ({"inputs": [["a"]] * 5}, 422, "batch size 5 > maximum allowed batch size 4"),
-    ({"inputs": "a" * 2001}, 422, "2001 characters; at most 2000"),
-    ({"inputs": "a film " * 60}, 422, "must have less than 32 tokens"),
+    ({"inputs": [["a"]] * 5}, 413, "batch size 5 > maximum allowed batch size 4"),
+    ({"inputs": "a" * 2001}, 413, "2001 characters; at most 2000"),
+    ({"inputs": "a film " * 60}, 413, "must have less than 32 tokens"),
     ({"inputs": ["a", "b"]}, 422, "trained on one text"),
     ({"inputs": "a\0b"}, 422, "NUL"),
     ({"inputs": "a", "adapter": "mod"}, 404, "did you mean 'mood'?"),
     ({"inputs": "a", "adapter": "../mood"}, 404, "no adapter"),
     ({"inputs": "a", "trunkate": True}, 422, "trunkate"),
     ({"inputs": "a", "truncate": "yes"}, 422, "truncate"),
-    ({"inputs": 7}, 422, "inputs"),
-    (b'{"inputs": NaN}', 422, "inputs"),
-    (b'{"inputs": "\\ud800"}', 422, "inputs"),
-    (b'{"inputs": "\xff"}', 400, ""),
-    (b'{"inputs": ' + b"9" * 5000 + b"}", 400, ""),
-    (b"[" * 10_000, 400, ""),
-    (b"{", 422, ""),
-    (b"", 422, ""),
+    ({"inputs": 7}, 422, "`inputs`: a text, a pair [a, b], or a batch"),
+    ({"inputs": ["a", 7]}, 422, "`inputs`: a text, a pair [a, b], or a batch"),
+    ({"inputs": [["a"], 7]}, 422, "`inputs`: a text, a pair [a, b], or a batch"),
+    ({"inputs": "a", "adapter": "m" * 9000}, 404, "no adapter 'mmm"),
+    ({"inputs": "a", "m" * 9000: 1}, 422, "mmm..."),
+    ([{"inputs": "a"}], 422, "dictionary"),
+    (b'{"inputs": NaN}', 400, "not JSON"),
+    (b'{"inputs": "\\ud800"}', 400, "hex escape"),
+    (b'{"inputs": "\xff"}', 400, "not JSON"),
+    (b'{"inputs": ' + b"9" * 5000 + b"}", 400, "not JSON"),
+    (b"[" * 10_000, 413, "more than 1016 values"),
+    (b"[" * 900, 400, "not JSON"),
+    (b"{", 400, "not JSON"),
+    (b"", 400, "the body is empty"),
 ]
 
 
@@ -233,6 +240,13 @@ def test_wrong_requests_are_refused_in_words(running: Running, body: Any, status
     reply = running.ask("/predict", body)
     assert (reply.status, sorted(reply.json)) == (status, ["error", "error_type"])
     assert message in reply.json["error"]
+    assert len(reply.body) < 1_000 and "function" not in reply.json["error"]
+
+
+def test_documents_say_which_errors_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    for status, (_, when) in ERRORS.items():
+        assert f"| {status} | {when} |" in page
 
 
 def test_body_beyond_the_limit_is_refused_before_it_comes(running: Running) -> None:
@@ -244,7 +258,8 @@ def test_body_beyond_the_limit_is_refused_before_it_comes(running: Running) -> N
 
 
 def test_slow_body_is_refused_in_time(running: Running) -> None:
-    reply = running.raw(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n{")
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
+    reply = running.raw(head)
     assert b" 408 " in reply
     assert b"connection: close" in reply.lower()
 
@@ -297,6 +312,74 @@ def test_nothing_but_the_open_routes_answers_without_the_token(root: Path) -> No
             assert guarded.ask("/predict", {"inputs": "a"}, {"Authorization": wrong, **JSON}).status == 401
         right = {"Authorization": f"Bearer {TOKEN}", **JSON}
         assert guarded.ask("/predict", {"inputs": "a"}, right).status == 200
+
+
+NUMBERS = b'{"inputs": [' + b"1," * 900_000 + b"1]}"
+TENSOR = b'{"name": "text", "shape": [1], "datatype": "BYTES", "data": ['
+WORST = {
+    "numbers": NUMBERS,
+    "lists": b'{"inputs": [' + b"[]," * 600_000 + b"[]]}",
+    "objects": b'{"inputs": [' + b"{}," * 600_000 + b"{}]}",
+    "strings": b'{"inputs": [' + b'"",' * 600_000 + b'""]}',
+    "batch": b'{"inputs": [' + b'["a"],' * 300_000 + b'["a"]]}',
+    "depth": b'{"inputs": ' + b"[" * 1_900_000,
+    "keys": b"{" + b",".join(b'"%x": 1' % i for i in range(180_000)) + b"}",
+    "same keys": b"{" + b'"inputs": 1,' * 150_000 + b'"inputs": 1}',
+    "long key": b'{"' + b"a" * 1_900_000 + b'": 1}',
+    "long name": b'{"inputs": "a", "adapter": "' + b"a" * 1_900_000 + b'"}',
+    "huge integer": b'{"inputs": ' + b"9" * 1_900_000 + b"}",
+    "huge fraction": b'{"inputs": 0.' + b"9" * 1_900_000 + b"}",
+    "escapes": b'{"inputs": "' + b"\\u00e9" * 300_000 + b'"}',
+    "quotes": b'{"inputs": "' + b'\\"' * 900_000 + b'"}',
+    "backslashes": b'{"inputs": "' + b"\\\\" * 900_000 + b'"}',
+    "surrogates": b'{"inputs": "' + b"\\ud800" * 300_000 + b'"}',
+    "bytes": b'{"inputs": "' + b"\xff" * 1_900_000 + b'"}',
+    "spaces": b" " * 1_900_000,
+    "wrong entries at the limit": b'{"inputs": [' + b"1," * 1_000 + b"1]}",
+    "unknown keys at the limit": b"{" + b",".join(b'"%x": 1' % i for i in range(1_000)) + b"}",
+    "tensors": b'{"inputs": [' + TENSOR + b"1]}," * 20_000 + b"{}]}",
+    "tensors at the limit": b'{"inputs": [' + b"{}," * 500 + b"{}]}",
+    "numbers in a tensor": b'{"inputs": [' + TENSOR + b"1," * 900_000 + b"1]}]}",
+    "shape": b'{"inputs": [' + TENSOR.replace(b"1", b"1," * 900_000 + b"1") + b'"a"]}]}',
+}
+
+
+async def longest_hold(root: Path, bodies: Mapping[str, bytes]) -> dict[str, float]:
+    """For each body the most CPU seconds for which the event loop of a server did nothing else."""
+    held: dict[str, float] = {}
+    name = ""
+
+    async def tick() -> None:
+        while True:
+            begun = time.thread_time()
+            await asyncio.sleep(0.001)
+            held[name] = max(held.get(name, 0.0), time.thread_time() - begun)
+
+    def ask_all(running: Running) -> None:
+        nonlocal name
+        until(lambda: running.server.started, "a server")
+        for path in ("/predict", "/v2/models/mood/infer"):
+            for kind, body in bodies.items():
+                name = f"{kind} to {path}"
+                status = running.ask(path, body).status
+                assert 400 <= status < 500, (name, status)
+
+    with AdapterPool(find_adapters(root)) as pool, socket.create_server(("127.0.0.1", 0)) as listener:
+        service = Service(pool, [root], Limits(body_s=60))
+        server = make_server(service, None)
+        serving, ticking = asyncio.create_task(server.serve([listener])), asyncio.create_task(tick())
+        try:
+            await asyncio.to_thread(ask_all, Running(server, service, listener.getsockname()[1], root))
+        finally:
+            server.should_exit = True
+            await serving
+            ticking.cancel()
+    return held
+
+
+def test_no_body_of_two_megabytes_holds_the_event_loop(root: Path) -> None:
+    held = asyncio.run(longest_hold(root, WORST))
+    assert max(held.values()) < 0.1, sorted(held.items(), key=lambda entry: -entry[1])[:5]
 
 
 JSON_VALUES = st.recursive(
@@ -393,9 +476,7 @@ def test_full_queue_refuses_before_a_body_is_read(running: Running, monkeypatch:
     assert refused.get() == before + 1
 
 
-def test_requests_inside_that_are_not_queued_yet_have_places_at_the_door(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_inside_that_are_not_queued_yet_have_places(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[Future[Any]] = []
 
     def submit(*args: Any, **options: Any) -> Future[Any]:

@@ -7,57 +7,98 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, StrictBool, StrictInt, StrictStr
+from pydantic_core import PydanticCustomError, from_json
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 Text = tuple[str, str | None]  # and the second one of a pair
 TINY = 1e-38  # a probability of 0 has no logarithm
+MOST_CHARACTERS = 500  # of an error message, which may repeat what the client sent
+ERRORS = {  # by status: text-embeddings-inference's name of the kind, and when it is the answer
+    400: ("validation", "the body is not JSON, or a text is empty"),
+    401: ("unauthorized", "no token, or a wrong one"),
+    404: ("validation", "no adapter of this name, or no such route"),
+    405: ("validation", "a method that the route does not have"),
+    408: ("validation", "a body that takes more than 5 s"),
+    413: ("validation", "too much: a body of 2 MB, more than `--inputs` texts, a text longer than its adapter reads"),
+    415: ("validation", "a Content-Type that is not application/json"),
+    422: ("validation", "anything else that is wrong with a request"),
+    424: ("backend", "the model failed on this request, or its adapter cannot be loaded; the log says why"),
+    429: ("overloaded", "`--waiting` texts wait; ask again in a second"),
+    503: ("unhealthy", "no answer within `--timeout`, or the server is stopping"),
+}
 
 
-def _whole(text: str) -> str:
-    """JSON can spell half of a surrogate pair, which nothing else can."""
+def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error in the form of text-embeddings-inference; what cannot be written as UTF-8 is escaped."""
+    text = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}..."
+    content = {
+        "error": text.encode("utf-8", "backslashreplace").decode(),
+        "error_type": ERRORS.get(status, ERRORS[422])[0],
+    }
+    return JSONResponse(content, status, headers=headers)
+
+
+def read_json(content: bytes, most_values: int) -> Any:
+    """JSON of at most so many values. They are counted in the bytes, before any is made.
+
+    Two megabytes of `[],` take 0.2 s to parse, and those of `1,` 15 s and 2 GB to find wrong one by one.
+
+    Raises:
+        HTTPException: 400, it is not JSON; 413, it has more values.
+    """
+    plain = content.replace(rb"\\", b"").replace(rb"\"", b"")  # each quote that is left begins or ends a string
+    is_large = plain.count(b'"') > 2 * most_values
+    if not is_large:
+        outside = b"".join(plain.split(b'"')[::2])
+        is_large = sum(map(outside.count, (b",", b"[", b"{"))) > most_values
+    if is_large:
+        raise HTTPException(413, f"the body has more than {most_values} values")
     try:
-        text.encode()
-    except UnicodeEncodeError as err:
-        raise ValueError("half of a surrogate pair is no text") from err
-    return text
+        return from_json(content, allow_inf_nan=False)
+    except ValueError as err:
+        raise HTTPException(400, f"the body is not JSON: {err}") from err
 
 
-String = Annotated[StrictStr, AfterValidator(_whole)]
+def _inputs(value: Any) -> Any:
+    """Fails at the first entry that is wrong, where pydantic makes several errors of each."""
+    for entry in value if _is_batch(value) else [value]:
+        texts = [entry] if isinstance(entry, str) else entry
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise PydanticCustomError(
+                "inputs", "a text, a pair [a, b], or a batch of them [[a], [b, c], ...] is needed"
+            )
+        if len(texts) not in (1, 2) and value:
+            form = "a list of {n} strings is neither a text nor a pair; a batch is [[a], [b], ...]"
+            raise PydanticCustomError("inputs", form, {"n": len(texts)})
+    return value
+
+
+def _is_batch(inputs: Any) -> bool:
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], list)
 
 
 class Predict(BaseModel):
     """A request to /predict. `adapter` is ours; without it the first one answers."""
 
     model_config = ConfigDict(extra="forbid")
-    inputs: String | list[String] | list[list[String]]
-    adapter: String | None = None
+    inputs: Annotated[str | list[str] | list[list[str]], BeforeValidator(_inputs)]
+    adapter: StrictStr | None = None
     truncate: StrictBool = False
     truncation_direction: Literal["right", "Right"] = "right"
     raw_scores: StrictBool = False
 
     def texts(self) -> list[Text]:
-        """What is to be answered: of one string or pair, one.
-
-        Raises:
-            ValueError: an entry is neither a text nor a pair.
-        """
-        if isinstance(self.inputs, str):
-            return [(self.inputs, None)]
-        is_batch = bool(self.inputs) and isinstance(self.inputs[0], list)
-        return [_text(entry) for entry in (self.inputs if is_batch else [self.inputs])]
+        """What is to be answered: of one string or pair, one."""
+        entries: Any = self.inputs if self.is_batch else [self.inputs]
+        lists = [[entry] if isinstance(entry, str) else entry for entry in entries]
+        return [(texts[0], texts[1] if len(texts) == 2 else None) for texts in lists if texts]
 
     @property
     def is_batch(self) -> bool:
         """Whether a list of answers is wanted."""
-        return isinstance(self.inputs, list) and bool(self.inputs) and isinstance(self.inputs[0], list)
-
-
-def _text(entry: Any) -> Text:
-    if len(entry) not in (1, 2):
-        raise ValueError(
-            f"`inputs`: a list of {len(entry)} strings is neither a text nor a pair; a batch is [[a], [b], ...]"
-        )
-    return entry[0], entry[1] if len(entry) == 2 else None
+        return _is_batch(self.inputs)
 
 
 class Tensor(BaseModel):
@@ -65,9 +106,9 @@ class Tensor(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: Literal["text", "pair"]
-    shape: list[StrictInt]
+    shape: Annotated[list[StrictInt], FailFast()]
     datatype: Literal["BYTES"]
-    data: list[String]
+    data: Annotated[list[StrictStr], FailFast()]
     parameters: dict[str, Any] | None = None
 
 
@@ -75,27 +116,28 @@ class Infer(BaseModel):
     """A request to /v2/models/MODEL/infer: a tensor `text`, and `pair` beside it for pairs."""
 
     model_config = ConfigDict(extra="forbid")
-    id: String | None = None
-    inputs: list[Tensor]
-    outputs: list[dict[str, Any]] | None = None  # all are given
+    id: StrictStr | None = None
+    inputs: Annotated[list[Tensor], FailFast()]
+    outputs: list[Any] | None = None  # all are given
     parameters: dict[str, Any] | None = None
 
     def texts(self) -> list[Text]:
         """What is to be answered.
 
         Raises:
-            ValueError: a tensor is missing, given twice, or of another size than it says.
+            HTTPException: 422, a tensor is missing, given twice, or of another size than it says.
         """
         tensors = {tensor.name: tensor for tensor in self.inputs}
         if len(tensors) < len(self.inputs) or "text" not in tensors:
-            raise ValueError("`inputs`: one tensor 'text' is needed, and one 'pair' for pairs of texts")
+            raise HTTPException(422, "`inputs`: one tensor 'text' is needed, and one 'pair' for pairs of texts")
         for tensor in self.inputs:
             if tensor.shape not in ([len(tensor.data)], [len(tensor.data), 1]):
-                raise ValueError(f"`inputs`: {tensor.name} has shape {tensor.shape} but {len(tensor.data)} strings")
+                message = f"`inputs`: {tensor.name} has shape {tensor.shape} but {len(tensor.data)} strings"
+                raise HTTPException(422, message)
         texts = tensors["text"].data
         pairs: Sequence[str | None] = tensors["pair"].data if "pair" in tensors else [None] * len(texts)
         if len(pairs) != len(texts):
-            raise ValueError(f"`inputs`: {len(texts)} texts but {len(pairs)} second ones")
+            raise HTTPException(422, f"`inputs`: {len(texts)} texts but {len(pairs)} second ones")
         return list(zip(texts, pairs, strict=True))
 
 

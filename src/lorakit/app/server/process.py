@@ -11,7 +11,6 @@ from typing import Any
 
 import uvicorn
 
-from lorakit.app.server.guard import door
 from lorakit.app.server.routes import LOOPBACK, Limits, Service, create_app, find_all
 from lorakit.engine.pool import AdapterPool
 from lorakit.errors import ConfigError
@@ -33,7 +32,7 @@ def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOP
     return Server(
         uvicorn.Config(
             create_app(service, token, hosts),
-            http=door(service.batcher.is_full, service.metrics.refused),
+            http="httptools",
             ws="none",
             log_level="warning",
             server_header=False,

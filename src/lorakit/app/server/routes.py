@@ -7,7 +7,7 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Scope
 
 import lorakit
-from lorakit.app.server.answers import Infer, Predict, Text, prediction, tensors
-from lorakit.app.server.guard import Guard, problem
+from lorakit.app.server.answers import Infer, Predict, Text, prediction, problem, read_json, tensors
+from lorakit.app.server.guard import Guard
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
@@ -35,6 +36,7 @@ PAGE = Path(__file__).parent / "page" / "index.html"
 HEALTH = ("/health", "/ping", "/v2/health/live", "/v2/health/ready")
 OPEN = {("GET", path) for path in ("/", *HEALTH)}  # all that is answered without a token
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a Host header names them
+MORE_VALUES = 1_000  # of a body, beside those of its texts
 log = logging.getLogger("uvicorn.error")
 
 
@@ -51,14 +53,6 @@ class Limits:
     reload_s: float = 2.0  # between two looks at the folders
 
 
-class Refused(Exception):
-    """A request that cannot be answered, and what it is answered instead."""
-
-    def __init__(self, status: int, kind: str, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.response = problem(status, kind, message, **headers)
-
-
 class Metrics:
     """What /metrics tells, in Prometheus' format."""
 
@@ -66,7 +60,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         made: Any = {"registry": self.registry, "namespace": "lorakit"}
         self.requests = Counter("requests", "Requests answered", ["route", "status"], **made)
-        self._refused = self.requests.labels("none", "429")
         self.seconds = Histogram("request_seconds", "Time to the answer", ["route"], **made)
         self.texts = Counter("texts", "Texts answered", ["adapter"], **made)
         self.batch = Histogram("batch_texts", "Texts of a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **made)
@@ -80,10 +73,6 @@ class Metrics:
         route = getattr(scope.get("route"), "path", "none")
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
-
-    def refused(self) -> None:
-        """Count one that was refused at the door."""
-        self._refused.inc()
 
 
 class Service:
@@ -100,20 +89,20 @@ class Service:
     async def answers(
         self, request: Request, name: str, texts: Sequence[Text], *, truncate: bool
     ) -> list[dict[str, Any]]:
-        """The answers of one adapter. Raises Refused in every case in which there are none."""
+        """The answers of one adapter. Raises an HTTPException in every case in which there are none."""
         limits = self.limits
         if not texts:
-            raise Refused(400, "empty", "`inputs` cannot be empty")
+            raise HTTPException(400, "`inputs` cannot be empty")
         if len(texts) > limits.inputs:
-            raise Refused(422, "validation", f"batch size {len(texts)} > maximum allowed batch size {limits.inputs}")
+            raise HTTPException(413, f"batch size {len(texts)} > maximum allowed batch size {limits.inputs}")
         resident = await self.resident_named(name)
         asked = [Asked(name, self._example(text, resident)) for text in texts]
         try:
             future = self.batcher.submit(asked, truncate=truncate)
         except Overloaded as err:
-            raise Refused(429, "overloaded", f"no room for {len(texts)} more texts", Retry_After="1") from err
+            raise HTTPException(429, f"no room for {len(texts)} more texts", {"Retry-After": "1"}) from err
         except Closed as err:
-            raise Refused(503, "unhealthy", "the server is stopping", Retry_After="5") from err
+            raise HTTPException(503, "the server is stopping", {"Retry-After": "5"}) from err
         answers = await self._waited(request, asyncio.wrap_future(future), resident)
         self.metrics.texts.labels(name).inc(len(texts))
         return answers
@@ -121,29 +110,29 @@ class Service:
     async def resident_named(self, name: str) -> Resident:
         """The adapter of a name, loaded where need be."""
         if name not in self.pool.folders:
-            raise Refused(404, "validation", f"no adapter {name!r}; {did_you_mean(name, self.pool.folders)}")
+            raise HTTPException(404, f"no adapter {name!r}; {did_you_mean(name, self.pool.folders)}")
         if resident := self.pool.in_memory(name):
             return resident
         try:
             return await asyncio.wrap_future(self.pool.load(name))
         except (LorakitError, OSError) as err:
             log.warning("adapter %r: %s", name, err)
-            raise Refused(424, "backend", f"adapter {name!r} cannot be loaded; the server's log says why") from err
+            raise HTTPException(424, f"adapter {name!r} cannot be loaded; the server's log says why") from err
 
     def _example(self, text: Text, resident: Resident) -> Example:
         for some in filter(None, text):
             if len(some) > self.limits.characters:
                 most = self.limits.characters
-                raise Refused(422, "validation", f"a text of {len(some)} characters; at most {most} are read")
+                raise HTTPException(413, f"a text of {len(some)} characters; at most {most} are read")
             if "\0" in some:
-                raise Refused(422, "validation", "a text holds a NUL character")
+                raise HTTPException(422, "a text holds a NUL character")
         if not all(some is None or some.strip() for some in text):
-            raise Refused(400, "empty", "`inputs` cannot be empty")
+            raise HTTPException(400, "`inputs` cannot be empty")
         example = Example(text[0], pair=text[1])
         try:
             check_asked(example, resident.side, "`inputs`")
         except DataError as err:
-            raise Refused(422, "validation", str(err)) from err
+            raise HTTPException(422, str(err)) from err
         return example
 
     async def _waited(
@@ -155,19 +144,19 @@ class Service:
             either: list[asyncio.Future[Any]] = [future, leaving]
             await asyncio.wait(either, timeout=self.limits.answer_s, return_when=asyncio.FIRST_COMPLETED)
             if leaving.done():
-                raise Refused(499, "gone", "the client has gone")
+                raise HTTPException(499, "the client has gone")
             if not future.done():
-                raise Refused(503, "overloaded", f"no answer within {self.limits.answer_s:g} s", Retry_After="5")
+                raise HTTPException(503, f"no answer within {self.limits.answer_s:g} s", {"Retry-After": "5"})
             return future.result()
         except TooLong as err:
             most = resident.side.max_length
             message = f"`inputs` must have less than {most} tokens; `truncate`: true has them cut"
-            raise Refused(422, "validation", message) from err
-        except Refused:
+            raise HTTPException(413, message) from err
+        except HTTPException:
             raise
         except Exception as err:  # whatever the model meets in one request must not end the others
             log.exception("a request failed")
-            raise Refused(424, "backend", "inference failed; the server's log says why") from err
+            raise HTTPException(424, "inference failed; the server's log says why") from err
         finally:
             leaving.cancel()
             future.cancel()
@@ -176,14 +165,13 @@ class Service:
 
     async def predict(self, request: Request, body: Predict) -> Any:
         """Labels with scores, or entities, for a text, a pair, or a batch of them."""
-        texts = _read(body)
-        answers = await self.answers(request, body.adapter or self.default, texts, truncate=body.truncate)
+        answers = await self.answers(request, body.adapter or self.default, body.texts(), truncate=body.truncate)
         found = [prediction(answer, body.raw_scores) for answer in answers]
         return found if body.is_batch else found[0]
 
     async def infer(self, request: Request, model: str, body: Infer) -> Any:
         """KServe's inference: tensors of texts to tensors of answers."""
-        answers = await self.answers(request, model, _read(body), truncate=True)
+        answers = await self.answers(request, model, body.texts(), truncate=True)
         named = {"model_name": model, "model_version": "1", "outputs": tensors(answers)}
         return named if body.id is None else {**named, "id": body.id}
 
@@ -263,13 +251,6 @@ class Service:
             await self.reload()
 
 
-def _read(body: Predict | Infer) -> list[Text]:
-    try:
-        return body.texts()
-    except ValueError as err:
-        raise Refused(422, "validation", str(err)) from err
-
-
 async def _left(request: Request) -> None:
     """Returns when the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -317,7 +298,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         lifespan=lifespan,
         max_body_size=service.limits.body_bytes,
     )
-    app.add_exception_handler(Refused, _refused)
+    app.router.route_class = _json_route(4 * service.limits.inputs + MORE_VALUES)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     for path in ("/predict", "/"):
@@ -340,10 +321,36 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         token=token,
         without_token=OPEN,
         body_s=service.limits.body_s,
+        is_full=service.batcher.is_full,
         watch=service.metrics.observe,
     )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     return app
+
+
+def _json_route(most_values: int) -> type[APIRoute]:
+    """Routes whose bodies are JSON of at most so many values."""
+
+    class JsonRequest(Request):
+        async def json(self) -> Any:
+            return read_json(await self.body(), most_values)
+
+    class JsonRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            answer = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+                request = JsonRequest(request.scope, request.receive)
+                if request.method == "POST" and kind != "application/json":
+                    raise HTTPException(415, "Content-Type: application/json is needed")
+                if request.method == "POST" and not await request.body():
+                    raise HTTPException(400, "the body is empty")
+                return await answer(request)
+
+            return handle
+
+    return JsonRoute
 
 
 async def _healthy() -> Any:
@@ -372,21 +379,14 @@ def _page(html: str) -> Any:
     return page
 
 
-def _refused(request: Request, err: Exception) -> Response:
-    assert isinstance(err, Refused)
-    return err.response
-
-
 def _invalid(request: Request, err: Exception) -> Response:
     """The first thing that is wrong with a body; what was sent is not repeated, since not all of it can be."""
     assert isinstance(err, RequestValidationError)
     first: Mapping[str, Any] = err.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:4])
-    return problem(422, "validation", f"`{place}`: {first['msg']}" if place else str(first["msg"]))
+    return problem(422, f"`{place}`: {first['msg']}" if place else str(first["msg"]))
 
 
 def _http_error(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
-    response = problem(err.status_code, "validation", str(err.detail))
-    response.headers.update(err.headers or {})
-    return response
+    return problem(err.status_code, str(err.detail), err.headers)

@@ -32,7 +32,7 @@ MIB = 2**20
     "--waiting", type=click.IntRange(min=1), default=512, show_default=True, help="Texts that may wait; more: 429."
 )
 @click.option(
-    "--inputs", type=click.IntRange(min=1), default=32, show_default=True, help="Texts of one request; more: 422."
+    "--inputs", type=click.IntRange(min=1), default=32, show_default=True, help="Texts of one request; more: 413."
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds to an answer."
