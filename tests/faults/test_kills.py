@@ -1,4 +1,4 @@
-"""The program that kills runs, as a test of `make faults`."""
+"""The program that kills runs and commands, as tests of `make faults`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 
 @pytest.mark.faults
-def test_killed_runs_end_as_those_never_killed() -> None:
+@pytest.mark.parametrize(("what", "kills"), [("runs", 200), ("commands", 60)])
+def test_what_is_killed_ends_as_what_never_was(what: str, kills: int) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "tests.faults.kills", "--kills", "200"]
+    command = [sys.executable, "-m", "tests.faults.kills", what, "--kills", str(kills)]
     assert subprocess.run(command, cwd=root, env=environment, check=False).returncode == 0
