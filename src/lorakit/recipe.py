@@ -95,7 +95,8 @@ class DataSection(Section):
     label: str | Names | None = None  # several columns: a 0 or 1, or a share, for each label
     label_separator: Annotated[str, Field(min_length=1)] = ","  # between the labels in one cell
     overlaps: Literal["error", "longest"] = "error"  # what becomes of character spans that overlap
-    validation_share: Share = 0.1
+    group: str | None = None  # column of what must not be on both sides of a split: a document, a user
+    validation_share: Share = 0.1  # of each label alike; equal texts stay together
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
     cache: str | None = (
         None  # folder for encoded examples and copies of URLs' files, which runs share; unset: in memory

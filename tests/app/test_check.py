@@ -63,14 +63,14 @@ def test_check_of_a_recipe_looks_at_all_parts(cli: Cli, bert: Path, files: Path,
     assert lines[lines.index("problem: labels that do not stand in train: 1") + 1] == "  odd"
 
 
-def test_check_of_a_recipe_without_validation_finds_texts_on_both_sides_of_the_split(
+def test_check_of_a_recipe_without_validation_finds_no_text_on_both_sides_of_the_split(
     cli: Cli, bert: Path, tmp_path: Path
 ) -> None:
     lines = [f"{text},{label}" for text, label in reviews(30)] * 2
     (tmp_path / "twice.csv").write_text("\n".join(["text,label", *lines]))
     raw = {**sections(bert, tmp_path), "data": {"train": "twice.csv"}}
     (tmp_path / "small.toml").write_text(changed(raw).to_toml())
-    assert "texts of validation that stand in train too" in facts(cli, "small.toml")["verdict"]
+    assert facts(cli, "small.toml")["verdict"] == "ready to train"
 
 
 def test_check_with_a_model_counts_tokens_and_what_is_cut(cli: Cli, bert: Path, tmp_path: Path) -> None:
@@ -218,3 +218,17 @@ def test_run_of_another_kind_of_task_is_refused(
 def test_task_of_the_data_is_that_of_the_run(cli: Cli, files: Path, bert_run: Path) -> None:
     code, _, err = cli("check", files / "train.csv", "--run", bert_run, "--task", "ner")
     assert (code, err) == (2, "error: --task goes without --run, which says what its task is\n")
+
+
+def test_held_out_examples_share_no_group_with_training(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    rows = [f"text {i},{'good' if i % 4 else 'bad'},user {i // 10}" for i in range(200)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label,user", *rows]) + "\n")
+    raw = {**sections(bert, tmp_path), "data": {"train": "reviews.csv", "group": "user"}}
+    (tmp_path / "grouped.toml").write_text(changed(raw).to_toml())
+    found = facts(cli, "grouped.toml")
+    assert found["parts"]["validation"]["labels"] == {"good": 15, "bad": 5}
+    assert found["notes"][-1].endswith(
+        "20 examples (10%) are held out of training, chosen by seed 0, the same share of each "
+        "label, and no user is on both sides"
+    )
+    assert not [finding for finding in found["findings"] if "groups of" in finding["name"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -77,6 +78,30 @@ def test_labels_missing_or_rare_are_told_by_part() -> None:
     )
     missing = findings["labels missing in validation"]
     assert (set(missing.places), missing.is_problem) == ({"bad", "fair"}, False)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("True", "true"), ("1", "1.0"), ("01", "1"), ("good", "go\u200bod"), ("very  good", "very good"), ("\uff21", "a")],
+)
+def test_labels_that_people_read_as_one_are_a_problem(labels: tuple[str, str]) -> None:
+    finding = found(train=[*clean(20), *(Example(f"{label} {i}", label) for label in labels for i in range(9))])[
+        "alike labels"
+    ]
+    assert (finding.count, finding.is_problem, finding.places) == (1, True, [" / ".join(map(repr, labels))])
+    assert "differ in case, number format or invisible characters alone: 1" in finding.text
+    kinds = [of_words(["x", str(i)], ["B-PER", "B-Per"]) for i in range(9)]
+    assert found(train=kinds)["alike labels"].places == ["'PER' / 'Per'"]
+
+
+def test_groups_of_train_in_validation_are_a_problem() -> None:
+    train, validation = (
+        [replace(e, group=f"user {i // 5}") for i, e in enumerate(part)] for part in (clean(20), clean(7))
+    )
+    validation = [replace(e, text=f"new {e.text}") for e in validation]
+    finding = found(train=train, validation=validation)["groups of train and validation"]
+    assert (finding.count, finding.is_problem) == (2, True)
+    assert finding.places[0].startswith("'user 0' (")
 
 
 def test_empty_and_long_texts_are_found() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorakit.data.audit import label_counts
 from lorakit.data.batches import POOL, bucketed_batches, sorted_batches, split
-from lorakit.data.example import Example
+from lorakit.data.example import Example, of_words
+from lorakit.errors import ConfigError
 
 BATCH = 32
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=200)
@@ -112,3 +116,52 @@ def test_split_is_disjoint_complete_in_file_order_and_never_empty(n, share):
 def test_split_depends_on_the_seed_alone():
     examples = [Example(str(i)) for i in range(100)]
     assert split(examples, 0.1, seed=0) == split(list(examples), 0.1, seed=0) != split(examples, 0.1, seed=1)
+
+
+@given(
+    labels=st.lists(st.sampled_from("aaaaaaabbc"), min_size=10, max_size=200),
+    share=st.sampled_from((0.1, 0.2, 0.5)),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=50, deadline=None)
+def test_split_gives_each_label_its_share(labels, share, seed):
+    examples = [Example(str(i), label) for i, label in enumerate(labels)]
+    _, validation = split(examples, share, seed)
+    assert len(validation) == max(1, round(len(examples) * share))
+    for label, n in Counter(labels).items():
+        assert abs(sum(e.label == label for e in validation) - n * share) <= 1
+
+
+def test_split_gives_each_of_several_labels_and_each_entity_type_its_share():
+    rng = random.Random(0)
+    several = [Example(str(i), tuple(x for x in "abcd" if rng.random() < 0.3)) for i in range(500)]
+    words = [of_words([str(i), "x"], rng.choice((["B-A", "O"], ["B-B", "I-B"], ["O", "O"]))) for i in range(500)]
+    for examples in (several, words):
+        _, validation = split(examples, 0.2, 0)
+        counts, held_out = (label_counts(part) for part in (examples, validation))
+        assert len(validation) == 100
+        assert all(held_out[label] == pytest.approx(0.2 * n, abs=2) for label, n in counts.items())
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_split_has_no_text_and_no_group_on_both_sides(by_group):
+    rng = random.Random(0)
+    texts = [f"text {rng.randrange(120)}" for _ in range(300)]
+    users = [f"user {rng.randrange(40)}" if int(text[5:]) > 30 else None for text in texts]
+    groups = [user or f"alone {i}" for i, user in enumerate(users)]
+    examples = [Example(t, rng.choice("ab"), group=g) for t, g in zip(texts, groups, strict=True)]
+    if by_group:  # else texts that users share make one group of all
+        examples = [replace(e, text=f"{e.group}: {e.text}") for e in examples]
+    train, validation = split(examples, 0.2, 0, by_group=by_group)
+    assert sorted([*train, *validation], key=id) == sorted(examples, key=id)
+    assert 30 <= len(validation) <= 60
+    sides = [{e.group if by_group else e.text for e in part} for part in (train, validation)]
+    assert not sides[0] & sides[1]
+
+
+def test_split_of_few_large_groups_holds_the_smallest_out():
+    examples = [Example(str(i), "a", group=group) for i, group in enumerate("aaaabbbbccc")]
+    _, validation = split(examples, 0.1, 0, by_group=True)
+    assert {e.group for e in validation} == {"c"}
+    with pytest.raises(ConfigError, match=r"data\.group: all examples are in one group, .*name data\.validation"):
+        split(examples[:4], 0.1, 0, by_group=True)

@@ -314,3 +314,14 @@ def test_nul_character_behind_an_escape_is_refused(save):
     path = save("a.jsonl", '{"text": "a", "label": "x"}\n' + record)
     with pytest.raises(DataError, match=refusal(f"{path}:2", "column 'text' holds a NUL character; text has none")):
         read(str(path))
+
+
+def test_group_is_read_beside_whatever_the_task_wants(save):
+    table = save("a.csv", "text,label,user\na film,good,7\na plot,bad,8\n")
+    words = save("b.jsonl", '{"tokens": ["Ada"], "ner_tags": ["B-PER"], "user": 7}\n')
+    for path, wants in ((table, "label"), (table, "text"), (words, "words")):
+        assert read(str(path), wants, columns=Columns(group="user")).examples[0].group == "7"
+    with pytest.raises(DataError, match=r"data\.group = 'usr' is no column; did you mean 'user'"):
+        read(str(table), columns=Columns(group="usr"))
+    with pytest.raises(DataError, match=r"c\.csv:3: column 'user' holds '', not the name of a group"):
+        read(str(save("c.csv", "text,label,user\na,x,7\nb,y,\n")), columns=Columns(group="user"))

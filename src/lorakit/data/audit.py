@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +69,7 @@ def audit(parts: Parts) -> list[Finding]:
     """Everything found, problems first."""
     examples = [example for part in parts.values() for example in part]
     found = [*duplicates(parts), *conflicts(examples), *overlaps(parts), *missing_labels(parts), *odd_texts(examples)]
+    found += alike_labels(examples)
     return sorted(found, key=lambda finding: not finding.is_problem)
 
 
@@ -74,7 +77,7 @@ def duplicates(parts: Parts) -> list[Finding]:
     """Texts that stand more than once in a part."""
     found = []
     for name, part in parts.items():
-        groups = [group for group in _groups(part, _exact) if len(group) > 1]
+        groups = [group for group in _groups(part, same_text) if len(group) > 1]
         more = sum(len(group) - 1 for group in groups)
         text = f"{name}: repeated texts: {_share(more, part)}"
         found.append(Finding(f"duplicates in {name}", more, text, [_together(group) for group in groups], False))
@@ -83,7 +86,7 @@ def duplicates(parts: Parts) -> list[Finding]:
 
 def conflicts(examples: Sequence[Example]) -> list[Finding]:
     """The same text with different labels; of numbers only said, since two people may well differ by a little."""
-    groups = [group for group in _groups(examples, _exact) if len({_answer(example) for example in group}) > 1]
+    groups = [group for group in _groups(examples, same_text) if len({_answer(example) for example in group}) > 1]
     pairs = [(group[0], next(e for e in group if _answer(e) != _answer(group[0]))) for group in groups]
     text = f"texts with different labels: {len(groups):,}"
     places = [f"{_together(pair)}: {_disagreement(*pair)}" for pair in pairs]
@@ -92,19 +95,24 @@ def conflicts(examples: Sequence[Example]) -> list[Finding]:
 
 def overlaps(parts: Parts) -> list[Finding]:
     """Texts of another part that stand in train too, as they are or but for case and white space."""
-    exact = {_exact(example): example for example in parts["train"]}
+    exact = {same_text(example): example for example in parts["train"]}
     folded = {_folded(example): example for example in parts["train"]}
     found = []
     for name, part in parts.items():
         if name == "train":
             continue
-        same = [(example, exact[_exact(example)]) for example in part if _exact(example) in exact]
-        alike = [(e, folded[_folded(e)]) for e in part if _folded(e) in folded and _exact(e) not in exact]
+        same = [(example, exact[same_text(example)]) for example in part if same_text(example) in exact]
+        alike = [(e, folded[_folded(e)]) for e in part if _folded(e) in folded and same_text(e) not in exact]
         count = len(same) + len(alike)
         text = f"texts of {name} that stand in train too: {_share(count, part)}"
         text += f", {len(alike):,} of them but for case or white space" if alike else ""
         places = [_together(pair) for pair in (*same, *alike)]
         found.append(Finding(f"overlap of train and {name}", count, text, places, True))
+        groups = {e.group: e for e in parts["train"] if e.group is not None}
+        shared = {e.group: (e, groups[e.group]) for e in part if e.group in groups}
+        text = f"groups (data.group) of {name} that stand in train too: {len(shared):,}"
+        places = [f"{group!r} ({_together(pair)})" for group, pair in shared.items()]
+        found.append(Finding(f"groups of train and {name}", len(shared), text, places, True))
     return _some(found)
 
 
@@ -121,6 +129,26 @@ def missing_labels(parts: Parts) -> list[Finding]:
         text = f"labels that do not stand in {name}: {len(missing)}"
         found.append(Finding(f"labels missing in {name}", len(missing), text, missing, name == "train"))
     return _some(found)
+
+
+def alike_labels(examples: Iterable[Example]) -> list[Finding]:
+    """Labels that differ in case, in the form of a number, or in characters that cannot be seen."""
+    groups = alike(label_counts(examples))
+    text = f"labels that differ in case, number format or invisible characters alone: {len(groups)}"
+    places = [" / ".join(map(repr, group)) for group in groups]
+    return _some([Finding("alike labels", len(groups), text, places, True)])
+
+
+def alike(labels: Iterable[str]) -> list[list[str]]:
+    """Groups of labels that people would read as one."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        visible = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+        plain = " ".join(visible.casefold().split())
+        with suppress(ValueError):
+            plain = repr(float(plain))  # 1, 1.0 and 01
+        groups[plain].append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def odd_texts(examples: Sequence[Example]) -> list[Finding]:
@@ -159,7 +187,8 @@ def _groups(examples: Iterable[Example], key: Callable[[Example], Hashable]) -> 
     return list(groups.values())
 
 
-def _exact(example: Example) -> Hashable:
+def same_text(example: Example) -> Hashable:
+    """What examples of the same text (or words, or pair of texts) have in common."""
     return example.words or (example.text, example.pair)
 
 

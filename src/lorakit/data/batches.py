@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from heapq import heapify, heappop, heappush
 
 import torch
 
+from lorakit.data.audit import labels_of, same_text
 from lorakit.data.example import Example
+from lorakit.errors import ConfigError
 from lorakit.lora.variants import named_generator
 
 POOL = 50  # batches sorted by length together; large enough for 3 % padding, small enough to keep batches random
+ROUNDING = 1e-9  # of shares of whole numbers
 GROUP = 8  # batches of a pool that are sorted by their targets; 5 % more padding of texts for a third of the targets' padding
 
 
@@ -54,10 +59,82 @@ def sorted_batches(lengths: Sequence[int], batch_size: int, most_tokens: int | N
     return batches
 
 
-def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Train and validation examples by seed, both in file order; validation gets `share`, and each at least one."""
-    n = min(len(examples) - 1, max(1, round(len(examples) * share)))
+def split(
+    examples: Sequence[Example], share: float, seed: int, *, by_group: bool = False
+) -> tuple[list[Example], list[Example]]:
+    """Train and validation examples by seed, both in file order; validation gets `share`, and each at least one.
+
+    Each label (of tags: each type of entity) has the same share of its examples in validation, as near as counts allow:
+    first by labels that stand together, then by the label that most is missing of (Sechidis et al. 2011). Equal texts are
+    on one side, and with `by_group` examples of one group, so that validation may be a little smaller than its share.
+
+    Raises:
+        ConfigError: with `by_group` all examples are in one group.
+    """
     order = torch.randperm(len(examples), generator=named_generator(seed, "validation split")).tolist()
-    chosen = set(order[:n])
-    train = [example for i, example in enumerate(examples) if i not in chosen]
-    return train, [examples[i] for i in sorted(chosen)]
+    units = _units(examples, order, by_group)
+    if len(units) < 2 and by_group:
+        raise ConfigError("data.group: all examples are in one group, which cannot be split; name data.validation")
+    units = units if len(units) > 1 else [[i] for i in order]  # one text over and over
+    counts = [Counter(name for i in unit for name in labels_of(examples[i]) or ("",)) for unit in units]
+    of_label: dict[str, list[int]] = defaultdict(list)
+    for number, count in enumerate(counts):
+        for name in count:
+            of_label[name].append(number)
+    wanted = {name: share * sum(counts[number][name] for number in of) for name, of in of_label.items()}
+    room = min(len(examples) - 1, max(1, round(len(examples) * share)))
+    open_units, chosen = dict.fromkeys(range(len(units))), list[int]()
+
+    def choose(number: int) -> None:
+        nonlocal room
+        del open_units[number]
+        chosen.extend(units[number])
+        room -= len(units[number])
+        for name, n in counts[number].items():
+            wanted[name] -= n
+
+    alike: dict[Hashable, list[int]] = defaultdict(list)  # units by the labels that they have together
+    for number, count in enumerate(counts):
+        alike[frozenset(count)].append(number)
+    for of in sorted(alike.values(), key=len):
+        left_of_share = share * sum(len(units[number]) for number in of) + ROUNDING
+        for number in of:
+            if len(units[number]) <= min(left_of_share, room):
+                left_of_share -= len(units[number])
+                choose(number)
+    # then a unit at a time of the label that most is missing of, labels of a single unit last
+    left = {name: iter(of) for name, of in of_label.items()}
+    queue = [(len(of) == 1, -wanted[name], rank, name) for rank, (name, of) in enumerate(of_label.items())]
+    heapify(queue)
+    while room and queue:
+        is_single, missing, rank, name = heappop(queue)
+        if missing == -wanted[name]:  # else it is out of date
+            fitting = next((i for i in left[name] if i in open_units and len(units[i]) <= room), None)
+            if fitting is None:
+                continue
+            choose(fitting)
+        heappush(queue, (is_single, -wanted[name], rank, name))
+    if not chosen:  # every group is larger than the share
+        choose(min(open_units, key=lambda number: len(units[number])))
+    held_out = set(chosen)
+    train = [example for i, example in enumerate(examples) if i not in held_out]
+    return train, [examples[i] for i in sorted(held_out)]
+
+
+def _units(examples: Sequence[Example], order: Sequence[int], by_group: bool) -> list[list[int]]:
+    """Positions that stay together, in the given order."""
+    first: dict[Hashable, int] = {}
+    leader = list(range(len(examples)))  # of each position, one that it stays with (union-find)
+
+    def find(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = i = leader[leader[i]]
+        return i
+
+    for i, example in enumerate(examples):
+        for key in (("text", same_text(example)), *([("group", example.group)] if by_group else [])):
+            leader[find(i)] = find(first.setdefault(key, i))
+    units: dict[int, list[int]] = defaultdict(list)
+    for i in order:
+        units[find(i)].append(i)
+    return list(units.values())

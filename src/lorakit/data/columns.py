@@ -104,6 +104,21 @@ def examples_of(table: Table, wants: Wants) -> list[Example]:
     Raises:
         DataError: a column is not there, or a record is incomplete; the message names file and line.
     """
+    examples = _examples(table, wants)
+    if table.asked.group is None:
+        return examples
+    column = table.said("group", table.asked.group)
+    return [replace(e, group=_group(row, column)) for row, e in zip(table.rows, examples, strict=True)]
+
+
+def _group(row: Row, column: str) -> str:
+    value = row.values.get(column)
+    if value is None or isinstance(value, (dict, list)) or not str(value).strip():
+        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not the name of a group")
+    return str(value)
+
+
+def _examples(table: Table, wants: Wants) -> list[Example]:
     if table.rows[0].lined:  # columns without names
         table = table._replace(asked=Columns())
     asked = table.asked

@@ -35,6 +35,7 @@ class Example:
     tags: tuple[str, ...] = ()
     offsets: tuple[tuple[int, int], ...] = ()
     where: str = ""  # file:line
+    group: str | None = None  # what it belongs to: a document, a user
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Columns:
     label: str | tuple[str, ...] | None = None  # several: 0/1 columns, or shares
     label_separator: str = ","  # between labels in one cell
     overlaps: Overlaps = "error"  # what becomes of character spans that overlap
+    group: str | None = None  # of what examples belong to; none of the usual names is looked for
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:

@@ -79,7 +79,7 @@ def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
         "dtype": "fp32" if prepared.dtype.itemsize == 4 else "bf16",
         "quantize": recipe.model.quantize,
         "method": recipe.train.method,
-        "columns": dataclasses.asdict(columns_of(recipe.data)),
+        "columns": {k: v for k, v in dataclasses.asdict(columns_of(recipe.data)).items() if k != "group"},
         "data": prepared.fingerprints,
         "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
         "versions": versions(),

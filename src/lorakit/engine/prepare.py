@@ -254,10 +254,16 @@ def read_parts(
         share, seed = data.validation_share, recipe.train.seed
         if len(examples["train"]) < 2:
             raise ConfigError(f"{data.train}: one example cannot be split; name data.validation")
-        examples["train"], examples["validation"] = split(examples["train"], share, seed)
-        n = len(examples["validation"])
+        examples["train"], examples["validation"] = split(
+            examples["train"], share, seed, by_group=data.group is not None
+        )
+        n, every = len(examples["validation"]), sum(map(len, examples.values())) - len(examples.get("test", ()))
+        apart = f", and no {data.group} is on both sides" if data.group else ""
         report(
-            Note(f"no validation set named: {n} examples ({share:.0%}) are held out of training, chosen by seed {seed}")
+            Note(
+                f"no validation set named: {n} examples ({n / every:.0%}) are held out of training, chosen by seed {seed}, "
+                f"the same share of each label{apart}"
+            )
         )
     return examples, {dataset.source: dataset.sha256 for dataset in found.values()}
 
@@ -268,7 +274,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     dataset = read(
         source,
         wants=TASKS[recipe.task.name].wants,
-        columns=columns_of(data),
+        columns=replace(columns_of(data), group=data.group),
         format=data.format,
         split=split_name,
         folder=None if data.cache is None else Path(data.cache),
@@ -280,7 +286,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
 
 
 def columns_of(data: DataSection) -> Columns:
-    """The columns that the recipe names."""
+    """The columns that the recipe names; those of them that files to answer or to score have too."""
     return Columns(data.text, data.pair, data.label, data.label_separator, data.overlaps)
 
 

@@ -92,7 +92,8 @@ def check_identity(checkpoint: Checkpoint, prepared: Prepared, report: Report) -
     if saved["base_sha256"] != now["base_sha256"]:
         _refuse("the base model", [f"sha256 {saved['base_sha256'][:12]}... then, {now['base_sha256'][:12]}... now"])
     if saved["items_sha256"] != now["items_sha256"]:
-        _refuse("the tokenizer", ["the training texts have other tokens now"])
+        how = "" if prepared.recipe.data.validation else ", or another share of them is held out than before"
+        _refuse("the tokenizer", [f"the training texts have other tokens now{how}"])
     for source in changed:
         if source not in gone and source in saved["data"]:
             report(Note(f"--resume: the sha256 of {source} differs; it is scored at the end only"))
