@@ -155,7 +155,7 @@ def functions(path: Path) -> Iterator[Function]:
     """The functions and methods of a file."""
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    code = _code_lines(source) - _docstring_lines(tree)
+    code = code_lines(source) - docstring_lines(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             lines = sum(node.lineno <= line <= (node.end_lineno or 0) for line in code)
@@ -168,13 +168,15 @@ def functions(path: Path) -> Iterator[Function]:
             )
 
 
-def _code_lines(source: str) -> set[int]:
+def code_lines(source: str) -> set[int]:
+    """The lines that are not blank and not a comment alone."""
     layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {line for t in tokens if t.type not in layout for line in range(t.start[0], t.end[0] + 1)}
 
 
-def _docstring_lines(tree: ast.Module) -> set[int]:
+def docstring_lines(tree: ast.Module) -> set[int]:
+    """The lines of docstrings."""
     owners = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
     strings = [n.body[0] for n in owners if ast.get_docstring(n) is not None]
     return {line for s in strings for line in range(s.lineno, (s.end_lineno or 0) + 1)}

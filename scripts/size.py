@@ -1,0 +1,94 @@
+"""Count what the plainest commands enter, and how large the package is: python scripts/size.py
+
+`lorakit train reviews.csv --model BASE` and `lorakit predict RUN TEXT` run in a process each, over a tiny random model. Counted
+are functions of the package that are called (comprehensions and lambdas belong to the function around them), their lines, and the
+files they are in. Needs the test dependencies; no network.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "lorakit"
+COMMANDS = {
+    "train": ["train", "reviews.csv", "--model", "bert", "train.epochs=2", "train.batch_size=8", "output.dir=run"],
+    "predict": ["predict", "run", "a superb film"],
+}
+
+
+def enter(command: str) -> None:
+    """Run a command in the current folder, and print how many functions, lines and files of the package it enters."""
+    from lorakit.app.cli import main
+
+    called: set[CodeType] = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<"):
+            called.add(code)
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(COMMANDS[command])
+    sys.setprofile(None)
+    own = {code for code in called if code.co_filename.startswith(str(PACKAGE))}
+    lines = sum(_last_line(code) - code.co_firstlineno + 1 for code in own)
+    print(f"{command:<8} {len(own)} functions, {lines:,} lines, {len({code.co_filename for code in own})} files")
+
+
+def _last_line(code: CodeType) -> int:
+    inner = [_last_line(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return max([code.co_firstlineno, *inner, *(line for _, _, line in code.co_lines() if line)])
+
+
+def package() -> str:
+    """Files and lines of the package, and which share of its lines of code are imports."""
+    from tests.test_architecture import code_lines, docstring_lines
+
+    files = sorted(PACKAGE.rglob("*.py"))
+    lines = code = imports = 0
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        lines += len(text.splitlines())
+        code += len(code_lines(text) - docstring_lines(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                imports += (node.end_lineno or node.lineno) - node.lineno + 1
+    return f"package  {len(files)} files, {lines:,} lines, {code:,} of code, {imports / code:.1%} of them imports"
+
+
+def main() -> None:
+    """Print all of it."""
+    sys.path[:0] = [str(ROOT)]
+    from tests.runs import save_bert, write_reviews
+
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'scripts'}",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        save_bert(Path(folder) / "bert")
+        write_reviews(Path(folder) / "reviews.csv", 40)
+        for command in COMMANDS:
+            code = f"import size; size.enter({command!r})"
+            subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, **environment}, check=True)
+    print(package())
+
+
+if __name__ == "__main__":
+    main()
