@@ -340,7 +340,7 @@ MISTAKES = (
     Mistake(
         "rehearsed export below a file",
         ("export", "{run}", "--to", "peft", "--out", "file/out", "--dry-run"),
-        ("file/out", "is no folder"),
+        ("file/out", "is not a folder"),
         {"file": b""},
     ),
     Mistake("import of no adapter", ("import", "empty", "--out", "out"), ("empty",), {"empty/file": b""}),

@@ -508,7 +508,10 @@ def test_cell_is_no_formula(tmp_path: Path) -> None:
         ((".",), r"\.: no scores\.json in it, which a finished run has"),
         (("RUN", "--out", "no/page.html"), r"--out no/page\.html: its folder does not exist"),
         (("RUN", "--out", "."), r"--out \.: is a folder; name a file in it, report\.html say"),
-        (("RUN", "--out", "x.html", "--figures", "RUN/scores.json"), r"--figures .*: exists already, and is no folder"),
+        (
+            ("RUN", "--out", "x.html", "--figures", "RUN/scores.json"),
+            r"--figures .*: exists already, and is not a folder",
+        ),
     ],
 )
 def test_wrong_place_is_one_line(cli: Cli, bert_run: Path, words: tuple[str, ...], said: str) -> None:

@@ -134,9 +134,9 @@ def test_read_points_takes_dotted_and_nested_keys(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"train.lr": 1e-3}\n{"train.lr": }', r"points\.jsonl:2: no JSON"),
-        ("[1, 2]", r"points\.jsonl:1: \[1, 2\] is no point"),
-        ('{"lr": 1e-3}', "'lr' is no key of a recipe"),
+        ('{"train.lr": 1e-3}\n{"train.lr": }', r"points\.jsonl:2: not JSON"),
+        ("[1, 2]", r"points\.jsonl:1: \[1, 2\] is not a point"),
+        ('{"lr": 1e-3}', "'lr' is not a key of a recipe"),
         ("", "no points in it"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lorakit.data.example import Example
+from lorakit.engine.atomic import temporary_name
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import load
 from lorakit.engine.shared import SharedModel
@@ -262,6 +263,12 @@ def test_find_adapters_names_runs_by_their_folders(readers: dict[str, Path], ber
         "dora-2": readers["dora, other values"]
     }
     assert find_adapters(bert_run / "adapter") == {bert_run.name: bert_run / "adapter"}
+    for path in (
+        tmp_path / "some" / "reviews",
+        temporary_name(tmp_path / "some" / "half"),
+    ):  # of which one is being written
+        shutil.copytree(bert_run / "adapter", path)
+    assert find_adapters(tmp_path / "some") == {"reviews": tmp_path / "some" / "reviews"}
     for path, message in ((tmp_path, "neither a run"), (tmp_path / "x", "no such folder")):
         with pytest.raises(OutputError, match=message):
             find_adapters(path)

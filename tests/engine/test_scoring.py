@@ -241,7 +241,7 @@ def test_parts_have_whole_files_each(job: Job, tmp_path: Path) -> None:
         (["in-*.parquet", "in-0.parquet"], (), DataError, "in-0.parquet: named twice"),
         (["non-*.parquet"], (), DataError, "non-.*: no such file"),
         (["."], (), DataError, "no such file: it is a folder, whose files are '.*/[*].parquet'"),
-        (["in-*.parquet"], ("idd",), DataError, "--keep idd is no column; did you mean 'id'"),
+        (["in-*.parquet"], ("idd",), DataError, "--keep idd is not a column; did you mean 'id'"),
         (["in-*.parquet", "z.parquet"], ("id",), DataError, "z.parquet: --keep id is string here, and int64 in"),
         (["z.parquet"], ("score",), ConfigError, "--keep score: answers have a column of that name"),
     ],

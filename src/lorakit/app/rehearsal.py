@@ -23,7 +23,7 @@ def place_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
         return
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise OutputError(f"--out {out}: cannot be written: {above} is no folder")
+        raise OutputError(f"--out {out}: cannot be written: {above} is not a folder")
     with tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
         yield Path(folder) / (out.name or "out")
 

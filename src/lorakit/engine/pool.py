@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from lorakit.data.example import Example
 from lorakit.engine.adapter import ADAPTER, MODEL, SIDE_FILE, Side, read_side, shipped_folder
+from lorakit.engine.atomic import is_leftover
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.predictor import as_wanted, check_asked, checked_base
 from lorakit.engine.shared import Resident, Row, SharedModel, Stamp, stamp_of
@@ -249,7 +250,8 @@ def find_adapters(path: Path) -> dict[str, Path]:
     resolved = path.resolve()
     if _is_shipped(path):
         return {(resolved.parent if resolved.name == ADAPTER else resolved).name: path}
-    found = {folder.name: folder for folder in sorted(path.iterdir()) if _is_shipped(folder)}
+    whole = (folder for folder in sorted(path.iterdir()) if not is_leftover(folder.name))
+    found = {folder.name: folder for folder in whole if _is_shipped(folder)}
     if not found:
         raise OutputError(f"{path}: neither a run, nor an adapter, nor a folder of them")
     return found

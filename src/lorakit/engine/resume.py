@@ -99,7 +99,7 @@ def check_identity(checkpoint: Checkpoint, prepared: Prepared, report: Report) -
             report(Note(f"--resume: the sha256 of {source} differs; it is scored at the end only"))
     if differs := _changed(saved["machine"], now["machine"]):
         told = ", ".join(f"{key} was {saved['machine'].get(key)}, now {now['machine'].get(key)}" for key in differs)
-        report(Note(f"--resume: {told}: the run goes on, but not to the last bit as it would have"))
+        report(Note(f"--resume: {told}: results may differ slightly from an uninterrupted run"))
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lorakit.errors import OutputError
 from lorakit.recipe import UNSET
 
 LOCK = ".lock"
+TURN = ".workers"  # who holds this lock may write the tables of a search, or begin it
 OWNER = re.compile(r"process \d{1,20} on \S{1,255}")  # what a lock says
 RECIPE = "recipe.toml"  # the first file of a run
 
@@ -122,7 +123,8 @@ def is_lock(path: Path) -> bool:
 
 def _names(folder: Path) -> set[str]:
     """What a folder holds besides our locks and what a killed process left."""
-    return {path.name for path in folder.iterdir() if not is_leftover(path.name) and not is_lock(path)}
+    names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
+    return names - {name for name in (LOCK, TURN) if is_lock(folder / name)}
 
 
 def _owner(path: Path) -> str | None:

@@ -135,7 +135,7 @@ def _settled(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Sco
     for path, head in heads.items():
         there = [*{name: None for row in head for name in row.values}]
         if lacking := next((name for name in job.keep if head and name not in there), None):
-            raise DataError(f"{path}: --keep {lacking} is no column; {did_you_mean(lacking, there)}")
+            raise DataError(f"{path}: --keep {lacking} is not a column; {did_you_mean(lacking, there)}")
     return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, _kept_types(job)))
 
 

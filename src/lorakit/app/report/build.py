@@ -90,7 +90,7 @@ def _write_figures(folder: Path | None, charts: Sequence[Chart], tables: Sequenc
     if folder is None:
         return []
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--figures {folder}: exists already, and is no folder")
+        raise OutputError(f"--figures {folder}: exists already, and is not a folder")
     make_folder(folder)
     for chart in charts:
         write_chart(chart, folder)

@@ -220,12 +220,12 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             try:
                 yield f"{path}:{number}", json.loads(line)
             except ValueError as err:
-                raise DataError(f"{path}:{number}: no JSON: {err}") from err
+                raise DataError(f"{path}:{number}: not JSON: {err}") from err
 
 
 def _flat(row: Any, where: str) -> Point:
     if not isinstance(row, Mapping) or not row:
-        raise DataError(f'{where}: {row!r} is no point; write {{"train.lr": 1e-3, "lora.r": 8}}')
+        raise DataError(f'{where}: {row!r} is not a point; write {{"train.lr": 1e-3, "lora.r": 8}}')
     point: dict[str, Any] = {}
     for key, value in row.items():
         if "." in key:
@@ -233,7 +233,7 @@ def _flat(row: Any, where: str) -> Point:
         elif isinstance(value, Mapping):
             point.update({f"{key}.{name}": entry for name, entry in value.items()})
         else:
-            raise DataError(f"{where}: {key!r} is no key of a recipe; write section.key, for example train.lr")
+            raise DataError(f"{where}: {key!r} is not a key of a recipe; write section.key, for example train.lr")
     return point
 
 

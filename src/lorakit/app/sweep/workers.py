@@ -38,7 +38,7 @@ from lorakit.app.sweep.table import write_csv, write_plots
 from lorakit.app.sweep.training import Group, Member, Sweep, member_name, read_member
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
 from lorakit.engine.events import Note, Report
-from lorakit.engine.run_folder import RECIPE, locked, taking_turns
+from lorakit.engine.run_folder import RECIPE, TURN, locked, taking_turns
 from lorakit.errors import ConfigError, OutputError, first_line
 from lorakit.recipe import Recipe
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 BEAT_S, GRACE_S = 5, 60  # between two beats of a heart; after so long without one a worker is taken for dead
 LOOK_S = 2.0  # between two looks of a worker that has nothing to do
-TURN = ".workers"  # who holds this file's lock may begin the study or write the tables
 HOW, MEMBERS, METRIC = "how", "members", "metric"  # attributes of the study, and of a trial
 
 
