@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 from synthetic import WORDS, save_base
 
 from lorakit.data.example import Columns
-from lorakit.engine.adapter import write_side
+from lorakit.engine.adapter import Side, write_side
 from lorakit.engine.predictor import load
 from lorakit.lora import BaseInfo, LoraConfig, add_adapter, save_adapter
 from lorakit.models import load_base
@@ -46,7 +45,7 @@ def save_run(folder: Path) -> Path:
     save_adapter(base.model, folder / "run", adapter, BaseInfo(base.name, None, base.kind.peft_task_type))
     base_facts = {"name": base.name, "revision": None, "sha256": base.sha256}
     side = {"task": task.model_dump(), "labels": list(LABELS), "max_length": 32, "base": base_facts, "dtype": "fp32"}
-    write_side(folder / "run", {**side, "method": "lora", "columns": asdict(Columns())})
+    write_side(folder / "run", Side.model_validate({**side, "method": "lora", "columns": Columns()}))
     return folder / "run"
 
 

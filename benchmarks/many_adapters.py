@@ -30,9 +30,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 from tests.shipped import ship
 
 from lorakit.data.example import Example
-from lorakit.engine.adapter import SIDE_FILE, write_side
+from lorakit.engine.adapter import Side, write_side
 from lorakit.engine.pool import AdapterPool, Asked
 from lorakit.engine.shared import SharedModel
+from lorakit.engine.side import read_facts
 from lorakit.lora.files import WEIGHTS_FILE
 
 LENGTHS = (4, 8, 12, 16, 24, 32)  # words of a text, by chance
@@ -156,7 +157,7 @@ def varied(folder: Path, other: Path, seed: int) -> Path:
     tensors = load_file(other / WEIGHTS_FILE)
     noisy = {key: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for key, tensor in tensors.items()}
     save_file(noisy, other / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_side(other, json.loads((other / SIDE_FILE).read_text(encoding="utf-8")))
+    write_side(other, read_facts(other, Side))
     return other
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorakit.data.example import Columns
-from lorakit.engine.adapter import write_side
+from lorakit.engine.adapter import Side, write_side
 from lorakit.lora import BaseInfo, LoraConfig, adapter_parameters, add_adapter, save_adapter
 from lorakit.models import load_base
 from lorakit.recipe import TaskSection
@@ -40,5 +40,5 @@ def ship(
         "method": "lora",
         "columns": dataclasses.asdict(Columns()),
     }
-    write_side(folder, {**side, **dict(changes)})
+    write_side(folder, Side.model_validate({**side, **dict(changes)}))
     return folder

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
 MOST_DIGITS = 4_000  # of a whole number in JSON; Python reads 4,300
 
 
@@ -52,7 +53,13 @@ def read_object(path: Path, most: int) -> dict[str, Any]:
     except RecursionError as err:
         raise ValueError("nested too deep") from err
     if not isinstance(raw, dict):
-        raise ValueError(f"holds {'null' if raw is None else f'a {type(raw).__name__}'}, not an object")
+        raise ValueError(f"holds {KINDS[type(raw)]}, not an object")
+    if b"\\u" in data:  # which may write half of a pair, a text that nothing can print
+        for key, value in raw.items():
+            try:
+                json.dumps({key: value}, ensure_ascii=False).encode()
+            except UnicodeEncodeError as err:
+                raise ValueError(f"{key!r} holds half of a surrogate pair, which is not valid Unicode") from err
     return raw
 
 

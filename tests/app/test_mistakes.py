@@ -295,7 +295,7 @@ MISTAKES = (
     Mistake(
         "adapter cut off",
         ("predict", "bad", "a film"),
-        ("bad/adapter_model.safetensors", "changed since it was written"),
+        ("bad/adapter_model.safetensors", "damaged"),
         {"bad/": "{run}/adapter", "bad/adapter_model.safetensors": b"\x08\0\0"},
     ),
     Mistake(

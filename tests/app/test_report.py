@@ -354,7 +354,7 @@ def hostile(run: Path, folder: Path, *, entities: bool) -> Path:
     scores |= {"dtype": PAYLOADS[0], "examples": dict.fromkeys(PAYLOADS, 1), PAYLOADS[1]: 0.5}
     (place / "scores.json").write_text(json.dumps(scores))
     side = json.loads((place / "adapter" / "lorakit.json").read_text())
-    side |= {"base": {"name": PAYLOADS[70], "sha256": PAYLOADS[64], "revision": PAYLOADS[0]}}
+    side |= {"base": {"name": PAYLOADS[70], "sha256": "0" * 64, "revision": PAYLOADS[0]}}
     side |= {"data": dict(pairwise(PAYLOADS)), "versions": {PAYLOADS[3]: PAYLOADS[2]}}
     (place / "adapter" / "lorakit.json").write_text(json.dumps(side))
     (place / "architecture.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
@@ -433,21 +433,21 @@ def test_missing_file_is_said(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
     [
         ("scores.json", "{", r"scores\.json: damaged: JSONDecodeError"),
         ("scores.json", "[" * 100_000, r"scores\.json: damaged: RecursionError"),
-        ("scores.json", '{"metric": 3}', r"scores\.json: damaged: metric: Input should be a valid string, not '3'"),
+        ("scores.json", '{"metric": 3}', r"scores\.json: damaged: metric = 3: should be text"),
         (
             "metrics.jsonl",
             '{"step": 1}\n{"step": "x"}',
-            r"metrics\.jsonl:2: damaged: step: Input should be a valid integer",
+            r"metrics\.jsonl:2: damaged: step = 'x': should be",
         ),
         (
             "predictions.jsonl",
             '{"text": "a", "expected": "b"}\n7\n',
-            r"predictions\.jsonl:2: damaged: Input should be a valid dict",
+            r"predictions\.jsonl:2: damaged: 7: should be an object",
         ),
         (
             "predictions.jsonl",
             '{"text": "a", "expected": "b", "score": NaN}',
-            r"predictions\.jsonl:1: damaged: score: ",
+            r"predictions\.jsonl:1: damaged: score = nan: should be a finite number",
         ),
         (
             "predictions.jsonl",
@@ -457,10 +457,10 @@ def test_missing_file_is_said(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
         (
             "scores.json",
             '{"metric": "a", "confusion": {"labels": ["a"], "matrix": []}}',
-            r"confusion: .*a row and a column",
+            r"confusion = .*a row and a column",
         ),
         ("recipe.toml", "[x", r"recipe\.toml: damaged: "),
-        ("adapter/lorakit.json", "\xff", r"lorakit\.json: damaged: UnicodeDecodeError"),
+        ("adapter/lorakit.json", "\xff", r"lorakit\.json: damaged: not valid UTF-8"),
     ],
 )
 def test_damaged_file_is_one_line(cli: Cli, bert_run: Path, tmp_path: Path, name: str, content: str, said: str) -> None:

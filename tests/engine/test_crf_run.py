@@ -120,7 +120,7 @@ def test_peft_loads_all_but_the_transitions(crf_run: Path) -> None:
     peft = pytest.importorskip("peft")
     loaded = load(crf_run)
     labels = {"num_labels": len(loaded.task.labels), "dtype": torch.float32}
-    base = transformers.AutoModelForTokenClassification.from_pretrained(loaded.side.base, **labels)
+    base = transformers.AutoModelForTokenClassification.from_pretrained(loaded.side.base.name, **labels)
     theirs = peft.PeftModel.from_pretrained(base, crf_run / "adapter").eval()
     batch = loaded.task.tokenizer("Ada left Oslo .", return_tensors="pt")
     with torch.no_grad():

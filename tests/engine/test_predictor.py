@@ -298,7 +298,7 @@ def test_adapter_folder_loads_in_peft_with_the_same_logits(name: str, request: p
     folder = request.getfixturevalue(name)
     loaded = load(folder)
     labels = {} if name == "t5_run" else {"num_labels": len(outputs(loaded))}
-    base = auto_class(loaded).from_pretrained(loaded.side.base, dtype=torch.float32, **labels)
+    base = auto_class(loaded).from_pretrained(loaded.side.base.name, dtype=torch.float32, **labels)
     theirs = peft.PeftModel.from_pretrained(base, folder / "adapter")
     torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
 

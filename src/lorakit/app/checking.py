@@ -184,12 +184,12 @@ def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mappi
         **{role: options[role] for role in ("text", "label") if options[role]},
     }
     raw: dict[str, dict[str, Any]] = {
-        "model": {"base": options["model"] or side.base},
+        "model": {"base": options["model"] or side.base.name},
         "data": {"train": source, **{key: value for key, value in columns.items() if value is not None}},
         "task": side.task.model_dump(),
     }
     if options["model"] is None:
-        raw["model"]["revision"], raw["data"]["max_length"] = side.revision, side.max_length
+        raw["model"]["revision"], raw["data"]["max_length"] = side.base.revision, side.max_length
     return make_recipe(raw, changes, where="command line")
 
 

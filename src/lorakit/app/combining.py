@@ -6,17 +6,17 @@ The search sees one half of the examples, the scores that are told are of the ot
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorakit.app.rehearsal import check_free
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Example
-from lorakit.engine.adapter import SIDE_FILE, Side, read_side, shipped_folder, write_side
+from lorakit.engine.adapter import Side, read_side, shipped_folder, write_side
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.evaluate import answer_all, batches_of
 from lorakit.engine.events import Note, Report, ignore
@@ -44,7 +44,7 @@ from lorakit.tasks.registry import check_labels, make_task
 
 INTO = "combined"
 FIRST_STEP, LAST_STEP = 0.5, 0.05  # of a weight, in the search
-SAME = ("task", "labels", "base_sha256", "quantize", "max_length", "dtype")  # of the adapters
+SAME = ("task", "labels", "base.sha256", "quantize", "max_length", "dtype")  # of the adapters
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Several:
         self.folders = [shipped_folder(run) for run in runs]
         self.sides = [read_side(folder) for folder in self.folders]
         _check_alike(runs, self.sides)
-        self.side: Side = replace(self.sides[0], tuned={})
+        self.side = self.sides[0].model_copy(update={"tuned": {}})
         base = load_shipped(self.folders[0], self.side, allow_base_mismatch=allow_base_mismatch)
         self.model, self.names = base.model, [f"a{i}" for i in range(len(runs))]
         rename_adapter(self.model, "default", self.names[0])
@@ -159,7 +159,7 @@ def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
         if side.method == "full":
             raise ConfigError(f"{run}: the whole model was trained, there is no adapter to combine")
         for key in SAME:
-            ours, theirs = getattr(sides[0], key), getattr(side, key)
+            ours, theirs = attrgetter(key)(sides[0]), attrgetter(key)(side)
             if ours != theirs:
                 raise ConfigError(
                     f"{run}: its {key} is {theirs!r}, that of {runs[0]} {ours!r}: adapters of one task and base "
@@ -299,7 +299,6 @@ def _write(
     if out is None:
         return outcome
     info = read_adapter_config(several.folders[0])[1]
-    raw = json.loads((several.folders[0] / SIDE_FILE).read_text(encoding="utf-8"))
     data = {name: sha256 for side in several.sides for name, sha256 in side.data.items()}
     about = {
         "runs": [str(run) for run in several.runs],
@@ -307,11 +306,11 @@ def _write(
         **dataclasses.asdict(several.way),
     }
     scores = {outcome.metric: outcome.rows[-1].score} if outcome.metric else {}
-    side = {**raw, "tuned": dict(tuned), "data": {**data, **source}, "scores": scores, "combined": about}
+    found = {"tuned": dict(tuned), "data": {**data, **source}, "scores": scores, "combined": about}
     with atomic_folder(out) as folder:
         save_adapter(several.model, folder, made.config, info, INTO)
         save_tokenizer(several.task.tokenizer, folder)
-        write_side(folder, side)
+        write_side(folder, several.sides[0].model_copy(update=found))
     return outcome
 
 

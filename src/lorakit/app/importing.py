@@ -9,8 +9,10 @@ from pathlib import Path
 
 from lorakit import models
 from lorakit.app.rehearsal import check_free
-from lorakit.engine.adapter import write_side
+from lorakit.data.example import Columns
+from lorakit.engine.adapter import Side, write_side
 from lorakit.engine.atomic import atomic_folder
+from lorakit.engine.side import Base
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
 from lorakit.lora.files import PREFIX, WEIGHTS_FILE
@@ -57,21 +59,17 @@ def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]
     with atomic_folder(out) as folder:
         save_adapter(base.model, folder, config, BaseInfo(name, revision, base.kind.peft_task_type))
         save_tokenizer(base.tokenizer, folder)
-        write_side(
-            folder,
-            {
-                "task": task.model_dump(),
-                "labels": list(labels),
-                "max_length": base.max_length,
-                "base": {"name": name, "revision": revision, "sha256": base.sha256},
-                "dtype": "fp32",
-                "method": "lora" if config.target_modules else "head",
-                "columns": {"text": None, "pair": asked.pair},
-                "data": {},
-                "scores": {},
-                "versions": versions(),
-            },
+        side = Side(
+            task=task,
+            labels=labels,
+            max_length=base.max_length,
+            base=Base(name=name, revision=revision, sha256=base.sha256),
+            dtype="fp32",
+            method="lora" if config.target_modules else "head",
+            columns=Columns(pair=asked.pair),
+            versions=versions(),
         )
+        write_side(folder, side)
     return _found(base, task, labels, config, info)
 
 

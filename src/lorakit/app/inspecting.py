@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
 from collections import Counter
@@ -15,10 +13,12 @@ from torch import nn
 
 from lorakit.app.console import score_lines
 from lorakit.app.trackers import check_trackers
+from lorakit.digest import read_object
 from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.events import Report, ignore
 from lorakit.engine.prepare import Prepared, prepare
-from lorakit.errors import AdapterError, ModelError
+from lorakit.engine.side import MOST_BYTES
+from lorakit.errors import AdapterError, ModelError, OutputError, first_line
 from lorakit.lora import LoraConfig, linear_layers, read_adapter_config
 from lorakit.lora.files import PREFIX, WEIGHTS_FILE
 from lorakit.lora.geometry import matrix_shape
@@ -129,18 +129,30 @@ def inspect_run(path: Path) -> Inspection:
     lines = [
         f"folder: {folder}",
         f"task: {side.task.name}" + (f", {len(side.labels)} labels: {', '.join(side.labels)}" if side.labels else ""),
-        f"base: {side.base}{f' at {side.revision}' if side.revision else ''}, sha256 {side.base_sha256[:12]}..., "
+        f"base: {side.base.name}{f' at {side.base.revision}' if side.base.revision else ''}, "
+        f"sha256 {side.base.sha256[:12]}..., "
         f"{side.dtype}{_quantized(side.quantize)}",
         f"method: {side.method}, at most {side.max_length} tokens",
     ]
-    facts: dict[str, Any] = {"folder": str(folder), **dataclasses.asdict(side), "task": side.task.model_dump()}
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        **side.model_dump(exclude={"files", "scores", "versions", "combined"}),
+        "base": side.base.name,
+        "revision": side.base.revision,
+        "base_sha256": side.base.sha256,
+    }
     if side.method != "full":
         more = inspect_adapter(folder)
         lines, facts = [*lines, *more.lines], {**facts, **more.facts}
     scores = path / "scores.json"
     if scores.is_file():
-        facts["scores"] = json.loads(scores.read_text(encoding="utf-8"))
-        lines += score_lines(facts["scores"])
+        try:
+            facts["scores"] = read_object(scores, MOST_BYTES)
+            lines += score_lines(facts["scores"])
+        except OSError as err:
+            raise OutputError(f"{scores}: cannot be read: {err.strerror}") from err
+        except (ArithmeticError, AttributeError, IndexError, LookupError, TypeError, ValueError) as err:
+            raise OutputError(f"{scores}: damaged: {first_line(err)}") from err
     return Inspection(lines, facts)
 
 

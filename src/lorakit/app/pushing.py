@@ -45,7 +45,7 @@ def push(
     sizes = {path.name: path.stat().st_size for path in files}
     lines = [f"{size:>12,}  {name}" for name, size in sizes.items()]
     lines += [f"no {FILE} among them; `lorakit card RUN` writes one"] * (FILE not in sizes)
-    if told := [name for name in (*side.data, side.base) if name.startswith(("/", "~"))]:
+    if told := [name for name in (*side.data, side.base.name) if name.startswith(("/", "~"))]:
         lines.append(f"lorakit.json in it names files of this machine: {', '.join(told)}")
     facts = {"repository": repo_id, "folder": str(folder), "files": sizes, "dry_run": dry_run}
     if dry_run:

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lorakit.data.example import Columns
 from lorakit.digest import file_sha256
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.prepare import Prepared, columns_of
-from lorakit.engine.runtime import DTYPES
+from lorakit.engine.side import FORMAT, GUARDED, SIDE_FILE, Base, SideFacts, read_facts
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.lora.files import WEIGHTS_FILE
-from lorakit.lora.peft_config import CONFIG_FILE
-from lorakit.lora.quantize import FORMATS
+from lorakit.lora.header import read_header
+from lorakit.lora.peft_config import MAX_BYTES
 from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Scores
 
-SIDE_FILE = "lorakit.json"
-FORMAT = 1
-GUARDED = (CONFIG_FILE, WEIGHTS_FILE)  # an edit of alpha, say, changes every answer and no shape
+MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(SideFacts):
     """The content of lorakit.json: enough to answer from the folder alone."""
 
     task: TaskSection
-    labels: tuple[str, ...]
-    max_length: int
-    tuned: Mapping[str, Any]  # on the validation examples: thresholds, say
-    data: Mapping[str, str]  # sha256 of each source that it was trained or chosen on
-    columns: Columns  # that it was trained on; with a pair, answers need pairs too
-    base: str
-    revision: str | None
-    base_sha256: str
-    dtype: str
-    quantize: str
-    method: str
 
 
 def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
@@ -61,29 +42,32 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
     return target
 
 
-def write_side(folder: Path, content: Mapping[str, Any]) -> None:
+def write_side(folder: Path, side: Side) -> None:
     """Write lorakit.json, with the sums of the files beside it."""
-    files = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
-    text = json.dumps({**content, "format": FORMAT, "files": files}, indent=2, sort_keys=True, ensure_ascii=False)
+    sums = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
+    content = side.model_dump(exclude={"columns": {"group"}})  # which divides examples for training alone
+    if not side.combined:
+        del content["combined"]
+    text = json.dumps({**content, "format": FORMAT, "files": sums}, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _side(prepared: Prepared, scores: Scores) -> dict[str, Any]:
+def _side(prepared: Prepared, scores: Scores) -> Side:
     recipe, base = prepared.recipe, prepared.base
-    return {
-        "task": recipe.task.model_dump(),
-        "labels": list(prepared.task.labels),
-        "tuned": dict(prepared.task.tuned),
-        "max_length": recipe.data.max_length or base.max_length,
-        "base": {"name": base.name, "revision": base.revision, "sha256": base.sha256},
-        "dtype": "fp32" if prepared.dtype.itemsize == 4 else "bf16",
-        "quantize": recipe.model.quantize,
-        "method": recipe.train.method,
-        "columns": {k: v for k, v in dataclasses.asdict(columns_of(recipe.data)).items() if k != "group"},
-        "data": prepared.fingerprints,
-        "scores": {key: value for key, value in scores.items() if isinstance(value, float)},
-        "versions": versions(),
-    }
+    return Side(
+        task=recipe.task,
+        labels=prepared.task.labels,
+        tuned=dict(prepared.task.tuned),
+        max_length=recipe.data.max_length or base.max_length,
+        base=Base(name=base.name, revision=base.revision, sha256=base.sha256),
+        dtype="fp32" if prepared.dtype.itemsize == 4 else "bf16",
+        quantize=recipe.model.quantize,
+        method=recipe.train.method,
+        columns=columns_of(recipe.data),
+        data=prepared.fingerprints,
+        scores={key: value for key, value in scores.items() if isinstance(value, float)},
+        versions=versions(),
+    )
 
 
 def shipped_folder(path: Path) -> Path:
@@ -104,45 +88,20 @@ def shipped_folder(path: Path) -> Path:
 
 
 def read_side(folder: Path) -> Side:
-    """Read lorakit.json. Raises an AdapterError where it is damaged or of a newer format."""
-    path = folder / SIDE_FILE
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if export := raw.get("export"):
-            raise AdapterError(
-                f"{folder}: an export to {export}, for other programs; lorakit answers from the run itself"
-            )
-        if raw["format"] != FORMAT:
-            raise AdapterError(
-                f"{path}: format {raw['format']} was written by a newer lorakit; this one reads {FORMAT}"
-            )
-        for name, sha256 in raw["files"].items():
-            if file_sha256(folder / name) != sha256:
-                raise AdapterError(
-                    f"{folder / name}: changed since it was written (its sha256 is not the one in {SIDE_FILE})"
-                )
-        if raw["dtype"] not in DTYPES:
-            raise ValueError(f"dtype = {raw['dtype']!r}")
-        if (format := raw.get("quantize", "none")) not in ("none", *FORMATS):
-            raise ValueError(f"quantize = {format!r}")
-        return Side(
-            task=TaskSection.model_validate(raw["task"]),
-            labels=tuple(raw["labels"]),
-            max_length=int(raw["max_length"]),
-            tuned=dict(raw.get("tuned", {})),
-            data=dict(raw.get("data", {})),
-            columns=_columns(raw["columns"]),
-            base=raw["base"]["name"],
-            revision=raw["base"]["revision"],
-            base_sha256=raw["base"]["sha256"],
-            dtype=raw["dtype"],
-            quantize=format,
-            method=raw["method"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
-        raise AdapterError(f"{path}: damaged: {type(err).__name__} {err}") from err
+    """Read lorakit.json, and compare the files that it guards.
 
-
-def _columns(raw: Mapping[str, Any]) -> Columns:
-    label = raw.get("label")  # JSON has no tuples
-    return Columns(**{**raw, "label": tuple(label) if isinstance(label, list) else label})
+    Raises:
+        AdapterError: it is damaged or of a newer format, or a file beside it changed since it was written.
+    """
+    side = read_facts(folder, Side)
+    for name, sha256 in side.files.items():
+        path = folder / name
+        if name == WEIGHTS_FILE:
+            read_header(path)  # refuses what is not an adapter before all of it is read
+        try:
+            found = file_sha256(path, MOST_WEIGHTS if name == WEIGHTS_FILE else MAX_BYTES)
+        except OSError as err:
+            raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
+        if found != sha256:
+            raise AdapterError(f"{path}: changed since it was written (its sha256 is not the one in {SIDE_FILE})")
+    return side

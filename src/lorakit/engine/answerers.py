@@ -73,4 +73,4 @@ def _identity(folders: Mapping[str, Path], side: Side) -> dict[str, str]:
     adapters = {f"adapter {name}".strip(): folder_sha256(folder) for name, folder in folders.items()}
     if side.method == "full":
         return adapters
-    return {"base": weights_sha256(find(side.base, side.revision)), **adapters}
+    return {"base": weights_sha256(find(side.base.name, side.base.revision)), **adapters}

@@ -170,9 +170,9 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
     kind = TASKS[side.task.name].model
     whole = side.method == "full"
     sha256 = None if whole else checked_base(folder, side, allow_base_mismatch)
-    name = str(folder) if whole else side.base
+    name = str(folder) if whole else side.base.name
     layers, outputs = task_layers(side.task, side.labels), TASKS[side.task.name].outputs(side.labels)
-    base = load_base(name, kind, labels=outputs, revision=side.revision, sha256=sha256, layers=layers)
+    base = load_base(name, kind, labels=outputs, revision=side.base.revision, sha256=sha256, layers=layers)
     if side.quantize != "none":
         quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
     if not whole:
@@ -182,10 +182,10 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
 
 def checked_base(folder: Path, side: Side, allow_mismatch: bool = False) -> str:
     """The sha256 of the base model's weights, compared before anything is loaded."""
-    sha256 = weights_sha256(find(side.base, side.revision))
-    if sha256 != side.base_sha256 and not allow_mismatch:
+    sha256 = weights_sha256(find(side.base.name, side.base.revision))
+    if sha256 != side.base.sha256 and not allow_mismatch:
         raise AdapterError(
-            f"{folder}: trained on another {side.base}: its weights have sha256 {side.base_sha256[:12]}..., the ones found "
+            f"{folder}: trained on another {side.base.name}: its weights have sha256 {side.base.sha256[:12]}..., the ones found "
             f"have {sha256[:12]}...; answers would differ (--allow-base-mismatch loads it all the same)"
         )
     return sha256

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lorakit.engine.adapter import SIDE_FILE, Side, read_side
+from lorakit.engine.adapter import Side, read_side
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.kernels import speed_up
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device, to_device
+from lorakit.engine.side import SIDE_FILE
 from lorakit.errors import AdapterError, ModelError
 from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
 from lorakit.lora.files import WEIGHTS_FILE, reload_adapter
@@ -97,7 +98,7 @@ class SharedModel:
         self.side, self.base_sha256 = side, base_sha256
         kind = TASKS[side.task.name]
         outputs = kind.outputs(side.labels)
-        base = load_base(side.base, kind.model, labels=outputs, revision=side.revision, sha256=base_sha256)
+        base = load_base(side.base.name, kind.model, labels=outputs, revision=side.base.revision, sha256=base_sha256)
         self.kind, self.tokenizer = base.kind.auto_class, base.tokenizer
         self.device, dtype = pick_device(), DTYPES[side.dtype]
         if side.quantize != "none":
@@ -107,7 +108,9 @@ class SharedModel:
         self._head, last = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)][-1]
         self._width = len(outputs)
         if kind.model != "text2text" and last.out_features != self._width:
-            raise ModelError(f"{side.base}: its output layer is not known: {self._head} has {last.out_features} rows")
+            raise ModelError(
+                f"{side.base.name}: its output layer is not known: {self._head} has {last.out_features} rows"
+            )
         self._plain = _copy(self.model)  # before it is changed
         self._moulds: dict[tuple[int, bool, bytes], nn.Module] = {}  # the one used last at the end
         self._keys = (f"version-{number}" for number in count(1))
@@ -167,10 +170,10 @@ class SharedModel:
         _check_method(folder, side)
         if (kind := KINDS[TASKS[side.task.name].model].auto_class) != self.kind:
             raise AdapterError(f"{folder}: {side.task.name} needs {kind}; the others share {self.kind}")
-        if side.base_sha256 != self.base_sha256:
+        if side.base.sha256 != self.base_sha256:
             raise AdapterError(
-                f"{folder}: trained on another base model ({side.base}): its weights have sha256 {side.base_sha256[:12]}..., "
-                f"those of the others {self.base_sha256[:12]}..."
+                f"{folder}: trained on another base model ({side.base.name}): its weights have sha256 "
+                f"{side.base.sha256[:12]}..., those of the others {self.base_sha256[:12]}..."
             )
         for name in ("dtype", "quantize"):
             if getattr(side, name) != getattr(self.side, name):

@@ -145,6 +145,6 @@ def make_task(
     if tuned:
         try:
             task = task.with_tuned(tuned)
-        except (KeyError, TypeError, ValueError) as err:
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise AdapterError(f"lorakit.json: damaged: what was tuned does not fit {section.name}: {tuned}") from err
     return task

@@ -111,12 +111,12 @@ def _public_name(side: Side, options: Options) -> tuple[str, list[str]]:
     """What others call the base model, and a line where that differs from the recipe's name."""
     if options.base_name is not None:
         return options.base_name, [f"base model: called {options.base_name}"]
-    if side.base == "minilm":
+    if side.base.name == "minilm":
         return MINILM_HUB, [f"base model: called {MINILM_HUB}, which is where minilm comes from"]
-    if side.base == "t5-demo":
-        folder = str(find(side.base))
+    if side.base.name == "t5-demo":
+        folder = str(find(side.base.name))
         return folder, [f"base model: t5-demo is on no hub; called by its folder here, {folder}"]
-    return side.base, []
+    return side.base.name, []
 
 
 def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) -> list[str]:

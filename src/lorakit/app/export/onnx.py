@@ -23,9 +23,10 @@ from lorakit.app.export.graphs import (
     write_writer,
 )
 from lorakit.data.example import Example
-from lorakit.engine.adapter import SIDE_FILE, Side, read_side, shipped_folder
+from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import load_shipped
+from lorakit.engine.side import SIDE_FILE
 from lorakit.errors import ConfigError
 from lorakit.lora import merge_and_unload
 from lorakit.models import BaseModel, save_plain
@@ -122,7 +123,7 @@ def _write_beside(base: BaseModel, task: Task, side: Side, place: Path) -> None:
         "max_length": side.max_length,
         **{key: getattr(task, key) for key in ("prefix", "max_target_length") if hasattr(task, key)},
         **tuned,
-        "base": {"name": side.base, "revision": side.revision, "sha256": side.base_sha256},
+        "base": side.base.model_dump(),
     }
     text = json.dumps(facts, indent=2, ensure_ascii=False)
     (place / SIDE_FILE).write_text(text + "\n", encoding="utf-8")

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from lorakit.digest import open_regular
+from lorakit.engine.side import SIDE_FILE, SideFacts, first_problem, read_facts
 from lorakit.errors import OutputError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -118,26 +120,6 @@ class Prediction(_Lenient):
         return self
 
 
-class Base(_Lenient):
-    """The base model in lorakit.json."""
-
-    name: str
-    sha256: str
-    revision: str | None = None
-
-
-class Side(_Lenient):
-    """What of lorakit.json a report shows."""
-
-    base: Base
-    data: dict[str, str] = {}
-    files: dict[str, str] = {}
-    versions: dict[str, str] = {}
-    labels: list[str] = []
-    max_length: int | None = None
-    quantize: str = "none"
-
-
 @dataclass(frozen=True)
 class RunFiles:
     """The content of a run folder; `missing` names the files that are not there."""
@@ -146,7 +128,7 @@ class RunFiles:
     scores: Scores
     lines: list[Line]
     predictions: list[Prediction]
-    side: Side | None
+    side: SideFacts | None
     recipe: Mapping[str, Any]
     recipe_text: str
     missing: list[str] = field(default_factory=list)
@@ -182,15 +164,17 @@ def read_run(path: Path) -> RunFiles:
     scores = _checked(Scores, text, path / "scores.json")
     lines = _lines(Line, path / "metrics.jsonl", missing)
     predictions = _lines(Prediction, path / "predictions.jsonl", missing)
-    place = path / ("model" if scores.method == "full" else "adapter") / "lorakit.json"
-    side = _text(place, missing)
+    place = path / ("model" if scores.method == "full" else "adapter")
+    side = read_facts(place, SideFacts) if (place / SIDE_FILE).exists() else None
+    if side is None:
+        missing.append(str(place / SIDE_FILE))
     recipe = _text(path / "recipe.toml", missing) or ""
     return RunFiles(
         path,
         scores,
         lines,
         predictions,
-        _checked(Side, side, place) if side is not None else None,
+        side,
         _toml(recipe, path / "recipe.toml"),
         recipe,
         [str(Path(name).relative_to(path)) for name in missing],
@@ -200,7 +184,8 @@ def read_run(path: Path) -> RunFiles:
 def _text(path: Path, missing: list[str]) -> str | None:
     """The content of a file; one that is not there is noted."""
     try:
-        return path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            return file.read().decode()
     except FileNotFoundError:
         missing.append(str(path))
         return None
@@ -217,9 +202,7 @@ def _checked(model: type[Model], text: str, place: object) -> Model:
     try:
         return model.model_validate(json.loads(text))
     except ValidationError as err:
-        first = err.errors(include_url=False, include_context=False)[0]
-        where = "".join(f"{key}: " for key in first["loc"])
-        raise OutputError(f"{place}: damaged: {where}{first['msg']}, not {str(first['input'])[:60]!r}") from err
+        raise OutputError(f"{place}: damaged: {first_problem(err)}") from err
     except (ValueError, RecursionError) as err:
         raise OutputError(f"{place}: damaged: {type(err).__name__} {err}") from err
 

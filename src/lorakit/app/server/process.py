@@ -60,7 +60,7 @@ def run(
         for name in pool.folders:
             pool.load(name).result()
         gc.freeze()  # what stays is not searched again: a pass over hundreds of adapters stops every thread for 0.2 s
-        facts = {"adapters": list(pool.folders), "base": pool.shared.side.base, "bytes": pool.size}
+        facts = {"adapters": list(pool.folders), "base": pool.shared.side.base.name, "bytes": pool.size}
         if dry_run:
             return say({**facts, "url": "nothing is served: --dry-run"})
         with _listening(*address) as listener:

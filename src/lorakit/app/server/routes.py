@@ -208,7 +208,7 @@ class Service:
         """What text-embeddings-inference tells of a model, as far as it applies."""
         shared = self.pool.shared
         return {
-            "model_id": shared.side.base,
+            "model_id": shared.side.base.name,
             "model_sha": shared.base_sha256,
             "model_dtype": shared.side.dtype,
             "model_type": {"classifier": {"id2label": dict(enumerate(shared.side.labels))}},

@@ -1,0 +1,158 @@
+"""lorakit.json: what a shipped folder says of itself. One schema for all that write it or read it; without torch."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+
+from lorakit.data.example import Columns
+from lorakit.digest import read_object
+from lorakit.errors import AdapterError
+
+SIDE_FILE = "lorakit.json"
+FORMAT = 1
+MOST_BYTES = 2**24  # of the file: 200,000 labels of 40 letters, in a list and in an order
+MOST_ENTRIES = 100_000  # of an object in it: each wrong one would cost an error's memory
+MOST_TOKENS = 1_000_000
+Guarded = Literal["adapter_config.json", "adapter_model.safetensors"]
+GUARDED: tuple[Guarded, ...] = get_args(Guarded)  # an edit of alpha, say, changes every answer and no shape
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, Mapping) and len(value) > MOST_ENTRIES:
+        raise ValueError(f"should be an object of at most {MOST_ENTRIES:,} entries, not {len(value):,}")
+    return value
+
+
+def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        twice = Counter(labels).most_common(1)[0][0]
+        raise ValueError(f"should be different labels; {twice[:80]!r} stands twice")
+    return labels
+
+
+def _in_tuples(columns: Any) -> Any:
+    """JSON has no tuples."""
+    if isinstance(columns, dict) and isinstance(columns.get("label"), list):
+        return {**columns, "label": tuple(columns["label"])}
+    return columns
+
+
+def _usable(tuned: dict[str, Any]) -> dict[str, Any]:
+    for name, value in tuned.items():
+        values = list(value.values()) if isinstance(value, dict) else [value]
+        if not all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in values):
+            raise ValueError("should be finite numbers, or objects of them")
+        if name in ("temperature", "spread") and not (type(value) in (int, float) and value > 0):
+            raise ValueError(f"should be a number above 0 for {name}")
+    return tuned
+
+
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Few = BeforeValidator(_few)
+
+
+class Facts(BaseModel):
+    """A table of the file: values of another type are errors, keys of a later lorakit are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Base(Facts):
+    """The model that an adapter belongs to."""
+
+    name: Name
+    revision: Name | None = None
+    sha256: Sha256  # of the weights
+
+
+class SideFacts(Facts):
+    """All but the task, which is the recipe's section."""
+
+    base: Base
+    labels: Annotated[tuple[str, ...], FailFast(), AfterValidator(_distinct)]
+    max_length: Annotated[int, Field(strict=True, ge=1, le=MOST_TOKENS)]
+    columns: Annotated[Columns, BeforeValidator(_in_tuples)]  # that it was trained on; with a pair, answers need pairs
+    dtype: Literal["fp32", "bf16"]
+    method: Literal["lora", "full", "head"]
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    # on the validation examples: thresholds, say
+    tuned: Annotated[dict[str, Any], AfterValidator(_usable)] = {}
+    data: Annotated[dict[str, str], Few] = {}  # sha256 of each source that it was trained or chosen on
+    scores: Annotated[dict[str, float], Few] = {}
+    versions: Annotated[dict[str, str], Few] = {}
+    files: dict[Guarded, Sha256] = {}
+    combined: Annotated[dict[str, Any], Few] = {}  # how `lorakit combine` made it
+
+
+Read = TypeVar("Read", bound=SideFacts)
+
+
+def read_facts(folder: Path, schema: type[Read]) -> Read:
+    """What a folder's lorakit.json says; the files beside it are not looked at.
+
+    Raises:
+        AdapterError: it is damaged (the message names the key), of a newer format, or that of an export.
+    """
+    path = folder / SIDE_FILE
+    try:
+        raw = read_object(path, MOST_BYTES)
+    except OSError as err:
+        raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
+    except ValueError as err:
+        raise AdapterError(f"{path}: damaged: {err}") from err
+    if export := raw.get("export"):
+        raise AdapterError(
+            f"{folder}: an export to {str(export)[:80]}, for other programs; lorakit answers from the run itself"
+        )
+    if (format := raw.get("format")) != FORMAT:
+        words = (
+            "was written by a newer lorakit; this one reads" if isinstance(format, int) and format > FORMAT else "not"
+        )
+        raise AdapterError(f"{path}: format {_short(format)} {words} {FORMAT}")
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as err:
+        raise AdapterError(f"{path}: damaged: {first_problem(err)}") from err
+
+
+# What pydantic expected, by its kind of error, in the words of JSON
+EXPECTED = {
+    "string_type": "text",
+    "string_unicode": "valid Unicode text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "an object"),
+}
+
+
+def first_problem(err: ValidationError) -> str:
+    """The first thing that is wrong, as `key = value: should be ...`."""
+    problem = err.errors(include_url=False, include_context=False)[0]
+    key = ".".join(str(part)[:80] for part in problem["loc"][:2])
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    place = f"{key} = {_short(problem['input'])}" if key else _short(problem["input"])
+    words = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in EXPECTED:
+        words = f"should be {EXPECTED[problem['type']]}"
+    return f"{place}: {words.replace('Input should', 'should').replace('String should', 'should')}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, dict)) and len(value) > 100:
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "a value nested too deep"
+    return text if len(text) <= 80 else f"{text[:77]}..."
