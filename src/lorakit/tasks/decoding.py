@@ -7,6 +7,7 @@ others: of T5's 32,128 rows that is a few hundred at most, and the answer is the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.constrained import Language, allowed
+from lorakit.tasks.text2text_batches import output_layer_reads
 
-BARE_HEADS = ("t5", "mt5", "umt5")  # families whose logits are their output layer's answer, scaled at most
+BARE_HEADS = ("t5", "mt5", "umt5", "longt5")  # families whose logits are their output layer's answer
 
 
 class Written(NamedTuple):
@@ -96,22 +98,21 @@ class Decoder:
 
     def logits(self, last: Tensor, rows: Tensor | None) -> Tensor:
         """Logits of the token behind the last ones: all, or of some rows of the output layer. Shapes: (B, T), (R) -> (B, R)."""
-        common = {"past_key_values": self.cache, "use_cache": True}
-        if rows is None or not self._has_bare_head():
-            encoder_outputs = (self.encoded,)
-            out = self.model(
-                encoder_outputs=encoder_outputs, attention_mask=self.mask, decoder_input_ids=last, **common
-            )
-            self.cache = out.past_key_values
-            logits: Tensor = out.logits[:, -1]
-            return logits if rows is None else logits[:, rows]
-        out = self.model.get_decoder()(
-            input_ids=last, encoder_hidden_states=self.encoded, encoder_attention_mask=self.mask, **common
-        )
+        asked = {"encoder_outputs": (self.encoded,), "attention_mask": self.mask, "decoder_input_ids": last}
+        states: list[Tensor] = []  # what the output layer reads, scaled as the family does it
+
+        def take(read: Tensor) -> Tensor:
+            states.append(read[:, -1])
+            return read[:, :0]
+
+        bare = rows is not None and self._has_bare_head()
+        with output_layer_reads(self.model, take) if bare else nullcontext():
+            out = self.model(**asked, past_key_values=self.cache, use_cache=True)
         self.cache = out.past_key_values
-        config = self.model.config
-        scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1
-        return F.linear(out.last_hidden_state[:, -1] * scale, self.model.get_output_embeddings().weight[rows])
+        if bare:
+            return F.linear(states[0], self.model.get_output_embeddings().weight[rows])
+        logits: Tensor = out.logits[:, -1]
+        return logits if rows is None else logits[:, rows]
 
     def _has_bare_head(self) -> bool:
         """Whether rows of the output layer can be taken out: it is a plain matrix, neither adapted nor quantised."""

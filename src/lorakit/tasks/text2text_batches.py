@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def collate(items: Sequence[Item], pad_id: int) -> Batch:
+def collate(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """A padded batch. Shapes: input_ids, attention_mask (B, T); labels (B, target tokens); source (B, characters)."""
-    batch = pad_inputs(items, pad_id)
+    batch = pad_inputs(items, tokenizer)
     batch["labels"] = pad([item["labels"] for item in items], IGNORE)
     if "source" in items[0]:
         batch["source"] = pad([item["source"] for item in items], 0)
@@ -35,23 +36,27 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: 
     return [row[:limit] for row in ids]
 
 
-def losses_of_rows(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed.
+@contextmanager
+def output_layer_reads(model: Any, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a model that writes compute logits of a part of the states alone; other threads may be inside of the same model."""
+    thread = threading.get_ident()
 
-    Other threads may be inside of the same model.
-    """
+    def chosen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (choose(inputs[0]),) if threading.get_ident() == thread else None
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def losses_of_rows(model: Any, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed."""
     labels = batch["labels"]
     wanted = labels != IGNORE
     decoder_input = model.prepare_decoder_input_ids_from_labels(labels=labels)
-    thread = threading.get_ident()
-
-    def keep_wanted(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return (inputs[0][wanted],) if threading.get_ident() == thread else None
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
-    try:
+    with output_layer_reads(model, lambda states: states[wanted]):
         logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
-    finally:
-        hook.remove()
     losses = F.cross_entropy(logits.float(), labels[wanted], reduction="none")  # (N,)
     return losses.new_zeros(labels.shape).masked_scatter(wanted, losses).sum(1)
