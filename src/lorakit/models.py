@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,16 @@ MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
 FP32_ATTENTION = "sdpa-in-fp32"  # a name in transformers' table of attention functions
 LONGEST = 512  # tokens; the default limit where a model would allow more
-DROPOUTS = (  # every name under which the supported families keep a dropout rate
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout", "attention_dropout"),
-    *("activation_dropout", "hidden_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"),
-    *("seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
-)
+RATE = re.compile(r"(.*_)?(pdrop|dropout(_prob|_rate|_p)?)")  # how transformers calls a dropout rate
+LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that are skipped
+READ_EACH_TIME = (
+    "attention_dropout",
+    "attn_pdrop",
+    "dropout",
+    "hidden_dropout",
+)  # in their configs, by Falcon, GPT-J, ...
+SHORT, LONG = "a", "a b c d e f g h i"  # two texts to be read together
+BATCH_TOLERANCE = 1e-3  # of the largest answer, by which a text's may differ beside a longer one
 
 
 # Families with byte-level BPE, where a word given alone must be told that a space stands before it.
@@ -67,6 +73,7 @@ class BaseModel:
     saved_modules: tuple[str, ...]  # paths of the head, and of layers that the checkpoint lacked
     missing: tuple[str, ...]  # tensors that the checkpoint lacked, and that are random now
     max_length: int  # tokens
+    drops: bool  # whether a part of it drops anything at random while it trains
 
     def new_head(self) -> nn.Linear | None:
         """The output layer, where the checkpoint lacked it and it has a bias."""
@@ -97,16 +104,22 @@ def load_base(
     """
     folder = find(name, revision)
     with _quiet():
-        config = _config(folder, name, labels if kind != "text2text" else (), dropout)
+        config = _config(folder, name, labels if kind != "text2text" else ())
+        if dropout is not None:  # some modules are made only where the rate is above zero
+            _set_dropout(_configs(config), dropout)
         if KINDS[kind].problem_type:
             config.problem_type = KINDS[kind].problem_type
         model, missing = _model(folder, name, KINDS[kind], config, seed)
-        tokenizer = _tokenizer(folder, name, words=kind == "token_classification")
+        tokenizer = _tokenizer(folder, name, config, KINDS[kind])
+    if dropout is not None:
+        _set_dropout([*model.modules(), *_configs_of(model)], dropout)
+    for own in _configs_of(model):
+        if hasattr(own, "pad_token_id"):  # what is padded is what the tokenizer's token says, by whatever the file is
+            own.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        model.depends_on_batch = _depends_on_batch(model, tokenizer, name, KINDS[kind])
     for layer, module in layers.items():
         model.add_module(layer, module)
-    if tokenizer.pad_token_id is None:  # decoder-only families have none; what stands there is masked
-        tokenizer.pad_token = tokenizer.eos_token
-        config.pad_token_id = tokenizer.pad_token_id
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
@@ -114,19 +127,24 @@ def load_base(
         name=name,
         revision=revision,
         sha256=sha256 or weights_sha256(folder),
-        saved_modules=(*_saved_modules(model, missing), *layers),
+        saved_modules=(*_saved_modules(model, missing, KINDS[kind]), *layers),
         missing=tuple(sorted(missing)),
-        max_length=_max_length(config, tokenizer),
+        max_length=_max_length(model, tokenizer),
+        drops=has_dropout(model),
     )
 
 
 def load_tokenizer(name: str, kind: str, revision: str | None = None) -> tuple[Any, int]:
     """The tokenizer of a base model and its length limit in tokens, without the weights; errors as `load_base`."""
+    from transformers import MODEL_MAPPING
+
     folder = find(name, revision)
     with _quiet():
-        config = _config(folder, name, (), None)
-        tokenizer = _tokenizer(folder, name, words=kind == "token_classification")
-    return tokenizer, _max_length(config, tokenizer)
+        config = _config(folder, name, ())
+        tokenizer = _tokenizer(folder, name, config, KINDS[kind])
+        with torch.device("meta"):
+            body = MODEL_MAPPING[type(config)]
+            return tokenizer, _max_length((body[0] if isinstance(body, tuple) else body)(config), tokenizer)
 
 
 def find(name: str, revision: str | None = None) -> Path:
@@ -258,20 +276,52 @@ def _from_pretrained(auto_class: str, folder: Path, name: str, **options: Any) -
         ) from err
 
 
-def _config(folder: Path, name: str, labels: Sequence[str], dropout: float | None) -> Any:
+def _config(folder: Path, name: str, labels: Sequence[str]) -> Any:
     changes: dict[str, Any] = {}
     if labels:
         changes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     config = _from_pretrained("AutoConfig", folder, name, **changes)
     config._attn_implementation = None  # the folder's choice may name a kernel, code that the hub would be asked for
-    if dropout is not None:
-        for key in DROPOUTS:
-            if getattr(config, key, None) is not None:
-                setattr(config, key, dropout)
     return config
 
 
-def _model(folder: Path, name: str, kind: Kind, config: Any, seed: int) -> tuple[nn.Module, set[str]]:
+def _configs(config: Any) -> list[Any]:
+    """A config and those inside of it: of a decoder, of the part that reads text, ..."""
+    from transformers import PreTrainedConfig
+
+    inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    return [config, *(found for own in inner for found in _configs(own))]
+
+
+def _configs_of(model: nn.Module) -> list[Any]:
+    """Every config that a part of the model looks at, some of which are copies."""
+    own = [config for module in model.modules() if (config := vars(module).get("config")) is not None]
+    return list({id(found): found for config in own for found in _configs(config)}.values())
+
+
+def _set_dropout(holders: Iterable[Any], rate: float) -> None:
+    """Give every dropout among modules and configs this rate; with 0, no block is skipped either."""
+    for holder in holders:
+        for name in _rates(holder, RATE) + (_rates(holder, LAYER_RATE) if rate == 0 else []):
+            if isinstance(holder, nn.Module) or type(getattr(holder, name)) is float:
+                setattr(holder, name, rate)
+            elif rate == 0:  # some configs take whole numbers alone
+                setattr(holder, name, 0)
+
+
+def _rates(holder: Any, pattern: re.Pattern[str]) -> list[str]:
+    """The names under which a module or a config has a rate, as a number of its own."""
+    rates = [name for name, value in vars(holder).items() if type(value) in (int, float) and pattern.fullmatch(name)]
+    return [*rates, "p"] if isinstance(holder, nn.modules.dropout._DropoutNd) and pattern is RATE else rates
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a part of the model drops anything at random while it trains."""
+    rates = [getattr(m, name) for m in model.modules() for p in (RATE, LAYER_RATE) for name in _rates(m, p)]
+    return any(rates) or any(getattr(c, name, None) for c in _configs_of(model) for name in READ_EACH_TIME)
+
+
+def _model(folder: Path, name: str, kind: Kind, config: Any, seed: int) -> tuple[Any, set[str]]:
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -279,32 +329,91 @@ def _model(folder: Path, name: str, kind: Kind, config: Any, seed: int) -> tuple
     return model, set(info["missing_keys"])
 
 
-def _tokenizer(folder: Path, name: str, words: bool) -> Any:
-    byte_level = _from_pretrained("AutoConfig", folder, name).model_type in BYTE_LEVEL
-    options = {"add_prefix_space": True} if words and byte_level else {}
-    return _from_pretrained("AutoTokenizer", folder, name, **options)
+def _tokenizer(folder: Path, name: str, config: Any, kind: Kind) -> Any:
+    options: dict[str, Any] = {}
+    if kind.peft_task_type == "TOKEN_CLS" and config.model_type in BYTE_LEVEL:
+        options["add_prefix_space"] = True
+    # These heads read the state at the last end token, and want as many of them in each text: one that a text spells
+    # is text.
+    ends_count = kind.peft_task_type == "SEQ_CLS" and config.is_encoder_decoder
+    if ends_count:
+        options["split_special_tokens"] = True
+    tokenizer = _from_pretrained("AutoTokenizer", folder, name, **options)
+    if ends_count and tokenizer.is_fast:
+        _break_up(tokenizer, tokenizer.eos_token)
+    if tokenizer.pad_token_id is None:  # decoder-only families have none; what stands there is masked
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"model.base = {name!r}: its tokenizer has neither a padding nor an end token; name one")
+        tokenizer.pad_token = tokenizer.eos_token
+    reads_last = kind.peft_task_type == "SEQ_CLS" and getattr(config, "summary_type", None) == "last"
+    tokenizer.padding_side = "left" if reads_last else "right"
+    return tokenizer
 
 
-def _saved_modules(model: nn.Module, missing: set[str]) -> tuple[str, ...]:
+def _break_up(tokenizer: Any, token: str) -> None:
+    """Let a unigram model, whose vocabulary has the token as a piece, read it as several where a text spells it."""
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    apart = normalizers.Replace(token, f"{token[0]} {token[1:]}")
+    backend.normalizer = normalizers.Sequence([apart, *([backend.normalizer] if backend.normalizer else [])])
+
+
+def _saved_modules(model: nn.Module, missing: set[str], kind: Kind) -> tuple[str, ...]:
     """The task head, and every module inside the encoder that the checkpoint lacked (BERT's pooler, say)."""
+    new = {key.rpartition(".")[0] for key in missing} - {""}  # a buffer of the model itself
+    if kind.peft_task_type == "SEQ_2_SEQ_LM":  # a generator's output layer is part of the base
+        return tuple(sorted(new))
     body = getattr(model, "base_model_prefix", "")
-    if not hasattr(model, body):
-        return ()  # a generator: its output layer is part of the base
     head = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
-    new = {key.rpartition(".")[0] for key in missing if key.startswith(body + ".")}
-    return (*head, *sorted(new))
+    return (*head, *sorted(path for path in new if path.startswith(body + ".")))
 
 
-def _max_length(config: Any, tokenizer: Any) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or LONGEST
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= 2  # two positions are taken by padding
-    return int(min(positions, tokenizer.model_max_length, LONGEST))
+def _max_length(model: Any, tokenizer: Any) -> int:
+    """The longest text in tokens: of the positions that the model has, those that it counts from behind its padding token."""
+    names = ("max_position_embeddings", "max_encoder_position_embeddings")
+    limits = [getattr(config, name, None) for config in _configs(model.config) for name in names]
+    limits.append(tokenizer.model_max_length)
+    for path, module in model.named_modules():
+        start, table = getattr(module, "padding_idx", None), getattr(module, "weight", None)
+        if "position" in path.rpartition(".")[2] and start is not None and table is not None:
+            limits.append(len(table) - start - 1)
+    return int(min(limit for limit in (*limits, LONGEST) if limit is not None and limit > 0))  # below 1: no limit
 
 
-def has_dropout(model: Any) -> bool:
-    """Whether a part of the base drops anything while it trains."""
-    return any(getattr(model.config, key, None) for key in DROPOUTS)
+def depends_on_batch(model: nn.Module) -> bool:
+    """Whether a text is answered otherwise beside a longer one, as was tried when the model was loaded."""
+    return bool(getattr(model, "depends_on_batch", False))
+
+
+def _depends_on_batch(model: Any, tokenizer: Any, name: str, kind: Kind) -> bool:
+    """Whether a text is answered otherwise beside a longer one: padding is not masked, or the rows share something.
+
+    Raises:
+        ModelError: the model cannot read the two texts.
+    """
+    ids = [tokenizer(text)["input_ids"] for text in (SHORT, LONG)]
+    n, longest = map(len, ids)
+    before = longest - n if tokenizer.padding_side == "left" else 0
+    beside = [tokenizer.pad_token_id] * before + ids[0] + [tokenizer.pad_token_id] * (longest - n - before)
+    reader = model.get_encoder() if kind.peft_task_type == "SEQ_2_SEQ_LM" else model
+    try:
+        with torch.no_grad():
+            alone, together = (
+                reader(input_ids=rows, attention_mask=mask)[0][0].float()
+                for rows, mask in (
+                    (torch.tensor(ids[:1]), torch.ones(1, n, dtype=torch.long)),
+                    (
+                        torch.tensor([beside, ids[1]]),
+                        torch.tensor([[before <= i < before + n for i in range(longest)], [1] * longest]).long(),
+                    ),
+                )
+            )
+    except Exception as err:
+        raise ModelError(f"model.base = {name!r}: cannot read a text of {n} tokens: {first_line(err)}") from err
+    if kind.peft_task_type != "SEQ_CLS":
+        together = together[:n]
+    return float((alone - together).abs().max()) > BATCH_TOLERANCE * float(alone.abs().max())
 
 
 def attend_in_fp32(model: Any) -> bool:

@@ -124,7 +124,9 @@ class Several:
                 parameter.requires_grad_(True)
         items = [item for part in parts for item in part.flat]
         if blocks := frozen_blocks(self.model):
-            batches = (self.task.collate([items[i] for i in b]) for b in batches_of(self.task, items, self.device))
+            batches = (
+                self.task.collate([items[i] for i in b]) for b in batches_of(self.model, self.task, items, self.device)
+            )
             prefix = Prefix(self.model, blocks)
             prefix.fill(
                 (to_device(inputs_of(batch), self.device) for batch in batches),

@@ -43,10 +43,13 @@ def _cut(positions: Sequence[int], size: int) -> list[list[int]]:
     return [list(positions[i : i + size]) for i in range(0, len(positions), size)]
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
+def sorted_batches(
+    lengths: Sequence[int], batch_size: int, most_tokens: int | None = None, *, alike: bool = False
+) -> list[list[int]]:
     """Batches for prediction: longest first (so that memory runs out at once or never), hardly any padding.
 
-    A batch has `batch_size` examples, or fewer where so many would have more than `most_tokens` tokens, padding counted.
+    A batch has `batch_size` examples, or fewer where so many would have more than `most_tokens` tokens, padding counted;
+    with `alike`, those of one length alone.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
@@ -54,8 +57,11 @@ def sorted_batches(lengths: Sequence[int], batch_size: int, most_tokens: int | N
     while start < len(order):
         longest = max(1, lengths[order[start]])
         size = batch_size if most_tokens is None else min(batch_size, max(1, most_tokens // longest))
-        batches.append(order[start : start + size])
-        start += size
+        batch = order[start : start + size]
+        if alike:
+            batch = [i for i in batch if lengths[i] == lengths[batch[0]]]
+        batches.append(batch)
+        start += len(batch)
     return batches
 
 

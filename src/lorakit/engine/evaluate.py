@@ -15,6 +15,7 @@ from lorakit.data.example import Example
 from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import evaluating, to_device
 from lorakit.engine.signals import ELSEWHERE, Stop
+from lorakit.models import depends_on_batch
 from lorakit.tasks.base import Item, Task
 
 T = TypeVar("T")
@@ -43,11 +44,14 @@ def chunks(values: Iterable[T]) -> Iterator[list[T]]:
         yield some
 
 
-def batches_of(task: Task, items: Sequence[Item], device: torch.device) -> list[list[int]]:
-    """What the forwards over these items take, as positions: longest first, as many as suit the device."""
+def batches_of(model: nn.Module, task: Task, items: Sequence[Item], device: torch.device) -> list[list[int]]:
+    """What the forwards over these items take, as positions: longest first, as many as suit the device.
+
+    Where the model's answer depends on padding there is none.
+    """
     most = WRITTEN if task.kind == "text2text" else READ
     limits = (most.cpu_examples, most.cpu_tokens) if device.type == "cpu" else (most.examples, None)
-    return sorted_batches([len(item["input_ids"]) for item in items], *limits)
+    return sorted_batches([len(item["input_ids"]) for item in items], *limits, alike=depends_on_batch(model))
 
 
 def answer_all(
@@ -86,7 +90,7 @@ def predict_all(
     The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers.
     """
     flat = [item for of_example in items for item in of_example]
-    batches = batches_of(task, flat, device)
+    batches = batches_of(model, task, flat, device)
     own: list[list[Any]] = []
     broken_off = False
     try:

@@ -14,7 +14,6 @@ from lorakit.engine.kernels import PLAIN
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.runtime import to_device
 from lorakit.lora import Prefix, frozen_blocks
-from lorakit.models import has_dropout
 from lorakit.tasks.base import inputs_of
 
 MOST_BYTES = 2 * 2**30  # that the answers may take on disk
@@ -30,7 +29,7 @@ def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
     model: Any = first.model
     parts = {id(part): part for run in runs for part in (run.parts["train"], run.parts["validation"])}
     again = len(parts) < 2 * len(runs) or any(run.plan.steps > run.plan.steps_per_epoch for run in runs)
-    if first.kernels == PLAIN or has_dropout(model) or not again:
+    if first.kernels == PLAIN or first.base.drops or not again:
         return
     blocks = frozen_blocks(model)
     if not blocks:
@@ -40,7 +39,7 @@ def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
     if sum(lengths) * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:
         return
     task = first.task
-    batches = (task.collate([items[i] for i in batch]) for batch in batches_of(task, items, first.device))
+    batches = (task.collate([items[i] for i in batch]) for batch in batches_of(model, task, items, first.device))
     prefix = Prefix(model, blocks)
     try:
         prefix.fill((to_device(inputs_of(batch), first.device) for batch in batches), sum(lengths))

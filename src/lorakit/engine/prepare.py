@@ -42,7 +42,7 @@ from lorakit.lora import (
     start_from_data,
 )
 from lorakit.lora.data_inits import DATA_INITS
-from lorakit.models import BaseModel, has_dropout, load_base
+from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task, task_layers
@@ -159,6 +159,12 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         layers=task_layers(recipe.task, labels),
     )
     max_length = _max_length(recipe.data.max_length, base)
+    if depends_on_batch(base.model):
+        report(
+            Note(
+                f"{base.name}: its answer to a text depends on padding; only texts of the same length are answered together"
+            )
+        )
 
     def encoded() -> tuple[Task, dict[str, Part]]:
         task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
@@ -194,8 +200,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         device=device,
         dtype=dtype,
         kernels=PLAIN if plain else speed_up(base, dtype, device),
-        draws=has_dropout(base.model)
-        or any(getattr(module, "p", 0) > 0 for module in base.model.modules() if isinstance(module, nn.Dropout)),
+        draws=has_dropout(base.model),
     )
 
 

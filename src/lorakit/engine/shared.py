@@ -230,7 +230,8 @@ class SharedModel:
         """The raw answer to each row, in order: batches by length as in prediction, in each an adapter's rows together."""
         raws: list[Any] = [None] * len(rows)
         for own in self._groups(rows):
-            for batch in batches_of(rows[own[0]].resident.task, [rows[i].item for i in own], self.device):
+            task, items = rows[own[0]].resident.task, [rows[i].item for i in own]
+            for batch in batches_of(self.model, task, items, self.device):
                 places = sorted((own[i] for i in batch), key=lambda i: rows[i].resident.key)
                 for place, raw in zip(places, self._forward([rows[i] for i in places]), strict=True):
                     raws[place] = raw
@@ -250,7 +251,7 @@ class SharedModel:
         with self.routing.routed([(own[0].resident.key, len(own)) for own in segments]):
             if task.kind == "text2text":
                 return task.predict(self.model, to_device(task.collate(items), self.device))
-            inputs = pad_inputs(items, self.tokenizer.pad_token_id)
+            inputs = pad_inputs(items, self.tokenizer)
             logits = self.model(**to_device(inputs, self.device)).logits  # (B, C) or (B, T, C), C of the widest head
         pieces = zip(segments, logits.split([len(own) for own in segments]), strict=True)
         return [raw for own, piece in pieces for raw in self._read(own, piece)]

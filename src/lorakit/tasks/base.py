@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100  # the label of positions that the loss leaves out
 Item = Mapping[str, list[Any]]  # one encoded example: input_ids, labels, ...; numbers all of them
@@ -188,18 +191,25 @@ def count_longer(kept: Sequence[Sequence[int]], limit: int, tokenize: Callable[[
     return sum(len(ids) > limit for ids in tokenize(full)) if full else 0
 
 
-def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of different length as one tensor (B, T), filled up with `value` at the end."""
+def pad(rows: Sequence[Sequence[int]], value: int, side: str = "right") -> Tensor:
+    """Rows of different length as one tensor (B, T), filled up with `value` at the end, or at the start."""
     longest = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+    fills = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor(
+        [[*fill, *row] if side == "left" else [*row, *fill] for row, fill in zip(rows, fills, strict=True)]
+    )
 
 
-def pad_inputs(items: Sequence[Item], pad_id: int) -> Batch:
+def pad_inputs(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """The inputs that every model takes. Shapes: input_ids, attention_mask and token_type_ids (B, T)."""
-    ids = [item["input_ids"] for item in items]
-    batch = {"input_ids": pad(ids, pad_id), "attention_mask": pad([[1] * len(row) for row in ids], 0)}
+    ids, side = [item["input_ids"] for item in items], tokenizer.padding_side
+    batch = {
+        "input_ids": pad(ids, tokenizer.pad_token_id, side),
+        "attention_mask": pad([[1] * len(row) for row in ids], 0, side),
+    }
     if "token_type_ids" in items[0]:
-        batch["token_type_ids"] = pad([item["token_type_ids"] for item in items], 0)
+        types = [item["token_type_ids"] for item in items]
+        batch["token_type_ids"] = pad(types, tokenizer.pad_token_type_id, side)
     return batch
 
 

@@ -63,7 +63,7 @@ class SequenceTask(Untuned):
         return Cut(texts=count_longer([item["input_ids"] for (item,) in items], self.max_length, tokenize))
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        batch = pad_inputs(items, self.tokenizer.pad_token_id)
+        batch = pad_inputs(items, self.tokenizer)
         if "labels" in items[0]:
             batch["labels"] = self.stack([item["labels"] for item in items])
         return batch

@@ -151,7 +151,7 @@ class Text2TextNer(Untuned):
         return Kept([*tags[:n], *[OUTSIDE] * (len(tags) - n)], text_is_cut, target_is_cut)
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        return collate(items, self.tokenizer.pad_token_id)
+        return collate(items, self.tokenizer)
 
     def n_targets(self, batch: Batch) -> int:
         return n_targets(batch)

@@ -130,7 +130,7 @@ class TokenClassification(Untuned):
         return Cut()
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        batch = pad_inputs(items, self.tokenizer.pad_token_id)
+        batch = pad_inputs(items, self.tokenizer)
         batch["first"] = pad([item["first"] for item in items], PADDING)
         if "labels" in items[0]:
             batch["labels"] = pad([item["labels"] for item in items], IGNORE)
