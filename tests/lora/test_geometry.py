@@ -158,4 +158,4 @@ def test_lora_on_a_tied_embedding_leaves_the_output_layer_alone() -> None:
     merge(model)
     assert torch.equal(model.lm_head.weight, head)
     unmerge(model)
-    assert model.lm_head.weight is model.shared.base.weight
+    assert model.lm_head.weight is model.encoder.embed_tokens.base.weight

@@ -40,7 +40,7 @@ from tests.lora.oracle import (
     peft_save,
     snapshot,
 )
-from tests.tiny import logits, randomized, tiny_batch, tiny_bert, tiny_t5
+from tests.tiny import logits, randomized, tiny, tiny_batch, tiny_bert, tiny_t5
 
 WIDTH, HEADS = 32, 4
 PLACES: dict[str, dict[str, Any]] = {
@@ -217,35 +217,54 @@ def fill_rows(model: nn.Module) -> Tensor:
     return rows.add_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)))
 
 
-def test_an_adapted_embedding_is_adapted_wherever_it_is_read(tmp_path: Path) -> None:
-    """T5's encoder and decoder have embeddings of their own, tied to `shared`, which nothing calls: peft adapts that alone."""
-    model = tiny_t5(tie_word_embeddings=True)
-    base, dense = copy.deepcopy(model), copy.deepcopy(model)
-    config = LoraConfig(r=4, target_modules=("shared",))
-    add_adapter(model, config)
-    fill(model)
-    assert len(adapter_parameters(model)) == 2
-    layer = hosts(model)[0][1]
-    with torch.no_grad():
-        weight = dense.shared.weight + layer.lora("default").delta_weight(layer).T
-        dense.encoder.embed_tokens.weight = dense.decoder.embed_tokens.weight = nn.Parameter(weight)
+TIED: dict[str, dict[str, Any]] = {
+    "shared": {"target_modules": ("q", "q_proj", "shared")},
+    "shared with DoRA, by a pattern": {"target_modules": r".*(\.q|\.q_proj|shared)", "use_dora": True},
+    "what is called, of another rank": {
+        "target_modules": ("embed_tokens",),
+        "rank_pattern": {"decoder.embed_tokens": 3},
+    },
+    "shared but for the decoder": {"target_modules": ("shared",), "exclude_modules": ("decoder.embed_tokens",)},
+    "shared and the output layer": {"target_modules": ("shared", "lm_head")},
+    "rows": {"target_modules": ("q", "q_proj"), "trainable_token_indices": (7, 9)},
+    "rows of shared": {"target_modules": ("q", "q_proj"), "trainable_token_indices": {"shared": (7, 9)}},
+    "rows by another name": {"target_modules": ("q", "q_proj"), "trainable_token_indices": {"embed_tokens": (7, 9)}},
+    "whole": {"target_modules": ("q", "q_proj"), "modules_to_save": ("embed_tokens", "lm_head")},
+    "the output layer": {"target_modules": ("lm_head",)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # of peft, about merging
+@pytest.mark.parametrize("architecture", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
+@pytest.mark.parametrize("settings", TIED.values(), ids=TIED)
+def test_what_is_tied_acts_where_it_is_called_here_and_in_peft(
+    settings: dict[str, Any], architecture: str, tmp_path: Path
+) -> None:
+    """T5's and BART's encoder and decoder have embeddings of their own, tied to `shared`, which nothing calls."""
+    model = tiny(architecture, tie_word_embeddings=True)
+    known = {path.rpartition(".")[2] for path, _ in model.named_modules()}
+    if isinstance(settings["target_modules"], tuple):
+        settings = {**settings, "target_modules": tuple(known.intersection(settings["target_modules"]))}
+    config = LoraConfig(r=2, lora_alpha=4, **settings)
+    base = filled_and_saved(model, config, tmp_path / "a")
     batch = tiny_batch(model)
-    torch.testing.assert_close(logits(model, batch), logits(dense, batch), **CLOSE)
-    save_adapter(model, tmp_path, config)
-    load_adapter(base, tmp_path)
-    assert torch.equal(logits(base, batch), logits(model, batch))
-    adapted = logits(model, batch)
+    answer = logits(model, batch)
+    model(**batch).logits.square().sum().backward()
+    assert [key for key, parameter in adapter_parameters(model).items() if parameter.grad is None] == []
+    torch.testing.assert_close(logits(peft_load(base, tmp_path / "a"), batch), answer, **CLOSE)
+    again = copy.deepcopy(base)
+    save_adapter(again, tmp_path / "b", load_adapter(again, tmp_path / "a"))
+    torch.testing.assert_close(logits(again, batch), answer, **CLOSE)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     merge(model)
-    torch.testing.assert_close(logits(model, batch), adapted, **CLOSE)
+    save_adapter(model, tmp_path / "merged", config)
+    assert (tmp_path / "merged/adapter_config.json").read_bytes() == (tmp_path / "a/adapter_config.json").read_bytes()
+    torch.testing.assert_close(logits(model, batch), answer, **CLOSE)
     unmerge(model)
     delete_adapter(model, "default")
-    assert model.encoder.embed_tokens.weight is model.lm_head.weight
-    if peft.__version__ == "0.21.2":
-        plain = tiny_t5(tie_word_embeddings=True)
-        settings = peft.LoraConfig(r=4, target_modules=["shared"], init_lora_weights=False)
-        assert torch.equal(
-            logits(peft.get_peft_model(copy.deepcopy(plain), settings).eval(), batch), logits(plain, batch)
-        )
+    assert torch.equal(logits(model, batch), logits(base, batch))
+    assert model.get_input_embeddings().weight is model.lm_head.weight
 
 
 class Encoder(nn.Module):
@@ -375,12 +394,28 @@ def test_a_bias_where_the_layer_has_none_is_not_merged() -> None:
     assert all(host.merged is None for _, host in hosts(model))
 
 
-def test_a_layer_with_several_names_is_wrapped_under_each_and_taken_out_again() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": ("inner.again",)}, {"target_modules": ("other",), "modules_to_save": ("first",)}],
+    ids=["target", "saved"],
+)
+def test_a_module_with_several_names_is_refused(settings: dict[str, Any]) -> None:
     layer, other = nn.Linear(4, 4), nn.Linear(4, 4)
-    model = nn.ModuleDict({"first": layer, "inner": nn.ModuleDict({"again": layer, "other": other}), "last": layer})
-    add_adapter(model, LoraConfig(r=2, target_modules=("first",)))
-    ((_, host),) = hosts(model)
-    assert model["first"] is model["inner"]["again"] is model["last"] is host
-    assert model["inner"]["other"] is other
-    delete_adapter(model, "default")
-    assert model["first"] is model["inner"]["again"] is model["last"] is layer
+    model = nn.ModuleDict({"first": layer, "inner": nn.ModuleDict({"again": layer, "other": other})})
+    before = snapshot(model)
+    with pytest.raises(ConfigError, match=r"first is inner\.again too, and an adapter's file has one name a module"):
+        add_adapter(model, LoraConfig(r=2, **settings))
+    assert_unchanged(model, before)
+
+
+def test_rows_of_embeddings_that_are_tied_are_the_same_rows() -> None:
+    rows = {"encoder.embed_tokens": (1, 2), "shared": (3,)}
+    with pytest.raises(ConfigError, match="shared and what is tied to it can have but one list"):
+        add_adapter(tiny_t5(), LoraConfig(target_modules=("q",), trainable_token_indices=rows))
+
+
+def test_a_module_that_is_never_called_is_not_saved() -> None:
+    with pytest.raises(
+        ConfigError, match=r"never calls shared, .* encoder\.embed_tokens and decoder\.embed_tokens; name"
+    ):
+        add_adapter(tiny_t5(), LoraConfig(target_modules=("q",), modules_to_save=("shared",)))

@@ -195,10 +195,10 @@ def _expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[in
             shapes[f"{PREFIX}{_disk_path(target.path)}.{keys[role].name}"] = keys[role].shape
     saved = saved_modules(model, config.modules_to_save)
     biases = biased_modules(model, config, {target.path for target in targets}, saved)
-    for path in (*saved, *biases.whole):
+    for path in saved:
         for key, tensor in plain(model.get_submodule(path)).state_dict().items():
             shapes[f"{PREFIX}{path}.{key}"] = tuple(tensor.shape)
-    for path in biases.single:
+    for path in biases:
         shapes[f"{PREFIX}{path}.bias"] = tuple(plain(model.get_submodule(path)).bias.shape)
     for path, indices in trainable_row_modules(model, config).items():
         width = plain(model.get_submodule(path)).embedding_dim

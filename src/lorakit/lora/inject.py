@@ -22,6 +22,7 @@ from lorakit.lora.targets import (
     Target,
     adaptable_layers,
     check_ranks,
+    embeddings_in_place_of,
     plain,
     saved_modules,
     select_targets,
@@ -63,11 +64,30 @@ def add_adapter(
 
     Raises:
         ConfigError: the name is not usable or taken, a setting matches nothing (see select_targets), a rank
-            exceeds its layer's smaller side, or the initialisation needs data and there are no factors for a layer.
+            exceeds its layer's smaller side, the initialisation needs data and there are no factors for a layer, or a module
+            to train is one that the model never calls or that stands under several names.
         AdapterError: an adapter is merged, so that the base weights are not the base's.
     """
-    check_ranks(model, select_targets(model, config))
+    targets = select_targets(model, config)
+    check_ranks(model, targets)
+    saved = saved_modules(model, config.modules_to_save)
+    main, called = embeddings_in_place_of(model)
+    if main in saved:
+        raise ConfigError(
+            f"modules_to_save: the model never calls {main}, whose weight it reads with {' and '.join(called)}; name these"
+        )
     return insert_adapter(model, config, name, seed, factors)
+
+
+def _check_names(model: nn.Module, paths: Set[str]) -> None:
+    """What is trained must stand in the model under one name: peft, and so the file, has no more for a module."""
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        first = names.setdefault(module, name)
+        if first != name and not paths.isdisjoint((name, first)):
+            raise ConfigError(
+                f"{first} is {name} too, and an adapter's file has one name a module: exclude it, or copy it"
+            )
 
 
 def insert_adapter(
@@ -91,48 +111,36 @@ def insert_adapter(
     paths = frozenset(target.path for target in targets)
     biases = biased_modules(model, config, paths, saved)
     _check_disjoint(rows, paths, saved)
+    _check_names(model, {*paths, *saved, *biases, *rows})
     routing = routing_of(model) or Routing()
     model.requires_grad_(False)
-    for path in (*saved, *biases.whole):
+    for path in saved:
         hosted(model, path, SavedModule, routing).add(name)
-    for path in biases.single:
+    for path in biases:
         hosted(model, path, BiasHost, routing).add(name)
     for path, indices in rows.items():
         _train_rows(model, path, indices, name, routing)
     for target in targets:
         layer = _adapted(model, target.path, routing)
         start = factors.get(target.path) or _initial(layer, target, config, seed)
-        update = _update(layer, target, config, start).train(model.training).to(layer.weight.device)
-        layer.adapters[name] = update
-        for place in _tied_embeddings(model, target.path, paths):
-            _adapted(model, place, routing).adapters[name] = update
+        layer.adapters[name] = _update(layer, target, config, start).train(model.training).to(layer.weight.device)
     set_fast_paths(model)
     set_adapter(model, name)
     return targets
 
 
-class Biases(NamedTuple):
-    """Modules whose bias is trained, and modules that are trained in whole since their name says bias."""
-
-    single: list[str]
-    whole: list[str]
-
-
-def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], saved: Sequence[str]) -> Biases:
-    """The modules besides the targets that bias = "all" trains: as in peft, every parameter with `bias` in its name."""
-    if config.bias != "all":
-        return Biases([], [])
-    found = Biases([], [])
-    for path, module in walk(model):
+def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], saved: Sequence[str]) -> list[str]:
+    """The modules besides the targets whose bias is trained with bias = "all": as in peft, each parameter named bias."""
+    found: list[str] = []
+    for path, module in walk(model) if config.bias == "all" else ():
+        base = plain(module)
+        fused = isinstance(base, nn.MultiheadAttention) and base.in_proj_bias is not None
         if any(path == s or path.startswith(s + ".") for s in saved) or path in targets:
             continue
-        own = [name for name, _ in plain(module).named_parameters(recurse=False) if "bias" in f"{path}.{name}"]
-        if own and "bias" in path.rpartition(".")[2]:  # T5's relative_attention_bias is an embedding
-            found.whole.append(path)
-        elif own == ["bias"]:
-            found.single.append(path)
-        elif own:
-            raise ConfigError(f"bias = 'all': {path}.{own[0]} cannot be trained by itself; use 'lora_only'")
+        if fused or base._parameters.get("bias") is not None:
+            if next(base.children(), None) is not None:
+                raise ConfigError(f"bias = 'all': that of {path} cannot be trained by itself; use 'lora_only'")
+            found.append(path)
     return found
 
 
@@ -204,20 +212,6 @@ def _update(layer: Layer, target: Target, config: LoraConfig, start: Factors) ->
     return update
 
 
-def _tied_embeddings(model: nn.Module, path: str, targets: frozenset[str]) -> list[str]:
-    """The other embeddings that read with the weight of the model's main one, which T5 never calls itself.
-
-    None, where one of them is a target of its own.
-    """
-    main = getattr(model, "get_input_embeddings", lambda: None)()
-    if main is None or plain(model.get_submodule(path)) is not plain(main):
-        return []
-    places = [
-        place for place in tied_to(model, path)[1:] if isinstance(plain(model.get_submodule(place)), nn.Embedding)
-    ]
-    return [] if targets.intersection(places) else places
-
-
 def _fused_rows(target: Target, third: int) -> Tensor:
     """The rows of q, k and v that a target's parts name."""
     return torch.cat([torch.arange(third) + third * "qkv".index(part) for part in target.parts])
@@ -240,7 +234,7 @@ def hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> H
 
 
 def put(model: nn.Module, old: nn.Module, new: Put) -> Put:
-    """Let `new` stand wherever `old` did: a module may have several names (T5's shared embedding has three)."""
+    """Let `new` stand wherever `old` did: a module may have several names."""
     parents, met = [model], {model, new}
     for parent in parents:  # which grow; model.modules() takes several times as long, once for each layer to adapt
         for name, child in [*parent._modules.items()]:

@@ -106,7 +106,7 @@ class AdapterHost(nn.Module):
         self.adapters = nn.ModuleDict()
         self.routing = routing
         self.merged: str | None = None
-        self._kept: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
+        self.kept: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
 
     def __getattr__(self, name: str) -> Any:
         """What other code reads from the plain module (T5's feed-forward looks at wo.weight.dtype, say)."""
@@ -142,15 +142,15 @@ class AdapterHost(nn.Module):
     def _replace(self, name: str, tensor: Tensor) -> None:
         """Let a new parameter of the base's dtype stand in for one of its own, which may be tied to another module's."""
         old = getattr(self.base, name)
-        self._kept[name] = old
+        self.kept[name] = old
         setattr(self.base, name, nn.Parameter(tensor.to(old.dtype).contiguous(), requires_grad=False))
 
     def unmerge(self) -> None:
         """Undo `merge`, bit for bit."""
         self.merged = None
-        for name, old in self._kept.items():
+        for name, old in self.kept.items():
             setattr(self.base, name, old)
-        self._kept.clear()
+        self.kept.clear()
 
     def replaced(self, adapter: str) -> Iterable[nn.Parameter]:
         """The parameters of the base in whose place the adapter has its own."""

@@ -17,7 +17,13 @@ from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import TRANSPOSED, geometry_of
 from lorakit.lora.layer import Layer, hosts
 from lorakit.lora.presets import with_presets
-from lorakit.lora.targets import OUT_PROJ, select_targets
+from lorakit.lora.targets import (
+    OUT_PROJ,
+    embeddings_in_place_of,
+    has_suffix,
+    select_targets,
+    trainable_row_modules,
+)
 from lorakit.lora.updates import LoRA
 
 CONFIG_FILE = "adapter_config.json"
@@ -146,7 +152,9 @@ class BaseInfo(NamedTuple):
 def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str) -> dict[str, Any]:
     """Every key that peft writes, for an adapter that is in the model. What peft has no word for is written as plain LoRA."""
     config = with_presets(model, config)
-    planned = {target.path for target in select_targets(model, config)}
+    targeted = select_targets(model, config)
+    planned = {target.path for target in targeted}
+    main, called = embeddings_in_place_of(model)
     updates = [
         (path, host.lora(name)) for path, host in hosts(model, name) if isinstance(host, Layer) and path in planned
     ]
@@ -157,6 +165,9 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
     by_path = config.target_modules == ALL_LINEAR or (
         isinstance(config.target_modules, str) and config.layers_to_transform is not None  # which peft refuses
     )
+    by_path = by_path or any(
+        target.path in called and target.matched_by == main for target in targeted
+    )  # by another name
     if by_path:
         targets = sorted(path for path, _ in updates if not path.endswith(OUT_PROJ))
     elif isinstance(config.target_modules, str):
@@ -186,7 +197,7 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
         "revision": base.revision,
         "target_modules": targets,
         "task_type": base.task_type,
-        "trainable_token_indices": _listed(config.trainable_token_indices) or None,
+        "trainable_token_indices": _listed(model, config) or None,
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
@@ -220,8 +231,14 @@ def _patterns(
     return {places[p]: r for p, (r, _) in have.items()}, {places[p]: s * r**power for p, (r, s) in have.items()}
 
 
-def _listed(rows: Any) -> Any:
-    return {name: list(i) for name, i in rows.items()} if isinstance(rows, Mapping) else list(rows)
+def _listed(model: nn.Module, config: LoraConfig) -> Any:
+    """The rows to train, by the names that were given or, of tied embeddings, by the name that peft acts on."""
+    rows = config.trainable_token_indices
+    if not isinstance(rows, Mapping):
+        return list(rows)
+    paths = trainable_row_modules(model, config)
+    given = all(any(has_suffix(path, name) for path in paths) for name in rows)
+    return {name: list(indices) for name, indices in (rows if given else paths).items()}
 
 
 def _auto_mapping(model: nn.Module) -> dict[str, str]:

@@ -48,8 +48,11 @@ def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
 def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
     """path -> the rows to train of that embedding, as `trainable_token_indices` says.
 
+    Of embeddings that are tied, which train their rows together, the path is that of the first.
+
     Raises:
-        ConfigError: a name matches no embedding, the model has no input embedding, or an index is out of range.
+        ConfigError: a name matches no embedding, the model has no input embedding, an index is out of range, or two tied
+            embeddings are to train different rows.
     """
     wanted = config.trainable_token_indices
     embeddings = {path: plain(m) for path, m in walk(model) if isinstance(plain(m), nn.Embedding)}
@@ -68,7 +71,11 @@ def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tup
                 raise ConfigError(
                     f"trainable_token_indices: nothing matches {name!r}; {did_you_mean(name, embeddings)}"
                 )
-            chosen.update(dict.fromkeys(found, tuple(indices)))
+            for path in found:
+                tied = tied_to(model, path)
+                first = next(place for place in embeddings if place in tied)
+                if chosen.setdefault(first, tuple(indices)) != tuple(indices):
+                    raise ConfigError(f"trainable_token_indices: {first} and what is tied to it can have but one list")
     for path, indices in chosen.items():
         rows = len(embeddings[path].weight)
         if max(indices) >= rows:
@@ -78,8 +85,29 @@ def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tup
 
 def tied_to(model: nn.Module, path: str) -> list[str]:
     """The paths of all modules that share their weight with the one at `path`, it first."""
-    weight = plain(model.get_submodule(path)).weight
-    return [path, *(p for p, m in walk(model) if p != path and getattr(plain(m), "weight", None) is weight)]
+    weight = _own_weight(model.get_submodule(path))
+    return [path, *(p for p, m in walk(model) if p != path and _own_weight(m) is weight)]
+
+
+def _own_weight(module: nn.Module) -> Any:
+    """The weight of a plain module, or of a host's as it was before merging."""
+    weight = getattr(plain(module), "weight", None)
+    return module.kept.get("weight", weight) if isinstance(module, AdapterHost) else weight
+
+
+def embeddings_in_place_of(model: nn.Module) -> tuple[str, list[str]]:
+    """The path of the main embedding that the model never calls itself (T5's and BART's `shared`), and those it calls.
+
+    Both empty in other models, in which nothing else reads with the weight of the main embedding.
+    """
+    main = getattr(model, "get_input_embeddings", lambda: None)()
+    path = next((path for path, module in walk(model) if main is not None and plain(module) is plain(main)), "")
+    called = [p for p in (tied_to(model, path)[1:] if path else ()) if _is_embedding(model.get_submodule(p))]
+    return (path, called) if called else ("", [])
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(plain(module), nn.Embedding)
 
 
 def plain(module: nn.Module) -> Any:
@@ -114,6 +142,11 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         matched = {path: ALL_LINEAR for path in candidates if path in linear and path not in heads}
     else:
         matched = _match("target_modules", config.target_modules, candidates)
+    main, called = embeddings_in_place_of(model)
+    if main in matched:
+        matched = {
+            path: matched.get(path, main) for path in candidates if path in called or path in matched.keys() - {main}
+        }
     if config.exclude_modules:
         excluded = _match("exclude_modules", config.exclude_modules, candidates)
         matched = {path: by for path, by in matched.items() if path not in excluded}
