@@ -39,6 +39,13 @@ DataFormat = Literal[
     "datasets",
 ]
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # 3 means "3"
+DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "\\t": "\t"}
+Delimiter = Annotated[  # in key=value words a comma parts the items of a list
+    str,
+    BeforeValidator(lambda value: "," if value == [] else DELIMITER_NAMES.get(str(value), value)),
+    Field(min_length=1, max_length=1),
+]
+ColumnNumbers = dict[Literal["word", "tag"], Annotated[int, Field(ge=1)]]
 LabelNames = Annotated[tuple[Name, ...], Field(strict=False)]
 ClassWeights = Annotated[  # told apart by hand, so that an error speaks of the one that was meant
     Annotated[Literal["none", "balanced"], Tag("word")]
@@ -90,11 +97,17 @@ class DataSection(Section):
     validation: str | None = None  # unset: a share of train, by seed
     test: str | None = None
     format: DataFormat = "auto"
-    text: str | None = None  # column names; unset: the usual ones, said aloud
-    pair: str | None = None
-    label: str | Names | None = None  # several columns: a 0 or 1, or a share, for each label
+    text: Name | None = None  # column names; unset: the usual ones, said aloud
+    pair: Name | None = None
+    label: Name | Names | None = None  # several columns: a 0 or 1, or a share, for each label
     label_separator: Annotated[str, Field(min_length=1)] = ","  # between the labels in one cell
     overlaps: Literal["error", "longest"] = "error"  # what becomes of character spans that overlap
+    delimiter: Delimiter | None = None  # of a table, or its name (tab); unset: told from the first record, said aloud
+    header: bool | None = None  # false: the first line of a table is a record, and its columns are 1, 2, ...
+    encoding: str | None = None  # of text files; unset: UTF-8
+    columns: ColumnNumbers | None = (
+        None  # of CoNLL lines, counted from 1: {word = 2, tag = 3}; unset: told from the lines
+    )
     group: str | None = None  # column of what must not be on both sides of a split: a document, a user
     validation_share: Share = 0.1  # of each label alike; equal texts stay together
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512

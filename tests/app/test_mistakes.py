@@ -131,7 +131,7 @@ MISTAKES = (
     Mistake("one example", DATA, ("bad.csv", "one example cannot be split"), {"bad.csv": HEADER + b"a,good\n"}),
     data("no label column", b"text,verdict\na,good\nb,bad\n", "label", "data.label=NAME", "verdict"),
     data("ragged", HEADER + b"a,good\nb,bad,worse\n", "bad.csv:3", "3 columns", "the header has 2"),
-    data("open quote", HEADER + b'a,good\n"b,bad\n', "bad.csv", "no valid CSV"),
+    data("open quote", HEADER + b'a,good\n"b,bad\n', "bad.csv", "not valid CSV"),
     data("Latin-1", HEADER + "caf\u00e9,good\n".encode("latin-1"), "bad.csv:2", "0xe9", "UTF-8"),
     data("UTF-16", (HEADER + ROWS).decode().encode("utf-16"), "UTF-16"),
     data("NUL", HEADER + b"a\0,good\nb,bad\n", "bad.csv:2", "NUL"),
@@ -439,7 +439,7 @@ def test_table_names_each_mistake_once() -> None:
 def test_fault_of_ours_ends_in_one_line_and_code_1(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     import lorakit.data.read
 
-    def broken(source: str) -> bool:
+    def broken(*asked: object) -> bool:
         raise RuntimeError("first\nsecond")
 
     monkeypatch.setattr(lorakit.data.read, "holds_words", broken)
@@ -450,7 +450,7 @@ def test_fault_of_ours_ends_in_one_line_and_code_1(cli: Cli, monkeypatch: pytest
 def test_interrupt_ends_with_code_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     import lorakit.data.read
 
-    def interrupted(source: str) -> bool:
+    def interrupted(*asked: object) -> bool:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lorakit.data.read, "holds_words", interrupted)

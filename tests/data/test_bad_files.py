@@ -69,18 +69,27 @@ GOOD = [
     Good("long field", "a.jsonl", records(["y" * 10**6]), ["y" * 10**6]),
 ]
 
-LATIN_1 = "if the file is Latin-1 or Windows-1252, save it as UTF-8"
+LATIN_1 = "name the file's encoding, for example data.encoding=cp1252"
 BAD = [
     *(
         bad
         for name in ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll", "a.txt", "a.train")
         for bad in (
-            Bad("Latin-1", name, "x,y\na,b\ncafé,x\n".encode("latin-1"), 3, f"byte 11 (0xe9) is no UTF-8; {LATIN_1}"),
-            Bad("UTF-16", name, table(["a"]).encode("utf-16"), 1, "the file is UTF-16; save it as UTF-8"),
+            Bad(
+                "Latin-1",
+                name,
+                "x,y\na,b\ncafé,x\n".encode("latin-1"),
+                3,
+                f"byte 11 (0xe9) is not valid UTF-8; {LATIN_1}",
+            ),
+            Bad("UTF-16", name, table(["a"]).encode("utf-16"), 1, "the file is UTF-16: say data.encoding=utf-16"),
             Bad("UTF-16 without a mark", name, table(["a"]).encode("utf-16-be"), 1, "a NUL character; text has none"),
             Bad("NUL", name, table(["a", "b\0c"]), 3, "a NUL character; text has none"),
         )
+        if not (bad.case == "NUL" and "json" in name)
     ),
+    Bad("NUL", "a.jsonl", records(["a", "b\0c"]), 2, "a NUL character; text has none"),
+    Bad("NUL", "a.json", "[\n" + records(["a\0"]) + "]", 2, "a NUL character; text has none"),
     Bad("NUL behind an escape", "a.jsonl", records(["a", "b\\u0000"]), 2, "column 'text' holds a NUL character"),
     Bad(
         "lone surrogate", "a.jsonl", records(["a", "b\\ud800"]), 2, "a lone surrogate escape such as \\ud800 is no text"
@@ -92,8 +101,8 @@ BAD = [
     Bad("ragged", "a.tsv", "text\tlabel\nb\n", 2, "1 columns, the header has 2: text, label"),
     Bad("ragged", "a.conll", "a O\nb\n", 2, "1 column; the lines before have 2"),
     Bad("ragged", "a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}', 2, "column 'label' holds None, not a label"),
-    Bad("open quote", "a.csv", table(["a", '"b', "c"]), 3, "no valid CSV: unexpected end of data"),
-    Bad("text after a quote", "a.csv", table(["a", '"b"c']), 3, "no valid CSV: ',' expected after '\"'"),
+    Bad("open quote", "a.csv", table(["a", '"b', "c"]), 3, "not valid CSV: unexpected end of data"),
+    Bad("text after a quote", "a.csv", table(["a", '"b"c']), 3, "not valid CSV: ',' expected after '\"'"),
     Bad("empty text", "a.csv", table(["a", " "]), 3, "column 'text' is empty"),
     Bad("missing label", "a.csv", "text,label\na,x\nb,\n", 3, "column 'label' holds '', not a label"),
     Bad("key twice", "a.jsonl", '{"text": "a", "text": "b"}', 1, "no JSON: key 'text' stands twice in an object"),

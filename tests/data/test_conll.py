@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data.example import Example, of_words
-from lorakit.data.read import read
+from lorakit.data.example import Columns, Example, of_words
+from lorakit.data.read import holds_words, read
 from lorakit.data.tags import Entity, entities
 from lorakit.errors import DataError
 
@@ -160,8 +160,7 @@ def test_text_is_the_words_joined_by_spaces_with_their_offsets(save):
         ("word\tPER", "'PER' is no tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"),
         ("word\tX", "'X' is no tag"),
         ("word\tB-", "'B-' is no tag"),
-        ("word\tM-PER", "'M-PER' is no tag"),
-        ("\tO", "1 column; the lines before have 2"),
+        ("\tO", "the word is empty"),
         ("word\t", "1 column; the lines before have 2"),
     ],
 )
@@ -174,13 +173,9 @@ def test_bad_line_is_refused_with_its_number(save, bad, message, newline):
         read_conll(path)
 
 
-@pytest.mark.parametrize("columns", [1, 5])
-def test_wrong_number_of_columns_in_the_first_line_is_refused(save, columns):
-    path = save("a.conll", "\n" + " ".join(["O"] * columns))
-    plural = "s" * (columns != 1)
-    with pytest.raises(
-        DataError, match=re.escape(f"{path}:2: {columns} column{plural}; 2 to 4 are expected, the tag last")
-    ):
+def test_one_column_in_the_first_line_is_refused(save):
+    path = save("a.conll", "\nO")
+    with pytest.raises(DataError, match=re.escape(f"{path}:2: 1 column; a word and its tag are expected")):
         read_conll(path)
 
 
@@ -249,3 +244,101 @@ def test_reading_gives_back_what_was_written(tmp_path_factory, rows, separator, 
     path = tmp_path_factory.getbasetemp() / "written.conll"
     path.write_bytes(b"\xef\xbb\xbf" + content(sentences, separator, columns).encode())  # so that a word may be U+FEFF
     assert read_back(path) == sentences
+
+
+# Which columns are words and tags
+
+WORDS = [(("Ada", "left"), ("B-PER", "O")), (("She", "saw", "Oslo"), ("O", "O", "B-LOC"))]
+
+
+def laid_out(*columns, header="", comment="", gap="\t") -> str:
+    """Lines whose columns are made by functions of the number of the word (from 0), the word and its tag."""
+    blocks = [
+        comment + "".join(gap.join(make(i, *both) for make in columns) + "\n" for i, both in enumerate(zip(*sentence)))  # noqa: B905
+        for sentence in WORDS
+    ]
+    return header + "\n".join(blocks)
+
+
+def w(i, word, tag):
+    return word
+
+
+def t(i, word, tag):
+    return tag
+
+
+def under(i, word, tag):
+    return "_"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        laid_out(lambda i, *_: str(i), w, t),
+        laid_out(lambda i, *_: str(i + 1), w, under, t),
+        laid_out(t, w),
+        laid_out(t, w, gap=" "),
+        laid_out(w, under, under, t, gap=" "),
+        laid_out(w, under, under, under, t, under, under),
+        laid_out(lambda *_: "doc1", w, t),
+        laid_out(w, lambda i, *_: "B-NP", t),
+        laid_out(w, t, comment="# id s0 split=train\n# two\n"),
+        laid_out(w, under, under, t, gap=" ", comment="# sent = 1\n"),
+        laid_out(w, t, header="word\ttag\n"),
+        laid_out(w, under, t, header="Token POS NER\n\n", gap=" "),
+        laid_out(w, lambda i, word, tag: tag.lower()),
+        laid_out(lambda i, *_: str(i + 1), w, t, under, under, comment="# text = x\n"),
+    ],
+    ids=range(14),
+)
+@pytest.mark.parametrize("name", ["a.conll", "a.txt"])
+def test_words_and_tags_are_found_in_whatever_columns(save, name, content):
+    path = save(name, content)
+    assert holds_words(str(path))
+    found = [(e.words, tuple(tag[:2] + tag[2:].upper() for tag in e.tags)) for e in read(str(path), "words").examples]
+    assert found == WORDS
+
+
+def test_columns_that_are_told_are_said(save):
+    path = save("a.conll", laid_out(lambda i, *_: str(i), w, t, header="id\tword\ttag\n"))
+    notes = read(str(path), "words").notes
+    assert f"{path}: line 1 is a header" in notes
+    assert f"{path}: words are column 2, tags are column 3" in notes
+
+
+def test_nested_tags_are_asked_about_and_chosen(save):
+    path = save("a.conll", "1\tAda\tB-PER\tO\n2\tof\tI-PER\tO\n3\tOslo\tI-PER\tB-LOC\n")
+    with pytest.raises(
+        DataError, match=re.escape("columns 3 and 4 hold tags; name one of them: data.columns={word=2,tag=3}")
+    ):
+        read(str(path), "words")
+    outer, inner = (
+        read(str(path), "words", columns=Columns(columns={"word": 2, "tag": tag})).examples[0].tags for tag in (3, 4)
+    )
+    assert (outer, inner) == (("B-PER", "I-PER", "I-PER"), ("O", "O", "B-LOC"))
+    with pytest.raises(DataError, match=r"data\.columns names column 9; the lines have 4"):
+        read(str(path), "words", columns=Columns(columns={"tag": 9}))
+
+
+def test_tags_in_the_form_bmes_are_read(save):
+    path = save("a.conll", "a B-PER\nb M-PER\nc E-PER\nd S-LOC\n")
+    assert read(str(path), "words").examples[0].tags == ("B-PER", "I-PER", "I-PER", "B-LOC")
+
+
+def test_word_that_is_a_number_sign_is_a_word(save):
+    path = save("a.conll", "#\tO\nAda\tB-PER\n\n# comment\n#ada\tB-X\n# O\tO\n")
+    assert [example.words for example in read(str(path), "words").examples] == [("#", "Ada"), ("#ada", "# O")]
+
+
+def test_comment_inside_of_a_sentence_is_refused(save):
+    path = save("a.conll", "Ada\tB-PER\n# a comment\nleft\tO\n")
+    with pytest.raises(DataError, match=re.escape(f"{path}:2: 3 columns; the lines before have 2")):
+        read(str(path), "words")
+
+
+def test_tagged_words_are_told_in_a_file_of_tabs(save):
+    path = save("a.tsv", "Ada\tB-PER\nleft\tO\n\nOslo\tB-LOC\n")
+    assert holds_words(str(path))
+    assert f"{path}: read as conll" in read(str(path), "words").notes
+    assert not holds_words(str(save("b.tsv", "text\tlabel\nAda\tB-\nleft\tO\n")))

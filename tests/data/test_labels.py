@@ -100,7 +100,8 @@ def test_written_number_is_read_back(x):
     "cell", ["nan", "inf", "-Infinity", float("nan"), "1e999", 10**400, "", "x", "1_0", "3,5", None, True, [1]]
 )
 def test_what_is_no_finite_number_is_refused(cell):
-    with refused(f"column 'label' holds {cell!r}, not a finite number"):
+    shown = repr(cell) if len(repr(cell)) < 80 else repr(cell)[:77] + "..."
+    with refused(f"column 'label' holds {shown}, not a finite number"):
         label_of(cell, "number")
 
 

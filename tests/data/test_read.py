@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import get_args
 
@@ -122,10 +123,17 @@ def test_usual_column_names_are_found_and_said(save, role, which):
     assert f"{path}: {role} is column {name!r}" in dataset.notes
 
 
-def test_usual_names_are_tried_in_their_order(save):
-    names = USUAL["text"]
-    path = save("a.csv", ",".join([*reversed(names), "label"]) + "\n" + ",".join([*reversed(names), "x"]) + "\n")
-    assert read(str(path)).examples[0].text == names[0]
+def test_of_several_usual_names_the_longest_text_is_taken_and_said(save):
+    path = save("a.csv", "title,Body,label\nWeather,It rains on the hill,x\nSport,The ball was round,y\n")
+    dataset = read(str(path))
+    assert [example.text for example in dataset.examples] == ["It rains on the hill", "The ball was round"]
+    assert f"{path}: text is column 'Body', the longest of 'Body', 'title'" in dataset.notes
+
+
+def test_usual_names_are_tried_in_their_order_where_texts_are_equally_long(save):
+    names = [name for name in USUAL["text"] if name != "question1"]
+    path = save("a.csv", ",".join([*reversed(names), "label"]) + "\n" + ",".join("x" for _ in [*names, ""]) + "\n")
+    assert f"{path}: text is column {names[0]!r}" in "".join(read(str(path)).notes)
 
 
 def test_second_text_that_is_not_asked_for_is_said(save):
@@ -153,7 +161,7 @@ def test_wrong_column_is_refused_with_the_nearest_name(save, role):
         read(str(path), columns=columns)
 
 
-@pytest.mark.parametrize(("role", "header"), [("text", "words here,label"), ("label", "text,gold")])
+@pytest.mark.parametrize(("role", "header"), [("text", "words here,label"), ("label", "text,verdict")])
 def test_missing_column_is_refused_with_the_knob_and_the_columns(save, role, header):
     path = save("a.csv", f"{header}\na,b\n")
     message = f"which column is the {role}? say data.{role}=NAME; columns: {header.replace(',', ', ')}"
@@ -193,7 +201,10 @@ def test_empty_value_of_a_table_is_refused_with_its_line(save, bad, message):
         ('{"text": "a", "label": 0.5}', "column 'label' holds 0.5, not a label"),
         ('{"text": "a", "label": NaN}', "column 'label' holds nan, not a label"),
         ('{"text": "a", "label": true}', "column 'label' holds True, not a label"),
-        ('{"text": "a", "label": ["x", "y"]}', "column 'label' holds ['x', 'y'], not a label"),
+        (
+            '{"text": "a", "label": ["x", "y"]}',
+            "column 'label' holds 2 labels, ['x', 'y'], where one is wanted; for several say task.name=",
+        ),
         ('{"text": "a", "label": []}', "column 'label' holds [], not a label"),
     ],
 )
@@ -325,3 +336,53 @@ def test_group_is_read_beside_whatever_the_task_wants(save):
         read(str(table), columns=Columns(group="usr"))
     with pytest.raises(DataError, match=r"c\.csv:3: column 'user' holds '', not the name of a group"):
         read(str(save("c.csv", "text,label,user\na,x,7\nb,y,\n")), columns=Columns(group="user"))
+
+
+# Lines that begin with a label
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"{i % 2} text {i}" for i in range(20)],
+        [f"{'ham' if i % 2 else 'spam'}: text {i}" for i in range(20)],
+        [f"DESC:{'manner' if i % 2 else 'def'} How {i} ?" for i in range(20)],
+        ["__label__a one", "__label__b two"],
+    ],
+)
+def test_lines_that_begin_with_labels_are_told(save, lines):
+    path = save("a.txt", "\n".join(lines))
+    dataset = read(str(path), "labels" if "__" in lines[0] else "label")
+    assert f"{path}: read as label-first" in dataset.notes
+    assert len(dataset.examples) == len(lines)
+
+
+@pytest.mark.parametrize(
+    "line", ["show me train {}", "2024-01-02 12:30 started {}", "12:30 started {}", "http://a.example {}"]
+)
+def test_lines_that_begin_with_the_same_words_are_not_taken_for_labels(save, line):
+    path = save("a.txt", "".join(line.format(i) + "\n" for i in range(40)))
+    with pytest.raises(DataError, match=r"no columns, no labels.*say data\.format=label-first"):
+        read(str(path))
+    assert len(read(str(path), format="label-first").examples) == 40
+
+
+def test_lines_of_fasttext_give_all_labels_without_their_mark(save):
+    path = save("a.txt", "__label__soup __label__salt hot and salty\n__label__cake sweet\n")
+    assert [(e.label, e.text) for e in read(str(path), "labels").examples] == [
+        (("soup", "salt"), "hot and salty"),
+        (("cake",), "sweet"),
+    ]
+    with pytest.raises(DataError, match=r"holds 2 labels, .* for several say task\.name=multi_label_classification"):
+        read(str(path))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_tagged_words_are_told_whatever_the_format_key_says(tmp_path, ending):
+    path, records = tmp_path / f"a.{ending}", [{"tokens": ["Ada", "left"], "ner_tags": ["B-PER", "O"]}]
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        path.write_text(json.dumps(records[0]))
+    assert holds_words(str(path))
+    assert holds_words(str(path), format=ending)

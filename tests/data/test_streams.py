@@ -12,7 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from lorakit.data import streaming
+from lorakit.data import delimited, streaming
 from lorakit.data.delimited import Row
 from lorakit.data.read import FORMATS
 from lorakit.data.streaming import stream
@@ -63,7 +63,7 @@ def test_columns_that_are_not_asked_for_are_not_read(folder: Path, name: str) ->
     ("name", "content", "wrong"),
     [
         ("a.csv", b"id,text\n1,a\n2\n3,c\n", ":3: 1 columns, the header has 2"),
-        ("a.csv", b'id,text\n1,a\n2,"b"x\n3,c\n', ":3: no valid CSV"),
+        ("a.csv", b'id,text\n1,a\n2,"b"x\n3,c\n', ":3: not valid CSV"),
         ("a.jsonl", b'{"id": "1"}\n{"id": \n{"id": "3"}\n', ":2: no JSON"),
         ("a.jsonl", b'{"id": "1"}\n[1]\n{"id": "3"}\n', ":2: a list, not a JSON object"),
     ],
@@ -82,7 +82,7 @@ def test_bad_row_stands_in_its_place(tmp_path: Path, name: str, content: bytes, 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"id": 1}\n{"id": "\xff"}\n', "a.jsonl:2: byte 8 .0xff. is no UTF-8"),
+        ("a.jsonl", b'{"id": 1}\n{"id": "\xff"}\n', "a.jsonl:2: byte 18 .0xff. is not valid UTF-8"),
         ("a.txt", b"one\ntw\0o\n", "a.txt:2: a NUL character"),
         ("a.csv", b"id,id\n1,2\n", "a.csv:1: a column name stands twice"),
         ("a.parquet", b"PAR1", "a.parquet: no Parquet file"),
@@ -97,7 +97,7 @@ def test_damage_is_told_with_its_place(tmp_path: Path, name: str, content: bytes
 
 
 def test_field_of_csv_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "LONGEST_FIELD", 100)
+    monkeypatch.setattr(delimited, "LONGEST", 100)
     path = tmp_path / "a.csv"
     path.write_text('id,text\n1,"never closed\n' + "x\n" * 200)
     assert isinstance(next(iter(stream(path))), DataError)

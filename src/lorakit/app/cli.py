@@ -28,7 +28,7 @@ from lorakit.app.verbs.sweep import sweep
 from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError, first_line
 
 if TYPE_CHECKING:
-    from lorakit.recipe import Recipe
+    from lorakit.recipe import DataSection, Recipe
 
 WORD = {
     "classification": "sequence_classification",
@@ -176,9 +176,12 @@ def _recipe(what: str, changes: Sequence[str], options: dict[str, str | None]) -
         raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm; recipes end in .toml")
     raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
     raw["data"].update({"text": options["text"], "label": _columns(options["label"])})
-    raw["task"] = {
-        "name": (options["task"] and WORD.get(options["task"], options["task"])) or _guess_task(what, options["model"])
-    }
+    if options["task"]:
+        raw["task"] = {"name": WORD.get(options["task"], options["task"])}
+    elif not any(word.startswith("task.name=") for word in changes):
+        of_data = [word for word in changes if word.startswith("data.")]
+        data = make_recipe(raw, of_data, where="command line").data
+        raw["task"] = {"name": _guess_task(data, options["model"])}
     return make_recipe(raw, changes, where="command line")
 
 
@@ -191,11 +194,12 @@ def _named(recipe: Recipe, name: str) -> Recipe:
     return recipe.model_copy(update={"output": output})
 
 
-def _guess_task(source: str, model: str) -> str:
+def _guess_task(data: DataSection, model: str) -> str:
     """CoNLL columns are entities to be recognised, by a T5 as text; everything else is classified."""
     from lorakit.data.read import holds_words
+    from lorakit.engine.prepare import columns_of
 
-    if not holds_words(source):
+    if data.train is None or not holds_words(data.train, columns_of(data), data.format):
         return "sequence_classification"
     return "text2text_ner" if "t5" in model.lower() else "token_classification"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorakit.data.delimited import Row
 from lorakit.data.spans import Span
-from lorakit.data.text import counted, decode, read_bytes
+from lorakit.data.text import counted, read_bytes, read_text
 from lorakit.errors import DataError
 
 ENTITY = re.compile(r"T\S*\t(?P<type>\S+) (?P<offsets>\d+ \d+(?:;\d+ \d+)*)\t(?P<text>.*)")
@@ -42,7 +42,7 @@ def read_brat(path: Path) -> Iterator[Row]:
         for file, other in ((text_file, annotations), (annotations, text_file)):
             if not file.is_file():
                 raise DataError(f"{other}: there is no {file.name} beside it; a text without entities has an empty one")
-        text = decode(text_file, read_bytes(text_file))
+        text = read_text(text_file)
         yield Row({"text": text, "annotations": annotations}, f"{text_file}:1")
 
 
@@ -64,8 +64,7 @@ def with_spans(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
 
 
 def _spans(path: Path, others: dict[str, list[str]]) -> Iterator[Span]:
-    data = path.read_bytes()
-    lines = decode(path, data).split("\n") if data.strip() else []
+    lines = read_text(path).split("\n") if path.read_bytes().strip() else []
     for number, line in enumerate(lines, start=1):
         line, where = line.rstrip("\r"), f"{path}:{number}"
         if line[:1] in OTHERS:

@@ -8,22 +8,78 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-from lorakit.data.delimited import Row
+from lorakit.data.delimited import NO_HEADER, Row, plain_name
 from lorakit.data.example import Columns, Example, Label, Wants, of_spans, of_words
 from lorakit.data.spans import Marked, is_spans, settle, spans_of
-from lorakit.data.tags import entities, is_tag, odd_tags, scheme, to_tags
-from lorakit.data.text import counted
+from lorakit.data.tags import entities, is_tag, odd_tags, scheme, standard, to_tags
+from lorakit.data.text import MOST_NAMES, counted, listed, short
 from lorakit.errors import ConfigError, DataError, did_you_mean
 
-USUAL = {
-    "text": ("text", "sentence", "review", "sentence1", "content", "question", "premise", "message", "title", "data"),
-    "label": ("label", "labels", "category", "class", "sentiment", "target", "intent", "rating"),
+USUAL = {  # as `plain_name` writes them
+    "text": (
+        "text",
+        "sentence",
+        "review",
+        "sentence1",
+        "content",
+        "question",
+        "premise",
+        "message",
+        "title",
+        "data",
+        "comment",
+        "body",
+        "tweet",
+        "text1",
+        "text_a",
+        "sentence_a",
+        "question1",
+        "query",
+        "utterance",
+        "document",
+        "post",
+        "description",
+        "headline",
+        "abstract",
+        "review_text",
+        "review_body",
+        "comment_text",
+    ),
+    "label": (
+        "label",
+        "labels",
+        "category",
+        "class",
+        "sentiment",
+        "target",
+        "intent",
+        "rating",
+        "stars",
+        "score",
+        "topic",
+        "emotion",
+        "gold_label",
+        "gold",
+        "is_duplicate",
+    ),
     "words": ("tokens", "words"),
     "tags": ("ner_tags", "tags", "labels"),
     "spans": ("spans", "entities", "label", "labels"),
 }
-SECOND = ("pair", "sentence2", "text2", "text_pair", "hypothesis", "sentence_B", "text_b")  # names of second texts
+PAIRS = {  # names of first texts and of the second ones that go with them
+    "text": ("text_pair", "pair", "text2", "text_b", "second_text"),
+    "text1": ("text2",),
+    "text_a": ("text_b",),
+    "sentence1": ("sentence2",),
+    "sentence_a": ("sentence_b",),
+    "premise": ("hypothesis",),
+    "question": ("answer", "question2", "sentence"),
+    "question1": ("question2",),
+    "query": ("passage", "document"),
+}
+SECOND = {name for seconds in PAIRS.values() for name in seconds} - {"document", "passage", "sentence"}
 TOKENS = "token_offsets"  # where readers of tokenised texts put the (start, end) of each token
+SAMPLE = 100  # rows that are looked at where values choose a column; the same ones, however the rows are read
 
 
 class Table(NamedTuple):
@@ -47,20 +103,56 @@ class Table(NamedTuple):
                 key = {"words": "text", "tags": "label"}.get(role, role)
                 raise DataError(f"{self.source}: data.{key} = {asked!r} is no column; {did_you_mean(asked, there)}")
             return asked
-        names = [name for name in USUAL[role] if name in there]
+        names = self.usual(role)
         if role == "label":  # records may carry spans beside a label
             names.sort(key=self.holds_spans)
+        if role == "text":  # max takes the first of several
+            return max(names, key=self.length, default=None)
         return next(iter(names), None)
+
+    def usual(self, role: str) -> list[str]:
+        """The columns whose names are usual for a role, in the order of these names, whatever their case."""
+        plain: dict[str, list[str]] = {}
+        for name in self.there:
+            plain.setdefault(plain_name(name), []).append(name)
+        return [name for usual in USUAL[role] for name in sorted(plain.get(usual, ()), key=lambda n: n != usual)]
+
+    def length(self, column: str) -> int:
+        """How many characters the texts of a column have, of the first rows; of the second texts of pairs none count."""
+        if plain_name(column) in SECOND:
+            return -1
+        values = (row.values.get(column) for row in self.rows[:SAMPLE])
+        return sum(len(value) for value in values if isinstance(value, str))
+
+    def second(self, text: str) -> str | None:
+        """The column of the second texts that goes with one of first texts by its name."""
+        plain = {plain_name(name): name for name in self.there}
+        return next((plain[name] for name in PAIRS.get(plain_name(text), ()) if name in plain), None)
 
     def said(self, role: str, asked: str | None) -> str:
         """The same, said aloud where it is guessed. Raises a DataError where there is none."""
         found = self.column(role, asked)
         if found is None:
-            columns = ", ".join(self.there)
-            raise DataError(f"{self.source}: which column is the {role}? say data.{role}=NAME; columns: {columns}")
+            raise DataError(
+                f"{self.source}: which column is the {role}? say data.{role}=NAME; columns: {listed(self.there)}"
+                + (f"; {NO_HEADER}" if self.is_headless() else "")
+            )
         if asked is None:
-            self.notes.append(f"{self.source}: {role} is column {found!r}")
+            others = (
+                [name for name in self.usual(role) if name != found and self.length(name) > 0] if role == "text" else []
+            )
+            longest = f", the longest of {', '.join(map(repr, (found, *others)))}" if others else ""
+            self.notes.append(f"{self.source}: {role} is column {found!r}{longest}")
         return found
+
+    def is_headless(self) -> bool:
+        """Whether the names of the columns look like values: one stands among its column's own, is a number or a sentence."""
+        if self.asked.header is not None:
+            return False
+        return any(
+            finite_number(name) is not None or name.count(" ") > 3 or any(row.values.get(name) == name for row in head)
+            for name, head in ((name, self.rows[:SAMPLE]) for name in self.there[:MOST_NAMES])
+        )
 
     @property
     def label(self) -> str | None:
@@ -81,9 +173,9 @@ class Table(NamedTuple):
 
     def spans(self) -> str | None:
         """The column of spans: the one asked for, or the first of the usual names that holds some."""
-        there, asked = self.there, self.label
-        names = [name for name in USUAL["spans"] if name in there] if asked is None else [asked]
-        empty = next((name for name in names if name in (asked, "spans", "entities")), None)
+        asked = self.label
+        names = self.usual("spans") if asked is None else [asked]
+        empty = next((name for name in names if name == asked or plain_name(name) in ("spans", "entities")), None)
         return next(filter(self.holds_spans, names), empty)
 
 
@@ -95,7 +187,7 @@ def is_annotated(table: Table) -> bool:
     if table.column("words", None) is None or tags is None:
         return False
     first = table.rows[0].values.get(tags)
-    return isinstance(first, list) and all(isinstance(tag, str) and is_tag(tag) for tag in first)
+    return isinstance(first, list) and all(isinstance(tag, str) and is_tag(standard(tag)) for tag in first)
 
 
 def examples_of(table: Table, wants: Wants) -> list[Example]:
@@ -130,7 +222,7 @@ def _examples(table: Table, wants: Wants) -> list[Example]:
             return _spanned(table, spans)
         raise DataError(
             f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', "
-            f"or texts with 'spans'; columns: {', '.join(table.there)}"
+            f"or texts with 'spans'; columns: {listed(table.there)}"
         )
     if words and table.column("text", asked.text) is None:
         if wants == "text":
@@ -166,9 +258,14 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
     text = table.said("text", asked.text)
     label = _label_columns(table) if wants != "text" or asked.label else None
     pair = table.said("pair", asked.pair) if asked.pair else None
-    if asked.pair is None and text not in SECOND and (second := next((n for n in SECOND if n in table.there), None)):
+    if asked.pair is None and (second := table.second(text)):
         table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
     to_label = None if label is None else label_reader(wants, label, asked.label_separator)
+    if isinstance(label, str) and wants == "label" and asked.header is None and _is_value(table, label):
+        raise DataError(
+            f"{table.source}: the label column {label!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
+            "data.header=true"
+        )
     return [
         Example(
             text=_text(row, text),
@@ -178,6 +275,11 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
         )
         for row in table.rows
     ]
+
+
+def _is_value(table: Table, label: str) -> bool:
+    """Whether a column has its own name as a value, which is not a usual one."""
+    return plain_name(label) not in USUAL["label"] and any(row.values.get(label) == label for row in table.rows)
 
 
 def _label_columns(table: Table) -> str | tuple[str, ...]:
@@ -190,7 +292,7 @@ def _label_columns(table: Table) -> str | tuple[str, ...]:
 def _text(row: Row, column: str) -> str:
     value = row.values.get(column)
     if not isinstance(value, str):
-        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not a text")
+        raise DataError(f"{row.where}: column {column!r} holds {short(value)}, not a text")
     if not value.strip():
         raise DataError(f"{row.where}: column {column!r} is empty")
     if "\0" in value:
@@ -226,7 +328,7 @@ def _strings(row: Row, column: str) -> list[str]:
 
 
 def _tags(row: Row, words: str, column: str) -> list[str]:
-    tags, n_words = _strings(row, column), len(row.values[words])
+    tags, n_words = [standard(tag) for tag in _strings(row, column)], len(row.values[words])
     if len(tags) != n_words:
         raise DataError(f"{row.where}: {n_words} words but {len(tags)} tags")
     for i, tag in enumerate(tags):
@@ -279,8 +381,13 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
         return shares(row, value)
     if isinstance(value, list) and len(value) == 1:  # annotation tools list the one choice too
         value = value[0]
+    if isinstance(value, list) and len(value) > 1 and all(map(_name, value)):
+        raise DataError(
+            f"{row.where}: column {column!r} holds {len(value)} labels, {short(value)}, where one is wanted; for several say "
+            "task.name=multi_label_classification"
+        )
     if (name := _name(value)) is None:
-        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not a label (a text or a whole number)")
+        raise DataError(f"{row.where}: column {column!r} holds {short(value)}, not a label (a text or a whole number)")
     return name
 
 
@@ -306,7 +413,7 @@ def several_labels(row: Row, column: str, separator: str) -> tuple[str, ...]:
     found = tuple(name for name in names if name is not None)
     if len(found) < len(names):
         raise DataError(
-            f"{row.where}: column {column!r} holds {row.values.get(column)!r}, not labels "
+            f"{row.where}: column {column!r} holds {short(row.values.get(column))}, not labels "
             f"(a list of names, or names between which {separator!r} stands; empty for none)"
         )
     for i, name in enumerate(found):
@@ -320,7 +427,7 @@ def marked_labels(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
     marks = {column: finite_number(row.values.get(column), flags=True) for column in columns}
     for column, mark in marks.items():
         if mark not in (0, 1):
-            raise DataError(f"{row.where}: column {column!r} holds {row.values.get(column)!r}, not 0 or 1")
+            raise DataError(f"{row.where}: column {column!r} holds {short(row.values.get(column))}, not 0 or 1")
     return tuple(column for column, mark in marks.items() if mark)
 
 
@@ -328,7 +435,7 @@ def number(row: Row, column: str) -> float:
     """A finite number."""
     value = finite_number(row.values.get(column))
     if value is None:
-        raise DataError(f"{row.where}: column {column!r} holds {row.values.get(column)!r}, not a finite number")
+        raise DataError(f"{row.where}: column {column!r} holds {short(row.values.get(column))}, not a finite number")
     return value
 
 

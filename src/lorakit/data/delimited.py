@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Generator, Iterable, Iterator, Mapping
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lorakit.data.text import decode, lines_of, read_bytes
+from lorakit.data.example import Columns
+from lorakit.data.tags import OUTSIDE, is_tag, standard
+from lorakit.data.text import LONGEST, listed, stream_lines
 from lorakit.errors import DataError
 
-FIELD_LIMIT = 2**31 - 1  # characters; the csv module's own limit is 131,072
+MOST_COLUMNS = 10_000
+NO_HEADER = "if the first line is a record, say data.header=false: the columns are then 1, 2, ..."
 
 
 class Row(NamedTuple):
@@ -44,50 +48,156 @@ def sound(rows: Iterable[Row | DataError]) -> Iterator[Row]:
             yield row
 
 
-def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Row]:
-    """Rows of a CSV file (RFC 4180 quoting) or a TSV file (no quoting at all: a lone \" is text). All values are strings."""
-    text = decode(path, read_bytes(path))
-    return sound(csv_rows(path, io.StringIO(text, newline=""), tabs=tabs))
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+HEAD = 50  # lines in which the first record is looked for
+SAMPLE = 10_000  # records that are cut at each delimiter where the first one can be cut at several
+
+
+class Dialect(NamedTuple):
+    """How a table is written: what stands between fields, whether a field may be quoted, and lines above the header."""
+
+    delimiter: str
+    quoted: bool = True
+    above: int = 0  # Excel's line `sep=;`
+
+    def reader(self, lines: Iterable[str]) -> Any:
+        """The csv module's reader of lines that begin with the first one of the file."""
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
+        return csv.reader(islice(lines, self.above, None), delimiter=self.delimiter, quoting=quoting, strict=True)
 
 
 def csv_rows(
-    path: Path, lines: Iterable[str], *, tabs: bool = False, limit: int = FIELD_LIMIT
+    path: Path, asked: Columns = Columns(), notes: list[str] | None = None, *, kind: str = "csv", by_name: bool = True
 ) -> Generator[Row | DataError]:
-    """The same from the file's lines, and in place of a record what is wrong with it; a header that is wrong is raised."""
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
-    header: list[str] = []
-    with _field_limit(limit):
-        for where, fields in _records(reader, path):
-            if not header:
-                header = _header(fields, where)
-            elif isinstance(fields, DataError):
+    """Rows of a table whose values are all strings, and in place of a record what is wrong with it.
+
+    The delimiter is the one asked for, or told from the first record; `kind` is csv (quoted fields as in RFC 4180) or tsv,
+    where without an asked format (`by_name`) it is told from all fields whether some are quoted. What is not as the file's
+    name says goes into `notes`. Without a header the columns are 1, 2, ....
+
+    Raises:
+        DataError: the file cannot be decoded, the header is wrong, or the first record can be cut in several ways.
+    """
+    dialect, told = dialect_of(path, asked, kind, by_name)
+    names: list[str] = []
+    with _field_limit():
+        for where, fields in _records(dialect, path, stream_lines(path, asked.encoding)):
+            if not names:
+                if notes is not None:
+                    notes += told
+                if asked.header is False and not isinstance(fields, DataError):
+                    names = [str(number) for number in range(1, len(fields) + 1)]
+                else:
+                    names = _header(fields, where)
+                    continue
+            if isinstance(fields, DataError):
                 yield fields
-            elif len(fields) != len(header):
-                yield DataError(f"{where}: {len(fields)} columns, the header has {len(header)}: {', '.join(header)}")
+            elif len(fields) != len(names):
+                yield DataError(f"{where}: {len(fields)} columns, the header has {len(names)}: {listed(names)}")
             else:
-                yield Row(dict(zip(header, fields, strict=True)), where)
+                yield Row(dict(zip(names, fields, strict=True)), where)
 
 
-def _records(reader: Any, path: Path) -> Iterator[tuple[str, list[str] | DataError]]:
+def dialect_of(path: Path, asked: Columns, kind: str, by_name: bool) -> tuple[Dialect, list[str]]:
+    """How a table is written, and what is to be said of it aloud. A function of the file alone, whoever reads it."""
+    usual = "\t" if kind == "tsv" else ","
+    head = list(islice(stream_lines(path, asked.encoding), HEAD))
+    above, delimiter = 0, asked.delimiter
+    if found := re.fullmatch(r'"?sep=(.)"?\s*', head[0]):
+        above, delimiter = 1, delimiter or found[1]
+    if delimiter is None and (by_name or kind == "csv"):
+        delimiter = _delimiter(path, asked, usual, head)
+    dialect = Dialect(delimiter or usual, above=above)
+    notes = [] if dialect.delimiter == usual else [f"{path}: fields are separated by {_shown(dialect.delimiter)}"]
+    if kind == "tsv" and not by_name:
+        return dialect._replace(quoted=False), notes
+    if dialect.delimiter == "\t" and by_name:
+        quoted, more = _quotes(path, asked, dialect)
+        return dialect._replace(quoted=quoted), notes + more
+    return dialect, notes
+
+
+def _delimiter(path: Path, asked: Columns, usual: str, head: Sequence[str]) -> str:
+    """The one delimiter at which the first record can be cut, or the one of several at which all records can."""
+    ways = {d: [Dialect(d), *([Dialect(d, quoted=False)] if d == "\t" else [])] for d in DELIMITERS}
+    fields = {d: max((_first_record(way, path, head) for way in ways[d]), key=len) for d in DELIMITERS}
+    able = [delimiter for delimiter in DELIMITERS if len(fields[delimiter]) > 1]
+    if len(able) < 2:
+        return able[0] if able else usual
+    good = [delimiter for delimiter in able if any(_is_rectangular(way, path, asked) for way in ways[delimiter])]
+    if len(good) > 1:
+        each = " or ".join(f"{_shown(d)} ({len(fields[d])} columns)" for d in good)
+        raise DataError(f"{path}: the fields could be separated by {each}: say data.delimiter")
+    return good[0] if good else usual if usual in able else max(able, key=lambda delimiter: len(fields[delimiter]))
+
+
+def _shown(delimiter: str) -> str:
+    return f"{DELIMITERS[delimiter]} ({delimiter!r})" if delimiter in DELIMITERS else repr(delimiter)
+
+
+def _first_record(dialect: Dialect, path: Path, lines: Iterable[str]) -> list[str]:
+    with _field_limit():
+        fields = next((fields for _, fields in _records(dialect, path, lines)), [])
+    return [] if isinstance(fields, DataError) else fields
+
+
+def _is_rectangular(dialect: Dialect, path: Path, asked: Columns) -> bool:
+    """Whether all records (of many the first) have as many fields as the first, at least two."""
+    with _field_limit():
+        records = (fields for _, fields in _records(dialect, path, stream_lines(path, asked.encoding)))
+        lengths = {0 if isinstance(fields, DataError) else len(fields) for fields in islice(records, SAMPLE)}
+    return len(lengths) == 1 and lengths.pop() > 1
+
+
+def _quotes(path: Path, asked: Columns, dialect: Dialect) -> tuple[bool, list[str]]:
+    """Whether fields between tabs are quoted, as spreadsheets and pandas write them, or a quote is text; said where it matters.
+
+    Who quotes fields, quotes all of them, all of a column, or those alone that hold a quote, a tab or a line end.
+    """
+    if not any(line[0] == '"' or '\t"' in line for line in stream_lines(path, asked.encoding)):
+        return False, []
+    raw = dialect._replace(quoted=False)
+    with _field_limit():
+        quoted_rows = [f for _, f in _records(dialect, path, stream_lines(path, asked.encoding))]
+        raw_rows = [f for _, f in _records(raw, path, stream_lines(path, asked.encoding)) if isinstance(f, list)]
+    if len({0 if isinstance(fields, DataError) else len(fields) for fields in quoted_rows}) > 1:
+        return False, []
+    told = [f"{path}: fields stand in quotes, which are not part of them; data.format=tsv keeps them"]
+    if len({len(cells) for cells in raw_rows}) > 1:
+        return True, told  # a quoted field holds a tab or a line end
+    if len(raw_rows) != len(quoted_rows):
+        raise DataError(
+            f"{path}: there are {len(quoted_rows):,} records if quotes stand around fields and {len(raw_rows):,} if they are "
+            "text: say data.format=csv or data.format=tsv"
+        )
+    cells = list(zip(*raw_rows, strict=True))
+    in_quotes = [[cell for cell in column if cell.startswith('"')] for column in cells]
+    of_whole_columns = all(not some or len(some) == len(column) for some, column in zip(in_quotes, cells, strict=True))
+    if of_whole_columns or all('""' in cell for some in in_quotes for cell in some):
+        return True, told
+    return False, [f"{path}: some fields stand in quotes, which are taken as text; data.format=csv drops them"]
+
+
+def _records(dialect: Dialect, path: Path, lines: Iterable[str]) -> Iterator[tuple[str, list[str] | DataError]]:
     """The fields of each record that is not empty, and where it begins."""
+    reader = dialect.reader(lines)
     while True:
-        where = f"{path}:{reader.line_num + 1}"
+        where = f"{path}:{reader.line_num + dialect.above + 1}"
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as err:
-            yield where, DataError(f"{where}: no valid CSV: {err}; a quote inside a quoted field is written twice")
+            yield where, DataError(f"{where}: not valid CSV: {err}; a quote inside a quoted field is written twice")
         else:
             if fields:
                 yield where, fields
 
 
 @contextmanager
-def _field_limit(limit: int) -> Iterator[None]:
+def _field_limit() -> Iterator[None]:
     """The csv module has one limit for the whole process; it is put back, since others may count on it."""
-    before = csv.field_size_limit(limit)
+    before = csv.field_size_limit(LONGEST)
     try:
         yield
     finally:
@@ -97,58 +207,275 @@ def _field_limit(limit: int) -> Iterator[None]:
 def _header(fields: list[str] | DataError, where: str) -> list[str]:
     if isinstance(fields, DataError):
         raise fields
+    if len(fields) > MOST_COLUMNS:
+        raise DataError(f"{where}: {len(fields):,} columns; a table has {MOST_COLUMNS:,} at most")
     header = [name.strip() for name in fields]
     if len(set(header)) < len(header):
-        raise DataError(f"{where}: a column name stands twice in the header: {', '.join(header)}")
+        raise DataError(f"{where}: a column name stands twice in the header: {listed(header)}; {NO_HEADER}")
     return header
 
 
-def read_label_first(path: Path) -> Iterator[Row]:
-    """Lines of a label, white space and the text, without a header."""
-    for number, line in enumerate(lines_of(path), start=1):
+def read_lines(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+    """Each line as a text."""
+    lines = enumerate(stream_lines(path, asked.encoding), start=1)
+    return (Row({"text": line.rstrip("\r\n")}, f"{path}:{number}") for number, line in lines)
+
+
+MARK = "__label__"  # before each label in fastText's files
+LABEL_LIKE = (re.compile(r"[+-]?\d+(\.\d+)?"), re.compile(r"[^\W\d][\w-]*:[\w-]*"))  # 1, spam:, DESC:manner
+
+
+def is_label_first(lines: Sequence[str]) -> bool:
+    """Whether lines begin with labels: fastText's; or numbers, or words with a colon, that come again and again."""
+    firsts = [line.split(maxsplit=1)[0] for line in lines]
+    if all(first.startswith(MARK) for first in firsts):
+        return True
+    alike = any(all(form.fullmatch(first) for first in firsts) for form in LABEL_LIKE)
+    return alike and len(lines) >= 20 and len(set(firsts)) <= len(lines) // 5
+
+
+def read_label_first(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+    """Lines of a label, white space and the text, without a header. Of fastText's, all labels in a list, without their mark."""
+    for number, line in enumerate(stream_lines(path, asked.encoding), start=1):
         if not line.strip():
             continue
         label, text = [*line.split(maxsplit=1), ""][:2]
-        yield Row({"label": label, "text": text.strip()}, f"{path}:{number}")
+        labels = []
+        while label.startswith(MARK):
+            labels.append(label.removeprefix(MARK))
+            line = text
+            label, text = [*line.split(maxsplit=1), "", ""][:2]
+        values = {"label": labels, "text": line.strip()} if labels else {"label": label, "text": text.strip()}
+        yield Row(values, f"{path}:{number}")
 
 
 DOCSTART = "-DOCSTART-"
+# types of phrases, in CoNLL's column of chunks
+CHUNKS = {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP"}
+HEADERS = {
+    "tag",
+    "tags",
+    "ner",
+    "ner_tag",
+    "ner_tags",
+    "ner-tag",
+    "label",
+    "labels",
+    "iob",
+    "bio",
+    "entity",
+    "entities",
+}
+LAYOUT_LINES = 5000  # from which the layout of CoNLL columns is told
+MOSTLY = 0.9  # share of lines whose field is a tag in a column of tags; the others are mistakes
 
 
-def read_conll(path: Path) -> Iterator[Row]:
-    """The sentences of a file with 2 to 4 columns (tab or space): `tokens` and `ner_tags`, the tags as they stand.
+class Layout(NamedTuple):
+    """Columns of CoNLL lines, from 0: where word and tag stand, how many there are, and the header's line, or 0."""
+
+    word: int
+    tag: int
+    columns: int
+    header: int = 0
+
+    def is_token(self, fields: Sequence[str]) -> bool:
+        """Whether fields are those of a word with its tag."""
+        return len(fields) == self.columns and is_tag(standard(fields[self.tag]))
+
+
+def read_conll(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+    """The sentences of lines with two or more columns (tab or space): `tokens` and `ner_tags`, the tags as they stand.
+
+    Lines that begin with # before the first word of a sentence are comments, unless they are a word with its tag.
 
     Raises:
-        DataError: a line has one column or another number of columns than the first, or there is no sentence.
+        DataError: a line has one column or another number of columns than the first, a word is empty, there is no
+            sentence, or several columns could be the tags.
     """
+    layout = layout_of(path, list(islice(stream_lines(path, asked.encoding), LAYOUT_LINES)), asked)
+    if notes is not None:
+        notes += _layout_notes(path, layout)
     words: list[str] = []
     tags: list[str] = []
-    begin, columns = 1, 0
-    for number, line in enumerate([*lines_of(path), ""], start=1):
+    begin, sentences = 1, 0
+    for number, line in enumerate(chain(stream_lines(path, asked.encoding), [""]), start=1):
         fields = columns_of(line)
-        if not fields or fields[0] == DOCSTART:
+        if not any(fields) or fields[0] == DOCSTART:
             if words:
+                sentences += 1
                 yield Row({"tokens": words, "ner_tags": tags}, f"{path}:{begin}", lined=True)
             words, tags = [], []
             continue
-        columns = columns or len(fields)
-        _check(fields, columns, f"{path}:{number}")
+        if number == layout.header or (not words and line.startswith("#") and not layout.is_token(fields)):
+            continue
+        if len(fields) != layout.columns or len(fields) < 2:
+            wanted = (
+                f"the lines before have {layout.columns}" if layout.columns > 1 else "a word and its tag are expected"
+            )
+            raise DataError(f"{path}:{number}: {len(fields)} column{'s' * (len(fields) != 1)}; {wanted}")
+        if not fields[layout.word]:
+            raise DataError(f"{path}:{number}: the word is empty")
         begin = begin if words else number
-        words.append(fields[0])
-        tags.append(fields[-1])
-    if not columns:
+        words.append(fields[layout.word])
+        tags.append(fields[layout.tag])
+    if not sentences:
         raise DataError(f"{path}: no sentence in the file")
 
 
 def columns_of(line: str) -> list[str]:
     """The columns of a line: split at tabs where there are any, else at runs of spaces."""
-    line = line.strip(" \t")  # not strip(): a no-break space may be a word
+    line = line.rstrip(" \t\r\n")  # not rstrip(): a no-break space may be a word
     if "\t" in line:
         return [field.strip(" ") for field in line.split("\t")]
     return [field for field in line.split(" ") if field]
 
 
-def _check(fields: list[str], columns: int, where: str) -> None:
-    if len(fields) != columns or not 2 <= len(fields) <= 4:
-        wanted = f"the lines before have {columns}" if columns in (2, 3, 4) else "2 to 4 are expected, the tag last"
-        raise DataError(f"{where}: {len(fields)} column{'s' * (len(fields) != 1)}; {wanted}")
+def is_tagged_lines(lines: Sequence[str]) -> bool:
+    """Whether lines are words with tags, at least one of them of an entity."""
+    try:
+        layout = layout_of(Path(), lines, Columns())
+    except DataError:  # several columns of tags
+        return True
+    tokens = [fields for _, fields in chain(*_sentences(lines, layout.header))]
+    return (
+        bool(tokens)
+        and layout.columns > 1
+        and all(map(layout.is_token, tokens))
+        and any(standard(fields[layout.tag]) != OUTSIDE for fields in tokens)
+    )
+
+
+def layout_of(path: Path, lines: Sequence[str], asked: Columns) -> Layout:
+    """Which columns are words and which are tags: those asked for, or what the lines show.
+
+    Words are the first column but for one that counts the words of each sentence (or names it) and for tags; tags are the
+    only column of tags, those of phrases left out, or the last column.
+    """
+    sentences = _sentences(lines)
+    first = next(iter(chain(*sentences)), None)
+    if first is None:
+        return Layout(0, -1, 2)
+    header, fields = first
+    n = len(fields)
+    is_header = n > 1 and not any(is_tag(standard(field)) for field in fields) and fields[-1].lower() in HEADERS
+    is_header = is_header or (
+        n > 1
+        and bool({field.lower() for field in fields} & {"word", "token"})
+        and bool({field.lower() for field in fields} & HEADERS)
+    )
+    sentences = _sentences(lines, header if is_header else 0)
+    tokens = [f for sentence in sentences for _, f in sentence if len(f) == n]
+    columns = {k: [standard(f[k]) for f in tokens] for k in range(n)}
+    tags = [k for k, found in columns.items() if found and sum(map(is_tag, found)) >= MOSTLY * len(found)]
+    for without in (_all_phrases, _all_outside):
+        tags = [k for k in tags if not without(columns[k])] or tags
+    words = [
+        k for k in range(n) if k not in tags and not _is_index([[f[k] for _, f in s if len(f) == n] for s in sentences])
+    ]
+    named = {role: number - 1 for role, number in (asked.columns or {}).items()}
+    if outside := [number + 1 for number in named.values() if number >= n]:
+        raise DataError(f"{path}: data.columns names column {outside[0]}; the lines have {n}")
+    if len(tags) > 1 and "tag" not in named:
+        ways = " and ".join(str(k + 1) for k in tags)
+        word = words[0] + 1 if words else 1
+        raise DataError(
+            f"{path}: columns {ways} hold tags; name one of them: data.columns={{word={word},tag={tags[0] + 1}}}"
+        )
+    tag = named.get("tag", tags[0] if tags else n - 1)
+    word = named.get("word", next((k for k in words if k != tag), 0))
+    return Layout(word, tag, n, header if is_header else 0)
+
+
+def _layout_notes(path: Path, layout: Layout) -> list[str]:
+    notes = [f"{path}: line {layout.header} is a header"] if layout.header else []
+    if (layout.word, layout.tag) not in ((0, layout.columns - 1), (0, -1)):
+        notes.append(f"{path}: words are column {layout.word + 1}, tags are column {layout.tag + 1}")
+    return notes
+
+
+def _sentences(lines: Sequence[str], header: int = 0) -> list[list[tuple[int, list[str]]]]:
+    """The numbers and fields of the words of each sentence; comments are known by their number of fields."""
+    rows = [(number, line, columns_of(line)) for number, line in enumerate(lines, start=1)]
+    plain = (
+        fields
+        for number, line, fields in rows
+        if any(fields) and line[0] != "#" and fields[0] != DOCSTART and number != header
+    )
+    n = len(next(plain, []))
+    sentences: list[list[tuple[int, list[str]]]] = [[]]
+    for number, line, fields in rows:
+        if not any(fields) or fields[0] == DOCSTART:
+            sentences.append([])
+        elif number != header and not (
+            line[0] == "#" and not sentences[-1] and (len(fields) != n or not any(map(is_tag, fields)))
+        ):
+            sentences[-1].append((number, fields))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _all_outside(tags: Sequence[str]) -> bool:
+    return all(tag == OUTSIDE for tag in tags)
+
+
+def _all_phrases(tags: Sequence[str]) -> bool:
+    types = {tag.partition("-")[2] for tag in tags if tag != OUTSIDE}
+    return bool(types) and types <= CHUNKS
+
+
+def _is_index(sentences: Sequence[Sequence[str]]) -> bool:
+    """Whether a column counts the words of each sentence, or all words, or says of each word in which sentence it is."""
+    longer = [cells for cells in sentences if len(cells) > 1]
+    if not longer:
+        return False
+    if all(len(set(cells)) == 1 for cells in longer):
+        return len(longer) > 1 or all(cell.isdecimal() for cell in longer[0])
+    if not all(cell.isascii() and cell.isdecimal() for cells in sentences for cell in cells):
+        return False
+    return all(int(after) == int(before) + 1 for cells in longer for before, after in pairwise(cells))
+
+
+SENTENCE = ("sentence_id", "sentence#", "sentence", "sent_id", "sentid", "sentence_number", "sentence_idx")
+WORD = ("word", "words", "token", "tokens")
+TAG = ("tag", "tags", "ner", "ner_tag", "ner_tags", "label", "labels")
+
+
+def word_rows(rows: Sequence[Row], asked: Columns, source: str) -> tuple[list[Row], list[str]] | None:
+    """The sentences of a table with a row a word: a column of sentences, of words and of tags; None of another table.
+
+    A cell of the sentence that is empty means the sentence of the row before.
+
+    Raises:
+        DataError: there are words and tags but no sentences, or a sentence goes on after another one.
+    """
+    names = {plain_name(name): name for name in reversed(list(rows[0].values))}
+    label = asked.label if isinstance(asked.label, str) else None
+    word, tag = asked.text or _first_of(WORD, names), label or _first_of(TAG, names)
+    head = [row.values for row in rows[:100]]
+    if not word or not tag or plain_name(word) not in WORD or not all(isinstance(v.get(word), str) for v in head):
+        return None
+    if not all(isinstance(cell := v.get(tag), str) and is_tag(standard(cell)) for v in head):
+        return None
+    sentence = _first_of(SENTENCE, names)
+    if sentence is None:
+        raise DataError(f"{source}: a row a word, but no column says which sentence a word is in: call it sentence_id")
+    found: dict[str, Row] = {}
+    last = ""
+    for row in rows:
+        name = str(row.values.get(sentence) or "").strip() or last
+        if name not in found:
+            found[name] = Row({"tokens": [], "ner_tags": []}, row.where)
+        elif name != last:
+            raise DataError(f"{row.where}: sentence {name!r} goes on after another one; sort the rows")
+        last = name
+        for key, column in (("tokens", word), ("ner_tags", tag)):
+            found[name].values[key].append(row.values.get(column))
+    return list(found.values()), [f"{source}: a row a word: words are column {word!r}, sentences {sentence!r}"]
+
+
+def plain_name(name: str) -> str:
+    """A column's name to compare with the usual ones: small letters, with _ for spaces and hyphens."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold()).replace("_#", "#")
+
+
+def _first_of(usual: Sequence[str], names: Mapping[str, str]) -> str | None:
+    return next((names[name] for name in usual if name in names), None)

@@ -58,6 +58,12 @@ class Columns:
     label_separator: str = ","  # between labels in one cell
     overlaps: Overlaps = "error"  # what becomes of character spans that overlap
     group: str | None = None  # of what examples belong to; none of the usual names is looked for
+    delimiter: str | None = None  # between the fields of a table; unset: told from the first record
+    header: bool | None = None  # whether a table's first record names its columns; unset: it does
+    encoding: str | None = None  # of a text file; unset: UTF-8
+    columns: Mapping[str, int] | None = (
+        None  # of CoNLL lines, from 1: {"word": 2, "tag": 3}; unset: told from the lines
+    )
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:

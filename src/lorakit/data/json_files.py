@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.delimited import Row, sound
-from lorakit.data.text import counted, decode, read_bytes
+from lorakit.data.delimited import Row
+from lorakit.data.example import Columns
+from lorakit.data.text import counted, read_text, stream_lines
 from lorakit.errors import DataError
 
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -28,24 +29,27 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def read_json(path: Path) -> Iterator[Row]:
-    """The records of a file: of an array where it begins with `[`, else one JSON object a line.
+def read_json(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Generator[Row | DataError]:
+    """The records of a file, of an array where it begins with `[`, else one JSON object a line; or what is wrong with one.
 
     Raises:
-        DataError: something is no JSON, or a record is no object or holds a lone surrogate.
+        DataError: what comes after cannot be read: an array is damaged, or the text cannot be decoded.
     """
-    text = decode(path, read_bytes(path))
-    return _array(path, text) if text.lstrip().startswith("[") else sound(json_rows(path, text.split("\n")))
-
-
-def json_rows(path: Path, lines: Iterable[str]) -> Generator[Row | DataError]:
-    """The record of each line, or what is wrong with it. Lines end at \\n only: other separators may stand inside a text."""
-    for number, line in enumerate(lines, start=1):
+    if is_array(path, asked.encoding):
+        yield from _array(path, read_text(path, asked.encoding))
+        return
+    for number, line in enumerate(stream_lines(path, asked.encoding), start=1):
         if line.strip():
             try:
-                yield _line(line, number, f"{path}:{number}")
+                yield _line(line.rstrip("\r\n"), number, f"{path}:{number}")
             except DataError as err:
                 yield err
+
+
+def is_array(path: Path, encoding: str | None = None) -> bool:
+    """Whether a file begins with `[`."""
+    first = next((line for line in stream_lines(path, encoding, longest=-1) if line.strip()), "")
+    return first.lstrip().startswith("[")
 
 
 def _line(line: str, number: int, where: str) -> Row:

@@ -12,49 +12,69 @@ from typing import NamedTuple
 from lorakit.data.annotation_files import is_brat, read_brat, read_docbin, with_spans
 from lorakit.data.columnar import read_arrow, read_hub, read_parquet, read_saved
 from lorakit.data.columns import Table, examples_of, is_annotated, never_given
-from lorakit.data.delimited import DOCSTART, Row, columns_of, read_conll, read_csv, read_label_first
+from lorakit.data.delimited import (
+    Row,
+    csv_rows,
+    is_label_first,
+    is_tagged_lines,
+    read_conll,
+    read_label_first,
+    sound,
+    word_rows,
+)
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
 from lorakit.data.files import files_of, means_files
-from lorakit.data.json_files import accepted, is_prodigy, read_json
+from lorakit.data.json_files import accepted, is_array, is_prodigy, read_json
 from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
-from lorakit.data.tags import is_tag
-from lorakit.data.text import lines_of
+from lorakit.data.text import COMPRESSED, encoding_note, inner_name, lines_of, stream_lines
 from lorakit.digest import file_sha256
 from lorakit.errors import DataError, did_you_mean
 
 # Rows as a tool writes them to rows of plain columns, and notes.
 Adapter = Callable[[Sequence[Row], str], tuple[list[Row], list[str]]]
+# A file, how it is said to be written, and notes that are added to.
+Reader = Callable[[Path, Columns, list[str]], Iterable[Row | DataError]]
 
 
 class Format(NamedTuple):
     """How the files of a format are read, and the endings that mean it."""
 
-    read: Callable[[Path], Iterable[Row]]
+    read: Reader
     endings: tuple[str, ...] = ()
     adapt: Adapter | None = None
 
 
+def _alone(read: Callable[[Path], Iterable[Row]]) -> Reader:
+    """A reader of files that say themselves how they are written."""
+
+    def rows(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterable[Row]:
+        return read(path)
+
+    return rows
+
+
 FORMATS: Mapping[str, Format] = {
-    "csv": Format(read_csv, (".csv",)),
-    "tsv": Format(partial(read_csv, tabs=True), (".tsv",)),
+    "csv": Format(partial(csv_rows, by_name=False), (".csv",)),
+    "tsv": Format(partial(csv_rows, kind="tsv", by_name=False), (".tsv",)),
     "jsonl": Format(read_json, (".jsonl", ".ndjson")),
     "json": Format(read_json, (".json",)),
-    "parquet": Format(read_parquet, (".parquet",)),
-    "arrow": Format(read_arrow, (".arrow", ".feather")),
-    "conll": Format(read_conll, (".conll", ".bio", ".iob")),
+    "parquet": Format(_alone(read_parquet), (".parquet",)),
+    "arrow": Format(_alone(read_arrow), (".arrow", ".feather")),
+    "conll": Format(read_conll, (".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes")),
     "label-first": Format(read_label_first),
     "label-studio": Format(read_json, adapt=flattened),
     "doccano": Format(read_json),
     "prodigy": Format(read_json, adapt=accepted),
-    "brat": Format(read_brat, (".ann",), with_spans),
-    "spacy": Format(read_docbin, (".spacy",)),
+    "brat": Format(_alone(read_brat), (".ann",), with_spans),
+    "spacy": Format(_alone(read_docbin), (".spacy",)),
 }
 ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
-FILE_LIKE = (*ENDINGS, ".txt", ".train", ".dev", ".test")
+FILE_LIKE = (*ENDINGS, *COMPRESSED, ".txt", ".train", ".dev", ".test")
+COMPRESSIBLE = ("csv", "tsv", "jsonl", "json", "conll")
+BINARY = ("parquet", "arrow", "spacy")
 LIBRARY = "datasets"  # a folder that the library of this name saved
-# Formats whose first record says whether it is words or texts; others never hold words, or are not opened to see.
-MAY_HOLD_WORDS = ("csv", "jsonl", "json", "label-studio", "prodigy", "conll", "brat", "spacy")
+HEAD = 400  # lines or rows that are looked at to tell what a file holds
 
 
 def read(
@@ -79,34 +99,33 @@ def read(
     """
     meant = files_of(source, folder) if means_files(source) else []
     paths = meant or [_path(source)]
-    if again and (reading := _reading(source, paths, format, split)):
+    if again and (reading := _reading(source, paths, columns, format, split)):
         streamed = Streamed(source, reading, columns, wants)
         return Dataset(source, streamed, _fingerprint(paths) or streamed.sha256, streamed.notes)
     rows, notes = list[Row](), list[str]()
     for path in paths:
-        more, told = _rows(str(path) if meant else source, path, format, split)
-        rows += more
-        notes += told
+        rows += _rows(str(path) if meant else source, path, columns, format, notes, split=split)
     examples = examples_of(Table(source, rows, columns, notes), wants)
     if isinstance(columns.label, tuple):
         notes += never_given(source, columns.label, examples)
     return Dataset(source, examples, _fingerprint(paths) or examples_sha256(examples), notes)
 
 
-def holds_words(source: str) -> bool:
+def holds_words(source: str, columns: Columns = Columns(), format: str = "auto") -> bool:
     """Whether a source is a file of words with tags or of texts with spans, or a pattern of such."""
     if "://" in source:  # which is not fetched for a guess
         return False
-    source = str(files_of(source)[0]) if means_files(source) else source
-    path = _path(source)
-    kind = _format(source, path)
-    if kind not in MAY_HOLD_WORDS:
-        return False
     try:
-        rows, _ = _rows(source, path, "auto", "train")
-    except DataError:  # reading it in earnest, which may be in a format that is asked for, says what is wrong
+        source = str(files_of(source)[0]) if means_files(source) else source
+        path = _path(source)
+        kind = _format(source, path, columns.encoding) if format == "auto" else format
+        if kind in ("hub", LIBRARY, "label-first"):
+            return False
+        most = HEAD if kind in ("csv", "tsv", "parquet", "arrow", "conll") else None  # spans may stand in a late record
+        rows = _rows(source, path, columns, format, [], most=most)
+        return is_annotated(Table(source, rows, Columns(), []))
+    except DataError:  # reading it in earnest says what is wrong
         return False
-    return is_annotated(Table(source, rows, Columns(), []))
 
 
 def _path(source: str) -> Path:
@@ -114,45 +133,68 @@ def _path(source: str) -> Path:
     return Path(source) if Path(source).exists() else Path(source.partition("#")[0])
 
 
-def _rows(source: str, path: Path, format: str, split: str) -> tuple[list[Row], list[str]]:
-    kind = _format(source, path) if format == "auto" else format
+def _rows(
+    source: str,
+    path: Path,
+    asked: Columns,
+    format: str,
+    notes: list[str],
+    *,
+    split: str = "train",
+    most: int | None = None,
+) -> list[Row]:
+    """The rows of a source (the first ones where there is a `most`) as plain columns."""
+    kind = _format(source, path, asked.encoding) if format == "auto" else format
     if kind in ("hub", LIBRARY):
         rows = list(read_hub(source, split) if kind == "hub" else read_saved(Path(source), split))
         if not rows:
             raise DataError(f"{source}: no record")
-        return rows, []
+        return rows
     if kind not in FORMATS:
         raise DataError(f"{source}: format = {kind!r} is not known; {did_you_mean(kind, [*FORMATS, LIBRARY])}")
-    rows, notes = list(FORMATS[kind].read(path)), []
+    read, is_table = FORMATS[kind].read, kind in ("csv", "tsv")
+    notes += [] if kind in BINARY or path.is_dir() else encoding_note(path, asked.encoding)
+    if is_table and format == "auto":
+        read = partial(csv_rows, kind=kind)
+    rows = list(islice(sound(read(path, asked, notes)), most))
     if not rows:
-        raise DataError(f"{source}: a header but no record" if kind in ("csv", "tsv") else f"{source}: no record")
+        raise DataError(f"{source}: a header but no record" if is_table else f"{source}: no record")
     if format == "auto":
         kind = _tool(kind, rows)
-        if ENDINGS.get(path.suffix.lower()) != kind:
+        if ENDINGS.get(inner_name(path).suffix.lower()) != kind:
             notes.append(f"{source}: read as {kind}")
     if adapt := FORMATS[kind].adapt:
         rows, more = adapt(rows, source)
-        notes += more
-    return rows, notes
+    elif found := word_rows(rows, asked, source):
+        rows, more = found
+    else:
+        more = []
+    notes += more
+    return rows
 
 
-def _reading(source: str, paths: Sequence[Path], format: str, split: str) -> Reading | None:
+def _reading(source: str, paths: Sequence[Path], asked: Columns, format: str, split: str) -> Reading | None:
     """What reads a source again and again without holding it; None where all of it is needed at once."""
-    kind = _format(source, paths[0]) if format == "auto" else format
+    kind = _format(source, paths[0], asked.encoding) if format == "auto" else format
     if kind == "hub":
-        return partial(read_hub, source, split)
+        return lambda notes: read_hub(source, split)
     if kind == LIBRARY:
-        return partial(read_saved, Path(source), split)
-    return reading_of(paths) if all(_is_by_rows(path, format) for path in paths) else None
+        return lambda notes: read_saved(Path(source), split)
+    return reading_of(paths, asked) if all(_is_by_rows(path, asked, format) for path in paths) else None
 
 
-def _is_by_rows(path: Path, format: str) -> bool:
+def _is_by_rows(path: Path, asked: Columns, format: str) -> bool:
     """Whether a file has a record a row, none of which an annotation tool wrote."""
-    kind = ENDINGS.get(path.suffix.lower(), "")
-    if path.suffix.lower() not in STREAMS or format not in ("auto", kind):
+    suffix = inner_name(path).suffix.lower()
+    kind = ENDINGS.get(suffix, "")
+    if suffix not in STREAMS or format not in ("auto", kind) or (format != "auto" and kind in ("csv", "tsv")):
+        return False  # an asked format of a table says how its quotes are read, which `stream` tells from the fields
+    if _format(str(path), path, asked.encoding) != kind:
         return False
-    rows = [row for row in islice(stream(path), 1) if isinstance(row, Row)]
-    return bool(rows) and (_tool(kind, rows) if format == "auto" else kind) == kind
+    if kind == "jsonl" and is_array(path, asked.encoding):
+        return False
+    rows = [row for row in islice(stream(path, asked=asked), HEAD) if isinstance(row, Row)]
+    return bool(rows) and _tool(kind, rows) == kind and word_rows(rows, asked, str(path)) is None
 
 
 def _tool(kind: str, rows: Sequence[Row]) -> str:
@@ -166,7 +208,7 @@ def _tool(kind: str, rows: Sequence[Row]) -> str:
     return "label-studio" if is_label_studio(rows[0]) else kind
 
 
-def _format(source: str, path: Path) -> str:
+def _format(source: str, path: Path, encoding: str | None = None) -> str:
     if path.is_dir():
         return "brat" if is_brat(path) else LIBRARY
     if not path.exists():
@@ -174,26 +216,35 @@ def _format(source: str, path: Path) -> str:
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(f"{source}: no such file; {did_you_mean(path.name, siblings)}")
         return "hub"
-    return ENDINGS.get(path.suffix.lower()) or ("brat" if is_brat(path) else _sniffed(path))
+    kind = ENDINGS.get(inner_name(path).suffix.lower())
+    if kind is None:
+        return "brat" if is_brat(path) else _sniffed(path, encoding)
+    if inner_name(path) != path and kind not in COMPRESSIBLE:
+        raise DataError(f"{path}: a compressed file of {kind} is not read; unpack it first")
+    return "conll" if kind == "tsv" and is_tagged_lines(_head(path, encoding)) else kind
 
 
-def _sniffed(path: Path) -> str:
+def _head(path: Path, encoding: str | None) -> list[str]:
+    return list(islice(stream_lines(path, encoding), HEAD))
+
+
+def _sniffed(path: Path, encoding: str | None) -> str:
     """The format of a file whose ending says nothing, from its first lines."""
-    lines = [line for line in lines_of(path)[:400] if line.strip()]
-    rows = [columns_of(line) for line in lines]
-    if all((len(row) in (2, 3, 4) and is_tag(row[-1])) or row[0] == DOCSTART for row in rows):
+    head = _head(path, encoding)
+    if is_tagged_lines(head):
         return "conll"
-    if lines[0].lstrip()[0] in "{[":
+    lines = [line for line in head if line.strip()]
+    if lines and lines[0].lstrip()[0] in "{[":
         return "jsonl" if lines[0].lstrip()[0] == "{" else "json"
-    first_words = {line.split()[0] for line in lines}
-    if len(lines) >= 20 and len(first_words) <= len(lines) // 5 and "\t" not in lines[0]:
+    if lines and is_label_first(lines):
         return "label-first"
-    if "\t" in lines[0]:
+    if lines and "\t" in lines[0]:
         return "tsv"
-    if "," in lines[0]:
+    if lines and any(mark in lines[0] for mark in ",;|"):
         return "csv"
     raise DataError(
-        f"{path}: the format cannot be told from its name or first lines; say data.format={'|'.join(FORMATS)}"
+        f"{path}: the format cannot be told from its name or first lines (no columns, no labels); if each line begins with "
+        f"its label, say data.format=label-first; else data.format={'|'.join(FORMATS)}"
     )
 
 
@@ -207,9 +258,9 @@ def _fingerprint(paths: Sequence[Path]) -> str | None:
 
 def read_texts(path: Path, columns: Columns = Columns()) -> Dataset:
     """Texts to predict on: the lines of a .txt file, or the text column (and the pair's) of a table, in order."""
-    if path.suffix.lower() != ".txt":
+    if inner_name(path).suffix.lower() != ".txt":
         return read(str(path), "text", columns=columns)
-    lines = lines_of(path)
+    lines = lines_of(path, columns.encoding)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise DataError(f"{path}:{number}: the line is empty")

@@ -10,34 +10,44 @@ from typing import Any
 
 from lorakit.data.columnar import arrow_batches, parquet_batches, rows_of_batch
 from lorakit.data.columns import Table, examples_of, settled
-from lorakit.data.delimited import Row, csv_rows, sound
+from lorakit.data.delimited import Row, csv_rows, read_lines, sound
 from lorakit.data.example import Columns, Example, Wants, examples_sha256
-from lorakit.data.json_files import json_rows
+from lorakit.data.json_files import read_json
 from lorakit.data.spans import CODE_UNITS
-from lorakit.data.text import stream_lines
+from lorakit.data.text import encoding_note, inner_name
 from lorakit.errors import DataError
 
 BATCH = 4096  # rows that are turned into Python's objects together
-LONGEST_FIELD = 2**24  # characters of a CSV field; a quote that is never closed would take in the whole file
+PIECE = 4096  # rows that become examples together
+MOST_NOTES = 20  # of one source; a note that lists places comes once a piece
 
 Rows = Iterator[Row | DataError]
-# The file, the first row (from 0), and the columns that are needed (None: all).
-Stream = Callable[[Path, int, Sequence[str] | None], Rows]
+Reading = Callable[
+    [list[str]], Iterable[Row | DataError]
+]  # begins anew at each call; what is to be said goes into the list
+# The file, the first row (from 0), the columns that are needed (None: all), how it is said to be written, and notes.
+Stream = Callable[[Path, int, Sequence[str] | None, Columns, list[str]], Rows]
 
 
-def stream(path: Path, start: int = 0, columns: Sequence[str] | None = None) -> Rows:
+def stream(
+    path: Path,
+    start: int = 0,
+    columns: Sequence[str] | None = None,
+    asked: Columns = Columns(),
+    notes: list[str] | None = None,
+) -> Rows:
     """The rows of a file from row `start` (0 is the first) on, and in place of a row what is wrong with it.
 
-    Parquet is entered at the row group that holds the row; text is read up to it. Of CSV and JSON all columns are given.
+    Parquet is entered at the row group that holds the row; text is read up to it. Of text all columns are given.
 
     Raises:
         DataError: no such file, no format that can be read by rows, or damage behind which no row can be found.
     """
-    if (found := STREAMS.get(path.suffix.lower())) is None:
-        raise DataError(f"{path}: cannot be read row by row; these can: {', '.join(STREAMS)}")
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return found(path, start, columns)
+        raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+    if (found := STREAMS.get(inner_name(path).suffix.lower())) is None:
+        raise DataError(f"{path}: cannot be read row by row; these can: {', '.join(STREAMS)}")
+    return found(path, start, columns, asked, [] if notes is None else notes)
 
 
 def stamp_of(path: Path) -> str:
@@ -46,24 +56,21 @@ def stamp_of(path: Path) -> str:
     return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns} ns"
 
 
-def _csv(path: Path, start: int, columns: Sequence[str] | None, *, tabs: bool = False) -> Rows:
-    return islice(csv_rows(path, stream_lines(path), tabs=tabs, limit=LONGEST_FIELD), start, None)
+def _from(read: Callable[[Path, Columns, list[str]], Rows]) -> Stream:
+    """A stream of what the reader of whole files gives, so that both give the same."""
+
+    def rows(path: Path, start: int, columns: Sequence[str] | None, asked: Columns, notes: list[str]) -> Rows:
+        notes += encoding_note(path, asked.encoding)
+        return islice(read(path, asked, notes), start, None)
+
+    return rows
 
 
-def _jsonl(path: Path, start: int, columns: Sequence[str] | None) -> Rows:
-    return islice(json_rows(path, stream_lines(path)), start, None)
-
-
-def _lines(path: Path, start: int, columns: Sequence[str] | None) -> Rows:
-    lines = enumerate(stream_lines(path), start=1)
-    return (Row({"text": line.rstrip("\r\n")}, f"{path}:{number}") for number, line in islice(lines, start, None))
-
-
-def _parquet(path: Path, start: int, columns: Sequence[str] | None) -> Rows:
+def _parquet(path: Path, start: int, columns: Sequence[str] | None, asked: Columns, notes: list[str]) -> Rows:
     return _columnar(path, parquet_batches(path, start, columns, BATCH), start)
 
 
-def _arrow(path: Path, start: int, columns: Sequence[str] | None) -> Rows:
+def _arrow(path: Path, start: int, columns: Sequence[str] | None, asked: Columns, notes: list[str]) -> Rows:
     return _columnar(path, arrow_batches(path, columns), start)
 
 
@@ -76,17 +83,11 @@ def _columnar(path: Path, batches: Iterator[tuple[int, Any]], start: int) -> Row
 STREAMS: dict[str, Stream] = {
     ".parquet": _parquet,
     **dict.fromkeys((".arrow", ".feather"), _arrow),
-    ".csv": _csv,
-    ".tsv": partial(_csv, tabs=True),
-    **dict.fromkeys((".jsonl", ".ndjson"), _jsonl),
-    ".txt": _lines,
+    ".csv": _from(csv_rows),
+    ".tsv": _from(partial(csv_rows, kind="tsv")),
+    **dict.fromkeys((".jsonl", ".ndjson"), _from(read_json)),
+    ".txt": _from(read_lines),
 }
-
-
-PIECE = 4096  # rows that become examples together
-MOST_NOTES = 20  # of one source; a note that lists places comes once a piece
-
-Reading = Callable[[], Iterable[Row | DataError]]  # begins anew at each call
 
 
 class Streamed(Sequence[Example]):
@@ -126,23 +127,24 @@ class Streamed(Sequence[Example]):
 
     def _pieces(self) -> Iterator[tuple[list[Example], list[str]]]:
         """The examples of some thousand rows, and what is to be told of these."""
-        rows, columns = sound(self._reading()), self._columns
+        told: list[str] = []
+        rows, columns = sound(self._reading(told)), self._columns
         while some := list(islice(rows, PIECE)):
             table = Table(self.source, some, columns, [])
             examples = examples_of(table, self._wants)
             if f"{self.source}: {CODE_UNITS}" in table.notes:  # a file counts in one way, which later rows may tell
                 raise DataError(f"{some[0].where}: {CODE_UNITS}, which takes the whole file: leave data.cache unset")
-            yield examples, table.notes
+            yield examples, [*told, *table.notes]
             columns = settled(table, self._wants)
 
 
-def reading_of(files: Sequence[Path]) -> Reading:
+def reading_of(files: Sequence[Path], asked: Columns = Columns()) -> Reading:
     """The rows of files that `stream` can read, one file after the other; they must stay as they are now."""
     stamps = [stamp_of(path) for path in files]
 
-    def rows() -> Iterator[Row | DataError]:
+    def rows(notes: list[str]) -> Iterator[Row | DataError]:
         for path, stamp in zip(files, stamps, strict=True):
-            yield from stream(path)
+            yield from stream(path, asked=asked, notes=notes)
             if stamp_of(path) != stamp:
                 raise DataError(f"{path}: changed while it was read")
 

@@ -34,6 +34,16 @@ def is_tag(tag: str) -> bool:
     return tag == OUTSIDE or (prefix in PREFIXES and bool(kind))
 
 
+def standard(tag: str) -> str:
+    """A tag with its prefix in capitals and the M- of BMES as I-; what is not a tag as it stands."""
+    prefix, dash, kind = tag.partition("-")
+    prefix = prefix.upper()
+    if not dash:
+        return prefix if prefix == OUTSIDE else tag
+    found = f"{'I' if prefix == 'M' else prefix}-{kind}"
+    return found if is_tag(found) else tag
+
+
 def starts_entity(tag: str, previous: str) -> bool:
     """Whether an entity begins here as conlleval reads it: at B- and S-, after E- and S-, after O, after another type."""
     prefix, kind = split_tag(tag)

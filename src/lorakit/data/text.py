@@ -2,68 +2,246 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
-from collections.abc import Iterator, Sequence
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from lorakit.errors import DataError
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+LONGEST = (
+    2**24
+)  # characters of a line, and of a field of a table; a quote that is never closed would take in the whole file
+MAGIC = {
+    b"\x1f\x8b": "gzip data, whose name ends in .gz",
+    b"PK\3\4": "a zip archive or an Excel workbook (.zip, .xlsx)",
+}
+MAGIC |= {
+    b"PAR1": "Parquet, whose name ends in .parquet",
+    b"\x28\xb5\x2f\xfd": "Zstandard data, whose name ends in .zst",
+}
+MOST_UNPACKED = 100, 2**22  # times the file's size, and bytes; what passes both is no text but a trap
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)  # of compressed files
+
+
+def inner_name(path: Path) -> Path:
+    """The name that says what is in a file: without the ending of a compression, or of the one file in a zip archive."""
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return Path(_member(path).filename)
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """A file to read from its beginning, unpacked where its name ends as that of a compressed one.
+
+    Raises:
+        DataError: it is missing, or is a folder, a pipe or a device, or what unpacks it is missing.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a pipe or a device; write what comes from it to a file first"
+            raise DataError(f"{path}: not a regular file but {what}")
+        return cast(BinaryIO, COMPRESSED.get(path.suffix.lower(), _plain)(path))
+    except OSError as err:
+        raise _unreadable(path, err) from err
+    except DAMAGE as err:
+        raise DataError(f"{path}: damaged: {err}") from err
+
+
+def _plain(path: Path) -> Any:
+    return path.open("rb")
+
+
+def _zip(path: Path) -> Any:
+    return zipfile.ZipFile(path).open(_member(path))
+
+
+def _zstd(path: Path) -> Any:
+    try:
+        import zstandard
+    except ImportError as err:
+        raise DataError(f"{path}: unpacking it needs a package: pip install zstandard") from err
+    return zstandard.open(path, "rb")
+
+
+COMPRESSED: Mapping[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zip": _zip,
+    ".zst": _zstd,
+}
+
+
+def _member(path: Path) -> zipfile.ZipInfo:
+    """The one file in a zip archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
+    except DAMAGE as err:
+        raise DataError(f"{path}: damaged: {err}") from err
+    if len(found) != 1:
+        names = listed(member.filename for member in found)
+        raise DataError(f"{path}: {len(found)} files in the archive: {names}; unpack it and name the one to read")
+    return found[0]
 
 
 def read_bytes(path: Path) -> bytes:
     """The file's bytes, or a DataError that says why there are none."""
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read: {err.strerror}") from err
+    with open_bytes(path) as file:
+        try:
+            data = file.read()
+        except OSError as err:
+            raise _unreadable(path, err) from err
+        except DAMAGE as err:
+            raise DataError(f"{path}: damaged: {err}") from err
     if not data.strip():
         raise DataError(f"{path}: the file is empty")
     return data
 
 
-def decode(path: Path, data: bytes) -> str:
-    """The text of a UTF-8 file, a byte-order mark dropped; other encodings and NUL are errors with their line."""
-    text = _decode(path, data)
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty")
-    return text
+def _unreadable(path: Path, err: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read: {err.strerror or err}")
 
 
-def stream_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, each up to its \\n and with it, one in memory at a time; errors as `decode`."""
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a whole file with its line ends as they are; errors as `stream_lines`."""
+    return "".join(stream_lines(path, encoding, longest=-1))
+
+
+def lines_of(path: Path, encoding: str | None = None) -> list[str]:
+    """The lines of a file without their ends; errors as `stream_lines`."""
+    return [line.rstrip("\r\n") for line in stream_lines(path, encoding)]
+
+
+def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONGEST) -> Iterator[str]:
+    """The lines of a file, each with its end, one in memory at a time: the one way in which all readers cut a file.
+
+    Lines end at \\n, \\r\\n or \\r; other line separators may stand inside a text. A byte-order mark is dropped.
+
+    Raises:
+        DataError: the file cannot be read or is empty, a byte is not of the encoding (UTF-8 where none is named), there
+            is a NUL character, or a line is longer than `longest` characters.
+    """
+    codec = _codec(path, encoding)
+    empty, number, characters = True, 0, 0
+    most = max(MOST_UNPACKED[0] * path.stat().st_size, MOST_UNPACKED[1]) if path.suffix.lower() in COMPRESSED else None
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield _decode(path, line, number)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read: {err.strerror}") from err
-
-
-def _decode(path: Path, data: bytes, first: int = 1) -> str:
-    """The text of the lines from number `first` on."""
-    if data.startswith(UTF16):
-        raise DataError(f"{path}:{first}: the file is UTF-16; save it as UTF-8")
-    if b"\0" in data:
-        line = data.count(b"\n", 0, data.index(b"\0")) + first
-        raise DataError(f"{path}:{line}: a NUL character; text has none; if the file is UTF-16, save it as UTF-8")
-    try:
-        return data.decode("utf-8-sig" if first == 1 else "utf-8")
+        with open_bytes(path) as raw, io.TextIOWrapper(raw, codec, newline="") as text:
+            _check_beginning(path, raw.read(4), encoding)
+            raw.seek(0)
+            while line := text.readline(longest):
+                number += 1
+                if "\0" in line:
+                    raise _nul(path, number, encoding)
+                if len(line) == longest and line[-1] not in "\r\n":
+                    raise DataError(f"{path}:{number}: the line has more than {longest:,} characters")
+                if most is not None and (characters := characters + len(line)) > most:
+                    raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size; unpack it first")
+                empty = empty and not line.strip()
+                yield line
     except UnicodeDecodeError as err:
-        line = data.count(b"\n", 0, err.start) + first
+        raise _undecodable(path, codec, err) from err
+    except OSError as err:
+        raise _unreadable(path, err) from err
+    except DAMAGE as err:
+        raise DataError(f"{path}: damaged: {err}") from err
+    if empty:
+        raise DataError(f"{path}: the file is empty")
+
+
+def _check_beginning(path: Path, head: bytes, encoding: str | None) -> None:
+    if encoding is None and head[:2] in UTF16:
+        raise DataError(f"{path}:1: the file is UTF-16: say data.encoding=utf-16")
+    if what := next((what for magic, what in MAGIC.items() if head.startswith(magic)), None):
+        raise DataError(f"{path}: not text but {what}")
+    if b"\0" in head and encoding is None:
+        raise _nul(path, 1, encoding)
+
+
+def _nul(path: Path, line: int, encoding: str | None) -> DataError:
+    hint = "" if encoding else "; if the file is UTF-16, say data.encoding=utf-16-le or utf-16-be"
+    return DataError(f"{path}:{line}: a NUL character; text has none{hint}")
+
+
+def _codec(path: Path, encoding: str | None) -> str:
+    try:
+        name = codecs.lookup(encoding or "utf-8").name
+    except (LookupError, ValueError) as err:
         raise DataError(
-            f"{path}:{line}: byte {err.start} (0x{data[err.start]:02x}) is no UTF-8; "
-            "if the file is Latin-1 or Windows-1252, save it as UTF-8"
+            f"{path}: data.encoding = {encoding!r} is not a known encoding; common ones: utf-8, cp1252"
         ) from err
+    return "utf-8-sig" if name == "utf-8" else name
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a file, which end at \\n, \\r\\n or \\r; other line separators may stand inside a text."""
-    text = decode(path, read_bytes(path)).replace("\r\n", "\n").replace("\r", "\n")
-    return text.removesuffix("\n").split("\n")
+def encoding_note(path: Path, encoding: str | None) -> list[str]:
+    """What is to be said of a text file that is read by another encoding than UTF-8."""
+    if encoding is None or _codec(path, encoding) == "utf-8-sig":
+        return []
+    decoder, is_ascii = codecs.getincrementaldecoder("utf-8")(), True
+    try:
+        with open_bytes(path) as raw:
+            while block := raw.read(2**20):
+                is_ascii = is_ascii and block.isascii()
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        is_ascii = True
+    return [f"{path}: read as {encoding}" + ("" if is_ascii else ", though it is valid UTF-8 too: look at the texts")]
+
+
+def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
+    """What the decoder met, with its place in the file; the error itself has that in its block."""
+    decoder, position, line = codecs.getincrementaldecoder(codec)(), 0, 1
+    with open_bytes(path) as raw:
+        for block in raw:
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as found:
+                start = found.start - (
+                    len(found.object) - len(block)
+                )  # of the block; before it lies what was incomplete
+                line += found.object[: found.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
+                position += start
+                byte = found.object[found.start]
+                break
+            position += len(block)
+            line += block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
+        else:
+            return DataError(f"{path}:{line}: the file ends inside of a character ({err.reason})")
+    if codec != "utf-8-sig":
+        return DataError(f"{path}:{line}: byte {position} (0x{byte:02x}) is not valid {codec}; see data.encoding")
+    return DataError(
+        f"{path}:{line}: byte {position} (0x{byte:02x}) is not valid UTF-8; name the file's encoding, for example "
+        "data.encoding=cp1252 (Western Europe, Windows)"
+    )
 
 
 MOST = 5  # places that a note lists
+MOST_NAMES = 12  # that a message lists
+MOST_SHOWN = 80  # characters of a value in a message
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: the first ones, and how many there are."""
+    found = list(names)
+    shown = ", ".join(
+        name if len(name) <= MOST_SHOWN else name[: MOST_SHOWN - 3] + "..." for name in found[:MOST_NAMES]
+    )
+    return shown if len(found) <= MOST_NAMES else f"{shown}, ... ({len(found):,} in all)"
+
+
+def short(value: Any) -> str:
+    """A value for a message, its end left out where it is long."""
+    shown = repr(value[:MOST_SHOWN] if isinstance(value, (str, list)) else value)
+    return shown if len(shown) <= MOST_SHOWN else shown[: MOST_SHOWN - 3] + "..."
 
 
 def counted(what: str, places: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -292,7 +292,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
 
 def columns_of(data: DataSection) -> Columns:
     """The columns that the recipe names; those of them that files to answer or to score have too."""
-    return Columns(data.text, data.pair, data.label, data.label_separator, data.overlaps)
+    return Columns(**{field.name: getattr(data, field.name) for field in fields(Columns) if field.name != "group"})
 
 
 def _max_length(asked: int | None, base: BaseModel) -> int:

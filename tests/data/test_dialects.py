@@ -1,0 +1,300 @@
+"""How tables and lines are written: delimiters, quotes, headers, encodings, compressions, and one way of cutting a file."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lorakit.data.example import Columns
+from lorakit.data.read import holds_words, read, read_texts
+from lorakit.data.streaming import stream
+from lorakit.errors import DataError
+
+ROWS = [("fine, really; or | not", "good"), ('she said "no"', "bad"), ("two\nlines", "good"), ("tab\there", "bad")]
+
+
+def records(path: Path, columns: Columns = Columns()) -> list[tuple[str, str]]:
+    return [(example.text, example.label) for example in read(str(path), columns=columns).examples]
+
+
+def written(delimiter: str, quoting: int = csv.QUOTE_MINIMAL, header: bool = True) -> str:
+    out = io.StringIO(newline="")
+    csv.writer(out, delimiter=delimiter, quoting=quoting).writerows([("text", "label")] * header + ROWS)
+    return out.getvalue()
+
+
+def refuses(path: Path, message: str, columns: Columns = Columns(), format: str = "auto") -> None:
+    with pytest.raises(DataError, match="^" + re.escape(f"{path}{message}")):
+        read(str(path), columns=columns, format=format)
+
+
+# Delimiters
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize(("delimiter", "name"), [(",", "comma"), (";", "semicolon"), ("\t", "tab"), ("|", "bar")])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt"])
+def test_delimiter_is_told_from_the_content_and_said(save, ending, delimiter, name, quoting):
+    path = save(f"a.{ending}", written(delimiter, quoting))
+    assert records(path) == ROWS
+    told = f"{path}: fields are separated by {name} ({delimiter!r})"
+    assert (told in read(str(path)).notes) == (
+        (ending, delimiter) not in (("csv", ","), ("tsv", "\t"), ("txt", ","), ("txt", "\t"))
+    )
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "sep=;\r"])
+def test_line_of_excel_names_the_delimiter(save, line):
+    path = save("a.csv", f"{line}\ntext;label\na,b;x\n")
+    assert records(path) == [("a,b", "x")]
+    assert read(str(path)).examples[0].where == f"{path}:3"
+
+
+def test_delimiter_that_cannot_be_told_is_asked_for(save):
+    path = save("a.csv", "text;x,label\na;b,c\n")
+    refuses(
+        path, ": the fields could be separated by comma (',') (2 columns) or semicolon (';') (2 columns): say data.del"
+    )
+    assert records(path, Columns(delimiter=";", text="text", label="x,label")) == [("a", "b,c")]
+
+
+def test_delimiter_of_a_header_is_checked_by_all_records(save):
+    assert records(save("a.csv", "text;label (a|b)\none;a\ntwo;b\n"), Columns(label="label (a|b)")) == [
+        ("one", "a"),
+        ("two", "b"),
+    ]
+
+
+def test_any_delimiter_may_be_asked_for(save):
+    assert records(save("a.csv", "text~label\na,b;c|d~x\n"), Columns(delimiter="~")) == [("a,b;c|d", "x")]
+
+
+# Quotes between tabs
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_quoted_fields_between_tabs_are_read_as_pandas_writes_them(tmp_path, quoting):
+    path = tmp_path / "a.tsv"
+    pd.DataFrame(ROWS, columns=["text", "label"]).to_csv(path, sep="\t", index=False, quoting=quoting)
+    assert records(path) == ROWS
+    assert any("stand in quotes, which are not part of them" in note for note in read(str(path)).notes)
+
+
+@pytest.mark.parametrize("texts", [['"a" b', '"c"'], ['"c"', "d"], ['"', "d"], ['""', '"c" d "e"']])
+def test_quotes_that_nothing_asked_for_are_text(save, texts):
+    path = save("a.tsv", "text\tlabel\n" + "".join(f"{text}\tx\n" for text in texts))
+    assert [text for text, _ in records(path)] == texts
+
+
+def test_quotes_that_may_be_either_are_asked_about(save):
+    path = save("a.tsv", 'text\tlabel\n"a\tx\nb"\ty\n')
+    refuses(path, ": there are 2 records if quotes stand around fields and 3 if they are text: say data.format=csv or")
+
+
+def test_asked_format_says_how_quotes_are_read(save):
+    path = save("a.tsv", 'text\tlabel\n"a"\tx\n"b ""c"""\ty\nd\tx\n')
+    notes = read(str(path)).notes
+    assert f"{path}: some fields stand in quotes, which are taken as text; data.format=csv drops them" in notes
+    as_csv = read(str(path), columns=Columns(delimiter="\t"), format="csv")
+    assert [example.text for example in as_csv.examples] == ["a", 'b "c"', "d"]
+    assert read(str(path), format="tsv").examples[0].text == '"a"'
+
+
+# Headers
+
+
+HEADLESS = '"1","Headline 0","Body 0"\n"2","Headline 1","Body 1"\n"1","Headline 2","Body 2"\n'
+
+
+def test_table_without_a_header_loses_no_row(save):
+    path = save("a.csv", HEADLESS)
+    refuses(
+        path, ": which column is the text? say data.text=NAME; columns: 1, Headline 0, Body 0; if the first line is"
+    )
+    assert records(path, Columns(header=False, text="2", label="1")) == [(f"Headline {i}", "121"[i]) for i in range(3)]
+    assert read(str(path), columns=Columns(header=False, text="3", label="1")).examples[0].where == f"{path}:1"
+
+
+def test_label_column_named_as_one_of_its_labels_is_refused(save):
+    path = save("a.csv", HEADLESS)
+    named = Columns(text="Headline 0", label="1")
+    refuses(path, ": the label column '1' is named as one of its labels; if the first line is a record, say", named)
+    assert len(records(path, Columns(text="Headline 0", label="1", header=True))) == 2
+
+
+def test_first_record_with_a_value_twice_says_what_to_do(save):
+    refuses(
+        save("a.csv", "good,good\na,b\n"), ":1: a column name stands twice in the header: good, good; if the first line"
+    )
+
+
+# Encodings
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-16", "cp1251", "gb18030"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll"])
+def test_asked_encoding_is_read_and_said(save, name, encoding):
+    word = {"cp1251": "зима", "gb18030": "冬天"}.get(encoding, "café")
+    content = {
+        "a.csv": f"text,label\n{word},x\n",
+        "a.tsv": f"text\tlabel\n{word}\tx\n",
+        "a.jsonl": f'{{"text": "{word}", "label": "x"}}\n',
+        "a.conll": f"{word} B-X\n",
+    }[name]
+    path = save(name, content.encode(encoding))
+    dataset = read(str(path), "words" if name == "a.conll" else "label", columns=Columns(encoding=encoding))
+    assert dataset.examples[0].text == word
+    assert any(note.startswith(f"{path}: read as {encoding}") for note in dataset.notes)
+
+
+def test_encoding_that_is_not_known_is_refused(save):
+    refuses(
+        save("a.csv", "text,label\na,b\n"),
+        ": data.encoding = 'utf-9' is not a known encoding",
+        Columns(encoding="utf-9"),
+    )
+
+
+@pytest.mark.parametrize("head", ["", "x" * 20000 + "\n\r"])
+def test_byte_of_another_encoding_is_told_with_its_place(save, head):
+    path = save("a.txt", head.encode() + b"one\r\ncaf\xe9\n")
+    position, line = len(head) + 8, head.count("\n") + head.count("\r") + 2
+    with pytest.raises(DataError, match=re.escape(f"{path}:{line}: byte {position} (0xe9) is not valid UTF-8")):
+        read_texts(path)
+
+
+# Compressions
+
+
+def zipped(data: bytes, name: str = "a.csv") -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(name, data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("a.csv.gz", gzip.compress), ("a.csv.bz2", bz2.compress), ("a.csv.xz", lzma.compress), ("any.zip", zipped)],
+)
+def test_compressed_tables_are_read(save, name, pack):
+    path = save(name, pack(written(";").encode()))
+    assert records(path) == ROWS
+    assert [row.values["text"] for row in stream(path)] == [text for text, _ in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv.gz", b"text,label\n", ": cannot be read: Not a gzipped file"),
+        ("a.csv.gz", gzip.compress(b"text,label\n" * 999)[:40], ": damaged: "),
+        ("a.csv.bz2", bz2.compress(b"text,label\n" * 999)[:40], ": damaged: "),
+        ("a.zip", b"text,label\n", ": damaged: File is not a zip file"),
+        ("a.csv.gz", gzip.compress(b"a,b\n" * 2_000_000), ": unpacks to more than 100 times its size"),
+        ("a.parquet.gz", gzip.compress(b"PAR1"), ": a compressed file of parquet is not read; unpack it first"),
+        ("a.csv", gzip.compress(b"text,label\n"), ": not text but gzip data, whose name ends in .gz"),
+        ("a.csv", zipped(b"x"), ": not text but a zip archive or an Excel workbook"),
+        ("a.csv", b"PAR1....", ": not text but Parquet"),
+    ],
+)
+def test_damaged_and_disguised_files_are_refused(save, name, data, message):
+    refuses(save(name, data), message)
+
+
+def test_archive_of_several_files_is_refused_with_their_names(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train.csv", "text,label\na,b\n")
+        archive.writestr("test.csv", "text,label\na,b\n")
+    refuses(path, ": 2 files in the archive: train.csv, test.csv; unpack it and name the one to read")
+
+
+# One way of cutting a file into rows
+
+
+@pytest.mark.parametrize("content", ["one\rtwo\r\nthree\n", "one\ntwo\rthree", "one\r\ntwo\nthree\r"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv"])
+def test_mixed_line_ends_give_the_same_rows_to_both_readers(save, name, content):
+    path = save(name, content if name == "a.txt" else "text\n" + content)
+    held = [example.text for example in read_texts(path).examples]
+    assert held == [row.values["text"] for row in stream(path)] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("shape", ["lines", "array"])
+def test_records_of_json_are_the_same_to_both_readers(save, shape, end):
+    one, two = '{"text": "a\u2028b"}', '{"text": "c"}'
+    path = save("a.jsonl", f"{one}{end}{two}{end}" if shape == "lines" else f"[{one},{end}{two}]{end}")
+    held = [example.text for example in read_texts(path).examples]
+    assert held == [row.values["text"] for row in stream(path)] == ["a\u2028b", "c"]
+
+
+# What is not a file of rows
+
+
+def test_pipe_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    os.mkfifo(path)
+    refuses(path, ": not a regular file but a pipe or a device; write what comes from it to a file first")
+    with pytest.raises(DataError, match="not a regular file"):
+        list(stream(path))
+
+
+def test_device_is_refused():
+    refuses(Path("/dev/zero"), ": not a regular file but a pipe or a device", format="csv")
+
+
+def test_messages_stay_short_however_long_names_and_values_are(save):
+    wide = ",".join(f"column{i}" for i in range(5000))
+    for path in (
+        save("a.csv", wide + "\n1\n"),
+        save("b.csv", wide + "\n" + "1," * 4999 + "1\n"),
+        save("c.csv", f"text,label\n{'x' * 100_000},\n"),
+        save("d.csv", f"{'x' * 100_000},label\n1,2\n"),
+        save("e.jsonl", '{"text": "a", "label": [' + "1," * 100_000 + "1]}"),
+    ):
+        with pytest.raises(DataError) as err:
+            read(str(path))
+        assert len(str(err.value)) < len(str(path)) + 1000
+    refuses(save("f.csv", "a," * 20_000 + "b\n"), ":1: 20,001 columns; a table has 10,000 at most")
+
+
+# A row a word
+
+
+def test_rows_of_words_are_grouped_to_sentences(save):
+    path = save("a.csv", "Sentence #,Word,POS,Tag\nSentence: 1,Ada,N,B-per\n,left,V,O\nSentence: 2,Oslo,N,B-geo\n")
+    assert holds_words(str(path))
+    dataset = read(str(path), "words")
+    assert [(e.words, e.tags) for e in dataset.examples] == [(("Ada", "left"), ("B-per", "O")), (("Oslo",), ("B-geo",))]
+    assert [example.where for example in dataset.examples] == [f"{path}:2", f"{path}:4"]
+    assert f"{path}: a row a word: words are column 'Word', sentences 'Sentence #'" in dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "words,labels\nAda,B-X\n",
+            ": a row a word, but no column says which sentence a word is in: call it sentence_id",
+        ),
+        (
+            "sentence_id,words,labels\n1,a,O\n2,b,B-X\n1,c,O\n",
+            ":4: sentence '1' goes on after another one; sort the rows",
+        ),
+    ],
+)
+def test_rows_of_words_that_make_no_sentences_are_refused(save, content, message):
+    path = save("a.csv", content)
+    with pytest.raises(DataError, match="^" + re.escape(f"{path}{message}")):
+        read(str(path), "words")
