@@ -6,13 +6,17 @@ import asyncio
 import http.client
 import json
 import math
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -22,14 +26,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorakit.app.server import process
+from lorakit.app.server import process, routes
 from lorakit.app.server.answers import ERRORS, prediction, tensors
 from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
-from lorakit.app.server.routes import OPEN, Limits, Service
+from lorakit.app.server.routes import OPEN, Limits, Service, find_all
 from lorakit.data.example import Example
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import load
+from lorakit.engine.shared import SharedModel
 from tests.app.conftest import Cli
 from tests.runs import reviews, until
 from tests.shipped import ship
@@ -262,6 +267,16 @@ def test_slow_body_is_refused_in_time(running: Running) -> None:
     reply = running.raw(head)
     assert b" 408 " in reply
     assert b"connection: close" in reply.lower()
+
+
+def test_client_that_leaves_within_its_body_is_no_failure_of_the_server(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.port)) as leaving:
+        leaving.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
+        )
+        time.sleep(0.1)
+    until(lambda: 'status="499"' in running.ask("/metrics").body.decode(), "an end")
+    assert 'status="5' not in running.ask("/metrics").body.decode()
 
 
 def test_smuggled_and_foreign_requests_are_refused(running: Running) -> None:
@@ -583,6 +598,157 @@ def test_new_versions_and_new_adapters_are_served_without_a_restart(root: Path, 
         shutil.rmtree(fresh.root / "topic")
         asyncio.run(fresh.service.reload())
         assert fresh.predict("a film", adapter="topic").status == 404
+
+
+def spoil_with_list(folder: Path) -> None:
+    (folder / "lorakit.json").write_text("[]")
+
+
+def spoil_with_types(folder: Path) -> None:
+    side = json.loads((folder / "lorakit.json").read_text())
+    (folder / "lorakit.json").write_text(json.dumps({**side, "labels": 3, "columns": [], "task": None}))
+
+
+def spoil_with_pipe(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / "adapter_model.safetensors")
+
+
+def spoil_without_sums(folder: Path) -> None:
+    side = json.loads((folder / "lorakit.json").read_text())
+    (folder / "lorakit.json").write_text(json.dumps({**side, "files": {}}))
+    (folder / "adapter_config.json").unlink()
+    os.mkfifo(folder / "adapter_config.json")
+
+
+def spoil_with_device(folder: Path) -> None:
+    side = json.loads((folder / "lorakit.json").read_text())
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "lorakit.json").write_text(json.dumps({**side, "files": {**side["files"], "zero": "00"}}))
+
+
+def spoil_with_size(folder: Path) -> None:
+    with (folder / "adapter_model.safetensors").open("r+b") as file:
+        file.truncate(30 * 2**30)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [spoil_with_list, spoil_with_types, spoil_with_pipe, spoil_without_sums, spoil_with_device, spoil_with_size],
+)
+def test_bad_version_of_one_adapter_keeps_no_other_from_its_new_one(
+    root: Path, bert: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    for name in ("mood", "topic"):
+        shutil.copytree(root / name, tmp_path / "served" / name)
+    ship(tmp_path / "next", bert, "sequence_classification", ("bad", "good"), seed=9)
+    with serve(tmp_path / "served") as fresh:
+        before = [fresh.predict("a film", adapter=name).json for name in ("mood", "topic")]
+        spoil(fresh.root / "topic")
+        spoil(shutil.copytree(fresh.root / "mood", fresh.root / "new"))
+        (fresh.root / "mood").rename(tmp_path / "gone")
+        (tmp_path / "next").rename(fresh.root / "mood")
+        begun = time.monotonic()
+        asyncio.run(fresh.service.reload())
+        assert time.monotonic() - begun < 5
+        assert fresh.predict("a film", adapter="mood").json != before[0]
+        assert fresh.predict("a film", adapter="topic").json == before[1]
+        assert fresh.predict("a film", adapter="new").status == 424
+        metrics = fresh.ask("/metrics").body.decode()
+        assert 'lorakit_reloads_total{outcome="refused"} 2.0' in metrics
+        assert 'lorakit_reloads_total{outcome="served"} 1.0' in metrics
+
+
+def test_nothing_ends_the_looking_for_new_versions(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def fail(path: Path) -> Any:
+        looks.append(1)
+        raise ZeroDivisionError
+
+    with serve(root, limits=replace(LIMITS, reload_s=0.01)) as fresh:
+        monkeypatch.setattr(routes, "find_adapters", fail)
+        until(lambda: len(looks) > 2, "another look")
+        assert fresh.predict("a film").status == 200
+        monkeypatch.undo()
+
+
+def test_roots_that_cannot_be_read_or_share_a_name_keep_what_they_served(root: Path, tmp_path: Path) -> None:
+    for place, name in (("a", "mood"), ("b", "topic")):
+        shutil.copytree(root / name, tmp_path / place / name)
+    roots = [tmp_path / "a", tmp_path / "b"]
+    with AdapterPool(find_all(roots)) as pool:
+        service = Service(pool, roots)
+        asyncio.run(service.reload())
+        shutil.copytree(root / "tags", tmp_path / "b" / "tags")
+        shutil.copytree(root / "topic", tmp_path / "a" / "topic")
+        asyncio.run(service.reload())
+        served = {"mood": tmp_path / "a" / "mood", "topic": tmp_path / "b" / "topic", "tags": tmp_path / "b" / "tags"}
+        assert pool.folders == served
+        shutil.rmtree(tmp_path / "b")
+        asyncio.run(service.reload())
+        assert pool.folders == served
+        service.batcher.close()
+
+
+def test_load_takes_no_longer_than_an_answer_may(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, may = SharedModel.build, threading.Event()
+    monkeypatch.setattr(SharedModel, "build", lambda model, folder: may.wait(20) and build(model, folder))
+    with serve(root, limits=replace(LIMITS, answer_s=0.3)) as slow:
+        begun = time.monotonic()
+        assert slow.predict("a film").status == 503
+        assert slow.ask("/health").status == 200
+        may.set()
+        until(lambda: slow.predict("a film").status == 200, "an answer")
+    assert time.monotonic() - begun < 5
+
+
+STUCK = """
+import time
+from lorakit.app.cli import main
+from lorakit.app.server import process
+from lorakit.engine.shared import SharedModel
+
+def hang(*words):
+    print("hanging", flush=True)
+    time.sleep(600)
+
+{patch}
+process.END_S = 1
+main(["serve", {folder!r}, "--port", "0", "--timeout", "1", "--json"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("patch", "asked", "codes"),
+    [
+        ("", b"", {0}),
+        ("", b"{", {0}),
+        ("SharedModel.build = hang", None, {2, 143, -15}),
+        ("SharedModel.answer = hang", b'{"inputs":"a"}', {0, 1}),
+    ],
+    ids=["idle", "half a request", "a load that hangs", "a model that hangs"],
+)
+def test_signal_ends_the_server_in_any_state(root: Path, patch: str, asked: bytes | None, codes: set[int]) -> None:
+    program = STUCK.format(patch=patch, folder=str(root / "mood"))
+    with (
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server,
+        socket.socket() as asking,
+    ):
+        assert server.stdout is not None
+        first = server.stdout.readline()
+        if asked is not None:
+            asking.connect(("127.0.0.1", int(json.loads(first)["url"].rstrip("/").rpartition(":")[2])))
+            head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            asking.sendall(f"{head}Content-Length: 14\r\n\r\n".encode() + asked if asked else b"")
+            time.sleep(0.2)
+            if "answer" in patch:
+                assert server.stdout.readline() == "hanging\n"
+        server.terminate()
+        begun = time.monotonic()
+        assert server.wait(20) in codes
+        assert time.monotonic() - begun < 12
 
 
 def test_adapter_that_cannot_be_loaded_harms_no_other(root: Path, tmp_path: Path) -> None:

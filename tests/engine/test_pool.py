@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,61 @@ def test_damaged_new_version_leaves_the_old_one_serving(readers: dict[str, Path]
             pool.refresh()["dora"].result()
         assert pool.refresh() == {}  # it is not tried again until it changes
         assert pool.answer(asked) == before
+
+
+def test_load_that_hangs_keeps_no_other_from_loading(readers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    build, may = SharedModel.build, threading.Event()
+
+    def slow(model: SharedModel, folder: Path) -> Any:
+        if folder == readers["wide"]:
+            may.wait(20)
+        return build(model, folder)
+
+    monkeypatch.setattr(SharedModel, "build", slow)
+    with AdapterPool(readers, load_s=0.2) as pool:
+        hanging = pool.load("wide")
+        time.sleep(0.3)
+        assert pool.load("dora").result(5).folder == readers["dora"]
+        with pytest.raises(TimeoutError):
+            pool.answer([Asked("wide", Example("a film"))])
+        may.set()
+        with pytest.raises(AdapterError, match=r"not read within 0\.2 s"):
+            hanging.result(5)
+        assert pool.load("high").result(5).folder == readers["high"]
+    assert set(pool.resident) == {"dora", "high"} or set(pool.resident) == {"dora", "high", "wide"}
+    may.clear()
+    begun = time.monotonic()
+    with AdapterPool(readers, load_s=0.2) as pool:
+        pool.load("wide")
+    assert time.monotonic() - begun < 5
+    may.set()
+
+
+def test_error_of_any_kind_is_of_the_folder_that_causes_it(
+    readers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: shutil.copytree(readers[name], tmp_path / name) for name in ("dora", "high", "wide")}
+    with AdapterPool(folders) as pool:
+        for name in folders:
+            pool.load(name).result()
+        for name, other in (("dora", "dora, other values"), ("wide", "wide")):
+            replace(folders[name], readers[other])
+        shutil.rmtree(folders["high"])
+        build = SharedModel.build
+
+        def failing(model: SharedModel, folder: Path) -> Any:
+            if folder == folders["wide"]:
+                raise ZeroDivisionError
+            return build(model, folder)
+
+        monkeypatch.setattr(SharedModel, "build", failing)
+        loading = pool.refresh()
+        with pytest.raises(ZeroDivisionError):
+            loading["wide"].result()
+        with pytest.raises(OutputError, match="no such run folder"):
+            loading["high"].result()
+        assert loading["dora"].result().key == pool.in_memory("dora").key  # type: ignore[union-attr]
+        assert pool.refresh() == {}
 
 
 # Refusals

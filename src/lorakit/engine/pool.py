@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import chain, groupby
 from operator import itemgetter
@@ -19,11 +22,12 @@ from lorakit.engine.evaluate import chunks
 from lorakit.engine.predictor import as_wanted, check_asked, checked_base
 from lorakit.engine.shared import Resident, Row, SharedModel, Stamp, stamp_of
 from lorakit.engine.side import SIDE_FILE
-from lorakit.errors import AdapterError, DataError, LorakitError, OutputError, did_you_mean
+from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
 from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.tasks.base import Item
 
 LIMIT_BYTES = 2**30
+CLOSE_S = 5.0  # for which a load in hand is waited for
 SPECIAL = 32  # more tokens than any tokenizer adds to a text, prefixes included
 
 
@@ -37,32 +41,39 @@ class Asked(NamedTuple):
 class AdapterPool:
     """Adapters of one kind of model over one frozen base; each answers as its own Predictor does, many in one forward.
 
-    Ranks, targets, variants, heads and tasks may differ. A thread of the pool's own loads them. They stay in memory while
-    they take no more than `limit_bytes` together, those that a batch in hand needs in any case; the least recently used
-    goes first. One thread at a time may ask for answers.
+    Ranks, targets, variants, heads and tasks may differ. A thread of the pool's own loads them; one that takes more than
+    `load_s` seconds for a folder (on a disk that does not answer, say) is left there, and another goes on. They stay in
+    memory while they take no more than `limit_bytes` together, those that a batch in hand needs in any case; the least
+    recently used goes first. One thread at a time may ask for answers.
 
     Raises:
         AdapterError: an adapter is over another base model than the first one, or of another kind, damaged or too large.
     """
 
-    def __init__(self, folders: Mapping[str, Path], *, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], *, limit_bytes: int = LIMIT_BYTES, load_s: float = math.inf
+    ) -> None:
         if not folders:
             raise OutputError("no adapter to answer with")
         self.folders = dict(folders)
-        self.limit_bytes = limit_bytes
+        self.limit_bytes, self.load_s = limit_bytes, load_s
         first = shipped_folder(next(iter(folders.values())))
         self.shared = SharedModel(first, checked_base(first, read_side(first)))
         self._resident: dict[str, Resident] = {}  # by name, the least recently used first
         self._uses: Counter[str] = Counter()  # by key, of batches in hand
         self._refused: dict[str, Stamp] = {}  # by name, the last version that could not be loaded
         self._lock = threading.RLock()  # around both, and around what the hosts hold
-        self._loader = ThreadPoolExecutor(1, "adapter-loader")
+        self._loads: queue.SimpleQueue[tuple[str, Future[Resident]] | None] = queue.SimpleQueue()
+        self._loaders = 0  # started so far, of which the last one works
+        self._start_loader()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._loader.shutdown(cancel_futures=True)
+        self._loaders += 1
+        self._loads.put(None)
+        self._loader.join(min(self.load_s, CLOSE_S))
 
     @property
     def resident(self) -> list[str]:
@@ -89,13 +100,41 @@ class AdapterPool:
         Raises:
             DataError: there is no adapter of this name. What is wrong with its folder the future raises.
         """
-        self._folder(name)
-        return self._loader.submit(self._load, name)
+        self._check_name(name)
+        future: Future[Resident] = Future()
+        self._loads.put((name, future))
+        with self._lock:
+            if self._load_began is not None and time.monotonic() - self._load_began > self.load_s:
+                self._start_loader()
+        return future
+
+    def _start_loader(self) -> None:
+        self._load_began: float | None = None
+        self._loaders += 1
+        # a daemon: the end of the process does not wait for one that hangs
+        self._loader = threading.Thread(target=self._work, args=(self._loaders,), name="adapter-loader", daemon=True)
+        self._loader.start()
+
+    def _work(self, loader: int) -> None:
+        while loader == self._loaders and (asked := self._loads.get()) is not None:
+            name, future = asked
+            if not future.set_running_or_notify_cancel():
+                continue
+            self._load_began = time.monotonic()
+            try:
+                resident = self._load(name, loader)
+            except Exception as err:  # whatever a folder holds must not end the thread
+                future.set_exception(err)
+            else:
+                future.set_result(resident)
+            with self._lock:
+                if loader == self._loaders:
+                    self._load_began = None
 
     def refresh(self) -> dict[str, Future[Resident]]:
         """Load anew each adapter in memory whose folder has changed; until then, and where that fails, it serves as it is."""
         with self._lock:
-            residents = dict(self._resident)
+            residents = {name: resident for name, resident in self._resident.items() if name in self.folders}
         return {name: self.load(name) for name, resident in residents.items() if self._has_changed(name, resident)}
 
     def _has_changed(self, name: str, resident: Resident) -> bool:
@@ -108,22 +147,28 @@ class AdapterPool:
             self.folders = dict(folders)
             for name in self._resident.keys() - self.folders.keys():
                 self._drop_unused(self._resident.pop(name))
+            self._refused = {name: stamp for name, stamp in self._refused.items() if name in self.folders}
 
-    def _load(self, name: str) -> Resident:
-        folder = self._folder(name)
-        stamp = stamp_of(folder)
+    def _load(self, name: str, loader: int) -> Resident:
         with self._lock:
-            resident = self._resident.get(name)
-        if resident is not None and (resident.folder, resident.stamp) == (folder, stamp):
-            return resident
+            before = self._resident.get(name)
+        stamp: Stamp = ()
         try:
+            folder = self._folder(name)
+            stamp = stamp_of(folder)
+            if before is not None and (before.folder, before.stamp) == (folder, stamp):
+                return before
             resident = self.shared.build(folder)
-        except LorakitError:
+            if resident.size > self.limit_bytes:
+                raise AdapterError(
+                    f"{folder}: takes {resident.size:,} bytes in memory; the limit is {self.limit_bytes:,}"
+                )
+        except Exception:
             self._refused[name] = stamp
             raise
-        if resident.size > self.limit_bytes:
-            raise AdapterError(f"{folder}: takes {resident.size:,} bytes in memory; the limit is {self.limit_bytes:,}")
         with self._lock:
+            if loader != self._loaders:
+                raise AdapterError(f"{folder}: not read within {self.load_s:g} s")
             self.shared.add(resident)
             before = self._resident.pop(name, None)
             self._resident[name] = resident
@@ -132,9 +177,12 @@ class AdapterPool:
             self._make_room(name)
         return resident
 
-    def _folder(self, name: str, place: str = "") -> Path:
+    def _check_name(self, name: str, place: str = "") -> None:
         if name not in self.folders:
             raise DataError(f"{place}no adapter {name!r}; {did_you_mean(name, self.folders)}")
+
+    def _folder(self, name: str, place: str = "") -> Path:
+        self._check_name(name, place)
         return shipped_folder(self.folders[name])
 
     def _make_room(self, newest: str) -> None:
@@ -166,7 +214,7 @@ class AdapterPool:
                             self._resident[name] = residents[name] = resident  # the most recently used now
                             self._uses[resident.key] += 1
                 for future in [self.load(name) for name in missing if name not in residents]:
-                    future.result()
+                    future.result(None if math.isinf(self.load_s) else self.load_s)
             yield residents
         finally:
             with self._lock:
@@ -259,4 +307,7 @@ def find_adapters(path: Path) -> dict[str, Path]:
 
 
 def _is_shipped(path: Path) -> bool:
-    return any((folder / SIDE_FILE).is_file() for folder in (path, path / ADAPTER, path / MODEL))
+    try:
+        return any((folder / SIDE_FILE).is_file() for folder in (path, path / ADAPTER, path / MODEL))
+    except OSError:  # a folder that must not be looked into is not one of ours
+        return False

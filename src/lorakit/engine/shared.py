@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lorakit.digest import file_sha256
 from lorakit.engine.adapter import Side, read_side
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.kernels import speed_up
@@ -23,7 +24,7 @@ from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quanti
 from lorakit.lora.files import WEIGHTS_FILE, reload_adapter
 from lorakit.lora.inject import put
 from lorakit.lora.layer import AdapterHost, SavedModule
-from lorakit.lora.peft_config import CONFIG_FILE
+from lorakit.lora.peft_config import CONFIG_FILE, MAX_BYTES
 from lorakit.models import KINDS, load_base
 from lorakit.tasks.base import Item, Task, pad_inputs
 from lorakit.tasks.registry import TASKS, make_task, task_layers
@@ -112,7 +113,7 @@ class SharedModel:
                 f"{side.base.name}: its output layer is not known: {self._head} has {last.out_features} rows"
             )
         self._plain = _copy(self.model)  # before it is changed
-        self._moulds: dict[tuple[int, bool, bytes], nn.Module] = {}  # the one used last at the end
+        self._moulds: dict[tuple[int, bool, str], nn.Module] = {}  # the one used last at the end
         self._keys = (f"version-{number}" for number in count(1))
         self.routing = Routing()
         speed_up(base, dtype, self.device)
@@ -185,19 +186,22 @@ class SharedModel:
     def _mould(self, folder: Path, side: Side) -> nn.Module:
         """A mould that holds this adapter."""
         outputs = self._outputs(side)
-        key = outputs, side.task.crf, (folder / CONFIG_FILE).read_bytes()
+        try:
+            settings = file_sha256(folder / CONFIG_FILE, MAX_BYTES)
+        except OSError as err:
+            raise AdapterError(f"{folder / CONFIG_FILE}: {err.strerror}") from err
+        key = outputs, side.task.crf, settings
         mould = self._moulds.pop(key, None)
         if mould is not None:
-            self._moulds[key] = mould
             reload_adapter(mould, folder, IN_MOULD)
-            return mould
-        mould = _copy(self._plain)
-        if outputs != self._width:
-            _resize(mould, self._head, outputs)
-        for name, layer in task_layers(side.task, side.labels).items():
-            mould.add_module(name, layer)
-        load_adapter(mould, folder, IN_MOULD)
-        self._moulds[key] = mould
+        else:
+            mould = _copy(self._plain)
+            if outputs != self._width:
+                _resize(mould, self._head, outputs)
+            for name, layer in task_layers(side.task, side.labels).items():
+                mould.add_module(name, layer)
+            load_adapter(mould, folder, IN_MOULD)
+        self._moulds[key] = mould  # not before: a load that hangs, or fails, must leave none behind
         if len(self._moulds) > MOST_MOULDS:
             del self._moulds[next(iter(self._moulds))]
         return mould
@@ -265,8 +269,14 @@ class SharedModel:
 
 def stamp_of(folder: Path) -> Stamp:
     """What changes with the files that make an adapter."""
-    stats = [path.stat() for name in (SIDE_FILE, CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
-    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    stamp = []
+    for name in (SIDE_FILE, CONFIG_FILE, WEIGHTS_FILE):
+        try:
+            stat = (folder / name).stat()
+        except OSError:  # that it is missing, or cannot be looked at, loading says
+            continue
+        stamp.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(stamp)
 
 
 def _check_method(folder: Path, side: Side) -> None:

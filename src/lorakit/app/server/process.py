@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -13,17 +15,24 @@ import uvicorn
 
 from lorakit.app.server.routes import LOOPBACK, Limits, Service, create_app, find_all
 from lorakit.engine.pool import AdapterPool
-from lorakit.errors import ConfigError
+from lorakit.errors import AdapterError, ConfigError
 
 EVERYWHERE = ("0.0.0.0", "::")
+END_S = 10  # from a stop that should be whole to an end without it
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which after a signal and a graceful stop returns instead of dying of the signal."""
+    """uvicorn's, which after a signal and a graceful stop returns instead of dying of the signal.
+
+    Where something does not stop (a thread in a read from a disk that does not answer, say), the process ends all the same.
+    """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
+        last = threading.Timer(2 * (self.config.timeout_graceful_shutdown or 0) + END_S, os._exit, (1,))
+        last.daemon = True
+        last.start()
 
 
 def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOPBACK) -> Server:
@@ -56,9 +65,12 @@ def run(
     Raises:
         LorakitError: an adapter cannot be served beside the others, or the address cannot be used.
     """
-    with AdapterPool(find_all(roots), limit_bytes=limits["memory"]) as pool:
-        for name in pool.folders:
-            pool.load(name).result()
+    with AdapterPool(find_all(roots), limit_bytes=limits["memory"], load_s=limits["timeout"]) as pool:
+        for name, folder in pool.folders.items():
+            try:
+                pool.load(name).result(limits["timeout"])
+            except TimeoutError as err:
+                raise AdapterError(f"{folder}: not loaded within {limits['timeout']:g} s (--timeout)") from err
         gc.freeze()  # what stays is not searched again: a pass over hundreds of adapters stops every thread for 0.2 s
         facts = {"adapters": list(pool.folders), "base": pool.shared.side.base.name, "bytes": pool.size}
         if dry_run:

@@ -77,12 +77,12 @@ class Batcher:
             self._jobs.put(job)
         return job.future
 
-    def close(self) -> None:
-        """Answer what waits, and stop."""
+    def close(self, most_s: float | None = None) -> None:
+        """Answer what waits, and stop; after some seconds, stop without."""
         with self._lock:
             self._is_closed = True
             self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(most_s)
 
     def _work(self) -> None:
         last: Job | None = None

@@ -8,8 +8,10 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 import lorakit
@@ -80,6 +83,8 @@ class Service:
 
     def __init__(self, pool: AdapterPool, roots: Sequence[Path] = (), limits: Limits = Limits()) -> None:
         self.pool, self.roots, self.limits = pool, roots, limits
+        self.found: dict[Path, Mapping[str, Path]] = {}  # by root, at the last look that could read it
+        self.refused: dict[str, str] = {}  # by what it is, what was wrong with it at last
         self.default = next(iter(pool.folders))
         self.batcher = Batcher(pool, limits.waiting, lambda texts: self.metrics.batch.observe(texts))
         self.metrics = Metrics(pool, lambda: self.batcher.waiting)
@@ -114,10 +119,16 @@ class Service:
         if resident := self.pool.in_memory(name):
             return resident
         try:
-            return await asyncio.wrap_future(self.pool.load(name))
-        except (LorakitError, OSError) as err:
-            log.warning("adapter %r: %s", name, err)
+            return await self._loaded(self.pool.load(name))
+        except TimeoutError as err:
+            message = f"adapter {name!r} was not loaded within {self.limits.answer_s:g} s"
+            raise HTTPException(503, message, {"Retry-After": "5"}) from err
+        except Exception as err:  # whatever its folder holds
+            self._refuse(f"adapter {name!r}", err)
             raise HTTPException(424, f"adapter {name!r} cannot be loaded; the server's log says why") from err
+
+    async def _loaded(self, future: Future[Resident]) -> Resident:
+        return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.answer_s)
 
     def _example(self, text: Text, resident: Resident) -> Example:
         for some in filter(None, text):
@@ -227,22 +238,48 @@ class Service:
     # Reloading
 
     async def reload(self) -> None:
-        """Look at the folders once: names that came or went, and new versions of adapters in memory."""
+        """Look at the folders once: names that came or went, and new versions of adapters in memory.
+
+        Whatever is wrong with one of them is logged and counted, and keeps nothing from the others.
+        """
         try:
             if self.roots:
-                self.pool.rename(await asyncio.to_thread(find_all, self.roots))
+                self.pool.rename(await asyncio.to_thread(self._look))
             loading = await asyncio.to_thread(self.pool.refresh)
-        except (LorakitError, OSError) as err:
-            log.warning("the folders cannot be read: %s", err)
-            return
+        except Exception as err:
+            return self._refuse("the folders", err)
         for name, future in loading.items():
             try:
-                await asyncio.wrap_future(future)
+                await self._loaded(future)
+            except Exception as err:
+                self._refuse(f"adapter {name!r}: the old version serves on", err)
+            else:
                 self.metrics.reloads.labels("served").inc()
                 log.info("adapter %r: a new version serves", name)
+
+    def _look(self) -> dict[str, Path]:
+        """The adapters of all roots. A root that cannot be read keeps those it had, a name what it stood for first."""
+        for root in self.roots:
+            try:
+                self.found[root] = find_adapters(root)
             except (LorakitError, OSError) as err:
-                self.metrics.reloads.labels("refused").inc()
-                log.warning("adapter %r: the old version serves on: %s", name, err)
+                self._refuse(str(root), err)
+        names: dict[str, Path] = {}
+        for name, folder in chain.from_iterable(found.items() for found in self.found.values()):
+            known = names.setdefault(name, folder)
+            if known != folder:
+                self._refuse(f"adapter {name!r}", DataError(f"both {known} and {folder} are called so; rename one"))
+                if self.pool.folders.get(name) == folder:
+                    names[name] = folder
+        return names
+
+    def _refuse(self, what: str, err: Exception) -> None:
+        """Count what was not taken, and log it, but what was wrong at the last look too."""
+        self.metrics.reloads.labels("refused").inc()
+        if self.refused.get(what) != str(err):
+            self.refused[what] = str(err)
+            is_ours = isinstance(err, (LorakitError, OSError))
+            log.warning("%s: %s: %s", what, type(err).__name__, err, exc_info=None if is_ours else err)
 
     async def reload_for_ever(self) -> None:
         """Look at the folders, wait, and look again."""
@@ -288,7 +325,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         reloading = asyncio.create_task(service.reload_for_ever())
         yield
         reloading.cancel()
-        await asyncio.to_thread(service.batcher.close)
+        await asyncio.to_thread(service.batcher.close, service.limits.answer_s)
 
     app = FastAPI(
         title="lorakit",
@@ -344,8 +381,11 @@ def _json_route(most_values: int) -> type[APIRoute]:
                 request = JsonRequest(request.scope, request.receive)
                 if request.method == "POST" and kind != "application/json":
                     raise HTTPException(415, "Content-Type: application/json is needed")
-                if request.method == "POST" and not await request.body():
-                    raise HTTPException(400, "the body is empty")
+                try:
+                    if request.method == "POST" and not await request.body():
+                        raise HTTPException(400, "the body is empty")
+                except ClientDisconnect as err:
+                    raise HTTPException(499, "the client has gone") from err
                 return await answer(request)
 
             return handle

@@ -35,7 +35,11 @@ MIB = 2**20
     "--inputs", type=click.IntRange(min=1), default=32, show_default=True, help="Texts of one request; more: 413."
 )
 @click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds to an answer."
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=60.0,
+    show_default=True,
+    help="Seconds to an answer, or to load an adapter.",
 )
 @click.option("--dry-run", is_flag=True, help="Load the adapters, say what would be served, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Say what is served as JSON.")
