@@ -97,7 +97,7 @@ def step(
 
 def kept_bytes(parameter: Tensor) -> int:
     """Bytes that a parameter takes, quantised or not."""
-    from lorakit.lora.quantize import QuantizedTensor
+    from lorakit.lora.quantization import QuantizedTensor
 
     if isinstance(parameter, QuantizedTensor):
         return parameter.codes.nbytes + parameter.scales.nbytes

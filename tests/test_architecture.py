@@ -16,6 +16,8 @@ from typing import NamedTuple
 import pytest
 
 import lorakit
+import lorakit.lora
+from lorakit.lora.config import DATA_INIT_NAMES, INIT_NAMES, UPDATE_NAMES
 
 PACKAGE = Path(lorakit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -291,7 +293,25 @@ def loaded(code: str, names: set[str]) -> set[str]:
 
 def test_lora_needs_torch_and_safetensors_alone() -> None:
     heavy = {"transformers", "datasets", "pydantic", "click", "rich", "pyarrow", "sklearn", "matplotlib", "peft"}
-    assert loaded("import lorakit.lora", heavy | {"torch", "safetensors"}) == {"torch", "safetensors"}
+    assert loaded("from lorakit.lora import add_adapter", heavy | {"torch", "safetensors"}) == {"torch", "safetensors"}
+
+
+def test_no_module_of_lora_hides_a_public_name() -> None:
+    """`from lorakit.lora import merge` would give the module where one of that name had been imported before."""
+    assert {path.stem for path in (PACKAGE / "lora").glob("*.py")} & set(lorakit.lora.__all__) == set()
+
+
+def test_settings_know_the_names_of_all_variants() -> None:
+    from lorakit.lora.data_inits import DATA_INITS
+    from lorakit.lora.updates import UPDATES
+    from lorakit.lora.variants import INITS
+
+    assert (tuple(INITS), tuple(DATA_INITS), tuple(UPDATES)) == (INIT_NAMES, DATA_INIT_NAMES, UPDATE_NAMES)
+
+
+@pytest.mark.parametrize("module", ["lorakit.recipe", "lorakit.lora.config"])
+def test_floor_does_without_torch(module: str) -> None:
+    assert loaded(f"import {module}", {"torch", "transformers", "numpy", "safetensors", module}) == {module}
 
 
 def test_help_does_not_import_torch() -> None:

@@ -13,7 +13,7 @@ from lorakit.data.read import read
 from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import AdapterError, ConfigError
-from lorakit.lora.quantize import FORMATS, QuantizedTensor
+from lorakit.lora.quantization import FORMATS, QuantizedTensor
 from tests.runs import Sections, changed, fit, sections
 
 

@@ -38,9 +38,9 @@ def test_fast_part_has_every_architecture_and_variant() -> None:
 @pytest.mark.parametrize("check", CHECKS)
 def test_check_fails_when_our_answers_are_off(check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scaling that is 1 % too large is in no file and in every answer."""
-    from lorakit.lora import variants
+    from lorakit.lora import config
 
-    monkeypatch.setitem(variants.SCALINGS, "standard", lambda alpha, r: 1.01 * alpha / r)  # type: ignore[arg-type]
+    monkeypatch.setitem(config.SCALINGS, "standard", lambda alpha, r: 1.01 * alpha / r)  # type: ignore[arg-type]
     outcome = run_check(check, Case(ARCHITECTURES["BERT SEQ_CLS"], VARIANTS["plain"], tmp_path))
     # saving and loading use the wrong scaling alike
     assert outcome.status == ("pass" if check == "save-load-save" else "FAIL")

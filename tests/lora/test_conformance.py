@@ -21,9 +21,10 @@ from lorakit.lora import (
     start_from_data,
     unmerge,
 )
+from lorakit.lora.config import SCALINGS
 from lorakit.lora.data_inits import DATA_INITS
 from lorakit.lora.updates import UPDATES
-from lorakit.lora.variants import INITS, SCALINGS
+from lorakit.lora.variants import INITS
 from tests.lora.oracle import assert_same_tensors, fill, peft_load
 from tests.tiny import logits, tiny_batch, tiny_bert
 

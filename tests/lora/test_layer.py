@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorakit.lora import DoRA, LoRA, LoRALinear, Routing, SavedModule
-from lorakit.lora.variants import INITS, SCALINGS, Factors, named_generator
+from lorakit.lora.config import SCALINGS
+from lorakit.lora.variants import INITS, Factors, named_generator
 from tests.lora.oracle import CLOSE
 
 D_IN, D_OUT, R = 12, 20, 3

@@ -34,7 +34,7 @@ from lorakit.lora import (
     save_adapter,
     unmerge,
 )
-from lorakit.lora.quantize import FORMATS, NF4_BLOCK, NF4_LEVELS, QuantizedTensor
+from lorakit.lora.quantization import FORMATS, NF4_BLOCK, NF4_LEVELS, QuantizedTensor
 from tests.lora.oracle import CLOSE, assert_same_tensors, fill
 from tests.tiny import logits, tiny, tiny_batch, tiny_bert, tiny_distilbert, tiny_gpt2, tiny_roberta, tiny_t5
 

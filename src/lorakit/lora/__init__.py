@@ -1,84 +1,18 @@
-"""LoRA over any torch model; needs torch and safetensors alone."""
+"""LoRA over any torch model; needs torch and safetensors alone, and imports them when a name is first used.
 
-from lorakit.lora.adalora import RankBudget
-from lorakit.lora.combine import Combined, combine
-from lorakit.lora.config import ALL_LINEAR, LoraConfig
-from lorakit.lora.data_inits import Data
-from lorakit.lora.files import load_adapter, save_adapter
-from lorakit.lora.inject import (
-    ParameterCount,
-    adapter_names,
-    adapter_parameters,
-    add_adapter,
-    count_parameters,
-    delete_adapter,
-    disabled,
-    rename_adapter,
-    routed,
-    set_adapter,
-    unload,
-)
-from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
-from lorakit.lora.merge import merge, merge_and_unload, unmerge
-from lorakit.lora.move import move_adapter
-from lorakit.lora.peft_config import BaseInfo, read_adapter_config
-from lorakit.lora.prefix import Prefix, frozen_blocks
-from lorakit.lora.quantize import dequantize, loftq, quantize
-from lorakit.lora.start import Start, start_from_data
-from lorakit.lora.surgery import fuse, read_first_row
-from lorakit.lora.swap import swap_adapter
-from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
-from lorakit.lora.updates import UPDATES, AdaLoRA, DoRA, LoRA, LoRAFA, VeRA
+So `lorakit.lora.config`, and with it a recipe, can do without them. No module here may have the name of something public.
+"""
 
-__all__ = [
-    "ALL_LINEAR",
-    "UPDATES",
-    "AdaLoRA",
-    "BaseInfo",
-    "Combined",
-    "Data",
-    "DoRA",
-    "Layer",
-    "LoRA",
-    "LoRAFA",
-    "LoRALinear",
-    "LoraConfig",
-    "ParameterCount",
-    "Prefix",
-    "RankBudget",
-    "Routing",
-    "SavedModule",
-    "Start",
-    "Target",
-    "VeRA",
-    "adaptable_layers",
-    "adapter_names",
-    "adapter_parameters",
-    "add_adapter",
-    "combine",
-    "count_parameters",
-    "delete_adapter",
-    "dequantize",
-    "disabled",
-    "frozen_blocks",
-    "fuse",
-    "hosts",
-    "linear_layers",
-    "load_adapter",
-    "loftq",
-    "merge",
-    "merge_and_unload",
-    "move_adapter",
-    "quantize",
-    "read_adapter_config",
-    "read_first_row",
-    "rename_adapter",
-    "routed",
-    "save_adapter",
-    "select_targets",
-    "set_adapter",
-    "start_from_data",
-    "swap_adapter",
-    "unload",
-    "unmerge",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.lora.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__all__" and name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(importlib.import_module("lorakit.lora.public"), name)

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lorakit.errors import ConfigError, did_you_mean
-from lorakit.lora.data_inits import DATA_INITS
-from lorakit.lora.updates import UPDATES
-from lorakit.lora.variants import INITS, SCALINGS, find_init
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "lora_only", "all")
+
+# What variants.INITS, data_inits.DATA_INITS and updates.UPDATES know, so that settings can be checked without torch.
+INIT_NAMES = ("kaiming", "gaussian", "pissa", "pissa_niter_16", "olora", "orthogonal")
+DATA_INIT_NAMES = ("eva", "lora_ga")
+UPDATE_NAMES = ("lora", "dora", "lora_fa", "vera", "adalora")
+PISSA_NITER = re.compile(r"pissa_niter_(\d{1,3})")  # any number of iterations
+
+
+def standard_scaling(alpha: float, r: int) -> float:
+    """Scaling alpha / r (Hu et al. 2021, arXiv:2106.09685, section 4.1)."""
+    return alpha / r
+
+
+def rslora_scaling(alpha: float, r: int) -> float:
+    """Scaling alpha / sqrt(r), which keeps the update's size stable as r grows (Kalajdzievski 2023, arXiv:2312.03732)."""
+    return alpha / math.sqrt(r)
+
+
+SCALINGS: Mapping[str, Callable[[float, int], float]] = {"standard": standard_scaling, "rslora": rslora_scaling}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +71,9 @@ class LoraConfig:
                 raise ConfigError(f"{key} = {alpha!r}: must be a finite number above 0")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"lora_dropout = {self.lora_dropout!r}: must be at least 0 and below 1")
-        if find_init(self.init_lora_weights) is None and self.init_lora_weights not in DATA_INITS:
-            hint = did_you_mean(self.init_lora_weights, (*INITS, *DATA_INITS))
+        inits = (*INIT_NAMES, *DATA_INIT_NAMES)
+        if self.init_lora_weights not in inits and not PISSA_NITER.fullmatch(self.init_lora_weights):
+            hint = did_you_mean(self.init_lora_weights, inits)
             raise ConfigError(f"init_lora_weights = {self.init_lora_weights!r} is not known; {hint}")
         self._check_update()
         rows = self.trainable_token_indices
@@ -70,8 +88,8 @@ class LoraConfig:
         return SCALINGS["rslora" if self.use_rslora else "standard"](alpha, r)
 
     def _check_update(self) -> None:
-        if self.update not in UPDATES:
-            raise ConfigError(f"update = {self.update!r} is not known; {did_you_mean(self.update, UPDATES)}")
+        if self.update not in UPDATE_NAMES:
+            raise ConfigError(f"update = {self.update!r} is not known; {did_you_mean(self.update, UPDATE_NAMES)}")
         if self.use_dora and self.update not in ("lora", "dora"):
             raise ConfigError(f"use_dora = true asks for another update than update = {self.update!r}")
         if self.use_dora or self.update == "dora":  # two spellings of one thing

@@ -17,7 +17,7 @@ from lorakit.lora.data_inits import DATA_INITS
 from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, Segments, hosts
 from lorakit.lora.places import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
-from lorakit.lora.quantize import is_quantized
+from lorakit.lora.quantization import is_quantized
 from lorakit.lora.targets import (
     Target,
     adaptable_layers,

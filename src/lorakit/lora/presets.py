@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from lorakit.errors import ConfigError
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Preset = Mapping[str, tuple[str, ...]]  # name -> suffixes of module paths
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lorakit.lora.config import PISSA_NITER
 
 OVERSAMPLING = 8  # directions drawn beyond those asked for (Halko et al. 2009, section 4.2: 5 or 10)
 
@@ -40,19 +41,6 @@ def named_generator(seed: int, path: str) -> torch.Generator:
     """A generator that depends on the seed and the module's path alone, so that what else is injected changes nothing."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-# Scaling: (alpha, r) -> s
-
-
-def standard_scaling(alpha: float, r: int) -> float:
-    """Scaling alpha / r (Hu et al. 2021, arXiv:2106.09685, section 4.1)."""
-    return alpha / r
-
-
-def rslora_scaling(alpha: float, r: int) -> float:
-    """Scaling alpha / sqrt(r), which keeps the update's size stable as r grows (Kalajdzievski 2023, arXiv:2312.03732)."""
-    return alpha / math.sqrt(r)
 
 
 # Initialisation: (W, r, s, generator) -> Factors. Where B is not zero, the layer subtracts the start, so that W is never edited.
@@ -131,10 +119,8 @@ def olora_init(weight: Tensor, r: int, scaling: float, generator: torch.Generato
     return Factors((R[:r] / root).contiguous(), (Q[:, :r] / root).contiguous())
 
 
-Scaling = Callable[[float, int], float]
 Init = Callable[[Tensor, int, float, torch.Generator], Factors]
 
-SCALINGS: Mapping[str, Scaling] = {"standard": standard_scaling, "rslora": rslora_scaling}
 INITS: Mapping[str, Init] = {
     "kaiming": kaiming_init,
     "gaussian": gaussian_init,
@@ -147,5 +133,5 @@ INITS: Mapping[str, Init] = {
 
 def find_init(name: str) -> Init | None:
     """The initialisation of this name, or None. In `pissa_niter_N`, N may be any number."""
-    number = re.fullmatch(r"pissa_niter_(\d{1,3})", name)
+    number = PISSA_NITER.fullmatch(name)
     return partial(fast_pissa_init, niter=int(number[1])) if number else INITS.get(name)

@@ -1,4 +1,4 @@
-"""Put the adapter of another folder in the place of one that serves; when anything is wrong, the one that serves stays."""
+"""What is done with whole adapters: fold one into the base and take it out again, take one to another model, replace one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from lorakit.lora.config import LoraConfig
@@ -15,12 +16,78 @@ from lorakit.lora.inject import (
     adapter_parameters,
     arrange,
     check_known,
+    check_new_name,
     check_unmerged,
     delete_adapter,
+    hosted,
     put,
+    routing_of,
+    unload,
 )
-from lorakit.lora.layer import AdapterHost, hosts
+from lorakit.lora.layer import AdapterHost, Routing, hosts
 from lorakit.lora.places import set_fast_paths
+from lorakit.lora.quantization import dequantize
+
+# Merging: unmerging is exact, bit for bit
+
+
+@torch.no_grad()
+def merge(model: nn.Module, name: str = "default") -> None:
+    """Fold the adapter into the base: W becomes W + s B A. The old weights are kept, so `unmerge` is exact.
+
+    Over a quantised W the sum is dense, in the dtype of W's products; `unmerge` brings the codes back.
+
+    Raises:
+        AdapterError: the adapter is unknown, one is merged already, or a merged weight would not be finite;
+            in every case the model stays as it was.
+    """
+    check_known(model, name)
+    done = []
+    try:
+        for _, host in hosts(model):
+            host.merge(name)
+            done.append(host)
+    except Exception:
+        for host in done:
+            host.unmerge()
+        raise
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo `merge`: every base weight is again the very tensor it was."""
+    for _, host in hosts(model):
+        host.unmerge()
+
+
+def merge_and_unload(model: nn.Module, name: str = "default") -> nn.Module:
+    """The plain model with the adapter folded in and no trace of LoRA or of quantised weights left."""
+    merge(model, name)
+    return dequantize(unload(model))
+
+
+# Moving: an adapter is built on a copy of the base model, and then moved into the one that serves
+
+
+def move_adapter(source: nn.Module, model: nn.Module, name: str, old: str = "default") -> None:
+    """Take the adapter `old` out of one model and let it be the adapter `name` of another of the same architecture.
+
+    Its tensors stay the same objects, trainable or not as they were; the layers of the two models must be alike.
+
+    Raises:
+        AdapterError: there is no such adapter, or one is merged.
+        ConfigError: the name is taken or not usable, or a layer serves another adapter in another way.
+    """
+    check_known(source, old)
+    check_new_name(model, name)
+    check_unmerged(model)
+    routing = routing_of(model) or Routing()
+    for path, host in hosts(source, old):
+        hosted(model, path, type(host), routing).adapters[name] = host.adapters[old]
+    set_fast_paths(model)
+    delete_adapter(source, old)
+
+
+# Replacing: when anything is wrong with the new one, the one that serves stays
 
 
 class Place(NamedTuple):
