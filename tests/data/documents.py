@@ -8,6 +8,7 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from lorakit.data.example import Example
+from lorakit.data.spans import ENOUGH
 from lorakit.data.tags import entities
 
 TYPES = ("PER", "creative-work", "O")
@@ -53,7 +54,8 @@ def documents(draw: st.DrawFn, texts: st.SearchStrategy[str] = TEXTS) -> Documen
     return Document(text, tuple((start, end, draw(st.sampled_from(TYPES))) for start, end in clean))
 
 
-FILES = st.lists(documents(), min_size=1, max_size=4)
+# of ENOUGH spans most must not begin or end inside a word; those of the anchor and of no text count too
+FILES = st.lists(documents(), min_size=1, max_size=4).filter(lambda file: sum(len(d.spans) for d in file) < ENOUGH - 2)
 # so that a file holds a span, from which the column of spans is told, and offsets differ by how they are counted
 ANCHOR = Document("😀 Peter spoke", ((2, 7, "PER"),))
 

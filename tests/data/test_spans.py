@@ -280,3 +280,59 @@ def test_tokens_of_the_file_are_its_words(document, data):
 def test_tokens_that_do_not_cover_the_text_are_refused(tokens, message):
     with pytest.raises(DataError, match=refusal("here", message)):
         of_spans("abcde", [], tokens, "here")
+
+
+# Spans inside words
+
+TEXT = "Über die Brücke fuhren 🚲 Anna Berg und Øyvind Dahl nach Kraków zurück"
+NAMES = ("Brücke", "Anna Berg", "Øyvind Dahl", "Kraków")
+
+
+def counted_otherwise(text: str, how: str) -> list[tuple[int, int, str]]:
+    spans = []
+    for name in NAMES:
+        start = text.index(name)
+        end = start + len(name)
+        if how == "UTF-16":
+            start, end = code_units(text, start), code_units(text, end)
+        elif how == "bytes":
+            start, end = (len(text[:at].encode()) for at in (start, end))
+        elif how == "last characters":
+            end -= 1
+        elif how == "two characters":
+            start, end = (at + text[:at].count("\n") for at in (start, end))
+        spans.append((start, end, "X"))
+    return spans
+
+
+@pytest.mark.parametrize(
+    ("how", "hint"),
+    [
+        ("UTF-16", "they would not if offsets count UTF-16 code units"),
+        ("bytes", "they would not if offsets count bytes of UTF-8"),
+        ("last characters", "they would not if ends are those of last characters"),
+        ("two characters", "they would not if line ends count two characters"),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 5])
+def test_spans_inside_words_are_said_or_refused_where_they_are_many(save, how, hint, n):
+    text = TEXT.replace("🚲", "\n\n") if how == "two characters" else TEXT
+    spans = [[start, end, kind] for start, end, kind in counted_otherwise(text, how)]
+    path = save("a.jsonl", lines({"text": text, "spans": spans} for _ in range(n)))
+    right = [[start, end, kind] for start, end, kind in counted_otherwise(text, "characters")]
+    assert not any(
+        "inside a word" in note
+        for note in read(str(save("b.jsonl", lines([{"text": text, "spans": right}]))), "words").notes
+    )
+    if n == 5:
+        with pytest.raises(DataError, match=rf"\d+ of 20 spans begin or end inside a word \(first {path}:1: .*{hint}"):
+            read(str(path), "words")
+    else:
+        (note,) = [note for note in read(str(path), "words").notes if "inside a word" in note]
+        assert re.search(rf"[2-4] of 4 spans begin or end inside a word \(first .*a\.jsonl:1: span .*{hint}", note)
+
+
+def test_scripts_without_spaces_and_units_behind_numbers_are_no_cut_words(save):
+    records = [("東京都庁に行く", [0, 3, "X"]), ("서울에서", [0, 2, "X"]), ("take 5mg now", [5, 6, "X"])]
+    found = read(str(save("a.jsonl", lines({"text": text, "spans": [span]} for text, span in records))), "words")
+    assert not any("inside a word" in note for note in found.notes)

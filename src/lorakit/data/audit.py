@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorakit.data.example import Example
+from lorakit.data.spans import WRONG, inside_word
 from lorakit.data.tags import entities
 
 SHOWN = 5  # places of a finding
@@ -69,7 +70,7 @@ def audit(parts: Parts) -> list[Finding]:
     """Everything found, problems first."""
     examples = [example for part in parts.values() for example in part]
     found = [*duplicates(parts), *conflicts(examples), *overlaps(parts), *missing_labels(parts), *odd_texts(examples)]
-    found += alike_labels(examples)
+    found += [*alike_labels(examples), *cut_words(examples)]
     return sorted(found, key=lambda finding: not finding.is_problem)
 
 
@@ -149,6 +150,19 @@ def alike(labels: Iterable[str]) -> list[list[str]]:
             plain = repr(float(plain))  # 1, 1.0 and 01
         groups[plain].append(label)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def cut_words(examples: Iterable[Example]) -> list[Finding]:
+    """Entities that begin or end inside a word of their text, as they do where offsets count something else than characters."""
+    places, n = list[str](), 0
+    for example in examples:
+        for entity in entities(example.tags):
+            start, end = example.offsets[entity.start][0], example.offsets[entity.end - 1][1]
+            n += 1
+            if inside_word(example.text, start, end):
+                places.append(f"{example.where}: {start}-{end} ({entity.type}) reads {example.text[start:end]!r}")
+    text = f"{len(places):,} of {n:,} spans begin or end inside a word"
+    return _some([Finding("spans inside words", len(places), text, places, len(places) > WRONG * n)])
 
 
 def odd_texts(examples: Sequence[Example]) -> list[Finding]:

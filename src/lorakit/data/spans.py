@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +18,18 @@ END = ("end", "end_offset")
 TYPE = ("label", "type", "entity_group", "labels")
 ASTRAL = "\uffff"  # characters above this one are two code units in UTF-16
 CODE_UNITS = "offsets count UTF-16 code units, as JavaScript does; converted to characters"  # a note
+
+
+# Scripts that put no space between words, or put endings behind names: Thai and Lao, Burmese, Khmer, kana, Han, Hangul.
+UNSPACED = (
+    "\u0e00-\u0eff",
+    "\u1000-\u109f",
+    "\u1780-\u17ff",
+    "\u3040-\u9fff",
+    "\uac00-\ud7af",
+    "\U00020000-\U0003ffff",
+)
+ENOUGH, WRONG = 10, 0.3  # spans, and the share of them that may begin or end inside a word before all are refused
 
 
 class Span(NamedTuple):
@@ -101,12 +115,14 @@ def settle(records: Sequence[Marked], overlaps: Overlaps, source: str) -> tuple[
 
     Raises:
         DataError: a span lies outside its text, is empty, does not read as the file says, or overlaps another one
-            (with `overlaps = "longest"` the longer one stays, the first of two equally long ones).
+            (with `overlaps = "longest"` the longer one stays, the first of two equally long ones). Or so many spans begin
+            or end inside a word that their offsets must count something else than characters.
     """
     notes: list[str] = []
     if _counts_code_units(records):
         notes.append(f"{source}: {CODE_UNITS}")
         records = [_in_characters(record) for record in records]
+    notes += _cut_words(records, source)
     settled, trimmed, blank, left_out = [], [], [], []
     for record in records:
         spans = []
@@ -125,6 +141,44 @@ def settle(records: Sequence[Marked], overlaps: Overlaps, source: str) -> tuple[
     notes += counted(f"{source}: spans of white space alone, left out", blank)
     notes += counted(f"{source}: spans that overlap longer ones, left out", left_out)
     return settled, notes
+
+
+def inside_word(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] begins or ends between two letters or two digits of a script with spaces between words."""
+    return any(
+        0 < at < len(text)
+        and all(map(str.isalpha if text[at].isalpha() else str.isdigit, text[at - 1 : at + 1]))
+        and not re.match(f"[{''.join(UNSPACED)}]", text[at])
+        for at in (start, end)
+    )
+
+
+def _cut_words(records: Sequence[Marked], source: str) -> list[str]:
+    """The note of spans that begin or end inside a word, of those whose text the file does not say itself."""
+    bare = [record._replace(spans=[span for span in record.spans if span.text is None]) for record in records]
+    n, cut = sum(len(record.spans) for record in bare), _inside(bare)
+    if not cut:
+        return []
+    record, span = cut[0]
+    first = f"first {span.where}: {span} reads {_short(record.text[span.start : span.end])}"
+    told = f"{source}: {len(cut)} of {n} spans begin or end inside a word ({first})"
+    for what, convert in OTHER_OFFSETS.items():
+        if len(_inside([convert(record) for record in bare])) <= WRONG * len(cut):
+            told += f"; they would not if {what}"
+            break
+    if n >= ENOUGH and len(cut) > WRONG * n:
+        raise DataError(f"{told}; offsets count characters from 0, and the end is the offset after the last one")
+    return [told]
+
+
+def _inside(records: Iterable[Marked]) -> list[tuple[Marked, Span]]:
+    """The spans that begin or end inside a word; one that is outside of its text counts too."""
+    return [
+        (record, span)
+        for record in records
+        for span in record.spans
+        if span.end > len(record.text) or inside_word(record.text, span.start, span.end)
+    ]
 
 
 def _counts_code_units(records: Iterable[Marked]) -> bool:
@@ -152,18 +206,33 @@ def _alike(piece: str, own: str) -> bool:
     return piece == own or "".join(piece.replace("\\n", "").split()) == "".join(own.replace("\\n", "").split())
 
 
-def _in_characters(record: Marked) -> Marked:
-    """Offsets in UTF-16 code units as offsets in characters; one inside a character is put after the text's end."""
+def _in_characters(record: Marked, width: Callable[[str], int] = lambda c: 1 + (c > ASTRAL)) -> Marked:
+    """Offsets in UTF-16 code units (or others, `width` of them a character) as offsets in characters; one inside a
+    character is put after the text's end."""
     index, unit = {}, 0
     for i, character in enumerate(record.text):
         index[unit] = i
-        unit += 1 + (character > ASTRAL)
+        unit += width(character)
     index[unit] = len(record.text)
     outside = len(record.text) + 1
     spans = [
         span._replace(start=index.get(span.start, outside), end=index.get(span.end, outside)) for span in record.spans
     ]
     return record._replace(spans=spans)
+
+
+def _with_ends_after(record: Marked) -> Marked:
+    """Inclusive ends, which are offsets of last characters, as offsets after these."""
+    return record._replace(spans=[span._replace(end=span.end + 1) for span in record.spans])
+
+
+OTHER_OFFSETS: Mapping[str, Callable[[Marked], Marked]] = {
+    "offsets count UTF-16 code units (JavaScript, Java)": _in_characters,
+    "offsets count bytes of UTF-8": partial(_in_characters, width=lambda c: len(c.encode("utf-8", "surrogatepass"))),
+    "line ends count two characters (\\r\\n)": partial(_in_characters, width=lambda c: 1 + (c == "\n")),
+    "line ends (\\r\\n) count one character": partial(_in_characters, width=lambda c: int(c != "\r")),
+    "ends are those of last characters": _with_ends_after,
+}
 
 
 def _check(span: Span, text: str) -> None:
