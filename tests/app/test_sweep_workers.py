@@ -135,9 +135,11 @@ def test_another_search_is_refused(trainer: Trainer, recipe: Path) -> None:  # n
     with pytest.raises(ConfigError, match="the study 'alone' was begun without"):
         worker(recipe, "output.dir=alone")
     Path("other").mkdir()
-    (Path("other") / "letters.txt").touch()
-    with pytest.raises(OutputError, match="exists already, and holds no search"):
-        worker(recipe, "output.dir=other")
+    for name in ("letters.txt", "recipe.toml"):
+        (Path("other") / name).touch()
+        with pytest.raises(OutputError, match="exists already, and holds no search"):
+            worker(recipe, "output.dir=other")
+    assert not [*FOLDER.glob(".*"), *Path("other").glob(".*")]  # no locks
 
 
 def test_a_plain_sweep_and_workers_keep_out_of_each_others_folder(

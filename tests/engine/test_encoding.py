@@ -92,12 +92,13 @@ def test_damaged_cache_is_told(tmp_path: Path) -> None:
         CachedItems(tmp_path)
 
 
-def test_cache_keeps_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(3):
-        (tmp_path / str(i)).mkdir()
-        write_items(tmp_path / str(i), [[[{"input_ids": [i] * 100}]]])
-        os.utime(tmp_path / str(i) / FACTS, (i, i))
-    size = sum(path.stat().st_size for path in (tmp_path / "0").iterdir())
+def test_cache_keeps_its_bound_and_leaves_others_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["0" * 64, "1" * 64, "2" * 64, "products"]
+    for i, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        write_items(tmp_path / name, [[[{"input_ids": [i] * 100}]]])
+        os.utime(tmp_path / name / FACTS, (i % 3, i % 3))
+    size = sum(path.stat().st_size for path in (tmp_path / names[0]).iterdir())
     monkeypatch.setattr(encoding, "MOST_BYTES", 2 * size)
-    encoding._prune(tmp_path, tmp_path / "0")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2"]
+    encoding._prune(tmp_path, tmp_path / names[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[0], *names[2:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,5 +31,5 @@ def place_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
 
 def check_free(out: Path) -> None:
     """Raise an OutputError where a command would write over something."""
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputError(f"--out {out} exists already; choose another folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,8 +70,9 @@ def _tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def _prune(cache: Path, newest: Path) -> None:
-    """Take away what was used least recently, until the rest and the newest keep the bound."""
-    sizes = {facts.parent: sum(p.stat().st_size for p in facts.parent.iterdir()) for facts in cache.glob(f"*/{FACTS}")}
+    """Remove what was used least recently, until the rest and the newest keep the bound; nothing of another's."""
+    ours = (facts.parent for facts in cache.glob(f"*/{FACTS}") if re.fullmatch("[0-9a-f]{64}", facts.parent.name))
+    sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in ours}
     for folder in sorted(sizes, key=lambda folder: (folder / FACTS).stat().st_mtime):
         if sum(sizes.values()) <= MOST_BYTES:
             return

@@ -44,7 +44,7 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore) -> Ite
     def check(holds: set[str]) -> None:
         if resume is None and holds:
             raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
-        if resume is not None and holds and not _is_run(folder):
+        if resume is not None and holds and not is_run(folder):
             raise OutputError(f"output.dir = {str(folder)!r} holds no run that could be resumed (no {RECIPE} of one)")
         if resume not in (None, "auto") and not Path(resume).is_dir():
             raise OutputError(f"--resume {resume}: no such checkpoint; say auto, or the folder of one")
@@ -72,7 +72,7 @@ def _make(folder: Path) -> list[Path]:
         raise OutputError(f"output.dir = {str(folder)!r} cannot be made: {err.strerror}") from err
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether its recipe is one that a run has written; somebody's own would be written over."""
     try:
         return UNSET in (folder / RECIPE).read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ from lorakit.app.sweep.table import write_csv, write_plots
 from lorakit.app.sweep.training import Group, Member, Sweep, member_name, read_member
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
 from lorakit.engine.events import Note, Report
-from lorakit.engine.run_folder import RECIPE, TURN, locked, taking_turns
+from lorakit.engine.run_folder import RECIPE, TURN, is_run, locked, taking_turns
 from lorakit.errors import ConfigError, OutputError, first_line
 from lorakit.recipe import Recipe
 
@@ -255,7 +255,7 @@ def _shared(folder: Path, recipe: Recipe, report: Report) -> Iterator[None]:
     """Have the folder of a search in common with other workers, and with nobody else."""
 
     def check(holds: set[str]) -> None:
-        if holds - {FILE} and RECIPE not in holds:
+        if holds - {FILE} and not is_run(folder):
             raise OutputError(f"output.dir = {str(folder)!r} exists already, and holds no search")
 
     try:
