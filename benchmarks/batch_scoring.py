@@ -26,6 +26,7 @@ from synthetic import WORDS, save_base
 from lorakit.data.example import Columns
 from lorakit.engine.adapter import Side, write_side
 from lorakit.engine.predictor import load
+from lorakit.engine.side import Base
 from lorakit.lora import BaseInfo, LoraConfig, add_adapter, save_adapter
 from lorakit.models import load_base
 from lorakit.recipe import TaskSection
@@ -43,7 +44,7 @@ def save_run(folder: Path) -> Path:
     adapter = LoraConfig(target_modules=("query", "value"), modules_to_save=base.saved_modules)
     add_adapter(base.model, adapter, seed=0)
     save_adapter(base.model, folder / "run", adapter, BaseInfo(base.name, None, base.kind.peft_task_type))
-    base_facts = {"name": base.name, "revision": None, "sha256": base.sha256}
+    base_facts = Base.of(base.name, None, base.fingerprint)
     side = {"task": task.model_dump(), "labels": list(LABELS), "max_length": 32, "base": base_facts, "dtype": "fp32"}
     write_side(folder / "run", Side.model_validate({**side, "method": "lora", "columns": Columns()}))
     return folder / "run"

@@ -11,6 +11,7 @@ import torch
 
 from lorakit.data.example import Columns
 from lorakit.engine.adapter import Side, write_side
+from lorakit.engine.side import Base
 from lorakit.lora import BaseInfo, LoraConfig, adapter_parameters, add_adapter, save_adapter
 from lorakit.models import load_base
 from lorakit.recipe import TaskSection
@@ -35,7 +36,7 @@ def ship(
         "task": section.model_dump(),
         "labels": list(labels),
         "max_length": 32,
-        "base": {"name": loaded.name, "revision": None, "sha256": loaded.sha256},
+        "base": Base.of(loaded.name, None, loaded.fingerprint),
         "dtype": "fp32",
         "method": "lora",
         "columns": dataclasses.asdict(Columns()),

@@ -10,10 +10,33 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+PARTS = {
+    "weights": ("weights have", "the ones"),
+    "config": ("config has", "the one"),
+    "tokenizer": ("tokenizer has", "the one"),
+}
 KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
 MOST_DIGITS = 4_000  # of a whole number in JSON; Python reads 4,300
+
+
+class Fingerprint(NamedTuple):
+    """What tells a base model from any that answers otherwise: a sha256 of each part; None where it is not known."""
+
+    weights: str
+    config: str | None = None  # but for names in it
+    tokenizer: str | None = None  # what decides which ids a text has
+
+    def differences(self, found: Fingerprint) -> list[str]:
+        """A phrase for each part that is known of both and differs."""
+        pairs = (
+            (part, was, now) for part, was, now in zip(PARTS, self, found, strict=True) if was and now and was != now
+        )
+        return [
+            f"its {PARTS[part][0]} sha256 {was[:12]}..., {PARTS[part][1]} found {now[:12]}..."
+            for part, was, now in pairs
+        ]
 
 
 def open_regular(path: Path, most: int | None = None) -> io.BufferedReader:

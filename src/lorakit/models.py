@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.digest import file_sha256
+from lorakit.digest import Fingerprint, file_sha256, open_regular
 from lorakit.errors import ModelError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class BaseModel:
     kind: Kind
     name: str  # as the user wrote it
     revision: str | None
-    sha256: str  # of the weight files
+    fingerprint: Fingerprint
     saved_modules: tuple[str, ...]  # paths of the head, and of layers that the checkpoint lacked
     missing: tuple[str, ...]  # tensors that the checkpoint lacked, and that are random now
     max_length: int  # tokens
@@ -90,14 +91,14 @@ def load_base(
     revision: str | None = None,
     dropout: float | None = None,
     seed: int = 0,
-    sha256: str | None = None,
+    fingerprint: Fingerprint | None = None,
     layers: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> BaseModel:
     """Load a base model in fp32; layers that the checkpoint lacks are initialised by `seed`.
 
     `layers` are added to it by name, and saved with an adapter as its head is.
 
-    `sha256` is that of its weights where it is known already, which spares reading them once more.
+    `fingerprint` is its own where that is known already, which spares reading the weights once more.
 
     Raises:
         ModelError: the model is not found (nor the hub reachable), has no safetensors weights, or is of another kind.
@@ -126,7 +127,7 @@ def load_base(
         kind=KINDS[kind],
         name=name,
         revision=revision,
-        sha256=sha256 or weights_sha256(folder),
+        fingerprint=fingerprint or fingerprint_of(folder),
         saved_modules=(*_saved_modules(model, missing, KINDS[kind]), *layers),
         missing=tuple(sorted(missing)),
         max_length=_max_length(model, tokenizer),
@@ -235,6 +236,66 @@ def weights_sha256(folder: Path) -> str:
         raise ModelError(f"{folder}: no *.safetensors file; pickled weights (.bin) are never read, convert them first")
     digests = [file_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+# Keys of config.json and of the tokenizer's files that change no answer: names, notes, and what we choose ourselves.
+NAMES = {
+    *("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures", "auto_map", "dtype"),
+    *("torch_dtype", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
+    *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "gradient_checkpointing"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset"),
+    *("transformers.js_config", "model_max_length", "max_len", "chat_template", "processor_class", "tokenizer_file"),
+    *("special_tokens_map_file", "backend", "is_local", "local_files_only", "version", "truncation", "padding"),
+}
+SPECIAL_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Where a tokenizer without tokenizer.json, which else has all of it, keeps its vocabulary
+VOCABULARY = (
+    *("vocab.json", "merges.txt", "vocab.txt", "vocab.bpe", "bpe.codes", "dict.txt", "emoji.json", "normalizer.json"),
+    *("entity_vocab.json", "target_vocab.json", "word_shape.json", "word_pronunciation.json", "prophetnet.tokenizer"),
+)
+
+
+def fingerprint_of(folder: Path) -> Fingerprint:
+    """What tells the model in a folder from any that answers otherwise, by its files alone.
+
+    Raises:
+        ModelError: there are no safetensors weights, or a JSON file is damaged.
+    """
+    if (folder / "tokenizer.json").exists():
+        vocabulary: dict[str, Any] = {"tokenizer.json": _facts(folder / "tokenizer.json")}
+    else:
+        files = [path for path in folder.iterdir() if path.name in VOCABULARY or path.suffix in (".model", ".spm")]
+        vocabulary = {path.name: file_sha256(path) for path in files}
+    special = {name: _facts(folder / name) for name in SPECIAL_TOKENS if (folder / name).exists()}
+    return Fingerprint(
+        weights_sha256(folder), _json_sha256(_facts(folder / "config.json")), _json_sha256([vocabulary, special])
+    )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What decides answers in a JSON file of a model's."""
+    try:
+        with open_regular(path) as file:
+            raw = json.load(file)
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror}") from err
+    except (ValueError, RecursionError) as err:
+        raise ModelError(f"{path}: damaged: {first_line(err)}") from err
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: damaged: not a JSON object")
+    return _without_names(raw)
+
+
+def _without_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {key: value for key, value in raw.items() if key not in NAMES and value is not None}
+    if isinstance(name := facts.get("tokenizer_class"), str):
+        facts["tokenizer_class"] = name.removesuffix("Fast")  # as transformers 5 writes it again
+    inner = [key for key, value in facts.items() if isinstance(value, dict) and key.endswith("_config")]
+    return facts | {key: _without_names(facts[key]) for key in inner}
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -1,20 +1,26 @@
-"""A base model's folder is somebody else's: its code never runs."""
+"""A base model's folder is somebody else's: its code never runs, and another base is told from the one trained on."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lorakit
-from lorakit.errors import ModelError
-from lorakit.models import load_base, load_tokenizer
+from lorakit.engine.pool import AdapterPool
+from lorakit.errors import AdapterError, ConfigError, ModelError
+from lorakit.models import fingerprint_of, load_base, load_tokenizer
 from tests.app.conftest import Cli
+from tests.runs import Stopped, changed, fit, resumed, sections, stop_after
 
 AUTO = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
 RUNS_CODE = {"from_pretrained", "from_config", "get_class_from_dynamic_module", "pipeline"}
@@ -112,3 +118,120 @@ def test_every_reading_by_transformers_goes_through_one_place() -> None:
                     found.append((path.name, getattr(top, "name", ""), f"trust_remote_code={ast.unparse(node.value)}"))
     here = ("models.py", "_from_pretrained")
     assert sorted(found) == [(*here, "from_pretrained"), (*here, "trust_remote_code=False")]
+
+
+# Another base
+
+
+def unlike(base: Path) -> dict[str, Callable[[], None]]:
+    """Edits that leave the weights as they are and change answers, by the part that they change."""
+
+    def swap() -> None:
+        content = json.loads((base / "tokenizer.json").read_text())
+        words = content["model"]["vocab"]
+        words["superb"], words["stale"] = words["stale"], words["superb"]
+        (base / "tokenizer.json").write_text(json.dumps(content))
+
+    return {
+        "config heads": lambda: edit(base / "config.json", num_attention_heads=4),
+        "config activation": lambda: edit(base / "config.json", hidden_act="relu"),
+        "config epsilon": lambda: edit(base / "config.json", layer_norm_eps=0.1),
+        "tokenizer vocabulary": swap,
+        "tokenizer case": lambda: edit(base / "tokenizer_config.json", do_lower_case=False),
+        "tokenizer special": lambda: edit(base / "tokenizer_config.json", cls_token="[SEP]"),
+    }
+
+
+def alike(base: Path) -> None:
+    """Edits that change no answer: other names, another version, keys that say nothing, another layout of the files."""
+    names = {"transformers_version": "5.99.0", "_name_or_path": "elsewhere", "id2label": {"0": "x"}, "dtype": "float16"}
+    edit(base / "config.json", **names, architectures=["BertForMaskedLM"])
+    edit(
+        base / "tokenizer_config.json",
+        name_or_path="elsewhere",
+        tokenizer_class="BertTokenizerFast",
+        strip_accents=None,
+    )
+    content = json.loads((base / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
+    (base / "tokenizer.json").write_text(json.dumps({**dict(reversed(content.items())), "truncation": cut}, indent=3))
+
+
+KINDS_OF_EDIT = list(unlike(Path()))
+
+
+@pytest.fixture
+def run(base: Path, bert_run: Path, tmp_path: Path) -> Path:
+    """A run over the base that is to be changed."""
+    folder = shutil.copytree(bert_run / "adapter", tmp_path / "run")
+    side = json.loads((folder / "lorakit.json").read_text())
+    edit(folder / "lorakit.json", base={**side["base"], "name": str(base)})
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS_OF_EDIT)
+def test_another_base_is_refused_and_the_part_named(name: str, base: Path, run: Path) -> None:
+    part = name.split()[0]
+    before = fingerprint_of(base)
+    unlike(base)[name]()
+    changed = fingerprint_of(base)
+    assert [key for key in before._fields if getattr(before, key) != getattr(changed, key)] == [part]
+    with pytest.raises(
+        AdapterError, match=rf"trained on another .*base: its {part} has sha256 \w{{12}}\.\.\., the one found"
+    ):
+        lorakit.load(run)
+    if name != "tokenizer special":
+        assert lorakit.load(run, allow_base_mismatch=True).predict(["a superb film"])
+
+
+def test_base_that_answers_the_same_is_taken(base: Path, run: Path) -> None:
+    before, answer = fingerprint_of(base), lorakit.load(run).predict(["a superb film"])
+    alike(base)
+    assert fingerprint_of(base) == before
+    assert lorakit.load(run).predict(["a superb film"]) == answer
+
+
+def test_fingerprint_is_the_same_in_another_process(base: Path, t5: Path) -> None:
+    code = "import sys; from pathlib import Path; from lorakit.models import fingerprint_of as f; print(*f(Path(sys.argv[1])))"
+    for folder in (base, t5):
+        environment = {**os.environ, "PYTHONHASHSEED": "7"}
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, env=environment)
+        assert done.stdout.split() == list(fingerprint_of(folder)), done.stderr
+
+
+def test_vocabulary_without_tokenizer_json_counts(roberta: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(roberta, tmp_path / "slow")
+    (folder / "tokenizer.json").unlink()
+    before = fingerprint_of(folder).tokenizer
+    merges = (folder / "merges.txt").read_text().splitlines()
+    (folder / "merges.txt").write_text("\n".join([merges[0], *reversed(merges[1:])]))
+    assert fingerprint_of(folder).tokenizer != before
+
+
+def test_older_folder_is_read_with_a_note(cli: Cli, run: Path) -> None:
+    side = json.loads((run / "lorakit.json").read_text())
+    old = {key: side["base"][key] for key in ("name", "revision", "sha256")}
+    edit(run / "lorakit.json", base=old)
+    code, out, err = cli("predict", run, "a superb film")
+    assert (code, out.count("\n")) == (0, 1)
+    assert "an older lorakit wrote it: the base's config and tokenizer could not be compared" in err
+
+
+def test_resuming_over_another_base_is_refused(base: Path, files: Path, tmp_path: Path) -> None:
+    recipe = sections(base, files)
+    recipe["train"] |= {"checkpoint_every": 2, "epochs": 1}
+    with pytest.raises(Stopped):
+        fit(changed(recipe), tmp_path / "out", stop_after(3))
+    edit(base / "config.json", num_attention_heads=4)
+    with pytest.raises(ConfigError, match=r"--resume: the base model changed .*: its config has sha256"):
+        resumed(changed(recipe), tmp_path / "out")
+
+
+def test_adapters_over_unlike_bases_share_none(base: Path, run: Path, bert_run: Path) -> None:
+    edit(base / "config.json", hidden_act="relu")
+    other = fingerprint_of(base)
+    side = json.loads((run / "lorakit.json").read_text())
+    edit(run / "lorakit.json", base={**side["base"], "config_sha256": other.config})
+    message = r"than that of the others: its config has sha256"
+    with AdapterPool({"first": bert_run, "second": run}) as pool, pytest.raises(AdapterError, match=message):
+        pool.load("second").result()

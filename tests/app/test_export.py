@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import lorakit
 from lorakit.app.export.command import MERGED, ONNX, Options, Parity, export
 from lorakit.app.verbs.export import CONSUMERS
+from lorakit.digest import Fingerprint
+from lorakit.engine import predictor
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.lora import Layer, hosts
 from lorakit.lora.profiles import PROFILES
@@ -194,9 +196,7 @@ def test_full_fine_tuning_has_no_adapter(bert: Path, files: Path, tmp_path: Path
 
 
 def test_another_base_is_refused_unless_told(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lorakit.engine.predictor as predictor
-
-    monkeypatch.setattr(predictor, "weights_sha256", lambda _: "0" * 64)
+    monkeypatch.setattr(predictor, "fingerprint_of", lambda _: Fingerprint("0" * 64))
     with pytest.raises(AdapterError, match="trained on another"):
         export(bert_run, "peft", tmp_path / "out")
     export(bert_run, "peft", tmp_path / "out", Options(allow_base_mismatch=True))

@@ -217,11 +217,11 @@ def evaluate(
     run: Path, data: str, format_: str, as_json: bool, allow_base_mismatch: bool, **columns: str | None
 ) -> None:
     """Score RUN (a run folder or an adapter) on labelled DATA."""
-    from lorakit.app.console import score_lines
+    from lorakit.app.console import Screen, score_lines
     from lorakit.data.example import Columns
     from lorakit.engine.predictor import load
 
-    predictor = load(run, allow_base_mismatch=allow_base_mismatch)
+    predictor = load(run, allow_base_mismatch=allow_base_mismatch, report=Screen())
     asked = Columns(columns["text"], columns["pair"], _columns(columns["label"]))
     dataset = predictor.read_labelled(data, asked, format_)
     for note in dataset.notes:

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +43,7 @@ from lorakit.tasks.registry import check_labels, make_task
 
 INTO = "combined"
 FIRST_STEP, LAST_STEP = 0.5, 0.05  # of a weight, in the search
-SAME = ("task", "labels", "base.sha256", "quantize", "max_length", "dtype")  # of the adapters
+SAME = ("task", "labels", "quantize", "max_length", "dtype")  # of the adapters
 
 
 @dataclass(frozen=True)
@@ -161,12 +160,14 @@ def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
         if side.method == "full":
             raise ConfigError(f"{run}: the whole model was trained, there is no adapter to combine")
         for key in SAME:
-            ours, theirs = attrgetter(key)(sides[0]), attrgetter(key)(side)
+            ours, theirs = getattr(sides[0], key), getattr(side, key)
             if ours != theirs:
                 raise ConfigError(
                     f"{run}: its {key} is {theirs!r}, that of {runs[0]} {ours!r}: adapters of one task and base "
                     "can be combined"
                 )
+        if differences := sides[0].base.fingerprint.differences(side.base.fingerprint):
+            raise ConfigError(f"{run}: trained over another base than {runs[0]}: {'; '.join(differences)}")
 
 
 def combine_runs(

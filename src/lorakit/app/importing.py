@@ -63,7 +63,7 @@ def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]
             task=task,
             labels=labels,
             max_length=base.max_length,
-            base=Base(name=name, revision=revision, sha256=base.sha256),
+            base=Base.of(name, revision, base.fingerprint),
             dtype="fp32",
             method="lora" if config.target_modules else "head",
             columns=Columns(pair=asked.pair),
@@ -135,7 +135,7 @@ def _found(
     )
     kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
     lines = [
-        f"base: {base.name}, sha256 {base.sha256[:12]}...; from now on no other is taken for it",
+        f"base: {base.name}, sha256 {base.fingerprint.weights[:12]}...; from now on no other is taken for it",
         f"task: {task.name} (task_type {info.task_type})",
         f"adapter: {kind}, r {config.r}, alpha {config.lora_alpha:g}, over {targets or 'no layer'}; {counts.lora:,} parameters",
         f"trained in full: {', '.join(config.modules_to_save) or 'nothing'}; {counts.saved:,} parameters",

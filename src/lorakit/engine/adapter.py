@@ -59,7 +59,7 @@ def _side(prepared: Prepared, scores: Scores) -> Side:
         labels=prepared.task.labels,
         tuned=dict(prepared.task.tuned),
         max_length=recipe.data.max_length or base.max_length,
-        base=Base(name=base.name, revision=base.revision, sha256=base.sha256),
+        base=Base.of(base.name, base.revision, base.fingerprint),
         dtype="fp32" if prepared.dtype.itemsize == 4 else "bf16",
         quantize=recipe.model.quantize,
         method=recipe.train.method,

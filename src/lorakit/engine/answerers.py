@@ -11,10 +11,11 @@ from typing import Any
 from lorakit.data.example import Columns, Example
 from lorakit.digest import folder_sha256
 from lorakit.engine.adapter import Side, read_side, shipped_folder
+from lorakit.engine.events import Report, ignore
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import check_asked, load
 from lorakit.errors import DataError, did_you_mean
-from lorakit.models import find, weights_sha256
+from lorakit.models import find, fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ class Answerer:
         return replace(self.columns, **named)
 
 
-def by_run(path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False) -> Answerer:
+def by_run(
+    path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
+) -> Answerer:
     """All answers by one run or adapter, loaded with these options; errors as `load`."""
-    predictor = load(path, allow_base_mismatch=allow_base_mismatch, merge=merge)
+    predictor = load(path, allow_base_mismatch=allow_base_mismatch, merge=merge, report=report)
     side = predictor.side
     return Answerer(
         replace(side.columns, label=None),
@@ -73,4 +76,10 @@ def _identity(folders: Mapping[str, Path], side: Side) -> dict[str, str]:
     adapters = {f"adapter {name}".strip(): folder_sha256(folder) for name, folder in folders.items()}
     if side.method == "full":
         return adapters
-    return {"base": weights_sha256(find(side.base.name, side.base.revision)), **adapters}
+    base = fingerprint_of(find(side.base.name, side.base.revision))
+    return {
+        "base": base.weights,
+        "base's config": f"{base.config}",
+        "base's tokenizer": f"{base.tokenizer}",
+        **adapters,
+    }

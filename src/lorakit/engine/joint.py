@@ -66,7 +66,7 @@ def _sharing_key(prepared: Prepared) -> Hashable:
         return object()
     kept = prepared.kernels != PLAIN and not prepared.draws
     depth = len(frozen_blocks(model)) if kept else None
-    return type(model), prepared.base.sha256, recipe.model.model_dump_json(), tuple(wrapped), depth
+    return type(model), prepared.base.fingerprint, recipe.model.model_dump_json(), tuple(wrapped), depth
 
 
 def groups_of(prepared: Sequence[Prepared | LorakitError]) -> list[dict[int, Prepared]]:

@@ -14,13 +14,15 @@ from torch import nn
 from lorakit.data.example import Columns, Dataset, Example, of_text, of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities, to_tags
+from lorakit.digest import Fingerprint
 from lorakit.engine.adapter import Side, read_side, shipped_folder
 from lorakit.engine.evaluate import answer_all, chunks
+from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import speed_up
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
 from lorakit.lora import adapter_names, load_adapter, merge_and_unload, quantize, read_adapter_config
-from lorakit.models import BaseModel, find, load_base, save_model, weights_sha256
+from lorakit.models import BaseModel, find, fingerprint_of, load_base, save_model
 from lorakit.tasks.base import Scores, Task
 from lorakit.tasks.intervals import with_intervals
 from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers
@@ -136,19 +138,21 @@ def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:
     return (text, None, None) if isinstance(text, str) else (text[0], None, text[1])
 
 
-def load(path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False) -> Predictor:
+def load(
+    path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
+) -> Predictor:
     """Load what a run left, from its folder alone.
 
     With `merge` the adapter is folded into the base: about a tenth faster, with the same answers but for rounding, which in
     bf16 is that of the weights.
 
     Raises:
-        AdapterError: the base model that is found is not the one the adapter was trained on (its sha256 differs),
+        AdapterError: the base model that is found is another than the one that was trained on (in weights, config or tokenizer),
             unless `allow_base_mismatch`; or the folder is damaged.
     """
     folder = shipped_folder(Path(path))
     side = read_side(folder)
-    base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
+    base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch, report=report)
     if merge:
         _fold_in(base.model)
     device = pick_device()
@@ -165,14 +169,14 @@ def _fold_in(model: nn.Module) -> None:
         merge_and_unload(model)
 
 
-def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False) -> BaseModel:
+def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False, report: Report = ignore) -> BaseModel:
     """The base model with the adapter in it (or the fully fine-tuned model), in fp32 and on the CPU; errors as `load`."""
     kind = TASKS[side.task.name].model
     whole = side.method == "full"
-    sha256 = None if whole else checked_base(folder, side, allow_base_mismatch)
+    fingerprint = None if whole else checked_base(folder, side, allow_base_mismatch, report)
     name = str(folder) if whole else side.base.name
     layers, outputs = task_layers(side.task, side.labels), TASKS[side.task.name].outputs(side.labels)
-    base = load_base(name, kind, labels=outputs, revision=side.base.revision, sha256=sha256, layers=layers)
+    base = load_base(name, kind, labels=outputs, revision=side.base.revision, fingerprint=fingerprint, layers=layers)
     if side.quantize != "none":
         quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
     if not whole:
@@ -180,12 +184,14 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False)
     return base
 
 
-def checked_base(folder: Path, side: Side, allow_mismatch: bool = False) -> str:
-    """The sha256 of the base model's weights, compared before anything is loaded."""
-    sha256 = weights_sha256(find(side.base.name, side.base.revision))
-    if sha256 != side.base.sha256 and not allow_mismatch:
+def checked_base(folder: Path, side: Side, allow_mismatch: bool = False, report: Report = ignore) -> Fingerprint:
+    """The fingerprint of the base model that is found, compared before anything is loaded."""
+    wanted, found = side.base.fingerprint, fingerprint_of(find(side.base.name, side.base.revision))
+    if (differences := wanted.differences(found)) and not allow_mismatch:
         raise AdapterError(
-            f"{folder}: trained on another {side.base.name}: its weights have sha256 {side.base.sha256[:12]}..., the ones found "
-            f"have {sha256[:12]}...; answers would differ (--allow-base-mismatch loads it all the same)"
+            f"{folder}: trained on another {side.base.name}: {'; '.join(differences)}; "
+            "answers would differ (--allow-base-mismatch loads it all the same)"
         )
-    return sha256
+    if None in wanted:
+        report(Note(f"{folder}: an older lorakit wrote it: the base's config and tokenizer could not be compared"))
+    return found

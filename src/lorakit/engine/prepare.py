@@ -175,7 +175,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         _tell_cut(task, parts, max_length, report)
         return task, parts
 
-    task, parts = once((source, recipe.task.model_dump_json(), base.sha256, max_length), encoded)
+    task, parts = once((source, recipe.task.model_dump_json(), base.fingerprint, max_length), encoded)
     if (head := base.new_head()) is not None:
         task.start(head, examples["train"])
     items = parts["train"].flat
@@ -215,7 +215,7 @@ def _check_alike(prepared: Prepared, ranks: Ranks) -> None:
     facts: dict[str, Any] = {
         "recipe": prepared.recipe.to_toml(),
         "data": prepared.fingerprints,
-        "base model": prepared.base.sha256,
+        "base model": prepared.base.fingerprint,
         "adapter": [(name, tuple(p.shape)) for name, p in prepared.model.named_parameters() if p.requires_grad],
     }
     every = ranks.gather(facts)

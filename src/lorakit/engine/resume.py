@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lorakit.digest import Fingerprint
 from lorakit.engine.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from lorakit.engine.events import Note, Report
 from lorakit.engine.prepare import Prepared
@@ -46,7 +47,9 @@ def identity(prepared: Prepared) -> dict[str, Any]:
     return {
         "recipe": prepared.recipe.to_toml(),
         "data": prepared.fingerprints,
-        "base_sha256": prepared.base.sha256,
+        "base_sha256": prepared.base.fingerprint.weights,
+        "base_config_sha256": prepared.base.fingerprint.config,
+        "base_tokenizer_sha256": prepared.base.fingerprint.tokenizer,
         "items_sha256": prepared.parts["train"].sha256,
         "machine": {
             "device": prepared.device.type,
@@ -89,8 +92,13 @@ def check_identity(checkpoint: Checkpoint, prepared: Prepared, report: Report) -
     gone = [source for source in changed if source not in now["data"]]  # data.test names another one now
     if refused := [source for source in changed if not is_test[source] and source not in gone]:
         _refuse("the data", [f"the sha256 of {source} differs" for source in refused])
-    if saved["base_sha256"] != now["base_sha256"]:
-        _refuse("the base model", [f"sha256 {saved['base_sha256'][:12]}... then, {now['base_sha256'][:12]}... now"])
+    was = Fingerprint(saved["base_sha256"], saved.get("base_config_sha256"), saved.get("base_tokenizer_sha256"))
+    if differences := was.differences(prepared.base.fingerprint):
+        _refuse("the base model", differences)
+    if None in was:
+        report(
+            Note("--resume: the checkpoint has no sha256 of the base's config and tokenizer: they were not compared")
+        )
     if saved["items_sha256"] != now["items_sha256"]:
         how = "" if prepared.recipe.data.validation else ", or another share of them is held out than before"
         _refuse("the tokenizer", [f"the training texts have other tokens now{how}"])

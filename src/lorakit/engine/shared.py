@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lorakit.digest import file_sha256
+from lorakit.digest import Fingerprint, file_sha256
 from lorakit.engine.adapter import Side, read_side
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.kernels import speed_up
@@ -93,13 +93,15 @@ class SharedModel:
     in which the resident has no rows.
     """
 
-    def __init__(self, folder: Path, base_sha256: str) -> None:
+    def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
         side = read_side(folder)
         _check_method(folder, side)
-        self.side, self.base_sha256 = side, base_sha256
+        self.side, self.fingerprint = side, fingerprint
         kind = TASKS[side.task.name]
         outputs = kind.outputs(side.labels)
-        base = load_base(side.base.name, kind.model, labels=outputs, revision=side.base.revision, sha256=base_sha256)
+        base = load_base(
+            side.base.name, kind.model, labels=outputs, revision=side.base.revision, fingerprint=fingerprint
+        )
         self.kind, self.tokenizer = base.kind.auto_class, base.tokenizer
         self.device, dtype = pick_device(), DTYPES[side.dtype]
         if side.quantize != "none":
@@ -171,10 +173,9 @@ class SharedModel:
         _check_method(folder, side)
         if (kind := KINDS[TASKS[side.task.name].model].auto_class) != self.kind:
             raise AdapterError(f"{folder}: {side.task.name} needs {kind}; the others share {self.kind}")
-        if side.base.sha256 != self.base_sha256:
+        if differences := side.base.fingerprint.differences(self.fingerprint):
             raise AdapterError(
-                f"{folder}: trained on another base model ({side.base.name}): its weights have sha256 "
-                f"{side.base.sha256[:12]}..., those of the others {self.base_sha256[:12]}..."
+                f"{folder}: trained on another base model ({side.base.name}) than that of the others: {'; '.join(differences)}"
             )
         for name in ("dtype", "quantize"):
             if getattr(side, name) != getattr(self.side, name):

@@ -6,12 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from lorakit.data.example import Columns
-from lorakit.digest import read_object
+from lorakit.digest import Fingerprint, read_object
 from lorakit.errors import AdapterError
 
 SIDE_FILE = "lorakit.json"
@@ -70,6 +70,19 @@ class Base(Facts):
     name: Name
     revision: Name | None = None
     sha256: Sha256  # of the weights
+    config_sha256: Sha256 | None = None  # None in folders of an older lorakit
+    tokenizer_sha256: Sha256 | None = None
+
+    @classmethod
+    def of(cls, name: str, revision: str | None, fingerprint: Fingerprint) -> Self:
+        """The base of this name that has this fingerprint."""
+        weights, config, tokenizer = fingerprint
+        return cls(name=name, revision=revision, sha256=weights, config_sha256=config, tokenizer_sha256=tokenizer)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What a base that is found must have."""
+        return Fingerprint(self.sha256, self.config_sha256, self.tokenizer_sha256)
 
 
 class SideFacts(Facts):

@@ -220,7 +220,7 @@ class Service:
         shared = self.pool.shared
         return {
             "model_id": shared.side.base.name,
-            "model_sha": shared.base_sha256,
+            "model_sha": shared.fingerprint.weights,
             "model_dtype": shared.side.dtype,
             "model_type": {"classifier": {"id2label": dict(enumerate(shared.side.labels))}},
             "max_input_length": shared.side.max_length,

@@ -102,6 +102,7 @@ def predict(
     if merge and adapters is not None:
         raise ConfigError("predict: --merge is for one RUN; --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
+    from lorakit.app.console import Screen
     from lorakit.data.example import Columns
     from lorakit.engine.answerers import by_label, by_run
     from lorakit.engine.evaluate import chunks
@@ -112,7 +113,7 @@ def predict(
     if adapters is not None:
         of = by_label(adapters)
     else:
-        of = nullcontext(by_run(run, allow_base_mismatch=allow_base_mismatch, merge=merge))
+        of = nullcontext(by_run(run, allow_base_mismatch=allow_base_mismatch, merge=merge, report=Screen()))
     with of as answerer, _in_words_of_options():
         if to_folder and out is not None:
             return _to_folder(answerer, sources, columns, out, options)
