@@ -317,3 +317,36 @@ def test_floor_does_without_torch(module: str) -> None:
 def test_help_does_not_import_torch() -> None:
     code = "from lorakit.app.cli import main\nmain(['--help'])"
     assert loaded(code, {"torch", "transformers", "pydantic", "numpy", "lorakit.app.cli"}) == {"lorakit.app.cli"}
+
+
+def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
+    mistakes = [
+        ("train.lrr=1",),
+        ("train.lr=fast",),
+        ("task.name=poetry",),
+        ("lora.init=pizza",),
+        ("lora.init=loftq",),
+        ("lora.update=adalroa",),
+        ("lora.use_dora=true", "lora.lora_bias=true"),
+        ("lora.rank_pattern={query=0}",),
+        ("lora.target_modules=[]",),
+        ("lora.target_modules=(",),
+        ("lora.target_r=4",),
+        ("model.quantize=nf4", "train.method=full"),
+        ("model.dtype=bf16", "train.method=full"),
+        ("model.quantize=nf4", "train.shard_base=true"),
+        ("task.name=token_classification", "task.crf=true", "train.method=full"),
+        ("task.name=ordinal_classification", "task.order=[low,low]"),
+    ]
+    recipe = PACKAGE.parent.parent / "recipes" / "sst2-bert.toml"
+    code = (
+        "from lorakit.app.cli import main\n"
+        f"for words in {mistakes!r}:\n"
+        "    try:\n"
+        f"        main(['train', {str(recipe)!r}, *words])\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 2, words\n"
+        "    else:\n"
+        "        raise AssertionError(words)\n"
+    )
+    assert loaded(code, {"torch", "transformers", "numpy", "safetensors", "lorakit.recipe"}) == {"lorakit.recipe"}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
+from lorakit.lora.patterns import Pattern
 from lorakit.lora.presets import PRESET_NAMES
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -168,7 +169,17 @@ class TaskSection(Section):
             raise ValueError(
                 "task.crf = true is a path over words: it takes decoding = 'viterbi' and subwords = 'first'"
             )
+        if self.order and (len(self.order) < 2 or len(set(self.order)) < len(self.order)):
+            raise ValueError(f"task.order = {list(self.order)}: two labels at least, none of them twice")
         return self
+
+
+def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
+    """A plain dotted name given as a string is one name; anything but a preset with other characters is a regex."""
+    if isinstance(names, str):
+        keep = names in (ALL_LINEAR, *PRESET_NAMES) or not re.fullmatch(r"[\w.]+", names)
+        return names if keep else (names,)
+    return tuple(names)
 
 
 class LoraSection(Section):
@@ -191,6 +202,24 @@ class LoraSection(Section):
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     modules_to_save: Names = ()  # besides the head and what the checkpoint lacks, which are always saved
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> Self:
+        if self.target_r is not None and self.update != "adalora":
+            raise ValueError(f"lora.target_r = {self.target_r} belongs to update = 'adalora', not to {self.update!r}")
+        try:
+            config = self.config(modules_to_save=("the head",))
+        except ConfigError as err:
+            message = str(err).replace("init_lora_weights", "init").replace("lora_alpha", "alpha")
+            raise ValueError(f"lora.{message.replace('lora_dropout', 'dropout')}") from err
+        for key in ("target_modules", "exclude_modules"):
+            pattern = getattr(config, key)
+            if isinstance(pattern, str) and pattern not in (ALL_LINEAR, *PRESET_NAMES):
+                try:
+                    Pattern(pattern)
+                except re.error as err:
+                    raise ValueError(f"lora.{key} = {pattern[:80]!r} is not a regular expression: {err}") from err
+        return self
 
     def config(self, modules_to_save: Sequence[str] = ()) -> LoraConfig:
         """The adapter's settings, with these modules saved besides the named ones."""
@@ -265,6 +294,30 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     output: OutputSection = OutputSection()
 
+    @model_validator(mode="after")
+    def _sections_go_together(self) -> Self:
+        method, quantize = self.train.method, self.model.quantize
+        if method == "full":
+            if self.model.dtype == "bf16":
+                raise ValueError(
+                    "model.dtype = 'bf16': train.method = 'full' trains the weights themselves and needs fp32"
+                )
+            if quantize != "none":
+                raise ValueError(f"model.quantize = {quantize!r}: train.method = 'full' trains the weights themselves")
+            if self.task.crf:
+                raise ValueError(
+                    "task.crf = true: train.method = 'full' leaves a plain model, which has no place for it"
+                )
+        if self.train.shard_base and (method == "full" or quantize != "none"):
+            raise ValueError(
+                "train.shard_base = true takes a frozen base in plain numbers: no quantize, no method = 'full'"
+            )
+        if method == "lora" and not self.lora.target_modules:
+            raise ValueError("lora.target_modules is empty; to train the head alone say train.method = 'head'")
+        if self.lora.init == LOFTQ and quantize == "none":
+            raise ValueError("lora.init = 'loftq' needs a quantised base: set model.quantize = 'nf4'")
+        return self
+
     def to_toml(self) -> str:
         """The resolved recipe, every key written; those without a value are listed in comments."""
         parts = []
@@ -273,14 +326,6 @@ class Recipe(Section):
             table = tomli_w.dumps({name: {key: value for key, value in section.items() if value is not None}})
             parts.append(table + (f"{UNSET}{', '.join(unset)}\n" if unset else ""))
         return "\n".join(parts)
-
-
-def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
-    """A plain dotted name given as a string is one name; anything but a preset with other characters is a regex."""
-    if isinstance(names, str):
-        keep = names in (ALL_LINEAR, *PRESET_NAMES) or not re.fullmatch(r"[\w.]+", names)
-        return names if keep else (names,)
-    return tuple(names)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -354,6 +399,6 @@ def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -
         return f"{place}: {key} is missing"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, for example [a,b]")
-    if problem["type"] == "value_error":  # of a whole table; it names its key itself
-        return f"{place}: {message}"
+    if problem["type"] == "value_error":  # of a whole table; it names its keys itself
+        return f"{next((word for key, word in words.items() if '.' in key and key in message), place)}: {message}"
     return f"{place}: {key} = {problem['input']!r}: should be {message}"

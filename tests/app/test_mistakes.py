@@ -74,7 +74,7 @@ MISTAKES = (
     knob("lora.target_modules=qurey", "target_modules", "'qurey'", "did you mean 'query'"),
     knob("lora.target_modules=query,valeu", "target_modules", "'valeu'", "did you mean 'value'"),
     knob("lora.target_modules=.*qurey", "target_modules", "'.*qurey'", "matches no whole path"),
-    knob("lora.target_modules=(", "target_modules", "'('", "no regular expression"),
+    knob("lora.target_modules=(", "target_modules", "'('", "not a regular expression"),
     knob("lora.target_modules=3", "lora.target_modules = 3", "a list, for example [a,b]"),
     knob("lora.target_modules=[qurey,value]", "'qurey'", "did you mean 'query'"),
     knob("lora.target_modules=[]", "lora.target_modules is empty", "train.method = 'head'"),

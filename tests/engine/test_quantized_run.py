@@ -80,7 +80,7 @@ def test_recipe_says_the_format(raw: Sections) -> None:
     [
         (("model.quantize=int4",), r"model\.quantize = 'int4': should be 'none', 'int8' or 'nf4'"),
         (("model.quantize=int8", "train.method=full"), "model.quantize = 'int8': train.method = 'full' trains"),
-        (("lora.init=loftq",), "lora.init = 'loftq' starts from what quantisation takes away: say model.quantize"),
+        (("lora.init=loftq",), "lora.init = 'loftq' needs a quantised base: set model.quantize = 'nf4'"),
     ],
 )
 def test_recipe_that_cannot_be_is_refused(raw: Sections, words: tuple[str, ...], message: str) -> None:
@@ -95,5 +95,5 @@ def test_folder_with_an_unknown_format_is_damaged(bert_run: Path, tmp_path: Path
     for name in side["files"]:
         (tmp_path / name).write_bytes((bert_run / "adapter" / name).read_bytes())
     (tmp_path / "lorakit.json").write_text(json.dumps(side), encoding="utf-8")
-    with pytest.raises(AdapterError, match="damaged: ValueError quantize = "):
+    with pytest.raises(AdapterError, match="damaged: quantize = "):
         load(tmp_path)

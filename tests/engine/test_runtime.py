@@ -42,11 +42,6 @@ def test_pick_dtype_keeps_full_fine_tuning_in_fp32(asked: str) -> None:
     assert runtime.pick_dtype(asked, "full", CPU) == torch.float32
 
 
-def test_pick_dtype_refuses_full_fine_tuning_in_bf16() -> None:
-    with pytest.raises(ConfigError, match=r"model\.dtype = 'bf16'.*train\.method = 'full'"):
-        runtime.pick_dtype("bf16", "full", CPU)
-
-
 def test_bf16_gain_is_a_ratio() -> None:
     assert 0 < MEASURED() < float("inf")
 

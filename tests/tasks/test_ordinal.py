@@ -10,6 +10,7 @@ from tests.tiny import items_of
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError
+from lorakit.recipe import make_recipe
 from lorakit.tasks.ordinal_classification import OrdinalClassification, steps
 from lorakit.tasks.registry import check_labels, find_labels
 
@@ -123,8 +124,9 @@ def test_order_of_what_is_not_all_different_numbers_is_asked_for(labels):
 
 @pytest.mark.parametrize("order", [("a",), ("a", "b", "a")])
 def test_order_needs_two_different_labels(order):
-    with pytest.raises(ConfigError, match=r"^task\.order = .*two labels at least, none of them twice"):
-        find_labels("ordinal_classification", [], order)
+    raw = {"model": {"base": "minilm"}, "task": {"name": "ordinal_classification", "order": order}}
+    with pytest.raises(ConfigError, match=r"task\.order = .*two labels at least, none of them twice"):
+        make_recipe(raw)
 
 
 def test_label_outside_of_the_order_is_refused():

@@ -315,20 +315,10 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Pl
 def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | None, Sequence[Target]]:
     """Make trainable what the method trains."""
     method = recipe.train.method
-    if recipe.train.shard_base and (method == "full" or recipe.model.quantize != "none"):
-        raise ConfigError(
-            "train.shard_base = true takes a frozen base in plain numbers: no quantize, no method = 'full'"
-        )
     if method == "full":
-        if (format := recipe.model.quantize) != "none":
-            raise ConfigError(f"model.quantize = {format!r}: train.method = 'full' trains the weights themselves")
-        if recipe.task.crf:
-            raise ConfigError("task.crf = true: train.method = 'full' leaves a plain model, which has no place for it")
         base.model.requires_grad_(True)
         return None, ()
     config = recipe.lora.config(modules_to_save=base.saved_modules)
-    if method == "lora" and not config.target_modules:
-        raise ConfigError("lora.target_modules is empty; to train the head alone say train.method = 'head'")
     if method == "head":
         if not config.modules_to_save:
             raise ModelError(f"train.method = 'head': {base.name} has no head to train for {recipe.task.name}")
@@ -341,10 +331,6 @@ def _add_adapter(
 ) -> tuple[LoraConfig, Sequence[Target]]:
     """Look at data and quantise the base if the recipe says so, and add the adapter."""
     format, starts_by_loftq, seed = recipe.model.quantize, recipe.lora.init == LOFTQ, recipe.train.seed
-    if starts_by_loftq and format == "none":
-        raise ConfigError(
-            "lora.init = 'loftq' starts from what quantisation takes away: say model.quantize = 'nf4' too"
-        )
     original = model.state_dict() if starts_by_loftq else {}
     start = Start(config, {})
     if config.init_lora_weights in DATA_INITS:

@@ -78,14 +78,9 @@ def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None
 def pick_dtype(asked: str, method: str, device: torch.device) -> torch.dtype:
     """The dtype of the frozen base: the one asked for, or what is faster here by measurement.
 
-    Raises:
-        ConfigError: bf16 is asked for with full fine-tuning, whose updates bf16 weights would round away.
+    Full fine-tuning takes fp32: bf16 weights would round its updates away.
     """
     if method == "full":
-        if asked == "bf16":
-            raise ConfigError(
-                "model.dtype = 'bf16': train.method = 'full' trains the weights themselves and needs fp32"
-            )
         return torch.float32
     if asked != "auto":
         return DTYPES[asked]

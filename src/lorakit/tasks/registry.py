@@ -56,11 +56,11 @@ def find_labels(task_name: str, examples: Iterable[Example], order: Sequence[str
     """The labels in the given order, or those in the training data in a fixed one: numbers by value, names by alphabet.
 
     Raises:
-        ConfigError: the given order has a label twice, or none is given and it takes one.
+        ConfigError: no order is given and the task takes one.
         DataError: there are fewer than two labels, or no entity.
     """
     if order:
-        return _checked_order(order)
+        return tuple(order)
     wants = TASKS[task_name].wants
     rest = iter(examples)  # read once: they may be more than memory takes
     first = next(rest)
@@ -75,12 +75,6 @@ def find_labels(task_name: str, examples: Iterable[Example], order: Sequence[str
     if wants == "labels" and not labels:
         raise DataError(f"{place}: no training example has a label")
     return tag_names(labels) if task_name == "token_classification" else labels
-
-
-def _checked_order(order: Sequence[str]) -> tuple[str, ...]:
-    if len(order) < 2 or len(set(order)) < len(order):
-        raise ConfigError(f"task.order = {list(order)}: two labels at least, none of them twice")
-    return tuple(order)
 
 
 def _by_value(labels: Sequence[str]) -> tuple[str, ...]:
