@@ -1,8 +1,19 @@
-"""The table of scores that commands print."""
+"""What commands print: the table of scores, and nothing that a terminal would obey."""
 
 from __future__ import annotations
 
-from lorakit.app.console import score_lines
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import lorakit
+from lorakit.app.console import Screen, score_lines
+from lorakit.app.printing import visible
+from lorakit.engine.events import Note
+from tests.app.conftest import Cli
 
 SCORES = {"accuracy": 0.875, "intervals": {"accuracy": [0.85, 0.9]}, "train_seconds": 3.0}
 
@@ -25,3 +36,43 @@ def test_score_lines_say_that_the_best_of_several_evaluations_is_optimistic() ->
 def test_score_lines_end_with_the_test_part() -> None:
     *_, last = score_lines({**SCORES, "evaluations": 3, "test": {"accuracy": 0.5, "intervals": {}}})
     assert last == "test accuracy           0.5000"
+
+
+# Control characters
+
+TITLE = "\x1b]0;owned\x07\x9b2J"  # sets a terminal's title, and clears it
+
+
+def test_control_characters_are_shown_as_json_writes_them() -> None:
+    assert visible(f"a\t{TITLE}\r\n") == "a\t\\u001b]0;owned\\u0007\\u009b2J\\u000d\n"
+    assert json.loads(visible(json.dumps(TITLE, ensure_ascii=False))) == TITLE
+    assert visible("héllo \u4e2d \U0001f600 \ud800") == "héllo \u4e2d \U0001f600 \\ud800"
+
+
+def test_labels_names_and_texts_do_nothing_to_a_terminal(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    adapter = shutil.copytree(bert_run / "adapter", tmp_path / f"a{TITLE}")
+    side = json.loads((adapter / "lorakit.json").read_text())
+    (adapter / "lorakit.json").write_text(json.dumps({**side, "labels": [TITLE, "good"]}))
+    commands = [
+        ("inspect", adapter),
+        ("predict", adapter, f"a film {TITLE}"),
+        ("merge", TITLE, "--out", "x"),
+    ]
+    for words in commands:
+        _, out, err = cli(*words)
+        assert "owned" in out + err
+        assert [c for c in out + err if c != "\n" and not c.isprintable()] == []
+
+
+def test_notes_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Screen()(Note(f"file {TITLE}"))
+    assert capsys.readouterr().err == "file \\u001b]0;owned\\u0007\\u009b2J\n"
+
+
+def test_every_command_prints_in_one_way() -> None:
+    found = []
+    for path in sorted(Path(lorakit.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "print", "click.secho"):
+                found.append(path.name)
+    assert found == ["printing.py"]

@@ -13,6 +13,7 @@ import click
 
 import lorakit
 from lorakit.app.failures import CODES, fail, how_to_go_on
+from lorakit.app.printing import echo
 from lorakit.app.verbs.card import card
 from lorakit.app.verbs.combine import combine
 from lorakit.app.verbs.completion import complete, completion
@@ -49,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands.main(words, prog_name="lorakit", standalone_mode=False, obj=given)
     except Interrupted as err:
         if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
-            click.echo(f"{err}{how_to_go_on(words)}", err=True)
+            echo(f"{err}{how_to_go_on(words)}", err=True)
         sys.exit(err.exit_code)
     except RankError as err:  # another process has said why
         sys.exit(err.exit_code)
     except LorakitError as err:
         fail(str(err), err.exit_code, debug)
     except click.exceptions.NoArgsIsHelpError as err:
-        click.echo(err.format_message(), err=True)
+        echo(err.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as err:
         fail(err.format_message(), err.exit_code, debug)
@@ -141,7 +142,7 @@ def train(
             from lorakit.app.inspecting import inspect_recipe
 
             found = inspect_recipe(recipe, screen)
-            click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+            echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
             return
         result = train_recipe(recipe, report=screen, resume=resume)
     finally:
@@ -149,17 +150,17 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
         return
     if as_json:
-        click.echo(json.dumps({**result.scores, "run": str(result.folder)}))
+        echo(json.dumps({**result.scores, "run": str(result.folder)}))
         return
     counts = result.scores["parameters"]
-    click.echo("\n".join(score_lines(result.scores)))
-    click.echo(
+    echo("\n".join(score_lines(result.scores)))
+    echo(
         f"trained {counts['trainable']:,} of {counts['total']:,} parameters ({counts['trainable'] / counts['total']:.2%})"
     )
-    click.echo(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
-    click.echo(f"run folder: {result.folder}")
+    echo(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
+    echo(f"run folder: {result.folder}")
     if (page := result.folder / "report.html").is_file():  # several seeds have one each
-        click.echo(f"report: {page}")
+        echo(f"report: {page}")
 
 
 def _recipe(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
@@ -225,9 +226,9 @@ def evaluate(
     asked = Columns(columns["text"], columns["pair"], _columns(columns["label"]))
     dataset = predictor.read_labelled(data, asked, format_)
     for note in dataset.notes:
-        click.echo(note, err=True)
+        echo(note, err=True)
     scores = predictor.evaluate(dataset.examples)
-    click.echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
+    echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
 
 
 @commands.command()
@@ -257,7 +258,7 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
         base = options.pop("model")
         recipe = _recipe(what, (*changes, *([f"model.base={base}"] if base else [])), options)
     found = check_data(recipe, run, whole)
-    click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 
 @commands.command()
@@ -279,7 +280,7 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
 
     asked = Columns(columns["text"], columns["pair"], _columns(columns["label"]))
     found = compare_runs(runs, on, asked)
-    click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 
 @commands.command()
@@ -298,7 +299,7 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
     if kernels == (what is not None):
         raise click.UsageError("name a model, a run, an adapter or a recipe, or say --kernels")
     found = inspect_what(what, changes) if what is not None else inspect_kernels()
-    click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 
 @commands.command()
@@ -315,9 +316,9 @@ def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatc
     with place_to_write(out, dry_run) as place:
         said = merge_run(run, place, allow_base_mismatch=allow_base_mismatch)
     if as_json:
-        click.echo(json.dumps({"merged": None if dry_run else str(out), "said": said.lines, **said.facts}))
+        echo(json.dumps({"merged": None if dry_run else str(out), "said": said.lines, **said.facts}))
     else:
-        click.echo("\n".join(said.lines if dry_run else [*said.lines, f"merged model: {out}"]))
+        echo("\n".join(said.lines if dry_run else [*said.lines, f"merged model: {out}"]))
 
 
 for verb in (card, combine, completion, doctor, export, import_, predict, push, quickstart, report, serve, sweep):

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lorakit.app.printing import visible
 from lorakit.engine.events import Evaluated, Event, Note, Started
 from lorakit.engine.results import COSTS
 from lorakit.engine.train import Step
@@ -38,7 +39,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line, above the progress bar where there is one."""
-        self.console.print(text, markup=False)
+        self.console.print(visible(text), markup=False)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -6,8 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import click
-
+from lorakit.app.printing import echo
 from lorakit.errors import EXIT_CODES
 
 CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
@@ -18,9 +17,9 @@ def fail(message: str, code: int, debug: bool) -> None:
     if debug:
         import traceback
 
-        traceback.print_exc()
+        echo(traceback.format_exc(), err=True)
     one_line = " ".join(line.strip() for line in message.splitlines())  # a library's message may have several
-    click.echo(f"error: {one_line}", err=True)
+    echo(f"error: {one_line}", err=True)
     sys.exit(code)
 
 

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
-
 from lorakit.app.api import train_recipe
 from lorakit.app.console import Screen, score_lines
 from lorakit.app.inspecting import Inspection, inspect_recipe
+from lorakit.app.printing import echo
 from lorakit.engine.predictor import load
 from lorakit.engine.results import Result
 from lorakit.errors import ModelError
@@ -58,7 +57,7 @@ def run_sentiment(out: Path) -> Result:
     """Train, score and use a sentiment classifier."""
     result = _train("Sentiment of reviews: positive or negative", SENTIMENT, out / "quickstart-sentiment")
     for answer in load(result.folder).predict(UNSEEN_REVIEWS):
-        click.echo(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
+        echo(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
     return _files(result)
 
 
@@ -73,7 +72,7 @@ def run_ner(out: Path, t5: bool) -> Result:
         _samples(result.folder / "samples.jsonl")
     for answer in load(result.folder).predict(UNSEEN_SENTENCES):
         found = ", ".join(f"{e['word']} ({e['entity_group']})" for e in answer["entities"])
-        click.echo(f"  {answer['text']}\n    -> {found or 'no entity'}")
+        echo(f"  {answer['text']}\n    -> {found or 'no entity'}")
     return _files(result)
 
 
@@ -104,7 +103,7 @@ def _t5_base() -> str:
 
 
 def _train(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Result:
-    click.echo(f"\n{title}")
+    echo(f"\n{title}")
     recipe = make_recipe({**sections, "output": {"dir": str(_free(folder))}}, where="quickstart")
     screen = Screen()
     try:
@@ -112,12 +111,12 @@ def _train(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Res
     finally:
         screen.close()
     counts = result.scores["parameters"]
-    click.echo("\n".join(score_lines(result.scores)))
-    click.echo(
+    echo("\n".join(score_lines(result.scores)))
+    echo(
         f"trained {counts['trainable']:,} of {counts['total']:,} parameters "
         f"({counts['trainable'] / counts['total']:.2%}) in {result.scores['train_seconds']:.0f} s"
     )
-    click.echo("\nOn sentences it has never seen:")
+    echo("\nOn sentences it has never seen:")
     return result
 
 
@@ -134,14 +133,14 @@ def _free(folder: Path) -> Path:
 def _samples(path: Path, most: int = 5) -> None:
     for line in path.read_text(encoding="utf-8").splitlines()[:most]:
         sample = json.loads(line)
-        click.echo(f"  input       {sample['text']}")
-        click.echo(f"  target      {sample['expected']}")
-        click.echo(f"  prediction  {sample['generated']}\n")
+        echo(f"  input       {sample['text']}")
+        echo(f"  target      {sample['expected']}")
+        echo(f"  prediction  {sample['generated']}\n")
 
 
 def _files(result: Result) -> Result:
     folder = result.folder
-    click.echo("\nOpen next:")
+    echo("\nOpen next:")
     for name, what in (
         ("report.html", "the whole of it as a page to look at"),
         ("loss.png", "training loss and validation score"),
@@ -150,6 +149,6 @@ def _files(result: Result) -> Result:
         ("samples.jsonl", "validation sentences with target and answer"),
         ("adapter/", "what ships; peft loads it too"),
     ):
-        click.echo(f"  {folder / name if not name.endswith('/') else str(folder / name) + '/'}  {what}")
-    click.echo(f'\nUse it:  lorakit predict {folder} "your own sentence"')
+        echo(f"  {folder / name if not name.endswith('/') else str(folder / name) + '/'}  {what}")
+    echo(f'\nUse it:  lorakit predict {folder} "your own sentence"')
     return result

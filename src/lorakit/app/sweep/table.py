@@ -97,9 +97,9 @@ def table(sweep: Sweep) -> str:
         between = "" if row.interval is None else f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
         point = [said(row.group.point[key]) if key in row.group.point else "" for key in keys]
         grid.add_row(*point, score, *spread, between, row.group.name, row.note)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, color_system=None)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=WIDTH)
+        console = Console(highlight=False, markup=False, color_system=None, width=WIDTH)
     with console.capture() as captured:
         console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().split("\n")).strip("\n")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.printing import echo
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -19,6 +21,6 @@ def card(run: Path, dry_run: bool, as_json: bool) -> None:
     found = card_of(read_shipped(run))
     place = None if dry_run else write_card(run)
     if as_json:
-        click.echo(json.dumps({"card": place and str(place), "data": found.data.to_dict()}))
+        echo(json.dumps({"card": place and str(place), "data": found.data.to_dict()}))
     else:
-        click.echo(str(found) if place is None else f"card: {place}")
+        echo(str(found) if place is None else f"card: {place}")

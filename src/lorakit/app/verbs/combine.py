@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from lorakit.app.printing import echo
+
 
 def _weights(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     try:
@@ -50,4 +52,4 @@ def combine(
     way = Way(options["method"], options["density"], options["rank"], options["seed"])
     mismatch = options["allow_base_mismatch"]
     outcome = combine_runs(runs, weights, judge, way, out, allow_base_mismatch=mismatch, report=Screen())
-    click.echo(json.dumps(facts(outcome)) if options["as_json"] else "\n".join(lines(outcome)))
+    echo(json.dumps(facts(outcome)) if options["as_json"] else "\n".join(lines(outcome)))

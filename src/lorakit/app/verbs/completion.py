@@ -11,6 +11,8 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, get_completion_class
 
+from lorakit.app.printing import echo
+
 RECIPE = Path(__file__).parents[2] / "recipe.py"
 VARIABLE = "_LORAKIT_COMPLETE"  # by which click's scripts ask
 SHELLS = ("bash", "zsh", "fish")
@@ -31,7 +33,7 @@ def completion(context: click.Context, shell: str) -> None:
     assert found is not None
     script = found(context.find_root().command, {}, "lorakit", VARIABLE)
     text = script.source_template % script.source_vars()
-    click.echo(_without_space_after_equals(text) if isinstance(script, BashComplete) else text)
+    echo(_without_space_after_equals(text) if isinstance(script, BashComplete) else text)
 
 
 def _without_space_after_equals(script: str) -> str:

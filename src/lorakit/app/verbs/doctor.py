@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from lorakit.app.printing import echo
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -15,6 +17,6 @@ def doctor(as_json: bool) -> None:
     from lorakit.app.doctor import examine
 
     found = examine()
-    click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
     if not found.is_fit:
         sys.exit(1)

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from lorakit.app.printing import echo
+
 CONSUMERS = ("peft", "merged", "onnx", "vllm", "lorax", "llamacpp")  # two, and the keys of lora.profiles.PROFILES
 
 
@@ -38,6 +40,6 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     with place_to_write(out, dry_run) as place:
         told = export_run(run, to, place, Options(**options))
     if as_json:
-        click.echo(json.dumps({"to": to, "out": None if dry_run else str(out), "said": told.lines, **told.facts}))
+        echo(json.dumps({"to": to, "out": None if dry_run else str(out), "said": told.lines, **told.facts}))
         return
-    click.echo("\n".join(told.lines if dry_run else [*told.lines, f"exported for {to}: {out}"]))
+    echo("\n".join(told.lines if dry_run else [*told.lines, f"exported for {to}: {out}"]))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.printing import echo
+
 TASKS = (
     *("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
     *("token_classification", "text2text_ner", "text2text_classification"),
@@ -31,6 +33,6 @@ def import_(folder: Path, out: Path, labels: str | None, dry_run: bool, as_json:
     with place_to_write(out, dry_run) as place:
         said = import_adapter(folder, place, Asked(labels=names, **options))
     if as_json:
-        click.echo(json.dumps({"adapter": None if dry_run else str(out), "said": said}))
+        echo(json.dumps({"adapter": None if dry_run else str(out), "said": said}))
     else:
-        click.echo("\n".join(said if dry_run else [*said, f"adapter: {out}"]))
+        echo("\n".join(said if dry_run else [*said, f"adapter: {out}"]))

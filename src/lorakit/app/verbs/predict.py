@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorakit.app.printing import echo
 from lorakit.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def predict(
             stream_answers(out, answers, answerer.tasks, pairs=any(example.pair is not None for example in examples))
         else:
             for answer in answers:
-                click.echo(json.dumps(answer, ensure_ascii=False))
+                echo(json.dumps(answer, ensure_ascii=False))
 
 
 def _check_options(options: dict[str, Any], sources: Sequence[str], to_folder: bool) -> None:
@@ -173,7 +174,7 @@ def _examples(answerer: Answerer, texts: Sequence[str], sources: Sequence[str], 
         dataset = read_texts(Path(source), answerer.asked(columns))
         examples = dataset.examples
         for note in dataset.notes:
-            click.echo(note, err=True)
+            echo(note, err=True)
     for example in examples:
         answerer.check(example)
     return examples
@@ -197,11 +198,9 @@ def _to_folder(
     )
     totals = score_files(job, answerer, out, Screen())
     if options["as_json"]:
-        click.echo(json.dumps(totals))
+        echo(json.dumps(totals))
     else:
-        click.echo(
-            f"{totals['answered']:,} of {totals['rows']:,} rows answered, {totals['rejected']:,} rejected: {out}"
-        )
+        echo(f"{totals['answered']:,} of {totals['rows']:,} rows answered, {totals['rejected']:,} rejected: {out}")
 
 
 @contextmanager

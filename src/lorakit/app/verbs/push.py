@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.printing import echo
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -23,4 +25,4 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None, dry_run: 
     from lorakit.app.pushing import push as push_run
 
     done = push_run(run, repo_id, private=private, revision=revision, dry_run=dry_run)
-    click.echo(json.dumps(done.facts) if as_json else "\n".join(done.lines))
+    echo(json.dumps(done.facts) if as_json else "\n".join(done.lines))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.printing import echo
 from lorakit.errors import ConfigError
 
 
@@ -31,9 +32,9 @@ def quickstart(which: str | None, t5: bool, out: Path, dry_run: bool, as_json: b
     sentiment, ner = which != "ner" and not t5, which != "sentiment"
     if dry_run:
         found = planned(out, sentiment=sentiment, ner=ner, t5=t5)
-        click.echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+        echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
         return
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         done = [*([run_sentiment(out)] if sentiment else []), *([run_ner(out, t5)] if ner else [])]
     if as_json:
-        click.echo(json.dumps([{**result.scores, "run": str(result.folder)} for result in done]))
+        echo(json.dumps([{**result.scores, "run": str(result.folder)} for result in done]))

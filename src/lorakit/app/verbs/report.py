@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.printing import echo
+
 
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN [RUN ...]")
@@ -39,4 +41,4 @@ def report(
     from lorakit.app.report.build import build
 
     built = build(runs, beside, out, figures, dry_run=dry_run)
-    click.echo(json.dumps(built.facts) if as_json else "\n".join(built.lines))
+    echo(json.dumps(built.facts) if as_json else "\n".join(built.lines))

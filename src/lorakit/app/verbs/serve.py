@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.printing import echo
 from lorakit.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -69,6 +70,6 @@ def serve(
         names = facts["adapters"]
         assert isinstance(names, list)
         lines = f"serving {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)}) over {facts['base']}"
-        click.echo(json.dumps(facts) if as_json else f"{lines}\n{facts['url']}")
+        echo(json.dumps(facts) if as_json else f"{lines}\n{facts['url']}")
 
     run(folders, (host, port), token, limits={**limits, "memory": limits["memory"] * MIB}, say=say, dry_run=dry_run)

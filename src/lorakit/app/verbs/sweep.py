@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorakit.app.printing import echo
+
 if TYPE_CHECKING:
     from lorakit.app.sweep.command import Asked
     from lorakit.engine.events import Report
@@ -95,7 +97,7 @@ def sweep(
             shown, facts = _swept(asked, screen)
     finally:
         screen.close()
-    click.echo(json.dumps(facts) if as_json else "\n".join(shown))
+    echo(json.dumps(facts) if as_json else "\n".join(shown))
 
 
 Said = tuple[list[str], dict[str, Any]]  # for a terminal, and for --json

@@ -1,0 +1,20 @@
+"""The one way in which commands print: what files, labels and texts hold is shown, and does nothing to a terminal."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+# All of Unicode's control characters but tab and newline, and halves of surrogate pairs, which no terminal can show
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters as Python and JSON write them; within JSON it means the same."""
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """A line (or several) on stdout, or on stderr."""
+    click.echo(visible(text), err=err)
