@@ -98,7 +98,10 @@ def test_quotes_that_nothing_asked_for_are_text(save, texts):
 
 def test_quotes_that_may_be_either_are_asked_about(save):
     path = save("a.tsv", 'text\tlabel\n"a\tx\nb"\ty\n')
-    refuses(path, ": there are 2 records if quotes stand around fields and 3 if they are text: say data.format=csv or")
+    refuses(
+        path,
+        ": if quotes stand around fields, 2 lines of 2 columns or, if they are text, 3 lines of 2 columns: say data.format",
+    )
 
 
 def test_asked_format_says_how_quotes_are_read(save):

@@ -124,7 +124,11 @@ def _delimiter(path: Path, asked: Columns, usual: str, head: Sequence[str]) -> s
     able = [delimiter for delimiter in DELIMITERS if len(fields[delimiter]) > 1]
     if len(able) < 2:
         return able[0] if able else usual
-    good = [delimiter for delimiter in able if any(_is_rectangular(way, path, asked) for way in ways[delimiter])]
+    good = [
+        delimiter
+        for delimiter in able
+        if any((_shape(way, path, asked, SAMPLE) or (0, 0))[1] > 1 for way in ways[delimiter])
+    ]
     if len(good) > 1:
         each = " or ".join(f"{_shown(d)} ({len(fields[d])} columns)" for d in good)
         raise DataError(f"{path}: the fields could be separated by {each}: say data.delimiter")
@@ -141,14 +145,6 @@ def _first_record(dialect: Dialect, path: Path, lines: Iterable[str]) -> list[st
     return [] if isinstance(fields, DataError) else fields
 
 
-def _is_rectangular(dialect: Dialect, path: Path, asked: Columns) -> bool:
-    """Whether all records (of many the first) have as many fields as the first, at least two."""
-    with _field_limit():
-        records = (fields for _, fields in _records(dialect, path, stream_lines(path, asked.encoding)))
-        lengths = {0 if isinstance(fields, DataError) else len(fields) for fields in islice(records, SAMPLE)}
-    return len(lengths) == 1 and lengths.pop() > 1
-
-
 def _quotes(path: Path, asked: Columns, dialect: Dialect) -> tuple[bool, list[str]]:
     """Whether fields between tabs are quoted, as spreadsheets and pandas write them, or a quote is text; said where it matters.
 
@@ -157,25 +153,36 @@ def _quotes(path: Path, asked: Columns, dialect: Dialect) -> tuple[bool, list[st
     if not any(line[0] == '"' or '\t"' in line for line in stream_lines(path, asked.encoding)):
         return False, []
     raw = dialect._replace(quoted=False)
-    with _field_limit():
-        quoted_rows = [f for _, f in _records(dialect, path, stream_lines(path, asked.encoding))]
-        raw_rows = [f for _, f in _records(raw, path, stream_lines(path, asked.encoding)) if isinstance(f, list)]
-    if len({0 if isinstance(fields, DataError) else len(fields) for fields in quoted_rows}) > 1:
+    if (shape := _shape(dialect, path, asked)) is None:
         return False, []
     told = [f"{path}: fields stand in quotes, which are not part of them; data.format=tsv keeps them"]
-    if len({len(cells) for cells in raw_rows}) > 1:
+    if (raw_shape := _shape(raw, path, asked)) is None:
         return True, told  # a quoted field holds a tab or a line end
-    if len(raw_rows) != len(quoted_rows):
-        raise DataError(
-            f"{path}: there are {len(quoted_rows):,} records if quotes stand around fields and {len(raw_rows):,} if they are "
-            "text: say data.format=csv or data.format=tsv"
-        )
-    cells = list(zip(*raw_rows, strict=True))
-    in_quotes = [[cell for cell in column if cell.startswith('"')] for column in cells]
-    of_whole_columns = all(not some or len(some) == len(column) for some, column in zip(in_quotes, cells, strict=True))
-    if of_whole_columns or all('""' in cell for some in in_quotes for cell in some):
+    if raw_shape != shape:
+        ways = " or, if they are text, ".join(f"{n:,} lines of {columns} columns" for n, columns in (shape, raw_shape))
+        raise DataError(f"{path}: if quotes stand around fields, {ways}: say data.format=csv or data.format=tsv")
+    n, columns = shape
+    begin, hold = [0] * columns, [0] * columns  # how many fields of a column begin with a quote, and hold one too
+    with _field_limit():
+        for _, fields in _records(raw, path, stream_lines(path, asked.encoding)):
+            for k, field in enumerate(fields if isinstance(fields, list) else ()):
+                begin[k] += field.startswith('"')
+                hold[k] += field.startswith('"') and '""' in field
+    if all(count in (0, n) for count in begin) or begin == hold:
         return True, told
     return False, [f"{path}: some fields stand in quotes, which are taken as text; data.format=csv drops them"]
+
+
+def _shape(dialect: Dialect, path: Path, asked: Columns, most: int | None = None) -> tuple[int, int] | None:
+    """The number of records (of many the first) and of their columns; None where they differ in it or one is not valid."""
+    n, columns = 0, 0
+    with _field_limit():
+        for _, fields in islice(_records(dialect, path, stream_lines(path, asked.encoding)), most):
+            columns = columns or len(fields if isinstance(fields, list) else ())
+            if not isinstance(fields, list) or len(fields) != columns:
+                return None
+            n += 1
+    return n, columns
 
 
 def _records(dialect: Dialect, path: Path, lines: Iterable[str]) -> Iterator[tuple[str, list[str] | DataError]]:
