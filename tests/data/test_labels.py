@@ -91,13 +91,22 @@ def test_number_is_read(cell):
     assert label_of(cell, "number") == 3.5
 
 
+@pytest.mark.parametrize(("cell", "number"), [("3,5", 3.5), ("-12,25", -12.25), ("0,125", 0.125), ("1,2345", 1.2345)])
+def test_decimal_comma_is_read_and_said(save, cell, number):
+    path = save("a.csv", f"text;score\na;{cell}\n")
+    dataset = read(str(path), "number")
+    assert dataset.examples[0].label == number
+    assert f"{path}: numbers with a decimal comma in column 'score'" in dataset.notes
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_written_number_is_read_back(x):
     assert label_of(repr(x), "number") == x
 
 
 @pytest.mark.parametrize(
-    "cell", ["nan", "inf", "-Infinity", float("nan"), "1e999", 10**400, "", "x", "1_0", "3,5", None, True, [1]]
+    "cell",
+    ["nan", "inf", "-Infinity", float("nan"), "1e999", 10**400, "", "x", "1_0", "3,512", "1,2,3", None, True, [1]],
 )
 def test_what_is_no_finite_number_is_refused(cell):
     shown = repr(cell) if len(repr(cell)) < 80 else repr(cell)[:77] + "..."

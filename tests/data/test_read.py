@@ -13,7 +13,7 @@ import pytest
 
 from lorakit.data.columns import USUAL
 from lorakit.data.example import Columns
-from lorakit.data.read import FORMATS, LIBRARY, holds_words, read
+from lorakit.data.read import FORMATS, LIBRARY, holds_words, read, usual_pair
 from lorakit.errors import DataError, did_you_mean
 from lorakit.recipe import DataFormat
 
@@ -142,6 +142,25 @@ def test_second_text_that_is_not_asked_for_is_said(save):
     said = f"{path}: column 'hypothesis' is not read; for pairs of texts say data.pair=hypothesis"
     assert said in alone.notes
     assert said not in pairs.notes
+
+
+@pytest.mark.parametrize(
+    ("header", "pair"),
+    [
+        ("question,answer,label", "answer"),
+        ("Sentence1,Sentence2,label", "Sentence2"),
+        ("label,premise,hypothesis", "hypothesis"),
+        ("sentence_A,sentence_B,score", "sentence_B"),
+        ("text,text_pair,label", "text_pair"),
+        ("question,label,note", None),
+        ("text,answer,label", None),  # an answer goes with a question
+    ],
+)
+def test_columns_with_the_usual_names_of_pairs_pair_by_themselves(save, header, pair):
+    path = str(save("a.csv", f"{header}\na,b,c\n"))
+    assert usual_pair(path) == pair
+    assert usual_pair(path, Columns(text=header.split(",")[0])) is None
+    assert usual_pair(path, Columns(pair="note")) is None
 
 
 def test_asked_columns_are_read_without_a_note(save):

@@ -107,6 +107,21 @@ def test_lora_start_equals_the_base_model(raw: Sections) -> None:
     assert first == second
 
 
+def test_usual_columns_of_pairs_are_read_as_pairs_and_said(raw: Sections, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("question,answer,label\n" + "".join(f"what {i},that {i},{'ab'[i % 2]}\n" for i in range(10)))
+    notes: list[str] = []
+    prepared = prepare(
+        changed(raw, f"data.train={path}", f"data.validation={path}"),
+        lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+    )
+    assert prepared.recipe.data.pair == "answer"
+    assert {example.pair for example in prepared.parts["train"].examples} <= {f"that {i}" for i in range(10)}
+    assert f"{path}: pair is column 'answer'; to read one text an example, name it with data.text" in notes
+    alone = prepare(changed(raw, f"data.train={path}", f"data.validation={path}", "data.text=question"))
+    assert alone.recipe.data.pair is None
+
+
 def test_dropout_of_the_base_is_settable(raw: Sections) -> None:
     rates = {
         m.p for m in prepare(changed(raw, "model.dropout=0.25")).model.modules() if isinstance(m, torch.nn.Dropout)

@@ -16,7 +16,7 @@ from lorakit.data.example import Dataset, Example
 from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.events import Event, Note
 from lorakit.engine.predictor import load
-from lorakit.engine.prepare import read_part, read_parts
+from lorakit.engine.prepare import read_part, read_parts, with_usual_pair
 from lorakit.errors import ConfigError, DataError
 from lorakit.models import load_tokenizer
 from lorakit.recipe import Recipe, make_recipe
@@ -50,7 +50,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
     if run is not None:
         _check_same_kind(run, recipe)
     notes: list[str] = []
-    parts, sums = _read(recipe, whole, notes)
+    parts, sums = _read(recipe, whole, notes, by_run=run is not None)
     findings = audit.audit(parts)
     tokens: dict[str, Tokens] = {}
     try:
@@ -80,11 +80,12 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
     return Inspection([*lines, ending], facts)
 
 
-def _read(recipe: Recipe, whole: bool, notes: list[str]) -> tuple[Parts, dict[str, str]]:
+def _read(recipe: Recipe, whole: bool, notes: list[str], by_run: bool) -> tuple[Parts, dict[str, str]]:
     def keep(event: Event) -> None:
         if isinstance(event, Note):
             notes.append(event.text)
 
+    recipe = recipe if by_run else with_usual_pair(recipe, keep)  # a run says itself whether it takes pairs
     if whole and recipe.data.train is not None:
         dataset: Dataset = read_part(recipe, recipe.data.train, "train", keep)
         return {"train": dataset.examples}, {dataset.source: dataset.sha256}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -261,6 +262,12 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
     if asked.pair is None and (second := table.second(text)):
         table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
     to_label = None if label is None else label_reader(wants, label, asked.label_separator)
+    if (
+        isinstance(label, str)
+        and wants == "number"
+        and any(has_decimal_comma(row.values.get(label)) for row in table.rows)
+    ):
+        table.notes.append(f"{table.source}: numbers with a decimal comma in column {label!r}")
     if isinstance(label, str) and wants == "label" and asked.header is None and _is_value(table, label):
         raise DataError(
             f"{table.source}: the label column {label!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
@@ -353,6 +360,7 @@ def _spanned(table: Table, column: str) -> list[Example]:
     ]
 
 
+DECIMAL_COMMA = re.compile(r"[+-]?(\d+,(\d{1,2}|\d{4,})|0,\d+)")  # 1,234 may be a thousand
 SHARES_OFF = 1e-3  # how far from 1 the sum of the shares of a soft label may be
 
 
@@ -431,11 +439,18 @@ def marked_labels(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(column for column, mark in marks.items() if mark)
 
 
+def has_decimal_comma(cell: Any) -> bool:
+    """Whether a cell is a number that is written with a comma, and that means nothing else."""
+    return isinstance(cell, str) and bool(DECIMAL_COMMA.fullmatch(cell.strip()))
+
+
 def number(row: Row, column: str) -> float:
     """A finite number."""
-    value = finite_number(row.values.get(column))
+    cell = row.values.get(column)
+    value = finite_number(str(cell).replace(",", ".") if has_decimal_comma(cell) else cell)
     if value is None:
-        raise DataError(f"{row.where}: column {column!r} holds {short(row.values.get(column))}, not a finite number")
+        hint = "; a comma before three digits may stand for either" if isinstance(cell, str) and "," in cell else ""
+        raise DataError(f"{row.where}: column {column!r} holds {short(cell)}, not a finite number{hint}")
     return value
 
 

@@ -6,13 +6,14 @@ import csv
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lorakit.data.example import Columns
 from lorakit.data.tags import OUTSIDE, is_tag, standard
-from lorakit.data.text import LONGEST, listed, stream_lines
+from lorakit.data.text import LONGEST, listed, open_bytes, stream_lines
 from lorakit.errors import DataError
 
 MOST_COLUMNS = 10_000
@@ -150,6 +151,9 @@ def _quotes(path: Path, asked: Columns, dialect: Dialect) -> tuple[bool, list[st
 
     Who quotes fields, quotes all of them, all of a column, or those alone that hold a quote, a tab or a line end.
     """
+    with open_bytes(path) as file:  # most files are settled by their bytes
+        if not any(b'"' in block for block in iter(partial(file.read, 2**20), b"")):
+            return False, []
     if not any(line[0] == '"' or '\t"' in line for line in stream_lines(path, asked.encoding)):
         return False, []
     raw = dialect._replace(quoted=False)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lorakit.data.annotation_files import is_brat, read_brat, read_docbin, with_spans
 from lorakit.data.columnar import read_arrow, read_hub, read_parquet, read_saved
-from lorakit.data.columns import Table, examples_of, is_annotated, never_given
+from lorakit.data.columns import SAMPLE, Table, examples_of, is_annotated, never_given
 from lorakit.data.delimited import (
     Row,
     csv_rows,
@@ -113,19 +113,36 @@ def read(
 
 def holds_words(source: str, columns: Columns = Columns(), format: str = "auto") -> bool:
     """Whether a source is a file of words with tags or of texts with spans, or a pattern of such."""
+    table = _beginning(source, columns, format)
+    return table is not None and is_annotated(table)
+
+
+def usual_pair(source: str, columns: Columns = Columns(), format: str = "auto") -> str | None:
+    """The column of second texts that by its name goes with the usual one of first texts, where neither is named."""
+    if columns.text or columns.pair or (table := _beginning(source, columns, format)) is None:
+        return None
+    text = table.column("text", None)
+    second = text and table.second(text)
+    return second if second and all(isinstance(row.values.get(second), str) for row in table.rows[:SAMPLE]) else None
+
+
+def _beginning(source: str, columns: Columns, format: str) -> Table | None:
+    """The first rows of a source (of annotations, all: spans may stand in a late record); None of one that is elsewhere.
+
+    Where they cannot be read there is None too: reading in earnest says what is wrong.
+    """
     if "://" in source:  # which is not fetched for a guess
-        return False
+        return None
     try:
         source = str(files_of(source)[0]) if means_files(source) else source
         path = _path(source)
         kind = _format(source, path, columns.encoding) if format == "auto" else format
-        if kind in ("hub", LIBRARY, "label-first"):
-            return False
-        most = HEAD if kind in ("csv", "tsv", "parquet", "arrow", "conll") else None  # spans may stand in a late record
-        rows = _rows(source, path, columns, format, [], most=most)
-        return is_annotated(Table(source, rows, Columns(), []))
-    except DataError:  # reading it in earnest says what is wrong
-        return False
+        if kind in ("hub", LIBRARY):
+            return None
+        most = HEAD if kind in ("csv", "tsv", "parquet", "arrow", "conll", "label-first") else None
+        return Table(source, _rows(source, path, columns, format, [], most=most), Columns(), [])
+    except DataError:
+        return None
 
 
 def _path(source: str) -> Path:

@@ -10,6 +10,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -131,21 +132,21 @@ def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONG
             is a NUL character, or a line is longer than `longest` characters.
     """
     codec = _codec(path, encoding)
-    empty, number, characters = True, 0, 0
+    empty, characters = True, 0
     most = max(MOST_UNPACKED[0] * path.stat().st_size, MOST_UNPACKED[1]) if path.suffix.lower() in COMPRESSED else None
     try:
         with open_bytes(path) as raw, io.TextIOWrapper(raw, codec, newline="") as text:
             _check_beginning(path, raw.read(4), encoding)
             raw.seek(0)
-            while line := text.readline(longest):
-                number += 1
+            for number, line in enumerate(iter(partial(text.readline, longest), ""), start=1):
                 if "\0" in line:
                     raise _nul(path, number, encoding)
                 if len(line) == longest and line[-1] not in "\r\n":
                     raise DataError(f"{path}:{number}: the line has more than {longest:,} characters")
                 if most is not None and (characters := characters + len(line)) > most:
                     raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size; unpack it first")
-                empty = empty and not line.strip()
+                if empty:
+                    empty = not line.strip()
                 yield line
     except UnicodeDecodeError as err:
         raise _undecodable(path, codec, err) from err

@@ -18,7 +18,7 @@ from lorakit.data.batches import split
 from lorakit.data.cache import CachedItems
 from lorakit.data.example import Columns, Dataset, Example
 from lorakit.data.files import means_files
-from lorakit.data.read import read
+from lorakit.data.read import read, usual_pair
 from lorakit.engine.encoding import encode
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.events import Note, Report, ignore
@@ -128,7 +128,7 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once:
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": name})})
     with ranks.together():
-        prepared = _prepare(recipe, report, device, dtype, once or Once())
+        prepared = _prepare(with_usual_pair(recipe, report), report, device, dtype, once or Once())
     _check_alike(prepared, ranks)
     ranks.copy_first_(_start_tensors(prepared.model))
     if recipe.train.shard_base:
@@ -230,6 +230,17 @@ def _start_tensors(model: nn.Module) -> list[Tensor]:
     """What is trained, and what adapters start from or keep frozen."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return trained + [b for name, b in model.named_buffers() if ".adapters." in name]
+
+
+def with_usual_pair(recipe: Recipe, report: Report = ignore) -> Recipe:
+    """The recipe with data.pair where neither it nor data.text is named and two columns have the usual names of pairs."""
+    data, task = recipe.data, TASKS[recipe.task.name]
+    if data.train is None or task.wants == "words" or task.model == "text2text":
+        return recipe
+    if (pair := usual_pair(data.train, columns_of(data), data.format)) is None:
+        return recipe
+    report(Note(f"{data.train}: pair is column {pair!r}; to read one text an example, name it with data.text"))
+    return recipe.model_copy(update={"data": data.model_copy(update={"pair": pair})})
 
 
 def read_parts(
