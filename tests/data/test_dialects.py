@@ -209,6 +209,7 @@ def test_compressed_tables_are_read(save, name, pack):
         ("a.csv", zipped(b"x"), ": not text but a zip archive or an Excel workbook"),
         ("a.csv", b"PAR1....", ": not text but Parquet"),
     ],
+    ids=[str(i) for i in range(9)],  # gzip writes the time, which two processes of the tests would name differently
 )
 def test_damaged_and_disguised_files_are_refused(save, name, data, message):
     refuses(save(name, data), message)
