@@ -341,9 +341,10 @@ def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
     recipe = PACKAGE.parent.parent / "recipes" / "sst2-bert.toml"
     code = (
         "from lorakit.app.cli import main\n"
-        f"for words in {mistakes!r}:\n"
+        f"of_recipe = [({str(recipe)!r}, *words) for words in {mistakes!r}]\n"
+        "for words in (('nowhere.csv', '--model', 'minilm', 'train.lrr=1'), *of_recipe):\n"
         "    try:\n"
-        f"        main(['train', {str(recipe)!r}, *words])\n"
+        "        main(['train', *words])\n"
         "    except SystemExit as end:\n"
         "        assert end.code == 2, words\n"
         "    else:\n"

@@ -62,7 +62,14 @@ TaskName = Literal[
     "text2text_ner",
     "text2text_classification",
 ]
-
+TASK_WORDS: Mapping[str, TaskName] = {  # for the command line
+    "classification": "sequence_classification",
+    "multi-label": "multi_label_classification",
+    "ordinal": "ordinal_classification",
+    "regression": "sequence_regression",
+    "ner": "token_classification",
+    "text2text": "text2text_ner",
+}
 
 Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],

@@ -213,7 +213,7 @@ MISTAKES = (
         ("bad", "tokenizer"),
         {"bad/": "{bert}", "bad/tokenizer.json": "{{"},
     ),
-    Mistake("unknown task", (*TRAIN[:4], "--task", "poetry"), ("task.name", "'poetry'")),
+    Mistake("unknown task", (*TRAIN[:4], "--task", "poetry"), ("--task", "'poetry'", "known: classification")),
     # places
     Mistake("output exists", TRAIN, ("output.dir = 'out'", "exists already"), {"out/mine.txt": b"mine"}),
     Mistake("output is a file", TRAIN, ("output.dir = 'out'", "exists already"), {"out": b"mine"}),

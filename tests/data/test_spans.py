@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.documents import ANCHOR, FILES, Document, code_units, documents, found
 
-from lorakit.data.example import Columns, of_spans, of_text
+from lorakit.data.example import Columns, columns_of, of_spans, of_text
 from lorakit.data.read import holds_words, read
 from lorakit.data.spans import Span
-from lorakit.engine.prepare import columns_of
 from lorakit.errors import DataError
 from lorakit.recipe import make_recipe
 

@@ -16,7 +16,7 @@ from lorakit.app.failures import CODES, fail, how_to_go_on
 from lorakit.app.printing import echo
 from lorakit.app.verbs.card import card
 from lorakit.app.verbs.combine import combine
-from lorakit.app.verbs.completion import complete, completion
+from lorakit.app.verbs.completion import TaskType, complete, completion
 from lorakit.app.verbs.doctor import doctor
 from lorakit.app.verbs.export import export
 from lorakit.app.verbs.import_ import import_
@@ -30,15 +30,6 @@ from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError, fi
 
 if TYPE_CHECKING:
     from lorakit.recipe import DataSection, Recipe
-
-WORD = {
-    "classification": "sequence_classification",
-    "multi-label": "multi_label_classification",
-    "ordinal": "ordinal_classification",
-    "regression": "sequence_regression",
-    "ner": "token_classification",
-    "text2text": "text2text_ner",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,7 +88,7 @@ def commands() -> None:
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
 @click.option(
-    "--task", help=f"Task for DATA ({', '.join(WORD)}, or its full name); told from the file where it can be."
+    "--task", type=TaskType(), help="Task for DATA, by this word or its full name; told from the file where it can be."
 )
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label, or several with commas.")
@@ -178,10 +169,12 @@ def _recipe(what: str, changes: Sequence[str], options: dict[str, str | None]) -
     raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
     raw["data"].update({"text": options["text"], "label": _columns(options["label"])})
     if options["task"]:
-        raw["task"] = {"name": WORD.get(options["task"], options["task"])}
+        raw["task"] = {"name": options["task"]}
     elif not any(word.startswith("task.name=") for word in changes):
-        of_data = [word for word in changes if word.startswith("data.")]
-        data = make_recipe(raw, of_data, where="command line").data
+        others = [
+            word for word in changes if not word.startswith("task.")
+        ]  # which may belong to the task that is guessed
+        data = make_recipe(raw, others, where="command line").data
         raw["task"] = {"name": _guess_task(data, options["model"])}
     return make_recipe(raw, changes, where="command line")
 
@@ -197,8 +190,8 @@ def _named(recipe: Recipe, name: str) -> Recipe:
 
 def _guess_task(data: DataSection, model: str) -> str:
     """CoNLL columns are entities to be recognised, by a T5 as text; everything else is classified."""
+    from lorakit.data.example import columns_of
     from lorakit.data.read import holds_words
-    from lorakit.engine.prepare import columns_of
 
     if data.train is None or not holds_words(data.train, columns_of(data), data.format):
         return "sequence_classification"
@@ -235,7 +228,7 @@ def evaluate(
 @click.argument("what", metavar="DATA|RECIPE")
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Count lengths in this base model's tokens; unset: the recipe's, or words.")
-@click.option("--task", help="Task for DATA; told from the file where it can be.")
+@click.option("--task", type=TaskType(), help="Task for DATA; told from the file where it can be.")
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label.")
 @click.option("--run", type=click.Path(path_type=Path), help="A trained run: suspect labels that it does not believe.")

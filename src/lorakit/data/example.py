@@ -7,13 +7,16 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lorakit.data.spans import Overlaps, Span, trim
 from lorakit.data.tags import OUTSIDE
 from lorakit.errors import DataError
+
+if TYPE_CHECKING:
+    from lorakit.recipe import DataSection
 
 # What a task wants of each record: a text alone, one label, several labels, a number, or words with their tags.
 Wants = Literal["text", "label", "labels", "number", "words"]
@@ -64,6 +67,11 @@ class Columns:
     columns: Mapping[str, int] | None = (
         None  # of CoNLL lines, from 1: {"word": 2, "tag": 3}; unset: told from the lines
     )
+
+
+def columns_of(data: DataSection) -> Columns:
+    """The columns that a recipe names; those of them that files to answer or to score have too."""
+    return Columns(**{field.name: getattr(data, field.name) for field in fields(Columns) if field.name != "group"})
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:

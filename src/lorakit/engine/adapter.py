@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lorakit.data.example import columns_of
 from lorakit.digest import file_sha256
 from lorakit.engine.atomic import atomic_folder
-from lorakit.engine.prepare import Prepared, columns_of
+from lorakit.engine.prepare import Prepared
 from lorakit.engine.side import FORMAT, GUARDED, SIDE_FILE, Base, SideFacts, read_facts
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import split
 from lorakit.data.cache import CachedItems
-from lorakit.data.example import Columns, Dataset, Example
+from lorakit.data.example import Dataset, Example, columns_of
 from lorakit.data.files import means_files
 from lorakit.data.read import read, usual_pair
 from lorakit.engine.encoding import encode
@@ -299,11 +299,6 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     for note in dataset.notes:
         report(Note(note))
     return dataset
-
-
-def columns_of(data: DataSection) -> Columns:
-    """The columns that the recipe names; those of them that files to answer or to score have too."""
-    return Columns(**{field.name: getattr(data, field.name) for field in fields(Columns) if field.name != "group"})
 
 
 def _max_length(asked: int | None, base: BaseModel) -> int:

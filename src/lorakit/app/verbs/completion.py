@@ -1,19 +1,17 @@
-"""`lorakit completion`, and what a shell is told while somebody types: recipe keys and run folders, without torch."""
+"""`lorakit completion`, and the arguments that a shell completes: recipe keys, tasks and run folders, without torch."""
 
 from __future__ import annotations
 
-import ast
 import glob
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, get_completion_class
 
 from lorakit.app.printing import echo
 
-RECIPE = Path(__file__).parents[2] / "recipe.py"
 VARIABLE = "_LORAKIT_COMPLETE"  # by which click's scripts ask
 SHELLS = ("bash", "zsh", "fish")
 
@@ -44,29 +42,49 @@ def _without_space_after_equals(script: str) -> str:
 
 @cache
 def recipe_keys() -> dict[str, tuple[str, ...]]:
-    """Every section.key of a recipe and the words it may be, read off recipe.py, whose import would need torch."""
-    classes = {
-        node.name: node for node in ast.parse(RECIPE.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
-    }
+    """Every section.key of a recipe, and the words that it may be."""
+    from lorakit.recipe import Recipe  # late: --help does without pydantic
+
+    sections: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
     return {
-        f"{section}.{key}": _words(annotation)
-        for section, kind in _fields(classes["Recipe"])
-        for key, annotation in _fields(classes[ast.unparse(kind)])
+        f"{name}.{key}": _words(field.annotation)
+        for name, section in sections.items()
+        for key, field in section.model_fields.items()
     }
 
 
-def _fields(node: ast.ClassDef) -> list[tuple[str, ast.expr]]:
-    fields = (line for line in node.body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name))
-    return [(line.target.id, line.annotation) for line in fields if isinstance(line.target, ast.Name)]
-
-
-def _words(annotation: ast.expr) -> tuple[str, ...]:
+def _words(annotation: Any) -> tuple[str, ...]:
     """Those of a Literal; true and false of a bool."""
-    if ast.unparse(annotation) == "bool":
+    if annotation is bool:
         return ("true", "false")
-    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
-        return tuple(str(node.value) for node in ast.walk(annotation.slice) if isinstance(node, ast.Constant))
-    return ()
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+class TaskType(click.ParamType[str]):
+    """A task, by its name in a recipe or by the word for it."""
+
+    name = "task"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lorakit.errors import did_you_mean
+
+        names = _tasks()
+        if value not in names:
+            self.fail(f"{value!r} is not a task; {did_you_mean(value, names)}", param, ctx)
+        return names[value]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(word for word, name in _tasks().items() if word != name)}]"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in _tasks() if word.startswith(incomplete)]
+
+
+def _tasks() -> dict[str, str]:
+    """Every word for a task, and its name."""
+    from lorakit.recipe import TASK_WORDS, TaskName
+
+    return {**TASK_WORDS, **{name: name for name in get_args(TaskName)}}
 
 
 class Change(click.types.StringParamType):

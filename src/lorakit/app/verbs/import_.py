@@ -8,18 +8,14 @@ from pathlib import Path
 import click
 
 from lorakit.app.printing import echo
-
-TASKS = (
-    *("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
-    *("token_classification", "text2text_ner", "text2text_classification"),
-)
+from lorakit.app.verbs.completion import TaskType
 
 
 @click.command(name="import")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
 @click.option("--base", help="Its base model, where the adapter does not name it or it is elsewhere.")
-@click.option("--task", type=click.Choice(sorted(TASKS)), help="Its task, where its task_type does not tell it.")
+@click.option("--task", type=TaskType(), help="Its task, where its task_type does not tell it.")
 @click.option("--labels", metavar="A,B,...", help="The labels, in the order of its head's rows.")
 @click.option("--pair", metavar="COLUMN", help="The second text's column, where it was trained on pairs.")
 @click.option("--dry-run", is_flag=True, help="Check the adapter, write nothing.")
