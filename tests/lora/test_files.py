@@ -197,8 +197,8 @@ def test_merged_adapter_is_saved_as_unmerged(folder: Path, tmp_path_factory: Any
     assert contents(folder) == contents(other)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_tensors_in_half_precision_are_read(dtype: torch.dtype, folder: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_tensors_of_any_precision_are_read(dtype: torch.dtype, folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({QUERY_A: tensors[QUERY_A].to(dtype)}))
     model = tiny_bert()
     load_adapter(model, folder)
@@ -278,7 +278,7 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
         {"target_modules": ["query"]},
         "has unexpected 6 of 8 tensors for this model, first '.*value.lora_A",
     ),
-    "no head": ({"modules_to_save": None}, "has unexpected 2 of 12 tensors .*first 'base_model.model.classifier.bias'"),
+    "layers beyond the last": ({"layers_to_transform": [9]}, "no targeted layer lies in block 9"),
     "unknown head": ({"modules_to_save": ["head"]}, "does not fit this model: modules_to_save: nothing matches 'head'"),
     "other rank": (
         {"r": 5},
@@ -309,8 +309,25 @@ BAD_TENSORS = {
         "has unexpected 1 of 14 tensors for this model, first 'more'",
     ),
     "shape": (put(torch.ones(32, 4)), r"has shape \(32, 4\); this model and these settings need \(4, 32\)"),
-    "dtype": (put(torch.ones(4, 32, dtype=torch.int64)), "has dtype I64; only F32, F16, BF16 are weights"),
-    "fp64": (put(torch.ones(4, 32, dtype=torch.float64)), "has dtype F64"),
+    "dtype": (put(torch.ones(4, 32, dtype=torch.int64)), "has dtype I64; only F64, F32, F16, BF16 are weights"),
+    "fp64 beyond fp32": (put(torch.full((4, 32), 1e300, dtype=torch.float64)), "holds NaN or infinite values"),
+    "head in part": (lambda t: t.pop("base_model.model.classifier.bias"), "lacks 1 of 14 tensors .*classifier.bias"),
+    "of another base": (
+        lambda t: t.update({"base_model.model.bert.pooler.dense.weight": torch.ones(32, 32)}),
+        "pooler.dense.weight differs from the model's own: the adapter was trained on another base",
+    ),
+    "other rows under LoRA": (
+        lambda t: t.update({QUERY_A.replace("lora_A", "base_layer"): torch.ones(32, 32)}),
+        "query.base_layer.weight differs from the model's own",
+    ),
+    "a key twice, once with a name": (
+        lambda t: t.update({QUERY_A.replace(".weight", ".default.weight"): t[QUERY_A].clone()}),
+        "holds a tensor twice",
+    ),
+    "the name of another adapter": (
+        lambda t: t.update({QUERY_A.replace(".weight", ".other.weight"): t.pop(QUERY_A)}),
+        r"lacks 1 of 14 tensors .*query\.lora_A\.weight",
+    ),
     "nan": (put(torch.full((4, 32), float("nan"))), "query.lora_A.weight holds NaN or infinite values"),
     "infinite": (put(torch.full((4, 32), float("-inf"))), "query.lora_A.weight holds NaN or infinite values"),
 }

@@ -60,7 +60,7 @@ BAD_HEADERS = {
     "entry no object": {"w": 1},
     "key twice": b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
     "integers": {"w": {**ENTRY, "dtype": "I32"}},
-    "doubles": {"w": {**ENTRY, "dtype": "F64", "shape": [1]}},
+    "complex": {"w": {**ENTRY, "dtype": "C64", "shape": [1]}},
     "negative shape": {"w": {**ENTRY, "shape": [-2]}},
     "huge shape": {"w": {**ENTRY, "shape": [0, 2**63 - 1]}},
     "shape too large": {"w": {**ENTRY, "shape": [3]}},

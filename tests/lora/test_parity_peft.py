@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from lorakit.errors import AdapterError
 from lorakit.lora import (
     BaseInfo,
     LoraConfig,
@@ -24,8 +28,9 @@ from lorakit.lora import (
     merge_and_unload,
     save_adapter,
 )
+from lorakit.lora.presets import PRESETS
 from tests.lora.oracle import CLOSE, fill, lora_paths, peft_load, peft_model, peft_parameters, peft_save
-from tests.tiny import logits, tiny_batch, tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5, tiny_token_bert
+from tests.tiny import logits, tiny, tiny_batch, tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5, tiny_token_bert
 
 Build = Callable[[], PreTrainedModel]
 
@@ -260,3 +265,173 @@ def test_three_training_steps_give_the_weights_of_peft() -> None:
             optimizer.step()
             optimizer.zero_grad()
     torch.testing.assert_close(adapter_parameters(model), peft_parameters(theirs), **CLOSE)
+
+
+# Folders that peft reads: with the same answers here, or refused with the key that is at fault
+
+
+class Foreign(NamedTuple):
+    """A folder as peft or somebody else wrote it, and what becomes of it here."""
+
+    build: Build = tiny_bert
+    settings: Mapping[str, Any] = MappingProxyType({"target_modules": ["query", "value"]})  # of peft
+    task_type: str | None = None
+    json: Mapping[str, Any] = MappingProxyType({})  # changed in adapter_config.json; a value of DROPPED goes
+    key: Callable[[str], str] = str  # of a key in the other file
+    tensor: Callable[[Tensor], Tensor] = torch.clone
+    refused: str = ""
+
+
+DROPPED = object()
+LORA_KEY = re.compile(r"(lora_[AB]|lora_magnitude_vector)(\.weight|)$")
+CLS = {"task_type": "SEQ_CLS"}
+
+
+def grown() -> PreTrainedModel:
+    model = tiny_bert()
+    torch.manual_seed(3)
+    model.resize_token_embeddings(64, mean_resizing=False)
+    return model
+
+
+def tied_t5() -> PreTrainedModel:
+    return tiny_t5(tie_word_embeddings=True)
+
+
+def only(*names: str, **kw: Any) -> dict[str, Any]:
+    return {"target_modules": [*names], **kw}
+
+
+def whole_names(key: str) -> str:
+    return LORA_KEY.sub(r"\1.default.weight", key)
+
+
+FOREIGN = {
+    "excluded head": Foreign(settings=only("query", "dense", exclude_modules=["classifier"]), **CLS),
+    "excluded nothing": Foreign(settings=only("query", exclude_modules=["lm_head"])),
+    "excluded nothing by a pattern": Foreign(settings=only("query", exclude_modules=".*lm_head")),
+    "excluded by a pattern": Foreign(settings=only("query", "value", exclude_modules=r".*\.1\..*")),
+    "rank of nothing": Foreign(settings=only("query", rank_pattern={"lm_head": 4, "query": 3})),
+    "alpha of what is not adapted": Foreign(settings=only("query", alpha_pattern={"key": 4, "layer.1.*query": 7})),
+    "no layers": Foreign(settings=only("query", layers_to_transform=[])),
+    "a layer": Foreign(settings=only("query", layers_to_transform=1)),
+    "a layer beyond the last": Foreign(settings=only("query", layers_to_transform=[1, 40])),
+    "layers of one stack": Foreign(tiny_t5, only("q", "v", layers_to_transform=[0], layers_pattern="decoder.block")),
+    "layers of two stacks": Foreign(
+        tiny_t5, only("q", layers_to_transform=[0, 2], layers_pattern=["decoder.block", "encoder.block"])
+    ),
+    "rows of the base": Foreign(tied_t5, only("q", "embed_tokens")),
+    "output layer": Foreign(tied_t5, only("q", "lm_head")),
+    "saved and tied": Foreign(
+        lambda: tiny("GPT2LMHeadModel"), only("c_attn", modules_to_save=["wte"], ensure_weight_tying=True)
+    ),
+    "all biases of a T5": Foreign(tiny_t5, only("q", bias="all")),
+    "rows, null and empty": Foreign(json={"trainable_token_indices": {}, "modules_to_save": [], "loftq_config": None}),
+    "fp64": Foreign(tensor=torch.Tensor.double),
+    "fp16": Foreign(tensor=torch.Tensor.half),
+    "name in the keys": Foreign(key=whole_names),
+    "name in the keys of DoRA": Foreign(settings=only("query", use_dora=True), key=whole_names),
+    "keys of others": Foreign(json={"unsloth_fixed": True, "my_notes": {"a": [1]}, "enable_lora": None}),
+    "keys of others, an older peft": Foreign(json={"unsloth_fixed": True, "peft_version": "0.9.0"}),
+    "settings of an initialisation": Foreign(
+        json={"eva_config": {"rho": 2.0}, "corda_config": {"corda_method": "ipm"}, "runtime_config": {"a": 1}}
+    ),
+    **{f"init {init}": Foreign(json={"init_lora_weights": init}) for init in (None, False, "Gaussian", "mica", "eva")},
+    "what peft documents": Foreign(
+        settings=only("query", "value", lora_alpha=8, r=8),
+        json=dict.fromkeys(peft.LoraConfig().to_dict(), DROPPED)
+        | {"peft_type": "LORA", "target_modules": ["query", "value"]},
+    ),
+    "peft's default targets": Foreign(json={"target_modules": None}),
+    "peft's default targets of a T5": Foreign(tiny_t5, only("q", "v"), json={"target_modules": None}),
+    "all-linear": Foreign(settings={"target_modules": "all-linear"}, json={"target_modules": "all-linear"}, **CLS),
+    "a pattern": Foreign(settings={"target_modules": r".*layer\.(0|2).*\.(query|key)"}),
+    "head, not listed": Foreign(json={"modules_to_save": None}, **CLS),
+    "head of a module, not listed": Foreign(tiny_roberta, json={"modules_to_save": None}, **CLS),
+    "head without a task": Foreign(json={"modules_to_save": None, "task_type": None}, **CLS),
+    "answers in a text": Foreign(
+        lambda: tiny("BertForQuestionAnswering"), task_type="QUESTION_ANS", json={"modules_to_save": None}
+    ),
+    "the embedding that is not called": Foreign(tied_t5, only("q", "shared"), refused="the model never calls shared"),
+    "another adapter's name": Foreign(
+        key=lambda key: key.replace(".weight", ".other.weight"), refused=r"lacks .*query\.lora_A\.weight"
+    ),
+    "another initialisation": Foreign(json={"init_lora_weights": "pissa"}, refused="init_lora_weights = 'pissa'"),
+    "a newer peft": Foreign(json={"use_more": 1, "peft_version": "0.30.0"}, refused="use_more = 1 is not supported"),
+    "tied updates": Foreign(lambda: tiny("GPT2LMHeadModel"), only("c_attn", "wte", ensure_weight_tying=True)),
+    "updates on both ends of a tie": Foreign(
+        lambda: tiny("GPT2LMHeadModel"),
+        only("c_attn", "transformer.wte", "lm_head", ensure_weight_tying=True),
+        refused=r"lm_head\.lora_A",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft, about most of these
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_folder_is_read_as_peft_reads_it_or_refused(foreign: Foreign, tmp_path: Path) -> None:
+    settings = peft.LoraConfig(**{"r": 2, "lora_alpha": 4, **foreign.settings}, task_type=foreign.task_type)
+    written = peft.get_peft_model(foreign.build(), settings)
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in written.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    written.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    raw = {**json.loads(path.read_text()), **foreign.json}
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not DROPPED}))
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({foreign.key(key): foreign.tensor(value) for key, value in load_file(weights).items()}, weights)
+    model = foreign.build()
+    if foreign.refused:
+        with pytest.raises(AdapterError, match=foreign.refused):
+            load_adapter(model, tmp_path)
+        return
+    batch = tiny_batch(model)
+    theirs = peft_load(model, tmp_path)
+    plain = logits_of(model, batch)
+    assert not torch.allclose(logits_of(theirs, batch), plain, atol=1e-3)
+    config = load_adapter(model, tmp_path)
+    torch.testing.assert_close(logits_of(model, batch), logits_of(theirs, batch), **CLOSE)
+    save_adapter(model, tmp_path / "again", config)
+    again = foreign.build()
+    load_adapter(again, tmp_path / "again")
+    torch.testing.assert_close(logits_of(again, batch), logits_of(theirs, batch), **CLOSE)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    answer = model(**batch)
+    found: Tensor = answer.logits if "logits" in answer else answer.start_logits
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("same", [True, False], ids=["the same rows", "other rows"])
+def test_rows_that_peft_writes_after_new_tokens_are_compared(same: bool, tmp_path: Path) -> None:
+    settings = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
+    written = peft.get_peft_model(grown(), settings).eval()
+    written.save_pretrained(tmp_path, save_embedding_layers=True)
+    model = grown()
+    batch = tiny_batch(model)
+    if not same:  # not tied here, so that they are the adapter's own
+        with torch.no_grad():
+            model.get_input_embeddings().weight[60:] = 0
+    assert ("word_embeddings" in str(load_adapter(model, tmp_path).modules_to_save)) is not same
+    torch.testing.assert_close(logits(model, batch), logits(written, batch), **CLOSE)
+
+
+def test_rows_of_a_tied_embedding_that_differ_are_refused(tmp_path: Path) -> None:
+    model, config = tied_t5(), LoraConfig(r=2, target_modules=("q",))
+    add_adapter(model, config)
+    save_adapter(model, tmp_path, config)
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({**load_file(weights), "base_model.model.shared.weight": torch.ones(60, 32)}, weights)
+    with pytest.raises(AdapterError, match=r"shared\.weight differs from the model's own"):
+        load_adapter(tied_t5(), tmp_path)
+
+
+def test_default_targets_of_peft_are_those_of_our_preset() -> None:
+    theirs = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    assert {name: theirs[name] for name in PRESETS if name in theirs} == {
+        name: [*PRESETS[name]["query-value"]] for name in PRESETS if name in theirs
+    }

@@ -28,18 +28,28 @@ from lorakit.lora.peft_config import CONFIG_FILE, BaseInfo, peft_config, read_ad
 from lorakit.lora.places import BiasHost, RowsHost
 from lorakit.lora.targets import (
     OUT_PROJ,
+    embeddings_in_place_of,
     has_suffix,
     layer_at,
     plain,
     saved_modules,
     select_targets,
+    tied_to,
     trainable_row_modules,
     walk,
+    without_idle_entries,
 )
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ROWS = "token_adapter.trainable_tokens_delta"
+NAMED = re.compile(  # an update's key with the adapter's name in it
+    r"(\.lora_(?:A|B|embedding_A|embedding_B))\.default(\.weight|\.bias|)$|(\.lora_magnitude_vector)\.default(?:\.weight)?$"
+)
+HEADS = {  # what peft saves for a task, beside modules_to_save
+    **dict.fromkeys(("SEQ_CLS", "TOKEN_CLS"), ("classifier", "score")),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 JUNK = re.compile(r".*\.(modules_to_save|original_module)\.(.*\.)?bias")  # doubles that peft writes with bias = "all"
 
 
@@ -119,6 +129,9 @@ def save_adapter(
 def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") -> LoraConfig:
     """Add a saved adapter to the model and make it the active one; the model is untouched when anything is wrong.
 
+    Copies of the base's own weights, which peft writes beside an embedding that it adapts, are compared with the model's. A
+    module of the base that the file has other weights for is one that the adapter saves.
+
     Raises:
         AdapterError: settings, keys, shapes or dtypes do not fit this model, or a value is not finite.
     """
@@ -126,13 +139,29 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
     config, base = read_adapter_config(folder)
     path = folder / WEIGHTS_FILE
     header = _header(path)
-    config = _as_peft_means(model, config, base, header.keys())
+    tensors: dict[str, Tensor] = {}
     try:
+        config = _as_peft_means(model, config, base, header.keys())
         shapes = _expected_shapes(model, config)
+        main, _ = embeddings_in_place_of(model)
+        idle = {key for key in header if main and key.startswith(f"{PREFIX}{main}.lora_")}
+        of_base = {key for key in header.keys() - shapes.keys() if _shape_in_base(model, key) == header[key].shape}
+        if idle or of_base:
+            _check_header(path, {key: header[key] for key in header.keys() - idle - of_base}, shapes)
+            tensors = _read_tensors(path)
+            factors = [tensors[key] for key in idle if "embedding" in key]
+            if factors and all(factor.any() for factor in factors):
+                raise AdapterError(
+                    f"{path}: {min(idle)}: the model never calls {main}, so that peft does nothing with it"
+                )
+            replaced = {_path(key) for key in of_base if not _is_copy(model, key, tensors[key])}
+            config = _with_replaced_modules(model, config, replaced, of_base)
+            shapes = _expected_shapes(model, config)
+            header = {key: header[key] for key in header.keys() - idle if key not in of_base or _path(key) in replaced}
     except ConfigError as err:
         raise AdapterError(f"{folder} does not fit this model: {err}") from err
     _check_header(path, header, shapes)
-    tensors = _read_tensors(path)
+    tensors = tensors or _read_tensors(path)
     insert_adapter(model, config, name)
     _assign(model, name, tensors)
     return config
@@ -152,34 +181,86 @@ def reload_adapter(model: nn.Module, folder: Path, name: str = "default") -> Non
 
 
 def _header(path: Path) -> dict[str, TensorInfo]:
-    return {key: info for key, info in read_header(path).items() if not JUNK.fullmatch(key)}
+    raw = read_header(path)
+    header = {_key(key): info for key, info in raw.items() if not JUNK.fullmatch(key)}
+    if len(header) < sum(not JUNK.fullmatch(key) for key in raw):
+        raise AdapterError(f"{path}: holds a tensor twice, with and without the adapter's name in its key")
+    return header
+
+
+def _key(key: str) -> str:
+    """peft's key of a tensor; some files have the name of the adapter in it, which peft reads where it is "default"."""
+    return NAMED.sub(r"\1\2\3", key)
 
 
 def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: Set[str]) -> LoraConfig:
     """The settings in our stricter reading of names. Nothing is lost: the file's keys must match the result exactly.
 
-    peft lists every head name it knows, present or not, and targets that lie in a head; and its `classifier` takes
-    DistilBERT's `pre_classifier` along.
+    peft lists every head name that it knows for a task, or adds them when it reads, present or not; and its `classifier`
+    takes DistilBERT's `pre_classifier` along.
     """
     paths = [path for path, _ in walk(model)]
-    optional = ("classifier", "score") if base.task_type in ("SEQ_CLS", "TOKEN_CLS") else ()
-    saved = [n for n in config.modules_to_save if n not in optional or any(has_suffix(path, n) for path in paths)]
+    heads = HEADS.get(base.task_type or "", ())
+    saved = [n for n in config.modules_to_save if n not in heads or any(has_suffix(path, n) for path in paths)]
     saved += [
         path
         for path in paths
-        if path.endswith(config.modules_to_save)
+        if path.endswith((*config.modules_to_save, *heads))
         and not any(has_suffix(path, name) for name in saved)
-        and f"{PREFIX}{path}.weight" in keys
+        and any(key.startswith(f"{PREFIX}{path}.") and ".lora_" not in key for key in keys)
     ]
-    targets = config.target_modules
-    if not isinstance(targets, str):
-        kept = tuple(n for n in targets if any(_in_file(path, keys) and has_suffix(path, n) for path in paths))
-        targets = kept or targets
-    return dataclasses.replace(config, modules_to_save=tuple(saved), target_modules=targets)
+
+    def is_adapted(path: str) -> bool:
+        return any(f"{PREFIX}{path}.{key}" in keys for key in ("lora_A.weight", "lora_embedding_A"))
+
+    return without_idle_entries(model, dataclasses.replace(config, modules_to_save=tuple(saved)), is_adapted)
 
 
-def _in_file(path: str, keys: Set[str]) -> bool:
-    return any(f"{PREFIX}{path}.{key}" in keys for key in ("lora_A.weight", "lora_embedding_A"))
+def _path(key: str) -> str:
+    return key.removeprefix(PREFIX).rpartition(".")[0]
+
+
+def _in_base(model: nn.Module, key: str) -> Tensor | None:
+    """The parameter of the base that a key stands for, if it is one that names the base's own."""
+    parameter = key.rpartition(".")[2]
+    try:
+        module = plain(model.get_submodule(_path(key).removesuffix(".base_layer")))
+    except AttributeError:
+        return None
+    found: Tensor | None = module._parameters.get(parameter) if key.startswith(PREFIX) else None
+    return found
+
+
+def _shape_in_base(model: nn.Module, key: str) -> tuple[int, ...] | None:
+    found = _in_base(model, key)
+    return None if found is None else tuple(found.shape)
+
+
+def _is_copy(model: nn.Module, key: str, stored: Tensor) -> bool:
+    """Whether a tensor is the base's own, one of them perhaps rounded to the dtype of the other."""
+    own = _in_base(model, key)
+    assert own is not None
+    own = own.detach().cpu()
+    return torch.equal(own.to(stored.dtype), stored) or torch.equal(stored.to(own.dtype), own)
+
+
+def _with_replaced_modules(model: nn.Module, config: LoraConfig, paths: Set[str], keys: Set[str]) -> LoraConfig:
+    """The settings with the modules saved whose weights in the base peft would replace by those of the file.
+
+    Raises:
+        ConfigError: one is adapted as well, its tensors are not all among `keys`, or what is tied to it stays as it was.
+    """
+    saved = {*saved_modules(model, config.modules_to_save), *paths}
+    for path in sorted(paths):
+        adapted = path.endswith(".base_layer") or not path
+        wanted = (
+            set() if adapted else {f"{PREFIX}{path}.{key}" for key in plain(model.get_submodule(path)).state_dict()}
+        )
+        tied = tied_to(model, path) if f"{PREFIX}{path}.weight" in wanted else []
+        if adapted or wanted - keys or not saved.issuperset(tied):
+            first = min(key for key in keys if _path(key) == path)
+            raise ConfigError(f"{first} differs from the model's own: the adapter was trained on another base")
+    return dataclasses.replace(config, modules_to_save=(*config.modules_to_save, *sorted(paths)))
 
 
 def _expected_shapes(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
@@ -219,11 +300,11 @@ def _check_header(path: Path, header: Mapping[str, TensorInfo], shapes: Mapping[
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
+        tensors = {_key(key): tensor for key, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as err:
         raise AdapterError(f"{path}: damaged: {err}") from err
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():  # as it is read, also if it is stored in more digits
             raise AdapterError(f"{path}: {key} holds NaN or infinite values")
     return tensors
 

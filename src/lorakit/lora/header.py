@@ -20,7 +20,7 @@ MAX_HEADER = 1_000_000  # bytes; an adapter over every layer of BERT-large has 4
 MAX_TENSORS = 10_000
 MAX_VALUES = 10 * MAX_TENSORS
 MAX_DIMENSIONS = 8  # the product of a hundred thousand sizes takes seconds
-WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes a value of the dtypes that are weights
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a value of the dtypes that are weights
 
 
 class TensorInfo(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -133,9 +134,7 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
             alpha_pattern matches nothing, or a preset is not known for this family of models.
     """
     config = with_presets(model, config)
-    layers = adaptable_layers(model)
-    saved = saved_modules(model, config.modules_to_save)
-    candidates = {p: m for p, m in layers.items() if not any(p == s or p.startswith(s + ".") for s in saved)}
+    layers, candidates = adaptable_layers(model), _candidates(model, config)
     if config.target_modules == ALL_LINEAR:
         linear = linear_layers(model)
         heads = _head_paths(model, linear)
@@ -155,6 +154,50 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     if config.target_modules and not matched:
         raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
     return _with_patterns(matched, config, layers)
+
+
+def _candidates(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+    """The layers that are not saved in full."""
+    saved = saved_modules(model, config.modules_to_save)
+    layers = adaptable_layers(model)
+    return {p: m for p, m in layers.items() if not any(p == s or p.startswith(s + ".") for s in saved)}
+
+
+def without_idle_entries(model: nn.Module, config: LoraConfig, adapted: Callable[[str], bool]) -> LoraConfig:
+    """The settings of a foreign file without what does nothing in this model, which peft lets pass and we do not.
+
+    `adapted` says of a path whether the file has an update for it: a target whose name chooses no such layer is dropped too.
+    """
+    config = with_presets(model, config)
+    candidates = _candidates(model, config)
+    main, _ = embeddings_in_place_of(model)
+    targets, excluded, layers = config.target_modules, config.exclude_modules, config.layers_to_transform
+    if targets == ALL_LINEAR or (isinstance(targets, str) and main and adapted(main)):
+        paths = linear_layers(model) if targets == ALL_LINEAR else _matching("target_modules", targets, candidates)
+        targets = tuple(path for path in paths if adapted(path) and path != main) or targets
+    elif not isinstance(targets, str):
+        used = [path for path in candidates if adapted(path) and path != main]
+        targets = tuple(name for name in targets if any(has_suffix(path, name) for path in used)) or targets
+    if isinstance(excluded, str):
+        excluded = excluded if _matching("exclude_modules", excluded, candidates) else ()
+    else:
+        excluded = tuple(name for name in excluded if any(has_suffix(path, name) for path in candidates))
+    bare = dataclasses.replace(
+        config,
+        target_modules=targets,
+        exclude_modules=excluded,
+        layers_to_transform=None,
+        rank_pattern={},
+        alpha_pattern={},
+    )
+    chosen = [target.path for target in select_targets(model, bare)]
+    if layers is not None:
+        there = {_layer_index(path) for path in chosen}
+        layers = tuple(index for index in layers if index in there) or layers
+        chosen = [path for path in chosen if _layer_index(path) in layers]
+    ranks = {n: r for n, r in config.rank_pattern.items() if _matching("rank_pattern", suffix_pattern(n), chosen)}
+    alphas = {n: a for n, a in config.alpha_pattern.items() if _matching("alpha_pattern", suffix_pattern(n), chosen)}
+    return dataclasses.replace(bare, layers_to_transform=layers, rank_pattern=ranks, alpha_pattern=alphas)
 
 
 def saved_modules(model: nn.Module, names: Iterable[str]) -> list[str]:
