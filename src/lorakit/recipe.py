@@ -116,6 +116,7 @@ class DataSection(Section):
     columns: ColumnNumbers | None = (
         None  # of CoNLL lines, counted from 1: {word = 2, tag = 3}; unset: told from the lines
     )
+    on_bad: Literal["stop", "skip"] = "stop"  # at records that cannot be used: all are told; skip leaves them out
     group: str | None = None  # column of what must not be on both sides of a split: a document, a user
     validation_share: Share = 0.1  # of each label alike; equal texts stay together
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512

@@ -408,3 +408,16 @@ def test_prepare_refuses_what_cannot_be_used(raw: Sections, word: str, error: ty
 def test_head_method_needs_a_head(t5: Path, files: Path) -> None:
     with pytest.raises(ModelError, match="has no head to train"):
         prepare(changed(sections(t5, files, "text2text_ner"), "train.method=head"))
+
+
+def test_records_that_are_left_out_are_counted_in_the_scores(raw: Sections, files: Path, tmp_path: Path) -> None:
+    rows = (files / "train.csv").read_text().splitlines()
+    (tmp_path / "gaps.csv").write_text("\n".join([rows[0], "no label,", *rows[1:], ",good"]) + "\n")
+    recipe = changed(raw, f"data.train={tmp_path / 'gaps.csv'}", "train.max_steps=1")
+    with pytest.raises(DataError, match=r"2 records cannot be used; .*data\.on_bad=skip"):
+        prepare(recipe)
+    fit(changed(raw, f"data.train={tmp_path / 'gaps.csv'}", "train.max_steps=1", "data.on_bad=skip"), tmp_path / "run")
+    scores = scores_of(tmp_path / "run")
+    assert (scores["left_out"], scores["examples"]["train"]) == ({str(tmp_path / "gaps.csv"): 2}, len(rows) - 1)
+    columns = json.loads((tmp_path / "run" / "adapter" / "lorakit.json").read_text())["columns"]
+    assert not {"on_bad", "group"} & columns.keys()

@@ -50,7 +50,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
     if run is not None:
         _check_same_kind(run, recipe)
     notes: list[str] = []
-    parts, sums = _read(recipe, whole, notes, by_run=run is not None)
+    parts, sums, left_out = _read(recipe, whole, notes, by_run=run is not None)
     findings = audit.audit(parts)
     tokens: dict[str, Tokens] = {}
     try:
@@ -62,7 +62,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
     except DataError as err:  # one label, no entity, or a label that is none
         findings.insert(0, Finding("labels", 1, str(err), [], True))
     findings = [*_cuts(tokens), *findings]
-    facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "parts": {}}
+    facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "left_out": left_out, "parts": {}}
     lines = list(notes)
     for name, part in parts.items():
         facts["parts"][name] = _part_facts(part, tokens.get(name))
@@ -80,7 +80,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
     return Inspection([*lines, ending], facts)
 
 
-def _read(recipe: Recipe, whole: bool, notes: list[str], by_run: bool) -> tuple[Parts, dict[str, str]]:
+def _read(recipe: Recipe, whole: bool, notes: list[str], by_run: bool) -> tuple[Parts, dict[str, str], dict[str, int]]:
     def keep(event: Event) -> None:
         if isinstance(event, Note):
             notes.append(event.text)
@@ -88,7 +88,8 @@ def _read(recipe: Recipe, whole: bool, notes: list[str], by_run: bool) -> tuple[
     recipe = recipe if by_run else with_usual_pair(recipe, keep)  # a run says itself whether it takes pairs
     if whole and recipe.data.train is not None:
         dataset: Dataset = read_part(recipe, recipe.data.train, "train", keep)
-        return {"train": dataset.examples}, {dataset.source: dataset.sha256}
+        left_out = {dataset.source: dataset.left_out} if dataset.left_out else {}
+        return {"train": dataset.examples}, {dataset.source: dataset.sha256}, left_out
     return read_parts(recipe, keep)
 
 

@@ -7,15 +7,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lorakit.data.delimited import NO_HEADER, Row, plain_name
 from lorakit.data.example import Columns, Example, Label, Wants, of_spans, of_words
-from lorakit.data.spans import Marked, is_spans, settle, spans_of
+from lorakit.data.spans import Marked, Span, is_spans, settle, spans_of
 from lorakit.data.tags import entities, is_tag, odd_tags, scheme, standard, to_tags
-from lorakit.data.text import MOST_NAMES, counted, listed, short
+from lorakit.data.text import MOST_NAMES, bad_records, counted, in_order, listed, short
 from lorakit.errors import ConfigError, DataError, did_you_mean
 
+S = TypeVar("S")
+T = TypeVar("T")
 USUAL = {  # as `plain_name` writes them
     "text": (
         "text",
@@ -90,6 +92,19 @@ class Table(NamedTuple):
     rows: Sequence[Row]
     asked: Columns
     notes: list[str]
+    bad: list[DataError] | None = None  # what is wrong with rows that are left out; None: the first one is raised
+
+    def usable(self, items: Iterable[S], make: Callable[[S], T]) -> list[T]:
+        """What is made of each item; one of which nothing can be made is left out where the bad ones are collected."""
+        if self.bad is None:
+            return [make(item) for item in items]
+        found = []
+        for item in items:
+            try:
+                found.append(make(item))
+            except DataError as err:
+                self.bad.append(err)
+        return found
 
     @property
     def there(self) -> list[str]:
@@ -192,16 +207,21 @@ def is_annotated(table: Table) -> bool:
 
 
 def examples_of(table: Table, wants: Wants) -> list[Example]:
-    """An example of each row, with what the task `wants`.
+    """An example of each row, with what the task `wants`; of none that is added to the table's bad ones.
 
     Raises:
         DataError: a column is not there, or a record is incomplete; the message names file and line.
     """
-    examples = _examples(table, wants)
+    try:
+        found = _examples(table, wants)
+    except DataError as err:
+        if table.bad and table.asked.on_bad == "stop":  # of damaged lines columns may be lacking
+            raise bad_records(table.source, in_order(table.bad)) from err
+        raise
     if table.asked.group is None:
-        return examples
+        return [example for _, example in found]
     column = table.said("group", table.asked.group)
-    return [replace(e, group=_group(row, column)) for row, e in zip(table.rows, examples, strict=True)]
+    return table.usable(found, lambda pair: replace(pair[1], group=_group(pair[0], column)))
 
 
 def _group(row: Row, column: str) -> str:
@@ -211,7 +231,7 @@ def _group(row: Row, column: str) -> str:
     return str(value)
 
 
-def _examples(table: Table, wants: Wants) -> list[Example]:
+def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     if table.rows[0].lined:  # columns without names
         table = table._replace(asked=Columns())
     asked = table.asked
@@ -227,7 +247,7 @@ def _examples(table: Table, wants: Wants) -> list[Example]:
         )
     if words and table.column("text", asked.text) is None:
         if wants == "text":
-            return [of_words(_strings(row, words), where=row.where) for row in table.rows]
+            return table.usable(table.rows, lambda row: (row, of_words(_strings(row, words), where=row.where)))
         raise DataError(f"{table.source}: it holds tagged words; this task needs a text and its {wants} a record")
     return _texts(table, wants)
 
@@ -254,7 +274,7 @@ def never_given(source: str, labels: Sequence[str], examples: Iterable[Example])
     return [f"{source}: no record has the label {' or '.join(never)}"] if never else []
 
 
-def _texts(table: Table, wants: Wants) -> list[Example]:
+def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     asked = table.asked
     text = table.said("text", asked.text)
     label = _label_columns(table) if wants != "text" or asked.label else None
@@ -273,15 +293,16 @@ def _texts(table: Table, wants: Wants) -> list[Example]:
             f"{table.source}: the label column {label!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
             "data.header=true"
         )
-    return [
-        Example(
+
+    def example(row: Row) -> tuple[Row, Example]:
+        return row, Example(
             text=_text(row, text),
             label=None if to_label is None else to_label(row),
             pair=None if pair is None else _text(row, pair),
             where=row.where,
         )
-        for row in table.rows
-    ]
+
+    return table.usable(table.rows, example)
 
 
 def _is_value(table: Table, label: str) -> bool:
@@ -307,13 +328,13 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _tagged(table: Table, words: str, tags: str) -> list[Example]:
+def _tagged(table: Table, words: str, tags: str) -> list[tuple[Row, Example]]:
     """Sentences of words and tags of any scheme, converted to IOB2."""
     if not table.rows[0].lined:
         table.notes.append(f"{table.source}: words are column {words!r}, tags are column {tags!r}")
-    sentences = [(row, _strings(row, words), _tags(row, words, tags)) for row in table.rows]
+    sentences = table.usable(table.rows, lambda row: (row, _strings(row, words), _tags(row, words, tags)))
     table.notes.append(f"{table.source}: {_scheme_note([(row, found) for row, _, found in sentences])}")
-    return [of_words(w, to_tags(entities(found), len(w)), row.where) for row, w, found in sentences]
+    return [(row, of_words(w, to_tags(entities(found), len(w)), row.where)) for row, w, found in sentences]
 
 
 def _scheme_note(sentences: Sequence[tuple[Row, Sequence[str]]]) -> str:
@@ -346,18 +367,25 @@ def _tags(row: Row, words: str, column: str) -> list[str]:
     return tags
 
 
-def _spanned(table: Table, column: str) -> list[Example]:
+def _spanned(table: Table, column: str) -> list[tuple[Row, Example]]:
     """Texts with spans, cut into words that carry them exactly."""
     text = table.said("text", table.asked.text)
     if table.asked.label is None:
         table.notes.append(f"{table.source}: spans are column {column!r}")
-    marked = [Marked(_text(row, text), spans_of(row.values.get(column), row.place), row.place) for row in table.rows]
-    settled, notes = settle(marked, table.asked.overlaps, table.source)
+    rows = table.usable(
+        table.rows,
+        lambda row: (row, Marked(_text(row, text), spans_of(row.values.get(column), row.place), row.place)),
+    )
+    settled, notes = settle([record for _, record in rows], table.asked.overlaps, table.source)
     table.notes.extend(notes)
-    return [
-        of_spans(record.text, spans, row.values.get(TOKENS), row.where)
-        for row, record, spans in zip(table.rows, marked, settled, strict=True)
-    ]
+
+    def example(found: tuple[tuple[Row, Marked], list[Span] | DataError]) -> tuple[Row, Example]:
+        (row, record), spans = found
+        if isinstance(spans, DataError):
+            raise spans
+        return row, of_spans(record.text, spans, row.values.get(TOKENS), row.where)
+
+    return table.usable(zip(rows, settled, strict=True), example)
 
 
 DECIMAL_COMMA = re.compile(r"[+-]?(\d+,(\d{1,2}|\d{4,})|0,\d+)")  # 1,234 may be a thousand

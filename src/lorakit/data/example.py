@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # What a task wants of each record: a text alone, one label, several labels, a number, or words with their tags.
 Wants = Literal["text", "label", "labels", "number", "words"]
+OnBad = Literal["stop", "skip"]
 # One label; a share for each label (soft); several labels; a number.
 Label = str | Mapping[str, float] | tuple[str, ...] | float
 
@@ -49,6 +50,7 @@ class Dataset:
     examples: Sequence[Example]
     sha256: str
     notes: Sequence[str] = field(default=())
+    left_out: int = 0  # records that could not be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Columns:
     label_separator: str = ","  # between labels in one cell
     overlaps: Overlaps = "error"  # what becomes of character spans that overlap
     group: str | None = None  # of what examples belong to; none of the usual names is looked for
+    on_bad: OnBad = "stop"  # what becomes of records that cannot be used
     delimiter: str | None = None  # between the fields of a table; unset: told from the first record
     header: bool | None = None  # whether a table's first record names its columns; unset: it does
     encoding: str | None = None  # of a text file; unset: UTF-8
@@ -69,9 +72,14 @@ class Columns:
     )
 
 
+OF_TRAINING = ("group", "on_bad")  # what a run does not ask of other files, which it answers or scores
+
+
 def columns_of(data: DataSection) -> Columns:
     """The columns that a recipe names; those of them that files to answer or to score have too."""
-    return Columns(**{field.name: getattr(data, field.name) for field in fields(Columns) if field.name != "group"})
+    return Columns(
+        **{field.name: getattr(data, field.name) for field in fields(Columns) if field.name not in OF_TRAINING}
+    )
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:

@@ -19,7 +19,6 @@ from lorakit.data.delimited import (
     is_tagged_lines,
     read_conll,
     read_label_first,
-    sound,
     word_rows,
 )
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
@@ -27,7 +26,16 @@ from lorakit.data.files import files_of, means_files
 from lorakit.data.json_files import accepted, is_array, is_prodigy, read_json
 from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
-from lorakit.data.text import COMPRESSED, encoding_note, inner_name, lines_of, stream_lines
+from lorakit.data.text import (
+    COMPRESSED,
+    bad_records,
+    encoding_note,
+    in_order,
+    inner_name,
+    left_out,
+    lines_of,
+    stream_lines,
+)
 from lorakit.digest import file_sha256
 from lorakit.errors import DataError, did_you_mean
 
@@ -94,21 +102,25 @@ def read(
     are not held but `Streamed`, where the format allows it.
 
     Raises:
-        DataError: the source is missing, empty or damaged, a column is not there, or a record is incomplete; the
-            message names the file and the line.
+        DataError: the source is missing, empty or damaged, a column is not there, or records are incomplete (unless they
+            are to be left out); the message names the file and the line of each, up to ten.
     """
     meant = files_of(source, folder) if means_files(source) else []
     paths = meant or [_path(source)]
     if again and (reading := _reading(source, paths, columns, format, split)):
         streamed = Streamed(source, reading, columns, wants)
-        return Dataset(source, streamed, _fingerprint(paths) or streamed.sha256, streamed.notes)
-    rows, notes = list[Row](), list[str]()
+        sha256 = _fingerprint(paths) or streamed.sha256
+        return Dataset(source, streamed, sha256, streamed.notes, streamed.left_out)
+    rows, notes, bad = list[Row](), list[str](), list[DataError]()
     for path in paths:
-        rows += _rows(str(path) if meant else source, path, columns, format, notes, split=split)
-    examples = examples_of(Table(source, rows, columns, notes), wants)
+        rows += _rows(str(path) if meant else source, path, columns, format, notes, bad, split=split)
+    examples = examples_of(Table(source, rows, columns, notes, bad), wants) if rows else []
+    if bad and (columns.on_bad == "stop" or not examples):
+        raise bad_records(source, in_order(bad))
+    notes += left_out(source, in_order(bad))
     if isinstance(columns.label, tuple):
         notes += never_given(source, columns.label, examples)
-    return Dataset(source, examples, _fingerprint(paths) or examples_sha256(examples), notes)
+    return Dataset(source, examples, _fingerprint(paths) or examples_sha256(examples), notes, len(bad))
 
 
 def holds_words(source: str, columns: Columns = Columns(), format: str = "auto") -> bool:
@@ -140,7 +152,8 @@ def _beginning(source: str, columns: Columns, format: str) -> Table | None:
         if kind in ("hub", LIBRARY):
             return None
         most = HEAD if kind in ("csv", "tsv", "parquet", "arrow", "conll", "label-first") else None
-        return Table(source, _rows(source, path, columns, format, [], most=most), Columns(), [])
+        rows = _rows(source, path, columns, format, [], [], most=most)
+        return Table(source, rows, Columns(), []) if rows else None
     except DataError:
         return None
 
@@ -156,11 +169,12 @@ def _rows(
     asked: Columns,
     format: str,
     notes: list[str],
+    bad: list[DataError],
     *,
     split: str = "train",
     most: int | None = None,
 ) -> list[Row]:
-    """The rows of a source (the first ones where there is a `most`) as plain columns."""
+    """The rows of a source (the first ones where there is a `most`) as plain columns; what is wrong with one is added."""
     kind = _format(source, path, asked.encoding) if format == "auto" else format
     if kind in ("hub", LIBRARY):
         rows = list(read_hub(source, split) if kind == "hub" else read_saved(Path(source), split))
@@ -173,7 +187,14 @@ def _rows(
     notes += [] if kind in BINARY or path.is_dir() else encoding_note(path, asked.encoding)
     if is_table and format == "auto":
         read = partial(csv_rows, kind=kind)
-    rows = list(islice(sound(read(path, asked, notes)), most))
+    rows, wrong = list[Row](), len(bad)
+    for row in islice(read(path, asked, notes), most):
+        if isinstance(row, Row):
+            rows.append(row)
+        else:
+            bad.append(row)
+    if not rows and len(bad) > wrong:
+        return []
     if not rows:
         raise DataError(f"{source}: a header but no record" if is_table else f"{source}: no record")
     if format == "auto":
@@ -278,7 +299,7 @@ def read_texts(path: Path, columns: Columns = Columns()) -> Dataset:
     if inner_name(path).suffix.lower() != ".txt":
         return read(str(path), "text", columns=columns)
     lines = lines_of(path, columns.encoding)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise DataError(f"{path}:{number}: the line is empty")
+    empty = [DataError(f"{path}:{i}: the line is empty") for i, line in enumerate(lines, start=1) if not line.strip()]
+    if empty:
+        raise bad_records(str(path), empty)
     return Dataset(str(path), [Example(line) for line in lines], file_sha256(path))

@@ -110,33 +110,44 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def settle(records: Sequence[Marked], overlaps: Overlaps, source: str) -> tuple[list[list[Span]], list[str]]:
+def settle(
+    records: Sequence[Marked], overlaps: Overlaps, source: str
+) -> tuple[list[list[Span] | DataError], list[str]]:
     """For each record its spans in order, without white space at their ends and without overlaps; and notes.
 
+    In place of the spans of a record stands what is wrong with one: it lies outside its text, is empty, does not read as
+    the file says, or overlaps another one (with `overlaps = "longest"` the longer one stays, the first of two equally long
+    ones).
+
     Raises:
-        DataError: a span lies outside its text, is empty, does not read as the file says, or overlaps another one
-            (with `overlaps = "longest"` the longer one stays, the first of two equally long ones). Or so many spans begin
-            or end inside a word that their offsets must count something else than characters.
+        DataError: the file counts offsets in two ways, or so many spans begin or end inside a word that their offsets
+            must count something else than characters.
     """
     notes: list[str] = []
     if _counts_code_units(records):
         notes.append(f"{source}: {CODE_UNITS}")
         records = [_in_characters(record) for record in records]
     notes += _cut_words(records, source)
-    settled, trimmed, blank, left_out = [], [], [], []
+    settled: list[list[Span] | DataError] = []
+    trimmed, blank, left_out = [], [], []
     for record in records:
         spans = []
-        for span in record.spans:
-            _check(span, record.text)
-            inner = trim(record.text, span.start, span.end)
-            if inner is None:
-                blank.append(span.where)
-                continue
-            if inner != (span.start, span.end):
-                trimmed.append(span.where)
-            spans.append(span._replace(start=inner[0], end=inner[1]))
-        settled.append(_without_overlaps(spans, overlaps))
-        left_out += [record.where] * (len(spans) - len(settled[-1]))
+        try:
+            for span in record.spans:
+                _check(span, record.text)
+                inner = trim(record.text, span.start, span.end)
+                if inner is None:
+                    blank.append(span.where)
+                    continue
+                if inner != (span.start, span.end):
+                    trimmed.append(span.where)
+                spans.append(span._replace(start=inner[0], end=inner[1]))
+            kept = _without_overlaps(spans, overlaps)
+        except DataError as err:
+            settled.append(err)
+            continue
+        settled.append(kept)
+        left_out += [record.where] * (len(spans) - len(kept))
     notes += counted(f"{source}: spans cut at white space at their ends", trimmed)
     notes += counted(f"{source}: spans of white space alone, left out", blank)
     notes += counted(f"{source}: spans that overlap longer ones, left out", left_out)

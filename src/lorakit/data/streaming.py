@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 from lorakit.data.columnar import arrow_batches, parquet_batches, rows_of_batch
 from lorakit.data.columns import Table, examples_of, settled
-from lorakit.data.delimited import Row, csv_rows, read_lines, sound
+from lorakit.data.delimited import Row, csv_rows, read_lines
 from lorakit.data.example import Columns, Example, Wants, examples_sha256
 from lorakit.data.json_files import read_json
 from lorakit.data.spans import CODE_UNITS
-from lorakit.data.text import encoding_note, inner_name
+from lorakit.data.text import MOST_BAD, bad_records, encoding_note, in_order, inner_name, left_out
 from lorakit.errors import DataError
 
 BATCH = 4096  # rows that are turned into Python's objects together
@@ -102,8 +103,11 @@ class Streamed(Sequence[Example]):
     def __init__(self, source: str, reading: Reading, columns: Columns, wants: Wants) -> None:
         self.source, self.notes = source, list[str]()
         self._reading, self._columns, self._wants = reading, columns, wants
-        self._n = 0
+        self._n, self._bad, self.left_out = 0, list[DataError](), 0
         self.sha256 = examples_sha256(self._counted())
+        if self.left_out and (columns.on_bad == "stop" or not self._n):
+            raise bad_records(source, self._bad, self.left_out)
+        self.notes += left_out(source, self._bad, self.left_out)
         if not self._n:
             raise DataError(f"{source}: no record")
 
@@ -117,25 +121,32 @@ class Streamed(Sequence[Example]):
         return next(islice(self, range(self._n)[index], None))
 
     def __iter__(self) -> Iterator[Example]:
-        return (example for examples, _ in self._pieces() for example in examples)
+        return (example for examples, _, _ in self._pieces() for example in examples)
 
     def _counted(self) -> Iterator[Example]:
-        for examples, notes in self._pieces():
+        for examples, notes, bad in self._pieces():
             self._n += len(examples)
+            self.left_out += len(bad)
+            self._bad += bad[: MOST_BAD - len(self._bad)]
             self.notes += [note for note in notes if note not in self.notes][: MOST_NOTES - len(self.notes)]
             yield from examples
 
-    def _pieces(self) -> Iterator[tuple[list[Example], list[str]]]:
-        """The examples of some thousand rows, and what is to be told of these."""
+    def _pieces(self) -> Iterator[tuple[list[Example], list[str], list[DataError]]]:
+        """The examples of some thousand rows, what is to be told of these, and what is wrong with the others."""
         told: list[str] = []
-        rows, columns = sound(self._reading(told)), self._columns
-        while some := list(islice(rows, PIECE)):
-            table = Table(self.source, some, columns, [])
-            examples = examples_of(table, self._wants)
-            if f"{self.source}: {CODE_UNITS}" in table.notes:  # a file counts in one way, which later rows may tell
-                raise DataError(f"{some[0].where}: {CODE_UNITS}, which takes the whole file: leave data.cache unset")
-            yield examples, [*told, *table.notes]
-            columns = settled(table, self._wants)
+        reading, columns = iter(self._reading(told)), self._columns
+        with closing(reading) if isinstance(reading, Generator) else nullcontext():
+            while some := list(islice(reading, PIECE)):
+                rows = [row for row in some if isinstance(row, Row)]
+                bad = [row for row in some if isinstance(row, DataError)]
+                table = Table(self.source, rows, columns, [], bad)
+                examples = examples_of(table, self._wants) if rows else []
+                if f"{self.source}: {CODE_UNITS}" in table.notes:  # a file counts in one way, which later rows may tell
+                    raise DataError(
+                        f"{rows[0].where}: {CODE_UNITS}, which takes the whole file: leave data.cache unset"
+                    )
+                yield examples, [*told, *table.notes], in_order(bad)
+                columns = settled(table, self._wants) if rows else columns
 
 
 def reading_of(files: Sequence[Path], asked: Columns = Columns()) -> Reading:

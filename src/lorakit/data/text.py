@@ -7,6 +7,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -226,6 +227,7 @@ def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
 
 
 MOST = 5  # places that a note lists
+MOST_BAD = 10  # records that an error lists
 MOST_NAMES = 12  # that a message lists
 MOST_SHOWN = 80  # characters of a value in a message
 
@@ -251,3 +253,30 @@ def counted(what: str, places: Sequence[str]) -> list[str]:
         return []
     more = ", ..." if len(places) > MOST else ""
     return [f"{what}: {len(places)} ({', '.join(places[:MOST])}{more})"]
+
+
+def bad_records(source: str, bad: Sequence[DataError], n: int | None = None) -> DataError:
+    """The one error of `n` records that cannot be used, of which these are the first: ten with their places."""
+    n = n or len(bad)
+    if n == 1:
+        return bad[0]
+    lines = [f"{source}: {n:,} records cannot be used; correct them, or leave them out with data.on_bad=skip"]
+    lines += [f"  {err}" for err in bad[:MOST_BAD]]
+    return DataError("\n".join(lines + [f"  and {n - MOST_BAD:,} more"] * (n > MOST_BAD)))
+
+
+def left_out(source: str, bad: Sequence[DataError], n: int | None = None) -> list[str]:
+    """The note of `n` records that were left out, with the first reasons; none where there is none."""
+    n = n or len(bad)
+    reasons = [*map(str, bad[:MOST]), *["..."] * (n > MOST)]
+    return [f"{source}: records that cannot be used, left out: {n:,} ({'; '.join(reasons)})"] if n else []
+
+
+def in_order(bad: Iterable[DataError]) -> list[DataError]:
+    """What is wrong with records, in the order of their lines; some of it is found after all of a file has been read."""
+
+    def place(err: DataError) -> tuple[str, int]:
+        found = re.match(r"(.+?):(\d+)", str(err))
+        return (found[1], int(found[2])) if found else ("", 0)
+
+    return sorted(bad, key=place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lorakit.data.example import columns_of
+from lorakit.data.example import OF_TRAINING, columns_of
 from lorakit.digest import file_sha256
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.prepare import Prepared
@@ -46,7 +46,7 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
 def write_side(folder: Path, side: Side) -> None:
     """Write lorakit.json, with the sums of the files beside it."""
     sums = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
-    content = side.model_dump(exclude={"columns": {"group"}})  # which divides examples for training alone
+    content = side.model_dump(exclude={"columns": set(OF_TRAINING)})
     if not side.combined:
         del content["combined"]
     text = json.dumps({**content, "format": FORMAT, "files": sums}, indent=2, sort_keys=True, ensure_ascii=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import split
 from lorakit.data.cache import CachedItems
-from lorakit.data.example import Dataset, Example, columns_of
+from lorakit.data.example import OF_TRAINING, Dataset, Example, columns_of
 from lorakit.data.files import means_files
 from lorakit.data.read import read, usual_pair
 from lorakit.engine.encoding import encode
@@ -101,6 +101,7 @@ class Prepared:
     parts: dict[str, Part]  # train, validation, and test where there is one
     plan: Plan
     fingerprints: dict[str, str]  # source -> sha256
+    left_out: dict[str, int]  # source -> records that could not be used, where there are some
     device: torch.device
     dtype: torch.dtype
     kernels: Kernels
@@ -143,7 +144,7 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once:
 def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype, once: Once) -> Prepared:
     seed = recipe.train.seed if recipe.data.validation is None else None  # of the split
     source = (recipe.data.model_dump_json(), recipe.task.name, seed)
-    examples, fingerprints = once(source, lambda: read_parts(recipe, report, again=True))
+    examples, fingerprints, left_out = once(source, lambda: read_parts(recipe, report, again=True))
     held_out = examples["validation"] if recipe.data.validation is None else ()
     every = chain(examples["train"], held_out)  # a rare label may be held out by chance
     labels = find_labels(recipe.task.name, every, recipe.task.order)
@@ -197,6 +198,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         parts=parts,
         plan=plan,
         fingerprints=fingerprints,
+        left_out=left_out,
         device=device,
         dtype=dtype,
         kernels=PLAIN if plain else speed_up(base, dtype, device),
@@ -245,8 +247,9 @@ def with_usual_pair(recipe: Recipe, report: Report = ignore) -> Recipe:
 
 def read_parts(
     recipe: Recipe, report: Report = ignore, *, again: bool = False
-) -> tuple[dict[str, Sequence[Example]], dict[str, str]]:
-    """The examples of train, validation and (where named) test, and the sources' fingerprints.
+) -> tuple[dict[str, Sequence[Example]], dict[str, str], dict[str, int]]:
+    """The examples of train, validation and (where named) test, the sources' fingerprints, and how many records of each
+    source were left out where some were.
 
     With `again`, and a cache for what they are encoded to, those of train are read again for each pass over them.
     """
@@ -281,7 +284,8 @@ def read_parts(
                 f"the same share of each label{apart}"
             )
         )
-    return examples, {dataset.source: dataset.sha256 for dataset in found.values()}
+    left_out = {dataset.source: dataset.left_out for dataset in found.values() if dataset.left_out}
+    return examples, {dataset.source: dataset.sha256 for dataset in found.values()}, left_out
 
 
 def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ignore, *, again: bool = False) -> Dataset:
@@ -290,7 +294,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     dataset = read(
         source,
         wants=TASKS[recipe.task.name].wants,
-        columns=replace(columns_of(data), group=data.group),
+        columns=replace(columns_of(data), **{key: getattr(data, key) for key in OF_TRAINING}),
         format=data.format,
         split=split_name,
         folder=None if data.cache is None else Path(data.cache),

@@ -71,6 +71,7 @@ def _about(prepared: Prepared, history: History) -> dict[str, Any]:
         "evaluations": sum("validation" in line for line in history.lines),
         "last": {key: value for key, value in history.last_scores.items() if key != "step"},
         "examples": sizes,
+        **({"left_out": prepared.left_out} if prepared.left_out else {}),
         "method": prepared.recipe.train.method,
         "parameters": {
             "trainable": counts.trainable,

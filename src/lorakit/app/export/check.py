@@ -102,7 +102,7 @@ def texts_of(path: Path, side: Side) -> Texts:
 def _own(run: Path) -> tuple[list[Example], int]:
     """The first examples of validation, test and training, and how many of validation."""
     try:
-        parts, _ = read_parts(read_recipe(run / "recipe.toml"))
+        parts, _, _ = read_parts(read_recipe(run / "recipe.toml"))
     except (LorakitError, OSError):  # an adapter alone, or data that are elsewhere now
         return [_asked(line) for line in _lines(run / "predictions.jsonl")[:OWN]], 0
     own = [example for name in ("validation", "test", "train") for example in parts.get(name, ())][:OWN]
