@@ -314,6 +314,20 @@ def test_floor_does_without_torch(module: str) -> None:
     assert loaded(f"import {module}", {"torch", "transformers", "numpy", "safetensors", module}) == {module}
 
 
+def test_metrics_and_reports_need_numpy_alone() -> None:
+    names = (
+        "calibration",
+        "entity_errors",
+        "entity_scores",
+        "intervals",
+        "label_scores",
+        "multi_label_scores",
+        "number_scores",
+    )
+    code = "\n".join(["import lorakit.app.report.build", *(f"import lorakit.tasks.{name}" for name in names)])
+    assert loaded(code, {"torch", "transformers", "scipy", "sklearn", "numpy"}) == {"numpy"}
+
+
 def test_help_does_not_import_torch() -> None:
     code = "from lorakit.app.cli import main\nmain(['--help'])"
     assert loaded(code, {"torch", "transformers", "pydantic", "numpy", "lorakit.app.cli"}) == {"lorakit.app.cli"}

@@ -8,14 +8,15 @@ from scipy import stats
 from sklearn import metrics
 
 from lorakit.tasks import intervals as intervals_module
-from lorakit.tasks.base import Floats, Statistic
 from lorakit.tasks.calibration import ece
 from lorakit.tasks.entity_scores import entity_statistics
 from lorakit.tasks.intervals import (
     FEW,
     RESAMPLES,
     TAIL,
+    Floats,
     Resampled,
+    Statistic,
     difference,
     interval,
     intervals,

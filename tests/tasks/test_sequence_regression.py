@@ -13,8 +13,7 @@ from tests.tiny import items_of
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
-from lorakit.tasks.base import goodness
-from lorakit.tasks.intervals import RESAMPLES, intervals, resample
+from lorakit.tasks.intervals import RESAMPLES, goodness, intervals, resample
 from lorakit.tasks.label_scores import values
 from lorakit.tasks.number_scores import number_statistics
 from lorakit.tasks.sequence_regression import SequenceRegression

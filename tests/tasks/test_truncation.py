@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from lorakit.data.example import Example, of_words
 from lorakit.engine.evaluate import answer_all
 from lorakit.recipe import TaskSection
-from lorakit.tasks.base import Scores, Task
+from lorakit.tasks.base import Task
 from lorakit.tasks.entity_list import ListFormat
+from lorakit.tasks.intervals import Scores
 from lorakit.tasks.registry import TASKS, find_labels, make_task
 
 GOLD = {"Peter": "B-PER", "EU": "B-ORG", "Brussels": "B-LOC"}

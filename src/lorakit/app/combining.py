@@ -37,8 +37,8 @@ from lorakit.lora import (
     set_adapter,
 )
 from lorakit.models import save_tokenizer
-from lorakit.tasks.base import goodness, inputs_of
-from lorakit.tasks.intervals import Difference, Resampled, difference, interval, resample
+from lorakit.tasks.base import inputs_of
+from lorakit.tasks.intervals import Difference, Resampled, difference, goodness, interval, resample
 from lorakit.tasks.registry import check_labels, make_task
 
 INTO = "combined"

@@ -21,11 +21,9 @@ from lorakit.data.example import Columns
 from lorakit.engine.predictor import load
 from lorakit.engine.resamples import Sampled, read_resamples, sampled
 from lorakit.errors import ConfigError, DataError
-from lorakit.tasks.base import LOWER
-from lorakit.tasks.intervals import Difference, difference, resample
+from lorakit.tasks.intervals import LOWER, SIGNIFICANT, Difference, difference, resample
 from lorakit.tasks.registry import check_labels
 
-SIGNIFICANT = 0.05
 # Standard errors of a difference that a test at 5 % finds 4 times in 5.
 DETECTABLE = statistics.NormalDist().inv_cdf(1 - SIGNIFICANT / 2) + statistics.NormalDist().inv_cdf(0.8)
 REPORT = "predictions.jsonl"

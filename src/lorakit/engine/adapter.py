@@ -17,7 +17,7 @@ from lorakit.lora.header import read_header
 from lorakit.lora.peft_config import MAX_BYTES
 from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.recipe import TaskSection
-from lorakit.tasks.base import Scores
+from lorakit.tasks.intervals import Scores
 
 MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.engine.train import Step
-from lorakit.tasks.base import Scores
+from lorakit.tasks.intervals import Scores
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from lorakit.engine.train import Member, Step, train
 from lorakit.engine.watch import LossWatch
 from lorakit.errors import LorakitError, NumericsError, RankError
 from lorakit.lora import RankBudget, routed
-from lorakit.tasks.base import Scores, goodness
+from lorakit.tasks.intervals import Scores, goodness
 
 LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length
 SKIPS_IN_A_ROW, SKIPS = 5, 50  # steps that train.non_finite = "skip" leaves out at most

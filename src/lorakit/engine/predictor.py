@@ -23,8 +23,8 @@ from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.errors import AdapterError, DataError
 from lorakit.lora import adapter_names, load_adapter, merge_and_unload, quantize, read_adapter_config
 from lorakit.models import BaseModel, find, fingerprint_of, load_base, save_model
-from lorakit.tasks.base import Scores, Task
-from lorakit.tasks.intervals import with_intervals
+from lorakit.tasks.base import Task
+from lorakit.tasks.intervals import Scores, with_intervals
 from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers
 
 

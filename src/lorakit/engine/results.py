@@ -15,8 +15,7 @@ from lorakit.engine.prepare import Prepared
 from lorakit.engine.resamples import sampled, write_resamples
 from lorakit.engine.runtime import peak_memory
 from lorakit.errors import NumericsError
-from lorakit.tasks.base import Scores
-from lorakit.tasks.intervals import intervals, resample, with_intervals
+from lorakit.tasks.intervals import Scores, intervals, resample, with_intervals
 
 # Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.
 COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
+from lorakit.tasks.intervals import Ranking, Scores, Statistic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,33 +17,6 @@ if TYPE_CHECKING:
 IGNORE = -100  # the label of positions that the loss leaves out
 Item = Mapping[str, list[Any]]  # one encoded example: input_ids, labels, ...; numbers all of them
 Batch = dict[str, Tensor]
-Scores = dict[str, Any]  # scores by name, tables of them, counts; ready for JSON
-LOWER = frozenset({"ece", "brier", "nll", "mae", "rmse"})  # scores of which less is better; none of them is a share
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-
-
-class Statistic(NamedTuple):
-    """A score as a function of sums over examples, which is what resampling needs."""
-
-    counts: Floats  # (N, K): what each example adds
-    value: Callable[[Floats], Floats]  # sums (..., K) to scores (...)
-
-    @property
-    def n(self) -> int:
-        """The number of examples."""
-        return len(self.counts)
-
-    def of(self, weights: Floats) -> Floats:
-        """The score where each example is there so many times. Shapes: (..., N) to (...)."""
-        return self.value(weights @ self.counts)
-
-
-class Ranking(NamedTuple):
-    """A score of the order of n examples, which is no function of sums over them."""
-
-    n: int
-    of: Callable[[Floats], Floats]  # how many times each example is there, (..., N), to scores (...)
 
 
 class Cut(NamedTuple):
@@ -172,14 +144,6 @@ class Untuned:
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
         return self
-
-
-def goodness(scores: Scores, metric: str) -> float:
-    """The score that chooses the best checkpoint, its sign turned where less is better; -inf where it is undefined."""
-    value = scores.get(metric)
-    if value is None or not math.isfinite(value):
-        return -math.inf
-    return float(-value if metric in LOWER else value)
 
 
 def count_longer(kept: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:

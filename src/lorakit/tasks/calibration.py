@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from lorakit.tasks.base import Floats, Statistic
-from lorakit.tasks.label_scores import mean
+from lorakit.tasks.intervals import Floats, Statistic
+from lorakit.tasks.label_scores import Flags, mean
 
 BINS = 15
 COLDEST, HOTTEST = 0.05, 20.0
@@ -29,16 +30,25 @@ def calibration_statistics(gold: Sequence[int], probabilities: Floats) -> dict[s
 
 
 def ece(gold: Sequence[int], probabilities: Floats) -> Statistic:
+    """Expected calibration error of the most probable label. Shapes: as `calibration_statistics`."""
+    return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == np.asarray(gold))
+
+
+def calibration_error(confidence: Floats, is_right: Flags) -> Statistic:
     """Expected calibration error: |accuracy - confidence| over 15 bins of equal width, weighted by the examples in them
-    (Guo et al. 2017, arXiv:1706.04599, eq. 3). Shapes: as `calibration_statistics`.
+    (Guo et al. 2017, arXiv:1706.04599, eq. 3). Shapes: (N,) both.
 
     Of few examples it is above 0 even where the probabilities are right, and its interval then lies above 0 too.
     """
-    confidence = probabilities.max(axis=1)
-    gaps = (probabilities.argmax(axis=1) == np.asarray(gold)) - confidence
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # bin m is ((m - 1) / 15, m / 15]
-    counts = np.column_stack([np.eye(BINS)[bins] * gaps[:, None], np.ones(len(gaps))])
+    counts = np.column_stack(
+        [np.eye(BINS)[bins_of(confidence)] * (is_right - confidence)[:, None], np.ones(len(confidence))]
+    )
     return Statistic(counts, lambda sums: np.abs(sums[..., :BINS]).sum(axis=-1) / sums[..., BINS])
+
+
+def bins_of(confidence: Floats) -> Any:
+    """The number of the bin of each confidence, from 0: bin m is (m / 15, (m + 1) / 15]. Shapes: (N,) to (N,)."""
+    return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
 
 
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:

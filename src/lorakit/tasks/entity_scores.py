@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lorakit.data.tags import Entity, entities, strict_entities
-from lorakit.tasks.base import Statistic
 from lorakit.tasks.entity_errors import error_counts, semeval_scores
+from lorakit.tasks.intervals import Statistic
 from lorakit.tasks.label_scores import micro_f1, prf
 
 Tags = Sequence[str]

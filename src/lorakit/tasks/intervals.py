@@ -1,4 +1,4 @@
-"""How far chance can have moved a score: the bootstrap over examples (Efron 1979), of one answer set and of two in pairs.
+"""Scores, which way is better, and how far chance can have moved one: the bootstrap over examples (Efron 1979), also in pairs.
 
 A resample draws as many examples as there are, with replacement. The draws depend on the number of examples alone, so
 resample i of every run over the same examples holds the same ones, and two runs are compared resample by resample.
@@ -7,19 +7,55 @@ resample i of every run over the same examples holds the same ones, and two runs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lorakit.data.example import Example
-from lorakit.tasks.base import Floats, Ranking, Scores, Statistic, Task
+if TYPE_CHECKING:
+    from lorakit.data.example import Example
+    from lorakit.tasks.base import Task
 
+Scores = dict[str, Any]  # scores by name, tables of them, counts; ready for JSON
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+LOWER = frozenset({"ece", "brier", "nll", "mae", "rmse"})  # scores of which less is better; none of them is a share
+SIGNIFICANT = 0.05  # p below which a difference is more than chance explains
 RESAMPLES = 1000
 TAIL = 0.025  # on either side of a 95 % interval
 FEW = 50  # examples below which the bootstrap finds differences that are none: up to 14 % of the time at 8, 10 % at 20
 FLIPS = 2**12  # sign flips of few examples: all there are up to 12 of them
 AT_ONCE = 2**22  # drawn examples in memory
+
+
+class Statistic(NamedTuple):
+    """A score as a function of sums over examples, which is what resampling needs."""
+
+    counts: Floats  # (N, K): what each example adds
+    value: Callable[[Floats], Floats]  # sums (..., K) to scores (...)
+
+    @property
+    def n(self) -> int:
+        """The number of examples."""
+        return len(self.counts)
+
+    def of(self, weights: Floats) -> Floats:
+        """The score where each example is there so many times. Shapes: (..., N) to (...)."""
+        return self.value(weights @ self.counts)
+
+
+class Ranking(NamedTuple):
+    """A score of the order of n examples, which is no function of sums over them."""
+
+    n: int
+    of: Callable[[Floats], Floats]  # how many times each example is there, (..., N), to scores (...)
+
+
+def goodness(scores: Scores, metric: str) -> float:
+    """The score that chooses the best checkpoint, its sign turned where less is better; -inf where it is undefined."""
+    value = scores.get(metric)
+    if value is None or not math.isfinite(value):
+        return -math.inf
+    return float(-value if metric in LOWER else value)
 
 
 class Resampled(NamedTuple):

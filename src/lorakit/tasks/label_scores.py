@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.tasks.base import Floats, Ranking, Scores, Statistic
+from lorakit.tasks.intervals import Floats, Ranking, Scores, Statistic
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.tasks.base import Batch, Ranking, Scores, Statistic, inputs_of
+from lorakit.tasks.base import Batch, inputs_of
+from lorakit.tasks.intervals import Ranking, Scores, Statistic
 from lorakit.tasks.multi_label_scores import HALF, best_threshold, multi_label_scores, multi_label_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lorakit.tasks.base import Floats, Ranking, Scores, Statistic
+from lorakit.tasks.intervals import Floats, Ranking, Scores, Statistic
 from lorakit.tasks.label_scores import Flags, accuracy, label_counts, macro_f1, micro_f1, per_label, values
 
 HALF = 0.5

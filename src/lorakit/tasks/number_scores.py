@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lorakit.tasks.base import Floats, Ranking, Statistic
+from lorakit.tasks.intervals import Floats, Ranking, Statistic
 from lorakit.tasks.label_scores import Flags, mean
 
 ROUNDING = 1e-12  # share of a sum of squares below which a spread is none

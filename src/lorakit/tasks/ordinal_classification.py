@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.tasks.base import Batch, Scores, Statistic, inputs_of
+from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.calibration import calibration_statistics
+from lorakit.tasks.intervals import Scores, Statistic
 from lorakit.tasks.label_scores import classification_scores, classification_statistics, mean, values
 from lorakit.tasks.number_scores import quadratic_kappa
 from lorakit.tasks.sequence import SequenceTask, texts_of

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
-from lorakit.tasks.base import Batch, Ranking, Scores, Statistic, inputs_of
+from lorakit.tasks.base import Batch, inputs_of
+from lorakit.tasks.intervals import Ranking, Scores, Statistic
 from lorakit.tasks.label_scores import values
 from lorakit.tasks.number_scores import number_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.recipe import TaskSection
-from lorakit.tasks.base import IGNORE, Batch, Scores, Statistic, pad
+from lorakit.tasks.base import IGNORE, Batch, pad
 from lorakit.tasks.decoding import Decoder, greedy
+from lorakit.tasks.intervals import Scores, Statistic
 from lorakit.tasks.label_scores import classification_metrics, classification_scores, classification_statistics, mean
 from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
 from lorakit.tasks.spelling import decode

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, entities, to_tags
 from lorakit.recipe import TaskSection
-from lorakit.tasks.base import Batch, Cut, Item, Scores, Statistic, Untuned
+from lorakit.tasks.base import Batch, Cut, Item, Untuned
 from lorakit.tasks.constrained import Language
 from lorakit.tasks.decoding import Written, greedy
 from lorakit.tasks.entity_scores import entity_scores, entity_statistics
 from lorakit.tasks.entity_text import EntityFormat, Mention, Reading
+from lorakit.tasks.intervals import Scores, Statistic
 from lorakit.tasks.label_scores import prf
 from lorakit.tasks.spelling import Spelling, decode
 from lorakit.tasks.text2text_batches import collate, losses_of_rows, n_targets, target_ids

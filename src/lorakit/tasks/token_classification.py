@@ -14,9 +14,10 @@ from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, Entity, entities, split_tag
 from lorakit.errors import ConfigError, ModelError
 from lorakit.recipe import TaskSection
-from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Scores, Statistic, Untuned, inputs_of, pad, pad_inputs
+from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Untuned, inputs_of, pad, pad_inputs
 from lorakit.tasks.crf import CRF, log_likelihood, marginals
 from lorakit.tasks.entity_scores import entity_scores, entity_statistics
+from lorakit.tasks.intervals import Scores, Statistic
 from lorakit.tasks.viterbi import iob2_rule, iob2_start, viterbi
 from lorakit.tasks.windows import windows
 

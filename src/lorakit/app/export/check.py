@@ -21,7 +21,8 @@ from lorakit.engine.predictor import as_wanted
 from lorakit.engine.prepare import read_parts
 from lorakit.errors import LorakitError
 from lorakit.recipe import read_recipe
-from lorakit.tasks.base import Scores, Task
+from lorakit.tasks.base import Task
+from lorakit.tasks.intervals import Scores
 
 OWN = 1000  # texts of the run that are asked at most
 MADE = 16  # texts made up beside them, of all lengths up to the limit

@@ -8,6 +8,8 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lorakit.app.report.answers import Answer
 from lorakit.app.report.drawing import (
     AMBER,
@@ -25,8 +27,8 @@ from lorakit.app.report.drawing import (
     short,
 )
 from lorakit.app.report.reading import Confusion, Line, Row, RunFiles
+from lorakit.tasks.calibration import bins_of, calibration_error
 
-BINS = 15  # of confidence, as tasks/calibration.py has
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot
 NAMED, NUMBERED = 24, 12  # classes of a confusion matrix that still get their names, and their numbers
@@ -245,22 +247,19 @@ class Bin(NamedTuple):
     n: int
 
 
-def bins_of(pairs: Sequence[tuple[float, bool]]) -> list[Bin]:
-    """Up to 15 bins of equal width, bin m being ((m - 1) / 15, m / 15] (Guo et al. 2017, arXiv:1706.04599)."""
+def grouped(pairs: Sequence[tuple[float, bool]]) -> list[Bin]:
+    """The bins that hold answers, in order."""
     groups: dict[int, list[tuple[float, bool]]] = {}
-    for confidence, right in pairs:
-        groups.setdefault(min(max(math.ceil(confidence * BINS) - 1, 0), BINS - 1), []).append((confidence, right))
+    for pair, number in zip(pairs, bins_of(np.array([confidence for confidence, _ in pairs])), strict=True):
+        groups.setdefault(number, []).append(pair)
     return [Bin(fmean(c for c, _ in g), fmean(r for _, r in g), len(g)) for _, g in sorted(groups.items())]
-
-
-def ece(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: the mean of |share right - confidence| over the answers in the bins."""
-    return sum(b.n * abs(b.right - b.confidence) for b in bins) / sum(b.n for b in bins)
 
 
 def calibration_chart(pairs: Sequence[tuple[float, bool]]) -> Chart:
     """The reliability diagram."""
-    bins = bins_of(pairs)
+    bins = grouped(pairs)
+    confidence, right = np.array(pairs).T
+    error = float(calibration_error(confidence, right).of(np.ones(len(pairs))))
     most = max(b.n for b in bins)
 
     def draw(axes: Any) -> None:
@@ -274,7 +273,7 @@ def calibration_chart(pairs: Sequence[tuple[float, bool]]) -> Chart:
     way = "too sure" if gap > 0 else "not sure enough"
     alt = (
         f"confidence {fmean(c for c, _ in pairs):.3f} on average, {fmean(r for _, r in pairs):.3f} right: {way} by "
-        f"{abs(gap):.3f}; expected calibration error {ece(bins):.3f}. On the dashed line confidence is what it says; "
+        f"{abs(gap):.3f}; expected calibration error {error:.3f}. On the dashed line confidence is what it says; "
         "grey bars are numbers of answers."
     )
     return Chart("calibration", "Calibration", alt, ("confidence", "share right", "answers"), bins, draw)

@@ -10,12 +10,11 @@ from typing import Any
 
 from lorakit.app.report.charts import curves, points_of, scores_over_steps, smoothed
 from lorakit.app.report.drawing import BLUE, LETTER, Cell, Chart, short
-from lorakit.app.report.page import LOWER, METHODS, Table, difference, fact, number
+from lorakit.app.report.page import METHODS, Table, difference, fact, number
 from lorakit.app.report.reading import RunFiles
+from lorakit.engine.resamples import FILE as RESAMPLES
 from lorakit.errors import ConfigError, DataError
-
-RESAMPLES = "resamples.json"
-SIGNIFICANT = 0.05  # as app/comparing.py has
+from lorakit.tasks.intervals import LOWER, SIGNIFICANT
 
 
 @dataclass(frozen=True)

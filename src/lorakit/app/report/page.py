@@ -16,11 +16,11 @@ from lorakit.app.report.charts import answer_charts, most_confused, training_cha
 from lorakit.app.report.drawing import COLORS, Cell, Chart, printable, short
 from lorakit.app.report.reading import RunFiles, read_run
 from lorakit.engine.atomic import atomic_text
+from lorakit.tasks.intervals import LOWER
 
 FILE = "report.html"
 WORST = 20  # mistakes that are shown
 SAMPLES = 8  # answers of a model that writes
-LOWER = frozenset({"ece", "brier", "nll", "mae", "rmse"})  # scores of which less is better, in units of their own
 METHODS = {"head": "a linear probe", "full": "full fine-tuning", "lora": "LoRA"}
 
 

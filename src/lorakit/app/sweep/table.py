@@ -20,8 +20,7 @@ from lorakit.app.sweep.training import Group, Sweep
 from lorakit.engine.atomic import atomic_file
 from lorakit.engine.resamples import read_resamples
 from lorakit.errors import LorakitError
-from lorakit.tasks.base import LOWER
-from lorakit.tasks.intervals import quantiles
+from lorakit.tasks.intervals import LOWER, quantiles
 
 WIDTH = 200  # letters of the table where there is no terminal
 

@@ -21,7 +21,7 @@ from lorakit.engine.joint import END_ALL
 from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, OutputError
 from lorakit.recipe import Recipe, read_recipe
-from lorakit.tasks.base import goodness
+from lorakit.tasks.intervals import goodness
 
 STATE, FORMAT = "sweep.json", 1
 NAME_LENGTH, WORD_LENGTH = 60, 20  # letters of a member's name, and of a value in it
