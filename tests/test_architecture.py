@@ -27,7 +27,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "digest": frozenset(),
     "lora": frozenset({"errors", "digest"}),
-    "recipe": frozenset({"errors", "lora"}),
+    "recipe": frozenset({"errors", "digest", "lora"}),
     "models": frozenset({"errors", "digest", "lora", "recipe"}),
     "data": frozenset({"errors", "digest", "lora", "recipe"}),
     "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),

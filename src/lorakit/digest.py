@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +100,20 @@ def _int(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """What a TOML text says. Raises a ValueError (a TOMLDecodeError where it is not TOML) in one line."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as err:
+        raise ValueError("nested too deep") from err
+    except ValueError as err:
+        if isinstance(err, tomllib.TOMLDecodeError):
+            raise
+        found = re.search(rf"\d[\d_]{{{MOST_DIGITS},}}", text)  # Python's own words are about a setting of Python's
+        line = text[: found.start() if found else 0].count("\n") + 1
+        raise ValueError(f"line {line}: a number of too many digits") from err
 
 
 def file_sha256(path: Path, most: int | None = None) -> str:

@@ -85,6 +85,17 @@ def first_line(err: BaseException, otherwise: str | None = None) -> str:
 MOST_CHARACTERS = 255  # of a file's name, say
 
 
+def short(value: object, most: int = 80) -> str:
+    """A value as a message shows it, its end left out where it is long."""
+    if isinstance(value, (list, dict)) and len(value) > 100:
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "a value nested too deep"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
     """The end of an error message: the names nearest to `wrong`, or a short list of what there is."""
     names = sorted(set(known))

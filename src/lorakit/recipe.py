@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from lorakit.errors import ConfigError, did_you_mean
+from lorakit.digest import open_regular, parse_toml
+from lorakit.errors import ConfigError, did_you_mean, short
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.patterns import Pattern
 from lorakit.lora.presets import PRESET_NAMES
@@ -21,6 +22,8 @@ Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 UNSET = "# not set: "  # begins the comment by which a recipe that we have written can be told from a user's
+MOST_BYTES = 2**24  # of a recipe's file
+MOST_NESTED = 8
 LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
 DataFormat = Literal[
     "auto",
@@ -340,15 +343,20 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a TOML file, changed by `key=value` words.
 
     Raises:
-        ConfigError: the file is missing or no TOML, a key is unknown, or a value has the wrong type or range.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path, MOST_BYTES) as file:
+            raw = parse_toml(file.read().decode())
     except FileNotFoundError as err:
         hint = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
         raise ConfigError(f"recipe {path} does not exist; {hint}") from err
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
-        raise ConfigError(f"{path}: no TOML: {err}") from err
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path}: not valid UTF-8 at byte {err.start:,}") from err
+    except ValueError as err:
+        raise ConfigError(f"{path}: not TOML: {err}") from err
     return make_recipe(raw, overrides, where=str(path))
 
 
@@ -365,6 +373,10 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
             raise ConfigError(f"{where}: {section} is no table")
         merged[section][name] = value
         words[key] = word
+    for section, table in merged.items():
+        for name, value in table.items() if isinstance(table, dict) else ():
+            key = f"{section}.{name}"
+            _check_size(value, f"{words.get(key, where)[:200]}: {key[:80]}")
     try:
         return Recipe.model_validate(merged)
     except ValidationError as err:
@@ -374,14 +386,27 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
 def _split_override(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not re.fullmatch(r"\w+\.\w+", key):
-        raise ConfigError(f"{word!r}: changes are written section.key=value, for example train.lr=1e-3")
-    return key, _toml_value(text)
+        raise ConfigError(f"{short(word)}: changes are written section.key=value, for example train.lr=1e-3")
+    try:
+        return key, _toml_value(text)
+    except ValueError as err:
+        raise ConfigError(f"{key}: {err}") from err
+
+
+def _check_size(value: Any, place: str, depth: int = 0) -> None:
+    """Raise a ConfigError where a value holds what no key takes, and what no message could show."""
+    if depth > MOST_NESTED:
+        raise ConfigError(f"{place}: nested too deep")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{place}: a whole number beyond 64 bits")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        _check_size(inner, place, depth + 1)
 
 
 def _toml_value(text: str) -> Any:
     """The value as TOML reads it; bare words are strings, bare words with commas or in brackets lists."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         inner = text[1:-1] if re.fullmatch(r"\[[^\[\]]*\]", text) else text
         if ("," in text or inner != text) and not re.search(r"[()|\\]", inner):
@@ -398,8 +423,8 @@ def known_keys() -> list[str]:
 def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -> str:
     problem = err.errors()[0]
     path = [str(part) for part in problem["loc"]]
-    key = ".".join(path[:2])
-    place = words.get(key, where)
+    key = ".".join(part[:80] for part in path[:2])
+    place = words.get(key, where)[:200]
     if problem["type"] == "extra_forbidden":
         known = known_keys() if len(path) > 1 else list(Recipe.model_fields)
         return f"{place}: unknown key {key!r}; {did_you_mean(key, known)}"
@@ -407,6 +432,7 @@ def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -
         return f"{place}: {key} is missing"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, for example [a,b]")
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", message)
     if problem["type"] == "value_error":  # of a whole table; it names its keys itself
         return f"{next((word for key, word in words.items() if '.' in key and key in message), place)}: {message}"
-    return f"{place}: {key} = {problem['input']!r}: should be {message}"
+    return f"{place}: {key} = {short(problem['input'])}: should be {message}"

@@ -263,7 +263,7 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "base as a number": ({"base_model_name_or_path": 3}, "base_model_name_or_path = 3 is not a string"),
     "alpha beyond any float": ({"lora_alpha": 10**400}, "lora_alpha = 1000.* is not a number"),
-    "text that is long": ({"r": "4" * 9000}, r"r = '4{79}\.\.\. is not a whole number"),
+    "text that is long": ({"r": "4" * 9000}, r"r = '4{76}\.\.\. is not a whole number"),
     "infinite alpha": ({"lora_alpha": float("inf")}, "lora_alpha = inf: must be a finite number above 0"),
     "alpha nan": ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
     "alpha as text": ({"lora_alpha": "8"}, "lora_alpha = '8' is not a number"),

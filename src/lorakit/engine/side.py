@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fai
 
 from lorakit.data.example import Columns
 from lorakit.digest import Fingerprint, read_object
-from lorakit.errors import AdapterError
+from lorakit.errors import AdapterError, short
 
 SIDE_FILE = "lorakit.json"
 FORMAT = 1
@@ -128,7 +128,7 @@ def read_facts(folder: Path, schema: type[Read]) -> Read:
         words = (
             "was written by a newer lorakit; this one reads" if isinstance(format, int) and format > FORMAT else "not"
         )
-        raise AdapterError(f"{path}: format {_short(format)} {words} {FORMAT}")
+        raise AdapterError(f"{path}: format {short(format)} {words} {FORMAT}")
     try:
         return schema.model_validate(raw)
     except ValidationError as err:
@@ -154,18 +154,8 @@ def first_problem(err: ValidationError) -> str:
     key = ".".join(str(part)[:80] for part in problem["loc"][:2])
     if problem["type"] == "missing":
         return f"{key} is missing"
-    place = f"{key} = {_short(problem['input'])}" if key else _short(problem["input"])
+    place = f"{key} = {short(problem['input'])}" if key else short(problem["input"])
     words = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in EXPECTED:
         words = f"should be {EXPECTED[problem['type']]}"
     return f"{place}: {words.replace('Input should', 'should').replace('String should', 'should')}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (list, dict)) and len(value) > 100:
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "a value nested too deep"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lorakit.digest import read_object
-from lorakit.errors import AdapterError, ConfigError
+from lorakit.errors import AdapterError, ConfigError, short
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.geometry import TRANSPOSED, geometry_of
 from lorakit.lora.layer import Layer, hosts
@@ -256,26 +256,26 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
     path = folder / CONFIG_FILE
     raw = _read_json(path)
     if raw.get("peft_type") != "LORA":
-        raise AdapterError(f"{path}: peft_type is {_short(raw.get('peft_type'))}; only 'LORA' can be read")
+        raise AdapterError(f"{path}: peft_type is {short(raw.get('peft_type'))}; only 'LORA' can be read")
     newer = _version(raw.get("peft_version")) > _version(PEFT_VERSION)
     for key, value in raw.items():
         if key in TYPES:
             words, fits = TYPES[key]
             if not fits(value):
-                raise AdapterError(f"{path}: {key} = {_short(value)} is not {words}")
+                raise AdapterError(f"{path}: {key} = {short(value)} is not {words}")
         elif key in DEFAULTS or newer:
             is_off = (
                 value is None or value is False or (value == [] and key in ("layer_replication", "target_parameters"))
             )
             if not (key in HARMLESS or value == DEFAULTS.get(key) or is_off):
-                raise AdapterError(f"{path}: {_short(key[:80])[1:-1]} = {_short(value)} is not supported")
+                raise AdapterError(f"{path}: {short(key[:80])[1:-1]} = {short(value)} is not supported")
     init = raw.get("init_lora_weights", True)
     init = (
         init.lower() if isinstance(init, str) and init.lower() in ("gaussian", "mica") else init
     )  # as peft reads them
     if init not in INNOCENT_INITS:
         raise AdapterError(
-            f"{path}: init_lora_weights = {_short(init)} belongs to an edited base model; "
+            f"{path}: init_lora_weights = {short(init)} belongs to an edited base model; "
             "save it again with peft's path_initial_model_for_weight_conversion"
         )
     targets, layers, pattern = (raw.get(key) for key in ("target_modules", "layers_to_transform", "layers_pattern"))
@@ -319,12 +319,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
     except ValueError as err:
         raise AdapterError(f"{path}: {err}") from err
-
-
-def _short(value: Any) -> str:
-    """A value out of a foreign file as a message can show it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _version(text: Any) -> tuple[int, ...]:

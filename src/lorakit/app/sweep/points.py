@@ -17,7 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from lorakit.errors import ConfigError, DataError
+from lorakit.digest import open_regular, parse_toml
+from lorakit.errors import ConfigError, DataError, first_line
 from lorakit.recipe import Recipe
 
 Point = Mapping[str, Any]  # section.key -> value
@@ -127,7 +128,7 @@ def _pieces(text: str) -> list[str]:
 def _value(text: str) -> Any:
     """The value as TOML reads it; bare words are strings, in lists too."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         if text.startswith("[") and text.endswith("]"):
             return [_value(piece) for piece in _pieces(text[1:-1]) if piece]
@@ -201,13 +202,14 @@ def read_points(path: Path) -> list[Point]:
         DataError: the file cannot be read, or an entry is no point.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode()
         if path.suffix == ".toml":
-            rows = enumerate(tomllib.loads(text).get("point", ()), start=1)
+            rows = enumerate(parse_toml(text).get("point", ()), start=1)
             found = [(f"{path}: point {number}", row) for number, row in rows]
         else:
             found = list(_json_lines(path, text))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+    except (OSError, ValueError) as err:
         raise DataError(f"{path}: cannot be read as points: {err}") from err
     if not found:
         raise DataError(f"{path}: no points in it: a JSON object a line, or [[point]] tables of TOML")
@@ -219,8 +221,8 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)
-            except ValueError as err:
-                raise DataError(f"{path}:{number}: not JSON: {err}") from err
+            except (ValueError, RecursionError) as err:
+                raise DataError(f"{path}:{number}: not JSON: {first_line(err)}") from err
 
 
 def _flat(row: Any, where: str) -> Point:
