@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from lorakit.lora import count_parameters
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.tasks.intervals import intervals
 from lorakit.tasks.sequence_classification import SequenceClassification
-from tests.runs import Sections, changed, fit, sections, start, values, weights
+from tests.runs import SIZES, Sections, changed, fit, save_bert, sections, start, values, weights
 
 
 def scores_of(folder: Path) -> dict:
@@ -389,6 +390,19 @@ def test_prepare_knows_a_rare_label_wherever_the_split_puts_it(raw: Sections, tm
     (tmp_path / "rare.csv").write_text("text,label\na,good\nb,good\nthe,bad\nfilm,fair\n")
     recipe = {**raw, "data": {"train": str(tmp_path / "rare.csv"), "validation_share": 0.5}}
     assert prepare(changed(recipe, f"train.seed={seed}")).task.labels == ("bad", "fair", "good")
+
+
+def test_prepare_says_which_layers_are_too_small_for_the_rank(raw: Sections, tmp_path: Path) -> None:
+    """ESM's contact head has one output; the default settings train without it."""
+    folder = save_bert(tmp_path / "esm")
+    config = transformers.EsmConfig(vocab_size=100, mask_token_id=4, pad_token_id=0, **SIZES)
+    transformers.EsmModel(config).save_pretrained(folder)
+    notes: list[Event] = []
+    prepared = prepare(changed(raw, f"model.base={folder}"), notes.append)
+    assert [target.path for target in prepared.targets if "contact_head" in target.path] == []
+    assert (
+        Note("lora.target_modules = 'all-linear' leaves out esm.contact_head.regression: too small for r = 4") in notes
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorakit.errors import ConfigError
-from lorakit.lora import ALL_LINEAR, LoraConfig, add_adapter, linear_layers, select_targets
-from tests.lora.oracle import assert_unchanged, snapshot
+from lorakit.lora import (
+    ALL_LINEAR,
+    LoraConfig,
+    add_adapter,
+    linear_layers,
+    load_adapter,
+    save_adapter,
+    select_targets,
+)
+from lorakit.lora.targets import passed_by
+from tests.lora.oracle import assert_unchanged, fill, snapshot
 from tests.tiny import tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5, tiny_token_bert
 
 Build = Callable[[], PreTrainedModel]
@@ -191,3 +203,36 @@ def test_bare_linear_model_is_refused_rather_than_lost() -> None:
     """A root module cannot be replaced in its parent."""
     with pytest.raises(ConfigError, match="no layer is left"):
         add_adapter(nn.Linear(4, 4), LoraConfig(r=2))
+
+
+class Bottleneck(nn.Module):
+    """Two layers of some width, and one of a single output, as ESM has it over its attention maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.contacts = nn.Linear(6, 20), nn.Linear(20, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x))
+
+
+def test_all_linear_passes_by_what_is_too_small_for_the_rank(tmp_path: Path) -> None:
+    for settings, chosen, small in (
+        ({"r": 4}, ["up", "down"], ["contacts"]),
+        ({"r": 1}, ["up", "down", "contacts"], []),
+        ({"r": 4, "rank_pattern": {"contacts": 1}}, ["up", "down", "contacts"], []),
+        ({"r": 4, "init_lora_weights": "pissa"}, ["up", "down"], ["contacts"]),  # whose file has twice the rank
+        ({"r": 4, "target_modules": ("up",)}, ["up"], []),
+    ):
+        model, config = Bottleneck(), LoraConfig(**settings)  # type: ignore[arg-type]
+        again = copy.deepcopy(model)
+        assert passed_by(model, config) == small
+        assert [target.path for target in add_adapter(model, config)] == chosen
+        fill(model)
+        save_adapter(model, tmp_path, config)
+        x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+        load_adapter(again, tmp_path)
+        torch.testing.assert_close(again(x), model(x))
+    for settings in ({"r": 7}, {"r": 4, "target_modules": ("contacts", "up")}, {"rank_pattern": {"contacts": 2}}):
+        with pytest.raises(ConfigError, match="can use: its smaller side"):
+            add_adapter(Bottleneck(), LoraConfig(**{"r": 4, **settings}))  # type: ignore[arg-type]

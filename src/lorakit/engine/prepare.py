@@ -28,6 +28,7 @@ from lorakit.engine.ranks import ALONE, Ranks
 from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora import (
+    ALL_LINEAR,
     Data,
     LoraConfig,
     ParameterCount,
@@ -42,6 +43,7 @@ from lorakit.lora import (
     start_from_data,
 )
 from lorakit.lora.data_inits import DATA_INITS
+from lorakit.lora.targets import passed_by
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.tasks.base import Item, Task
@@ -183,6 +185,13 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     plan = _plan(recipe, items)
     if recipe.lora.init in DATA_INITS:
         base.model.to(device)
+    if recipe.train.method == "lora":
+        asked = recipe.lora.config(modules_to_save=base.saved_modules)
+        if small := passed_by(base.model, asked):
+            more = "" if len(small) == 1 else f" and {len(small) - 1} more"
+            report(
+                Note(f"lora.target_modules = '{ALL_LINEAR}' leaves out {small[0]}{more}: too small for r = {asked.r}")
+            )
     config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device))
     cast_frozen_(base.model, dtype)
     plain = (

@@ -215,6 +215,10 @@ def _patterns(
     alphas = {key: alpha * alpha_factor for key, alpha in sorted(config.alpha_pattern.items())}
     written = dataclasses.replace(
         config,
+        # all-linear would pass by layers that are too small for twice the rank
+        target_modules=tuple(p for p in updates if not p.endswith(OUT_PROJ))
+        if config.target_modules == ALL_LINEAR
+        else config.target_modules,
         r=config.r * rank_factor,
         lora_alpha=config.lora_alpha * alpha_factor,
         rank_pattern=ranks,

@@ -129,6 +129,8 @@ def has_suffix(path: str, name: str) -> bool:
 def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     """The layers that `config` adapts, in the model's order; matching as in peft, but nothing unmatched is let pass.
 
+    all-linear passes by layers that are too small for r (ESM's one-output regression over contacts), unless all of them are.
+
     Raises:
         ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or
             alpha_pattern matches nothing, or a preset is not known for this family of models.
@@ -153,7 +155,25 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         matched = _only_layers(matched, config.layers_to_transform)
     if config.target_modules and not matched:
         raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
-    return _with_patterns(matched, config, layers)
+    targets = _with_patterns(matched, config, layers)
+    small = _too_small(layers, config, targets)
+    return targets if len(small) == len(targets) else [target for target in targets if target.path not in small]
+
+
+def _too_small(layers: Mapping[str, nn.Module], config: LoraConfig, targets: Sequence[Target]) -> set[str]:
+    """Of the targets of all-linear, those with a side below r that no pattern has given another rank."""
+    if config.target_modules != ALL_LINEAR:
+        return set()
+    return {t.path for t in targets if t.r == config.r and t.r > min(matrix_shape(layers[t.path]))}
+
+
+def passed_by(model: nn.Module, config: LoraConfig) -> list[str]:
+    """The layers that all-linear does not take since they are too small for r."""
+    if config.target_modules != ALL_LINEAR:
+        return []
+    chosen = {target.path for target in select_targets(model, config)}
+    every = {target.path for target in select_targets(model, dataclasses.replace(config, r=1, rank_pattern={}))}
+    return [path for path in linear_layers(model) if path in every - chosen]
 
 
 def _candidates(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
