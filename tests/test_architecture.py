@@ -42,6 +42,7 @@ OWNERS = {
     "huggingface_hub": ("models.py", "app/card.py", "app/doctor.py", "app/pushing.py"),
     "datasets": ("data/columnar.py",),
     "ray": ("app/on_ray.py",),
+    "python_calamine": ("data/delimited.py",),
     "spacy": ("data/annotation_files.py",),
 }
 NEVER = {"peft", "accelerate", "lightning", "pytorch_lightning"}

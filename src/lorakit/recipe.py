@@ -40,6 +40,9 @@ DataFormat = Literal[
     "prodigy",
     "brat",
     "spacy",
+    "excel",
+    "folders",
+    "parallel",
     "datasets",
 ]
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # 3 means "3"

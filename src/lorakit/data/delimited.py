@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from lorakit.data.example import Columns
 from lorakit.data.tags import OUTSIDE, is_tag, standard
-from lorakit.data.text import LONGEST, listed, open_bytes, stream_lines
-from lorakit.errors import DataError
+from lorakit.data.text import LONGEST, check_unpacked, listed, open_bytes, stream_lines
+from lorakit.errors import DataError, first_line
 
 MOST_COLUMNS = 10_000
 NO_HEADER = "if the first line is a record, say data.header=false: the columns are then 1, 2, ..."
@@ -224,6 +224,47 @@ def _header(fields: list[str] | DataError, where: str) -> list[str]:
     if len(set(header)) < len(header):
         raise DataError(f"{where}: a column name stands twice in the header: {listed(header)}; {NO_HEADER}")
     return header
+
+
+def read_excel(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+    """Rows of the first sheet of a workbook that holds something, all values as strings: 5.0 is 5, a date is 2026-01-31.
+
+    Raises:
+        DataError: the reader is not installed, or the file is not a workbook.
+    """
+    try:
+        from python_calamine import CalamineWorkbook
+    except ImportError as err:
+        raise DataError(f"{path}: reading a workbook needs the extra: pip install 'lorakit[excel]'") from err
+    check_unpacked(path)
+    try:
+        workbook = CalamineWorkbook.from_path(str(path))
+        sheets = {
+            name: workbook.get_sheet_by_name(name).to_python(skip_empty_area=False) for name in workbook.sheet_names
+        }
+    except Exception as err:  # calamine raises many kinds for damaged bytes
+        raise DataError(f"{path}: not a workbook that can be read: {first_line(err)}; save it as CSV") from err
+    filled = {name: rows for name, rows in sheets.items() if any(any(cell != "" for cell in row) for row in rows)}
+    if len(filled) > 1 and notes is not None:
+        notes.append(f"{path}: sheet {next(iter(filled))!r} is read, {listed(list(filled)[1:])} not")
+    cells = [[_cell(value) for value in row] for row in next(iter(filled.values()), [])]
+    used = [k for k in range(max(map(len, cells), default=0)) if any(row[k] for row in cells)]
+    rows = ([row[k] for k in used] for row in cells)
+    names: list[str] = []
+    for number, fields in enumerate(rows, start=1):
+        if not any(fields):
+            continue
+        if names or asked.header is False:
+            names = names or [str(k) for k in range(1, len(used) + 1)]
+            yield Row(dict(zip(names, fields, strict=True)), f"{path}:{number}")
+        else:
+            names = _header(fields, f"{path}:{number}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def read_lines(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:

@@ -1,14 +1,18 @@
-"""Patterns and URLs to files of this machine."""
+"""Which files a source means: patterns, URLs, folders of texts or of tables, and files whose lines belong together."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lorakit.data.delimited import Row
+from lorakit.data.example import Columns
+from lorakit.data.tags import OUTSIDE, is_tag
+from lorakit.data.text import counted, inner_name, lines_of, listed, read_text
 from lorakit.errors import DataError, first_line
 
 COPIES = "files"  # below the folder that copies are put into
@@ -80,3 +84,139 @@ def _fetched(system: Any, name: str, source: str, folder: Path | None) -> Path:
             system.get_file(name, str(part))
             part.replace(place)
     return place
+
+
+# Folders, and files beside each other
+
+SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev", "eval"},
+    "test": {"test", "testing"},
+}
+OF_LIBRARY = ("dataset_info.json", "dataset_dict.json", "state.json")  # in a folder that `datasets` saved
+ROLES = {
+    "text": {"seq.in", "text", "texts", "sentence", "sentences", "words", "tokens"},
+    "tags": {"seq.out", "tags"},
+    "label": {"label", "labels", "intent", "intents"},
+}
+NAMES = "|".join(sorted(map(re.escape, set().union(*ROLES.values())), key=len, reverse=True))
+PARALLEL = re.compile(rf"(?:(?P<part>[A-Za-z0-9]+)[._-])?(?P<name>{NAMES})(?:\.txt)?", re.IGNORECASE)
+
+
+def tables_of(folder: Path, endings: Iterable[str], split: str) -> list[Path]:
+    """The tables in a folder, sorted: those whose names name the split where some name one, else all.
+
+    Raises:
+        DataError: no name names this split, or the tables are of several kinds.
+    """
+    files = sorted(file for file in folder.iterdir() if inner_name(file).suffix.lower() in endings and file.is_file())
+    if any(_splits_in(file.name) for file in files):
+        found = [file for file in files if split in _splits_in(file.name)]
+        if not found:
+            raise DataError(f"{folder}: no file of the split {split}: {listed(file.name for file in files)}; name one")
+        files = found
+    if len({inner_name(file).suffix.lower() for file in files}) > 1:
+        raise DataError(
+            f"{folder}: tables of several kinds: {listed(file.name for file in files)}; name one, or a pattern"
+        )
+    return files
+
+
+def _splits_in(name: str) -> set[str]:
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return {split for split, names in SPLITS.items() if words & names}
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the library `datasets` saved a folder."""
+    return any((folder / name).is_file() for name in OF_LIBRARY)
+
+
+def class_folders(folder: Path, split: str) -> list[Path]:
+    """The folders of texts below a folder, or below its part of this split; each is named as the label of its texts."""
+    folders = sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+    if folders and all(_splits_in(inner.name) for inner in folders):
+        return next((class_folders(inner, split) for inner in folders if split in _splits_in(inner.name)), [])
+    texts = [inner for inner in folders if any(map(_is_text, inner.iterdir()))]
+    return texts if len(texts) > 1 and len(texts) == len(folders) else []
+
+
+def _is_text(file: Path) -> bool:
+    return file.is_file() and (file.suffix.lower() == ".txt" or not file.suffix or file.suffix[1:].isdecimal())
+
+
+def read_class_folders(path: Path, asked: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
+    """A text a file, whose label is the name of its folder; what is no text is counted aloud."""
+    others: list[str] = []
+    for folder in class_folders(path, split):
+        for file in sorted(folder.iterdir()):
+            if _is_text(file):
+                yield Row({"text": read_text(file, asked.encoding), "label": folder.name}, f"{file}:1")
+            elif not file.name.startswith("."):
+                others.append(file.name)
+    notes += counted(f"{path}: files that are not .txt, not read", others)
+
+
+def parallel_files(path: Path, split: str) -> dict[str, Path]:
+    """Files whose lines belong together, by what their lines are (text, tags, label); none where texts or answers are missing.
+
+    The path is their folder, or the file of texts. Where names say a part (train_text.txt), they are those of the split.
+    """
+    parts: dict[str, dict[str, Path]] = {}
+    for file in sorted(path.iterdir() if path.is_dir() else path.parent.iterdir()):
+        if (found := PARALLEL.fullmatch(file.name)) and file.is_file():
+            role = next((role for role, names in ROLES.items() if found["name"].lower() in names), None)
+            if role is not None:
+                parts.setdefault((found["part"] or "").lower(), {}).setdefault(role, file)
+    whole = {part: files for part, files in parts.items() if "text" in files and len(files) > 1}
+    if not path.is_dir():
+        return next((files for files in whole.values() if files["text"] == path), {})
+    named = (files for part, files in whole.items() if part in SPLITS.get(split, ()))
+    inner = (
+        parallel_files(place, split)
+        for place in sorted(path.iterdir())
+        if place.is_dir() and split in _splits_in(place.name)
+    )
+    return next(named, None) or whole.get("") or next(inner, {})
+
+
+def read_parallel(path: Path, asked: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
+    """A record for each line of texts and of the files beside it; lines of tags are as many as the words of the text.
+
+    A file mapping.txt of numbers and names, as TweetEval has it, names the labels.
+
+    Raises:
+        DataError: the files have different numbers of lines, or a line other numbers of words and tags.
+    """
+    files = parallel_files(path, split)
+    notes.append(f"{path}: " + ", ".join(f"{role} is {file.name}" for role, file in files.items()))
+    lines = {role: lines_of(file, asked.encoding) for role, file in files.items()}
+    n = len(lines["text"])
+    for role, found in lines.items():
+        if len(found) != n:
+            raise DataError(f"{files[role]}: {len(found):,} lines, but {files['text'].name} has {n:,}")
+    if "tags" not in lines and _are_tags(lines["text"], lines["label"]):
+        lines["tags"], files["tags"] = lines.pop("label"), files["label"]
+    names = _mapping(files["text"].with_name("mapping.txt"), asked)
+    for i, text in enumerate(lines["text"]):
+        values: dict[str, Any] = {"text": text}
+        if "label" in lines:
+            values["label"] = names.get(label := lines["label"][i].strip(), label)
+        if "tags" in lines:
+            values |= {"tokens": text.split(), "ner_tags": (tags := lines["tags"][i].split())}
+            if len(tags) != len(values["tokens"]):
+                raise DataError(
+                    f"{files['tags']}:{i + 1}: {len(tags)} tags, but the text has {len(values['tokens'])} words"
+                )
+        yield Row(values, f"{files['text']}:{i + 1}")
+
+
+def _are_tags(texts: Sequence[str], labels: Sequence[str]) -> bool:
+    rows = [(text.split(), label.split()) for text, label in zip(texts, labels, strict=True)]
+    tags = [tag for _, found in rows for tag in found]
+    return all(len(words) == len(found) for words, found in rows) and all(map(is_tag, tags)) and set(tags) != {OUTSIDE}
+
+
+def _mapping(path: Path, asked: Columns) -> dict[str, str]:
+    rows = [line.split(maxsplit=1) for line in lines_of(path, asked.encoding)] if path.is_file() else []
+    return {row[0]: row[1].strip() for row in rows if len(row) == 2 and row[0].isdecimal()}

@@ -18,11 +18,21 @@ from lorakit.data.delimited import (
     is_label_first,
     is_tagged_lines,
     read_conll,
+    read_excel,
     read_label_first,
     word_rows,
 )
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
-from lorakit.data.files import files_of, means_files
+from lorakit.data.files import (
+    class_folders,
+    files_of,
+    is_saved,
+    means_files,
+    parallel_files,
+    read_class_folders,
+    read_parallel,
+    tables_of,
+)
 from lorakit.data.json_files import accepted, is_array, is_prodigy, read_json
 from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
@@ -34,6 +44,7 @@ from lorakit.data.text import (
     inner_name,
     left_out,
     lines_of,
+    listed,
     stream_lines,
 )
 from lorakit.digest import file_sha256
@@ -62,6 +73,7 @@ def _alone(read: Callable[[Path], Iterable[Row]]) -> Reader:
     return rows
 
 
+OF_SPLITS = {"folders": read_class_folders, "parallel": read_parallel}  # which take the files of a split
 FORMATS: Mapping[str, Format] = {
     "csv": Format(partial(csv_rows, by_name=False), (".csv",)),
     "tsv": Format(partial(csv_rows, kind="tsv", by_name=False), (".tsv",)),
@@ -76,11 +88,14 @@ FORMATS: Mapping[str, Format] = {
     "prodigy": Format(read_json, adapt=accepted),
     "brat": Format(_alone(read_brat), (".ann",), with_spans),
     "spacy": Format(_alone(read_docbin), (".spacy",)),
+    "excel": Format(read_excel, (".xlsx", ".xls", ".xlsb", ".ods")),
+    **{name: Format(read) for name, read in OF_SPLITS.items()},
 }
 ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
 FILE_LIKE = (*ENDINGS, *COMPRESSED, ".txt", ".train", ".dev", ".test")
 COMPRESSIBLE = ("csv", "tsv", "jsonl", "json", "conll")
-BINARY = ("parquet", "arrow", "spacy")
+BINARY = ("parquet", "arrow", "spacy", "excel")
+OF_FOLDERS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx", ".conll")
 LIBRARY = "datasets"  # a folder that the library of this name saved
 HEAD = 400  # lines or rows that are looked at to tell what a file holds
 
@@ -105,15 +120,17 @@ def read(
         DataError: the source is missing, empty or damaged, a column is not there, or records are incomplete (unless they
             are to be left out); the message names the file and the line of each, up to ten.
     """
-    meant = files_of(source, folder) if means_files(source) else []
-    paths = meant or [_path(source)]
+    paths, notes = _paths(source, folder, split), list[str]()
     if again and (reading := _reading(source, paths, columns, format, split)):
         streamed = Streamed(source, reading, columns, wants)
         sha256 = _fingerprint(paths) or streamed.sha256
         return Dataset(source, streamed, sha256, streamed.notes, streamed.left_out)
-    rows, notes, bad = list[Row](), list[str](), list[DataError]()
+    rows, bad = list[Row](), list[DataError]()
     for path in paths:
-        rows += _rows(str(path) if meant else source, path, columns, format, notes, bad, split=split)
+        name = source if path == _path(source) else str(path)
+        rows += _rows(name, path, columns, format, notes, bad, split=split)
+    if _path(source).is_dir() and paths != [_path(source)]:
+        notes.append(f"{source}: {listed(path.name for path in paths)} of the folder")
     examples = examples_of(Table(source, rows, columns, notes, bad), wants) if rows else []
     if bad and (columns.on_bad == "stop" or not examples):
         raise bad_records(source, in_order(bad))
@@ -146,8 +163,8 @@ def _beginning(source: str, columns: Columns, format: str) -> Table | None:
     if "://" in source:  # which is not fetched for a guess
         return None
     try:
-        source = str(files_of(source)[0]) if means_files(source) else source
-        path = _path(source)
+        path = _paths(source, None, "train")[0]
+        source = source if path == _path(source) else str(path)
         kind = _format(source, path, columns.encoding) if format == "auto" else format
         if kind in ("hub", LIBRARY):
             return None
@@ -156,6 +173,26 @@ def _beginning(source: str, columns: Columns, format: str) -> Table | None:
         return Table(source, rows, Columns(), []) if rows else None
     except DataError:
         return None
+
+
+def _paths(source: str, folder: Path | None, split: str) -> list[Path]:
+    """The files of a pattern, a URL or a folder of tables; else the one file or folder of a source."""
+    if means_files(source):
+        return files_of(source, folder)
+    path = _path(source)
+    if not path.is_dir() or _kind_of_folder(path, split):
+        return [path]
+    return tables_of(path, OF_FOLDERS, split) or [path]
+
+
+def _kind_of_folder(path: Path, split: str) -> str | None:
+    if is_brat(path):
+        return "brat"
+    if is_saved(path):
+        return LIBRARY
+    if parallel_files(path, split):
+        return "parallel"
+    return "folders" if class_folders(path, split) else None
 
 
 def _path(source: str) -> Path:
@@ -175,7 +212,7 @@ def _rows(
     most: int | None = None,
 ) -> list[Row]:
     """The rows of a source (the first ones where there is a `most`) as plain columns; what is wrong with one is added."""
-    kind = _format(source, path, asked.encoding) if format == "auto" else format
+    kind = _format(source, path, asked.encoding, split) if format == "auto" else format
     if kind in ("hub", LIBRARY):
         rows = list(read_hub(source, split) if kind == "hub" else read_saved(Path(source), split))
         if not rows:
@@ -187,6 +224,8 @@ def _rows(
     notes += [] if kind in BINARY or path.is_dir() else encoding_note(path, asked.encoding)
     if is_table and format == "auto":
         read = partial(csv_rows, kind=kind)
+    if kind in OF_SPLITS:
+        read = partial(OF_SPLITS[kind], split=split)
     rows, wrong = list[Row](), len(bad)
     for row in islice(read(path, asked, notes), most):
         if isinstance(row, Row):
@@ -213,7 +252,7 @@ def _rows(
 
 def _reading(source: str, paths: Sequence[Path], asked: Columns, format: str, split: str) -> Reading | None:
     """What reads a source again and again without holding it; None where all of it is needed at once."""
-    kind = _format(source, paths[0], asked.encoding) if format == "auto" else format
+    kind = _format(source, paths[0], asked.encoding, split) if format == "auto" else format
     if kind == "hub":
         return lambda notes: read_hub(source, split)
     if kind == LIBRARY:
@@ -246,9 +285,14 @@ def _tool(kind: str, rows: Sequence[Row]) -> str:
     return "label-studio" if is_label_studio(rows[0]) else kind
 
 
-def _format(source: str, path: Path, encoding: str | None = None) -> str:
+def _format(source: str, path: Path, encoding: str | None = None, split: str = "train") -> str:
     if path.is_dir():
-        return "brat" if is_brat(path) else LIBRARY
+        if kind := _kind_of_folder(path, split):
+            return kind
+        raise DataError(
+            f"{source}: a folder of nothing that is read: tables, class folders of .txt, lines of text and labels in two "
+            "files, .txt with .ann (brat), or a data set saved by `datasets`"
+        )
     if not path.exists():
         if path.suffix.lower() in FILE_LIKE or source.startswith((".", "/", "~")):
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -256,7 +300,7 @@ def _format(source: str, path: Path, encoding: str | None = None) -> str:
         return "hub"
     kind = ENDINGS.get(inner_name(path).suffix.lower())
     if kind is None:
-        return "brat" if is_brat(path) else _sniffed(path, encoding)
+        return "brat" if is_brat(path) else "parallel" if parallel_files(path, split) else _sniffed(path, encoding)
     if inner_name(path) != path and kind not in COMPRESSIBLE:
         raise DataError(f"{path}: a compressed file of {kind} is not read; unpack it first")
     return "conll" if kind == "tsv" and is_tagged_lines(_head(path, encoding)) else kind
@@ -288,7 +332,7 @@ def _sniffed(path: Path, encoding: str | None) -> str:
 
 def _fingerprint(paths: Sequence[Path]) -> str | None:
     """sha256 of the file, or over those of several; None where the records are no files by themselves."""
-    if not all(path.is_file() and not is_brat(path) for path in paths):
+    if not all(path.is_file() and not is_brat(path) and not parallel_files(path, "") for path in paths):
         return None
     sums = [file_sha256(path) for path in paths]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()

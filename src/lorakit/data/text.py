@@ -57,6 +57,15 @@ def open_bytes(path: Path) -> BinaryIO:
         raise DataError(f"{path}: damaged: {err}") from err
 
 
+def check_unpacked(path: Path) -> None:
+    """Raise a DataError where what is in a zip archive is so much that it is a trap."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > max(MOST_UNPACKED[0] * path.stat().st_size, MOST_UNPACKED[1]):
+            raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size")
+
+
 def _plain(path: Path) -> Any:
     return path.open("rb")
 
@@ -222,8 +231,17 @@ def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
         return DataError(f"{path}:{line}: byte {position} (0x{byte:02x}) is not valid {codec}; see data.encoding")
     return DataError(
         f"{path}:{line}: byte {position} (0x{byte:02x}) is not valid UTF-8; name the file's encoding, for example "
-        "data.encoding=cp1252 (Western Europe, Windows)"
+        f"data.encoding=cp1252 (Western Europe, Windows){_guessed(path)}"
     )
+
+
+def _guessed(path: Path) -> str:
+    """What the beginning of a file looks like, for a message: a guess, which is not acted on."""
+    from charset_normalizer import from_bytes  # late: most files are UTF-8
+
+    with open_bytes(path) as raw:
+        found = from_bytes(raw.read(2**16)).best()
+    return f"; it looks like {found.encoding}" if found and found.encoding not in ("cp1252", "utf_8", "ascii") else ""
 
 
 MOST = 5  # places that a note lists

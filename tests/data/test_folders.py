@@ -1,0 +1,182 @@
+"""Folders of texts and of tables, files whose lines belong together, and workbooks."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from lorakit.data.example import Columns
+from lorakit.data.read import holds_words, read
+from lorakit.errors import DataError
+
+
+def fill(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def records(path: Path, split: str = "train") -> list[tuple[str, object]]:
+    return [(example.text, example.label) for example in read(str(path), split=split).examples]
+
+
+CLASSES = {"neg/1.txt": "dull", "neg/2.txt": "long\nand dull\n", "pos/1.txt": "superb"}
+TEXTS = [("dull", "neg"), ("long\nand dull\n", "neg"), ("superb", "pos")]
+
+
+@pytest.mark.parametrize(
+    "rename", [lambda name: name, lambda name: name.removesuffix(".txt")], ids=["txt", "no ending"]
+)
+def test_class_folders_are_read(tmp_path, rename):
+    fill(tmp_path, {rename(name): text for name, text in CLASSES.items()})
+    assert records(tmp_path) == TEXTS
+    assert f"{tmp_path}: read as folders" in read(str(tmp_path)).notes
+
+
+def test_class_folders_of_each_split_are_told_apart(tmp_path):
+    fill(tmp_path, {f"train/{name}": text for name, text in CLASSES.items()})
+    fill(tmp_path, {"test/neg/1.txt": "bad", "test/pos/1.txt": "good"})
+    assert records(tmp_path) == TEXTS
+    assert records(tmp_path, "test") == [("bad", "neg"), ("good", "pos")]
+
+
+def test_what_is_no_text_is_counted_aloud(tmp_path):
+    fill(tmp_path, {**CLASSES, "pos/a.png": "x"})
+    assert records(tmp_path) == TEXTS
+    assert f"{tmp_path}: files that are not .txt, not read: 1 (a.png)" in read(str(tmp_path)).notes
+
+
+@pytest.mark.parametrize("content", ["text,label\n{},x\n", "text;label\n{};x\n"])
+def test_tables_of_a_folder_are_read_together_and_said(tmp_path, content):
+    fill(tmp_path, {"b.csv": content.format("two"), "a.csv": content.format("one"), "README.md": "# no table"})
+    assert records(tmp_path) == [("one", "x"), ("two", "x")]
+    assert f"{tmp_path}: a.csv, b.csv of the folder" in read(str(tmp_path)).notes
+
+
+def test_tables_of_a_folder_are_those_of_the_split(tmp_path):
+    fill(tmp_path, {f"{name}.csv": f"text,label\n{name},x\n" for name in ("train-1", "train-2", "dev", "TEST")})
+    assert records(tmp_path) == [("train-1", "x"), ("train-2", "x")]
+    assert records(tmp_path, "validation") == [("dev", "x")]
+    assert records(tmp_path, "test") == [("TEST", "x")]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"test.csv": "a,b\n"}, ": no file of the split train: test.csv; name one"),
+        ({"a.csv": "a,b\n", "b.jsonl": "{}"}, ": tables of several kinds: a.csv, b.jsonl; name one, or a pattern"),
+        ({"a.md": "a"}, ": a folder of nothing that is read: tables, class folders of .txt,"),
+        ({"one/a.txt": "a"}, ": a folder of nothing that is read"),
+    ],
+)
+def test_folder_that_is_unclear_is_refused(tmp_path, files, message):
+    with pytest.raises(DataError, match="^" + re.escape(f"{tmp_path}{message}")):
+        read(str(fill(tmp_path, files)))
+
+
+# Files whose lines belong together
+
+
+def test_lines_of_texts_and_labels_are_paired_by_split(tmp_path):
+    fill(
+        tmp_path,
+        {"train_text.txt": "a b\nc\n", "train_labels.txt": "0\n2\n", "val_text.txt": "d\n", "val_labels.txt": "1\n"},
+    )
+    assert records(tmp_path) == [("a b", "0"), ("c", "2")]
+    assert records(tmp_path, "validation") == [("d", "1")]
+    assert records(tmp_path / "val_text.txt") == [("d", "1")]
+    fill(tmp_path, {"mapping.txt": "0\tbad\n1\tfair\n2\tvery good\n"})
+    assert records(tmp_path) == [("a b", "bad"), ("c", "very good")]
+
+
+def test_words_tags_and_intents_of_lines_are_read(tmp_path):
+    fill(tmp_path, {"train/seq.in": "fly to Oslo\n", "train/seq.out": "O O B-city\n", "train/label": "flight\n"})
+    assert records(tmp_path) == records(tmp_path / "train") == [("fly to Oslo", "flight")]
+    assert holds_words(str(tmp_path))
+    (example,) = read(str(tmp_path), "words").examples
+    assert (example.words, example.tags) == (("fly", "to", "Oslo"), ("O", "O", "B-city"))
+
+
+def test_labels_that_are_tags_of_words_are_tags(tmp_path):
+    fill(tmp_path, {"sentences.txt": "Ada left\nOslo\n", "labels.txt": "B-PER O\nB-LOC\n"})
+    assert [example.tags for example in read(str(tmp_path), "words").examples] == [("B-PER", "O"), ("B-LOC",)]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"text.txt": "a\nb\n", "labels.txt": "x\n"}, "labels.txt: 1 lines, but text.txt has 2"),
+        ({"seq.in": "a b\n", "seq.out": "O\n"}, "seq.out:1: 1 tags, but the text has 2 words"),
+    ],
+)
+def test_lines_that_do_not_match_are_refused(tmp_path, files, message):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/{message}")):
+        read(str(fill(tmp_path, files)), "words" if "seq.in" in files else "label")
+
+
+def test_labels_of_another_file_change_the_fingerprint(tmp_path):
+    fill(tmp_path, {"text.txt": "a\nb\n", "labels.txt": "x\ny\n"})
+    before = read(str(tmp_path / "text.txt")).sha256
+    fill(tmp_path, {"labels.txt": "y\ny\n"})
+    assert read(str(tmp_path / "text.txt")).sha256 != before
+
+
+# Workbooks
+
+
+def workbook(path: Path, sheets: Mapping[str, Sequence[Sequence[object]]]) -> Path:
+    """The smallest file that is one: texts and numbers in rows."""
+
+    def cell(value: object) -> str:
+        return (
+            f"<c><v>{value}</v></c>"
+            if isinstance(value, (int, float))
+            else f'<c t="inlineStr"><is><t>{value}</t></is></c>'
+        )
+
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    with zipfile.ZipFile(path, "w") as archive:
+        root = f'<Relationship Id="r0" Type="{office}/officeDocument" Target="xl/workbook.xml"/>'
+        package = "http://schemas.openxmlformats.org/package/2006/relationships"
+        archive.writestr("_rels/.rels", f'<Relationships xmlns="{package}">{root}</Relationships>')
+        names = "".join(f'<sheet name="{name}" sheetId="{i}" r:id="r{i}"/>' for i, name in enumerate(sheets, 1))
+        archive.writestr(
+            "xl/workbook.xml", f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets>{names}</sheets></workbook>'
+        )
+        relations = "".join(
+            f'<Relationship Id="r{i}" Type="{office}/worksheet" Target="worksheets/{i}.xml"/>'
+            for i in range(1, len(sheets) + 1)
+        )
+        archive.writestr("xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{package}">{relations}</Relationships>')
+        for i, rows in enumerate(sheets.values(), 1):
+            body = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
+            archive.writestr(
+                f"xl/worksheets/{i}.xml", f'<worksheet xmlns="{main}"><sheetData>{body}</sheetData></worksheet>'
+            )
+    return path
+
+
+def test_workbook_is_read_as_its_cells_are_shown(tmp_path):
+    pytest.importorskip("python_calamine")
+    sheets = {"data": [["text", "stars"], ["a film", 5.0], ["7", 2]], "more": [["x"]]}
+    path = workbook(tmp_path / "a.xlsx", sheets)
+    dataset = read(str(path))
+    assert [(e.text, e.label, e.where) for e in dataset.examples] == [
+        ("a film", "5", f"{path}:2"),
+        ("7", "2", f"{path}:3"),
+    ]
+    assert f"{path}: sheet 'data' is read, more not" in dataset.notes
+    assert len(read(str(path), columns=Columns(header=False, text="1", label="2")).examples) == 3
+
+
+def test_file_that_is_no_workbook_is_refused(tmp_path):
+    pytest.importorskip("python_calamine")
+    (tmp_path / "a.xlsx").write_bytes(b"PK no")
+    with pytest.raises(DataError, match=r"a\.xlsx: not a workbook that can be read: .*; save it as CSV"):
+        read(str(tmp_path / "a.xlsx"))
