@@ -10,9 +10,9 @@ from pathlib import Path
 from lorakit import models
 from lorakit.app.rehearsal import check_free
 from lorakit.data.example import Columns
-from lorakit.engine.adapter import Side, write_side
+from lorakit.engine.adapter import write_side
 from lorakit.engine.atomic import atomic_folder
-from lorakit.engine.side import Base
+from lorakit.engine.side import Base, Side
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
 from lorakit.lora.files import PREFIX, WEIGHTS_FILE

@@ -9,24 +9,17 @@ from lorakit.data.example import OF_TRAINING, columns_of
 from lorakit.digest import file_sha256
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.prepare import Prepared
-from lorakit.engine.side import FORMAT, GUARDED, SIDE_FILE, Base, SideFacts, read_facts
+from lorakit.engine.side import FORMAT, GUARDED, SIDE_FILE, Base, Side, read_facts
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.lora.header import read_header
 from lorakit.lora.peft_config import MAX_BYTES
 from lorakit.models import save_model, save_tokenizer, versions
-from lorakit.recipe import TaskSection
 from lorakit.tasks.intervals import Scores
 
 MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder
-
-
-class Side(SideFacts):
-    """The content of lorakit.json: enough to answer from the folder alone."""
-
-    task: TaskSection
 
 
 def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
@@ -94,7 +87,7 @@ def read_side(folder: Path) -> Side:
     Raises:
         AdapterError: it is damaged or of a newer format, or a file beside it changed since it was written.
     """
-    side = read_facts(folder, Side)
+    side = read_facts(folder)
     for name, sha256 in side.files.items():
         path = folder / name
         if name == WEIGHTS_FILE:

@@ -6,13 +6,14 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from lorakit.data.example import Columns
 from lorakit.digest import Fingerprint, read_object
 from lorakit.errors import AdapterError, short
+from lorakit.recipe import TaskSection
 
 SIDE_FILE = "lorakit.json"
 FORMAT = 1
@@ -85,9 +86,10 @@ class Base(Facts):
         return Fingerprint(self.sha256, self.config_sha256, self.tokenizer_sha256)
 
 
-class SideFacts(Facts):
-    """All but the task, which is the recipe's section."""
+class Side(Facts):
+    """The content of the file: enough to answer from the folder alone."""
 
+    task: TaskSection
     base: Base
     labels: Annotated[tuple[str, ...], FailFast(), AfterValidator(_distinct)]
     max_length: Annotated[int, Field(strict=True, ge=1, le=MOST_TOKENS)]
@@ -104,10 +106,7 @@ class SideFacts(Facts):
     combined: Annotated[dict[str, Any], Few] = {}  # how `lorakit combine` made it
 
 
-Read = TypeVar("Read", bound=SideFacts)
-
-
-def read_facts(folder: Path, schema: type[Read]) -> Read:
+def read_facts(folder: Path) -> Side:
     """What a folder's lorakit.json says; the files beside it are not looked at.
 
     Raises:
@@ -130,7 +129,7 @@ def read_facts(folder: Path, schema: type[Read]) -> Read:
         )
         raise AdapterError(f"{path}: format {short(format)} {words} {FORMAT}")
     try:
-        return schema.model_validate(raw)
+        return Side.model_validate(raw)
     except ValidationError as err:
         raise AdapterError(f"{path}: damaged: {first_problem(err)}") from err
 

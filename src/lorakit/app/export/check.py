@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.engine.adapter import ADAPTER, MODEL, Side
+from lorakit.engine.adapter import ADAPTER, MODEL
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.predictor import as_wanted
 from lorakit.engine.prepare import read_parts
+from lorakit.engine.side import Side
 from lorakit.errors import LorakitError
 from lorakit.recipe import read_recipe
 from lorakit.tasks.base import Task

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lorakit.app.export.check import Told, agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
 from lorakit.app.rehearsal import check_free
-from lorakit.engine.adapter import Side, read_side, shipped_folder
+from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import Predictor, load_shipped
+from lorakit.engine.side import Side
 from lorakit.errors import ConfigError
 from lorakit.lora import (
     BaseInfo,

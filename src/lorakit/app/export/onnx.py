@@ -23,10 +23,10 @@ from lorakit.app.export.graphs import (
     write_writer,
 )
 from lorakit.data.example import Example
-from lorakit.engine.adapter import Side, read_side, shipped_folder
+from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import load_shipped
-from lorakit.engine.side import SIDE_FILE
+from lorakit.engine.side import SIDE_FILE, Side
 from lorakit.errors import ConfigError
 from lorakit.lora import merge_and_unload
 from lorakit.models import BaseModel, save_plain

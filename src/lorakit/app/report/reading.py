@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from lorakit.digest import open_regular
-from lorakit.engine.side import SIDE_FILE, SideFacts, first_problem, read_facts
+from lorakit.engine.side import SIDE_FILE, Side, first_problem, read_facts
 from lorakit.errors import OutputError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -128,7 +128,7 @@ class RunFiles:
     scores: Scores
     lines: list[Line]
     predictions: list[Prediction]
-    side: SideFacts | None
+    side: Side | None
     recipe: Mapping[str, Any]
     recipe_text: str
     missing: list[str] = field(default_factory=list)
@@ -165,7 +165,7 @@ def read_run(path: Path) -> RunFiles:
     lines = _lines(Line, path / "metrics.jsonl", missing)
     predictions = _lines(Prediction, path / "predictions.jsonl", missing)
     place = path / ("model" if scores.method == "full" else "adapter")
-    side = read_facts(place, SideFacts) if (place / SIDE_FILE).exists() else None
+    side = read_facts(place) if (place / SIDE_FILE).exists() else None
     if side is None:
         missing.append(str(place / SIDE_FILE))
     recipe = _text(path / "recipe.toml", missing) or ""
