@@ -165,7 +165,9 @@ async def too_large(port: int, server: psutil.Popen) -> dict[str, Any]:
     """The answer to a body of 300 MB that is sent as fast as it is taken, and what the server's memory grew by."""
     before = server.memory_info().rss
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     sent = 0
     try:
         while sent < 300_000_000 and not reader._buffer:  # type: ignore[attr-defined]

@@ -100,7 +100,7 @@ def test_nothing_listens_before_all_adapters_are_loaded(bert_run: Path, monkeypa
         raise ConnectionAbortedError
 
     monkeypatch.setattr(AdapterPool, "load", noted)
-    monkeypatch.setattr(process, "_listening", listening)
+    monkeypatch.setattr(process, "listen", listening)
     limits = {"memory": 2**20, "waiting": 1, "inputs": 1, "timeout": Limits().answer_s}
     with pytest.raises(ConnectionAbortedError):
         process.run([bert_run], ("127.0.0.1", 0), None, limits=limits, say=lambda facts: None)

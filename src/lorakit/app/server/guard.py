@@ -1,4 +1,4 @@
-"""What stands before every route: the token, room in the queue, the time a body may take; and the headers of every answer."""
+"""What stands before every route: the token, room in the queue, the size and time of a body; and what every answer has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorakit.app.server.answers import problem
@@ -20,8 +21,15 @@ HEADERS = {
 }
 
 
+UNAUTHORIZED = problem(401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer", **HEADERS})
+OVERLOADED = problem(429, "model is overloaded", {"Retry-After": "1", **HEADERS})
+OVERLOADED_AND_CLOSE = problem(429, "model is overloaded", {"Retry-After": "1", "Connection": "close", **HEADERS})
+AMBIGUOUS = problem(400, "a body has either a length or a transfer encoding", {"Connection": "close", **HEADERS})
+TOO_LARGE = problem(413, "the body is too large", HEADERS)
+
+
 class Guard:
-    """Refuses who has no token, and who comes while the queue is full, before a byte of the body is read; then slow bodies.
+    """Refuses who has no token, who comes while the queue is full, and bodies that are too large or come too slowly.
 
     `is_full` gets how many requests are inside, from the last byte of their bodies to their answers: those that came
     together are not in the queue yet. `watch` gets each answer's scope, status and seconds.
@@ -33,12 +41,13 @@ class Guard:
         *,
         token: str | None,
         without_token: Collection[tuple[str, str]],
+        body_bytes: int,
         body_s: float,
         is_full: Callable[[int], bool],
         watch: Callable[[Scope, int, float], None],
     ) -> None:
         self.app, self.token, self.without_token = app, token, without_token
-        self.body_s, self.is_full, self.watch = body_s, is_full, watch
+        self.body_bytes, self.body_s, self.is_full, self.watch = body_bytes, body_s, is_full, watch
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,19 +55,32 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
 
+        headers = Headers(scope=scope)
+        if not self._may(scope, headers):
+            return await self._refuse(UNAUTHORIZED, scope, receive, send)
+        if scope["method"] == "POST" and self.is_full(self.inside):
+            # who waits for a word before the body is sent would wait for ever on a connection that stays
+            answer = OVERLOADED_AND_CLOSE if "expect" in headers else OVERLOADED
+            return await self._refuse(answer, scope, receive, send)
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may read another body than we
+            return await self._refuse(AMBIGUOUS, scope, receive, send)
+        if int(headers.get("content-length", 0)) > self.body_bytes:
+            return await self._refuse(TOO_LARGE, scope, receive, send)
+
         begin = time.perf_counter()
         is_inside = False
+        left = self.body_bytes
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.watch(scope, message["status"], time.perf_counter() - begin)
-                headers = MutableHeaders(scope=message)
+                answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
+                    answer.setdefault(name, value)
             await send(message)
 
         async def receive_in_time() -> Message:
-            nonlocal is_inside
+            nonlocal is_inside, left
             if is_inside:
                 return await receive()
             try:
@@ -67,26 +89,26 @@ class Guard:
             except TimeoutError as err:
                 late = f"the body did not come within {self.body_s:g} s"
                 raise HTTPException(408, late, {"Connection": "close"}) from err
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, "the body is too large")
             if not message.get("more_body", False):
                 is_inside = True
                 self.inside += 1
             return message
 
-        if not self._may(scope):
-            needed = "a token is needed: Authorization: Bearer TOKEN"
-            return await problem(401, needed, {"WWW-Authenticate": "Bearer"})(scope, receive, send_with_headers)
-        if scope["method"] == "POST" and self.is_full(self.inside):
-            # who waits for a word before the body is sent would wait for ever on a connection that stays
-            more = {"Connection": "close"} if "expect" in Headers(scope=scope) else {}
-            answer = problem(429, "model is overloaded", {"Retry-After": "1", **more})
-            return await answer(scope, receive, send_with_headers)
         try:
             await self.app(scope, receive_in_time, send_with_headers)
         finally:
             self.inside -= is_inside
 
-    def _may(self, scope: Scope) -> bool:
+    async def _refuse(self, answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Under overload this is most of what a server does: the answer is made already."""
+        self.watch(scope, answer.status_code, 0.0)
+        await answer(scope, receive, send)
+
+    def _may(self, scope: Scope, headers: Headers) -> bool:
         if self.token is None or (scope.get("method"), scope["path"]) in self.without_token:
             return True
-        given = Headers(scope=scope).get("authorization", "")
+        given = headers.get("authorization", "")
         return secrets.compare_digest(given.encode(), f"Bearer {self.token}".encode())

@@ -18,6 +18,7 @@ from lorakit.engine.pool import AdapterPool
 from lorakit.errors import AdapterError, ConfigError
 
 EVERYWHERE = ("0.0.0.0", "::")
+RECEIVE_BYTES = 16_384  # of a connection at once: in chunks of a byte each, 256 KB hold the event loop for 0.3 s
 END_S = 10  # from a stop that should be whole to an end without it
 
 
@@ -41,7 +42,7 @@ def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOP
     return Server(
         uvicorn.Config(
             create_app(service, token, hosts),
-            http="httptools",
+            http="h11",  # reads at most 64 KB of headers; httptools has no limit
             ws="none",
             log_level="warning",
             server_header=False,
@@ -75,7 +76,7 @@ def run(
         facts = {"adapters": list(pool.folders), "base": pool.shared.side.base.name, "bytes": pool.size}
         if dry_run:
             return say({**facts, "url": "nothing is served: --dry-run"})
-        with _listening(*address) as listener:
+        with listen(*address) as listener:
             host, port = listener.getsockname()[:2]
             say({**facts, "url": f"http://{_bracketed(host)}:{port}/"})
             asked = Limits(waiting=limits["waiting"], inputs=limits["inputs"], answer_s=limits["timeout"])
@@ -88,9 +89,12 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises a ConfigError where there is none to be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+        return listener
     except (OSError, OverflowError) as err:
         raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {err}") from err

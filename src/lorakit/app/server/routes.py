@@ -333,7 +333,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         docs_url=None,  # they fetch scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=service.limits.body_bytes,
+        redirect_slashes=False,
     )
     app.router.route_class = _json_route(4 * service.limits.inputs + MORE_VALUES)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -353,15 +353,16 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     }
     for path, route in got.items():
         app.add_api_route(path, route, methods=["GET"], response_model=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(
         Guard,
         token=token,
         without_token=OPEN,
+        body_bytes=service.limits.body_bytes,
         body_s=service.limits.body_s,
         is_full=service.batcher.is_full,
         watch=service.metrics.observe,
     )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     return app
 
 
