@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,15 @@ from lorakit.engine.predictor import Predictor
 from lorakit.errors import ConfigError
 from lorakit.tasks.registry import check_labels
 from lorakit.tasks.token_classification import TokenClassification
+
+
+class Issue(NamedTuple):
+    """A label that is likely wrong: the number of its row, what it says, what the probabilities say, and how surely."""
+
+    row: int
+    given: str
+    suggested: str
+    probability: float
 
 
 class Suspect(NamedTuple):
@@ -44,12 +53,10 @@ def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]
     answers = [predictor.task.to_json(e, a) for e, a in zip(examples, predictor.answers(examples), strict=True)]
     if not all("probabilities" in answer for answer in answers):
         raise ConfigError(f"{predictor.task.name}: label errors are suspected where each label has a probability")
-    labels = predictor.task.labels
-    table = np.array([[answer["probabilities"][label] for label in labels] for answer in answers])
-    if "labels" in answers[0]:
-        return _of_each_label(examples, table, labels)
-    given = [labels.index(labels_of(example)[0]) for example in examples]
-    return [_suspect(examples[i], examples[i].text, given[i], table[i], labels) for i in label_issues(given, table)]
+    given = [labels_of(example) for example in examples]
+    several = "labels" in answers[0]
+    found = issues_of(given if several else [labels[0] for labels in given], [a["probabilities"] for a in answers])
+    return [Suspect(examples[issue.row].where, examples[issue.row].text, *issue[1:]) for issue in found]
 
 
 def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
@@ -57,35 +64,36 @@ def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect
     labels = predictor.task.labels
     raws = predict_all(predictor.model, predictor.task, predictor.task.encode(examples), predictor.device)
     table = torch.cat([read.log_p for of_example in raws for read in of_example]).softmax(-1).numpy()  # (words, C)
-    given = [labels.index(tag) for example in examples for tag in example.tags]
     words = [(example, number) for example in examples for number in range(len(example.words))]
+    found = _of_one_label([example.tags[number] for example, number in words], table, labels)
     return [
-        _suspect(example, f"{example.words[number]} (word {number + 1})", given[i], table[i], labels)
-        for i, (example, number) in ((i, words[i]) for i in label_issues(given, table))
+        Suspect(example.where, f"{example.words[number]} (word {number + 1})", *issue[1:])
+        for issue, (example, number) in ((issue, words[issue.row]) for issue in found)
     ]
 
 
-def _of_each_label(examples: Sequence[Example], table: Any, labels: Sequence[str]) -> list[Suspect]:
-    """Labels that are there or are not, each a question of its own."""
+def issues_of(
+    given: Sequence[str] | Sequence[Collection[str]], probabilities: Sequence[Mapping[str, float]]
+) -> list[Issue]:
+    """The suspected labels, the most suspect first, from each row's label, or labels, and the probability of every label."""
+    labels = list(probabilities[0])
+    table = np.array([[row[label] for label in labels] for row in probabilities])
+    of_one = [row for row in given if isinstance(row, str)]
+    if of_one:
+        return _of_one_label(of_one, table, labels)
     found = []
-    for label, there in zip(labels, table.T, strict=True):
-        given = [int(label in labels_of(example)) for example in examples]
-        both = np.stack([1 - there, there], axis=1)
+    for label, there in zip(labels, table.T, strict=True):  # that is there or is not, each a question of its own
         names = (f"not {label}", label)
-        found += [_suspect(examples[i], examples[i].text, given[i], both[i], names) for i in label_issues(given, both)]
-    return sorted(found, key=lambda suspect: -suspect.probability)
+        found += _of_one_label([names[label in row] for row in given], np.stack([1 - there, there], axis=1), names)
+    return sorted(found, key=lambda issue: -issue.probability)
 
 
-def label_issues(given: Sequence[int], table: Any) -> list[int]:
-    """Positions of suspected labels, that of the least probable first. Shapes: (N,) numbers of labels, table (N, C)."""
+def _of_one_label(given: Sequence[str], table: Any, labels: Sequence[str]) -> list[Issue]:
+    """Shapes: N labels, table (N, C)."""
     from cleanlab.filter import find_label_issues
 
+    numbers = np.array([labels.index(label) for label in given])
     with warnings.catch_warnings():  # of labels with too few examples to judge, which `check` lists itself
         warnings.filterwarnings("ignore", message="May not flag all label issues", category=UserWarning)
-        found = find_label_issues(np.array(given), table, return_indices_ranked_by="self_confidence", n_jobs=1)
-    return [int(position) for position in found]
-
-
-def _suspect(example: Example, text: str, given: int, probabilities: Any, labels: Sequence[str]) -> Suspect:
-    best = int(probabilities.argmax())
-    return Suspect(example.where, text, labels[given], labels[best], float(probabilities[best]))
+        rows = find_label_issues(numbers, table, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [Issue(int(i), given[i], labels[int(table[i].argmax())], float(table[i].max())) for i in rows]
