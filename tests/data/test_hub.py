@@ -144,7 +144,7 @@ def test_saved_tags_are_read_by_their_names(tmp_path):
 def test_missing_tag_of_a_word_is_refused_with_its_row(tmp_path, missing):
     tagged([1, missing, 0]).save_to_disk(tmp_path / "saved")
     path = tmp_path / "saved"
-    with pytest.raises(DataError, match=refusal(f"{path}:1", "column 'ner_tags' is no list of words or tags")):
+    with pytest.raises(DataError, match=refusal(f"{path}:1", "word 2 of column 'ner_tags' is None, not a text")):
         read(str(path), "words")
 
 

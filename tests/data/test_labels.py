@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,3 +184,80 @@ def test_bad_line_is_named(tmp_path: Path):
     path.write_text('{"text": "x", "label": 1.5}\n{"text": "x", "label": NaN}\n')
     with pytest.raises(DataError, match=r"scores\.jsonl:2: column 'label' holds nan, not a finite number"):
         read(str(path), "number")
+
+
+# Lists as pandas and numpy write them, vectors, dicts
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.text(st.characters(categories=["L", "N"], include_characters="' -"), min_size=1)
+            .filter(str.strip)
+            .map(str.strip),
+            unique=True,
+        ),
+        min_size=1,
+    )
+)
+def test_lists_in_a_table_of_pandas_are_read_back(tmp_path_factory: pytest.TempPathFactory, lists: list[list[str]]):
+    path = tmp_path_factory.getbasetemp() / "lists.csv"
+    pd.DataFrame({"text": ["a text"] * len(lists), "labels": lists}).to_csv(path, index=False)
+    assert [example.label for example in read(str(path), "labels").examples] == [tuple(names) for names in lists]
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("['x' 'y']", ("x", "y")),
+        ("[]", ()),
+        ("[ ]", ()),
+        ("[1, 22]", ("1", "22")),
+        ("[x, y]", ("x", "y")),
+        ('["x", "it\'s"]', ("x", "it's")),
+        ({"x": 1.0, "y": 0, "z": True}, ("x", "z")),
+        ({}, ()),
+        ([3.0, 4], ("3", "4")),
+    ],
+)
+def test_several_labels_are_read_however_they_are_listed(cell: Any, labels: tuple[str, ...]):
+    assert label_of(cell, "labels") == labels
+
+
+@pytest.mark.parametrize(
+    ("cell", "label"), [("['x']", "x"), ("[x]", "[x]"), (True, "True"), (False, "False"), (5.0, "5"), (-3, "-3")]
+)
+def test_one_label_is_read_however_it_is_written(cell: Any, label: str):
+    assert label_of(cell, "label") == label
+
+
+def test_list_of_several_is_not_one_label():
+    with refused("column 'label' holds 2 labels, ['x', 'y'], where one is wanted; for several say task.name"):
+        label_of("['x', 'y']", "label")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ([1, 0, 0], [0, 1, 1]),
+        ("[1, 0]", "[0, 1]"),
+        ("1,0,0", "0,0,0"),
+        ("[1. 0.]", "[0. 1.]"),
+        ([True, False], [False, False]),
+    ],
+)
+def test_vectors_without_names_are_refused_with_the_remedy(tmp_path: Path, cells: Any):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", "labels": cell}) + "\n" for cell in cells))
+    with pytest.raises(
+        DataError,
+        match=r"a\.jsonl: column 'labels' holds a 0 or 1 for each label, but not their names; .*say data\.label=NAME,NAME",
+    ):
+        read(str(path), "labels")
+
+
+def test_dummies_of_pandas_are_labels(tmp_path: Path):
+    table = pd.DataFrame({"text": ["one", "two", "three"], "t": ["x", "y", "x"]})
+    pd.get_dummies(table, columns=["t"]).to_csv(tmp_path / "a.csv", index=False)
+    found = read(str(tmp_path / "a.csv"), "labels", columns=Columns(label=("t_x", "t_y")))
+    assert [example.label for example in found.examples] == [("t_x",), ("t_y",), ("t_x",)]

@@ -216,10 +216,13 @@ def test_empty_value_of_a_table_is_refused_with_its_line(save, bad, message):
         ('{"label": "x"}', "column 'text' holds None, not a text"),
         ('{"text": 7, "label": "x"}', "column 'text' holds 7, not a text"),
         ('{"text": ["a"], "label": "x"}', "column 'text' holds ['a'], not a text"),
-        ('{"text": "a"}', "column 'label' holds None, not a label (a text or a whole number)"),
+        ('{"text": "a"}', "column 'label' holds None, not a label (a text, a whole number, true or false)"),
         ('{"text": "a", "label": 0.5}', "column 'label' holds 0.5, not a label"),
         ('{"text": "a", "label": NaN}', "column 'label' holds nan, not a label"),
-        ('{"text": "a", "label": true}', "column 'label' holds True, not a label"),
+        (
+            '{"text": "a", "label": 4.5}',
+            "column 'label' holds 4.5, not a label (a text, a whole number, true or false); for numbers say",
+        ),
         (
             '{"text": "a", "label": ["x", "y"]}',
             "column 'label' holds 2 labels, ['x', 'y'], where one is wanted; for several say task.name=",
@@ -289,11 +292,15 @@ def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
     [
         ('{"tokens": ["a", "b"], "ner_tags": ["O"]}', "2 words but 1 tags"),
         ('{"tokens": ["a"], "ner_tags": ["PER"]}', "'PER' is no tag; expected O, or B- or I- and a type"),
-        ('{"tokens": [], "ner_tags": []}', "column 'tokens' is no list of words or tags"),
-        ('{"tokens": [""], "ner_tags": ["O"]}', "column 'tokens' is no list of words or tags"),
-        ('{"tokens": ["a"], "ner_tags": [3]}', "column 'ner_tags' is no list of words or tags"),
-        ('{"tokens": "a", "ner_tags": ["O"]}', "column 'tokens' is no list of words or tags"),
-        ('{"tokens": ["a"]}', "column 'ner_tags' is no list of words or tags"),
+        ('{"tokens": [], "ner_tags": []}', "column 'tokens' is not a list of words or tags"),
+        ('{"tokens": ["a", ""], "ner_tags": ["O", "O"]}', "word 2 of column 'tokens' is empty"),
+        ('{"tokens": [null], "ner_tags": ["O"]}', "word 1 of column 'tokens' is None, not a text"),
+        (
+            '{"tokens": ["a"], "ner_tags": [3]}',
+            "column 'ner_tags' holds numbers, whose names are not in the file; write the tags",
+        ),
+        ('{"tokens": "a", "ner_tags": ["O"]}', "column 'tokens' is not a list of words or tags"),
+        ('{"tokens": ["a"]}', "column 'ner_tags' is not a list of words or tags"),
     ],
 )
 def test_bad_record_of_words_is_refused_with_its_line(save, bad, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -64,10 +65,11 @@ USUAL = {  # as `plain_name` writes them
         "gold_label",
         "gold",
         "is_duplicate",
+        "cats",
     ),
     "words": ("tokens", "words"),
     "tags": ("ner_tags", "tags", "labels"),
-    "spans": ("spans", "entities", "label", "labels"),
+    "spans": ("spans", "entities", "label", "labels", "annotations"),
 }
 PAIRS = {  # names of first texts and of the second ones that go with them
     "text": ("text_pair", "pair", "text2", "text_b", "second_text"),
@@ -203,7 +205,9 @@ def is_annotated(table: Table) -> bool:
     if table.column("words", None) is None or tags is None:
         return False
     first = table.rows[0].values.get(tags)
-    return isinstance(first, list) and all(isinstance(tag, str) and is_tag(standard(tag)) for tag in first)
+    return isinstance(first, list) and all(
+        type(tag) is int or (isinstance(tag, str) and is_tag(standard(tag))) for tag in first
+    )
 
 
 def examples_of(table: Table, wants: Wants) -> list[Example]:
@@ -281,6 +285,11 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     pair = table.said("pair", asked.pair) if asked.pair else None
     if asked.pair is None and (second := table.second(text)):
         table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
+    if wants == "labels" and isinstance(label, str) and _is_vectors(table, label, asked.label_separator):
+        raise DataError(
+            f"{table.source}: column {label!r} holds a 0 or 1 for each label, but not their names; write a column for each, "
+            "named as its label, and say data.label=NAME,NAME,..."
+        )
     to_label = None if label is None else label_reader(wants, label, asked.label_separator)
     if (
         isinstance(label, str)
@@ -348,8 +357,17 @@ def _scheme_note(sentences: Sequence[tuple[Row, Sequence[str]]]) -> str:
 
 def _strings(row: Row, column: str) -> list[str]:
     value: Any = row.values.get(column)
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-        raise DataError(f"{row.where}: column {column!r} is no list of words or tags")
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{row.where}: column {column!r} is not a list of words or tags")
+    for i, item in enumerate(value):
+        if type(item) is int:
+            raise DataError(
+                f"{row.where}: column {column!r} holds numbers, whose names are not in the file; write the tags by name, such as "
+                "O and B-PER"
+            )
+        if not isinstance(item, str) or not item:
+            what = "is empty" if isinstance(item, str) else f"is {short(item)}, not a text"
+            raise DataError(f"{row.where}: word {i + 1} of column {column!r} {what}")
     if any("\0" in item for item in value):
         raise DataError(f"{row.where}: column {column!r} holds a NUL character; text has none")
     return value
@@ -415,6 +433,8 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
     value = row.values.get(column)
     if isinstance(value, dict):
         return shares(row, value)
+    if isinstance(value, str) and QUOTED_LIST.fullmatch(value.strip()):
+        value = _written_list(value.strip(), ",")
     if isinstance(value, list) and len(value) == 1:  # annotation tools list the one choice too
         value = value[0]
     if isinstance(value, list) and len(value) > 1 and all(map(_name, value)):
@@ -423,7 +443,10 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
             "task.name=multi_label_classification"
         )
     if (name := _name(value)) is None:
-        raise DataError(f"{row.where}: column {column!r} holds {short(value)}, not a label (a text or a whole number)")
+        number = "; for numbers say task.name=sequence_regression" if isinstance(value, float) else ""
+        raise DataError(
+            f"{row.where}: column {column!r} holds {short(value)}, not a label (a text, a whole number, true or false){number}"
+        )
     return name
 
 
@@ -443,19 +466,60 @@ def shares(row: Row, values: Mapping[str, Any]) -> dict[str, float]:
 def several_labels(row: Row, column: str, separator: str) -> tuple[str, ...]:
     """The names in a list, or in a cell that is cut at the separator; an empty one holds none."""
     value = row.values.get(column)
-    if isinstance(value, str):
-        value = value.split(separator) if value.strip() else []
-    names = [_name(item) for item in value] if isinstance(value, list) else [None]
+    if isinstance(value, dict) and all(finite_number(mark, flags=True) in (0, 1) for mark in value.values()):
+        value = [name for name, mark in value.items() if finite_number(mark, flags=True)]
+    items = _items(value, separator)
+    names = [None] if items is None else [_name(item) for item in items]
     found = tuple(name for name in names if name is not None)
     if len(found) < len(names):
         raise DataError(
             f"{row.where}: column {column!r} holds {short(row.values.get(column))}, not labels "
-            f"(a list of names, or names between which {separator!r} stands; empty for none)"
+            f"(a list of names, names between which {separator!r} stands, or 0 or 1 under each name; empty for none)"
         )
     for i, name in enumerate(found):
         if name in found[:i]:
             raise DataError(f"{row.where}: label {name!r} stands twice in column {column!r}")
     return found
+
+
+# A list as Python prints it, with names in quotes: ['x', 'y'], and ['x' 'y'] of numpy.
+QUOTED_LIST = re.compile(r"""[\[({]\s*(?:('[^']*'|"[^"]*")\s*,?\s*)+[\])}]""")
+
+
+def _items(value: Any, separator: str) -> list[Any] | None:
+    """The items of a list, of one that pandas wrote into a cell, or of a cell that is cut at the separator."""
+    if not isinstance(value, str):
+        return value if isinstance(value, list) else None
+    cell = value.strip()
+    return (
+        _written_list(cell, separator)
+        if cell[:1] == "[" and cell[-1:] == "]"
+        else value.split(separator)
+        if cell
+        else []
+    )
+
+
+def _written_list(cell: str, separator: str) -> list[Any]:
+    if QUOTED_LIST.fullmatch(cell):  # not by literal_eval, to which 'x' 'y' are one string
+        return [name[1:-1] for name in re.findall(r"""'[^']*'|"[^"]*\"""", cell)]
+    try:
+        found = ast.literal_eval(cell)
+        return found if isinstance(found, list) else [found]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # names without quotes
+        inner = cell[1:-1].strip()
+        return inner.split(separator if separator in inner else None) if inner else []
+
+
+def _is_vectors(table: Table, column: str, separator: str) -> bool:
+    """Whether a column of several labels holds 0 and 1 for labels whose names are not in it."""
+    cells = [_items(row.values.get(column), separator) for row in table.rows[:SAMPLE]]
+    flags = [[finite_number(item, flags=True) for item in cell] for cell in cells if cell]
+    return (
+        len(flags) > 1
+        and len(set(map(len, flags))) == 1 < len(flags[0])
+        and {x for f in flags for x in f} <= {0.0, 1.0}
+    )
 
 
 def marked_labels(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
@@ -483,15 +547,17 @@ def number(row: Row, column: str) -> float:
 
 
 def _name(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return None
-    return str(value).strip() or None
+    if isinstance(value, float) and value.is_integer():  # as pandas writes whole numbers of a column with gaps
+        value = int(value)
+    return str(value).strip() or None if isinstance(value, (str, int)) else None
 
 
 def finite_number(value: Any, *, flags: bool = False) -> float | None:
     """The finite number that a cell holds, or None; true and false are 1 and 0 where the cell is a flag."""
     if isinstance(value, bool):
         return float(value) if flags else None
+    if flags and isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return float(value.strip().lower() == "true")
     if isinstance(value, str) and "_" in value:  # Python's float reads 1_0 as 10
         return None
     try:

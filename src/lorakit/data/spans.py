@@ -15,7 +15,7 @@ Overlaps = Literal["error", "longest"]
 # Keys of a span by its part; the first that is there counts.
 START = ("start", "start_offset")
 END = ("end", "end_offset")
-TYPE = ("label", "type", "entity_group", "labels")
+TYPE = ("label", "type", "entity_group", "labels", "entity")
 ASTRAL = "\uffff"  # characters above this one are two code units in UTF-16
 CODE_UNITS = "offsets count UTF-16 code units, as JavaScript does; converted to characters"  # a note
 
@@ -95,6 +95,11 @@ def _read(item: Any, where: str) -> Iterable[Span]:
     types = types if isinstance(types, list) else [types]
     if type(start) is not int or type(end) is not int:
         raise DataError(f"{where}: {_short(item)}: start and end of a span are whole numbers of characters")
+    if any(type(kind) is int for kind in types):
+        raise DataError(
+            f"{where}: {_short(item)}: the type is a number, whose name is not in the file; export with names (of doccano: "
+            "JSONL with label names)"
+        )
     if not types or not all(isinstance(kind, str) and kind.strip() for kind in types):
         raise DataError(f"{where}: {_short(item)}: a span needs a type under one of the keys {', '.join(TYPE)}")
     own = item.get("text")

@@ -278,9 +278,10 @@ def bad_records(source: str, bad: Sequence[DataError], n: int | None = None) -> 
     n = n or len(bad)
     if n == 1:
         return bad[0]
-    lines = [f"{source}: {n:,} records cannot be used; correct them, or leave them out with data.on_bad=skip"]
-    lines += [f"  {err}" for err in bad[:MOST_BAD]]
-    return DataError("\n".join(lines + [f"  and {n - MOST_BAD:,} more"] * (n > MOST_BAD)))
+    told = [*map(str, bad[:MOST_BAD]), *[f"and {n - MOST_BAD:,} more"] * (n > MOST_BAD)]
+    return DataError(
+        f"{source}: {n:,} records cannot be used; correct them, or leave them out with data.on_bad=skip: {'; '.join(told)}"
+    )
 
 
 def left_out(source: str, bad: Sequence[DataError], n: int | None = None) -> list[str]:
