@@ -36,7 +36,7 @@ READ_EACH_TIME = (
     "hidden_dropout",
 )  # in their configs, by Falcon, GPT-J, ...
 SHORT, LONG = "a", "a b c d e f g h i"  # two texts to be read together
-BATCH_TOLERANCE = 1e-3  # of the largest answer, by which a text's may differ beside a longer one
+NEAR = 1e-3  # of the largest answer: by so much one may differ from another that should be the same
 
 
 # Families with byte-level BPE, where a word given alone must be told that a space stands before it.
@@ -114,10 +114,19 @@ def load_base(
         tokenizer = _tokenizer(folder, name, config, KINDS[kind])
     if dropout is not None:
         _set_dropout([*model.modules(), *_configs_of(model)], dropout)
+    if KINDS[kind].peft_task_type == "SEQ_2_SEQ_LM":
+        model.config.decoder_start_token_id = _decoder_start(model, name)
     for own in _configs_of(model):
         if hasattr(own, "pad_token_id"):  # what is padded is what the tokenizer's token says, by whatever the file is
             own.pad_token_id = tokenizer.pad_token_id
+    if any(hasattr(config, "expert_capacity") for config in _configs_of(model)):
+        raise ModelError(
+            f"model.base = {name!r}: its experts take so many tokens of a batch and no more (expert_capacity), so that the "
+            "answer to a text would depend on the others; choose a model without"
+        )
     with torch.random.fork_rng(devices=[]):
+        if KINDS[kind].peft_task_type == "SEQ_2_SEQ_LM":
+            _check_decoder(model, tokenizer, name)
         model.depends_on_batch = _depends_on_batch(model, tokenizer, name, KINDS[kind])
     for layer, module in layers.items():
         model.add_module(layer, module)
@@ -411,6 +420,46 @@ def _tokenizer(folder: Path, name: str, config: Any, kind: Kind) -> Any:
     return tokenizer
 
 
+def _decoder_start(model: Any, name: str) -> int:
+    """The token that a decoder begins with, chosen as `generate` does."""
+    keys = ("decoder_start_token_id", "bos_token_id")
+    for found in (getattr(config, key, None) for key in keys for config in (model.generation_config, model.config)):
+        if found is not None:
+            return int(found)
+    raise ModelError(
+        f"model.base = {name!r}: config.json has no decoder_start_token_id, the token that an output begins with"
+    )
+
+
+def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a model whose decoder says otherwise to a text in training, to what an encoder has read of it, or token by token.
+
+    Raises:
+        ModelError: it does, or cannot read the text.
+    """
+    text = {key: torch.tensor([ids]) for key, ids in tokenizer(SHORT).items() if key in ("input_ids", "attention_mask")}
+    written = [model.config.decoder_start_token_id, *tokenizer(LONG)["input_ids"][:3]]
+    steps, cache = [], None
+    try:
+        with torch.no_grad():
+            wanted = model(**text, decoder_input_ids=torch.tensor([written]), use_cache=False).logits[0]
+            read = {"encoder_outputs": model.get_encoder()(**text), "attention_mask": text["attention_mask"]}
+            at_once = model(**read, decoder_input_ids=torch.tensor([written]), use_cache=False).logits[0]
+            for token in written:
+                out = model(**read, decoder_input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+                steps.append(out.logits[0, -1])
+                cache = out.past_key_values
+    except Exception as err:
+        raise ModelError(
+            f"model.base = {name!r}: {type(model).__name__} cannot read {SHORT!r}: {first_line(err)}"
+        ) from err
+    if max((wanted - other).abs().max() for other in (at_once, torch.stack(steps))) > NEAR * wanted.abs().max():
+        raise ModelError(
+            f"model.base = {name!r}: {type(model).__name__} of this transformers gives other logits token by token than for "
+            "a whole output, so that it would be trained on one and answer by the other"
+        )
+
+
 def _break_up(tokenizer: Any, token: str) -> None:
     """Let a unigram model, whose vocabulary has the token as a piece, read it as several where a text spells it."""
     from tokenizers import normalizers
@@ -448,33 +497,35 @@ def depends_on_batch(model: nn.Module) -> bool:
 
 
 def _depends_on_batch(model: Any, tokenizer: Any, name: str, kind: Kind) -> bool:
-    """Whether a text is answered otherwise beside a longer one: padding is not masked, or the rows share something.
+    """Whether a text is answered otherwise beside a longer one, since padding is not masked as a whole.
 
     Raises:
-        ModelError: the model cannot read the two texts.
+        ModelError: the model cannot read the two texts, in training or else.
     """
     ids = [tokenizer(text)["input_ids"] for text in (SHORT, LONG)]
     n, longest = map(len, ids)
     before = longest - n if tokenizer.padding_side == "left" else 0
     beside = [tokenizer.pad_token_id] * before + ids[0] + [tokenizer.pad_token_id] * (longest - n - before)
+    inside = [before <= i < before + n for i in range(longest)]
+    batch = {
+        "input_ids": torch.tensor([beside, ids[1]]),
+        "attention_mask": torch.tensor([inside, [True] * longest]).long(),
+    }
     reader = model.get_encoder() if kind.peft_task_type == "SEQ_2_SEQ_LM" else model
     try:
         with torch.no_grad():
-            alone, together = (
-                reader(input_ids=rows, attention_mask=mask)[0][0].float()
-                for rows, mask in (
-                    (torch.tensor(ids[:1]), torch.ones(1, n, dtype=torch.long)),
-                    (
-                        torch.tensor([beside, ids[1]]),
-                        torch.tensor([[before <= i < before + n for i in range(longest)], [1] * longest]).long(),
-                    ),
-                )
-            )
+            reader.train()(**batch)
+            together = reader.eval()(**batch)[0][0].float()
+            alone = reader(input_ids=torch.tensor(ids[:1]), attention_mask=torch.ones(1, n, dtype=torch.long))[0][
+                0
+            ].float()
     except Exception as err:
-        raise ModelError(f"model.base = {name!r}: cannot read a text of {n} tokens: {first_line(err)}") from err
+        raise ModelError(
+            f"model.base = {name!r}: {type(model).__name__} cannot read {SHORT!r} beside {LONG!r}: {first_line(err)}"
+        ) from err
     if kind.peft_task_type != "SEQ_CLS":
-        together = together[:n]
-    return float((alone - together).abs().max()) > BATCH_TOLERANCE * float(alone.abs().max())
+        together = together[before : before + n]
+    return float((alone - together).abs().max()) > NEAR * float(alone.abs().max())
 
 
 def attend_in_fp32(model: Any) -> bool:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import string
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from tests.runs import WORDS
+from lorakit.data.example import Example, of_text
+from lorakit.engine.predictor import as_wanted, load
+from lorakit.errors import LorakitError
+from lorakit.models import load_base
+from lorakit.tasks.base import inputs_of
+from lorakit.tasks.registry import TASKS
+from tests.interop.matrix import Outcome
+from tests.lora.oracle import peft_load
+from tests.runs import WORDS, changed, fit, sections
 from tests.tiny import randomized
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
@@ -29,7 +41,7 @@ SIZES: dict[str, Any] = {  # under every name by which a family's config has the
     "max_decoder_position_embeddings": 64,
     "num_experts_per_tok": 2,
 }
-TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 
 
 def tokenizer(pad: str | None = PAD) -> PreTrainedTokenizerFast:
@@ -60,7 +72,7 @@ def config_of(family: str, **changes: Any) -> Any:
     there = vars(config_class())
     own = {key: size for key, size in SIZES.items() if there.get(key) is not None}
     own |= {key: token for key, token in TOKENS.items() if key in there}
-    own |= {"decoder_start_token_id": 0} if there.get("is_encoder_decoder") else {}
+    own |= {"decoder_start_token_id": 2} if there.get("is_encoder_decoder") else {}
     own |= {"attention_window": 8} if "attention_window" in there else {}
     own |= {"vocab_size": len(tokenizer())} if "vocab_size" in there else {}
     return config_class(**own | changes)
@@ -72,3 +84,222 @@ def save_family(folder: Path, family: str, auto: str = "AutoModel", pad: str | N
     randomized((model_class[0] if isinstance(model_class, tuple) else model_class)(config)).save_pretrained(folder)
     tokenizer(pad).save_pretrained(folder)
     return folder
+
+
+# The matrix: every family that transformers has for a task, with every check
+
+
+class Kind(NamedTuple):
+    """A task, the classes of transformers for its models and for the checkpoints that they start from."""
+
+    task: str
+    auto: str
+    checkpoint: str
+
+
+KINDS = {
+    "classification": Kind("sequence_classification", "AutoModelForSequenceClassification", "AutoModel"),
+    "tagging": Kind("token_classification", "AutoModelForTokenClassification", "AutoModel"),
+    "text2text": Kind("text2text_classification", "AutoModelForSeq2SeqLM", "AutoModelForSeq2SeqLM"),
+}
+# What a family needs besides small sizes; None takes a key back to the family's own.
+GEMMA = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+OWN: dict[str, dict[str, Any]] = {
+    **{
+        key: {
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+        }
+        for key in ("axk1", "axk2", "deepseek_v2", "deepseek_v3")
+    },
+    **{key: {"layer_types": ["linear_attention", "full_attention"]} for key in ("qwen3_next", "qwen3_5_text")},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "cohere_compass_text": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {
+            t: {"rope_type": "default", "rope_theta": 1e4} for t in ("full_attention", "sliding_attention")
+        },
+    },
+    "t5gemma": {
+        part: {**{k: v for k, v in SIZES.items() if k in GEMMA}, "vocab_size": len(tokenizer()), **TOKENS}
+        for part in ("encoder", "decoder")
+    },
+    "mistral4": {
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "head_dim": 16,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "gptj": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    **{key: {"head_dim": 8} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron")},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "luke": {"entity_vocab_size": 10, "entity_emb_size": 8},
+    "lilt": {"hidden_size": 24},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "fsmt": {"langs": ["en", "de"], "src_vocab_size": len(tokenizer()), "tgt_vocab_size": len(tokenizer())},
+    "reformer": {
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_embds": False,
+        "is_decoder": False,
+        "num_buckets": 4,
+        "feed_forward_size": 24,
+        "attention_head_size": 8,
+        "hash_seed": 0,
+        **dict.fromkeys(("local_attn_chunk_length", "lsh_attn_chunk_length"), 4),
+    },
+    "perceiver": {
+        "d_latents": 16,
+        "num_latents": 8,
+        "num_blocks": 1,
+        "num_self_attends_per_block": 1,
+        "num_self_attention_heads": 2,
+        "num_cross_attention_heads": 2,
+    },
+}
+NO_TEXT = "reads more than text: sound, images or places on a page"
+LEFT_OUT: dict[str, str] = {
+    **dict.fromkeys(
+        ("audioflamingo3", "glmasr", "granite_speech", "granite_speech_plus", "moss_transcribe_diarize"), NO_TEXT
+    ),
+    **dict.fromkeys(
+        ("musicflamingo", "nemo_speechlm", "qwen2_audio", "qwen3_asr", "vibevoice_asr", "voxtral"), NO_TEXT
+    ),
+    **dict.fromkeys(
+        ("voxtral_realtime", "seamless_m4t", "seamless_m4t_v2", "gemma3", "modernvbert", "qwen3_5"), NO_TEXT
+    ),
+    **dict.fromkeys(("bros", "layoutlmv2", "layoutlmv3", "t5gemma2"), NO_TEXT),
+    "encoder-decoder": "no family: any two models put together",
+}
+KNOWN: tuple[tuple[str, str, str, str], ...] = ()  # families, check, error, why
+TOLERANCE = 1e-4  # of the largest number
+TEXTS = ("the film was stale", "the last scene and the cast was rather lovely and the plot was fresh", "clumsy")
+
+
+def cells() -> list[tuple[str, str]]:
+    """(family, kind) of everything that transformers has a class for."""
+    found = {(config.model_type, kind) for kind in KINDS for config in _classes(kind)}
+    return sorted(found)
+
+
+def _classes(kind: str) -> Any:
+    return getattr(transformers, KINDS[kind].auto)._model_mapping.keys()
+
+
+class Trained:
+    """A run of a tiny model of one family, and its folder."""
+
+    def __init__(self, family: str, kind: str, data: Path, folder: Path) -> None:
+        self.kind, self.base, self.run = KINDS[kind], folder / "base", folder / "run"
+        save_family(self.base, family, self.kind.checkpoint, **OWN.get(family, {}))
+        raw = sections(self.base, data, self.kind.task)
+        fit(
+            changed(raw, "train.epochs=1", "train.batch_size=4", "train.lr=1e-2", "lora.dropout=0", "lora.r=2"),
+            self.run,
+        )
+        self.predictor = load(self.run)
+
+    @property
+    def plain(self) -> Any:
+        """The base as it is loaded for a run."""
+        side = self.predictor.side
+        labels = TASKS[self.kind.task].outputs(side.labels)
+        return load_base(str(self.base), TASKS[self.kind.task].model, labels=labels).model
+
+    @torch.no_grad()
+    def logits(self, model: Any) -> Tensor:
+        """What a model says of the first text, and of the labels' tokens where it writes."""
+        task = self.predictor.task
+        example = of_text(TEXTS[0]) if self.kind.task == "token_classification" else Example(TEXTS[0], None)
+        batch = inputs_of(task.collate(task.encode([example])[0]))
+        if self.kind.checkpoint == self.kind.auto:
+            batch["decoder_input_ids"] = torch.tensor([[2, 5, 9]])
+        answer: Tensor = model.eval()(**batch).logits
+        return answer.float()
+
+
+def off(one: Tensor, other: Tensor) -> float:
+    """The largest difference as a part of the largest number; an error where that is too much."""
+    worst = float((one - other).abs().max() / other.abs().max())
+    if not worst <= TOLERANCE:
+        raise AssertionError(f"differs by {worst:.1e} of the largest number")
+    return worst
+
+
+def trains(made: Trained) -> float:
+    """A run ends by itself, with finite scores and an adapter that changes answers."""
+    plain, ours = made.logits(made.plain), made.logits(made.predictor.model)
+    if not ours.isfinite().all() or torch.equal(plain, ours):
+        raise AssertionError("the adapter changes no answer" if ours.isfinite().all() else "an answer is not finite")
+    return 0.0
+
+
+def alone(made: Trained) -> float:
+    """A text's answer is the same alone and beside longer and shorter ones."""
+    task = made.predictor.task
+    examples = [as_wanted(task, Example(text, None)) for text in TEXTS]
+    together = [_numbers(answer) for answer in made.predictor.answers(examples)]
+    return max(off(_numbers(made.predictor.answers([e])[0]), t) for e, t in zip(examples, together, strict=True))
+
+
+def _numbers(answer: Any) -> Tensor:
+    return torch.tensor(getattr(answer, "probabilities", None) or getattr(answer, "scores", None) or answer)
+
+
+def in_peft(made: Trained) -> float:
+    """peft loads the adapter on the same base, with the same answers."""
+    return off(made.logits(peft_load(made.plain, made.run / "adapter")), made.logits(made.predictor.model))
+
+
+def merged(made: Trained) -> float:
+    """transformers loads the merged model, with the same answers."""
+    wanted, folder = made.logits(made.predictor.model), made.run.with_name("merged")
+    load(made.run).merge_to(folder)
+    return off(made.logits(getattr(transformers, made.kind.auto).from_pretrained(folder)), wanted)
+
+
+FAMILY_CHECKS: Mapping[str, Callable[[Trained], float]] = {
+    "trains": trains,
+    "alone = in a batch": alone,
+    "in peft": in_peft,
+    "merged": merged,
+}
+
+
+def explained(family: str, check: str, message: str) -> Outcome:
+    """A difference that has a reason in KNOWN, or a failure."""
+    for families, known_check, error, why in KNOWN:
+        if re.fullmatch(families, family) and check == known_check and re.search(error, message):
+            return Outcome("differs", why)
+    return Outcome("FAIL", message[:300])
+
+
+def run_family(family: str, kind: str, data: Path, folder: Path) -> dict[str, Outcome]:
+    """Every check of one cell, by name. `data` has the files of tests.runs, `folder` is to be empty."""
+    if family in LEFT_OUT:
+        return dict.fromkeys(FAMILY_CHECKS, Outcome("n/a", LEFT_OUT[family]))
+    try:
+        made = Trained(family, kind, data, folder)
+    except LorakitError as err:
+        return dict.fromkeys(FAMILY_CHECKS, explained(family, "trains", f"{type(err).__name__}: {err}"))
+    found = {}
+    for name, check in FAMILY_CHECKS.items():
+        try:
+            found[name] = Outcome("pass", difference=check(made))
+        except Exception as err:
+            found[name] = explained(family, name, " ".join(f"{type(err).__name__}: {err}".split()))
+    return found

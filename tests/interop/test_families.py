@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorakit.data.example import Example
 from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import ModelError
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base, load_tokenizer
+from lorakit.recipe import TaskSection
 from lorakit.tasks.base import pad_inputs
 from lorakit.tasks.decoding import Decoder
-from tests.interop.families import save_family, tokenizer
+from lorakit.tasks.registry import make_task
+from tests.interop.families import OWN, save_family, tokenizer
 from tests.runs import changed, fit, sections
 
 CLASSIFICATION, TAGGING = "sequence_classification", "token_classification"
@@ -80,6 +83,28 @@ def test_answers_that_depend_on_padding_are_given_without_it(tmp_path: Path, fil
     assert alone[0]["probabilities"] == pytest.approx(beside[1]["probabilities"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "kind", "message"),
+    [
+        ("switch_transformers", "text2text", "expert_capacity"),
+        ("nllb-moe", "text2text", "expert_capacity"),
+        ("prophetnet", "text2text", "other logits token by token"),  # its decoder sees tokens to come
+        ("fsmt", "text2text", "other logits token by token"),  # so does its own, where the encoder has read before
+        (
+            "canine",
+            CLASSIFICATION,
+            "CanineForSequenceClassification cannot read 'a' beside",
+        ),  # less than four characters
+        ("reformer", CLASSIFICATION, "cannot read 'a' beside .* multiple of"),  # in training
+    ],
+)
+def test_base_that_cannot_read_a_text_or_reads_it_by_its_neighbours_is_refused(
+    tmp_path: Path, family: str, kind: str, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        base_of(tmp_path, family, kind, **OWN.get(family, {}))
+
+
 # Length
 
 
@@ -112,12 +137,11 @@ def test_longest_text_is_all_that_the_positions_take(tmp_path: Path, family: str
     [
         *(("albert", kind) for kind in (CLASSIFICATION, TAGGING)),  # classifier_dropout_prob
         *((family, TAGGING) for family in ("gpt2", "qwen2", "mpt")),  # None in the config, 0.1 in the head
-        *((family, CLASSIFICATION) for family in ("bart", "xlnet", "deberta-v2", "reformer", "t5")),
+        *((family, CLASSIFICATION) for family in ("bart", "xlnet", "deberta-v2", "t5")),
     ],
 )
 def test_no_dropout_is_none(tmp_path: Path, family: str, kind: str) -> None:
     own = {"encoder_layerdrop": 0.5} if family == "bart" else {}
-    own |= {"axial_pos_embds": False, "attn_layers": ["local"]} if family == "reformer" else {}
     before = base_of(tmp_path, family, kind, **own)
     assert before.drops
     assert has_dropout(before.model)
@@ -138,7 +162,7 @@ def test_output_layer_of_a_model_that_writes_is_part_of_the_base(tmp_path: Path,
     assert base_of(tmp_path, family, "text2text").saved_modules == ()
 
 
-@pytest.mark.parametrize(("family", "lacking"), [("bart", ()), ("prophetnet", ("lm_head",))])
+@pytest.mark.parametrize(("family", "lacking"), [("bart", ()), ("pegasus", ())])
 def test_output_layer_that_the_checkpoint_lacks_is_trained(
     tmp_path: Path, family: str, lacking: tuple[str, ...]
 ) -> None:
@@ -160,6 +184,23 @@ def test_end_token_that_a_text_spells_is_text(tmp_path: Path, family: str) -> No
 
 
 # Decoding
+
+
+@pytest.mark.parametrize("family", ["blenderbot", "m2m_100", "mbart", "t5"])
+def test_decoder_reads_in_training_what_it_reads_in_prediction(tmp_path: Path, family: str) -> None:
+    """The loss of a label is what the decoder's log-probabilities, token by token from its start, add up to."""
+    base = base_of(tmp_path, family, "text2text", **OWN.get(family, {}))
+    task = make_task(TaskSection(name="text2text_classification"), base.tokenizer, ("bad", "good"), 64)
+    batch = task.collate([items[0] for items in task.encode([Example(SHORT, "good"), Example(LONG, "bad")])])
+    model = base.model.eval()
+    with torch.no_grad():
+        losses, decoder = task.losses(model, batch), Decoder(model, batch)
+        for row, label in enumerate(batch["labels"].tolist()):
+            last, log_p = [decoder.start], 0.0
+            for token in label:
+                log_p += float(decoder.after(last[1:], range(len(base.tokenizer)))[row, token])
+                last.append(token)
+            assert float(losses[row]) == pytest.approx(-log_p, rel=1e-4)
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -95,7 +95,7 @@ ATTENTION = dataclasses.replace(
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be adapted, or None."""
     if isinstance(module, nn.Linear):
-        return LINEAR
+        return None if type(module).__name__.endswith("Router") else LINEAR  # chooses experts: gives more than W x
     if isinstance(module, nn.Embedding):
         return EMBEDDING
     if isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1:

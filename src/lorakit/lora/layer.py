@@ -255,7 +255,7 @@ class SavedModule(AdapterHost):
                 answer: Tensor = self.base(rows, *args, **kwargs)
                 return answer
             module = self.adapters[name]
-            if not rows.is_floating_point():  # an embedding takes ids
+            if not isinstance(rows, Tensor) or not rows.is_floating_point():  # an embedding takes ids
                 looked_up: Tensor = module(rows, *args, **kwargs)
                 return looked_up.to(next(self.base.parameters()).dtype)
             dtype = next(module.parameters()).dtype  # the copy is fp32 also over a bf16 base

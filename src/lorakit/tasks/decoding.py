@@ -58,6 +58,14 @@ def greedy(model: nn.Module, batch: Batch, limit: int, languages: Sequence[Langu
     return [Written(tuple(row), i not in running, mean) for i, (row, mean) in enumerate(zip(ids, means, strict=True))]
 
 
+class Encoded(NamedTuple):
+    """What an encoder has read, as families ask for it: by name, or as the first of a tuple."""
+
+    last_hidden_state: Tensor
+    hidden_states: None = None
+    attentions: None = None
+
+
 class Decoder:
     """A decoder that has read a batch and writes one token a step."""
 
@@ -98,7 +106,7 @@ class Decoder:
 
     def logits(self, last: Tensor, rows: Tensor | None) -> Tensor:
         """Logits of the token behind the last ones: all, or of some rows of the output layer. Shapes: (B, T), (R) -> (B, R)."""
-        asked = {"encoder_outputs": (self.encoded,), "attention_mask": self.mask, "decoder_input_ids": last}
+        asked = {"encoder_outputs": Encoded(self.encoded), "attention_mask": self.mask, "decoder_input_ids": last}
         states: list[Tensor] = []  # what the output layer reads, scaled as the family does it
 
         def take(read: Tensor) -> Tensor:

@@ -52,10 +52,14 @@ def output_layer_reads(model: Any, choose: Callable[[Tensor], Tensor]) -> Iterat
 
 
 def losses_of_rows(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed."""
+    """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed.
+
+    The decoder reads its start token and the tokens before each one, as in prediction; some families shift otherwise.
+    """
     labels = batch["labels"]
     wanted = labels != IGNORE
-    decoder_input = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    decoder_input = labels.masked_fill(~wanted, model.config.pad_token_id).roll(1, dims=1)
+    decoder_input[:, 0] = model.config.decoder_start_token_id
     with output_layer_reads(model, lambda states: states[wanted]):
         logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
     losses = F.cross_entropy(logits.float(), labels[wanted], reduction="none")  # (N,)
