@@ -339,6 +339,7 @@ def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
         ("train.lrr=1",),
         ("train.lr=fast",),
         ("task.name=poetry",),
+        ("task.metric=entity_f1",),
         ("lora.init=pizza",),
         ("lora.init=loftq",),
         ("lora.update=adalroa",),

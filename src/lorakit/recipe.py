@@ -145,6 +145,21 @@ TASK_KEYS: Mapping[str, tuple[TaskName, ...]] = {
     "decoding": ("token_classification",),
     "crf": ("token_classification",),
 }
+# What task.metric may be. An f1 there is of two labels alone, which the data show.
+TASK_METRICS: Mapping[str, tuple[str, ...]] = {
+    "sequence_classification": ("accuracy", "macro_f1", "mcc", "f1", "nll", "brier", "ece"),
+    "multi_label_classification": (
+        "macro_average_precision",
+        "micro_f1_at_0.5",
+        "macro_f1_at_0.5",
+        "subset_accuracy_at_0.5",
+    ),
+    "ordinal_classification": ("quadratic_kappa", "accuracy", "mae", "macro_f1", "mcc", "nll", "brier"),
+    "sequence_regression": ("pearson", "spearman", "mae", "rmse"),
+    "token_classification": ("entity_f1", "entity_f1_strict"),
+    "text2text_ner": ("entity_f1", "entity_f1_strict"),
+    "text2text_classification": ("accuracy", "macro_f1", "mcc", "f1"),
+}
 # Values that a key of the [task] table has for some task where the recipe does not say.
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "text2text_classification": {"prefix": "classify: ", "constrained": True},
@@ -183,6 +198,9 @@ class TaskSection(Section):
             raise ValueError(
                 "task.crf = true is a path over words: it takes decoding = 'viterbi' and subwords = 'first'"
             )
+        if self.metric is not None and self.metric not in TASK_METRICS[self.name]:
+            hint = did_you_mean(self.metric, TASK_METRICS[self.name])
+            raise ValueError(f"task.metric = {self.metric!r} is not a score of {self.name}; {hint}")
         if self.order and (len(self.order) < 2 or len(set(self.order)) < len(self.order)):
             raise ValueError(f"task.order = {list(self.order)}: two labels at least, none of them twice")
         return self

@@ -165,7 +165,7 @@ def test_ordinal_adapter_without_its_order_is_refused(cli: Cli, bert: Path, tmp_
         (("--task", "ordinal", "task.order=bad,bad"), ("task.order", "none of them twice")),
         (("--task", "regression"), ("train.csv:2: column 'label' holds 'good', not a finite number",)),
         (("--task", "multi-label", "task.metric=macro_f1"), ("task.metric = 'macro_f1'", "'macro_f1_at_0.5'")),
-        (("task.metric=f2",), ("task.metric = 'f2' is no score of sequence_classification; known: accuracy, brier")),
+        (("task.metric=f2",), ("task.metric = 'f2' is not a score of sequence_classification; known: accuracy, brier")),
         (("task.class_weights=balance",), ("task.class_weights", "'balance'")),
         (("task.class_weights={god=2}",), ("task.class_weights", "'god'", "did you mean 'good'?")),
         (("task.class_weights={good=-1}",), ("task.class_weights = -1", "greater than 0")),

@@ -9,7 +9,7 @@ import pytest
 
 from lorakit.data.example import Example, of_words
 from lorakit.errors import AdapterError, ConfigError, DataError
-from lorakit.recipe import TaskSection
+from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
 
 WORD_TASKS = [name for name, kind in TASKS.items() if kind.wants == "words"]
@@ -68,12 +68,21 @@ def test_numbers_have_no_labels():
 def test_metric_of_the_recipe_is_one_of_the_tasks(name, word_pieces, byte_tokenizer):
     tokenizer = byte_tokenizer if TASKS[name].model == "text2text" else word_pieces
     metrics = make_task(TaskSection(name=name), tokenizer, ("a", "b"), 32).metrics
+    assert metrics == TASK_METRICS[name]
     for metric in metrics:
         assert make_task(TaskSection(name=name, metric=metric), tokenizer, ("a", "b"), 32).metric == metric
     wrong = metrics[0] + "s"
-    message = f"task.metric = {wrong!r} is no score of {name}; did you mean {metrics[0]!r}"
-    with pytest.raises(ConfigError, match="^" + re.escape(message)):
-        make_task(TaskSection(name=name, metric=wrong), tokenizer, ("a", "b"), 32)
+    message = f"task.metric = {wrong!r} is not a score of {name}; did you mean {metrics[0]!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TaskSection(name=name, metric=wrong)
+
+
+def test_f1_of_one_label_takes_two_labels(word_pieces):
+    section = TaskSection(name="sequence_classification", metric="f1")
+    with pytest.raises(
+        ConfigError, match=r"^task\.metric = 'f1' is not a score of sequence_classification; known: acc"
+    ):
+        make_task(section, word_pieces, ("a", "b", "c"), 32)
 
 
 @pytest.mark.parametrize("name", ["multi_label_classification", "sequence_regression"])

@@ -29,9 +29,9 @@ def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels:
     }
 
 
-def classification_metrics(labels: Sequence[str]) -> tuple[str, ...]:
-    """The names of the classification scores that are numbers."""
-    return ("accuracy", "macro_f1", "mcc", *(["f1"] if len(labels) == 2 else []))
+def classification_metrics(names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+    """Those of some scores that there are with these labels: the F1 of one label takes two of them."""
+    return tuple(name for name in names if name != "f1" or len(labels) == 2)
 
 
 def classification_statistics(

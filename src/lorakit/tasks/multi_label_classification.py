@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
+from lorakit.recipe import TASK_METRICS
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.intervals import Ranking, Scores, Statistic
 from lorakit.tasks.multi_label_scores import HALF, best_threshold, multi_label_scores, multi_label_statistics
@@ -30,10 +31,7 @@ class MultiLabelClassification(SequenceTask):
     name: str = "multi_label_classification"
     kind: str = "multi_label_classification"
     metric: str = "macro_average_precision"
-    metrics: tuple[str, ...] = (
-        *("macro_average_precision", "micro_f1_at_0.5", "macro_f1_at_0.5"),
-        "subset_accuracy_at_0.5",
-    )
+    metrics: tuple[str, ...] = TASK_METRICS["multi_label_classification"]
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by label; empty: 0.5 for all
 
     def target(self, example: Example) -> list[float]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
+from lorakit.recipe import TASK_METRICS
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.calibration import calibration_statistics
 from lorakit.tasks.intervals import Scores, Statistic
@@ -38,7 +39,7 @@ class OrdinalClassification(SequenceTask):
     name: str = "ordinal_classification"
     kind: str = "multi_label_classification"  # in transformers' words: each output is a logit of its own
     metric: str = "quadratic_kappa"
-    metrics: tuple[str, ...] = ("quadratic_kappa", "accuracy", "mae", "macro_f1", "mcc", "nll", "brier")
+    metrics: tuple[str, ...] = TASK_METRICS["ordinal_classification"]
 
     def target(self, example: Example) -> list[int]:
         return [self.labels.index(self.expected(example))]

@@ -134,7 +134,7 @@ def make_task(
     if section.metric is not None:
         if section.metric not in task.metrics:
             hint = did_you_mean(section.metric, task.metrics)
-            raise ConfigError(f"task.metric = {section.metric!r} is no score of {section.name}; {hint}")
+            raise ConfigError(f"task.metric = {section.metric!r} is not a score of {section.name}; {hint}")
         task = replace(cast(Any, task), metric=section.metric)
     if tuned:
         try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, did_you_mean
-from lorakit.recipe import TaskSection
+from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.calibration import at_temperature, best_temperature, calibration_statistics, ece
 from lorakit.tasks.intervals import Floats, Scores, Statistic
@@ -58,7 +58,7 @@ class SequenceClassification(SequenceTask):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return (*classification_metrics(self.labels), "nll", "brier", "ece")
+        return classification_metrics(TASK_METRICS[self.name], self.labels)
 
     def fitted(self, examples: Sequence[Example]) -> Self:
         if not self.balanced:

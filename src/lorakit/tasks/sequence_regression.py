@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
+from lorakit.recipe import TASK_METRICS
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.intervals import Ranking, Scores, Statistic
 from lorakit.tasks.label_scores import values
@@ -31,7 +32,7 @@ class SequenceRegression(SequenceTask):
     name: str = "sequence_regression"
     kind: str = "regression"
     metric: str = "pearson"
-    metrics: tuple[str, ...] = ("pearson", "spearman", "mae", "rmse")
+    metrics: tuple[str, ...] = TASK_METRICS["sequence_regression"]
     mean: float = 0.0
     spread: float = 1.0
 

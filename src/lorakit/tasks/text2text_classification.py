@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
-from lorakit.recipe import TaskSection
+from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.base import IGNORE, Batch, pad
 from lorakit.tasks.decoding import Decoder, greedy
 from lorakit.tasks.intervals import Scores, Statistic
@@ -65,7 +65,7 @@ class Text2TextClassification(SequenceTask):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return classification_metrics(self.labels)
+        return classification_metrics(TASK_METRICS[self.name], self.labels)
 
     @cached_property
     def written(self) -> list[list[int]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, entities, to_tags
-from lorakit.recipe import TaskSection
+from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.base import Batch, Cut, Item, Untuned
 from lorakit.tasks.constrained import Language
 from lorakit.tasks.decoding import Written, greedy
@@ -77,7 +77,7 @@ class Text2TextNer(Untuned):
     name: str = "text2text_ner"
     kind: str = "text2text"
     metric: str = "entity_f1"
-    metrics: tuple[str, ...] = ("entity_f1", "entity_f1_strict")
+    metrics: tuple[str, ...] = TASK_METRICS["text2text_ner"]
 
     @classmethod
     def make(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, Entity, entities, split_tag
 from lorakit.errors import ConfigError, ModelError
-from lorakit.recipe import TaskSection
+from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Untuned, inputs_of, pad, pad_inputs
 from lorakit.tasks.crf import CRF, log_likelihood, marginals
 from lorakit.tasks.entity_scores import entity_scores, entity_statistics
@@ -69,7 +69,7 @@ class TokenClassification(Untuned):
     name: str = "token_classification"
     kind: str = "token_classification"
     metric: str = "entity_f1"
-    metrics: tuple[str, ...] = ("entity_f1", "entity_f1_strict")
+    metrics: tuple[str, ...] = TASK_METRICS["token_classification"]
 
     @classmethod
     def make(
