@@ -68,6 +68,14 @@ BAD_HEADERS = {
     "gap": {"w": {**ENTRY, "shape": [1], "data_offsets": [4, 8]}},
     "trailing bytes": {"w": {**ENTRY, "shape": [1], "data_offsets": [0, 4]}},
     "offsets no numbers": {"w": {**ENTRY, "data_offsets": [0.0, 8.0]}},
+    "offsets beyond 64 bits": {"w": {**ENTRY, "data_offsets": [0, 2**64 + 8]}},
+    "shape beyond 64 bits": {"w": {**ENTRY, "shape": [2**32, 2**32]}},
+    "offsets turned round": {"w": {**ENTRY, "data_offsets": [8, 0]}},
+    "hole between tensors": {
+        "v": {**ENTRY, "dtype": "F16", "shape": [1], "data_offsets": [0, 2]},
+        "w": {**ENTRY, "shape": [1], "data_offsets": [4, 8]},
+    },
+    "metadata of numbers": {"__metadata__": {"format": 1}, "w": ENTRY},
     "offsets missing": {"w": {"dtype": "F32", "shape": [2]}},
     "too many tensors": {str(i): {**ENTRY, "shape": [1]} for i in range(MAX_TENSORS + 1)},
 }

@@ -192,7 +192,7 @@ MORE: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "rank of a billion for one layer": (settings(rank_pattern={"query": 10**9}), (WEIGHTS, "has shape (4, 32)")),
     "pattern nested deeper": (settings(target_modules="(([a-z.0-9]+))+X"), ("target_modules",)),
     "pattern of many stars": (settings(target_modules=".*" * 40 + "X"), ("target_modules",)),
-    "endless rank pattern": (settings(rank_pattern={"(" * 9 + ".?" + "){1000000}" * 9 + "X": 4}), ("rank_pattern",)),
+    "endless rank pattern": (settings(rank_pattern={".*" * 600 + "X": 4}), ("rank_pattern",)),
     "settings of many megabytes": (settings(revision="x" * MAX_BYTES), (JSON, "at most")),
     "settings nested deep": (lambda f: (f / JSON).write_text("[" * 200_000) and None, (JSON, "nested too deep")),
     "a number of 5,000 digits": (lambda f: (f / JSON).write_text('{"r": ' + "9" * 5000 + "}") and None, (JSON,)),
@@ -205,9 +205,9 @@ MORE: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "shape of 300,000 numbers": (header(HUGE, bytes(4)), (WEIGHTS, "damaged: more than 100,000 values")),
     "shape beyond 64 bits": (
         header(b'{"w":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}', bytes(4)),
-        (WEIGHTS, "damaged: w: its bytes"),
+        (WEIGHTS, "damaged"),
     ),
-    "metadata of numbers": (header(b'{"__metadata__":{"format":1}}'), (WEIGHTS, "__metadata__")),
+    "metadata of numbers": (header(b'{"__metadata__":{"format":1}}'), (WEIGHTS, "damaged")),
 }
 EVERY = EDITS | MORE
 
