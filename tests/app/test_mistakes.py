@@ -158,7 +158,7 @@ MISTAKES = (
     Mistake(
         "bad JSON",
         ("train", "bad.jsonl", *DATA[2:]),
-        ("bad.jsonl:2", "no JSON"),
+        ("bad.jsonl:2", "not JSON"),
         {"bad.jsonl": '{{"text": "a", "label": "b"}}\n{{"text"\n'},
     ),
     Mistake("no Parquet", ("train", "bad.parquet", *DATA[2:]), ("bad.parquet", "no Parquet"), {"bad.parquet": b"PAR?"}),
@@ -207,7 +207,7 @@ MISTAKES = (
         {"bare/config.json": '{{"model_type": "bert"}}'},
     ),
     Mistake(
-        "config is no JSON",
+        "config is not JSON",
         ("train", "{files}/train.csv", "--model", "bad"),
         ("bad", "config.json"),
         {"bad/": "{bert}", "bad/config.json": "{{"},

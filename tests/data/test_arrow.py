@@ -119,7 +119,7 @@ def test_class_number_without_a_name_is_none(number):
     assert named_classes(number, CLASS.__dict__ | {"_type": "ClassLabel"}) is None
 
 
-@pytest.mark.parametrize("metadata", [b"no JSON", b"[]", b"{}", b'{"info": null}', b'{"info": {"features": []}}'])
+@pytest.mark.parametrize("metadata", [b"not JSON", b"[]", b"{}", b'{"info": null}', b'{"info": {"features": []}}'])
 def test_foreign_metadata_are_passed_over(tmp_path, metadata):
     table = pa.table({"text": ["a"], "label": [1]}).replace_schema_metadata({b"huggingface": metadata})
     pq.write_table(table, tmp_path / "a.parquet")

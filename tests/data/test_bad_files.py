@@ -105,7 +105,7 @@ BAD = [
     Bad("text after a quote", "a.csv", table(["a", '"b"c']), 3, "not valid CSV: ',' expected after '\"'"),
     Bad("empty text", "a.csv", table(["a", " "]), 3, "column 'text' is empty"),
     Bad("missing label", "a.csv", "text,label\na,x\nb,\n", 3, "column 'label' holds '', not a label"),
-    Bad("key twice", "a.jsonl", '{"text": "a", "text": "b"}', 1, "no JSON: key 'text' stands twice in an object"),
+    Bad("key twice", "a.jsonl", '{"text": "a", "text": "b"}', 1, "not JSON: key 'text' stands twice in an object"),
 ]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.documents import TEXTS
 
+from lorakit.data.example import Columns
 from lorakit.data.json_files import read_json
 from lorakit.data.read import read
 from lorakit.errors import DataError
@@ -75,19 +77,23 @@ def test_format_that_the_ending_does_not_say_is_said(save):
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [
-        ('[{"text": "a"},\n {"text": "b"', 2, "no JSON: Expecting ',' delimiter at column 14"),
-        ('[{"text": "a"}\n\n {"text": "b"}]', 3, "no JSON: after a record of the array comes a comma or the closing ]"),
-        ('[{"text": "a"},\n]', 2, "no JSON: Expecting value at column 1"),
-        ('[{"text": "a"}', 1, "no JSON: after a record of the array"),
-        ('[{"text": "a"}]\n{"text": "b"}', 1, "no JSON: after a record of the array"),
-        ("[", 1, "no JSON: Expecting value"),
+        ('[{"text": "a"},\n {"text": "b"', 2, "not JSON: Expecting ',' delimiter at column 14"),
+        (
+            '[{"text": "a"}\n\n {"text": "b"}]',
+            3,
+            "not JSON: after a record of the array comes a comma or the closing ]",
+        ),
+        ('[{"text": "a"},\n]', 2, "not JSON: Expecting value at column 1"),
+        ('[{"text": "a"}', 1, "not JSON: after a record of the array"),
+        ('[{"text": "a"}]\n{"text": "b"}', 1, "not JSON: after a record of the array"),
+        ("[", 1, "not JSON: Expecting value"),
         ('[{"text": "a"},\n"b"]', "2, record 2", "a str, not a JSON object"),
         ('[{"text": "a"},\n["b"]]', "2, record 2", "a list, not a JSON object"),
         ('[{"text": "a"},\n{"text": "\\ud800"}]', "2, record 2", "a lone surrogate escape such as \\ud800 is no text"),
-        ('[{"text": "a"},\n{"text": ' + "1" * 5000 + "}]", 2, "no JSON: "),
-        ('[{"text": "a"},\n' + "[" * 100_000, 2, "no JSON: "),
-        ('[{"text": "a"},\n{"text": "b", "text": "c"}]', 2, "no JSON: key 'text' stands twice in an object"),
-        ('{"text": "a"}\n{"text": "b", "more": {"x": 1, "x": 1}}', 2, "no JSON: key 'x' stands twice in an object"),
+        ('[{"text": "a"},\n{"text": ' + "1" * 5000 + "}]", 2, "not JSON: "),
+        ('[{"text": "a"},\n' + "[" * 100_000, 2, "not JSON: "),
+        ('[{"text": "a"},\n{"text": "b", "text": "c"}]', 2, "not JSON: key 'text' stands twice in an object"),
+        ('{"text": "a"}\n{"text": "b", "more": {"x": 1, "x": 1}}', 2, "not JSON: key 'x' stands twice in an object"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
@@ -102,3 +108,110 @@ def test_empty_array_is_refused(save, content):
     path = save("a.json", content)
     with pytest.raises(DataError, match=refusal(path, "no record")):
         read(str(path))
+
+
+# One value that takes up the whole file
+
+RECORDS = [{"text": "one", "label": "a"}, {"text": "two\u2028x", "label": "b"}, {"text": "three", "label": "a"}]
+WHOLE = {
+    "data": {"version": "1.0", "data": RECORDS, "more": [1, 2]},
+    "any key alone": {"reviews": RECORDS},
+    "nested": {"rasa_nlu_data": {"common_examples": RECORDS}},
+    "columns": {"text": {"0": "one", "1": "two\u2028x", "2": "three"}, "label": {"0": "a", "1": "b", "2": "a"}},
+    "index": {str(i): record for i, record in enumerate(RECORDS)},
+    "lists": {key: [record[key] for record in RECORDS] for key in ("text", "label")},
+    "split": {"columns": ["text", "label"], "index": [0, 1, 2], "data": [[*record.values()] for record in RECORDS]},
+    "array": RECORDS,
+}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("kind", WHOLE)
+def test_records_are_found_in_one_value(save, kind, indent, name):
+    path = save(name, json.dumps(WHOLE[kind], indent=indent))
+    for again in (False, True):
+        found = read(str(path), again=again).examples
+        assert [{"text": e.text, "label": e.label} for e in found] == RECORDS
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split", "records", "table"])
+def test_json_of_pandas_is_read(tmp_path, orient):
+    path = tmp_path / "a.json"
+    pd.DataFrame(RECORDS).to_json(path, orient=orient)
+    assert [{"text": e.text, "label": e.label} for e in read(str(path)).examples] == RECORDS
+
+
+def test_records_in_an_object_know_their_lines(save):
+    bad = [*RECORDS, {"text": "", "label": "a"}]
+    path = save("a.json", json.dumps({"version": [1], "data": bad}, indent=1))
+    with pytest.raises(DataError, match=rf"{path}:18, record 4: column 'text' is empty"):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "one", "label": "a", "spans": [{"start": 0, "end": 1, "label": "X"}]},
+        {"text": "one", "label": ["a"], "data": {"x": [{"y": 1}]}},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_record_alone_is_one_record(save, record, indent):
+    (example,) = read(str(save("a.json", json.dumps(record, indent=indent)))).examples
+    assert (example.text, example.label) == ("one", "a")
+
+
+def test_one_sentence_alone_is_no_table_of_columns(save):
+    (example,) = read(str(save("a.json", '{"tokens": ["Ada", "left"], "ner_tags": ["B-PER", "O"]}')), "words").examples
+    assert example.words == ("Ada", "left")
+
+
+def test_questions_of_squad_are_records(save):
+    asked = [
+        {"question": "Who?", "id": "1", "answers": [{"text": "Ada", "answer_start": 0}]},
+        {"question": "When?", "id": "2", "answers": [], "is_impossible": True},
+    ]
+    articles = [{"title": "t", "paragraphs": [{"context": "Ada left.", "qas": asked}]}] * 2
+    path = save("a.json", json.dumps({"version": "2", "data": articles}))
+    found = read(str(path), columns=Columns(text="question", pair="context", label="id")).examples
+    assert [(e.text, e.pair, e.label) for e in found] == [("Who?", "Ada left.", "1"), ("When?", "Ada left.", "2")] * 2
+    assert found[3].where == f"{path}:1, record 2, paragraph 1, question 2"
+    assert read(str(path), columns=Columns(text="answer", label="id", on_bad="skip")).examples[0].text == "Ada"
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("as_lines", [True, False])
+def test_pairs_of_spacy_are_read(save, name, as_lines):
+    pairs = [
+        ["Ada left", {"entities": [[0, 3, "PER"]]}],
+        ["Omar left", {"entities": [[0, 4, "PER"]], "cats": {"x": 1, "y": 0}}],
+    ]
+    content = "".join(json.dumps(pair) + "\n" for pair in pairs) if as_lines else json.dumps(pairs)
+    for again in (False, True):
+        found = read(str(save(name, content)), "words", again=again).examples
+        assert [(e.words, e.tags) for e in found] == [
+            (("Ada", "left"), ("B-PER", "O")),
+            (("Omar", "left"), ("B-PER", "O")),
+        ]
+
+
+def test_old_export_of_doccano_has_numbers_for_labels(save):
+    span = {"label": 2, "start_offset": 0, "end_offset": 4, "user": 1}
+    path = save("a.jsonl", json.dumps({"id": 1, "text": "Mila slept", "annotations": [span]}))
+    with pytest.raises(
+        DataError, match=r"the type is a number, whose name is not in the file; export with names \(of doccano"
+    ):
+        read(str(path), "words")
+    (example,) = read(
+        str(save("b.jsonl", json.dumps({"text": "Mila slept", "annotations": [{**span, "label": "PER"}]}))), "words"
+    ).examples
+    assert example.tags == ("B-PER", "O")
+
+
+def test_object_over_several_lines_with_more_behind_it_is_refused(save):
+    with pytest.raises(
+        DataError,
+        match=r"a\.json:3: an object over several lines, and more behind it; write a record a line, or an array",
+    ):
+        read(str(save("a.json", '{\n"text": "a", "label": "x"\n}\n{\n"text": "b"\n}')))

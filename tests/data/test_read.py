@@ -87,7 +87,7 @@ def test_tables_hold_no_words(save, name):
         ('{"text": "a", "label": "x", "words": 1, "tags": ["news"]}', False),
         ('{"text": "a", "label": "x", "words": 1, "tags": "B-X"}', False),
         ('{"text": "a", "label": ["x"]}', False),
-        ("no JSON", False),
+        ("not JSON", False),
     ],
 )
 def test_words_of_json_are_told_from_the_first_record(save, record, holds):

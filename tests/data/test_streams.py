@@ -64,7 +64,7 @@ def test_columns_that_are_not_asked_for_are_not_read(folder: Path, name: str) ->
     [
         ("a.csv", b"id,text\n1,a\n2\n3,c\n", ":3: 1 columns, the header has 2"),
         ("a.csv", b'id,text\n1,a\n2,"b"x\n3,c\n', ":3: not valid CSV"),
-        ("a.jsonl", b'{"id": "1"}\n{"id": \n{"id": "3"}\n', ":2: no JSON"),
+        ("a.jsonl", b'{"id": "1"}\n{"id": \n{"id": "3"}\n', ":2: not JSON"),
         ("a.jsonl", b'{"id": "1"}\n[1]\n{"id": "3"}\n', ":2: a list, not a JSON object"),
     ],
 )

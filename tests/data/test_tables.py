@@ -170,15 +170,15 @@ def test_column_named_twice_is_refused(save):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ('{"text": "a"', "no JSON: Expecting ',' delimiter at column 13"),
-        ("text", "no JSON: Expecting value at column 1"),
+        ('{"text": "a"', "not JSON: Expecting ',' delimiter at column 13"),
+        ("text", "not JSON: Expecting value at column 1"),
         ('["a", "b"]', "a list, not a JSON object"),
         ('"a"', "a str, not a JSON object"),
         ("null", "a NoneType, not a JSON object"),
         (r'{"text": "a\ud800", "label": "b"}', r"a lone surrogate escape such as \ud800 is no text"),
         (r'{"text": "a", "la\udc00bel": "b"}', r"a lone surrogate escape such as \ud800 is no text"),
-        ('{"text": "a", "label": ' + "1" * 5000 + "}", "no JSON: "),
-        ("[" * 100_000, "no JSON: "),
+        ('{"text": "a", "label": ' + "1" * 5000 + "}", "not JSON: "),
+        ("[" * 100_000, "not JSON: "),
     ],
     ids=["cut", "bare", "list", "string", "null", "surrogate", "surrogate in a key", "endless number", "deep"],
 )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorakit.data.delimited import Row
 from lorakit.data.example import Columns
@@ -30,42 +30,171 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_json(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Generator[Row | DataError]:
-    """The records of a file, of an array where it begins with `[`, else one JSON object a line; or what is wrong with one.
+    """The records of a file, or what is wrong with one: a record a line, or those of one value that takes up the whole file.
+
+    Such a value is an array, an object that holds one (`{"data": [...]}`), SQuAD's nesting, columns as pandas writes
+    them, or one record.
 
     Raises:
         DataError: what comes after cannot be read: an array is damaged, or the text cannot be decoded.
     """
-    if is_array(path, asked.encoding):
-        yield from _array(path, read_text(path, asked.encoding))
+    if (kind := whole_value(path, asked.encoding)) is None:
+        for number, line in enumerate(stream_lines(path, asked.encoding), start=1):
+            if line.strip():
+                try:
+                    yield _line(line.rstrip("\r\n"), number, f"{path}:{number}")
+                except DataError as err:
+                    yield err
         return
-    for number, line in enumerate(stream_lines(path, asked.encoding), start=1):
-        if line.strip():
-            try:
-                yield _line(line.rstrip("\r\n"), number, f"{path}:{number}")
-            except DataError as err:
-                yield err
+    text = read_text(path, asked.encoding)
+    if kind == "array":
+        yield from _array(path, text, text.index("["))
+    else:
+        yield from _object_records(path, text)
 
 
-def is_array(path: Path, encoding: str | None = None) -> bool:
-    """Whether a file begins with `[`."""
-    first = next((line for line in stream_lines(path, encoding, longest=-1) if line.strip()), "")
-    return first.lstrip().startswith("[")
+def whole_value(path: Path, encoding: str | None = None) -> Literal["array", "object"] | None:
+    """What a file holds that is read as a whole: one array, or one object over several lines or with records in it."""
+    lines = (line.strip() for line in stream_lines(path, encoding, longest=-1) if line.strip())
+    first, second = next(lines, ""), next(lines, None)
+    if first[:1] not in ("[", "{"):
+        return None
+    try:
+        value = DECODER.decode(first)
+    except json.JSONDecodeError as err:  # an object over several lines is whole where it ends too early
+        is_cut = err.pos >= len(first) and first[-1] in "{[,:" and second is not None
+        return "array" if first[0] == "[" else "object" if is_cut else None
+    except (ValueError, RecursionError):
+        return "array" if first[0] == "[" else None
+    if isinstance(value, list):
+        return None if _is_pair(value) else "array"
+    return "object" if second is None and _container(value) is not None else None
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is a text and its annotations, as spaCy's examples were written before it had files of its own."""
+    return isinstance(value, list) and list(map(type, value)) == [str, dict]
+
+
+CONTAINERS = (
+    "data",
+    "records",
+    "examples",
+    "items",
+    "rows",
+    "documents",
+    "instances",
+    "entries",
+)  # usual names of arrays
+WORDS = {"tokens", "words", "tags", "ner_tags", "pos_tags"}  # of one record, whose lists are not columns
+
+
+def _container(value: dict[str, Any]) -> str | None:
+    """What an object is, if it is no record: the key of its array of records, or `split`, `index`, `columns`, `lists`."""
+    if {"columns", "data"} <= value.keys() and isinstance(value["data"], list):
+        return "split"
+    arrays = [
+        key for key, some in value.items() if isinstance(some, list) and some and all(isinstance(x, dict) for x in some)
+    ]
+    named = [key for key in arrays if key in CONTAINERS]
+    if named or (arrays and len(value) == 1):
+        return (named or arrays)[0]
+    inner = list(value.values())
+    if all(isinstance(some, dict) and some for some in inner) and len({tuple(some) for some in inner}) == 1:
+        if len(inner) == 1 and (nested := _container(inner[0])) is not None and nested in inner[0]:
+            return next(iter(value))  # {"rasa_nlu_data": {"common_examples": [...]}}
+        return "columns" if all(map(str.isdigit, inner[0])) else "index" if all(map(str.isdigit, value)) else None
+    if len(inner) > 1 and all(isinstance(some, list) for some in inner) and not value.keys() & WORDS:
+        return (
+            "lists"
+            if len({len(some) for some in inner}) == 1 and any(isinstance(x, str) for some in inner for x in some)
+            else None
+        )
+    return None
+
+
+def _object_records(path: Path, text: str) -> Iterator[Row]:
+    """The records of one object; those of an array in it know the lines they begin on."""
+    start = text.index("{")
+    try:
+        value, end = DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as err:
+        raise DataError(f"{path}:{err.lineno}: not JSON: {err.msg} at column {err.colno}") from err
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{path}:1: not JSON: {err}") from err
+    if text[end:].strip():
+        line = text.count("\n", 0, end) + 1
+        raise DataError(
+            f"{path}:{line}: an object over several lines, and more behind it; write a record a line, or an array"
+        )
+    kind = _container(value)
+    if kind in value and isinstance(value[kind], list) and kind is not None:
+        for row in _array(path, text, _position_of(text, start, kind), is_all=False):
+            yield from _paragraphs(row)
+        return
+    if kind in value and kind is not None:  # an object in an object
+        value, kind = value[kind], _container(value[kind])
+        value, kind = (value[kind], None) if kind in value else (value, kind)
+    if kind == "split":
+        records = [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
+    elif kind == "columns":
+        records = [{key: column[i] for key, column in value.items()} for i in next(iter(value.values()))]
+    elif kind == "lists":
+        records = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    elif kind == "index":
+        records = list(value.values())
+    else:
+        records = value if isinstance(value, list) else [value]
+    for number, record in enumerate(records, start=1):
+        yield _record(record, f"{path}:1, record {number}" if len(records) > 1 else f"{path}:1")
+
+
+def _position_of(text: str, start: int, key: str) -> int:
+    """Where the value of a key of an object begins, whose bracket is at `start` and which is valid JSON."""
+    position = start
+    while True:
+        name, position = DECODER.raw_decode(text, _past_space(text, position + 1))
+        position = _past_space(text, _past_space(text, position) + 1)  # past the colon
+        if name == key:
+            return position
+        position = _past_space(text, DECODER.raw_decode(text, position)[1])
+
+
+def _paragraphs(row: Row) -> Iterator[Row]:
+    """The questions of an article of SQuAD, each with its paragraph and its first answer; any other record as it is."""
+    paragraphs = row.values.get("paragraphs")
+    if not isinstance(paragraphs, list) or not all(
+        isinstance(p, dict) and isinstance(p.get("qas"), list) for p in paragraphs
+    ):
+        yield row
+        return
+    for i, paragraph in enumerate(paragraphs, start=1):
+        for j, asked in enumerate(paragraph["qas"], start=1):
+            where = f"{row.where}, paragraph {i}, question {j}"
+            if not isinstance(asked, dict):
+                raise DataError(f"{where}: a {type(asked).__name__}, not a JSON object")
+            answers = asked.get("answers") or [{}]
+            answer = answers[0].get("text", "") if isinstance(answers[0], dict) else answers[0]
+            values = {**asked, "question": asked.get("question"), "context": paragraph.get("context"), "answer": answer}
+            yield row._replace(values=values, where=where)
 
 
 def _line(line: str, number: int, where: str) -> Row:
     try:
         values = DECODER.decode(line)
     except json.JSONDecodeError as err:
-        whole = "; an array of records begins with [" if number == 1 and line.strip() == "{" else ""
-        raise DataError(f"{where}: no JSON: {err.msg} at column {err.colno}{whole}") from err
+        raise DataError(f"{where}: not JSON: {err.msg} at column {err.colno}") from err
     except (ValueError, RecursionError) as err:  # a number of thousands of digits, or as many open brackets
-        raise DataError(f"{where}: no JSON: {err}") from err
+        raise DataError(f"{where}: not JSON: {err}") from err
     return _record(values, where)
 
 
-def _array(path: Path, text: str) -> Iterator[Row]:
-    """Record by record, so that each knows the line it begins on, and its number: tools write all of it in one line."""
-    position, line, counted = text.index("["), 1, 0
+def _array(path: Path, text: str, position: int, *, is_all: bool = True) -> Iterator[Row]:
+    """Record by record, so that each knows the line it begins on, and its number: tools write all of it in one line.
+
+    Without `is_all` something may stand behind the array, whose bracket is at `position`.
+    """
+    line, counted = 1, 0
     for number in count(start=1):
         position = _past_space(text, position + 1)
         line, counted = line + text.count("\n", counted, position), position
@@ -74,16 +203,16 @@ def _array(path: Path, text: str) -> Iterator[Row]:
         try:
             values, position = DECODER.raw_decode(text, position)
         except json.JSONDecodeError as err:
-            raise DataError(f"{path}:{err.lineno}: no JSON: {err.msg} at column {err.colno}") from err
+            raise DataError(f"{path}:{err.lineno}: not JSON: {err.msg} at column {err.colno}") from err
         except (ValueError, RecursionError) as err:
-            raise DataError(f"{path}:{line}: no JSON: {err}") from err
+            raise DataError(f"{path}:{line}: not JSON: {err}") from err
         yield _record(values, f"{path}:{line}, record {number}")
         position = _past_space(text, position)
         if text[position : position + 1] != ",":
             break
-    if text[position : position + 1] != "]" or _past_space(text, position + 1) < len(text):
+    if text[position : position + 1] != "]" or (is_all and _past_space(text, position + 1) < len(text)):
         line += text.count("\n", counted, position)
-        raise DataError(f"{path}:{line}: no JSON: after a record of the array comes a comma or the closing ]")
+        raise DataError(f"{path}:{line}: not JSON: after a record of the array comes a comma or the closing ]")
 
 
 def _past_space(text: str, position: int) -> int:
@@ -92,6 +221,8 @@ def _past_space(text: str, position: int) -> int:
 
 
 def _record(values: Any, where: str) -> Row:
+    if _is_pair(values):
+        values = {"text": values[0], **values[1]}
     if not isinstance(values, dict):
         raise DataError(f"{where}: a {type(values).__name__}, not a JSON object")
     try:
@@ -99,7 +230,7 @@ def _record(values: Any, where: str) -> Row:
     except UnicodeEncodeError as err:
         raise DataError(f"{where}: a lone surrogate escape such as \\ud800 is no text") from err
     except (ValueError, RecursionError) as err:
-        raise DataError(f"{where}: no JSON: {err}") from err
+        raise DataError(f"{where}: not JSON: {err}") from err
     return Row(values, where)
 
 

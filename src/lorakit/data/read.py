@@ -33,7 +33,7 @@ from lorakit.data.files import (
     read_parallel,
     tables_of,
 )
-from lorakit.data.json_files import accepted, is_array, is_prodigy, read_json
+from lorakit.data.json_files import accepted, is_prodigy, read_json, whole_value
 from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
 from lorakit.data.text import (
@@ -268,7 +268,7 @@ def _is_by_rows(path: Path, asked: Columns, format: str) -> bool:
         return False  # an asked format of a table says how its quotes are read, which `stream` tells from the fields
     if _format(str(path), path, asked.encoding) != kind:
         return False
-    if kind == "jsonl" and is_array(path, asked.encoding):
+    if kind == "jsonl" and whole_value(path, asked.encoding) is not None:
         return False
     rows = [row for row in islice(stream(path, asked=asked), HEAD) if isinstance(row, Row)]
     return bool(rows) and _tool(kind, rows) == kind and word_rows(rows, asked, str(path)) is None
