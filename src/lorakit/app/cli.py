@@ -239,17 +239,18 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
     Counts, balance, lengths, duplicates, conflicting labels, overlap of the parts, rare labels; with --run suspected
     label errors too. The last line is the verdict.
     """
-    from lorakit.app.checking import check as check_data
-    from lorakit.app.checking import recipe_of_run
-
     whole = not what.endswith(".toml")
     if whole and run is not None:
+        from lorakit.app.checking import recipe_of_run
+
         recipe = recipe_of_run(run, what, changes, options)
     elif whole:
         recipe = _recipe(what, changes, {**options, "model": options["model"] or ""})
     else:
         base = options.pop("model")
         recipe = _recipe(what, (*changes, *([f"model.base={base}"] if base else [])), options)
+    from lorakit.app.checking import check as check_data  # after mistakes of a recipe: needs torch
+
     found = check_data(recipe, run, whole)
     echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
@@ -286,12 +287,20 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
 
     Each adapted layer gets a line: module, pattern that matched it, rank, alpha, parameters.
     """
-    from lorakit.app.inspecting import inspect_what
-    from lorakit.app.machine import inspect_kernels
-
     if kernels == (what is not None):
         raise click.UsageError("name a model, a run, an adapter or a recipe, or say --kernels")
-    found = inspect_what(what, changes) if what is not None else inspect_kernels()
+    recipe = None
+    if what is not None and what.endswith(".toml"):
+        from lorakit.recipe import read_recipe
+
+        recipe = read_recipe(Path(what), changes)
+    from lorakit.app.inspecting import inspect_path, inspect_recipe  # after mistakes of a recipe: needs torch
+    from lorakit.app.machine import inspect_kernels
+
+    if recipe is not None:
+        found = inspect_recipe(recipe)
+    else:
+        found = inspect_path(what) if what is not None else inspect_kernels()
     echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
 
 

@@ -27,7 +27,7 @@ from lorakit.lora.layer import hosts
 from lorakit.lora.patterns import Pattern
 from lorakit.lora.targets import has_suffix, suffix_pattern
 from lorakit.models import load_base
-from lorakit.recipe import Recipe, read_recipe
+from lorakit.recipe import Recipe
 
 
 class Inspection(NamedTuple):
@@ -47,11 +47,9 @@ class Row(NamedTuple):
     parameters: int
 
 
-def inspect_what(what: str, changes: Sequence[str] = ()) -> Inspection:
-    """A recipe, a run, an adapter or a model, told apart by what is there."""
+def inspect_path(what: str) -> Inspection:
+    """A run, an adapter or a model, told apart by what is there."""
     path = Path(what)
-    if what.endswith(".toml"):
-        return inspect_recipe(read_recipe(path, changes))
     if (path / "adapter").is_dir() or (path / "lorakit.json").is_file() or (path / "scores.json").is_file():
         return inspect_run(path)
     if (path / "adapter_config.json").is_file():
