@@ -136,6 +136,31 @@ def test_choices_of_label_studio_are_labels(save, record):
     assert (example.text, example.label) == (PETER.text, "positive")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "short", "wants", "label"),
+    [
+        ("rating", {"rating": 4}, [{"rating": 4}], "label", "4"),
+        ("rating", {"rating": 4}, [{"rating": 4}], "number", 4.0),
+        ("number", {"number": 3.5}, [{"number": 3.5}], "number", 3.5),
+        ("taxonomy", {"taxonomy": [["Bird", "Owl"]]}, [{"taxonomy": [["Bird", "Owl"]]}], "label", "Bird / Owl"),
+        (
+            "taxonomy",
+            {"taxonomy": [["Bird", "Owl"], ["Cat"]]},
+            {"taxonomy": [["Bird", "Owl"], ["Cat"]]},
+            "labels",
+            ("Bird / Owl", "Cat"),
+        ),
+        ("textarea", {"text": ["an owl"]}, "an owl", "label", "an owl"),
+    ],
+)
+def test_labels_of_other_kinds_of_label_studio_are_read(save, kind, value, short, wants, label):
+    full = {"id": 1, "data": {"text": PETER.text}, "annotations": [{"result": [result(value, kind, "mine")]}]}
+    record = {"id": 1, "text": PETER.text, "annotation_id": 4, "annotator": 1, "lead_time": 2.5, "mine": short}
+    for name, content in (("a.json", as_json(full)), ("a.json", as_json(record)), ("a.csv", as_csv([record]))):
+        (example,) = read(str(save(name, content)), wants, columns=Columns(label="mine")).examples
+        assert (example.text, example.label) == (PETER.text, label)
+
+
 def test_columns_of_label_studio_may_be_named(save):
     record = task(PETER, result(region(PETER, (6, 11, "ACT")), name="verbs"))
     path = save("a.json", as_json(record))
@@ -144,11 +169,11 @@ def test_columns_of_label_studio_may_be_named(save):
 
 def test_results_that_are_no_spans_are_said(save):
     first = task(PETER, {"type": "relation"})
-    path = save("a.json", as_json(first, task(PETER, {"type": "textarea"}, number=2)))
+    path = save("a.json", as_json(first, task(PETER, {"type": "datetime"}, number=2)))
     notes = read(str(path), "words").notes
     line = len(as_json(first).splitlines())
     assert f"{path}: results of type 'relation', which are not read: 1 ({path}:2, record 1 (id 1))" in notes
-    assert f"{path}: results of type 'textarea', which are not read: 1 ({path}:{line}, record 2 (id 2))" in notes
+    assert f"{path}: results of type 'datetime', which are not read: 1 ({path}:{line}, record 2 (id 2))" in notes
 
 
 def test_cancelled_annotations_and_other_opinions_do_not_count(save):
@@ -231,6 +256,18 @@ def test_records_that_were_not_accepted_are_left_out_and_said(save):
         f"{path}: read as prodigy",
         f"{path}: records that were not accepted, left out: 2 ({path}:2 (reject), {path}:3 (ignore))",
     ]
+
+
+def test_rejected_records_of_one_label_are_the_other_class(save):
+    answers = ("accept", "reject", "ignore", "reject")
+    path = save("a.jsonl", lines({"text": "a", "label": "BILL", "answer": answer} for answer in answers))
+    found = read(str(path))
+    assert [example.label for example in found.examples] == ["BILL", "not BILL", "not BILL"]
+    assert f"{path}: rejected records, which have the label 'not BILL': 2 ({path}:2, {path}:4)" in found.notes
+    other = lines(
+        {"text": "a", "label": label, "answer": answer} for label, answer in (("A", "accept"), ("B", "reject"))
+    )
+    assert [example.label for example in read(str(save("b.jsonl", other))).examples] == ["A"]
 
 
 @pytest.mark.parametrize("more", [{"label": "x"}, {"options": [{"id": "x"}, {"id": "y"}], "accept": ["x"]}])
@@ -319,6 +356,12 @@ def test_lines_of_brat_that_are_no_entities_are_said(brat):
         f"{brat}: {kind}, which are not read: 1 ({brat / 'doc.0.ann'}:{line})"
         for line, kind in enumerate(kinds, start=2)
     ]
+
+
+def test_parts_that_touch_but_for_white_space_are_one_entity(brat):
+    (brat / "doc.0.txt").write_text("the harbour\n  master slept")
+    (brat / "doc.0.ann").write_text("T1\tROLE 4 11;14 20\tharbour master\n")
+    assert words(brat) == [Document("the harbour\n  master slept", ((4, 20, "ROLE"),))]
 
 
 def test_fingerprint_of_brat_follows_its_annotations(brat):

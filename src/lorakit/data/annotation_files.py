@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def with_spans(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     others: dict[str, list[str]] = defaultdict(list)
     plain = []
     for row in rows:
-        spans = list(_spans(row.values["annotations"], others))
+        spans = list(_spans(row.values["annotations"], row.values["text"], others))
         plain.append(row._replace(values={"text": row.values["text"], "spans": spans}))
     notes = [
         note for kind, places in others.items() for note in counted(f"{source}: {kind}, which are not read", places)
@@ -63,23 +64,25 @@ def with_spans(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     return plain, notes
 
 
-def _spans(path: Path, others: dict[str, list[str]]) -> Iterator[Span]:
+def _spans(path: Path, text: str, others: dict[str, list[str]]) -> Iterator[Span]:
     lines = read_text(path).split("\n") if path.read_bytes().strip() else []
     for number, line in enumerate(lines, start=1):
         line, where = line.rstrip("\r"), f"{path}:{number}"
         if line[:1] in OTHERS:
             others[OTHERS[line[:1]]].append(where)
         elif line.strip():
-            yield _entity(line, where)
+            yield _entity(line, text, where)
 
 
-def _entity(line: str, where: str) -> Span:
+def _entity(line: str, text: str, where: str) -> Span:
     found = ENTITY.fullmatch(line)
     if found is None:
         raise DataError(f"{where}: {line[:60]!r} is no annotation of brat's: ID, tab, TYPE START END, tab, text")
-    if ";" in found["offsets"]:
+    parts = [tuple(map(int, part.split())) for part in found["offsets"].split(";")]
+    # brat cuts an entity at each line end; with nothing but white space between them the parts are one
+    if any(text[end:start].strip() or start < end for (_, end), (start, _) in pairwise(parts)):
         raise DataError(f"{where}: an entity of several parts ({found['offsets']}), which no tags of words can say")
-    start, end = map(int, found["offsets"].split())
+    start, end = parts[0][0], parts[-1][1]
     return Span(start, end, found["type"], found["text"], where)
 
 

@@ -246,21 +246,32 @@ def is_prodigy(row: Row) -> bool:
 def accepted(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """The accepted records and a note of the others; no spans are an empty list, chosen options are the label.
 
+    Where one label was accepted or rejected of each text, the rejected ones are the class `not LABEL`.
+
     Raises:
         DataError: a record has no answer, or none was accepted.
     """
     kept, left_out = [], []
+    label = rows[0].values.get("label")
+    is_yes_or_no = isinstance(label, str) and not any(
+        row.values.get("label") != label or row.values.get("spans") or "options" in row.values for row in rows
+    )
+    rejected = list[str]()
     for row in rows:
         answer = row.values.get("answer")
         if answer not in ANSWERS:
             raise DataError(f"{row.where}: answer {answer!r}; expected {', '.join(ANSWERS)}")
         if answer == "accept":
             kept.append(_plain(row))
+        elif answer == "reject" and is_yes_or_no:
+            kept.append(_plain(row._replace(values={**row.values, "label": f"not {label}"})))
+            rejected.append(row.where)
         else:
             left_out.append(f"{row.where} ({answer})")
     if not kept:
         raise DataError(f"{source}: no record was accepted")
-    return kept, counted(f"{source}: records that were not accepted, left out", left_out)
+    notes = counted(f"{source}: rejected records, which have the label 'not {label}'", rejected)
+    return kept, [*notes, *counted(f"{source}: records that were not accepted, left out", left_out)]
 
 
 def _plain(row: Row) -> Row:

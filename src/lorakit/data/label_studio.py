@@ -12,7 +12,9 @@ from lorakit.data.spans import is_spans
 from lorakit.data.text import counted
 from lorakit.errors import DataError
 
-SPANS, CHOICES = "labels", "choices"
+SPANS = "labels"
+# Results that are labels of the whole text, and the key of each under `value`.
+LABELS = {"choices": "choices", "rating": "rating", "number": "number", "taxonomy": "taxonomy", "textarea": "text"}
 UNREAD = {"hypertextlabels": "places in HTML", "paragraphlabels": "places in a dialogue"}  # spans, but not of a text
 MIN_KEYS = ("annotation_id", "annotator", "lead_time")
 ANNOTATIONS = ("annotations", "completions")  # the second one until 2021
@@ -76,7 +78,9 @@ def _flat_record(row: Row) -> Flat:
         content = _parsed(value) if isinstance(value, str) else value
         if _is_objects(content):
             _check_read(row.place, name, {key for item in content for key in item})
-        values[name] = content[CHOICES] if isinstance(content, dict) and list(content) == [CHOICES] else content
+        one = content[0] if _is_objects(content) and len(content) == 1 else content
+        key = next(iter(one)) if isinstance(one, dict) and len(one) == 1 else None
+        values[name] = _label(key, one[key]) if key in LABELS.values() else content
     return Flat({}, values)
 
 
@@ -86,7 +90,14 @@ def _parsed(cell: str) -> Any:
         value = json.loads(cell) if cell.startswith(("[{", "{")) else cell
     except ValueError:
         return cell
-    return value if _is_objects(value) or (isinstance(value, dict) and list(value) == [CHOICES]) else cell
+    return value if _is_objects(value) or (isinstance(value, dict) and {*value} <= {*LABELS.values()}) else cell
+
+
+def _label(key: object, value: Any) -> Any:
+    """Choices and numbers as they are; of a taxonomy the names from the root on; the one text that was written."""
+    if key == LABELS["taxonomy"] and isinstance(value, list):
+        return [" / ".join(map(str, path)) if isinstance(path, list) else path for path in value]
+    return value[0] if key == LABELS["textarea"] and isinstance(value, list) and len(value) == 1 else value
 
 
 def _check_read(where: str, name: object, kinds: Iterable[str]) -> None:
@@ -107,14 +118,14 @@ def _flat_task(row: Row, others: dict[str, list[str]]) -> Flat:
     for result in results:
         kind, value, name = (result.get(key) for key in ("type", "value", "from_name"))
         _check_read(where, name, [str(kind)])
-        if kind not in (SPANS, CHOICES):
+        if kind != SPANS and kind not in LABELS:
             others[str(kind)].append(where)
         elif not isinstance(value, dict) or not isinstance(name, str):
             raise DataError(f"{where}: a result of type {kind!r} without a value or a from_name")
         elif kind == SPANS:
             found.setdefault(name, []).append(value)
         else:
-            found[name] = value.get(CHOICES)
+            found[name] = _label(LABELS[str(kind)], value.get(LABELS[str(kind)]))
     return Flat(data, found)
 
 
