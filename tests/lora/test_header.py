@@ -61,6 +61,8 @@ BAD_HEADERS = {
     "key twice": b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
     "integers": {"w": {**ENTRY, "dtype": "I32"}},
     "complex": {"w": {**ENTRY, "dtype": "C64", "shape": [1]}},
+    "dtype of control characters": {"w": {**ENTRY, "dtype": "\x1b[31m\n" * 500}},
+    "name of control characters": {"\x1b[31m\n": {**ENTRY, "dtype": "I32"}},
     "negative shape": {"w": {**ENTRY, "shape": [-2]}},
     "huge shape": {"w": {**ENTRY, "shape": [0, 2**63 - 1]}},
     "shape too large": {"w": {**ENTRY, "shape": [3]}},
@@ -83,8 +85,9 @@ BAD_HEADERS = {
 
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
 def test_bad_header_is_refused(header: Any, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="damaged"):
+    with pytest.raises(AdapterError, match="damaged") as caught:
         read_header(written(tmp_path / "x.safetensors", header))
+    assert str(caught.value).isprintable()
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

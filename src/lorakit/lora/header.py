@@ -56,7 +56,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except OSError as err:
         raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
     except (SafetensorError, ValueError, RecursionError) as err:
-        raise AdapterError(f"{path}: damaged: {err}") from err
+        told = str(err)[:300].encode("unicode_escape").decode()  # it may quote the file, whatever that holds
+        raise AdapterError(f"{path}: damaged: {told}") from err
     return header
 
 
