@@ -27,8 +27,8 @@ from lorakit.lora import (
     set_adapter,
     unmerge,
 )
+from lorakit.lora.combination import METHODS, trim
 from lorakit.lora.layer import Layer
-from lorakit.lora.methods import METHODS, trim
 from tests.lora.test_geometry import IDS, mixed
 from tests.tiny import logits, tiny_batch, tiny_bert, tiny_t5
 

@@ -1,6 +1,10 @@
 """One adapter out of several: a weighted sum that is exact, or TIES and DARE at a rank whose error is reported.
 
-How each place of the model is combined stands in differences.py, and what makes TIES of it in methods.py.
+Over a layer with weight M every update of ours has the form  gain * M + P - M,  with P = gain * U V, U (d_out, k), V (k, d_in)
+and a gain per output row: 1 for LoRA, m / n for DoRA. So an update is two differences from the base: gain - 1, and the
+low-rank P, which for LoRA is dW itself. A method makes one of each out of those of several adapters. A weighted sum of
+low-rank P has the same form, so that it is exact for mixed ranks, scalings, variants and starts; the P of TIES and DARE,
+which take single entries, is cut to a rank by its singular values. In every case one adapter of weight 1 is itself.
 
 peft's `add_weighted_adapter` works on A and B apart. The sum of products is not the product of sums, so there TIES and DARE
 act on numbers that are no part of the update; and its weighted sum is wrong for rsLoRA, DoRA and negative weights.
@@ -8,23 +12,133 @@ act on numbers that are no part of the update; and its weighted sum is wrong for
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.differences import Kind, Recipe, combined_module, combined_rows, combined_update
 from lorakit.lora.inject import check_known, check_new_name, check_unmerged, set_adapter
-from lorakit.lora.layer import Layer, SavedModule, hosts
-from lorakit.lora.methods import METHODS, keep
+from lorakit.lora.layer import AdapterHost, Layer, SavedModule, hosts
 from lorakit.lora.places import BiasHost, RowsHost, TrainedBias, TrainedRows
 from lorakit.lora.targets import OUT_PROJ, select_targets
-from lorakit.lora.updates import DoRA, LoRA
+from lorakit.lora.updates import UPDATES, DoRA, LoRA
+from lorakit.lora.variants import Factors, named_generator, truncated
+
+# Methods. One prunes each difference by itself and then adds the pruned ones up; it knows tensors alone, not what they belong to.
+# Shapes: difference (...), K adapters, weighted differences (K, ...). Density: the share of entries kept, in (0, 1].
+
+
+def keep(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """All of it."""
+    return difference
+
+
+def trim(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """The largest entries by magnitude (TIES: Yadav et al. 2023, arXiv:2306.01708, algorithm 1, step 1).
+
+    Departure: the paper ranks the entries of all layers together, this one tensor at a time, as peft does.
+    """
+    size = difference.abs().flatten()
+    kept = math.ceil(density * len(size))
+    return difference * (difference.abs() >= size.kthvalue(len(size) - kept + 1).values)
+
+
+def drop(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Entries drawn at random, divided by the density so that the mean over draws is the whole difference.
+
+    DARE: Yu et al. 2023, arXiv:2311.03099, eq. 1, with drop rate p = 1 - density.
+    """
+    drawn = torch.rand(difference.shape, generator=generator) < density  # on the CPU: the same seed, the same draw
+    return difference * drawn.to(difference.device) / density
+
+
+def add(differences: Tensor) -> Tensor:
+    """Their sum (task arithmetic: Ilharco et al. 2022, arXiv:2212.04089)."""
+    return differences.sum(0)
+
+
+def elect(differences: Tensor) -> Tensor:
+    """The mean of those that have the sign of the sum, entry by entry (TIES, algorithm 1, steps 2 and 3).
+
+    With one weight for all, this is the paper's lambda times its merged vector. Departures for weights that differ: they
+    count in the election too (peft elects before it weighs, so that a negative weight votes the wrong way).
+    """
+    agree = differences.sign() == differences.sum(0).sign()
+    return (differences * agree).sum(0) / agree.sum(0).clamp_min(1)
+
+
+Prune = Callable[[Tensor, float, torch.Generator], Tensor]
+Merge = Callable[[Tensor], Tensor]
+
+
+class Method(NamedTuple):
+    """One way to combine: what is left of each difference, and how the weighted ones become one."""
+
+    prune: Prune
+    merge: Merge
+
+
+METHODS: Mapping[str, Method] = {
+    "linear": Method(keep, add),
+    "magnitude_prune": Method(trim, add),
+    "ties": Method(trim, elect),
+    "dare": Method(drop, add),
+    "dare_ties": Method(drop, elect),
+}
+
+
+# Adapters
+
+
+class Kind(NamedTuple):
+    """What every layer of the result has, as one LoraConfig says it of all layers."""
+
+    dora: bool  # as soon as one of the adapters is DoRA anywhere
+    lora_bias: bool  # a bias of its own, when a layer without one needs it
+    base_bias: bool  # otherwise the layer's own, when there is any difference to hold
+
+    @classmethod
+    def of(cls, model: nn.Module, names: Sequence[str]) -> Kind:
+        every = [(host, name) for name in names for _, host in hosts(model, name)]
+        updates = [(host, host.lora(name)) for host, name in every if isinstance(host, Layer)]
+        shifted = [layer for layer, update in updates if update.offset(layer) is not None]
+        without = any(getattr(layer.base, "bias", None) is None for layer in shifted)
+        all_biases = any(isinstance(host, BiasHost) for host, _ in every)
+        dora = any(isinstance(update, DoRA) for _, update in updates)
+        return cls(dora, without, all_biases or (bool(shifted) and not without))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked of `combine`, the same for every tensor of the model."""
+
+    shares: Mapping[str, float]  # adapter -> weight
+    method: str
+    density: float
+    r: int | None
+    seed: int
+    kind: Kind
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the method is a plain weighted sum, so that low rank stays low rank."""
+        return METHODS[self.method] == (keep, add)
+
+    def merged(self, what: str, differences: Mapping[str, Tensor]) -> Tensor:
+        """One difference out of one per adapter. What is drawn depends on the seed, the adapter and `what` alone."""
+        prune, merge = METHODS[self.method]
+        pruned = {
+            name: prune(difference, self.density, named_generator(self.seed, f"{what}:{name}"))
+            for name, difference in differences.items()
+        }
+        return merge(torch.stack([self.shares[name] * difference for name, difference in pruned.items()]))
 
 
 @dataclass(frozen=True)
@@ -64,10 +178,27 @@ def combine(
             DoRA gain would become 0 or less, or the modules that two adapters save differ in shape.
         AdapterError: an adapter is unknown or merged.
     """
-    shares = _shares(model, names, weights)
+    if not names or len(names) != len(weights):
+        raise ConfigError(f"combine: {len(names)} adapters but {len(weights)} weights")
+    for name, weight in zip(names, weights, strict=True):
+        check_known(model, name)
+        if not math.isfinite(weight):
+            raise ConfigError(f"combine: the weight of {name!r} is {weight}")
+    if method not in METHODS:
+        raise ConfigError(f"combine: method {method!r} is not known; {did_you_mean(method, METHODS)}")
+    if METHODS[method].prune is keep and density not in (None, 1):
+        raise ConfigError(f"combine: density = {density} means nothing to method {method!r}, which keeps everything")
+    density = 1.0 if METHODS[method].prune is keep else density
+    if density is None or not 0 < density <= 1:
+        raise ConfigError(
+            f"combine: density = {density}: method {method!r} needs the share of entries to keep, above 0 and at most 1"
+        )
+    if r is not None and (type(r) is not int or r < 1):
+        raise ConfigError(f"combine: r = {r!r}: a rank is a whole number from 1")
     check_new_name(model, into)
     check_unmerged(model)
-    recipe = Recipe(shares, method, _checked_density(method, density), _checked_rank(r), seed, _kind(model, shares))
+    shares = {name: sum(w for n, w in zip(names, weights, strict=True) if n == name) for name in names}
+    recipe = Recipe(shares, method, density, r, seed, Kind.of(model, names))
     parts: dict[str, nn.Module] = {}
     errors: dict[str, float] = {}
     rows: dict[nn.Module, TrainedRows] = {}  # modules that are tied share theirs
@@ -76,12 +207,12 @@ def combine(
         if not here:
             continue
         if isinstance(host, Layer):
-            parts[path], errors[path] = combined_update(path, host, here, recipe)
+            parts[path], errors[path] = _combined_update(path, host, here, recipe)
         elif isinstance(host, RowsHost):
             shared = host.trained(here[0])
-            parts[path] = rows[shared] = rows.get(shared) or combined_rows(path, host, here, recipe)
+            parts[path] = rows[shared] = rows.get(shared) or _combined_rows(path, host, here, recipe)
         elif isinstance(host, (SavedModule, BiasHost)):
-            parts[path] = combined_module(path, host, here, recipe)
+            parts[path] = _combined_module(path, host, here, recipe)
         else:
             raise ConfigError(f"combine: what {type(host).__name__} holds at {path} cannot be combined")
     made = Combined(errors, _config(model, parts, recipe.kind))
@@ -90,47 +221,6 @@ def combine(
             host.adapters[into] = parts[path].train(model.training)
     set_adapter(model, into)
     return made
-
-
-def _shares(model: nn.Module, names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
-    if not names or len(names) != len(weights):
-        raise ConfigError(f"combine: {len(names)} adapters but {len(weights)} weights")
-    for name, weight in zip(names, weights, strict=True):
-        check_known(model, name)
-        if not math.isfinite(weight):
-            raise ConfigError(f"combine: the weight of {name!r} is {weight}")
-    return {name: sum(w for n, w in zip(names, weights, strict=True) if n == name) for name in names}
-
-
-def _checked_density(method: str, density: float | None) -> float:
-    if method not in METHODS:
-        raise ConfigError(f"combine: method {method!r} is not known; {did_you_mean(method, METHODS)}")
-    if METHODS[method].prune is keep:
-        if density not in (None, 1):
-            raise ConfigError(
-                f"combine: density = {density} means nothing to method {method!r}, which keeps everything"
-            )
-        return 1.0
-    if density is None or not 0 < density <= 1:
-        raise ConfigError(
-            f"combine: density = {density}: method {method!r} needs the share of entries to keep, above 0 and at most 1"
-        )
-    return density
-
-
-def _checked_rank(r: int | None) -> int | None:
-    if r is not None and (isinstance(r, bool) or not isinstance(r, int) or r < 1):
-        raise ConfigError(f"combine: r = {r!r}: a rank is a whole number from 1")
-    return r
-
-
-def _kind(model: nn.Module, names: Collection[str]) -> Kind:
-    updates = [(h, h.lora(name)) for name in names for _, h in hosts(model, name) if isinstance(h, Layer)]
-    shifted = [layer for layer, update in updates if update.offset(layer) is not None]
-    without = any(getattr(layer.base, "bias", None) is None for layer in shifted)
-    all_biases = any(isinstance(host, BiasHost) for name in names for _, host in hosts(model, name))
-    dora = any(isinstance(update, DoRA) for _, update in updates)
-    return Kind(dora, without, all_biases or (bool(shifted) and not without))
 
 
 def _config(model: nn.Module, parts: Mapping[str, nn.Module], kind: Kind) -> LoraConfig:
@@ -157,3 +247,86 @@ def _config(model: nn.Module, parts: Mapping[str, nn.Module], kind: Kind) -> Lor
     )
     too_many = (target.path for target in select_targets(model, config) if target.path not in ranks)
     return replace(config, exclude_modules=tuple(too_many))  # a path may be the end of a longer one
+
+
+# What they become in one place of the model
+
+
+def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Recipe) -> tuple[LoRA, float]:
+    """The update of one layer, and the share of P that its rank could not hold."""
+    updates = {name: layer.lora(name) for name in names}
+    ones = torch.ones_like(layer.matrix()[:, 0])
+    gains = {name: each.gain(layer) if isinstance(each, DoRA) else ones for name, each in updates.items()}  # (d_out,)
+    gain = 1 + recipe.merged(f"{path}.gain", {name: gains[name] - 1 for name in names})  # (d_out,)
+    if bool((gain <= 0).any()):
+        raise ConfigError(f"combine: at {path} the weights turn a DoRA magnitude to 0 or below; use smaller weights")
+    parts = {
+        name: Factors(update.factors().A, update.scaling * gains[name][:, None] * update.factors().B)
+        for name, update in updates.items()
+    }
+    (V, U), error = _low_rank(path, parts, recipe)
+    U = U / gain[:, None]
+    dropout = next(iter(updates.values())).dropout.p
+    start = Factors(V, torch.zeros_like(U))  # B is set after: a B that is not zero at birth is taken for a start
+    update = UPDATES["dora" if recipe.kind.dora else "lora"](start, 1.0, dropout, layer).to(U.device)
+    update.lora_B.copy_(U)
+    if isinstance(update, DoRA):
+        update.magnitude.copy_(gain * update.row_norms(layer.matrix()))
+    update.train_biases(layer, recipe.kind.lora_bias, recipe.kind.base_bias)
+    offsets = {name: offset for name, each in updates.items() if (offset := each.offset(layer)) is not None}
+    trained = update.base_bias if update.lora_bias is None else update.lora_bias
+    if offsets and trained is not None:
+        trained.add_(recipe.merged(f"{path}.bias", offsets))
+    return update, error
+
+
+def _low_rank(path: str, parts: Mapping[str, Factors], recipe: Recipe) -> tuple[Factors, float]:
+    """The combined P in two factors, and the share of its norm that is lost."""
+    total = sum(len(part.A) for part in parts.values())
+    if not recipe.is_sum:
+        return truncated(
+            recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()}), recipe.r or total
+        )
+    V = torch.cat([part.A for part in parts.values()])  # (k, d_in)
+    U = torch.cat([recipe.shares[name] * part.B for name, part in parts.items()], dim=1)  # (d_out, k)
+    if recipe.r is None or total <= recipe.r:
+        return Factors(V, U), 0.0
+    Qu, Ru = torch.linalg.qr(U)
+    Qv, Rv = torch.linalg.qr(V.T)
+    core, error = truncated(Ru @ Rv.T, recipe.r)  # (k, k), with the singular values of U V
+    return Factors(core.A @ Qv.T, Qu @ core.B), error
+
+
+def _combined_module(path: str, host: AdapterHost, names: Sequence[str], recipe: Recipe) -> nn.Module:
+    """base + the combined difference from it, tensor by tensor, for a module or a bias that is trained in full.
+
+    In fp64, so that of one adapter with weight 1 it is that adapter's bit for bit.
+    """
+    copies = {name: dict(host.adapters[name].named_parameters()) for name in names}
+    made = copy.deepcopy(host.adapters[names[0]])
+    base = {"base_bias": host.base.bias} if isinstance(host, BiasHost) else dict(host.base.named_parameters())
+    for key, parameter in made.named_parameters():
+        if any(copies[name][key].shape != parameter.shape for name in names):
+            raise ConfigError(f"combine: {path}.{key} has another shape in another adapter (other labels?)")
+        start = base[key].double()
+        differences = {name: copies[name][key].double() - start for name in names}
+        parameter.copy_(start + recipe.merged(f"{path}.{key}", differences))
+    for key, buffer in made.named_buffers():
+        if any(not torch.equal(host.adapters[name].get_buffer(key), buffer) for name in names):
+            raise ConfigError(f"combine: {path}.{key} differs, and running statistics of two adapters make no third")
+    return made
+
+
+def _combined_rows(path: str, host: RowsHost, names: Sequence[str], recipe: Recipe) -> TrainedRows:
+    """The rows that any of the adapters trains; to a row that one leaves alone, it adds no difference."""
+    indices = list(dict.fromkeys(i for name in names for i in host.trained(name).indices.tolist()))
+    made = TrainedRows(host.base.weight, indices)
+    start = made.rows.double()
+    differences = {}
+    for name in names:
+        trained = host.trained(name)
+        differences[name] = torch.zeros_like(start)
+        places = made.slots[trained.indices]
+        differences[name][places] = trained.rows.double() - start[places]
+    made.rows.copy_(start + recipe.merged(path, differences))
+    return made
