@@ -248,7 +248,11 @@ def test_wrong_requests_are_refused_in_words(running: Running, body: Any, status
     assert len(reply.body) < 1_000 and "function" not in reply.json["error"]
 
 
-def test_documents_say_which_errors_there_are() -> None:
+def test_documents_say_which_errors_there_are(running: Running) -> None:
+    described = running.ask("/openapi.json").json
+    for path in ("/predict", "/v2/models/{model}/infer"):
+        assert set(described["paths"][path]["post"]["responses"]) == {"200", *map(str, ERRORS)}
+    assert "HTTPValidationError" not in described["components"]["schemas"]
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     for status, (_, when) in ERRORS.items():
         assert f"| {status} | {when} |" in page

@@ -30,6 +30,13 @@ ERRORS = {  # by status: text-embeddings-inference's name of the kind, and when 
 }
 
 
+class Problem(BaseModel):
+    """The form of an error, in the API's description."""
+
+    error: str
+    error_type: str
+
+
 def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error in the form of text-embeddings-inference; what cannot be written as UTF-8 is escaped."""
     text = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}..."

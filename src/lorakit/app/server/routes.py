@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 import lorakit
-from lorakit.app.server.answers import Infer, Predict, Text, prediction, problem, read_json, tensors
+from lorakit.app.server.answers import ERRORS, Infer, Predict, Problem, Text, prediction, problem, read_json, tensors
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
@@ -347,6 +347,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        responses={status: {"model": Problem, "description": when} for status, (_, when) in ERRORS.items()},
     )
     app.router.route_class = _json_route(4 * service.limits.inputs + MORE_VALUES)
     app.add_exception_handler(RequestValidationError, _invalid)
