@@ -200,6 +200,34 @@ def test_optuna_goes_on_after_a_kill_without_training_twice(trainer: Trainer, re
     assert len(found.members) == 6 and {member.status for member in found.members} == {"done"}
 
 
+def test_failing_storage_is_named(trainer: Trainer, recipe: Path) -> None:
+    import sqlite3
+
+    optuna_sweep(recipe)
+    with sqlite3.connect(FOLDER / "optuna.db") as database:
+        database.execute("ALTER TABLE trials RENAME COLUMN state TO status")
+    with pytest.raises(OutputError, match=r"--optuna: the storage fails: .* no such column"):
+        optuna_sweep(recipe, resume=True)
+
+
+@pytest.mark.parametrize("dies_in", ["tell", "enqueue_trial"])
+def test_optuna_neither_loses_nor_doubles_a_trial_that_is_given_back_twice(
+    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch, dies_in: str
+) -> None:
+    import optuna
+
+    trainer.dies_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        optuna_sweep(recipe)
+    trainer.dies_after = None
+    with monkeypatch.context() as patch:  # one of the two changes of the storage that giving back takes
+        patch.setattr(optuna.Study, dies_in, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            optuna_sweep(recipe, resume=True)
+    found = optuna_sweep(recipe, resume=True)
+    assert [member.status for member in found.members] == 6 * ["done"]
+
+
 def test_optuna_prunes_what_is_behind_and_lives_with_failures(trainer: Trainer, recipe: Path) -> None:
     words = ("train.lr=1e-3,1e-2,1e-1,9",)
     search = {"optuna": "", "trials": 9, "at_once": 9, "sampler": "random", "pruner": "halving"}

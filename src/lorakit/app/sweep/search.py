@@ -6,7 +6,8 @@ Optuna maximises the goodness of the score: the score itself, or its negative wh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.app.sweep.points import SEED, Axis, Choice, Point, toml
 from lorakit.app.sweep.training import Group, Sweep
 from lorakit.engine.events import Note
-from lorakit.errors import ConfigError, did_you_mean, first_line
+from lorakit.errors import ConfigError, OutputError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -82,15 +83,30 @@ def search(sweep: Sweep, axes: Sequence[Axis], seeds: Sequence[int], asked: Sear
 
     Raises:
         ConfigError: Optuna is not installed, or the study is there and not to be resumed.
+        OutputError: the storage fails.
     """
-    study = open_study(sweep, asked, asked.open_storage(sweep.folder), sweep.is_resumed)
-    _ask_again_for_killed(study)
-    while (left := asked.trials - told(study)) > 0:
-        trials = [study.ask(distributions(axes)) for _ in range(min(asked.at_once, left))]
-        running = {trial: _group(sweep, axes, trial, seeds) for trial in trials}
-        train_trials(study, sweep, running, shares)
-        best = study.best_value if any(t.state.name == "COMPLETE" for t in study.trials) else None
-        sweep.report(Note(f"{told(study)} of {asked.trials} trials" + ("" if best is None else f", best {best:.4f}")))
+    with storage_errors():
+        study = open_study(sweep, asked, asked.open_storage(sweep.folder), sweep.is_resumed)
+        _ask_again_for_killed(study)
+        while (left := asked.trials - told(study)) > 0:
+            trials = [study.ask(distributions(axes)) for _ in range(min(asked.at_once, left))]
+            running = {trial: _group(sweep, axes, trial, seeds) for trial in trials}
+            train_trials(study, sweep, running, shares)
+            best = study.best_value if any(t.state.name == "COMPLETE" for t in study.trials) else None
+            sweep.report(
+                Note(f"{told(study)} of {asked.trials} trials" + ("" if best is None else f", best {best:.4f}"))
+            )
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Say in one line what a storage refuses to do."""
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except StorageInternalError as err:
+        raise OutputError(f"--optuna: the storage fails: {first_line(err.__cause__ or err)}") from err
 
 
 def train_trials(
@@ -218,9 +234,11 @@ def _ask_again_for_killed(study: Study) -> None:
 
 
 def ask_again(study: Study, trial: Trial | FrozenTrial) -> None:
-    """Give a trial back, for whoever asks next."""
+    """Give a trial back, for whoever asks next; a kill in between neither loses nor doubles it."""
+    waiting = study.get_trials(deepcopy=False, states=(state("WAITING"),))
+    if all(other.system_attrs.get("fixed_params") != trial.params for other in waiting):
+        study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
     study.tell(trial.number, state=state("FAIL"), skip_if_finished=True)
-    study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
 
 
 def state(name: str) -> TrialState:

@@ -31,6 +31,7 @@ from lorakit.app.sweep.search import (
     open_study,
     point_of,
     state,
+    storage_errors,
     told,
     train_trials,
 )
@@ -39,7 +40,7 @@ from lorakit.app.sweep.training import Group, Member, Sweep, member_name, read_m
 from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
 from lorakit.engine.events import Note, Report
 from lorakit.engine.run_folder import RECIPE, TURN, is_run, locked, taking_turns
-from lorakit.errors import ConfigError, OutputError, first_line
+from lorakit.errors import ConfigError, OutputError
 from lorakit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -136,15 +137,13 @@ def work(sweep: SharedSweep, base: Recipe, space: Space, asked: Search) -> None:
         ConfigError: the storage holds another search. OutputError: the folder holds something else.
         LorakitError: a mistake that all points share, or a signal; the trials in hand are given back.
     """
-    from optuna.exceptions import ExperimentalWarning, StorageInternalError
+    from optuna.exceptions import ExperimentalWarning
 
     with _shared(sweep.folder, base, sweep.report), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop, whose part Heart plays
-        try:
+        with storage_errors():
             study = _worked(sweep, space, asked)
-        except StorageInternalError as err:
-            raise OutputError(f"--optuna: the storage fails: {first_line(err.__cause__ or err)}") from err
         with _turn(sweep.folder):
             sweep.restore_from(study)
             sweep.write()
