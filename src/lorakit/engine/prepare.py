@@ -42,7 +42,7 @@ from lorakit.lora import (
     quantize,
     start_from_data,
 )
-from lorakit.lora.data_inits import DATA_INITS
+from lorakit.lora.config import DATA_INIT_NAMES
 from lorakit.lora.targets import passed_by
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
@@ -183,7 +183,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         task.start(head, examples["train"])
     items = parts["train"].flat
     plan = _plan(recipe, items)
-    if recipe.lora.init in DATA_INITS:
+    if recipe.lora.init in DATA_INIT_NAMES:
         base.model.to(device)
     if recipe.train.method == "lora":
         asked = recipe.lora.config(modules_to_save=base.saved_modules)
@@ -352,7 +352,7 @@ def _add_adapter(
     format, starts_by_loftq, seed = recipe.model.quantize, recipe.lora.init == LOFTQ, recipe.train.seed
     original = model.state_dict() if starts_by_loftq else {}
     start = Start(config, {})
-    if config.init_lora_weights in DATA_INITS:
+    if config.init_lora_weights in DATA_INIT_NAMES:
         start = start_from_data(model, config, data, seed)
     if format != "none":
         quantize(model, format, skip=config.modules_to_save)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
-from lorakit.lora.config import LoraConfig
-from lorakit.lora.data_inits import DATA_INITS
+from lorakit.lora.config import DATA_INIT_NAMES, LoraConfig
 from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, Segments, hosts
 from lorakit.lora.places import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
@@ -189,7 +188,7 @@ def _check_factors(
             shapes = tuple(tuple(factor.shape) for factor in factors[target.path])
             if shapes != ((target.r, d_in), (d_out, target.r)):
                 raise ConfigError(f"factors: those of {target.path} have shapes {shapes}; its rank is {target.r}")
-        elif config.init_lora_weights in DATA_INITS:
+        elif config.init_lora_weights in DATA_INIT_NAMES:
             raise ConfigError(
                 f"init_lora_weights = {config.init_lora_weights!r} is computed from data: "
                 f"give add_adapter the factors of start_from_data; there are none for {target.path}"
