@@ -269,7 +269,10 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
     "alpha as text": ({"lora_alpha": "8"}, "lora_alpha = '8' is not a number"),
     "rank as text": ({"r": "4"}, "r = '4' is not a whole number"),
     "other targets": ({"target_modules": ["q"]}, "does not fit this model: target_modules: nothing matches 'q'"),
-    "bad pattern": ({"target_modules": "(q"}, "does not fit this model: target_modules: .* is no regular expression"),
+    "bad pattern": (
+        {"target_modules": "(q"},
+        "does not fit this model: target_modules: .* is not a regular expression",
+    ),
     "more targets": (
         {"target_modules": r".*\.(query|key|value)"},
         "lacks 6 of 20 tensors .*first '.*0.attention.self.key",
@@ -342,8 +345,8 @@ def test_tensors_that_do_not_fit_are_refused(
 
 
 BAD_FILES = {
-    "no config": (JSON, None, f"is no adapter folder: it has no {JSON}"),
-    "no weights": (WEIGHTS, None, f"is no adapter folder: it has no {WEIGHTS}"),
+    "no config": (JSON, None, f"is not an adapter folder: it has no {JSON}"),
+    "no weights": (WEIGHTS, None, f"is not an adapter folder: it has no {WEIGHTS}"),
     "damaged config": (JSON, lambda data: data[:-9], f"{JSON}: not JSON"),
     "config of a list": (JSON, lambda data: b"[]", f"{JSON}: holds a list, not an object"),
     "config in latin-1": (JSON, lambda data: b'{"a": "\xe9"}', f"{JSON}: not valid UTF-8 at byte 7"),

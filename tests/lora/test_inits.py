@@ -351,7 +351,7 @@ def test_no_batch_is_refused(init: str) -> None:
 def test_eva_of_an_embedding_is_refused() -> None:
     model = tiny_bert()
     config = LoraConfig(r=R, target_modules=("word_embeddings",), init_lora_weights="eva")
-    with pytest.raises(ConfigError, match=r"'eva': .*word_embeddings is no linear layer but Embedding; exclude it"):
+    with pytest.raises(ConfigError, match=r"'eva': .*word_embeddings is not a linear layer but Embedding; exclude it"):
         start_from_data(model, config, classes(model, batches_for(model)))
 
 

@@ -61,7 +61,7 @@ def trained(build: Any, config: LoraConfig) -> PreTrainedModel:
 def exported(
     model: nn.Module, config: LoraConfig, consumer: str, folder: Path, rank: int | None = None
 ) -> tuple[Conformed, dict[str, Any], dict[str, Tensor]]:
-    """The conformed adapter, and its two files as a stranger reads them."""
+    """The conformed adapter, and its two files as another program reads them."""
     conformed = conform(model, config, PROFILES[consumer], rank=rank)
     save_adapter(model, folder, conformed.config, name=conformed.name)
     raw = json.loads((folder / "adapter_config.json").read_text())

@@ -136,8 +136,8 @@ REFUSED = {
         {"target_modules": "query"},
         r"the pattern 'query' matches no whole path such as 'bert",
     ),
-    "bad pattern": ({"target_modules": "(query"}, r"target_modules: '\(query' is no regular expression"),
-    "bad rank pattern": ({"target_modules": ("query",), "rank_pattern": {"(": 2}}, r"rank_pattern: .* no regular"),
+    "bad pattern": ({"target_modules": "(query"}, r"target_modules: '\(query' is not a regular expression"),
+    "bad rank pattern": ({"target_modules": ("query",), "rank_pattern": {"(": 2}}, r"rank_pattern: .* not a regular"),
     "unmatched exclusion": ({"exclude_modules": ("qurey",)}, "exclude_modules: nothing matches 'qurey'; did you mean"),
     "all excluded": ({"target_modules": ("query",), "exclude_modules": ("query",)}, "no layer is left"),
     "unmatched saved": (

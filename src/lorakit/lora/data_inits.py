@@ -77,7 +77,7 @@ def _check_linear(places: Sequence[Place]) -> None:
     for place in places:
         if geometry_of(place.layer) not in (LINEAR, TRANSPOSED):
             kind = type(place.layer).__name__
-            raise ConfigError(f"init_lora_weights = 'eva': {place.path} is no linear layer but {kind}; exclude it")
+            raise ConfigError(f"init_lora_weights = 'eva': {place.path} is not a linear layer but {kind}; exclude it")
 
 
 def _watch(variation: _Variation, mask: Tensor | None) -> Callable[[Any, tuple[Tensor, ...]], None]:

@@ -52,7 +52,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise AdapterError(
                 f"{pickled}: pickled weights can run code and are never read; save them as {path.name} where you trust them"
             ) from err
-        raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
+        raise AdapterError(f"{path.parent} is not an adapter folder: it has no {path.name}") from err
     except OSError as err:
         raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
     except (SafetensorError, ValueError, RecursionError) as err:

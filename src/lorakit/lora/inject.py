@@ -138,7 +138,8 @@ def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], save
             continue
         if fused or base._parameters.get("bias") is not None:
             if next(base.children(), None) is not None:
-                raise ConfigError(f"bias = 'all': that of {path} cannot be trained by itself; use 'lora_only'")
+                own = "in_proj_bias" if fused else "bias"
+                raise ConfigError(f"bias = 'all': {path}.{own} cannot be trained by itself; use 'lora_only'")
             found.append(path)
     return found
 

@@ -170,7 +170,7 @@ class Layer(AdapterHost):
     def __init__(self, base: nn.Module, routing: Routing) -> None:
         super().__init__(base, routing)
         geometry = geometry_of(base)
-        assert geometry is not None, f"{type(base).__name__} is no layer that can be adapted"
+        assert geometry is not None, f"{type(base).__name__} is not a layer that can be adapted"
         self.geometry = geometry
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Regular expressions out of strangers' files, matched in bounded time.
+"""Regular expressions out of foreign files, matched in bounded time.
 
 Python's own matcher tries one way after the other: `((a+))+X` or a dozen `.*` in a row keep it busy for ever. Here all
 positions that a match may have reached are carried along at once (Thompson 1968, doi:10.1145/363347.363387), as the bits of
@@ -31,7 +31,7 @@ class Pattern:
     """A regular expression without back references, look-behind and flags; matched as Python matches it.
 
     Raises:
-        re.error: it is no regular expression, is too long, or uses what is not known here.
+        re.error: it is not a regular expression, is too long, or uses what is not known here.
     """
 
     def __init__(self, source: str) -> None:
@@ -135,7 +135,7 @@ def _letters(text: str) -> Mapping[str, int]:
 
 
 def _anchored(text: str, anchor: Any) -> int:
-    """The positions where ^, $, \\b and their kin hold."""
+    """The positions where ^, $, \\b and the like hold."""
     if anchor in (op.AT_BEGINNING, op.AT_BEGINNING_STRING):
         return 1
     if anchor is op.AT_END_STRING:

@@ -318,7 +318,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return read_object(path, MAX_BYTES)
     except FileNotFoundError as err:
-        raise AdapterError(f"{path.parent} is no adapter folder: it has no {path.name}") from err
+        raise AdapterError(f"{path.parent} is not an adapter folder: it has no {path.name}") from err
     except OSError as err:
         raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
     except ValueError as err:

@@ -266,12 +266,12 @@ def _near(name: str, layers: Mapping[str, nn.Module]) -> str:
 
 
 def _matching(key: str, pattern: str, paths: Iterable[str]) -> list[str]:
-    """The paths that match as a whole. Patterns come with strangers' adapters: one that takes too long is refused."""
+    """The paths that match as a whole. Patterns come with foreign adapters: one that takes too long is refused."""
     try:
         compiled = Pattern(pattern)
         return [path for path in paths if compiled.fullmatch(path)]
     except re.error as err:
-        raise ConfigError(f"{key}: {pattern[:80]!r} is no regular expression that can be used: {err}") from err
+        raise ConfigError(f"{key}: {pattern[:80]!r} is not a regular expression that can be used: {err}") from err
 
 
 def suffix_pattern(name: str) -> str:
