@@ -10,7 +10,7 @@ import multiprocessing
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,8 +21,10 @@ import transformers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from tests.interop import families  # noqa: E402
 from tests.interop.architectures import ARCHITECTURES  # noqa: E402
 from tests.interop.matrix import CHECKS, TOLERANCE, VARIANTS, Outcome, run_cell  # noqa: E402
+from tests.runs import write_entities, write_reviews  # noqa: E402
 
 Cells = Mapping[tuple[str, str], Mapping[str, Outcome]]  # (architecture, variant) -> check -> outcome
 
@@ -55,22 +57,25 @@ def main() -> int:
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="run this one alone (may be repeated)")
     parser.add_argument("--architecture", action="append", choices=ARCHITECTURES, help="run this one alone")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--only", choices=("peft", "families"), help="write this half of the document alone")
     asked = parser.parse_args()
     names = [(a, v) for a in asked.architecture or ARCHITECTURES for v in asked.variant or VARIANTS]
-    cells = run(names, asked.jobs)
-    text = document(cells)
+    cells = run(names, run_one, asked.jobs) if asked.only != "families" else {}
+    of_families = run(families.cells(), run_family, asked.jobs) if asked.only != "peft" else {}
+    text = "\n".join(part(found) for part, found in ((document, cells), (family_document, of_families)) if found)
     if asked.out:
         asked.out.write_text(text, encoding="utf-8")
     else:
         print(text)
-    return int(any(outcome.status == "FAIL" for outcomes in cells.values() for outcome in outcomes.values()))
+    every = [*cells.values(), *of_families.values()]
+    return int(any(outcome.status == "FAIL" for outcomes in every for outcome in outcomes.values()))
 
 
-def run(names: list[tuple[str, str]], jobs: int) -> Cells:
+def run(names: list[tuple[str, str]], one: Callable[[tuple[str, str]], Mapping[str, Outcome]], jobs: int) -> Cells:
     """Every cell named, told on standard error while it runs."""
     cells = {}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=be_quiet) as pool:
-        for name, outcomes in zip(names, pool.map(run_one, names), strict=True):
+        for name, outcomes in zip(names, pool.map(one, names), strict=True):
             cells[name] = outcomes
             print(f"{name[0]:20} {name[1]:16}", *(o.status for o in outcomes.values()), file=sys.stderr, flush=True)
             for check, outcome in outcomes.items():
@@ -91,6 +96,43 @@ def run_one(name: tuple[str, str]) -> Mapping[str, Outcome]:
     """One cell in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         return run_cell(*name, Path(folder))
+
+
+def run_family(name: tuple[str, str]) -> Mapping[str, Outcome]:
+    """One cell of the families in a folder of its own, with data of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        for part, n in (("train", 12), ("validation", 4)):
+            write_reviews(data / f"{part}.csv", n)
+            write_entities(data / f"{part}.conll", n)
+        return families.run_family(*name, data, data / "models")
+
+
+FAMILIES = f"""## Families
+
+Every family of transformers that has a class for a task, as a tiny random model with a tokenizer of words; five checks:
+
+{{checks}}
+
+`~`: every check passes, within {families.TOLERANCE:g} of the largest number; `refused`: with an error that says
+why, before anything is written; `n/a`: not tried; `-`: transformers has no class. {{counts}}
+"""
+
+
+def family_document(cells: Cells) -> str:
+    """The families as Markdown, one row each."""
+    notes: dict[str, int] = {}
+    rows = [
+        [name, *(sign(cells[name, kind], notes) if (name, kind) in cells else "-" for kind in families.KINDS)]
+        for name in dict.fromkeys(family for family, _ in cells)
+    ]
+    table = markdown(["", *families.KINDS], rows)
+    ends = [min({o.status for o in cell.values()} - {"pass"}, default="pass") for cell in cells.values()]
+    words = {"pass": "pass", "differs": "differ, explained", "refused": "refused", "n/a": "n/a", "FAIL": "unexplained"}
+    told = ", ".join(f"{ends.count(status)} {word}" for status, word in words.items())
+    checks = "\n".join(f"- **{name}**: {check.__doc__}" for name, check in families.FAMILY_CHECKS.items())
+    counts = f"Of {len(cells)} cells: {told}."
+    return "\n\n".join([FAMILIES.format(checks=checks, counts=counts) + "\n" + table, numbered(notes)]) + "\n"
 
 
 def document(cells: Cells) -> str:

@@ -19,8 +19,8 @@ from lorakit.recipe import TaskSection
 from lorakit.tasks.base import pad_inputs
 from lorakit.tasks.decoding import Decoder
 from lorakit.tasks.registry import make_task
-from tests.interop.families import OWN, save_family, tokenizer
-from tests.runs import changed, fit, sections
+from tests.interop.families import OWN, cells, run_family, save_family, tokenizer
+from tests.runs import changed, fit, sections, write_entities, write_reviews
 
 CLASSIFICATION, TAGGING = "sequence_classification", "token_classification"
 SHORT, LONG = "the film was stale", "the last scene and the cast was rather lovely and the plot was fresh"
@@ -69,11 +69,17 @@ def test_base_without_padding_and_end_token_is_refused(tmp_path: Path) -> None:
         load_base(str(tmp_path), CLASSIFICATION)
 
 
-@pytest.mark.parametrize("family", ["fnet", "nystromformer"])
-def test_answers_that_depend_on_padding_are_given_without_it(tmp_path: Path, files: Path, family: str) -> None:
-    """FNet has no mask at all, Nystromformer's convolution reaches beyond it."""
+@pytest.mark.parametrize(
+    ("family", "depends"), [("fnet", True), ("nystromformer", True), ("yoso", True), ("bert", False)]
+)
+def test_bases_whose_answers_depend_on_padding_are_told_apart(tmp_path: Path, family: str, depends: bool) -> None:
+    """FNet has no mask at all, the convolutions of Nystromformer reach beyond it."""
+    assert depends_on_batch(base_of(tmp_path, family).model) == depends
+
+
+def test_answers_that_depend_on_padding_are_given_without_it(tmp_path: Path, files: Path) -> None:
     notes: list[Any] = []
-    save_family(tmp_path / "base", family)
+    save_family(tmp_path / "base", "fnet")
     recipe = changed(sections(tmp_path / "base", files), "train.epochs=1")
     prepare(recipe, notes.append)
     assert any("depends on padding" in str(note) for note in notes)
@@ -222,3 +228,38 @@ def test_decoder_gives_the_logits_of_the_model(tmp_path: Path, family: str, tie:
             torch.testing.assert_close(step, wanted[:, i], rtol=1e-4, atol=1e-5)
     after = Decoder(model, batch).after(written, rows.tolist())
     torch.testing.assert_close(after, whole[:, -1, rows].log_softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+# The matrix
+
+
+@pytest.fixture(scope="session")
+def few_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of a cell's run: a dozen texts, and as many tagged sentences."""
+    folder = tmp_path_factory.mktemp("few")
+    for part, n in (("train", 12), ("validation", 4)):
+        write_reviews(folder / f"{part}.csv", n)
+        write_entities(folder / f"{part}.conll", n)
+    return folder
+
+
+QUICK = [("roberta", "tagging"), ("umt5", "text2text"), ("xlnet", "classification"), ("ibert", "classification")]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [pytest.param(*cell, marks=() if cell in QUICK else pytest.mark.slow) for cell in cells()],
+)
+def test_cell_of_families_is_explained(
+    family: str, kind: str, few_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (family, kind) in QUICK:
+        monkeypatch.setattr("tests.interop.families.EXPORTED", {})
+    outcomes = run_family(family, kind, few_files, tmp_path)
+    assert {check: outcome for check, outcome in outcomes.items() if outcome.status == "FAIL"} == {}
+
+
+def test_cell_without_an_explanation_fails(few_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.interop.families.KNOWN", ())
+    outcomes = run_family("ibert", "tagging", few_files, tmp_path)
+    assert {outcome.status for outcome in outcomes.values()} == {"FAIL"}
