@@ -193,9 +193,9 @@ BAD_TASKS = [
     ),
     ({"annotations": []}, "not annotated; a text without any entity says []"),
     ({"annotations": [{"was_cancelled": True, "result": []}]}, "not annotated"),
-    ({"annotations": {}}, "annotations is no list of annotations with a list of results each"),
-    ({"annotations": [{"result": None}]}, "annotations is no list of annotations"),
-    ({"annotations": [{"result": [7]}]}, "annotations is no list of annotations"),
+    ({"annotations": {}}, "annotations is not a list of annotations with a list of results each"),
+    ({"annotations": [{"result": None}]}, "annotations is not a list of annotations"),
+    ({"annotations": [{"result": [7]}]}, "annotations is not a list of annotations"),
     ({"annotations": [{"result": [result("x")]}]}, "a result of type 'labels' without a value or a from_name"),
     ({"annotations": [{"result": [result({"start": "/p[1]", "end": "/p[1]", "labels": ["X"]})]}]}, "{'start': '/p[1]'"),
 ]
@@ -374,9 +374,12 @@ def test_fingerprint_of_brat_follows_its_annotations(brat):
     ("bad", "message"),
     [
         ("T2\tPER 0 2;3 5\tPe er", "an entity of several parts (0 2;3 5), which no tags of words can say"),
-        ("T2\tPER 0 5 Peter", "'T2\\tPER 0 5 Peter' is no annotation of brat's: ID, tab, TYPE START END, tab, text"),
-        ("T2\tPER -1 5\tPeter", "'T2\\tPER -1 5\\tPeter' is no annotation of brat's"),
-        ("what is this", "'what is this' is no annotation of brat's"),
+        (
+            "T2\tPER 0 5 Peter",
+            "'T2\\tPER 0 5 Peter' is not an annotation of brat's: ID, tab, TYPE START END, tab, text",
+        ),
+        ("T2\tPER -1 5\tPeter", "'T2\\tPER -1 5\\tPeter' is not an annotation of brat's"),
+        ("what is this", "'what is this' is not an annotation of brat's"),
         ("T2\tPER 6 10\tspoke", "span 6-10 (PER) reads 'spok', but should read 'spoke'; that stands at 6-11"),
         ("T2\tPER 6 40\tspoke", "span 6-40 (PER) lies outside the text, which has 11 characters"),
         ("T2\tORG 0 5\tPeter", "span 0-5 (PER) and span 0-5 (ORG) overlap"),

@@ -92,7 +92,11 @@ BAD = [
     Bad("NUL", "a.json", "[\n" + records(["a\0"]) + "]", 2, "a NUL character; text has none"),
     Bad("NUL behind an escape", "a.jsonl", records(["a", "b\\u0000"]), 2, "column 'text' holds a NUL character"),
     Bad(
-        "lone surrogate", "a.jsonl", records(["a", "b\\ud800"]), 2, "a lone surrogate escape such as \\ud800 is no text"
+        "lone surrogate",
+        "a.jsonl",
+        records(["a", "b\\ud800"]),
+        2,
+        "a lone surrogate escape such as \\ud800 is not text",
     ),
     Bad("lone surrogate", "a.json", "[" + records(["b\\udfff"]) + "]", "1, record 1", "a lone surrogate escape"),
     Bad("ragged", "a.csv", table(["a", "b,c"]), 3, "3 columns, the header has 2: text, label"),

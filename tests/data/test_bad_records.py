@@ -78,8 +78,10 @@ def test_ten_are_listed_and_the_rest_counted(tmp_path: Path, again: bool, monkey
 @pytest.mark.parametrize("rows", [["text,label", "one"], ["text,label", ",x"], ["text,label", ",x", "a,b,c"]])
 def test_file_without_a_usable_record_is_refused_all_the_same(tmp_path: Path, again: bool, rows: list[str]) -> None:
     path = write(tmp_path / "a.csv", rows)
-    with pytest.raises(DataError, match=rf"{path}:2: "):
+    with pytest.raises(DataError, match=rf"{path}:2: ") as caught:
         read(str(path), columns=SKIP, again=again)
+    assert "on_bad" not in str(caught.value)
+    assert len(rows) == 2 or str(caught.value).startswith(f"{path}: none of its records can be used; correct them: ")
 
 
 def test_group_that_is_missing_is_a_bad_record(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_format_that_the_ending_does_not_say_is_said(save):
         ("[", 1, "not JSON: Expecting value"),
         ('[{"text": "a"},\n"b"]', "2, record 2", "a str, not a JSON object"),
         ('[{"text": "a"},\n["b"]]', "2, record 2", "a list, not a JSON object"),
-        ('[{"text": "a"},\n{"text": "\\ud800"}]', "2, record 2", "a lone surrogate escape such as \\ud800 is no text"),
+        ('[{"text": "a"},\n{"text": "\\ud800"}]', "2, record 2", "a lone surrogate escape such as \\ud800 is not text"),
         ('[{"text": "a"},\n{"text": ' + "1" * 5000 + "}]", 2, "not JSON: "),
         ('[{"text": "a"},\n' + "[" * 100_000, 2, "not JSON: "),
         ('[{"text": "a"},\n{"text": "b", "text": "c"}]', 2, "not JSON: key 'text' stands twice in an object"),

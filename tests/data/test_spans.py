@@ -172,8 +172,8 @@ BAD = [
     (span(0, 5, " "), "{'start': 0, 'end': 5, 'label': ' '}: a span needs a type"),
     (span(0, 5, []), "{'start': 0, 'end': 5, 'label': []}: a span needs a type"),
     ({"start": 0, "end": 5}, "{'start': 0, 'end': 5}: a span needs a type"),
-    ([0, 5], "[0, 5] is no span; expected [start, end, type] or an object with these keys"),
-    ("PER", "'PER' is no span"),
+    ([0, 5], "[0, 5] is not a span; expected [start, end, type] or an object with these keys"),
+    ("PER", "'PER' is not a span"),
 ]
 
 
@@ -193,8 +193,8 @@ def test_bad_span_is_refused_with_line_and_id(save, bad, message, identified):
     [
         ({}, "not annotated; a text without any entity says []"),
         ({"spans": None}, "not annotated; a text without any entity says []"),
-        ({"spans": "PER"}, "'PER' is no list of spans"),
-        ({"spans": {"0": "x" * 100}}, "{'0': '" + "x" * 70 + "... is no list of spans"),
+        ({"spans": "PER"}, "'PER' is not a list of spans"),
+        ({"spans": {"0": "x" * 100}}, "{'0': '" + "x" * 70 + "... is not a list of spans"),
     ],
 )
 def test_record_without_a_list_of_spans_is_refused(save, value, message):

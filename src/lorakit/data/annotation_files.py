@@ -51,7 +51,7 @@ def with_spans(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """The documents with the spans of their T lines, and notes of the lines of other kinds.
 
     Raises:
-        DataError: a line is no annotation, or an entity has several parts.
+        DataError: a line is not an annotation, or an entity has several parts.
     """
     others: dict[str, list[str]] = defaultdict(list)
     plain = []
@@ -77,7 +77,7 @@ def _spans(path: Path, text: str, others: dict[str, list[str]]) -> Iterator[Span
 def _entity(line: str, text: str, where: str) -> Span:
     found = ENTITY.fullmatch(line)
     if found is None:
-        raise DataError(f"{where}: {line[:60]!r} is no annotation of brat's: ID, tab, TYPE START END, tab, text")
+        raise DataError(f"{where}: {line[:60]!r} is not an annotation of brat's: ID, tab, TYPE START END, tab, text")
     parts = [tuple(map(int, part.split())) for part in found["offsets"].split(";")]
     # brat cuts an entity at each line end; with nothing but white space between them the parts are one
     if any(text[end:start].strip() or start < end for (_, end), (start, _) in pairwise(parts)):
@@ -92,7 +92,7 @@ def read_docbin(path: Path) -> Iterator[Row]:
     Categories that are all 0 or 1 become the list of those that are 1.
 
     Raises:
-        DataError: spaCy is not installed, or the file is no DocBin.
+        DataError: spaCy is not installed, or the file is not a DocBin.
     """
     try:
         from spacy.tokens import DocBin

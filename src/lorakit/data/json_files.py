@@ -228,7 +228,7 @@ def _record(values: Any, where: str) -> Row:
     try:
         json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as err:
-        raise DataError(f"{where}: a lone surrogate escape such as \\ud800 is no text") from err
+        raise DataError(f"{where}: a lone surrogate escape such as \\ud800 is not text") from err
     except (ValueError, RecursionError) as err:
         raise DataError(f"{where}: not JSON: {err}") from err
     return Row(values, where)

@@ -134,7 +134,7 @@ def _results(row: Row) -> Sequence[Mapping[str, Any]] | None:
     key = next(key for key in ANNOTATIONS if key in row.values)
     annotations = row.values[key]
     if not _is_objects(annotations) or not all(_is_objects(annotation.get("result")) for annotation in annotations):
-        raise DataError(f"{row.place}: {key} is no list of annotations with a list of results each")
+        raise DataError(f"{row.place}: {key} is not a list of annotations with a list of results each")
     finished = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
     finished = [annotation for annotation in finished if annotation.get("ground_truth")] or finished
     results: list[Sequence[Mapping[str, Any]]] = [annotation["result"] for annotation in finished]

@@ -133,7 +133,7 @@ def read(
         notes.append(f"{source}: {listed(path.name for path in paths)} of the folder")
     examples = examples_of(Table(source, rows, columns, notes, bad), wants) if rows else []
     if bad and (columns.on_bad == "stop" or not examples):
-        raise bad_records(source, in_order(bad))
+        raise bad_records(source, in_order(bad), of_all=not examples)
     notes += left_out(source, in_order(bad))
     if isinstance(columns.label, tuple):
         notes += never_given(source, columns.label, examples)

@@ -75,12 +75,12 @@ def spans_of(value: Any, where: str) -> list[Span]:
     """The spans in a list of [start, end, type] or of objects; an object with several labels is as many spans.
 
     Raises:
-        DataError: the value is no such list, an offset is no whole number, or a type is missing.
+        DataError: the value is not such a list, an offset is not a whole number, or a type is missing.
     """
     if value is None:
         raise DataError(f"{where}: not annotated; a text without any entity says []")
     if not isinstance(value, list):
-        raise DataError(f"{where}: {_short(value)} is no list of spans")
+        raise DataError(f"{where}: {_short(value)} is not a list of spans")
     return [span for item in value for span in _read(item, where)]
 
 
@@ -90,7 +90,9 @@ def _read(item: Any, where: str) -> Iterable[Span]:
     if _is_triple(item):
         item = dict(zip(("start", "end", "label"), item, strict=True))
     if not isinstance(item, dict):
-        raise DataError(f"{where}: {_short(item)} is no span; expected [start, end, type] or an object with these keys")
+        raise DataError(
+            f"{where}: {_short(item)} is not a span; expected [start, end, type] or an object with these keys"
+        )
     start, end, types = (_first(item, keys) for keys in (START, END, TYPE))
     types = types if isinstance(types, list) else [types]
     if type(start) is not int or type(end) is not int:

@@ -106,7 +106,7 @@ class Streamed(Sequence[Example]):
         self._n, self._bad, self.left_out = 0, list[DataError](), 0
         self.sha256 = examples_sha256(self._counted())
         if self.left_out and (columns.on_bad == "stop" or not self._n):
-            raise bad_records(source, self._bad, self.left_out)
+            raise bad_records(source, self._bad, self.left_out, of_all=not self._n)
         self.notes += left_out(source, self._bad, self.left_out)
         if not self._n:
             raise DataError(f"{source}: no record")

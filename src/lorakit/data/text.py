@@ -273,15 +273,15 @@ def counted(what: str, places: Sequence[str]) -> list[str]:
     return [f"{what}: {len(places)} ({', '.join(places[:MOST])}{more})"]
 
 
-def bad_records(source: str, bad: Sequence[DataError], n: int | None = None) -> DataError:
+def bad_records(source: str, bad: Sequence[DataError], n: int | None = None, *, of_all: bool = False) -> DataError:
     """The one error of `n` records that cannot be used, of which these are the first: ten with their places."""
     n = n or len(bad)
     if n == 1:
         return bad[0]
+    what = "none of its records can be used" if of_all else f"{n:,} records cannot be used"
+    what += "; correct them" + ("" if of_all else ", or leave them out with data.on_bad=skip")
     told = [*map(str, bad[:MOST_BAD]), *[f"and {n - MOST_BAD:,} more"] * (n > MOST_BAD)]
-    return DataError(
-        f"{source}: {n:,} records cannot be used; correct them, or leave them out with data.on_bad=skip: {'; '.join(told)}"
-    )
+    return DataError(f"{source}: {what}: {'; '.join(told)}")
 
 
 def left_out(source: str, bad: Sequence[DataError], n: int | None = None) -> list[str]:
