@@ -6,7 +6,10 @@ named NA; those of pandas, polars and pyarrow fail at a lone quote; `str.splitli
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -124,3 +127,18 @@ def test_bad_file_is_refused_with_its_line(save, file):
     path = save(file.name, file.content)
     with pytest.raises(DataError, match=f"^{re.escape(f'{path}:{file.line}: {file.message}')}"):
         read(str(path), "words" if file.name.endswith("conll") else "label")
+
+
+@pytest.mark.slow
+def test_hostile_files_and_recipes_are_refused_or_read_in_bounds(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.data.hostile", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) >= 100
+    assert [r for r in results if r["code"] not in (0, 2, 3) or r["seconds"] > 5 or r["memory"] > 1000] == []
+    assert [r for r in results if r["code"] and (len(r["said"]) > 4000 or "\n" in r["said"].strip()[:100])] == []

@@ -19,6 +19,7 @@ from lorakit.data.example import Columns
 from lorakit.data.read import holds_words, read, read_texts
 from lorakit.data.streaming import stream
 from lorakit.errors import DataError
+from lorakit.recipe import known_keys
 
 ROWS = [("fine, really; or | not", "good"), ('she said "no"', "bad"), ("two\nlines", "good"), ("tab\there", "bad")]
 
@@ -302,3 +303,34 @@ def test_rows_of_words_that_make_no_sentences_are_refused(save, content, message
     path = save("a.csv", content)
     with pytest.raises(DataError, match="^" + re.escape(f"{path}{message}")):
         read(str(path), "words")
+
+
+# The table in the documents
+
+TABLE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+FORMS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TABLE.partition("| form | file |")[2].partition("\n\n")[0].splitlines()[2:]
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
+def test_forms_of_the_documents_are_told_as_they_say(tmp_path, form):
+    _, names, examples, said, key = form
+    files = re.findall("`([^`]+)`", names)
+    for name, content in zip(files, re.findall("`([^`]+)`", examples), strict=True):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content.replace("⏎", "\n").replace("⇥", "\t") + "\n", newline="")
+    source = str(tmp_path / files[0].split("/")[0])
+    wants = (
+        "words"
+        if holds_words(source)
+        else "labels"
+        if "__label__" in examples
+        else "number"
+        if "3,5" in examples
+        else "label"
+    )
+    assert f"{source}: {said}" in read(source, wants).notes
+    assert key.strip("`") in known_keys()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
-from lorakit.data.delimited import NO_HEADER, Row, plain_name
+from lorakit.data.delimited import MOST_COLUMNS, NO_HEADER, Row, plain_name
 from lorakit.data.example import Columns, Example, Label, Wants, of_spans, of_words
 from lorakit.data.spans import Marked, Span, is_spans, settle, spans_of
 from lorakit.data.tags import entities, is_tag, odd_tags, scheme, standard, to_tags
@@ -111,7 +111,10 @@ class Table(NamedTuple):
     @property
     def there(self) -> list[str]:
         """All columns; a record of JSON may lack some."""
-        return list(dict.fromkeys(chain.from_iterable(row.values for row in self.rows)))
+        found = list(dict.fromkeys(chain.from_iterable(row.values for row in self.rows)))
+        if len(found) > MOST_COLUMNS:
+            raise DataError(f"{self.source}: {len(found):,} columns; a table has {MOST_COLUMNS:,} at most")
+        return found
 
     def column(self, role: str, asked: str | None) -> str | None:
         """The column that plays a role: the one asked for, or the first of the usual names that is there."""

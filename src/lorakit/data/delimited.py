@@ -122,6 +122,8 @@ def _delimiter(path: Path, asked: Columns, usual: str, head: Sequence[str]) -> s
     """The one delimiter at which the first record can be cut, or the one of several at which all records can."""
     ways = {d: [Dialect(d), *([Dialect(d, quoted=False)] if d == "\t" else [])] for d in DELIMITERS}
     fields = {d: max((_first_record(way, path, head) for way in ways[d]), key=len) for d in DELIMITERS}
+    if (columns := max(map(len, fields.values()))) > MOST_COLUMNS:
+        raise DataError(f"{path}:1: {columns:,} columns; a table has {MOST_COLUMNS:,} at most")
     able = [delimiter for delimiter in DELIMITERS if len(fields[delimiter]) > 1]
     if len(able) < 2:
         return able[0] if able else usual
@@ -318,6 +320,7 @@ HEADERS = {
     "entity",
     "entities",
 }
+MOST_TAG_COLUMNS = 100
 LAYOUT_LINES = 5000  # from which the layout of CoNLL columns is told
 MOSTLY = 0.9  # share of lines whose field is a tag in a column of tags; the others are mistakes
 
@@ -384,6 +387,8 @@ def columns_of(line: str) -> list[str]:
 
 def is_tagged_lines(lines: Sequence[str]) -> bool:
     """Whether lines are words with tags, at least one of them of an entity."""
+    if max((len(columns_of(line)) for line in lines), default=0) > MOST_TAG_COLUMNS:
+        return False
     try:
         layout = layout_of(Path(), lines, Columns())
     except DataError:  # several columns of tags
@@ -409,6 +414,8 @@ def layout_of(path: Path, lines: Sequence[str], asked: Columns) -> Layout:
         return Layout(0, -1, 2)
     header, fields = first
     n = len(fields)
+    if n > MOST_TAG_COLUMNS:
+        raise DataError(f"{path}: {n:,} columns; lines of words and tags have {MOST_TAG_COLUMNS} at most")
     is_header = n > 1 and not any(is_tag(standard(field)) for field in fields) and fields[-1].lower() in HEADERS
     is_header = is_header or (
         n > 1

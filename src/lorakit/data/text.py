@@ -30,6 +30,7 @@ MAGIC |= {
     b"\x28\xb5\x2f\xfd": "Zstandard data, whose name ends in .zst",
 }
 MOST_UNPACKED = 100, 2**22  # times the file's size, and bytes; what passes both is no text but a trap
+MOST_EMPTY = 100_000  # lines that a file may begin with
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)  # of compressed files
 
 
@@ -157,6 +158,8 @@ def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONG
                     raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size; unpack it first")
                 if empty:
                     empty = not line.strip()
+                    if number > MOST_EMPTY:
+                        raise DataError(f"{path}: the first {MOST_EMPTY:,} lines are empty")
                 yield line
     except UnicodeDecodeError as err:
         raise _undecodable(path, codec, err) from err
