@@ -282,7 +282,6 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
         "has unexpected 6 of 8 tensors for this model, first '.*value.lora_A",
     ),
     "layers beyond the last": ({"layers_to_transform": [9]}, "no targeted layer lies in block 9"),
-    "unknown head": ({"modules_to_save": ["head"]}, "does not fit this model: modules_to_save: nothing matches 'head'"),
     "other rank": (
         {"r": 5},
         r"query\.lora_A\.weight has shape \(4, 32\); this model and these settings need \(5, 32\)",

@@ -308,6 +308,7 @@ def whole_names(key: str) -> str:
 
 FOREIGN = {
     "excluded head": Foreign(settings=only("query", "dense", exclude_modules=["classifier"]), **CLS),
+    "saved nothing": Foreign(settings=only("query", modules_to_save=["lm_head"])),
     "excluded nothing": Foreign(settings=only("query", exclude_modules=["lm_head"])),
     "excluded nothing by a pattern": Foreign(settings=only("query", exclude_modules=".*lm_head")),
     "excluded by a pattern": Foreign(settings=only("query", "value", exclude_modules=r".*\.1\..*")),

@@ -196,12 +196,12 @@ def _key(key: str) -> str:
 def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: Set[str]) -> LoraConfig:
     """The settings in our stricter reading of names. Nothing is lost: the file's keys must match the result exactly.
 
-    peft lists every head name that it knows for a task, or adds them when it reads, present or not; and its `classifier`
-    takes DistilBERT's `pre_classifier` along.
+    peft lists every head name that it knows for a task, or adds them when it reads, present or not, and lets pass any other;
+    its `classifier` takes DistilBERT's `pre_classifier` along.
     """
     paths = [path for path, _ in walk(model)]
     heads = HEADS.get(base.task_type or "", ())
-    saved = [n for n in config.modules_to_save if n not in heads or any(has_suffix(path, n) for path in paths)]
+    saved = [name for name in config.modules_to_save if any(has_suffix(path, name) for path in paths)]
     saved += [
         path
         for path in paths
