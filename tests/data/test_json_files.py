@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -215,3 +216,31 @@ def test_object_over_several_lines_with_more_behind_it_is_refused(save):
         match=r"a\.json:3: an object over several lines, and more behind it; write a record a line, or an array",
     ):
         read(str(save("a.json", '{\n"text": "a", "label": "x"\n}\n{\n"text": "b"\n}')))
+
+
+KEYS = st.sampled_from(
+    ["text", "label", "data", "columns", "index", "0", "1", "paragraphs", "qas", "answers", "tokens", "x"]
+)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "a", "0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(values=st.lists(ANY, min_size=1, max_size=3), indent=st.sampled_from([None, 1]))
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_read_or_refused(tmp_path_factory, values, indent):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text("\n".join(json.dumps(value, indent=indent) for value in values) + "\n")
+    for wants in ("label", "labels", "words", "text"):
+        for again in (False, True):
+            with contextlib.suppress(DataError):
+                assert all(example.text for example in read(str(path), wants, again=again).examples)
+
+
+def test_deep_nesting_is_refused(save):
+    content = '{"a":' * 900 + "1" + "}" * 900
+    for text in (content, content * 200, "[" * 100_000, '["' + "[" * 5000):
+        with pytest.raises(DataError):
+            read(str(save("a.json", text)))

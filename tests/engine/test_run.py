@@ -435,3 +435,11 @@ def test_records_that_are_left_out_are_counted_in_the_scores(raw: Sections, file
     assert (scores["left_out"], scores["examples"]["train"]) == ({str(tmp_path / "gaps.csv"): 2}, len(rows) - 1)
     columns = json.loads((tmp_path / "run" / "adapter" / "lorakit.json").read_text())["columns"]
     assert not {"on_bad", "group"} & columns.keys()
+
+
+def test_labels_that_people_read_as_one_are_told(raw: Sections, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "alike.csv").write_text((files / "train.csv").read_text() + "a film,Good\n")
+    events: list[Event] = []
+    prepare(changed(raw, f"data.train={tmp_path / 'alike.csv'}"), events.append)
+    told = [event.text for event in events if isinstance(event, Note)]
+    assert "labels that differ in case, number format or invisible characters alone: 'Good' / 'good'" in told

@@ -59,6 +59,8 @@ def whole_value(path: Path, encoding: str | None = None) -> Literal["array", "ob
     first, second = next(lines, ""), next(lines, None)
     if first[:1] not in ("[", "{"):
         return None
+    if first[0] == "[" and not PAIR.match(first):  # it may be a file of gigabytes in one line
+        return "array"
     try:
         value = DECODER.decode(first)
     except json.JSONDecodeError as err:  # an object over several lines is whole where it ends too early
@@ -76,6 +78,7 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and list(map(type, value)) == [str, dict]
 
 
+PAIR = re.compile(r"\[\s*\"")
 CONTAINERS = (
     "data",
     "records",
@@ -89,9 +92,9 @@ CONTAINERS = (
 WORDS = {"tokens", "words", "tags", "ner_tags", "pos_tags"}  # of one record, whose lists are not columns
 
 
-def _container(value: dict[str, Any]) -> str | None:
+def _container(value: dict[str, Any], *, is_inner: bool = False) -> str | None:
     """What an object is, if it is no record: the key of its array of records, or `split`, `index`, `columns`, `lists`."""
-    if {"columns", "data"} <= value.keys() and isinstance(value["data"], list):
+    if _is_split(value):
         return "split"
     arrays = [
         key for key, some in value.items() if isinstance(some, list) and some and all(isinstance(x, dict) for x in some)
@@ -101,7 +104,7 @@ def _container(value: dict[str, Any]) -> str | None:
         return (named or arrays)[0]
     inner = list(value.values())
     if all(isinstance(some, dict) and some for some in inner) and len({tuple(some) for some in inner}) == 1:
-        if len(inner) == 1 and (nested := _container(inner[0])) is not None and nested in inner[0]:
+        if not is_inner and len(inner) == 1 and (nested := _container(inner[0], is_inner=True)) in inner[0] and nested:
             return next(iter(value))  # {"rasa_nlu_data": {"common_examples": [...]}}
         return "columns" if all(map(str.isdigit, inner[0])) else "index" if all(map(str.isdigit, value)) else None
     if len(inner) > 1 and all(isinstance(some, list) for some in inner) and not value.keys() & WORDS:
@@ -111,6 +114,17 @@ def _container(value: dict[str, Any]) -> str | None:
             else None
         )
     return None
+
+
+def _is_split(value: dict[str, Any]) -> bool:
+    """Whether an object is pandas' form of names of columns beside rows."""
+    names, rows = value.get("columns"), value.get("data")
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(rows, list)
+        and all(isinstance(row, list) and len(row) == len(names) for row in rows)
+    )
 
 
 def _object_records(path: Path, text: str) -> Iterator[Row]:
@@ -173,8 +187,9 @@ def _paragraphs(row: Row) -> Iterator[Row]:
             where = f"{row.where}, paragraph {i}, question {j}"
             if not isinstance(asked, dict):
                 raise DataError(f"{where}: a {type(asked).__name__}, not a JSON object")
-            answers = asked.get("answers") or [{}]
-            answer = answers[0].get("text", "") if isinstance(answers[0], dict) else answers[0]
+            answers = asked.get("answers")
+            first = answers[0] if isinstance(answers, list) and answers else None
+            answer = first.get("text") if isinstance(first, dict) else ""
             values = {**asked, "question": asked.get("question"), "context": paragraph.get("context"), "answer": answer}
             yield row._replace(values=values, where=where)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lorakit.data.audit import alike
 from lorakit.data.batches import split
 from lorakit.data.cache import CachedItems
 from lorakit.data.example import OF_TRAINING, Dataset, Example, columns_of
@@ -152,6 +153,10 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     labels = find_labels(recipe.task.name, every, recipe.task.order)
     for part in examples.values():
         check_labels(recipe.task.name, part, labels)
+    if groups := [" / ".join(map(repr, group)) for group in alike(labels)]:
+        report(
+            Note(f"labels that differ in case, number format or invisible characters alone: {', '.join(groups[:5])}")
+        )
     base = load_base(
         recipe.model.base,
         TASKS[recipe.task.name].model,
