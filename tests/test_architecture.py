@@ -28,11 +28,12 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "digest": frozenset(),
     "lora": frozenset({"errors", "digest"}),
     "recipe": frozenset({"errors", "digest", "lora"}),
-    "models": frozenset({"errors", "digest", "lora", "recipe"}),
+    "fingerprints": frozenset({"errors", "digest"}),
+    "models": frozenset({"fingerprints", "errors", "digest", "lora", "recipe"}),
     "data": frozenset({"errors", "digest", "lora", "recipe"}),
     "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
-    "engine": frozenset({"errors", "digest", "lora", "recipe", "models", "data", "tasks"}),
-    "app": frozenset({"errors", "digest", "lora", "recipe", "models", "data", "tasks", "engine"}),
+    "engine": frozenset({"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks"}),
+    "app": frozenset({"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "engine"}),
     "": frozenset({"app", "engine"}),  # the root's verbs and estimators, imported when they are first used
     "__main__": frozenset({"app"}),
 }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.digest import Fingerprint, file_sha256, open_regular
+from lorakit.digest import Fingerprint
 from lorakit.errors import ModelError, did_you_mean, first_line
+from lorakit.fingerprints import fingerprint_of, weights_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +25,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
 FP32_ATTENTION = "sdpa-in-fp32"  # a name in transformers' table of attention functions
+MOST_LAYERS = 1_000  # a damaged config asked for a million, which are built one by one
 LONGEST = 512  # tokens; the default limit where a model would allow more
 RATE = re.compile(r"(.*_)?(pdrop|dropout(_prob|_rate|_p)?)")  # how transformers calls a dropout rate
 LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that are skipped
@@ -234,79 +234,6 @@ def _unreachable(name: str) -> str:
     )
 
 
-def weights_sha256(folder: Path) -> str:
-    """sha256 over the safetensors files of a model folder, in name order.
-
-    Raises:
-        ModelError: there are none; pickled weights are never read.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder}: no *.safetensors file; pickled weights (.bin) are never read, convert them first")
-    digests = [file_sha256(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-# Keys of config.json and of the tokenizer's files that change no answer: names, notes, and what we choose ourselves.
-NAMES = {
-    *("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures", "auto_map", "dtype"),
-    *("torch_dtype", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
-    *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "gradient_checkpointing"),
-    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset"),
-    *("transformers.js_config", "model_max_length", "max_len", "chat_template", "processor_class", "tokenizer_file"),
-    *("special_tokens_map_file", "backend", "is_local", "local_files_only", "version", "truncation", "padding"),
-}
-SPECIAL_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# Where a tokenizer without tokenizer.json, which else has all of it, keeps its vocabulary
-VOCABULARY = (
-    *("vocab.json", "merges.txt", "vocab.txt", "vocab.bpe", "bpe.codes", "dict.txt", "emoji.json", "normalizer.json"),
-    *("entity_vocab.json", "target_vocab.json", "word_shape.json", "word_pronunciation.json", "prophetnet.tokenizer"),
-)
-
-
-def fingerprint_of(folder: Path) -> Fingerprint:
-    """What tells the model in a folder from any that answers otherwise, by its files alone.
-
-    Raises:
-        ModelError: there are no safetensors weights, or a JSON file is damaged.
-    """
-    if (folder / "tokenizer.json").exists():
-        vocabulary: dict[str, Any] = {"tokenizer.json": _facts(folder / "tokenizer.json")}
-    else:
-        files = [path for path in folder.iterdir() if path.name in VOCABULARY or path.suffix in (".model", ".spm")]
-        vocabulary = {path.name: file_sha256(path) for path in files}
-    special = {name: _facts(folder / name) for name in SPECIAL_TOKENS if (folder / name).exists()}
-    return Fingerprint(
-        weights_sha256(folder), _json_sha256(_facts(folder / "config.json")), _json_sha256([vocabulary, special])
-    )
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    """What decides answers in a JSON file of a model's."""
-    try:
-        with open_regular(path) as file:
-            raw = json.load(file)
-    except OSError as err:
-        raise ModelError(f"{path}: cannot be read: {err.strerror}") from err
-    except (ValueError, RecursionError) as err:
-        raise ModelError(f"{path}: damaged: {first_line(err)}") from err
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path}: damaged: not a JSON object")
-    return _without_names(raw)
-
-
-def _without_names(raw: Mapping[str, Any]) -> dict[str, Any]:
-    facts = {key: value for key, value in raw.items() if key not in NAMES and value is not None}
-    if isinstance(name := facts.get("tokenizer_class"), str):
-        facts["tokenizer_class"] = name.removesuffix("Fast")  # as transformers 5 writes it again
-    inner = [key for key, value in facts.items() if isinstance(value, dict) and key.endswith("_config")]
-    return facts | {key: _without_names(facts[key]) for key in inner}
-
-
-def _json_sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and reports from transformers: what matters of them is said by us."""
@@ -352,6 +279,11 @@ def _config(folder: Path, name: str, labels: Sequence[str]) -> Any:
         changes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     config = _from_pretrained("AutoConfig", folder, name, **changes)
     config._attn_implementation = None  # the folder's choice may name a kernel, code that the hub would be asked for
+    for key, value in vars(config).items():
+        if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+            raise ModelError(
+                f"model.base = {name!r}: config.json: {key} = {value}: at most {MOST_LAYERS:,} can be built"
+            )
     return config
 
 

@@ -18,7 +18,8 @@ import pytest
 import lorakit
 from lorakit.engine.pool import AdapterPool
 from lorakit.errors import AdapterError, ConfigError, ModelError
-from lorakit.models import fingerprint_of, load_base, load_tokenizer
+from lorakit.fingerprints import fingerprint_of
+from lorakit.models import load_base, load_tokenizer
 from tests.app.conftest import Cli
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after
 
@@ -192,7 +193,9 @@ def test_base_that_answers_the_same_is_taken(base: Path, run: Path) -> None:
 
 
 def test_fingerprint_is_the_same_in_another_process(base: Path, t5: Path) -> None:
-    code = "import sys; from pathlib import Path; from lorakit.models import fingerprint_of as f; print(*f(Path(sys.argv[1])))"
+    code = (
+        "import sys; from pathlib import Path; from lorakit.models import fingerprint_of as f; print*fPathsys.argv[1]"
+    )
     for folder in (base, t5):
         environment = {**os.environ, "PYTHONHASHSEED": "7"}
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, env=environment)
@@ -235,3 +238,31 @@ def test_adapters_over_unlike_bases_share_none(base: Path, run: Path, bert_run: 
     message = r"than that of the others: its config has sha256"
     with AdapterPool({"first": bert_run, "second": run}) as pool, pytest.raises(AdapterError, match=message):
         pool.load("second").result()
+
+
+# Files that are not what their name says
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "cut off", "32 GB of nothing", "nowhere"])
+def test_weights_that_are_none_are_refused_at_once(kind: str, base: Path) -> None:
+    path = base / "model.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "cut off":
+        path.write_bytes(data[:-1])
+    elif kind == "32 GB of nothing":
+        with path.open("wb") as file:
+            file.truncate(2**35)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "nowhere")
+    with pytest.raises(ModelError, match=r"model\.safetensors: (cannot be read|damaged)"):
+        fingerprint_of(base)
+
+
+@pytest.mark.usefixtures("base_read_anew")
+def test_config_of_a_million_layers_is_refused(base: Path) -> None:
+    edit(base / "config.json", num_hidden_layers=10**6)
+    with pytest.raises(ModelError, match="num_hidden_layers = 1000000: at most 1,000 can be built"):
+        load_base(str(base), "sequence_classification", labels=("a", "b"))

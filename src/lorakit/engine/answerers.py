@@ -16,7 +16,8 @@ from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import check_asked, load
 from lorakit.engine.side import Side
 from lorakit.errors import DataError, did_you_mean
-from lorakit.models import find, fingerprint_of
+from lorakit.fingerprints import fingerprint_of
+from lorakit.models import find
 
 
 @dataclass(frozen=True)

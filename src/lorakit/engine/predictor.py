@@ -22,8 +22,9 @@ from lorakit.engine.kernels import speed_up
 from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.engine.side import Side
 from lorakit.errors import AdapterError, DataError
+from lorakit.fingerprints import fingerprint_of
 from lorakit.lora import adapter_names, load_adapter, merge_and_unload, quantize, read_adapter_config
-from lorakit.models import BaseModel, find, fingerprint_of, load_base, save_model
+from lorakit.models import BaseModel, find, load_base, save_model
 from lorakit.tasks.base import Task
 from lorakit.tasks.intervals import Scores, with_intervals
 from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers

@@ -1,0 +1,108 @@
+"""What tells a base model from any other that would answer otherwise, from its files alone; without transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorakit.digest import Fingerprint, file_sha256, open_regular
+from lorakit.errors import ModelError, first_line
+
+MOST_HEADER = 10**8  # bytes of a safetensors file's header, as its library has it
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 over the safetensors files of a model folder, in name order.
+
+    Raises:
+        ModelError: there are none, or one is damaged; pickled weights are never read.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: no *.safetensors file; pickled weights (.bin) are never read, convert them first")
+    for file in files:
+        _check_layout(file)
+    digests = [file_sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _check_layout(path: Path) -> None:
+    """Raise a ModelError where a file is not as long as its header says, before all of it is read."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MOST_HEADER, size - 8):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        if max(ends, default=0) != size - 8 - length:
+            raise ValueError(f"{size - 8 - length:,} bytes of tensors where the header says {max(ends, default=0):,}")
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror}") from err
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
+        raise ModelError(f"{path}: damaged: {first_line(err)}") from err
+
+
+# Keys of config.json and of the tokenizer's files that change no answer: names, notes, and what we choose ourselves.
+NAMES = {
+    *("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "architectures", "auto_map", "dtype"),
+    *("torch_dtype", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
+    *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "gradient_checkpointing"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset"),
+    *("transformers.js_config", "model_max_length", "max_len", "chat_template", "processor_class", "tokenizer_file"),
+    *("special_tokens_map_file", "backend", "is_local", "local_files_only", "version", "truncation", "padding"),
+}
+SPECIAL_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Where a tokenizer without tokenizer.json, which else has all of it, keeps its vocabulary
+VOCABULARY = (
+    *("vocab.json", "merges.txt", "vocab.txt", "vocab.bpe", "bpe.codes", "dict.txt", "emoji.json", "normalizer.json"),
+    *("entity_vocab.json", "target_vocab.json", "word_shape.json", "word_pronunciation.json", "prophetnet.tokenizer"),
+)
+
+
+def fingerprint_of(folder: Path) -> Fingerprint:
+    """What tells the model in a folder from any that answers otherwise, by its files alone.
+
+    Raises:
+        ModelError: there are no safetensors weights, or a JSON file is damaged.
+    """
+    if (folder / "tokenizer.json").exists():
+        vocabulary: dict[str, Any] = {"tokenizer.json": _facts(folder / "tokenizer.json")}
+    else:
+        files = [path for path in folder.iterdir() if path.name in VOCABULARY or path.suffix in (".model", ".spm")]
+        vocabulary = {path.name: file_sha256(path) for path in files}
+    special = {name: _facts(folder / name) for name in SPECIAL_TOKENS if (folder / name).exists()}
+    return Fingerprint(
+        weights_sha256(folder), _json_sha256(_facts(folder / "config.json")), _json_sha256([vocabulary, special])
+    )
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What decides answers in a JSON file of a model's."""
+    try:
+        with open_regular(path) as file:
+            raw = json.load(file)
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror}") from err
+    except (ValueError, RecursionError) as err:
+        raise ModelError(f"{path}: damaged: {first_line(err)}") from err
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: damaged: not a JSON object")
+    return _without_names(raw)
+
+
+def _without_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {key: value for key, value in raw.items() if key not in NAMES and value is not None}
+    if isinstance(name := facts.get("tokenizer_class"), str):
+        facts["tokenizer_class"] = name.removesuffix("Fast")  # as transformers 5 writes it again
+    inner = [key for key, value in facts.items() if isinstance(value, dict) and key.endswith("_config")]
+    return facts | {key: _without_names(facts[key]) for key in inner}
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
