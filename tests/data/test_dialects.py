@@ -161,12 +161,15 @@ def test_asked_encoding_is_read_and_said(save, name, encoding):
     assert any(note.startswith(f"{path}: read as {encoding}") for note in dataset.notes)
 
 
-def test_encoding_that_is_not_known_is_refused(save):
-    refuses(
-        save("a.csv", "text,label\na,b\n"),
-        ": data.encoding = 'utf-9' is not a known encoding",
-        Columns(encoding="utf-9"),
-    )
+@pytest.mark.parametrize("encoding", ["utf-9", "base64", "a\0b"])
+def test_encoding_that_is_not_known_is_refused(save, encoding):
+    message = f": data.encoding = {encoding!r} is not a known encoding"
+    refuses(save("a.csv", "text,label\na,b\n"), message, Columns(encoding=encoding))
+
+
+def test_name_that_no_file_can_have_is_refused():
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        read("a" * 5000 + ".csv")
 
 
 @pytest.mark.parametrize("head", ["", "x" * 20000 + "\n\r"])
@@ -204,7 +207,7 @@ def test_compressed_tables_are_read(save, name, pack):
         ("a.csv.gz", gzip.compress(b"text,label\n" * 999)[:40], ": damaged: "),
         ("a.csv.bz2", bz2.compress(b"text,label\n" * 999)[:40], ": damaged: "),
         ("a.zip", b"text,label\n", ": damaged: File is not a zip file"),
-        ("a.csv.gz", gzip.compress(b"a,b\n" * 2_000_000), ": unpacks to more than 100 times its size"),
+        ("a.csv.gz", gzip.compress(b"a,b\n" * 2_000_000), ": unpacks to more than 50 times its size"),
         ("a.parquet.gz", gzip.compress(b"PAR1"), ": a compressed file of parquet is not read; unpack it first"),
         ("a.csv", gzip.compress(b"text,label\n"), ": not text but gzip data, whose name ends in .gz"),
         ("a.csv", zipped(b"x"), ": not text but a zip archive or an Excel workbook"),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -293,13 +293,9 @@ def read_label_first(path: Path, asked: Columns = Columns(), notes: list[str] | 
     for number, line in enumerate(stream_lines(path, asked.encoding), start=1):
         if not line.strip():
             continue
-        label, text = [*line.split(maxsplit=1), ""][:2]
-        labels = []
-        while label.startswith(MARK):
-            labels.append(label.removeprefix(MARK))
-            line = text
-            label, text = [*line.split(maxsplit=1), "", ""][:2]
-        values = {"label": labels, "text": line.strip()} if labels else {"label": label, "text": text.strip()}
+        labels = [word.removeprefix(MARK) for word in takewhile(lambda word: word.startswith(MARK), line.split())]
+        *firsts, text = [*line.split(maxsplit=len(labels) or 1), ""][: (len(labels) or 1) + 1]
+        values = {"label": labels or firsts[0], "text": text.strip()}
         yield Row(values, f"{path}:{number}")
 
 

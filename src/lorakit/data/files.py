@@ -12,7 +12,7 @@ from typing import Any
 from lorakit.data.delimited import Row
 from lorakit.data.example import Columns
 from lorakit.data.tags import OUTSIDE, is_tag
-from lorakit.data.text import counted, inner_name, lines_of, listed, read_text
+from lorakit.data.text import counted, inner_name, lines_of, listed, read_text, short
 from lorakit.errors import DataError, first_line
 
 COPIES = "files"  # below the folder that copies are put into
@@ -38,9 +38,17 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return found
 
 
+def exists(source: str) -> bool:
+    """Whether a source is the name of a file or folder. Raises a DataError for a name that none can have."""
+    try:
+        return Path(source).exists()
+    except OSError as err:
+        raise DataError(f"{short(source)}: cannot be read: {err.strerror}") from err
+
+
 def means_files(source: str) -> bool:
     """Whether a source is a pattern or a URL, and no name of one file, folder or data set."""
-    return "://" in source or (bool(re.search(r"[*?\[]", source)) and not Path(source).exists())
+    return "://" in source or (bool(re.search(r"[*?\[]", source)) and not exists(source))
 
 
 def files_of(source: str, folder: Path | None = None) -> list[Path]:

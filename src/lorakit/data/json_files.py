@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from lorakit.data.delimited import Row
+from lorakit.data.delimited import MOST_COLUMNS, Row
 from lorakit.data.example import Columns
 from lorakit.data.text import counted, read_text, stream_lines
 from lorakit.errors import DataError
@@ -240,6 +240,8 @@ def _record(values: Any, where: str) -> Row:
         values = {"text": values[0], **values[1]}
     if not isinstance(values, dict):
         raise DataError(f"{where}: a {type(values).__name__}, not a JSON object")
+    if len(values) > MOST_COLUMNS:
+        raise DataError(f"{where}: {len(values):,} keys; a record has {MOST_COLUMNS:,} at most")
     try:
         json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as err:

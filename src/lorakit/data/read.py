@@ -25,6 +25,7 @@ from lorakit.data.delimited import (
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
 from lorakit.data.files import (
     class_folders,
+    exists,
     files_of,
     is_saved,
     means_files,
@@ -197,7 +198,7 @@ def _kind_of_folder(path: Path, split: str) -> str | None:
 
 def _path(source: str) -> Path:
     """The file or folder of a source, whose #SPLIT is no part of it; but a # may stand in a file's name."""
-    return Path(source) if Path(source).exists() else Path(source.partition("#")[0])
+    return Path(source) if exists(source) else Path(source.partition("#")[0])
 
 
 def _rows(

@@ -29,7 +29,7 @@ MAGIC |= {
     b"PAR1": "Parquet, whose name ends in .parquet",
     b"\x28\xb5\x2f\xfd": "Zstandard data, whose name ends in .zst",
 }
-MOST_UNPACKED = 100, 2**22  # times the file's size, and bytes; what passes both is no text but a trap
+MOST_UNPACKED = 50, 2**21  # times the file's size, and bytes; what passes both is no text but a trap
 MOST_EMPTY = 100_000  # lines that a file may begin with
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)  # of compressed files
 
@@ -188,6 +188,7 @@ def _nul(path: Path, line: int, encoding: str | None) -> DataError:
 def _codec(path: Path, encoding: str | None) -> str:
     try:
         name = codecs.lookup(encoding or "utf-8").name
+        io.TextIOWrapper(io.BytesIO(), name)  # some codecs are from bytes to bytes
     except (LookupError, ValueError) as err:
         raise DataError(
             f"{path}: data.encoding = {encoding!r} is not a known encoding; common ones: utf-8, cp1252"
