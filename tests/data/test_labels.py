@@ -261,3 +261,15 @@ def test_dummies_of_pandas_are_labels(tmp_path: Path):
     pd.get_dummies(table, columns=["t"]).to_csv(tmp_path / "a.csv", index=False)
     found = read(str(tmp_path / "a.csv"), "labels", columns=Columns(label=("t_x", "t_y")))
     assert [example.label for example in found.examples] == [("t_x",), ("t_y",), ("t_x",)]
+
+
+def test_several_marks_are_no_shares():
+    with refused("the shares of the labels x, y, z sum to 2, not to 1; for several labels say task.name=multi_label"):
+        label_of({"x": 1, "y": 1.0, "z": 0}, "label")
+
+
+def test_cats_are_found_by_their_name(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", "cats": {"x": x, "y": 1 - x}}) + "\n" for x in (0.0, 1.0)))
+    assert [e.label for e in read(str(path), "labels").examples] == [("y",), ("x",)]
+    assert [e.label for e in read(str(path)).examples] == [{"x": 0.0, "y": 1.0}, {"x": 1.0, "y": 0.0}]

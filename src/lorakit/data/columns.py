@@ -462,7 +462,8 @@ def shares(row: Row, values: Mapping[str, Any]) -> dict[str, float]:
     given = {name: share for name, share in found.items() if share is not None}
     total = sum(given.values())
     if abs(total - 1) > SHARES_OFF:
-        raise DataError(f"{row.where}: the shares of the labels {', '.join(given)} sum to {total:g}, not to 1")
+        several = "; for several labels say task.name=multi_label_classification" if {*given.values()} <= {0, 1} else ""
+        raise DataError(f"{row.where}: the shares of the labels {listed([*given])} sum to {total:g}, not to 1{several}")
     return {name: share / total for name, share in given.items()}
 
 
