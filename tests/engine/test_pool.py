@@ -216,7 +216,7 @@ def test_damaged_new_version_leaves_the_old_one_serving(readers: dict[str, Path]
         before = pool.answer(asked)
         weights = tmp_path / "dora" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1])
-        with pytest.raises(AdapterError, match=r"safetensors: damaged: [\d,]+ bytes of tensors"):
+        with pytest.raises(AdapterError, match="safetensors: damaged: "):
             pool.refresh()["dora"].result()
         assert pool.refresh() == {}  # it is not tried again until it changes
         assert pool.answer(asked) == before
