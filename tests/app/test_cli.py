@@ -244,12 +244,12 @@ def test_what_the_reader_left_out_is_said_beside_the_answers(
     cli: Cli, bert_run: Path, tmp_path: Path, command: str
 ) -> None:
     record = {"text": "the film was superb.", "label": "good", "answer": "accept"}
-    lines = [record, {**record, "answer": "reject"}, record]
+    lines = [record, {**record, "answer": "ignore"}, record]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["--file", "in.jsonl"] if command == "predict" else ["in.jsonl", "--json"]
     code, out, err = cli(command, bert_run, *words)
     assert (code, len(out.splitlines())) == (0, 2 if command == "predict" else 1)
-    assert "in.jsonl: records that were not accepted, left out: 1 (in.jsonl:2 (reject))" in err
+    assert "in.jsonl: records that were not accepted, left out: 1 (in.jsonl:2 (ignore))" in err
 
 
 # inspect and merge
