@@ -192,7 +192,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "target without tensors": (edit(target_modules=r".*\.(query|value|key)"), "lacks"),
     "head of another size": (other_head, r"classifier.out_proj.weight has shape \(5, 32\)"),
     "other model": (other_model, "does not fit|lacks"),
-    "no folder": (lambda folder: (folder / "adapter_config.json").unlink(), "no adapter folder"),
+    "no folder": (lambda folder: (folder / "adapter_config.json").unlink(), "not an adapter folder"),
 }
 
 
