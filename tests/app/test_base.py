@@ -194,7 +194,8 @@ def test_base_that_answers_the_same_is_taken(base: Path, run: Path) -> None:
 
 def test_fingerprint_is_the_same_in_another_process(base: Path, t5: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from lorakit.models import fingerprint_of as f; print*fPathsys.argv[1]"
+        "import sys; from pathlib import Path; from lorakit.fingerprints import fingerprint_of as f; "
+        "print(*f(Path(sys.argv[1])))"
     )
     for folder in (base, t5):
         environment = {**os.environ, "PYTHONHASHSEED": "7"}
