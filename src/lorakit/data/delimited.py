@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from lorakit.data.example import Columns
 from lorakit.data.tags import OUTSIDE, is_tag, standard
-from lorakit.data.text import LONGEST, check_unpacked, listed, open_bytes, stream_lines
+from lorakit.data.text import LONGEST, check_unpacked, listed, opened, stream_lines
 from lorakit.errors import DataError, first_line
 
 MOST_COLUMNS = 10_000
@@ -153,7 +153,7 @@ def _quotes(path: Path, asked: Columns, dialect: Dialect) -> tuple[bool, list[st
 
     Who quotes fields, quotes all of them, all of a column, or those alone that hold a quote, a tab or a line end.
     """
-    with open_bytes(path) as file:  # most files are settled by their bytes
+    with opened(path) as file:  # most files are settled by their bytes
         if not any(b'"' in block for block in iter(partial(file.read, 2**20), b"")):
             return False, []
     if not any(line[0] == '"' or '\t"' in line for line in stream_lines(path, asked.encoding)):

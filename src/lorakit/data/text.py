@@ -11,7 +11,8 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -105,15 +106,22 @@ def _member(path: Path) -> zipfile.ZipInfo:
     return found[0]
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The same within a block, in which whatever reading meets becomes a DataError too."""
+    try:
+        with open_bytes(path) as file:
+            yield file
+    except OSError as err:
+        raise _unreadable(path, err) from err
+    except DAMAGE as err:
+        raise DataError(f"{path}: damaged: {err}") from err
+
+
 def read_bytes(path: Path) -> bytes:
     """The file's bytes, or a DataError that says why there are none."""
-    with open_bytes(path) as file:
-        try:
-            data = file.read()
-        except OSError as err:
-            raise _unreadable(path, err) from err
-        except DAMAGE as err:
-            raise DataError(f"{path}: damaged: {err}") from err
+    with opened(path) as file:
+        data = file.read()
     if not data.strip():
         raise DataError(f"{path}: the file is empty")
     return data
@@ -143,10 +151,11 @@ def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONG
             is a NUL character, or a line is longer than `longest` characters.
     """
     codec = _codec(path, encoding)
-    empty, characters = True, 0
-    most = max(MOST_UNPACKED[0] * path.stat().st_size, MOST_UNPACKED[1]) if path.suffix.lower() in COMPRESSED else None
+    empty = True
+    if path.suffix.lower() in COMPRESSED and path.is_file():
+        _check_stream(path, path.stat().st_size, path.stat().st_mtime_ns)
     try:
-        with open_bytes(path) as raw, io.TextIOWrapper(raw, codec, newline="") as text:
+        with opened(path) as raw, io.TextIOWrapper(raw, codec, newline="") as text:
             _check_beginning(path, raw.read(4), encoding)
             raw.seek(0)
             for number, line in enumerate(iter(partial(text.readline, longest), ""), start=1):
@@ -154,8 +163,6 @@ def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONG
                     raise _nul(path, number, encoding)
                 if len(line) == longest and line[-1] not in "\r\n":
                     raise DataError(f"{path}:{number}: the line has more than {longest:,} characters")
-                if most is not None and (characters := characters + len(line)) > most:
-                    raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size; unpack it first")
                 if empty:
                     empty = not line.strip()
                     if number > MOST_EMPTY:
@@ -163,12 +170,18 @@ def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONG
                 yield line
     except UnicodeDecodeError as err:
         raise _undecodable(path, codec, err) from err
-    except OSError as err:
-        raise _unreadable(path, err) from err
-    except DAMAGE as err:
-        raise DataError(f"{path}: damaged: {err}") from err
     if empty:
         raise DataError(f"{path}: the file is empty")
+
+
+@lru_cache(64)  # of a file as it is: it is opened several times
+def _check_stream(path: Path, size: int, changed: int) -> None:
+    """Raise a DataError where a compressed file unpacks to so much that it is a trap."""
+    left = max(MOST_UNPACKED[0] * size, MOST_UNPACKED[1])
+    with opened(path) as raw:
+        while block := raw.read(2**20):
+            if (left := left - len(block)) < 0:
+                raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size; unpack it first")
 
 
 def _check_beginning(path: Path, head: bytes, encoding: str | None) -> None:
@@ -202,7 +215,7 @@ def encoding_note(path: Path, encoding: str | None) -> list[str]:
         return []
     decoder, is_ascii = codecs.getincrementaldecoder("utf-8")(), True
     try:
-        with open_bytes(path) as raw:
+        with opened(path) as raw:
             while block := raw.read(2**20):
                 is_ascii = is_ascii and block.isascii()
                 decoder.decode(block)
@@ -215,7 +228,7 @@ def encoding_note(path: Path, encoding: str | None) -> list[str]:
 def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
     """What the decoder met, with its place in the file; the error itself has that in its block."""
     decoder, position, line = codecs.getincrementaldecoder(codec)(), 0, 1
-    with open_bytes(path) as raw:
+    with opened(path) as raw:
         for block in raw:
             try:
                 decoder.decode(block)
@@ -243,7 +256,7 @@ def _guessed(path: Path) -> str:
     """What the beginning of a file looks like, for a message: a guess, which is not acted on."""
     from charset_normalizer import from_bytes  # late: most files are UTF-8
 
-    with open_bytes(path) as raw:
+    with opened(path) as raw:
         found = from_bytes(raw.read(2**16)).best()
     return f"; it looks like {found.encoding}" if found and found.encoding not in ("cp1252", "utf_8", "ascii") else ""
 
