@@ -129,7 +129,7 @@ OWN: dict[str, dict[str, Any]] = {  # what a family's config needs besides the s
     | dict.fromkeys(("local_attn_chunk_length", "lsh_attn_chunk_length"), 4),
     "t5gemma": {"encoder": T5_PART, "decoder": T5_PART, "vocab_size": len(tokenizer())},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": MAMBA | {"mamba_dt_rank": 4},
+    "zamba": MAMBA | {"mamba_dt_rank": 4, "layers_block_type": ["hybrid", "hybrid"]},
     "zamba2": MAMBA | {"n_mamba_heads": 2, "mamba_headdim": 16, "mamba_d_state": 8, "adapter_rank": 2, "chunk_size": 4},
 }
 NO_TEXT = "the family reads more than text: sound, images or places on a page"
