@@ -26,6 +26,7 @@ MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
 FP32_ATTENTION = "sdpa-in-fp32"  # a name in transformers' table of attention functions
 MOST_LAYERS = 1_000  # a damaged config asked for a million, which are built one by one
+LAYER_COUNT = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)?layers?")
 LONGEST = 512  # tokens; the default limit where a model would allow more
 RATE = re.compile(r"(.*_)?(pdrop|dropout(_prob|_rate|_p)?)")  # how transformers calls a dropout rate
 LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that are skipped
@@ -280,9 +281,11 @@ def _config(folder: Path, name: str, labels: Sequence[str]) -> Any:
     config = _from_pretrained("AutoConfig", folder, name, **changes)
     config._attn_implementation = None  # the folder's choice may name a kernel, code that the hub would be asked for
     for key, value in vars(config).items():
-        if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+        if not isinstance(value, int) or "layer" not in key:
+            continue
+        if value > MOST_LAYERS or (LAYER_COUNT.fullmatch(key) and value < 1):
             raise ModelError(
-                f"model.base = {name!r}: config.json: {key} = {value}: at most {MOST_LAYERS:,} can be built"
+                f"model.base = {name!r}: config.json: {key} = {value}: a model has 1 to {MOST_LAYERS:,} layers"
             )
     return config
 

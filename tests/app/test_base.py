@@ -263,7 +263,8 @@ def test_weights_that_are_none_are_refused_at_once(kind: str, base: Path) -> Non
 
 
 @pytest.mark.usefixtures("base_read_anew")
-def test_config_of_a_million_layers_is_refused(base: Path) -> None:
-    edit(base / "config.json", num_hidden_layers=10**6)
-    with pytest.raises(ModelError, match="num_hidden_layers = 1000000: at most 1,000 can be built"):
+@pytest.mark.parametrize("layers", [10**6, 0, -1])
+def test_config_of_a_million_layers_or_none_is_refused(base: Path, layers: int) -> None:
+    edit(base / "config.json", num_hidden_layers=layers)
+    with pytest.raises(ModelError, match=f"num_hidden_layers = {layers}: a model has 1 to 1,000 layers"):
         load_base(str(base), "sequence_classification", labels=("a", "b"))
