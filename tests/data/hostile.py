@@ -88,7 +88,7 @@ def records() -> Iterator[tuple[str, bytes]]:
     yield "big_number.jsonl", b'{"text": "a", "label": ' + b"9" * 100_000 + b"}"
     yield "exponent.jsonl", b'{"text": "a", "label": 1e999999}'
     yield "nan.jsonl", b'{"text": "a", "label": NaN}'
-    yield "a_million_keys.jsonl", b"{" + b",".join(b'"k%d":1' % i for i in range(10**6)) + b"}"
+    yield "many_keys.jsonl", b"{" + b",".join(b'"k%d":1' % i for i in range(300_000)) + b"}"
     yield "a_key_twice.jsonl", b'{"text": "a", "text": "b"}'
     yield "surrogate.jsonl", b'{"text": "\\ud800", "label": "x"}'
     yield "null.jsonl", b"null\n" * 1000

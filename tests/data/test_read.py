@@ -412,3 +412,11 @@ def test_tagged_words_are_told_whatever_the_format_key_says(tmp_path, ending):
         path.write_text(json.dumps(records[0]))
     assert holds_words(str(path))
     assert holds_words(str(path), format=ending)
+
+
+def test_guesses_do_not_hold_a_columnar_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{"question": "a", "answer": "b", "label": "x"}]), path)
+    monkeypatch.setattr(pq, "read_table", None)
+    assert not holds_words(str(path))
+    assert usual_pair(str(path)) == "answer"

@@ -149,15 +149,15 @@ def holds_words(source: str, columns: Columns = Columns(), format: str = "auto")
 
 def usual_pair(source: str, columns: Columns = Columns(), format: str = "auto") -> str | None:
     """The column of second texts that by its name goes with the usual one of first texts, where neither is named."""
-    if columns.text or columns.pair or (table := _beginning(source, columns, format)) is None:
+    if columns.text or columns.pair or (table := _beginning(source, columns, format, SAMPLE)) is None:
         return None
     text = table.column("text", None)
     second = text and table.second(text)
     return second if second and all(isinstance(row.values.get(second), str) for row in table.rows[:SAMPLE]) else None
 
 
-def _beginning(source: str, columns: Columns, format: str) -> Table | None:
-    """The first rows of a source (of annotations, all: spans may stand in a late record); None of one that is elsewhere.
+def _beginning(source: str, columns: Columns, format: str, most: int | None = None) -> Table | None:
+    """The first rows of a source, `most` or as many as show annotations; None of one that is elsewhere.
 
     Where they cannot be read there is None too: reading in earnest says what is wrong.
     """
@@ -169,7 +169,8 @@ def _beginning(source: str, columns: Columns, format: str) -> Table | None:
         kind = _format(source, path, columns.encoding) if format == "auto" else format
         if kind in ("hub", LIBRARY):
             return None
-        most = HEAD if kind in ("csv", "tsv", "parquet", "arrow", "conll", "label-first") else None
+        if most is None and kind in ("csv", "tsv", "parquet", "arrow", "conll", "label-first"):
+            most = HEAD  # else all of them: spans may stand in a late record
         rows = _rows(source, path, columns, format, [], [], most=most)
         return Table(source, rows, Columns(), []) if rows else None
     except DataError:
@@ -227,6 +228,8 @@ def _rows(
         read = partial(csv_rows, kind=kind)
     if kind in OF_SPLITS:
         read = partial(OF_SPLITS[kind], split=split)
+    if most is not None and kind in ("parquet", "arrow"):  # whose other reader holds all
+        return [row for row in islice(stream(path, asked=asked), most) if isinstance(row, Row)]
     rows, wrong = list[Row](), len(bad)
     for row in islice(read(path, asked, notes), most):
         if isinstance(row, Row):
