@@ -179,7 +179,7 @@ def test_words_need_a_run_that_answers_words(predictor: Predictor) -> None:
 
 @pytest.mark.parametrize("sentence", ["Ada visited Oslo", [], ["Ada", " "], ["Ada", ""]])
 def test_sentence_that_is_no_list_of_words_is_refused(tagger_run: Path, sentence: list[str]) -> None:
-    with pytest.raises(DataError, match=r"sentence 2 of 2: .* is no list of words"):
+    with pytest.raises(DataError, match=r"sentence 2 of 2: .* is not a list of words"):
         load(tagger_run).predict_words([["Ada"], sentence])
 
 

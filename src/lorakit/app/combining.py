@@ -1,6 +1,6 @@
 """`lorakit combine`: one adapter out of several, with weights that are given or searched for on held-out examples.
 
-The search sees one half of the examples, the scores that are told are of the other half, which had no part in it.
+The search sees one half of the examples, the reported scores are of the other half, which had no part in it.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def combine_runs(
     if weights is None:
         weights, tried = _search(several, seen, judge.trials, report)
     return _write(
-        several, _told(several, tuple(weights), seen, unseen, tried), out, _tuned(several, weights, seen), source
+        several, _judged(several, tuple(weights), seen, unseen, tried), out, _tuned(several, weights, seen), source
     )
 
 
@@ -263,10 +263,10 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else float("-inf")
 
 
-# What is told and written
+# What is reported and written
 
 
-def _told(several: Several, weights: tuple[float, ...], seen: Part, unseen: Part, tried: int) -> Outcome:
+def _judged(several: Several, weights: tuple[float, ...], seen: Part, unseen: Part, tried: int) -> Outcome:
     """Each adapter alone, equal weights and these ones, on the examples that had no part in the search."""
     k = len(several.names)
     combinations = {str(run): tuple(float(i == j) for j in range(k)) for i, run in enumerate(several.runs)}

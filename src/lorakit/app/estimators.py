@@ -318,7 +318,7 @@ def _text(i: int, entry: Any) -> Text:
     if len(found) not in (1, 2) or not all(isinstance(text, str) for text in found):
         raise InputError(f"X[{i}] = {entry!r} is neither a text nor a pair of texts")
     if any("\ud800" <= c <= "\udfff" for text in found for c in text):
-        raise InputError(f"X[{i}] = {entry!r}: half of a surrogate pair is no text")
+        raise InputError(f"X[{i}] = {entry!r}: half of a surrogate pair is not a text")
     return found[0] if len(found) == 1 else (found[0], found[1])
 
 
@@ -350,7 +350,7 @@ def in_order(labels: Sequence[Any]) -> Any:
     """
     for i, label in enumerate(labels):
         if not isinstance(label, Hashable) or label is None or label != label:
-            raise InputError(f"y[{i}] = {label!r} is no label")
+            raise InputError(f"y[{i}] = {label!r} is not a label")
     distinct = set(labels)
     try:
         ordered = sorted(distinct)

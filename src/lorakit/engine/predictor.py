@@ -83,7 +83,7 @@ class Predictor:
         for number, words in enumerate(sentences, start=1):
             if isinstance(words, str) or not words or not all(word.strip() for word in words):
                 raise DataError(
-                    f"sentence {number} of {len(sentences)}: {words!r} is no list of words, none of them empty"
+                    f"sentence {number} of {len(sentences)}: {words!r} is not a list of words, none of them empty"
                 )
         examples = [of_words(words) for words in sentences]
         return [

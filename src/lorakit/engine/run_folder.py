@@ -133,12 +133,12 @@ def _owner(path: Path) -> str | None:
     except OSError:
         return None
     try:
-        return _said(descriptor)
+        return _owner_in(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _said(descriptor: int) -> str | None:
+def _owner_in(descriptor: int) -> str | None:
     """Whose lock it is; None where it is not one of ours."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return None
@@ -166,7 +166,7 @@ def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = F
             raise
         with ExitStack() as stack:
             stack.callback(os.close, descriptor)
-            if (owner := _said(descriptor)) is None:
+            if (owner := _owner_in(descriptor)) is None:
                 raise _not_ours(path)
             try:
                 fcntl.flock(descriptor, how)

@@ -127,7 +127,7 @@ def _cell(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """A kept value of a file without types as a column of Parquet has it: text, or JSON of what is no text."""
+    """A kept value of a file without types as a column of Parquet has it: text, or JSON of what is not text."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -30,7 +30,7 @@ from lorakit.tasks.base import Item, Task, pad_inputs
 from lorakit.tasks.registry import TASKS, make_task, task_layers
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file of a folder: inode, size, time of change in ns
-IN_MOULD = "mould"  # an adapter's name there
+IN_TEMPLATE = "template"  # an adapter's name there
 MOST_MOULDS = 8
 READ_AGAIN = 3  # times that a folder may change while it is read
 
@@ -87,7 +87,7 @@ class Answered(nn.Module):
 class SharedModel:
     """A base model as one adapter's folder names it, without an adapter yet.
 
-    An adapter is built in a *mould*: a copy of the model's modules that shares the base's weights and holds an adapter,
+    An adapter is built in a *template*: a copy of the model's modules that shares the base's weights and holds an adapter,
     which the next one of the same settings overwrites. To serve it then is an entry in a dict at each of its places.
     Nothing here locks: one thread may `build` while another one answers, and `add` and `remove` may run beside an answer
     in which the resident has no rows.
@@ -115,7 +115,7 @@ class SharedModel:
                 f"{side.base.name}: its output layer is not known: {self._head} has {last.out_features} rows"
             )
         self._plain = _copy(self.model)  # before it is changed
-        self._moulds: dict[tuple[int, bool, str], nn.Module] = {}  # the one used last at the end
+        self._templates: dict[tuple[int, bool, str], nn.Module] = {}  # the one used last at the end
         self._keys = (f"version-{number}" for number in count(1))
         self.routing = Routing()
         speed_up(base, dtype, self.device)
@@ -141,10 +141,14 @@ class SharedModel:
     def _build(self, folder: Path, stamp: Stamp) -> Resident:
         side = read_side(folder)
         self._check(folder, side)
-        layers, outputs, mould = task_layers(side.task, side.labels), self._outputs(side), self._mould(folder, side)
-        places = hosts(mould, IN_MOULD)
+        layers, outputs, template = (
+            task_layers(side.task, side.labels),
+            self._outputs(side),
+            self._template(folder, side),
+        )
+        places = hosts(template, IN_TEMPLATE)
         # copied at once, since tied places share their part
-        parts = copy.deepcopy([Part(path, type(host), host.adapters[IN_MOULD]) for path, host in places])
+        parts = copy.deepcopy([Part(path, type(host), host.adapters[IN_TEMPLATE]) for path, host in places])
         if outputs != self._width and not any(part.holds(self._head) for part in parts):
             raise AdapterError(
                 f"{folder}: it has {outputs} outputs but no head of its own; the others' has {self._width}"
@@ -184,28 +188,28 @@ class SharedModel:
                     f"the others share one with {getattr(self.side, name)!r}"
                 )
 
-    def _mould(self, folder: Path, side: Side) -> nn.Module:
-        """A mould that holds this adapter."""
+    def _template(self, folder: Path, side: Side) -> nn.Module:
+        """A template that holds this adapter."""
         outputs = self._outputs(side)
         try:
             settings = file_sha256(folder / CONFIG_FILE, MAX_BYTES)
         except OSError as err:
             raise AdapterError(f"{folder / CONFIG_FILE}: {err.strerror}") from err
         key = outputs, side.task.crf, settings
-        mould = self._moulds.pop(key, None)
-        if mould is not None:
-            reload_adapter(mould, folder, IN_MOULD)
+        template = self._templates.pop(key, None)
+        if template is not None:
+            reload_adapter(template, folder, IN_TEMPLATE)
         else:
-            mould = _copy(self._plain)
+            template = _copy(self._plain)
             if outputs != self._width:
-                _resize(mould, self._head, outputs)
+                _resize(template, self._head, outputs)
             for name, layer in task_layers(side.task, side.labels).items():
-                mould.add_module(name, layer)
-            load_adapter(mould, folder, IN_MOULD)
-        self._moulds[key] = mould  # not before: a load that hangs, or fails, must leave none behind
-        if len(self._moulds) > MOST_MOULDS:
-            del self._moulds[next(iter(self._moulds))]
-        return mould
+                template.add_module(name, layer)
+            load_adapter(template, folder, IN_TEMPLATE)
+        self._templates[key] = template  # not before: a load that hangs, or fails, must leave none behind
+        if len(self._templates) > MOST_MOULDS:
+            del self._templates[next(iter(self._templates))]
+        return template
 
     def add(self, resident: Resident) -> None:
         """Let the model serve a resident. Raises an AdapterError, and serves nothing of it, where another is in its way."""

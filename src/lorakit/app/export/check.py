@@ -144,10 +144,10 @@ def agree(task: Task, side: Side, texts: Texts, model: nn.Module, export: nn.Mod
         before = answer_all(both, task, asked, items, CPU)
         after = answer_all(export, task, asked, items, CPU)
     near = NEAR * float(side.tuned.get("spread", 1.0))
-    said = [[_said(task.to_json(e, a)) for e, a in zip(asked, answers, strict=True)] for answers in (before, after)]
+    shown = [[_shown(task.to_json(e, a)) for e, a in zip(asked, answers, strict=True)] for answers in (before, after)]
     gold = texts.examples[: texts.n_gold]
     scores = [task.score(gold, answers[: len(gold)]) if gold else {} for answers in (before, after)]
-    differing = sum(not _is_same(one, other, near) for one, other in zip(*said, strict=True))
+    differing = sum(not _is_same(one, other, near) for one, other in zip(*shown, strict=True))
     return Agreement(texts, float(both.difference), float(both.largest), differing, *scores)
 
 
@@ -163,7 +163,7 @@ def check_exact(agreement: Agreement) -> None:
         raise RuntimeError(f"the export differs from the model; nothing was written. {agreement.line()}")
 
 
-def _said(line: dict[str, Any]) -> Any:
+def _shown(line: dict[str, Any]) -> Any:
     """The answer without probabilities."""
     if "entities" in line and "generated" not in line:
         return [(entity["entity_group"], entity["start"], entity["end"]) for entity in line["entities"]]

@@ -1,6 +1,6 @@
 """One search by several workers: processes, of one machine or of many, that have Optuna's storage in common.
 
-Each asks for a few trials, trains them together and tells what they gave. A heart says in the storage that its trials are in
+Each asks for a few trials, trains them together and tells what they gave. A heartbeat says in the storage that its trials are in
 hand; where it has stopped, whoever looks next asks for them again. The storage has the books, and the tables are made from it.
 """
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.storages import RDBStorage
 
-BEAT_S, GRACE_S = 5, 60  # between two beats of a heart; after so long without one a worker is taken for dead
+BEAT_S, GRACE_S = 5, 60  # between two beats; after so long without one a worker is taken for dead
 LOOK_S = 2.0  # between two looks of a worker that has nothing to do
 HOW, MEMBERS, METRIC = "how", "members", "metric"  # attributes of the study, and of a trial
 
@@ -82,17 +82,17 @@ class SharedSweep(Sweep):
         write_plots(self)
 
 
-class Heart:
+class Heartbeat:
     """Says in the storage that this process's trials are in hand."""
 
     def __init__(self, storage: RDBStorage, study: Study) -> None:
         self.storage = storage
         self.study_id = storage.get_study_id_from_name(study.study_name)
-        self.trials, self.strangers = set[int](), set[int]()
+        self.trials, self.others = set[int](), set[int]()
         self._end = Event()
         self._thread = Thread(target=self._beat_on, daemon=True)
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 
@@ -110,10 +110,10 @@ class Heart:
         self.storage.record_heartbeat(self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number))
 
     def meet(self, numbers: set[int]) -> None:
-        """Beat once for each stranger: Optuna never ends a trial whose worker died before its first beat."""
-        for number in numbers - self.trials - self.strangers:
+        """Beat once for each trial of another worker: Optuna never ends a trial whose worker died before its first beat."""
+        for number in numbers - self.trials - self.others:
             self.beat(number)
-        self.strangers |= numbers
+        self.others |= numbers
 
     def _beat_on(self) -> None:
         while not self._end.wait(BEAT_S):
@@ -141,7 +141,7 @@ def work(sweep: SharedSweep, base: Recipe, space: Space, asked: Search) -> None:
 
     with _shared(sweep.folder, base, sweep.report), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop, whose part Heart plays
+        warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop; Heartbeat does it here
         with storage_errors():
             study = _worked(sweep, space, asked)
         with _turn(sweep.folder):
@@ -151,10 +151,10 @@ def work(sweep: SharedSweep, base: Recipe, space: Space, asked: Search) -> None:
 
 def _worked(sweep: SharedSweep, space: Space, asked: Search) -> Study:
     study, storage = _joined(sweep, asked)
-    with Heart(storage, study) as heart:
+    with Heartbeat(storage, study) as heartbeat:
         while told(study) < asked.trials:
-            _fail_stale(study, heart)
-            if running := _claimed(study, heart, sweep, space, asked):
+            _fail_stale(study, heartbeat)
+            if running := _claimed(study, heartbeat, sweep, space, asked):
                 _train(study, sweep, running, space)
                 sweep.report(Note(f"{told(study)} of {asked.trials} trials are over; {len(sweep.members)} runs here"))
             else:
@@ -186,23 +186,23 @@ def _joined(sweep: Sweep, asked: Search) -> tuple[Study, RDBStorage]:
     return study, storage
 
 
-def _fail_stale(study: Study, heart: Heart) -> None:
+def _fail_stale(study: Study, heartbeat: Heartbeat) -> None:
     import optuna
 
     optuna.storages.fail_stale_trials(study)
-    heart.meet({trial.number for trial in study.get_trials(deepcopy=False, states=(state("RUNNING"),))})
+    heartbeat.meet({trial.number for trial in study.get_trials(deepcopy=False, states=(state("RUNNING"),))})
 
 
-def _claimed(study: Study, heart: Heart, sweep: SharedSweep, space: Space, asked: Search) -> Running:
+def _claimed(study: Study, heartbeat: Heartbeat, sweep: SharedSweep, space: Space, asked: Search) -> Running:
     """Trials for this worker: none where the others have the rest in hand."""
     running: Running = {}
-    heart.trials.clear()
+    heartbeat.trials.clear()
     for _ in range(asked.at_once):
         every = study.get_trials(deepcopy=False)
         if sum(is_over(trial) or trial.state == state("RUNNING") for trial in every) >= asked.trials:
             break
         trial = study.ask(distributions(space.axes))
-        heart.hold(trial.number)
+        heartbeat.hold(trial.number)
         if _is_surplus(study, trial, asked.trials):
             study.tell(trial, state=state("FAIL"))
             break

@@ -55,7 +55,7 @@ def serve(
 
     The routes are text-embeddings-inference's /predict (with "adapter" to choose one), KServe's /v2, /metrics, and a page.
     Adapters that change or come to a FOLDER are served without a restart. Put a proxy (Caddy, nginx) in front of it where
-    strangers reach it.
+    other people reach it.
     """
     if host not in LOOPBACK and not token:
         raise ConfigError(f"--host {host}: whoever reaches this machine could ask; set --token, or LORAKIT_TOKEN")
