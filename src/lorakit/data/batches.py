@@ -108,18 +108,24 @@ def split(
             if len(units[number]) <= min(left_of_share, room):
                 left_of_share -= len(units[number])
                 choose(number)
-    # then a unit at a time of the label that most is missing of, labels of a single unit last
+    # then a unit at a time of the label that most is missing of; labels of a single unit, and those that have their share, last
     left = {name: iter(of) for name, of in of_label.items()}
-    queue = [(len(of) == 1, -wanted[name], rank, name) for rank, (name, of) in enumerate(of_label.items())]
+    ranks = {name: rank for rank, name in enumerate(of_label)}
+
+    def urgency(name: str) -> tuple[bool, bool, float, int, str]:
+        return wanted[name] <= 0, len(of_label[name]) == 1, -wanted[name], ranks[name], name
+
+    queue = [urgency(name) for name in of_label]
     heapify(queue)
     while room and queue:
-        is_single, missing, rank, name = heappop(queue)
-        if missing == -wanted[name]:  # else it is out of date
+        entry = heappop(queue)
+        name = entry[-1]
+        if entry == urgency(name):  # else it is out of date
             fitting = next((i for i in left[name] if i in open_units and len(units[i]) <= room), None)
             if fitting is None:
                 continue
             choose(fitting)
-        heappush(queue, (is_single, -wanted[name], rank, name))
+        heappush(queue, urgency(name))
     if not chosen:  # every group is larger than the share
         choose(min(open_units, key=lambda number: len(units[number])))
     held_out = set(chosen)
