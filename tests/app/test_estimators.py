@@ -307,7 +307,7 @@ def test_mistakes_in_arguments_are_told_by_fit(bert: Path, more: dict[str, Any],
             r"fit\(X, y\): no entity in the training data",
         ),
         (lambda base: EntityRecognizer(**base).fit(["a b"], [["O", "O"]]), r"X\[0\] = 'a b': a list is expected"),
-        (lambda base: EntityRecognizer(**base).fit([["a"]], [["PER"]]), r"'PER' is no tag"),
+        (lambda base: EntityRecognizer(**base).fit([["a"]], [["PER"]]), r"'PER' is not a tag"),
     ],
 )
 def test_mistakes_of_each_estimator(bert: Path, call: Callable[[dict[str, Any]], Any], message: str) -> None:

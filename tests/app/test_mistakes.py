@@ -167,7 +167,7 @@ MISTAKES = (
     ),
     Mistake("tags for a classifier", (*TAGS, "task.name=sequence_classification"), ("train.conll", "tagged words")),
     Mistake("texts for a tagger", (*TRAIN, "task.name=token_classification"), ("train.csv", "needs tagged words")),
-    tags("bad tag", b"Ada B-PER\nsaw X-VERB\n", "bad.conll:2", "'X-VERB'", "is no tag"),
+    tags("bad tag", b"Ada B-PER\nsaw X-VERB\n", "bad.conll:2", "'X-VERB'", "is not a tag"),
     tags("number of columns", b"Ada B-PER\nsaw her O\n", "bad.conll:2", "3 columns"),
     tags("no entity", b"a O\nb O\n\nc O\n", "no entity"),
     # base models

@@ -169,7 +169,7 @@ def test_shares_are_read_from_columns(tmp_path: Path):
 def test_missing_column_of_several_is_refused(tmp_path: Path):
     path = tmp_path / "topics.csv"
     path.write_text("text,plot,cast\na film,1,0\n")
-    with pytest.raises(DataError, match=r"topics\.csv: data\.label = 'cats' is no column; did you mean 'cast'\?"):
+    with pytest.raises(DataError, match=r"topics\.csv: data\.label = 'cats' is not a column; did you mean 'cast'\?"):
         read(str(path), "labels", columns=Columns(label=("plot", "cats")))
 
 

@@ -175,7 +175,7 @@ def test_asked_columns_are_read_without_a_note(save):
 def test_wrong_column_is_refused_with_the_nearest_name(save, role):
     path = save("a.csv", "sentence,verdict\na,b\n")
     columns = Columns(**{"text": "sentence", "label": "verdict", role: "sentense"})
-    message = f"data.{role} = 'sentense' is no column; did you mean 'sentence'?"
+    message = f"data.{role} = 'sentense' is not a column; did you mean 'sentence'?"
     with pytest.raises(DataError, match=refusal(path, message)):
         read(str(path), columns=columns)
 
@@ -291,7 +291,7 @@ def test_records_of_words_and_tags_are_converted_and_said(save, words, tags):
     ("bad", "message"),
     [
         ('{"tokens": ["a", "b"], "ner_tags": ["O"]}', "2 words but 1 tags"),
-        ('{"tokens": ["a"], "ner_tags": ["PER"]}', "'PER' is no tag; expected O, or B- or I- and a type"),
+        ('{"tokens": ["a"], "ner_tags": ["PER"]}', "'PER' is not a tag; expected O, or B- or I- and a type"),
         ('{"tokens": [], "ner_tags": []}', "column 'tokens' is not a list of words or tags"),
         ('{"tokens": ["a", ""], "ner_tags": ["O", "O"]}', "word 2 of column 'tokens' is empty"),
         ('{"tokens": [null], "ner_tags": ["O"]}', "word 1 of column 'tokens' is None, not a text"),
@@ -358,7 +358,7 @@ def test_group_is_read_beside_whatever_the_task_wants(save):
     words = save("b.jsonl", '{"tokens": ["Ada"], "ner_tags": ["B-PER"], "user": 7}\n')
     for path, wants in ((table, "label"), (table, "text"), (words, "words")):
         assert read(str(path), wants, columns=Columns(group="user")).examples[0].group == "7"
-    with pytest.raises(DataError, match=r"data\.group = 'usr' is no column; did you mean 'user'"):
+    with pytest.raises(DataError, match=r"data\.group = 'usr' is not a column; did you mean 'user'"):
         read(str(table), columns=Columns(group="usr"))
     with pytest.raises(DataError, match=r"c\.csv:3: column 'user' holds '', not the name of a group"):
         read(str(save("c.csv", "text,label,user\na,x,7\nb,y,\n")), columns=Columns(group="user"))

@@ -411,7 +411,7 @@ def test_prepare_says_which_layers_are_too_small_for_the_rank(raw: Sections, tmp
         ("data.max_length=500", ConfigError, r"data\.max_length = 500: .* takes 64 tokens at most"),
         ("lora.r=17", ConfigError, "r = 17 is more than .* smaller side is 16"),
         ("lora.target_modules=qurey", ConfigError, "nothing matches 'qurey'; did you mean 'query'"),
-        ("data.label=lable", DataError, "data.label = 'lable' is no column; did you mean 'label'"),
+        ("data.label=lable", DataError, "data.label = 'lable' is not a column; did you mean 'label'"),
     ],
 )
 def test_prepare_refuses_what_cannot_be_used(raw: Sections, word: str, error: type[Exception], message: str) -> None:

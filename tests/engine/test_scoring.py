@@ -221,7 +221,7 @@ def test_bad_rows_stop_the_job_or_are_listed(tmp_path: Path) -> None:
         for line in file.read_text().splitlines()
     ]
     assert [(line["row"], line["id"]) for line in lines] == [(5, "2"), (6, None), (7, "[4]"), (8, "5")]
-    reasons = ("column 'text' is empty", "not JSON", "refused", ":8: data.text = 'text' is no column")
+    reasons = ("column 'text' is empty", "not JSON", "refused", ":8: data.text = 'text' is not a column")
     assert all(reason in line["reason"] for reason, line in zip(reasons, lines, strict=True))
 
 

@@ -161,7 +161,7 @@ def test_weights_multiply_the_losses_and_not_the_divisor(word_pieces, task, mode
 
 
 def test_weight_of_an_unknown_label_is_refused(word_pieces):
-    with pytest.raises(ConfigError, match=r"^task\.class_weights: 'goood' is no label; did you mean 'good'\?"):
+    with pytest.raises(ConfigError, match=r"^task\.class_weights: 'goood' is not a label; did you mean 'good'\?"):
         weighted(word_pieces, {"goood": 2.0})
 
 

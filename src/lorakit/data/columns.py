@@ -124,7 +124,7 @@ class Table(NamedTuple):
         if asked is not None:
             if asked not in there:
                 key = {"words": "text", "tags": "label"}.get(role, role)
-                raise DataError(f"{self.source}: data.{key} = {asked!r} is no column; {did_you_mean(asked, there)}")
+                raise DataError(f"{self.source}: data.{key} = {asked!r} is not a column; {did_you_mean(asked, there)}")
             return asked
         names = self.usual(role)
         if role == "label":  # records may carry spans beside a label
@@ -261,7 +261,7 @@ def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     return _texts(table, wants)
 
 
-def settled(table: Table, wants: Wants) -> Columns:
+def choose_columns(table: Table, wants: Wants) -> Columns:
     """The columns asked for, with names for those that `examples_of` found in these rows: the rows that follow have them too."""
     asked = table.asked
     if wants == "words":
@@ -385,7 +385,7 @@ def _tags(row: Row, words: str, column: str) -> list[str]:
     for i, tag in enumerate(tags):
         if not is_tag(tag):
             raise DataError(
-                f"{row.word(i)}: {tag!r} is no tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"
+                f"{row.word(i)}: {tag!r} is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"
             )
     return tags
 
@@ -399,7 +399,7 @@ def _spanned(table: Table, column: str) -> list[tuple[Row, Example]]:
         table.rows,
         lambda row: (row, Marked(_text(row, text), spans_of(row.values.get(column), row.place), row.place)),
     )
-    settled, notes = settle([record for _, record in rows], table.asked.overlaps, table.source)
+    resolved, notes = settle([record for _, record in rows], table.asked.overlaps, table.source)
     table.notes.extend(notes)
 
     def example(found: tuple[tuple[Row, Marked], list[Span] | DataError]) -> tuple[Row, Example]:
@@ -408,7 +408,7 @@ def _spanned(table: Table, column: str) -> list[tuple[Row, Example]]:
             raise spans
         return row, of_spans(record.text, spans, row.values.get(TOKENS), row.where)
 
-    return table.usable(zip(rows, settled, strict=True), example)
+    return table.usable(zip(rows, resolved, strict=True), example)
 
 
 DECIMAL_COMMA = re.compile(r"[+-]?(\d+,(\d{1,2}|\d{4,})|0,\d+)")  # 1,234 may be a thousand

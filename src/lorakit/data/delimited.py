@@ -153,7 +153,7 @@ def _quotes(path: Path, asked: Columns, dialect: Dialect) -> tuple[bool, list[st
 
     Who quotes fields, quotes all of them, all of a column, or those alone that hold a quote, a tab or a line end.
     """
-    with opened(path) as file:  # most files are settled by their bytes
+    with opened(path) as file:  # most files are decided by their bytes
         if not any(b'"' in block for block in iter(partial(file.read, 2**20), b"")):
             return False, []
     if not any(line[0] == '"' or '\t"' in line for line in stream_lines(path, asked.encoding)):

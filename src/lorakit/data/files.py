@@ -154,7 +154,7 @@ def _is_text(file: Path) -> bool:
 
 
 def read_class_folders(path: Path, asked: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
-    """A text a file, whose label is the name of its folder; what is no text is counted aloud."""
+    """A text a file, whose label is the name of its folder; other files are counted in a note."""
     others: list[str] = []
     for folder in class_folders(path, split):
         for file in sorted(folder.iterdir()):

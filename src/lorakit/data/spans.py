@@ -1,4 +1,4 @@
-"""Character spans as annotation tools write them: checked against the text, and settled so that words can carry them."""
+"""Character spans as annotation tools write them: checked against the text, and resolved so that words can carry them."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def settle(
         notes.append(f"{source}: {CODE_UNITS}")
         records = [_in_characters(record) for record in records]
     notes += _cut_words(records, source)
-    settled: list[list[Span] | DataError] = []
+    resolved: list[list[Span] | DataError] = []
     trimmed, blank, left_out = [], [], []
     for record in records:
         spans = []
@@ -151,14 +151,14 @@ def settle(
                 spans.append(span._replace(start=inner[0], end=inner[1]))
             kept = _without_overlaps(spans, overlaps)
         except DataError as err:
-            settled.append(err)
+            resolved.append(err)
             continue
-        settled.append(kept)
+        resolved.append(kept)
         left_out += [record.where] * (len(spans) - len(kept))
     notes += counted(f"{source}: spans cut at white space at their ends", trimmed)
     notes += counted(f"{source}: spans of white space alone, left out", blank)
     notes += counted(f"{source}: spans that overlap longer ones, left out", left_out)
-    return settled, notes
+    return resolved, notes
 
 
 def inside_word(text: str, start: int, end: int) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.columnar import arrow_batches, parquet_batches, rows_of_batch
-from lorakit.data.columns import Table, examples_of, settled
+from lorakit.data.columns import Table, choose_columns, examples_of
 from lorakit.data.delimited import Row, csv_rows, read_lines
 from lorakit.data.example import Columns, Example, Wants, examples_sha256
 from lorakit.data.json_files import read_json
@@ -146,7 +146,7 @@ class Streamed(Sequence[Example]):
                         f"{rows[0].where}: {CODE_UNITS}, which takes the whole file: leave data.cache unset"
                     )
                 yield examples, [*told, *table.notes], in_order(bad)
-                columns = settled(table, self._wants) if rows else columns
+                columns = choose_columns(table, self._wants) if rows else columns
 
 
 def reading_of(files: Sequence[Path], asked: Columns = Columns()) -> Reading:

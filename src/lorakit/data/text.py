@@ -30,7 +30,7 @@ MAGIC |= {
     b"PAR1": "Parquet, whose name ends in .parquet",
     b"\x28\xb5\x2f\xfd": "Zstandard data, whose name ends in .zst",
 }
-MOST_UNPACKED = 50, 2**21  # times the file's size, and bytes; what passes both is no text but a trap
+MOST_UNPACKED = 50, 2**21  # times the file's size, and bytes; what passes both is a trap
 MOST_EMPTY = 100_000  # lines that a file may begin with
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)  # of compressed files
 

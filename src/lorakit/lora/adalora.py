@@ -75,12 +75,12 @@ class RankBudget:
             for weight in (update.lora_A, update.lora_B, update.lora_E):
                 self._observe(weight, optimizer.state[weight])
         step = int(optimizer.state[self.updates[0].lora_E]["step"])
-        size, settled = self.size(step), step > self.steps - self.rest
-        if size < self.full and not settled and step % self.every == 0:
+        size, is_final = self.size(step), step > self.steps - self.rest
+        if size < self.full and not is_final and step % self.every == 0:
             self._choose(optimizer, size)
         for update in self.updates:
             state = optimizer.state[update.lora_E]
-            if KEPT in state and (settled or step % self.every == 0):  # between, what was pruned may come back
+            if KEPT in state and (is_final or step % self.every == 0):  # between, what was pruned may come back
                 update.lora_E.mul_(state[KEPT])
 
     def _observe(self, weight: Tensor, state: dict[str, Any]) -> None:

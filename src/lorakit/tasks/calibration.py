@@ -1,4 +1,4 @@
-"""How far probabilities can be trusted, and the temperature that mends them."""
+"""How far probabilities can be trusted, and the temperature that corrects them."""
 
 from __future__ import annotations
 

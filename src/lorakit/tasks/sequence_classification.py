@@ -53,7 +53,7 @@ class SequenceClassification(SequenceTask):
             return replace(task, balanced=section.class_weights == "balanced")
         for label in section.class_weights:
             if label not in labels:
-                raise ConfigError(f"task.class_weights: {label!r} is no label; {did_you_mean(label, labels)}")
+                raise ConfigError(f"task.class_weights: {label!r} is not a label; {did_you_mean(label, labels)}")
         return replace(task, weights=section.class_weights)
 
     @property
