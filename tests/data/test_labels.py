@@ -273,3 +273,28 @@ def test_cats_are_found_by_their_name(tmp_path: Path):
     path.write_text("".join(json.dumps({"text": "a", "cats": {"x": x, "y": 1 - x}}) + "\n" for x in (0.0, 1.0)))
     assert [e.label for e in read(str(path), "labels").examples] == [("y",), ("x",)]
     assert [e.label for e in read(str(path)).examples] == [{"x": 0.0, "y": 1.0}, {"x": 1.0, "y": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("cells", "wants", "note"),
+    [
+        (
+            ["1.5", "2.0"],
+            "label",
+            "holds decimal numbers, each a label of its own; to predict the number say task.name=",
+        ),
+        (["1.0", "0.0"], "label", None),
+        (["v1.5", "2.5"], "label", None),
+        (["1.5", "2.0"], "number", None),
+        (["x|y", "y"], "labels", "holds '|'; if it stands between labels, say data.label_separator=|"),
+        (["x;y", "y"], "labels", "holds ';'; if it stands between labels, say data.label_separator=;"),
+        (["x|y,z", "y"], "labels", None),
+    ],
+)
+def test_what_cells_of_labels_may_mean_instead_is_said(
+    tmp_path: Path, cells: list[str], wants: Wants, note: str | None
+):
+    path = tmp_path / "a.csv"
+    pd.DataFrame({"text": ["a", "b"], "label": cells}).to_csv(path, index=False)
+    told = [found for found in read(str(path), wants).notes if "'label' holds" in found]
+    assert [found.startswith(f"{path}: column 'label' {note}") for found in told] == [True] * (note is not None)

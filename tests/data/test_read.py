@@ -136,6 +136,24 @@ def test_usual_names_are_tried_in_their_order_where_texts_are_equally_long(save)
     assert f"{path}: text is column {names[0]!r}" in "".join(read(str(path)).notes)
 
 
+@pytest.mark.parametrize(("first", "second"), [("question", "sentence"), ("query", "document"), ("query", "passage")])
+def test_longer_second_text_of_a_pair_is_not_taken_for_the_first(save, first, second):
+    path = save("a.csv", f"{second},{first},label\nA long answer of many words,What?,yes\n")
+    assert usual_pair(str(path)) == second
+    (example,) = read(str(path), columns=Columns(pair=second)).examples
+    assert (example.text, example.pair) == ("What?", "A long answer of many words")
+
+
+@pytest.mark.parametrize("name", ["ents", "label_2"])
+def test_spans_are_found_by_their_form_where_no_column_is_usual(save, name):
+    record = {"text": "Ada left", name: [{"start": 0, "end": 3, "label": "PER"}]}
+    path = save("a.jsonl", json.dumps(record) + "\n")
+    assert holds_words(str(path))
+    assert read(str(path), "words").examples[0].tags == ("B-PER", "O")
+    path = save("b.jsonl", json.dumps({**record, "category": "x"}) + "\n")
+    assert not holds_words(str(path))
+
+
 def test_second_text_that_is_not_asked_for_is_said(save):
     path = save("a.csv", "premise,hypothesis,label\nIt rains.,It is wet.,yes\n")
     alone, pairs = read(str(path)), read(str(path), columns=Columns(pair="hypothesis"))

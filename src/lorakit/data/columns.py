@@ -69,7 +69,7 @@ USUAL = {  # as `plain_name` writes them
         "cats",
     ),
     "words": ("tokens", "words"),
-    "tags": ("ner_tags", "tags", "labels"),
+    "tags": ("ner_tags", "tags", "labels", "ner", "ner_tag"),
     "spans": ("spans", "entities", "label", "labels", "annotations"),
 }
 PAIRS = {  # names of first texts and of the second ones that go with them
@@ -129,8 +129,9 @@ class Table(NamedTuple):
         names = self.usual(role)
         if role == "label":  # records may carry spans beside a label
             names.sort(key=self.holds_spans)
-        if role == "text":  # max takes the first of several
-            return max(names, key=self.length, default=None)
+        if role == "text":  # max takes the first of several; the longest may be the second text of a pair
+            longest = max(names, key=self.length, default=None)
+            return next((name for name in names if self.second(name) == longest), longest)
         return next(iter(names), None)
 
     def usual(self, role: str) -> list[str]:
@@ -162,7 +163,9 @@ class Table(NamedTuple):
             )
         if asked is None:
             others = (
-                [name for name in self.usual(role) if name != found and self.length(name) > 0] if role == "text" else []
+                [name for name in self.usual(role) if name not in (found, self.second(found)) and self.length(name) > 0]
+                if role == "text"
+                else []
             )
             longest = f", the longest of {', '.join(map(repr, (found, *others)))}" if others else ""
             self.notes.append(f"{self.source}: {role} is column {found!r}{longest}")
@@ -199,7 +202,9 @@ class Table(NamedTuple):
         asked = self.label
         names = self.usual("spans") if asked is None else [asked]
         empty = next((name for name in names if name == asked or plain_name(name) in ("spans", "entities")), None)
-        return next(filter(self.holds_spans, names), empty)
+        if (found := next(filter(self.holds_spans, names), empty)) is None and not self.usual("label"):
+            return next(filter(self.holds_spans, self.there), None)  # annotation tools name it as their users do
+        return found
 
 
 def is_annotated(table: Table) -> bool:
@@ -257,7 +262,10 @@ def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     if words and table.column("text", asked.text) is None:
         if wants == "text":
             return table.usable(table.rows, lambda row: (row, of_words(_strings(row, words), where=row.where)))
-        raise DataError(f"{table.source}: it holds tagged words; this task needs a text and its {wants} a record")
+        raise DataError(
+            f"{table.source}: it holds tagged words; this task needs a text and its {wants} a record; "
+            "for words say task.name=token_classification"
+        )
     return _texts(table, wants)
 
 
@@ -302,6 +310,8 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
         and any(has_decimal_comma(row.values.get(label)) for row in table.rows)
     ):
         table.notes.append(f"{table.source}: numbers with a decimal comma in column {label!r}")
+    if isinstance(label, str):
+        table.notes.extend(_label_notes(table, label, wants))
     if isinstance(label, str) and wants == "label" and asked.header is None and _is_value(table, label):
         raise DataError(
             f"{table.source}: the label column {label!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
@@ -317,6 +327,24 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
         )
 
     return table.usable(table.rows, example)
+
+
+def _label_notes(table: Table, label: str, wants: Wants) -> list[str]:
+    """What the cells of a column of labels may mean instead."""
+    cells = [cell for row in table.rows if isinstance(cell := row.values.get(label), str) and cell.strip()]
+    numbers = [finite_number(cell) for cell in cells[:SAMPLE]]
+    if wants == "label" and None not in numbers and any(x % 1 for x in numbers if x is not None):
+        return [
+            f"{table.source}: column {label!r} holds decimal numbers, each a label of its own; to predict the number say "
+            "task.name=sequence_regression"
+        ]
+    if wants == "labels" and not any(table.asked.label_separator in cell for cell in cells):
+        marks = [mark for mark in ";|" if any(mark in cell for cell in cells)]
+        return [
+            f"{table.source}: column {label!r} holds {mark!r}; if it stands between labels, say data.label_separator={mark}"
+            for mark in marks
+        ]
+    return []
 
 
 def _is_value(table: Table, label: str) -> bool:
