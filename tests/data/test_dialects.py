@@ -136,6 +136,37 @@ def test_label_column_named_as_one_of_its_labels_is_refused(save):
     assert len(records(path, Columns(text="Headline 0", label="1", header=True))) == 2
 
 
+def test_columns_without_a_name_may_be_several(save):
+    assert records(save("a.csv", 'text,label,,,\nham,good,,,\n"a, b",bad,,x,\n')) == [("ham", "good"), ("a, b", "bad")]
+
+
+@pytest.mark.parametrize("above", ["My export", "# made by hand"])
+def test_lines_above_the_header_are_refused_with_the_remedy(save, above):
+    path = save("a.csv", f"{above}\ntext,label\n")
+    refuses(
+        path, f":2: 2 columns, the header has 1: {above}; remove what stands above the header, or say data.delimiter"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "guess"),
+    [
+        ("ham,wins \u00a3100\nspam,caf\u00e9\n", "cp1252", None),
+        ("of,caf\u2019s\n", "cp1252", None),
+        ("\u015bniadanie, \u017ale si\u0119 czuj\u0119, ju\u017c \u015bpi\u0119\n" * 5, "cp1250", "cp1250"),
+        (
+            "\u041f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440, \u0444\u0438\u043b\u044c\u043c\n" * 5,
+            "cp1251",
+            "cp1251",
+        ),
+    ],
+)
+def test_no_other_code_page_is_suggested_where_the_common_one_is_as_likely(save, text, encoding, guess):
+    with pytest.raises(DataError, match=r"data\.encoding=cp1252") as caught:
+        read(str(save("a.csv", ("text,label\n" + text).encode(encoding))))
+    assert str(caught.value).partition("it looks like ")[2] == (guess or "")
+
+
 def test_first_record_with_a_value_twice_says_what_to_do(save):
     refuses(
         save("a.csv", "good,good\na,b\n"), ":1: a column name stands twice in the header: good, good; if the first line"

@@ -94,7 +94,8 @@ def csv_rows(
             if isinstance(fields, DataError):
                 yield fields
             elif len(fields) != len(names):
-                yield DataError(f"{where}: {len(fields)} columns, the header has {len(names)}: {listed(names)}")
+                hint = "; remove what stands above the header, or say data.delimiter" if len(names) == 1 else ""
+                yield DataError(f"{where}: {len(fields)} columns, the header has {len(names)}: {listed(names)}{hint}")
             else:
                 yield Row(dict(zip(names, fields, strict=True)), where)
 
@@ -223,7 +224,8 @@ def _header(fields: list[str] | DataError, where: str) -> list[str]:
     if len(fields) > MOST_COLUMNS:
         raise DataError(f"{where}: {len(fields):,} columns; a table has {MOST_COLUMNS:,} at most")
     header = [name.strip() for name in fields]
-    if len(set(header)) < len(header):
+    named = [name for name in header if name]  # spreadsheets leave several empty columns without a name
+    if len(set(named)) < len(named):
         raise DataError(f"{where}: a column name stands twice in the header: {listed(header)}; {NO_HEADER}")
     return header
 

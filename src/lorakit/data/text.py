@@ -257,8 +257,16 @@ def _guessed(path: Path) -> str:
     from charset_normalizer import from_bytes  # late: most files are UTF-8
 
     with opened(path) as raw:
-        found = from_bytes(raw.read(2**16)).best()
-    return f"; it looks like {found.encoding}" if found and found.encoding not in ("cp1252", "utf_8", "ascii") else ""
+        guesses = from_bytes(raw.read(2**16))
+    if (found := guesses.best()) is None:
+        return ""
+    as_likely = {  # of a few lines several code pages are equally likely, and the common one is named already
+        name
+        for guess in guesses
+        if guess.chaos <= found.chaos and guess.coherence >= found.coherence
+        for name in (guess.encoding, *guess.could_be_from_charset)
+    }
+    return "" if as_likely & {"cp1252", "utf_8", "ascii"} else f"; it looks like {found.encoding}"
 
 
 MOST = 5  # places that a note lists
