@@ -210,6 +210,19 @@ def test_old_export_of_doccano_has_numbers_for_labels(save):
     assert example.tags == ("B-PER", "O")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_parts_of_one_value_and_lists_as_records_are_refused_with_the_remedy(save, indent):
+    parts = {"train": [{"text": "a", "label": "x"}], "test": [{"text": "b", "label": "x"}]}
+    path = save("a.json", json.dumps(parts, indent=indent))
+    with pytest.raises(
+        DataError, match="records stand under train, test; write those of one part to a file of their own"
+    ):
+        read(str(path))
+    path = save("b.json", json.dumps([["a", "x"], ["b", "y"]], indent=indent))
+    with pytest.raises(DataError, match=r'record 1: a list, not a JSON object; write \{"text": ..., "label": ...\}'):
+        read(str(path))
+
+
 def test_object_over_several_lines_with_more_behind_it_is_refused(save):
     with pytest.raises(
         DataError,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lorakit.data.delimited import MOST_COLUMNS, Row
 from lorakit.data.example import Columns
-from lorakit.data.text import counted, read_text, stream_lines
+from lorakit.data.text import counted, listed, read_text, stream_lines
 from lorakit.errors import DataError
 
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -96,9 +96,7 @@ def _container(value: dict[str, Any], *, is_inner: bool = False) -> str | None:
     """What an object is, if it is no record: the key of its array of records, or `split`, `index`, `columns`, `lists`."""
     if _is_split(value):
         return "split"
-    arrays = [
-        key for key, some in value.items() if isinstance(some, list) and some and all(isinstance(x, dict) for x in some)
-    ]
+    arrays = [key for key, some in value.items() if _is_records(some)]
     named = [key for key in arrays if key in CONTAINERS]
     if named or (arrays and len(value) == 1):
         return (named or arrays)[0]
@@ -114,6 +112,10 @@ def _container(value: dict[str, Any], *, is_inner: bool = False) -> str | None:
             else None
         )
     return None
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _is_split(value: dict[str, Any]) -> bool:
@@ -239,7 +241,14 @@ def _record(values: Any, where: str) -> Row:
     if _is_pair(values):
         values = {"text": values[0], **values[1]}
     if not isinstance(values, dict):
-        raise DataError(f"{where}: a {type(values).__name__}, not a JSON object")
+        hint = (
+            '; write {"text": ..., "label": ...}, or with pandas orient="records"' if isinstance(values, list) else ""
+        )
+        raise DataError(f"{where}: a {type(values).__name__}, not a JSON object{hint}")
+    if len(values) > 1 and all(map(_is_records, values.values())):
+        raise DataError(
+            f"{where}: records stand under {listed(values)}; write those of one part to a file of their own"
+        )
     if len(values) > MOST_COLUMNS:
         raise DataError(f"{where}: {len(values):,} keys; a record has {MOST_COLUMNS:,} at most")
     try:
