@@ -304,12 +304,6 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
             "named as its label, and say data.label=NAME,NAME,..."
         )
     to_label = None if label is None else label_reader(wants, label, asked.label_separator)
-    if (
-        isinstance(label, str)
-        and wants == "number"
-        and any(has_decimal_comma(row.values.get(label)) for row in table.rows)
-    ):
-        table.notes.append(f"{table.source}: numbers with a decimal comma in column {label!r}")
     if isinstance(label, str):
         table.notes.extend(_label_notes(table, label, wants))
     if isinstance(label, str) and wants == "label" and asked.header is None and _is_value(table, label):
@@ -332,6 +326,8 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
 def _label_notes(table: Table, label: str, wants: Wants) -> list[str]:
     """What the cells of a column of labels may mean instead."""
     cells = [cell for row in table.rows if isinstance(cell := row.values.get(label), str) and cell.strip()]
+    if wants == "number" and any(map(has_decimal_comma, cells)):
+        return [f"{table.source}: numbers with a decimal comma in column {label!r}"]
     numbers = [finite_number(cell) for cell in cells[:SAMPLE]]
     if wants == "label" and None not in numbers and any(x % 1 for x in numbers if x is not None):
         return [
