@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -342,3 +343,25 @@ def test_tagged_words_are_told_in_a_file_of_tabs(save):
     assert holds_words(str(path))
     assert f"{path}: read as conll" in read(str(path), "words").notes
     assert not holds_words(str(save("b.tsv", "text\tlabel\nAda\tB-\nleft\tO\n")))
+
+
+LISTS = st.lists(st.text(st.characters(categories=["L", "P"]), min_size=1), min_size=1)
+
+
+@given(st.lists(LISTS, min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_lists_of_words_that_pandas_writes_into_cells_are_read_back(tmp_path_factory, sentences):
+    path = tmp_path_factory.getbasetemp() / "words.csv"
+    tags = [["B-PER", *["O"] * (len(words) - 1)] for words in sentences]
+    pd.DataFrame({"tokens": sentences, "ner_tags": tags}).to_csv(path, index=False)
+    assert holds_words(str(path))
+    dataset = read(str(path), "words")
+    assert [list(example.words) for example in dataset.examples] == sentences
+    assert [list(example.tags) for example in dataset.examples] == tags
+    assert f"{path}: a row a sentence, its words in a list" in dataset.notes
+
+
+def test_lists_of_numbers_as_tags_are_refused_with_the_remedy(save):
+    path = save("a.csv", "tokens,ner_tags\n\"['Ada', 'left']\",\"[1, 0]\"\n")
+    with pytest.raises(DataError, match="holds numbers, whose names are not in the file"):
+        read(str(path), "words")

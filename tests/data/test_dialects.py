@@ -311,10 +311,11 @@ def test_messages_stay_short_however_long_names_and_values_are(save):
 # A row a word
 
 
-def test_rows_of_words_are_grouped_to_sentences(save):
+@pytest.mark.parametrize("asked", [Columns(), Columns(text="Word"), Columns(text="Word", label="Tag")])
+def test_rows_of_words_are_grouped_to_sentences(save, asked):
     path = save("a.csv", "Sentence #,Word,POS,Tag\nSentence: 1,Ada,N,B-per\n,left,V,O\nSentence: 2,Oslo,N,B-geo\n")
-    assert holds_words(str(path))
-    dataset = read(str(path), "words")
+    assert holds_words(str(path), asked)
+    dataset = read(str(path), "words", columns=asked)
     assert [(e.words, e.tags) for e in dataset.examples] == [(("Ada", "left"), ("B-per", "O")), (("Oslo",), ("B-geo",))]
     assert [example.where for example in dataset.examples] == [f"{path}:2", f"{path}:4"]
     assert f"{path}: a row a word: words are column 'Word', sentences 'Sentence #'" in dataset.notes

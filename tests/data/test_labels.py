@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_bad_line_is_named(tmp_path: Path):
 @given(
     st.lists(
         st.lists(
-            st.text(st.characters(categories=["L", "N"], include_characters="' -"), min_size=1)
+            st.text(st.characters(categories=["L", "N"], include_characters="' -\"\\\\"), min_size=1)
             .filter(str.strip)
             .map(str.strip),
             unique=True,
@@ -229,6 +230,14 @@ def test_several_labels_are_read_however_they_are_listed(cell: Any, labels: tupl
 )
 def test_one_label_is_read_however_it_is_written(cell: Any, label: str):
     assert label_of(cell, "label") == label
+
+
+def test_long_list_with_an_item_without_quotes_takes_no_time():
+    names = [f"x{i}" for i in range(200)]
+    cell = "[" + "\n ".join(map(repr, names)) + "\n None]"  # as numpy wraps it
+    start = time.perf_counter()
+    label_of(cell, "labels")
+    assert time.perf_counter() - start < 1
 
 
 def test_list_of_several_is_not_one_label():

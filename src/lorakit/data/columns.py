@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from lorakit.data.delimited import MOST_COLUMNS, NO_HEADER, Row, plain_name
+from lorakit.data.delimited import MOST_COLUMNS, NO_HEADER, QUOTED_LIST, Row, plain_name, written_list
 from lorakit.data.example import Columns, Example, Label, Wants, of_spans, of_words
 from lorakit.data.spans import Marked, Span, is_spans, settle, spans_of
 from lorakit.data.tags import entities, is_tag, odd_tags, scheme, standard, to_tags
@@ -463,7 +462,7 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
     if isinstance(value, dict):
         return shares(row, value)
     if isinstance(value, str) and QUOTED_LIST.fullmatch(value.strip()):
-        value = _written_list(value.strip(), ",")
+        value = written_list(value.strip(), ",")
     if isinstance(value, list) and len(value) == 1:  # annotation tools list the one choice too
         value = value[0]
     if isinstance(value, list) and len(value) > 1 and all(map(_name, value)):
@@ -512,33 +511,18 @@ def several_labels(row: Row, column: str, separator: str) -> tuple[str, ...]:
     return found
 
 
-# A list as Python prints it, with names in quotes: ['x', 'y'], and ['x' 'y'] of numpy.
-QUOTED_LIST = re.compile(r"""[\[({]\s*(?:('[^']*'|"[^"]*")\s*,?\s*)+[\])}]""")
-
-
 def _items(value: Any, separator: str) -> list[Any] | None:
     """The items of a list, of one that pandas wrote into a cell, or of a cell that is cut at the separator."""
     if not isinstance(value, str):
         return value if isinstance(value, list) else None
     cell = value.strip()
     return (
-        _written_list(cell, separator)
+        written_list(cell, separator)
         if cell[:1] == "[" and cell[-1:] == "]"
         else value.split(separator)
         if cell
         else []
     )
-
-
-def _written_list(cell: str, separator: str) -> list[Any]:
-    if QUOTED_LIST.fullmatch(cell):  # not by literal_eval, to which 'x' 'y' are one string
-        return [name[1:-1] for name in re.findall(r"""'[^']*'|"[^"]*\"""", cell)]
-    try:
-        found = ast.literal_eval(cell)
-        return found if isinstance(found, list) else [found]
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # names without quotes
-        inner = cell[1:-1].strip()
-        return inner.split(separator if separator in inner else None) if inner else []
 
 
 def _is_vectors(table: Table, column: str, separator: str) -> bool:

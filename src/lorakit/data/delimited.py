@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -499,7 +500,8 @@ TAG = ("tag", "tags", "ner", "ner_tag", "ner_tags", "label", "labels")
 def word_rows(rows: Sequence[Row], asked: Columns, source: str) -> tuple[list[Row], list[str]] | None:
     """The sentences of a table with a row a word: a column of sentences, of words and of tags; None of another table.
 
-    A cell of the sentence that is empty means the sentence of the row before.
+    Lists of words and tags that pandas wrote into cells are read too. A cell of the sentence that is empty means the
+    sentence of the row before.
 
     Raises:
         DataError: there are words and tags but no sentences, or a sentence goes on after another one.
@@ -510,6 +512,8 @@ def word_rows(rows: Sequence[Row], asked: Columns, source: str) -> tuple[list[Ro
     head = [row.values for row in rows[:100]]
     if not word or not tag or plain_name(word) not in WORD or not all(isinstance(v.get(word), str) for v in head):
         return None
+    if all(QUOTED_LIST.fullmatch(v[word].strip()) and str(v.get(tag)).lstrip().startswith("[") for v in head):
+        return [_with_lists(row, (word, tag)) for row in rows], [f"{source}: a row a sentence, its words in a list"]
     if not all(isinstance(cell := v.get(tag), str) and is_tag(standard(cell)) for v in head):
         return None
     sentence = _first_of(SENTENCE, names)
@@ -520,13 +524,39 @@ def word_rows(rows: Sequence[Row], asked: Columns, source: str) -> tuple[list[Ro
     for row in rows:
         name = str(row.values.get(sentence) or "").strip() or last
         if name not in found:
-            found[name] = Row({"tokens": [], "ner_tags": []}, row.where)
+            words, tags = list[Any](), list[Any]()  # under the names that were asked for too
+            values = {"tokens": words, "ner_tags": tags, asked.text or "tokens": words, label or "ner_tags": tags}
+            found[name] = Row(values, row.where)
         elif name != last:
             raise DataError(f"{row.where}: sentence {name!r} goes on after another one; sort the rows")
         last = name
         for key, column in (("tokens", word), ("ner_tags", tag)):
             found[name].values[key].append(row.values.get(column))
     return list(found.values()), [f"{source}: a row a word: words are column {word!r}, sentences {sentence!r}"]
+
+
+def _with_lists(row: Row, columns: Sequence[str]) -> Row:
+    cells = {column: row.values.get(column) for column in columns}
+    lists = {column: written_list(cell.strip(), ",") for column, cell in cells.items() if isinstance(cell, str)}
+    return row._replace(values={**row.values, **lists})
+
+
+# A list as Python prints it, with names in quotes: ['x', 'y'], and ['x' 'y'] of numpy. No text matches in two ways, so
+# that none takes exponential time.
+QUOTED = r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\""""
+QUOTED_LIST = re.compile(rf"[\[({{]\s*(?:(?:{QUOTED})(?:\s*,)?\s*)+[\])}}]")
+
+
+def written_list(cell: str, separator: str) -> list[Any]:
+    """The items of a list that pandas or numpy wrote into a cell, or of one whose names stand without quotes."""
+    try:
+        if QUOTED_LIST.fullmatch(cell):  # item by item, since to literal_eval 'x' 'y' are one string
+            return [ast.literal_eval(item) if "\\" in item else item[1:-1] for item in re.findall(QUOTED, cell)]
+        found = ast.literal_eval(cell)
+        return found if isinstance(found, list) else [found]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # names without quotes
+        inner = cell[1:-1].strip()
+        return inner.split(separator if separator in inner else None) if inner else []
 
 
 def plain_name(name: str) -> str:
