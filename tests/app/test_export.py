@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import peft
@@ -80,6 +81,28 @@ def test_peft_reads_what_was_exported_for_it(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     theirs = peft.PeftModel.from_pretrained(base_of(folder, AUTO[run]), tmp_path / "out").eval()
     torch.testing.assert_close(answers(theirs), answers(lorakit.load(folder).model), rtol=0, atol=1e-6)
+
+
+def test_check_reads_no_more_than_the_model_has_places_for(cli: Cli, bert: Path, files: Path, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(bert, max_position_embeddings=11)
+    shutil.copytree(bert, short := tmp_path / "short")
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(short)
+    run = fit(changed(sections(short, files), "train.max_steps=1"), tmp_path / "run").folder
+    assert cli("export", run, "--to", "peft", "--out", "out")[0] == 0
+
+
+@pytest.mark.parametrize(("tuned", "code"), [({}, 0), ({"thresholds": 5}, 2)])
+def test_what_was_tuned_fits_the_task_or_is_refused(
+    cli: Cli, bert_run: Path, tmp_path: Path, tuned: object, code: int
+) -> None:
+    """What was combined has no temperature, whatever its runs had."""
+    shutil.copytree(bert_run / "adapter", folder := tmp_path / "adapter")
+    side = json.loads((folder / "lorakit.json").read_text())
+    side["task"]["calibrate"] = True
+    (folder / "lorakit.json").write_text(json.dumps(side | {"tuned": tuned}))
+    ended, _, err = cli("export", folder, "--to", "peft", "--out", "out")
+    assert ended == code
+    assert ("does not fit" in err) == (code != 0)
 
 
 @runs

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorakit.app.export.check import Told, agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
@@ -89,6 +89,7 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> Told
         raise ConfigError(f"{path}: the whole model was trained, there is no adapter; export it --to merged")
     base = load_shipped(folder, side, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
+    make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)  # refuses what does not fit the task
     config, saved_as = read_adapter_config(folder)
     profile = PROFILES[to]
     name, note = _public_name(side, options)
@@ -148,7 +149,7 @@ def _left_out(side: Side) -> list[str]:
     if thresholds := tuned.get("thresholds"):
         each = ", ".join(f"{label} {at:.3g}" for label, at in thresholds.items())
         lines.append(f"thresholds: a plain model has 0.5 for each label; tuned: {each}")
-    if task.calibrate:
+    if task.calibrate and tuned:  # what was combined is not tuned
         lines.append(f"temperature: divide the logits by {tuned['temperature']:.3g}")
     return lines
 
@@ -164,7 +165,7 @@ def _parity(base: BaseModel, written: Path, name: str = "default") -> Parity:
     answers = []
     for adapter in (name, READ_BACK):
         set_adapter(model, adapter)
-        answers.append(_logits(model, base.tokenizer, base.kind.peft_task_type))
+        answers.append(_logits(base))
     changes = [
         [_change(host, adapter) for adapter in (name, READ_BACK)] for _, host in hosts(model) if isinstance(host, Layer)
     ]
@@ -186,13 +187,16 @@ def _largest(values: Tensor) -> float:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, tokenizer: Any, task_type: str) -> Tensor:
-    """The answers to the probe sentences, in fp32 on the CPU."""
-    device = next(model.parameters()).device
-    batch = {key: ids.to(device) for key, ids in tokenizer(list(PROBES), padding=True, return_tensors="pt").items()}
-    if task_type == "SEQ_2_SEQ_LM":
+def _logits(base: BaseModel) -> Tensor:
+    """The answers to the probe sentences, cut to what the model has places for, in fp32 on the CPU."""
+    device = next(base.model.parameters()).device
+    encoded = base.tokenizer(
+        list(PROBES), padding=True, truncation=True, max_length=base.max_length, return_tensors="pt"
+    )
+    batch = {key: ids.to(device) for key, ids in encoded.items()}
+    if base.kind.peft_task_type == "SEQ_2_SEQ_LM":
         batch["labels"] = batch["input_ids"]
-    logits: Tensor = model(**batch).logits
+    logits: Tensor = base.model(**batch).logits
     return logits.float().cpu()
 
 
