@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.digest import Fingerprint
-from lorakit.errors import ModelError, did_you_mean, first_line
+from lorakit.errors import ModelError, did_you_mean, first_line, short
 from lorakit.fingerprints import fingerprint_of, weights_sha256
 
 if TYPE_CHECKING:
@@ -165,9 +165,13 @@ def find(name: str, revision: str | None = None) -> Path:
     if name == "t5-demo":
         return _checked_folder(T5_DEMO, name)
     path = Path(name)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as err:
+        raise ModelError(f"model.base = {short(name)}: cannot be a folder: {err.strerror}") from err
+    if is_folder:
         return _checked_folder(path, name)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise ModelError(f"model.base = {name!r}: no such folder; {did_you_mean(path.name, siblings)}")
     return _checked_folder(_from_hub(name, revision), name)

@@ -173,6 +173,7 @@ MISTAKES = (
     # base models
     Mistake("no model option", ("train", "{files}/train.csv"), ("train.csv", "--model")),
     Mistake("no such folder", (*TRAIN[:3], "./nowhere"), ("'./nowhere'", "no such folder")),
+    Mistake("name of no folder", (*TRAIN[:3], "./" + "x" * 300), ("model.base = './xxx", "File name too long")),
     Mistake(
         "base that holds an adapter",
         (*TRAIN[:3], "base"),

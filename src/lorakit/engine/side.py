@@ -20,6 +20,7 @@ FORMAT = 1
 MOST_BYTES = 2**24  # of the file: 200,000 labels of 40 letters, in a list and in an order
 MOST_ENTRIES = 100_000  # of an object in it: each wrong one would cost an error's memory
 MOST_TOKENS = 1_000_000
+LEAST = {"temperature": 1e-9, "spread": 0.0}  # logits divided by less than that are not finite
 Guarded = Literal["adapter_config.json", "adapter_model.safetensors"]
 GUARDED: tuple[Guarded, ...] = get_args(Guarded)  # an edit of alpha, say, changes every answer and no shape
 
@@ -49,8 +50,9 @@ def _usable(tuned: dict[str, Any]) -> dict[str, Any]:
         values = list(value.values()) if isinstance(value, dict) else [value]
         if not all(type(number) in (int, float) and abs(number) <= sys.float_info.max for number in values):
             raise ValueError("should be finite numbers, or objects of them")
-        if name in ("temperature", "spread") and not (type(value) in (int, float) and value > 0):
-            raise ValueError(f"should be a number above 0 for {name}")
+        least = LEAST.get(name)
+        if least is not None and not (type(value) in (int, float) and value > least):
+            raise ValueError(f"should be a number above {least:g} for {name}")
     return tuned
 
 
@@ -129,9 +131,12 @@ def read_facts(folder: Path) -> Side:
         )
         raise AdapterError(f"{path}: format {short(format)} {words} {FORMAT}")
     try:
-        return Side.model_validate(raw)
+        side = Side.model_validate(raw)
     except ValidationError as err:
         raise AdapterError(f"{path}: damaged: {first_problem(err)}") from err
+    if not side.labels and side.task.name != "sequence_regression":
+        raise AdapterError(f"{path}: damaged: labels = []: {side.task.name} should have at least one")
+    return side
 
 
 # What pydantic expected, by its kind of error, in the words of JSON
