@@ -51,6 +51,13 @@ def test_what_is_no_text_is_counted_aloud(tmp_path):
     assert f"{tmp_path}: files that are not .txt, not read: 1 (a.png)" in read(str(tmp_path)).notes
 
 
+def test_hidden_files_are_not_data(tmp_path):
+    fill(tmp_path / "a", {**CLASSES, "neg/.DS_Store": "x", "pos/._1.txt": "x", "pos/.1": "x"})
+    assert records(tmp_path / "a") == TEXTS
+    fill(tmp_path / "b", {"a.csv": "text,label\none,x\n", "._a.csv": "x"})
+    assert records(tmp_path / "b") == [("one", "x")]
+
+
 @pytest.mark.parametrize("content", ["text,label\n{},x\n", "text;label\n{};x\n"])
 def test_tables_of_a_folder_are_read_together_and_said(tmp_path, content):
     fill(tmp_path, {"b.csv": content.format("two"), "a.csv": content.format("one"), "README.md": "# no table"})

@@ -101,6 +101,14 @@ def test_decimal_comma_is_read_and_said(save, cell, number):
     assert f"{path}: numbers with a decimal comma in column 'score'" in dataset.notes
 
 
+@pytest.mark.parametrize("other", ["1.000", "2.5"])
+def test_point_beside_decimal_commas_is_refused(tmp_path: Path, other: str):
+    path = tmp_path / "a.csv"
+    path.write_text(f"text;label\na;-0,5\nb;{other}\n")
+    with pytest.raises(DataError, match=re.escape(f"holds decimal commas and '{other}'; write all numbers in one way")):
+        read(str(path), "number")
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_written_number_is_read_back(x):
     assert label_of(repr(x), "number") == x

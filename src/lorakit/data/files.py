@@ -117,7 +117,11 @@ def tables_of(folder: Path, endings: Iterable[str], split: str) -> list[Path]:
     Raises:
         DataError: no name names this split, or the tables are of several kinds.
     """
-    files = sorted(file for file in folder.iterdir() if inner_name(file).suffix.lower() in endings and file.is_file())
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.name[0] != "." and inner_name(file).suffix.lower() in endings and file.is_file()
+    )
     if any(_splits_in(file.name) for file in files):
         found = [file for file in files if split in _splits_in(file.name)]
         if not found:
@@ -150,7 +154,11 @@ def class_folders(folder: Path, split: str) -> list[Path]:
 
 
 def _is_text(file: Path) -> bool:
-    return file.is_file() and (file.suffix.lower() == ".txt" or not file.suffix or file.suffix[1:].isdecimal())
+    return (
+        file.name[0] != "."
+        and file.is_file()
+        and (file.suffix.lower() == ".txt" or not file.suffix or file.suffix[1:].isdecimal())
+    )
 
 
 def read_class_folders(path: Path, asked: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
