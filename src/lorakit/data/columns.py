@@ -324,14 +324,15 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
 
 def _label_notes(table: Table, label: str, wants: Wants) -> list[str]:
     """What the cells of a column of labels may mean instead."""
-    cells = [cell for row in table.rows if isinstance(cell := row.values.get(label), str) and cell.strip()]
+    rows = table.rows[:SAMPLE] if wants == "label" else table.rows
+    cells = [cell for row in rows if isinstance(cell := row.values.get(label), str) and cell.strip()]
     if wants == "number" and any(map(has_decimal_comma, cells)):
         if point := next((cell for cell in cells if "." in cell), None):  # 1.000 may be a thousand there
             raise DataError(
                 f"{table.source}: column {label!r} holds decimal commas and {point!r}; write all numbers in one way"
             )
         return [f"{table.source}: numbers with a decimal comma in column {label!r}"]
-    numbers = [finite_number(cell) for cell in cells[:SAMPLE]]
+    numbers = [finite_number(cell) for cell in cells]
     if wants == "label" and None not in numbers and any(x % 1 for x in numbers if x is not None):
         return [
             f"{table.source}: column {label!r} holds decimal numbers, each a label of its own; to predict the number say "
