@@ -158,7 +158,11 @@ def test_text_is_the_words_joined_by_spaces_with_their_offsets(save):
     [
         ("lonely", "1 column; the lines before have 2"),
         ("one\ttoo\tO", "3 columns; the lines before have 2"),
-        ("word\tPER", "'PER' is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"),
+        (
+            "word\tPER",
+            "'PER' is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"
+            "; if it is a type, write I-PER",
+        ),
         ("word\tX", "'X' is not a tag"),
         ("word\tB-", "'B-' is not a tag"),
         ("\tO", "the word is empty"),

@@ -414,6 +414,7 @@ def _tags(row: Row, words: str, column: str) -> list[str]:
         if not is_tag(tag):
             raise DataError(
                 f"{row.word(i)}: {tag!r} is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"
+                + ("" if "-" in tag else f"; if it is a type, write I-{short(tag)[1:-1]}")
             )
     return tags
 
