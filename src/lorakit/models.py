@@ -284,6 +284,8 @@ def _config(folder: Path, name: str, labels: Sequence[str]) -> Any:
         changes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     config = _from_pretrained("AutoConfig", folder, name, **changes)
     config._attn_implementation = None  # the folder's choice may name a kernel, code that the hub would be asked for
+    for own in _configs(config):  # every answer is read by its name, and is the logits
+        own.return_dict, own.output_hidden_states, own.output_attentions = True, False, False
     for key, value in vars(config).items():
         if not isinstance(value, int) or "layer" not in key:
             continue

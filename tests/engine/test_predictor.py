@@ -329,6 +329,18 @@ def test_merged_model_is_plain_and_has_the_same_logits(
     assert tokenizer("a film").input_ids == loaded.task.tokenizer("a film").input_ids
 
 
+@pytest.mark.parametrize("key", [{"return_dict": False}, {"output_hidden_states": True, "output_attentions": True}])
+def test_base_that_says_what_to_answer_with_is_asked_for_logits(
+    bert: Path, files: Path, tmp_path: Path, key: dict[str, bool]
+) -> None:
+    shutil.copytree(bert, base := tmp_path / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | key), encoding="utf-8")
+    loaded = load(fit(changed(sections(base, files), "train.max_steps=1"), tmp_path / "run").folder)
+    loaded.merge_to(tmp_path / "merged")
+    assert loaded.predict(["a film"])[0]["label"] in loaded.task.labels
+
+
 @pytest.mark.parametrize("words", [(), ("lora.use_dora=true",), ("train.method=head",)], ids=["lora", "dora", "head"])
 def test_run_over_bf16_is_merged_in_fp32(bert: Path, files: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     fit(changed(sections(bert, files), "model.dtype=bf16", "train.max_steps=2", *words), tmp_path / "run")
