@@ -173,6 +173,7 @@ MISTAKES = (
     # base models
     Mistake("no model option", ("train", "{files}/train.csv"), ("train.csv", "--model")),
     Mistake("no such folder", (*TRAIN[:3], "./nowhere"), ("'./nowhere'", "no such folder")),
+    Mistake("long output.dir", (*TRAIN[:-1], "output.dir=" + "x" * 300), ("output.dir = 'xxx", "File name too long")),
     Mistake("name of no folder", (*TRAIN[:3], "./" + "x" * 300), ("model.base = './xxx", "File name too long")),
     Mistake(
         "base that holds an adapter",
@@ -291,6 +292,12 @@ MISTAKES = (
         ("predict", "{run}", "a film", "--out", "there"),
         ("--out FOLDER", "--file", "--out NAME.jsonl"),
         {"there/file": b""},
+    ),
+    Mistake(
+        "answers over the texts",
+        ("predict", "{run}", "--file", "./texts.csv", "--out", "texts.csv"),
+        ("--out texts.csv", "--file"),
+        {"texts.csv": HEADER + ROWS},
     ),
     Mistake(
         "damaged side file",

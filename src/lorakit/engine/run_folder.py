@@ -62,9 +62,9 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore) -> Ite
 
 
 def _make(folder: Path) -> list[Path]:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output.dir = {str(folder)!r} exists already, and is not a folder")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"output.dir = {str(folder)!r} exists already, and is not a folder")
         return make_folder(folder)
     except OSError as err:
         if err.errno in STORAGE:

@@ -100,6 +100,8 @@ def predict(
         from lorakit.engine.shards import check_ending
 
         check_ending(out)
+        if any(Path(source).resolve() == out.resolve() for source in sources):
+            raise OutputError(f"--out {out}: is what --file reads, and would be replaced; choose another name")
     if merge and adapters is not None:
         raise ConfigError("predict: --merge is for one RUN; --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
