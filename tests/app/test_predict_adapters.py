@@ -44,7 +44,7 @@ def test_rows_are_answered_by_the_adapters_they_name(cli: Cli, adapters: Path, t
         (
             ("--adapters", "adapters", "--file", "in.csv", "--adapter-column", "shp"),
             3,
-            "--adapter-column = 'shp' is no col",
+            "--adapter-column = 'shp' is not a col",
         ),
         (("--adapters", "adapters", "--file", "in.csv"), 2, "names by --adapter-column"),
         (("run", "text", "--text", "x"), 2, "--text goes with --file"),
