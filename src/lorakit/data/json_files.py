@@ -129,15 +129,20 @@ def _is_split(value: dict[str, Any]) -> bool:
     )
 
 
-def _object_records(path: Path, text: str) -> Iterator[Row]:
-    """The records of one object; those of an array in it know the lines they begin on."""
-    start = text.index("{")
+def _decoded(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
+    """The JSON value that begins at a place of the text, on this line, and where it ends."""
     try:
-        value, end = DECODER.raw_decode(text, start)
+        return DECODER.raw_decode(text, start)
     except json.JSONDecodeError as err:
         raise DataError(f"{path}:{err.lineno}: not JSON: {err.msg} at column {err.colno}") from err
     except (ValueError, RecursionError) as err:
-        raise DataError(f"{path}:1: not JSON: {err}") from err
+        raise DataError(f"{path}:{line}: not JSON: {err}") from err
+
+
+def _object_records(path: Path, text: str) -> Iterator[Row]:
+    """The records of one object; those of an array in it know the lines they begin on."""
+    start = text.index("{")
+    value, end = _decoded(path, text, start, 1)
     if text[end:].strip():
         line = text.count("\n", 0, end) + 1
         raise DataError(
@@ -217,12 +222,7 @@ def _array(path: Path, text: str, position: int, *, is_all: bool = True) -> Iter
         line, counted = line + text.count("\n", counted, position), position
         if number == 1 and text[position : position + 1] == "]":
             break
-        try:
-            values, position = DECODER.raw_decode(text, position)
-        except json.JSONDecodeError as err:
-            raise DataError(f"{path}:{err.lineno}: not JSON: {err.msg} at column {err.colno}") from err
-        except (ValueError, RecursionError) as err:
-            raise DataError(f"{path}:{line}: not JSON: {err}") from err
+        values, position = _decoded(path, text, position, line)
         yield _record(values, f"{path}:{line}, record {number}")
         position = _past_space(text, position)
         if text[position : position + 1] != ",":

@@ -179,14 +179,14 @@ def _cut_words(records: Sequence[Marked], source: str) -> list[str]:
         return []
     record, span = cut[0]
     first = f"first {span.where}: {span} reads {_short(record.text[span.start : span.end])}"
-    told = f"{source}: {len(cut)} of {n} spans begin or end inside a word ({first})"
+    message = f"{source}: {len(cut)} of {n} spans begin or end inside a word ({first})"
     for what, convert in OTHER_OFFSETS.items():
         if len(_inside([convert(record) for record in bare])) <= WRONG * len(cut):
-            told += f"; they would not if {what}"
+            message += f"; they would not if {what}"
             break
     if n >= ENOUGH and len(cut) > WRONG * n:
-        raise DataError(f"{told}; offsets count characters from 0, and the end is the offset after the last one")
-    return [told]
+        raise DataError(f"{message}; offsets count characters from 0, and the end is the offset after the last one")
+    return [message]
 
 
 def _inside(records: Iterable[Marked]) -> list[tuple[Marked, Span]]:
