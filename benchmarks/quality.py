@@ -207,8 +207,7 @@ class Clock:
 def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clock) -> dict[str, list[Any]]:
     """lorakit with train.method lora, full or head."""
     import lorakit
-    from lorakit.engine.events import Evaluated, Event, Started
-    from lorakit.engine.train import Step
+    from lorakit.runtime.events import Evaluated, Event, Started, Step
 
     def report(event: Event) -> None:
         if isinstance(event, Started):

@@ -49,8 +49,8 @@ def build(name: str) -> tuple[nn.Module, tuple[str, ...]]:
 
 def measure(name: str, kind: str) -> dict[str, Any]:
     """One row of the table, in this process, and what the errors are computed from."""
-    from lorakit.engine.runtime import cast_frozen_
     from lorakit.lora import LoraConfig, adapter_parameters, add_adapter, quantize
+    from lorakit.runtime.device import cast_frozen_
 
     model, targets = build(name)
     model.train()

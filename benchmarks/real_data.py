@@ -21,11 +21,10 @@ from typing import Any
 import lorakit
 from lorakit.data.batches import bucketed_batches
 from lorakit.data.read import read
-from lorakit.engine.events import Event, Note
 from lorakit.engine.results import Result
-from lorakit.engine.train import Step
 from lorakit.models import load_base
 from lorakit.recipe import read_recipe
+from lorakit.runtime.events import Event, Note, Step
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

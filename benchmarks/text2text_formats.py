@@ -21,9 +21,9 @@ from lorakit.data.example import Example
 from lorakit.data.read import read
 from lorakit.engine.evaluate import answer_all
 from lorakit.engine.predictor import load
-from lorakit.engine.runtime import pick_device
 from lorakit.models import load_base
 from lorakit.recipe import make_recipe
+from lorakit.runtime.device import pick_device
 from lorakit.tasks.text2text_formats import FORMATS
 from lorakit.tasks.text2text_ner import FAULTS, Text2TextNer
 

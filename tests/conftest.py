@@ -57,7 +57,7 @@ def each_auto_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 def set_auto_dtype(patch: pytest.MonkeyPatch, dtype: str) -> None:
     """Let this process find bf16 much faster than fp32, or slower."""
-    patch.setattr("lorakit.engine.runtime.bf16_gain", {"fp32": lambda: 0.5, "bf16": lambda: 5.0}[dtype])
+    patch.setattr("lorakit.runtime.device.bf16_gain", {"fp32": lambda: 0.5, "bf16": lambda: 5.0}[dtype])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,8 +32,11 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "models": frozenset({"fingerprints", "errors", "digest", "lora", "recipe"}),
     "data": frozenset({"errors", "digest", "lora", "recipe"}),
     "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
-    "engine": frozenset({"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks"}),
-    "app": frozenset({"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "engine"}),
+    "runtime": frozenset({"errors", "lora", "tasks"}),
+    "engine": frozenset({"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime"}),
+    "app": frozenset(
+        {"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime", "engine"}
+    ),
     "": frozenset({"app", "engine"}),  # the root's verbs and estimators, imported when they are first used
     "__main__": frozenset({"app"}),
 }

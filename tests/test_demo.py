@@ -12,8 +12,8 @@ from lorakit.data.example import of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities
 from lorakit.engine.evaluate import answer_all
-from lorakit.engine.runtime import pick_device
 from lorakit.models import T5_DEMO, load_base
+from lorakit.runtime.device import pick_device
 from lorakit.tasks.text2text_ner import Text2TextNer
 
 DEMO = Path(lorakit.__file__).parent / "demo"

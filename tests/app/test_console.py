@@ -12,7 +12,7 @@ import pytest
 import lorakit
 from lorakit.app.console import Screen, score_lines
 from lorakit.app.printing import visible
-from lorakit.engine.events import Note
+from lorakit.runtime.events import Note
 from tests.app.conftest import Cli
 
 SCORES = {"accuracy": 0.875, "intervals": {"accuracy": [0.85, 0.9]}, "train_seconds": 3.0}

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lorakit.engine import fit as fit_module
-from lorakit.engine.atomic import HOST, atomic_file, atomic_folder, atomic_text
 from lorakit.engine.checkpoint import (
     KEEP,
     Checkpoint,
@@ -25,11 +24,12 @@ from lorakit.engine.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from lorakit.engine.events import Event, Note
 from lorakit.engine.predictor import load
 from lorakit.engine.results import COSTS
 from lorakit.errors import OutputError
 from lorakit.recipe import Recipe
+from lorakit.runtime.events import Event, Note
+from lorakit.runtime.files import HOST, atomic_file, atomic_folder, atomic_text
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, stop_after, weights, without_timings
 
 

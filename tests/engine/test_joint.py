@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from lorakit.engine import joint, train
 from lorakit.engine.checkpoint import newest_checkpoint
-from lorakit.engine.events import Event, Note
 from lorakit.engine.fit import Run, fit_all
 from lorakit.engine.joint import groups_of, prepare_all
 from lorakit.engine.prepare import Prepared
@@ -20,6 +19,7 @@ from lorakit.engine.resume import find_checkpoint
 from lorakit.engine.train import plan_forwards
 from lorakit.errors import LorakitError, NumericsError
 from lorakit.recipe import Recipe
+from lorakit.runtime.events import Event, Note
 from tests.runs import Sections, Stopped, changed, fit, sections, stop_after
 
 STILL = ("model.dropout=0", "lora.dropout=0", "train.lr=1e-3")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lorakit.data.read import read
-from lorakit.engine.events import Event, Note
 from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare
+from lorakit.runtime.events import Event, Note
 from tests.runs import changed, fit, sections
 
 LIMIT = 8  # tokens; some sentences have 17 words

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lorakit.engine import fit as fit_module
-from lorakit.engine.events import Event, Note
-from lorakit.engine.runtime import is_out_of_memory
 from lorakit.engine.watch import WINDOW, LossWatch
 from lorakit.errors import ConfigError, NumericsError
+from lorakit.runtime.device import is_out_of_memory
+from lorakit.runtime.events import Event, Note
 from lorakit.tasks.sequence_classification import SequenceClassification
 from tests.faults.outcome import differences, outcome
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, start, stop_after, values, weights

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from lorakit.data.example import Example
-from lorakit.engine.atomic import temporary_name
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import load
 from lorakit.engine.shared import SharedModel
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.lora import hosts
+from lorakit.runtime.files import temporary_name
 from tests.runs import BAD, GOOD, NEUTRAL, PEOPLE, PLACES, save_bert
 from tests.shipped import ship
 

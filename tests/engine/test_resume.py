@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lorakit.engine.checkpoint import Checkpoint, newest_checkpoint
-from lorakit.engine.events import Event, Note
 from lorakit.engine.prepare import Prepared, prepare
 from lorakit.engine.resume import MAY_CHANGE, check_identity, find_checkpoint, identity, same_recipe
 from lorakit.errors import ConfigError, OutputError
 from lorakit.recipe import Recipe
+from lorakit.runtime.events import Event, Note
 from tests.runs import Sections, changed, fit, save_bert, sections, start
 
 
@@ -147,7 +147,7 @@ def test_dtype_that_was_measured_is_kept(
     recipe = changed(own, "model.dtype=auto")
     assert recipe.model.dtype == "auto"
     assert same_recipe(checkpoint, recipe, lambda event: None) == changed(own)
-    monkeypatch.setattr("lorakit.engine.runtime.bf16_gain", lambda: float("inf"))
+    monkeypatch.setattr("lorakit.runtime.device.bf16_gain", lambda: float("inf"))
     prepared: Prepared = prepare(recipe)
     assert 'dtype = "bf16"' in identity(prepared)["recipe"]
 

@@ -18,11 +18,10 @@ from lorakit.data.example import Columns, Example
 from lorakit.data.files import find_files
 from lorakit.engine import scoring, shards
 from lorakit.engine.answerers import Answerer
-from lorakit.engine.atomic import temporary_name
-from lorakit.engine.events import Note, ignore
-from lorakit.engine.run_folder import locked
 from lorakit.engine.scoring import Job, score_files
 from lorakit.errors import ConfigError, DataError, Interrupted, OutputError
+from lorakit.runtime.events import Note, ignore
+from lorakit.runtime.files import locked, temporary_name
 
 FILES, ROWS, SHARD = 3, 1700, 256  # the last shard of each file is shorter
 KILLS = 3

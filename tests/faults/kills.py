@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.app import api, cli
-from lorakit.engine.events import Event, Started
-from lorakit.engine.train import Step
 from lorakit.errors import LorakitError
 from lorakit.recipe import Recipe
+from lorakit.runtime.events import Event, Started, Step
 from tests.faults.outcome import TIMINGS, differences, outcome
 from tests.runs import Sections, changed, save_bert, save_t5, sections, write_entities, write_reviews
 

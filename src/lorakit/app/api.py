@@ -21,21 +21,20 @@ from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.app.trackers import Trackers, check_trackers
 from lorakit.engine.adapter import ADAPTER, MODEL
-from lorakit.engine.atomic import atomic_text
 from lorakit.engine.checkpoint import Checkpoint
-from lorakit.engine.events import Evaluated, Event, Note, Report, Started, ignore
 from lorakit.engine.fit import Run, fit_all
 from lorakit.engine.joint import attempt, groups_of, prepare_all
 from lorakit.engine.prepare import Prepared
-from lorakit.engine.ranks import Ranks, joined
 from lorakit.engine.results import Result
 from lorakit.engine.resume import find_checkpoint, same_recipe
-from lorakit.engine.run_folder import LOCK, RECIPE, run_folder
-from lorakit.engine.runtime import deterministic
-from lorakit.engine.signals import Stop, stop_on_signals
-from lorakit.engine.train import Step
+from lorakit.engine.run_folder import RECIPE, run_folder
 from lorakit.errors import ConfigError, LorakitError, NumericsError
 from lorakit.recipe import Recipe, make_recipe
+from lorakit.runtime.device import deterministic
+from lorakit.runtime.distributed import Ranks, joined
+from lorakit.runtime.events import Evaluated, Event, Note, Report, Started, Step, ignore
+from lorakit.runtime.files import LOCK, atomic_text
+from lorakit.runtime.signals import Stop, stop_on_signals
 
 PARTS = (  # of a run's folder, besides what ships
     *(RECIPE, "metrics.jsonl", "scores.json", "predictions.jsonl", "samples.jsonl", "resamples.json"),

@@ -19,9 +19,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from lorakit.app.doctor import cpu_name
 from lorakit.app.report.page import METHODS, fact_rows, hash_rows, number, verdict
 from lorakit.app.report.reading import RunFiles, read_run
-from lorakit.engine.atomic import atomic_text
 from lorakit.errors import OutputError
 from lorakit.models import KINDS, MINILM_HUB
+from lorakit.runtime.files import atomic_text
 from lorakit.tasks.registry import TASKS
 
 FILE = "README.md"

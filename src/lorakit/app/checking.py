@@ -14,12 +14,12 @@ from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example
 from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.events import Event, Note
 from lorakit.engine.predictor import load
 from lorakit.engine.prepare import read_part, read_parts, with_usual_pair
 from lorakit.errors import ConfigError, DataError
 from lorakit.models import load_tokenizer
 from lorakit.recipe import Recipe, make_recipe
+from lorakit.runtime.events import Event, Note
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
 
 MANY = 12  # labels; of more only the most frequent and the rarest are shown

@@ -16,12 +16,9 @@ from lorakit.app.rehearsal import check_free
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Example
 from lorakit.engine.adapter import read_side, shipped_folder, write_side
-from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.evaluate import answer_all, batches_of
-from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.predictor import Predictor, load_shipped
 from lorakit.engine.prepare import Part
-from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device, to_device
 from lorakit.engine.side import Side
 from lorakit.errors import ConfigError
 from lorakit.lora import (
@@ -38,6 +35,9 @@ from lorakit.lora import (
     set_adapter,
 )
 from lorakit.models import save_tokenizer
+from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device, to_device
+from lorakit.runtime.events import Note, Report, ignore
+from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.base import inputs_of
 from lorakit.tasks.intervals import Difference, Resampled, difference, goodness, interval, resample
 from lorakit.tasks.registry import check_labels, make_task

@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorakit.app.printing import visible
-from lorakit.engine.events import Evaluated, Event, Note, Started
 from lorakit.engine.results import COSTS
-from lorakit.engine.train import Step
+from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
 
 PLAIN_EVERY_S = 10.0
 

@@ -11,7 +11,6 @@ from lorakit import models
 from lorakit.app.rehearsal import check_free
 from lorakit.data.example import Columns
 from lorakit.engine.adapter import write_side
-from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.side import Base, Side
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
@@ -19,6 +18,7 @@ from lorakit.lora.files import PREFIX, WEIGHTS_FILE
 from lorakit.lora.header import TensorInfo, read_header
 from lorakit.models import BaseModel, load_base, save_tokenizer, versions
 from lorakit.recipe import TaskSection
+from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import TASKS
 
 # peft's task_type -> ours; several may share one, and the first of them is meant unless one is asked for

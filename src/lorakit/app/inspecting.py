@@ -15,7 +15,6 @@ from lorakit.app.console import score_lines
 from lorakit.app.trackers import check_trackers
 from lorakit.digest import read_object
 from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.events import Report, ignore
 from lorakit.engine.prepare import Prepared, prepare
 from lorakit.engine.side import MOST_BYTES
 from lorakit.errors import AdapterError, ModelError, OutputError, first_line
@@ -28,6 +27,7 @@ from lorakit.lora.patterns import Pattern
 from lorakit.lora.targets import has_suffix, suffix_pattern
 from lorakit.models import load_base
 from lorakit.recipe import Recipe
+from lorakit.runtime.events import Report, ignore
 
 
 class Inspection(NamedTuple):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorakit.app.inspecting import Inspection
-from lorakit.engine.runtime import GAIN, SHAPE, bf16_gain, pick_device, pick_dtype
 from lorakit.lora.kernels import Update, adapted_linear
+from lorakit.runtime.device import GAIN, SHAPE, bf16_gain, pick_device, pick_dtype
 
 R = 8
 ATTENTION = (32, 12, 24, 32)  # texts, heads, tokens, width of a head: MiniLM over short sentences

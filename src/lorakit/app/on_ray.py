@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lorakit.app.api import folder_of, train_recipe
 from lorakit.engine.joint import END_ALL
 from lorakit.engine.predictor import load
-from lorakit.engine.ranks import TIMEOUT
 from lorakit.engine.results import Result
 from lorakit.engine.run_folder import run_folder
 from lorakit.errors import ConfigError, LorakitError, RankError
 from lorakit.recipe import Recipe, make_recipe
+from lorakit.runtime.distributed import TIMEOUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lorakit.data.example import OF_TRAINING, columns_of
 from lorakit.digest import file_sha256
-from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.side import FORMAT, GUARDED, SIDE_FILE, Base, Side, read_facts
 from lorakit.errors import AdapterError, OutputError
@@ -16,6 +15,7 @@ from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.lora.header import read_header
 from lorakit.lora.peft_config import MAX_BYTES
 from lorakit.models import save_model, save_tokenizer, versions
+from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.intervals import Scores
 
 MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB

@@ -11,13 +11,13 @@ from typing import Any
 from lorakit.data.example import Columns, Example
 from lorakit.digest import folder_sha256
 from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.events import Report, ignore
 from lorakit.engine.pool import AdapterPool, Asked, find_adapters
 from lorakit.engine.predictor import check_asked, load
 from lorakit.engine.side import Side
 from lorakit.errors import DataError, did_you_mean
 from lorakit.fingerprints import fingerprint_of
 from lorakit.models import find
+from lorakit.runtime.events import Report, ignore
 
 
 @dataclass(frozen=True)

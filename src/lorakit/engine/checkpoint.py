@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorakit.digest import file_sha256
-from lorakit.engine.atomic import atomic_folder, remove_folder
 from lorakit.errors import NumericsError, OutputError
+from lorakit.runtime.files import atomic_folder, remove_folder
 
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"

@@ -12,10 +12,10 @@ from torch import nn
 
 from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
-from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.engine.runtime import evaluating, to_device
-from lorakit.engine.signals import ELSEWHERE, Stop
 from lorakit.models import depends_on_batch
+from lorakit.runtime.device import evaluating, to_device
+from lorakit.runtime.distributed import ALONE, Ranks
+from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.tasks.base import Item, Task
 
 T = TypeVar("T")

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from lorakit.engine.adapter import write_shipped
-from lorakit.engine.atomic import atomic_text
 from lorakit.engine.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from lorakit.engine.evaluate import answer_all
-from lorakit.engine.events import Evaluated, Logged, Note, Report, Started, ignore
 from lorakit.engine.history import History, Interval
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prefix import keep_prefix
@@ -23,12 +21,14 @@ from lorakit.engine.prepare import Part, Prepared, as_if_alone, trained_paramete
 from lorakit.engine.results import Result, write_lines, write_results
 from lorakit.engine.resume import check_identity, identity
 from lorakit.engine.run_folder import CHECKPOINTS, RECIPE
-from lorakit.engine.runtime import random_state, seed_rank
-from lorakit.engine.signals import ELSEWHERE, Stop
-from lorakit.engine.train import Member, Step, train
+from lorakit.engine.train import Member, train
 from lorakit.engine.watch import LossWatch
 from lorakit.errors import LorakitError, NumericsError, RankError
 from lorakit.lora import RankBudget, routed
+from lorakit.runtime.device import random_state, seed_rank
+from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Step, ignore
+from lorakit.runtime.files import atomic_text
+from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.tasks.intervals import Scores, goodness
 
 LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorakit.engine.train import Step
+from lorakit.runtime.events import Step
 
 
 @dataclass

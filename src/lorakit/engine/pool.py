@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, Self
 
 from lorakit.data.example import Example
 from lorakit.engine.adapter import ADAPTER, MODEL, read_side, shipped_folder
-from lorakit.engine.atomic import is_leftover
 from lorakit.engine.evaluate import chunks
 from lorakit.engine.predictor import as_wanted, check_asked, checked_base
 from lorakit.engine.shared import Resident, Row, SharedModel, Stamp, stamp_of
 from lorakit.engine.side import SIDE_FILE, Side
 from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
 from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.runtime.files import is_leftover
 from lorakit.tasks.base import Item
 
 LIMIT_BYTES = 2**30

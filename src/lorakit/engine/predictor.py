@@ -17,14 +17,14 @@ from lorakit.data.tags import entities, to_tags
 from lorakit.digest import Fingerprint
 from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.evaluate import answer_all, chunks
-from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import speed_up
-from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device
 from lorakit.engine.side import Side
 from lorakit.errors import AdapterError, DataError
 from lorakit.fingerprints import fingerprint_of
 from lorakit.lora import adapter_names, load_adapter, merge_and_unload, quantize, read_adapter_config
 from lorakit.models import BaseModel, find, load_base, save_model
+from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
+from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Task
 from lorakit.tasks.intervals import Scores, with_intervals
 from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers

@@ -9,11 +9,11 @@ from typing import Any, cast
 from torch.utils.data import ConcatDataset
 
 from lorakit.engine.evaluate import batches_of
-from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN
 from lorakit.engine.prepare import Prepared
-from lorakit.engine.runtime import to_device
 from lorakit.lora import Prefix, frozen_blocks
+from lorakit.runtime.device import to_device
+from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import inputs_of
 
 MOST_BYTES = 2 * 2**30  # that the answers may take on disk

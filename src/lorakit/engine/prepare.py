@@ -22,11 +22,8 @@ from lorakit.data.files import means_files
 from lorakit.data.read import read, usual_pair
 from lorakit.engine.encoding import encode
 from lorakit.engine.evaluate import chunks
-from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.kernels import PLAIN, Kernels, speed_up
 from lorakit.engine.plan import Plan
-from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.engine.runtime import cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora import (
     ALL_LINEAR,
@@ -47,6 +44,9 @@ from lorakit.lora.config import DATA_INIT_NAMES
 from lorakit.lora.targets import passed_by
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
+from lorakit.runtime.device import cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
+from lorakit.runtime.distributed import ALONE, Ranks
+from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Item, Task
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task, task_layers
 

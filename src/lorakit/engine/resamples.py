@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from lorakit.data.example import Example, examples_sha256
-from lorakit.engine.atomic import atomic_text
 from lorakit.errors import OutputError
+from lorakit.runtime.files import atomic_text
 from lorakit.tasks.intervals import RESAMPLES, Resampled
 
 FILE = "resamples.json"

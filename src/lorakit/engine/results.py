@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.engine.adapter import write_shipped
-from lorakit.engine.atomic import atomic_text
 from lorakit.engine.history import History
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.resamples import sampled, write_resamples
-from lorakit.engine.runtime import peak_memory
 from lorakit.errors import NumericsError
+from lorakit.runtime.device import peak_memory
+from lorakit.runtime.files import atomic_text
 from lorakit.tasks.intervals import Scores, intervals, resample, with_intervals
 
 # Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.

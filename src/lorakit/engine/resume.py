@@ -11,12 +11,12 @@ import torch
 
 from lorakit.digest import Fingerprint
 from lorakit.engine.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from lorakit.engine.events import Note, Report
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.run_folder import CHECKPOINTS
 from lorakit.errors import ConfigError
 from lorakit.models import versions
 from lorakit.recipe import Recipe, make_recipe
+from lorakit.runtime.events import Note, Report
 
 # Keys that a resumed run may change: no number of the steps done, or of those to come, depends on them.
 MAY_CHANGE = (

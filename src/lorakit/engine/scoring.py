@@ -21,10 +21,7 @@ from lorakit.data.delimited import Row, sound
 from lorakit.data.example import Columns, Example
 from lorakit.data.streaming import stamp_of, stream
 from lorakit.engine.answerers import Answerer
-from lorakit.engine.atomic import atomic_text, cannot_write, make_folder
 from lorakit.engine.evaluate import chunks
-from lorakit.engine.events import Note, Report, ignore
-from lorakit.engine.run_folder import locked
 from lorakit.engine.shards import (
     FILE,
     ROW,
@@ -37,9 +34,11 @@ from lorakit.engine.shards import (
     write_answers,
     write_lines,
 )
-from lorakit.engine.signals import stop_on_signals
 from lorakit.errors import ConfigError, DataError, OutputError, did_you_mean
 from lorakit.models import versions
+from lorakit.runtime.events import Note, Report, ignore
+from lorakit.runtime.files import atomic_text, cannot_write, locked, make_folder
+from lorakit.runtime.signals import stop_on_signals
 
 SHARD_ROWS = 16384  # so many are held at a time, and lost at most by a kill
 HEAD = 100  # rows that are looked at to find columns

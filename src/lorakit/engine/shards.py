@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lorakit.engine.atomic import atomic_file
 from lorakit.errors import DataError, OutputError
+from lorakit.runtime.files import atomic_file
 
 Format = Literal["parquet", "jsonl"]
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # of a file of answers

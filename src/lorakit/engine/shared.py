@@ -17,7 +17,6 @@ from lorakit.digest import Fingerprint, file_sha256
 from lorakit.engine.adapter import read_side
 from lorakit.engine.evaluate import batches_of
 from lorakit.engine.kernels import speed_up
-from lorakit.engine.runtime import DTYPES, cast_frozen_, pick_device, to_device
 from lorakit.engine.side import SIDE_FILE, Side
 from lorakit.errors import AdapterError, ModelError
 from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
@@ -26,6 +25,7 @@ from lorakit.lora.inject import put
 from lorakit.lora.layer import AdapterHost, SavedModule
 from lorakit.lora.peft_config import CONFIG_FILE, MAX_BYTES
 from lorakit.models import KINDS, load_base
+from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device, to_device
 from lorakit.tasks.base import Item, Task, pad_inputs
 from lorakit.tasks.registry import TASKS, make_task, task_layers
 

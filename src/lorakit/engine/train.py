@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.engine.plan import Plan, lr_factor, set_rate
-from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.engine.runtime import is_out_of_memory, random_state, set_random_state, to_device
 from lorakit.errors import ConfigError
 from lorakit.lora import hosts, routed
 from lorakit.lora.places import BiasHost
+from lorakit.runtime.device import is_out_of_memory, random_state, set_random_state, to_device
+from lorakit.runtime.distributed import ALONE, Ranks
+from lorakit.runtime.events import Step
 from lorakit.tasks.base import Batch, Item, Task
 
 FORWARD_TOKENS = {"cpu": 1536, "cuda": 32768}  # of several members in one forward; more do not fit a CPU's caches
@@ -95,21 +96,6 @@ class Forward(NamedTuple):
 
     inputs: Batch
     parts: Sequence[tuple[MemberBatch, int]]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimizer update did. `loss` is the mean over labelled positions, `tokens` counts real ones."""
-
-    number: int  # from 1
-    epoch: float  # epochs done after this step
-    loss: float
-    lr: float
-    grad_norm: float  # before clipping
-    examples: int
-    tokens: int
-    micro_batch_size: int  # examples per forward, of each process
-    skipped: bool = False  # loss or gradient were not finite, so there was no update
 
 
 class OutOfMemory(Exception):

@@ -15,7 +15,6 @@ from lorakit.app.export.check import Told, agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
 from lorakit.app.rehearsal import check_free
 from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import Predictor, load_shipped
 from lorakit.engine.side import Side
 from lorakit.errors import ConfigError
@@ -31,6 +30,7 @@ from lorakit.lora import (
 )
 from lorakit.lora.profiles import PROFILES, Profile, conform, left_behind
 from lorakit.models import MINILM_HUB, BaseModel, find, load_base
+from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import TASKS, make_task, task_layers
 
 MERGED = "merged"

@@ -24,12 +24,12 @@ from lorakit.app.export.graphs import (
 )
 from lorakit.data.example import Example
 from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.atomic import atomic_folder
 from lorakit.engine.predictor import load_shipped
 from lorakit.engine.side import SIDE_FILE, Side
 from lorakit.errors import ConfigError
 from lorakit.lora import merge_and_unload
 from lorakit.models import BaseModel, save_plain
+from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.base import Batch, Task, inputs_of
 from lorakit.tasks.registry import TASKS, make_task
 

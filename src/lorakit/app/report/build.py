@@ -12,8 +12,8 @@ from lorakit.app.report.doubts import doubts
 from lorakit.app.report.drawing import Chart, write_chart, write_csv
 from lorakit.app.report.page import FILE, Table, content_of, facts, html
 from lorakit.app.report.reading import read_run
-from lorakit.engine.atomic import atomic_text, make_folder
 from lorakit.errors import ConfigError, OutputError
+from lorakit.runtime.files import atomic_text, make_folder
 
 COMPARISON = "comparison.html"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lorakit.engine.atomic import atomic_file, atomic_text
+from lorakit.runtime.files import atomic_file, atomic_text
 
 # Colours on light and on dark paper; each light one stands for one purpose alone, for it is what is replaced.
 COLORS: Mapping[str, tuple[str, str]] = {

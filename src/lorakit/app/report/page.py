@@ -15,7 +15,7 @@ from lorakit.app.report.answers import Answer, answers_of, baseline, mistakes
 from lorakit.app.report.charts import answer_charts, most_confused, training_charts
 from lorakit.app.report.drawing import COLORS, Cell, Chart, printable, short
 from lorakit.app.report.reading import RunFiles, read_run
-from lorakit.engine.atomic import atomic_text
+from lorakit.runtime.files import atomic_text
 from lorakit.tasks.intervals import LOWER
 
 FILE = "report.html"

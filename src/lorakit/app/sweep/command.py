@@ -26,9 +26,9 @@ from lorakit.app.sweep.search import Search, check_optuna, search
 from lorakit.app.sweep.table import write_csv, write_plots
 from lorakit.app.sweep.training import Sweep, halve, halving_shares, halving_words, recipe_maker
 from lorakit.app.sweep.workers import SharedSweep, Space, work
-from lorakit.engine.events import Report, ignore
 from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe, read_recipe
+from lorakit.runtime.events import Report, ignore
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from lorakit.app.seeds import group_folder
 from lorakit.app.sweep.command import Asked, check_alone, make_plan
 from lorakit.app.sweep.points import SEED, Choice, Point, Range, parse_axes
 from lorakit.app.sweep.training import Sweep, recipe_maker
-from lorakit.engine.atomic import atomic_file, atomic_text
-from lorakit.engine.events import Report, ignore
 from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe
+from lorakit.runtime.events import Report, ignore
+from lorakit.runtime.files import atomic_file, atomic_text
 
 LR = "train.lr"
 RATES = Range(LR, 1e-5, 1e-1)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.app.sweep.points import SEED, Axis, Choice, Point, toml
 from lorakit.app.sweep.training import Group, Sweep
-from lorakit.engine.events import Note
 from lorakit.errors import ConfigError, OutputError, did_you_mean, first_line
+from lorakit.runtime.events import Note
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

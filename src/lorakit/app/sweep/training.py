@@ -15,12 +15,12 @@ from typing import Any, Literal
 from lorakit.app.api import is_done, train_recipes
 from lorakit.app.seeds import with_seed
 from lorakit.app.sweep.points import SEED, SEEDS, Point, word
-from lorakit.engine.atomic import atomic_text
-from lorakit.engine.events import Note, Report, ignore
 from lorakit.engine.joint import END_ALL
 from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, OutputError
 from lorakit.recipe import Recipe, read_recipe
+from lorakit.runtime.events import Note, Report, ignore
+from lorakit.runtime.files import atomic_text
 from lorakit.tasks.intervals import goodness
 
 STATE, FORMAT = "sweep.json", 1

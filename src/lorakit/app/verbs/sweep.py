@@ -13,7 +13,7 @@ from lorakit.app.printing import echo
 
 if TYPE_CHECKING:
     from lorakit.app.sweep.command import Asked
-    from lorakit.engine.events import Report
+    from lorakit.runtime.events import Report
 
 OPTIONAL = {"--halving": "3", "--optuna": ""}  # options whose value may be left out
 CHANGE = re.compile(r"\w+\.\w+=")

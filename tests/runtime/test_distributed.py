@@ -18,11 +18,11 @@ from lorakit.engine.evaluate import Most, predict_all
 from lorakit.engine.joint import prepare_all
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
-from lorakit.engine.ranks import ALONE, Ranks
-from lorakit.engine.signals import ELSEWHERE, Stop
 from lorakit.engine.train import Member, train
 from lorakit.errors import ConfigError, DataError, LorakitError, NumericsError, RankError
 from lorakit.models import load_base
+from lorakit.runtime.distributed import ALONE, Ranks
+from lorakit.runtime.signals import ELSEWHERE, Stop
 from tests.runs import changed, sections
 
 COSTS = ([5], [3, 3, 3], [100, 1, 1], [1, 1, 100], [7] * 8, [i * 7 % 20 + 1 for i in range(41)])

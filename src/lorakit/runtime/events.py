@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.engine.train import Step
 from lorakit.tasks.intervals import Scores
 
 
@@ -24,6 +23,21 @@ class Started:
     steps: int
     start: int
     metric: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer update did. `loss` is the mean over labelled positions, `tokens` counts real ones."""
+
+    number: int  # from 1
+    epoch: float  # epochs done after this step
+    loss: float
+    lr: float
+    grad_norm: float  # before clipping
+    examples: int
+    tokens: int
+    micro_batch_size: int  # examples per forward, of each process
+    skipped: bool = False  # loss or gradient were not finite, so there was no update
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ import torch
 from lorakit.app import api
 from lorakit.app.cli import program
 from lorakit.app.failures import how_to_go_on
-from lorakit.engine import signals
 from lorakit.engine.checkpoint import newest_checkpoint
-from lorakit.engine.events import Event, Note
-from lorakit.engine.signals import SIGNALS, Stop, stop_on_signals
-from lorakit.engine.train import Step
 from lorakit.errors import Interrupted
+from lorakit.runtime import signals
+from lorakit.runtime.events import Event, Note, Step
+from lorakit.runtime.signals import SIGNALS, Stop, stop_on_signals
 from lorakit.tasks.sequence_classification import SequenceClassification
 from tests.faults.outcome import differences, outcome
 from tests.runs import Sections, changed, children
