@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from synthetic import WORDS, save_base
 
 from lorakit.data.example import Columns
-from lorakit.engine.adapter import Side, write_side
-from lorakit.engine.predictor import load
-from lorakit.engine.side import Base
+from lorakit.inference.adapter_folder import Side, write_side
+from lorakit.inference.predictor import load
+from lorakit.inference.side import Base
 from lorakit.lora import BaseInfo, LoraConfig, add_adapter, save_adapter
 from lorakit.models import load_base
 from lorakit.recipe import TaskSection

@@ -30,10 +30,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 from tests.shipped import ship
 
 from lorakit.data.example import Example
-from lorakit.engine.adapter import Side, write_side
-from lorakit.engine.pool import AdapterPool, Asked
-from lorakit.engine.shared import SharedModel
-from lorakit.engine.side import read_facts
+from lorakit.inference.adapter_folder import Side, write_side
+from lorakit.inference.adapter_pool import AdapterPool, Asked
+from lorakit.inference.shared_base import SharedModel
+from lorakit.inference.side import read_facts
 from lorakit.lora.files import WEIGHTS_FILE
 
 LENGTHS = (4, 8, 12, 16, 24, 32)  # words of a text, by chance

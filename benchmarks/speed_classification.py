@@ -205,10 +205,10 @@ class Trained:
 
 def lorakit_system(job: Job, **model: Any) -> Trained:
     """Whatever lorakit does by default."""
-    from lorakit.engine.evaluate import answer_all
     from lorakit.engine.fit import Run
     from lorakit.engine.prepare import prepare
     from lorakit.engine.train import train
+    from lorakit.inference.answer import answer_all
     from lorakit.recipe import make_recipe
 
     recipe = make_recipe(

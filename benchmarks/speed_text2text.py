@@ -279,7 +279,7 @@ def run_writing(job: Job) -> dict[str, float]:
 
 def lorakit_writing(job: Job) -> Callable[[], list[list[int]]]:
     """What evaluation and prediction call, over an adapter that changes nothing yet."""
-    from lorakit.engine.evaluate import predict_all
+    from lorakit.inference.answer import predict_all
 
     ready, _ = prepared(job)
     items = ready.parts["validation"].items

@@ -19,8 +19,8 @@ import lorakit
 from lorakit.app.api import train_recipe
 from lorakit.data.example import Example
 from lorakit.data.read import read
-from lorakit.engine.evaluate import answer_all
-from lorakit.engine.predictor import load
+from lorakit.inference.answer import answer_all
+from lorakit.inference.predictor import load
 from lorakit.models import load_base
 from lorakit.recipe import make_recipe
 from lorakit.runtime.device import pick_device

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lorakit.data.example import Columns
-from lorakit.engine.adapter import write_side
-from lorakit.engine.side import Base, Side
+from lorakit.inference.adapter_folder import write_side
+from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, LoraConfig, adapter_parameters, add_adapter, save_adapter
 from lorakit.models import load_base
 from lorakit.recipe import TaskSection

@@ -22,6 +22,9 @@ from lorakit.lora.config import DATA_INIT_NAMES, INIT_NAMES, UPDATE_NAMES
 PACKAGE = Path(lorakit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+BELOW_INFERENCE = frozenset(
+    {"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime"}
+)
 # Which parts of the package each part may import; itself always, and the root for its version.
 ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -33,11 +36,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "data": frozenset({"errors", "digest", "lora", "recipe"}),
     "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
     "runtime": frozenset({"errors", "lora", "tasks"}),
-    "engine": frozenset({"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime"}),
-    "app": frozenset(
-        {"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime", "engine"}
-    ),
-    "": frozenset({"app", "engine"}),  # the root's verbs and estimators, imported when they are first used
+    "inference": BELOW_INFERENCE,
+    "engine": BELOW_INFERENCE | {"inference"},
+    "app": BELOW_INFERENCE | {"inference", "engine"},
+    "": frozenset({"app", "inference"}),  # the root's verbs and estimators, imported when they are first used
     "__main__": frozenset({"app"}),
 }
 # Libraries that these files alone may import (imports of types under TYPE_CHECKING are free).

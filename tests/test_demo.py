@@ -11,7 +11,7 @@ import lorakit
 from lorakit.data.example import of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities
-from lorakit.engine.evaluate import answer_all
+from lorakit.inference.answer import answer_all
 from lorakit.models import T5_DEMO, load_base
 from lorakit.runtime.device import pick_device
 from lorakit.tasks.text2text_ner import Text2TextNer

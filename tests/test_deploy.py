@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from lorakit.app.cli import commands
 from lorakit.app.server import process
 from lorakit.app.server.routes import HEALTH, OPEN, Limits
-from lorakit.engine.pool import AdapterPool
+from lorakit.inference.adapter_pool import AdapterPool
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SCHEMA = "1.31"  # of Kubernetes

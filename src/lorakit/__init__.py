@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lorakit.app.estimators import EntityRecognizer as EntityRecognizer
     from lorakit.app.estimators import TextClassifier as TextClassifier
     from lorakit.app.estimators import TextRegressor as TextRegressor
-    from lorakit.engine.predictor import load as load
+    from lorakit.inference.predictor import load as load
 
 __version__ = "0.1.0"
 __all__ = ["EntityRecognizer", "TextClassifier", "TextRegressor", "__version__", "load", "train"]
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return train
     if name == "load":
-        from lorakit.engine.predictor import load
+        from lorakit.inference.predictor import load
 
         return load
     if name in __all__:

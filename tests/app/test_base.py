@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import lorakit
-from lorakit.engine.pool import AdapterPool
 from lorakit.errors import AdapterError, ConfigError, ModelError
 from lorakit.fingerprints import fingerprint_of
+from lorakit.inference.adapter_pool import AdapterPool
 from lorakit.models import load_base, load_tokenizer
 from tests.app.conftest import Cli
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after

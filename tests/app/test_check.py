@@ -14,8 +14,8 @@ from lorakit.app.checking import CUT
 from lorakit.app.suspects import suspects
 from lorakit.data.example import Example
 from lorakit.data.read import read
-from lorakit.engine.predictor import Predictor, load
 from lorakit.errors import ConfigError
+from lorakit.inference.predictor import Predictor, load
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from tests.app.conftest import Cli
 from tests.runs import changed, reviews, sections, write_reviews

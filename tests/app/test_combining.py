@@ -10,8 +10,8 @@ import torch
 
 from lorakit.app.combining import FIRST_STEP, LAST_STEP, Judge, Several, Way, combine_runs, search_weights
 from lorakit.data.batches import split
-from lorakit.engine.predictor import load
 from lorakit.errors import ConfigError, OutputError
+from lorakit.inference.predictor import load
 from lorakit.lora import combine as combine_adapters
 from tests.app.conftest import Cli
 from tests.runs import changed, fit, sections, write_reviews

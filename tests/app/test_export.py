@@ -18,8 +18,8 @@ import lorakit
 from lorakit.app.export.command import MERGED, ONNX, Options, Parity, export
 from lorakit.app.verbs.export import CONSUMERS
 from lorakit.digest import Fingerprint
-from lorakit.engine import predictor
 from lorakit.errors import AdapterError, ConfigError, OutputError
+from lorakit.inference import predictor
 from lorakit.lora import Layer, hosts
 from lorakit.lora.profiles import PROFILES
 from tests.app.conftest import Cli

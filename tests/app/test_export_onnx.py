@@ -19,9 +19,9 @@ import transformers
 import lorakit
 from lorakit.app.export.check import BOUND, MADE, Agreement, Texts, agree, check_exact, texts_of
 from lorakit.app.export.command import Options, export
-from lorakit.engine.adapter import read_side
-from lorakit.engine.predictor import Predictor
 from lorakit.errors import AdapterError
+from lorakit.inference.adapter_folder import read_side
+from lorakit.inference.predictor import Predictor
 from tests.app.conftest import Cli
 from tests.conftest import N_TRAIN, N_VALIDATION
 from tests.runs import changed, fit, sections
@@ -106,7 +106,7 @@ def test_logits_that_are_no_number_are_not_overlooked(tagger_run: Path) -> None:
 def test_merged_model_that_differs_is_not_published(
     bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
-    import lorakit.engine.predictor as predictor
+    import lorakit.inference.predictor as predictor
     from lorakit.lora import unload
 
     monkeypatch.setattr(predictor, "merge_and_unload", unload)  # which leaves the adapter out

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from lorakit.app.on_ray import Scorer, deployment, score_on_ray, train_on_ray
-from lorakit.engine.predictor import load
 from lorakit.errors import ConfigError, DataError, OutputError
+from lorakit.inference.predictor import load
 from lorakit.recipe import Recipe
 from tests.runs import changed, reviews, sections, weights
 

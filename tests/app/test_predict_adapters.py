@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.engine.predictor import load
+from lorakit.inference.predictor import load
 from tests.app.conftest import Cli
 from tests.runs import reviews
 from tests.shipped import ship

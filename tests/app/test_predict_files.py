@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lorakit.app.failures import how_to_go_on
-from lorakit.engine import shards
+from lorakit.inference import batch_scoring
 from tests.app.conftest import Cli
 from tests.runs import reviews
 from tests.shipped import ship
@@ -56,7 +56,7 @@ def test_shards_have_the_answers_of_one_file(cli: Cli, adapters: Path, tmp_path:
 def test_ending_of_out_says_the_format(
     cli: Cli, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(shards, "GROUP", 2)
+    monkeypatch.setattr(batch_scoring, "GROUP", 2)
     run = request.getfixturevalue(name)
     texts = ['Ada said "superb",\tand', "the film left Oslo", "a stale plot"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

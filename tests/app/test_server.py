@@ -32,9 +32,9 @@ from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
 from lorakit.app.server.routes import OPEN, Limits, Service, find_all
 from lorakit.data.example import Example
-from lorakit.engine.pool import AdapterPool, Asked, find_adapters
-from lorakit.engine.predictor import load
-from lorakit.engine.shared import SharedModel
+from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
+from lorakit.inference.predictor import load
+from lorakit.inference.shared_base import SharedModel
 from tests.app.conftest import Cli
 from tests.runs import reviews, until
 from tests.shipped import ship
@@ -729,7 +729,7 @@ STUCK = """
 import time
 from lorakit.app.cli import main
 from lorakit.app.server import process
-from lorakit.engine.shared import SharedModel
+from lorakit.inference.shared_base import SharedModel
 
 def hang(*words):
     print("hanging", flush=True)

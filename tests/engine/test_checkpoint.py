@@ -24,9 +24,9 @@ from lorakit.engine.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from lorakit.engine.predictor import load
 from lorakit.engine.results import COSTS
 from lorakit.errors import OutputError
+from lorakit.inference.predictor import load
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.runtime.files import HOST, atomic_file, atomic_folder, atomic_text

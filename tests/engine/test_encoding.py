@@ -64,7 +64,7 @@ def test_cache_gives_what_memory_gives(
     raw = sections(request.getfixturevalue(base), files, task)
     words = ("data.max_length=12",) if task == "token_classification" else ()  # so that there are windows
     plain = prepare(changed(raw, *words)).parts
-    monkeypatch.setattr("lorakit.engine.evaluate.CHUNK", 5)
+    monkeypatch.setattr("lorakit.inference.answer.CHUNK", 5)
     cached = prepare(changed(raw, *words, f"data.cache={tmp_path}")).parts
     for name, part in plain.items():
         assert isinstance(cached[name].items, CachedItems)

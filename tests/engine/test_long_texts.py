@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorakit.data.read import read
-from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare
+from lorakit.inference.predictor import load
 from lorakit.runtime.events import Event, Note
 from tests.runs import changed, fit, sections
 

@@ -10,9 +10,9 @@ import torch
 
 from lorakit.app.inspecting import inspect_recipe, inspect_run
 from lorakit.data.read import read
-from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import AdapterError, ConfigError
+from lorakit.inference.predictor import load
 from lorakit.lora.quantization import FORMATS, QuantizedTensor
 from tests.runs import Sections, changed, fit, sections
 

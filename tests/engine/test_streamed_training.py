@@ -39,7 +39,7 @@ PIECE = 5  # rows; a file has some pieces, and a piece may have rows of two file
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorakit.data.streaming.PIECE", PIECE)
-    monkeypatch.setattr("lorakit.engine.evaluate.CHUNK", PIECE + 2)
+    monkeypatch.setattr("lorakit.inference.answer.CHUNK", PIECE + 2)
 
 
 def fitted(prepared: Prepared) -> Any:

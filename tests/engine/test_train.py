@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
-from lorakit.engine.evaluate import answer_all
 from lorakit.engine.plan import Plan, lr_factor, make_optimizer
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
 from lorakit.engine.train import Member, train
+from lorakit.inference.answer import answer_all
 from lorakit.recipe import TrainSection
 from lorakit.tasks.registry import TASKS
 from tests.runs import changed, sections

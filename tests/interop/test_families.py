@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.engine.predictor import load
 from lorakit.engine.prepare import prepare
 from lorakit.errors import ModelError
+from lorakit.inference.predictor import load
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base, load_tokenizer
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import pad_inputs

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from lorakit.engine.predictor import load
 from lorakit.errors import AdapterError
+from lorakit.inference.predictor import load
 from lorakit.lora import BaseInfo, LoraConfig, add_adapter, hosts, load_adapter, save_adapter
 from lorakit.lora.header import MAX_HEADER, MAX_TENSORS
 from lorakit.lora.peft_config import MAX_BYTES

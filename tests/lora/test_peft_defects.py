@@ -36,8 +36,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorakit.engine.predictor import load
 from lorakit.errors import ConfigError
+from lorakit.inference.predictor import load
 from lorakit.lora import (
     BaseInfo,
     LoraConfig,

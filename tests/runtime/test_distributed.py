@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import lorakit.engine.prepare as prepare_module
-from lorakit.engine.evaluate import Most, predict_all
 from lorakit.engine.joint import prepare_all
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prepare import Prepared, prepare, trained_parameters
 from lorakit.engine.train import Member, train
 from lorakit.errors import ConfigError, DataError, LorakitError, NumericsError, RankError
+from lorakit.inference.answer import Most, predict_all
 from lorakit.models import load_base
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.signals import ELSEWHERE, Stop
@@ -206,7 +206,7 @@ def test_nan_on_one_rank_is_seen_by_all_before_the_step(prepared: Prepared) -> N
 def test_answers_do_not_depend_on_the_number_of_ranks(
     prepared: Prepared, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorakit.engine.evaluate.READ", Most(5, 5, 2048))
+    monkeypatch.setattr("lorakit.inference.answer.READ", Most(5, 5, 2048))
     items = prepared.parts["validation"].items
     alone = predict_all(prepared.model, prepared.task, items, prepared.device)
     models = [copy.deepcopy(prepared.model) for _ in range(size)]

@@ -10,8 +10,8 @@ from tests.tiny import items_of
 
 from lorakit.data.example import of_words
 from lorakit.data.tags import odd_tags
-from lorakit.engine.evaluate import answer_all
 from lorakit.errors import ConfigError
+from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection, make_recipe
 from lorakit.tasks.crf import CRF, Crf, log_likelihood, log_partition, marginals, path_score
 from lorakit.tasks.registry import task_layers

@@ -15,8 +15,8 @@ from torch import nn
 
 from lorakit.data.example import of_text, of_words
 from lorakit.data.tags import odd_tags
-from lorakit.engine.evaluate import answer_all
 from lorakit.errors import ConfigError
+from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection, make_recipe
 from lorakit.tasks.base import IGNORE, Cut
 from lorakit.tasks.token_classification import Tagged, TokenClassification, tag_names

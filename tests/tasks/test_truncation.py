@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example, of_words
-from lorakit.engine.evaluate import answer_all
+from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
 from lorakit.tasks.entity_list import ListFormat

@@ -20,7 +20,6 @@ from lorakit.app.report.page import FILE as REPORT
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.app.trackers import Trackers, check_trackers
-from lorakit.engine.adapter import ADAPTER, MODEL
 from lorakit.engine.checkpoint import Checkpoint
 from lorakit.engine.fit import Run, fit_all
 from lorakit.engine.joint import attempt, groups_of, prepare_all
@@ -29,6 +28,7 @@ from lorakit.engine.results import Result
 from lorakit.engine.resume import find_checkpoint, same_recipe
 from lorakit.engine.run_folder import RECIPE, run_folder
 from lorakit.errors import ConfigError, LorakitError, NumericsError
+from lorakit.inference.adapter_folder import ADAPTER, MODEL
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.distributed import Ranks, joined

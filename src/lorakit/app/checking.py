@@ -13,10 +13,10 @@ from lorakit.app.suspects import Suspect, suspects
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example
-from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.predictor import load
 from lorakit.engine.prepare import read_part, read_parts, with_usual_pair
 from lorakit.errors import ConfigError, DataError
+from lorakit.inference.adapter_folder import read_side, shipped_folder
+from lorakit.inference.predictor import load
 from lorakit.models import load_tokenizer
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Note

@@ -213,7 +213,7 @@ def evaluate(
     """Score RUN (a run folder or an adapter) on labelled DATA."""
     from lorakit.app.console import Screen, score_lines
     from lorakit.data.example import Columns
-    from lorakit.engine.predictor import load
+    from lorakit.inference.predictor import load
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch, report=Screen())
     asked = Columns(columns["text"], columns["pair"], _columns(columns["label"]))

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from lorakit.app.rehearsal import check_free
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Example
-from lorakit.engine.adapter import read_side, shipped_folder, write_side
-from lorakit.engine.evaluate import answer_all, batches_of
-from lorakit.engine.predictor import Predictor, load_shipped
 from lorakit.engine.prepare import Part
-from lorakit.engine.side import Side
 from lorakit.errors import ConfigError
+from lorakit.inference.adapter_folder import read_side, shipped_folder, write_side
+from lorakit.inference.answer import answer_all, batches_of
+from lorakit.inference.predictor import Predictor, load_shipped
+from lorakit.inference.side import Side
 from lorakit.lora import (
     Combined,
     Prefix,

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from lorakit.app.inspecting import Inspection
 from lorakit.app.seeds import runs_of
 from lorakit.data.example import Columns
-from lorakit.engine.predictor import load
 from lorakit.engine.resamples import Sampled, read_resamples, sampled
 from lorakit.errors import ConfigError, DataError
+from lorakit.inference.predictor import load
 from lorakit.tasks.intervals import LOWER, SIGNIFICANT, Difference, difference, resample
 from lorakit.tasks.registry import check_labels
 

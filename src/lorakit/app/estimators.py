@@ -23,13 +23,13 @@ from sklearn.utils.validation import check_is_fitted
 from lorakit.app.api import train_recipe
 from lorakit.app.views import EntityView, card
 from lorakit.data.tags import is_tag
-from lorakit.engine.adapter import shipped_folder
 from lorakit.engine.fit import Run
-from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
 from lorakit.engine.results import COSTS, Result
 from lorakit.engine.run_folder import run_folder
 from lorakit.errors import ConfigError, DataError, LorakitError, OutputError
+from lorakit.inference.adapter_folder import shipped_folder
+from lorakit.inference.predictor import Predictor, load
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.events import Event, Note, Report

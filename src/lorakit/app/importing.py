@@ -10,9 +10,9 @@ from pathlib import Path
 from lorakit import models
 from lorakit.app.rehearsal import check_free
 from lorakit.data.example import Columns
-from lorakit.engine.adapter import write_side
-from lorakit.engine.side import Base, Side
 from lorakit.errors import AdapterError, ConfigError
+from lorakit.inference.adapter_folder import write_side
+from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
 from lorakit.lora.files import PREFIX, WEIGHTS_FILE
 from lorakit.lora.header import TensorInfo, read_header

@@ -14,10 +14,10 @@ from torch import nn
 from lorakit.app.console import score_lines
 from lorakit.app.trackers import check_trackers
 from lorakit.digest import read_object
-from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.engine.prepare import Prepared, prepare
-from lorakit.engine.side import MOST_BYTES
 from lorakit.errors import AdapterError, ModelError, OutputError, first_line
+from lorakit.inference.adapter_folder import read_side, shipped_folder
+from lorakit.inference.side import MOST_BYTES
 from lorakit.lora import LoraConfig, linear_layers, read_adapter_config
 from lorakit.lora.files import PREFIX, WEIGHTS_FILE
 from lorakit.lora.geometry import matrix_shape

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.app.api import folder_of, train_recipe
 from lorakit.engine.joint import END_ALL
-from lorakit.engine.predictor import load
 from lorakit.engine.results import Result
 from lorakit.engine.run_folder import run_folder
 from lorakit.errors import ConfigError, LorakitError, RankError
+from lorakit.inference.predictor import load
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.distributed import TIMEOUT
 
@@ -146,7 +146,7 @@ def deployment(
 
     def build() -> Any:
         from lorakit.app.server.routes import Service, create_app, find_all
-        from lorakit.engine.pool import AdapterPool
+        from lorakit.inference.adapter_pool import AdapterPool
 
         pool = AdapterPool(find_all(roots), limit_bytes=memory * MIB)
         for name in pool.folders:

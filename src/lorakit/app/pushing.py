@@ -11,8 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lorakit.app.card import FILE
-from lorakit.engine.adapter import read_side, shipped_folder
 from lorakit.errors import ConfigError, OutputError, first_line
+from lorakit.inference.adapter_folder import read_side, shipped_folder
 
 SHIPPED = (".json", ".safetensors", ".txt", ".model", ".jinja")  # no .jsonl, no table: texts stay here
 

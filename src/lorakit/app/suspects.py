@@ -11,9 +11,9 @@ import torch
 
 from lorakit.data.audit import labels_of
 from lorakit.data.example import Example
-from lorakit.engine.evaluate import predict_all
-from lorakit.engine.predictor import Predictor
 from lorakit.errors import ConfigError
+from lorakit.inference.answer import predict_all
+from lorakit.inference.predictor import Predictor
 from lorakit.tasks.registry import check_labels
 from lorakit.tasks.token_classification import TokenClassification
 

@@ -14,8 +14,8 @@ from lorakit.data.cache import FACTS, CachedItems, write_items
 from lorakit.data.example import Example, examples_sha256
 from lorakit.data.streaming import Streamed
 from lorakit.digest import folder_sha256
-from lorakit.engine.evaluate import chunks
 from lorakit.errors import OutputError
+from lorakit.inference.answer import chunks
 from lorakit.models import save_tokenizer
 from lorakit.runtime.files import atomic_folder, remove_folder
 from lorakit.tasks.base import Item, Task

@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.engine.adapter import write_shipped
 from lorakit.engine.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from lorakit.engine.evaluate import answer_all
 from lorakit.engine.history import History, Interval
 from lorakit.engine.plan import make_optimizer
 from lorakit.engine.prefix import keep_prefix
 from lorakit.engine.prepare import Part, Prepared, as_if_alone, trained_parameters
-from lorakit.engine.results import Result, write_lines, write_results
+from lorakit.engine.results import Result, write_lines, write_results, write_shipped
 from lorakit.engine.resume import check_identity, identity
 from lorakit.engine.run_folder import CHECKPOINTS, RECIPE
 from lorakit.engine.train import Member, train
 from lorakit.engine.watch import LossWatch
 from lorakit.errors import LorakitError, NumericsError, RankError
+from lorakit.inference.answer import answer_all
 from lorakit.lora import RankBudget, routed
 from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Step, ignore

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
-from lorakit.engine.kernels import PLAIN
 from lorakit.engine.prepare import Once, Prepared, prepare
 from lorakit.errors import Interrupted, LorakitError, RankLost, StorageError
+from lorakit.inference.speed_up import PLAIN
 from lorakit.lora import Layer, frozen_blocks, fuse, hosts, move_adapter
 from lorakit.lora.places import Attention
 from lorakit.recipe import Recipe

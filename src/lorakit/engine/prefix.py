@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from torch.utils.data import ConcatDataset
 
-from lorakit.engine.evaluate import batches_of
-from lorakit.engine.kernels import PLAIN
 from lorakit.engine.prepare import Prepared
+from lorakit.inference.answer import batches_of
+from lorakit.inference.speed_up import PLAIN
 from lorakit.lora import Prefix, frozen_blocks
 from lorakit.runtime.device import to_device
 from lorakit.runtime.events import Note, Report, ignore

@@ -21,10 +21,10 @@ from lorakit.data.example import OF_TRAINING, Dataset, Example, columns_of
 from lorakit.data.files import means_files
 from lorakit.data.read import read, usual_pair
 from lorakit.engine.encoding import encode
-from lorakit.engine.evaluate import chunks
-from lorakit.engine.kernels import PLAIN, Kernels, speed_up
 from lorakit.engine.plan import Plan
 from lorakit.errors import ConfigError, ModelError
+from lorakit.inference.answer import chunks
+from lorakit.inference.speed_up import PLAIN, Kernels, speed_up
 from lorakit.lora import (
     ALL_LINEAR,
     Data,

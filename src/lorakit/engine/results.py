@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.engine.adapter import write_shipped
+from lorakit.data.example import columns_of
 from lorakit.engine.history import History
 from lorakit.engine.prepare import Prepared
 from lorakit.engine.resamples import sampled, write_resamples
 from lorakit.errors import NumericsError
+from lorakit.inference.adapter_folder import ADAPTER, MODEL, write_side
+from lorakit.inference.side import Base, Side
+from lorakit.lora import BaseInfo, save_adapter
+from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.runtime.device import peak_memory
-from lorakit.runtime.files import atomic_text
+from lorakit.runtime.files import atomic_folder, atomic_text
 from lorakit.tasks.intervals import Scores, intervals, resample, with_intervals
 
 # Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.
@@ -95,3 +99,35 @@ def write_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> 
     except ValueError as err:
         raise NumericsError(f"{name}: an answer of the model is not finite; nothing of it was written") from err
     atomic_text(folder / name, text)
+
+
+def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
+    """Write run/adapter (with full fine-tuning: run/model) as one unit, replacing the one before."""
+    target = run / (MODEL if prepared.config is None else ADAPTER)
+    with atomic_folder(target, replace=True) as folder:
+        if prepared.config is None:
+            save_model(prepared.model, prepared.base.tokenizer, folder)
+        else:
+            info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
+            save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)
+            save_tokenizer(prepared.base.tokenizer, folder)
+        write_side(folder, _side(prepared, scores))
+    return target
+
+
+def _side(prepared: Prepared, scores: Scores) -> Side:
+    recipe, base = prepared.recipe, prepared.base
+    return Side(
+        task=recipe.task,
+        labels=prepared.task.labels,
+        tuned=dict(prepared.task.tuned),
+        max_length=recipe.data.max_length or base.max_length,
+        base=Base.of(base.name, base.revision, base.fingerprint),
+        dtype="fp32" if prepared.dtype.itemsize == 4 else "bf16",
+        quantize=recipe.model.quantize,
+        method=recipe.train.method,
+        columns=columns_of(recipe.data),
+        data=prepared.fingerprints,
+        scores={key: value for key, value in scores.items() if isinstance(value, float)},
+        versions=versions(),
+    )

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.engine.adapter import ADAPTER, MODEL
-from lorakit.engine.evaluate import answer_all
-from lorakit.engine.predictor import as_wanted
 from lorakit.engine.prepare import read_parts
-from lorakit.engine.side import Side
 from lorakit.errors import LorakitError
+from lorakit.inference.adapter_folder import ADAPTER, MODEL
+from lorakit.inference.answer import answer_all
+from lorakit.inference.predictor import as_wanted
+from lorakit.inference.side import Side
 from lorakit.recipe import read_recipe
 from lorakit.tasks.base import Task
 from lorakit.tasks.intervals import Scores

@@ -14,10 +14,10 @@ from torch import Tensor
 from lorakit.app.export.check import Told, agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
 from lorakit.app.rehearsal import check_free
-from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.predictor import Predictor, load_shipped
-from lorakit.engine.side import Side
 from lorakit.errors import ConfigError
+from lorakit.inference.adapter_folder import read_side, shipped_folder
+from lorakit.inference.predictor import Predictor, load_shipped
+from lorakit.inference.side import Side
 from lorakit.lora import (
     BaseInfo,
     Layer,

@@ -23,10 +23,10 @@ from lorakit.app.export.graphs import (
     write_writer,
 )
 from lorakit.data.example import Example
-from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.predictor import load_shipped
-from lorakit.engine.side import SIDE_FILE, Side
 from lorakit.errors import ConfigError
+from lorakit.inference.adapter_folder import read_side, shipped_folder
+from lorakit.inference.predictor import load_shipped
+from lorakit.inference.side import SIDE_FILE, Side
 from lorakit.lora import merge_and_unload
 from lorakit.models import BaseModel, save_plain
 from lorakit.runtime.files import atomic_folder

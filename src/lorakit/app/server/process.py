@@ -14,8 +14,8 @@ from typing import Any
 import uvicorn
 
 from lorakit.app.server.routes import LOOPBACK, Limits, Service, create_app, find_all
-from lorakit.engine.pool import AdapterPool
 from lorakit.errors import AdapterError, ConfigError
+from lorakit.inference.adapter_pool import AdapterPool
 
 EVERYWHERE = ("0.0.0.0", "::")
 RECEIVE_BYTES = 16_384  # of a connection at once: in chunks of a byte each, 256 KB hold the event loop for 0.3 s

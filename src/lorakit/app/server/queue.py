@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorakit.engine.pool import AdapterPool, Asked
+from lorakit.inference.adapter_pool import AdapterPool, Asked
 
 MOST_TEXTS = 64  # that are answered together; more would have the first wait for the last
 Answers = list[dict[str, Any]]

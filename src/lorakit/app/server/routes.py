@@ -31,10 +31,10 @@ from lorakit.app.server.answers import ERRORS, Infer, Predict, Problem, Text, pr
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
-from lorakit.engine.pool import AdapterPool, Asked, find_adapters
-from lorakit.engine.predictor import check_asked
-from lorakit.engine.shared import Resident
 from lorakit.errors import DataError, LorakitError, did_you_mean
+from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
+from lorakit.inference.predictor import check_asked
+from lorakit.inference.shared_base import Resident
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 HEALTH = ("/health", "/ping", "/v2/health/live", "/v2/health/ready")

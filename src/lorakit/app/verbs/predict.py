@@ -17,7 +17,7 @@ from lorakit.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
     from lorakit.data.example import Columns, Example
-    from lorakit.engine.answerers import Answerer
+    from lorakit.inference.batch_scoring import Answerer
 
 FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "part", "as_json")
 
@@ -97,7 +97,7 @@ def predict(
     to_folder = out is not None and (out.is_dir() or not out.suffix)
     _check_options(options, sources, to_folder)
     if out is not None and not to_folder:
-        from lorakit.engine.shards import check_ending
+        from lorakit.inference.batch_scoring import check_ending
 
         check_ending(out)
         if any(Path(source).resolve() == out.resolve() for source in sources):
@@ -107,9 +107,8 @@ def predict(
     run, texts = _run(words, sources, adapters, adapter_column)
     from lorakit.app.console import Screen
     from lorakit.data.example import Columns
-    from lorakit.engine.answerers import by_label, by_run
-    from lorakit.engine.evaluate import chunks
-    from lorakit.engine.shards import stream_answers
+    from lorakit.inference.answer import chunks
+    from lorakit.inference.batch_scoring import by_label, by_run, stream_answers
 
     columns = Columns(options["text"], options["pair"], adapter_column)
     of: AbstractContextManager[Answerer]
@@ -187,7 +186,7 @@ def _to_folder(
 ) -> None:
     from lorakit.app.console import Screen
     from lorakit.data.files import find_files
-    from lorakit.engine.scoring import SHARD_ROWS, Job, score_files
+    from lorakit.inference.batch_scoring import SHARD_ROWS, Job, score_files
 
     job = Job(
         files=find_files(sources),

@@ -15,12 +15,12 @@ from lorakit.data.example import Columns, Dataset, Example, of_text, of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities, to_tags
 from lorakit.digest import Fingerprint
-from lorakit.engine.adapter import read_side, shipped_folder
-from lorakit.engine.evaluate import answer_all, chunks
-from lorakit.engine.kernels import speed_up
-from lorakit.engine.side import Side
 from lorakit.errors import AdapterError, DataError
 from lorakit.fingerprints import fingerprint_of
+from lorakit.inference.adapter_folder import read_side, shipped_folder
+from lorakit.inference.answer import answer_all, chunks
+from lorakit.inference.side import Side
+from lorakit.inference.speed_up import speed_up
 from lorakit.lora import adapter_names, load_adapter, merge_and_unload, quantize, read_adapter_config
 from lorakit.models import BaseModel, find, load_base, save_model
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device

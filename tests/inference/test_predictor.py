@@ -16,11 +16,11 @@ from torch import Tensor
 
 from lorakit.data.example import Example, of_text, of_words
 from lorakit.data.read import read
-from lorakit.engine import evaluate
-from lorakit.engine.predictor import Predictor, load
 from lorakit.engine.prepare import prepare
-from lorakit.engine.shards import KEYS, answer_schema
 from lorakit.errors import AdapterError, DataError, OutputError
+from lorakit.inference import answer
+from lorakit.inference.batch_scoring import KEYS, answer_schema
+from lorakit.inference.predictor import Predictor, load
 from lorakit.lora import adapter_names
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
@@ -122,7 +122,7 @@ def test_stream_holds_a_chunk_at_a_time(
     loaded = load(request.getfixturevalue(name))
     texts = ["a superb film", "the plot was rather stale", "Ada visited Oslo", "a film", "the cast was dreadful and"]
     whole = loaded.predict(texts)
-    monkeypatch.setattr(evaluate, "CHUNK", 2)
+    monkeypatch.setattr(answer, "CHUNK", 2)
     seen: list[int] = []
     encode = type(loaded.task).encode
     monkeypatch.setattr(type(loaded.task), "encode", lambda task, some: seen.append(len(some)) or encode(task, some))

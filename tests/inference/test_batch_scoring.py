@@ -16,10 +16,9 @@ import pytest
 
 from lorakit.data.example import Columns, Example
 from lorakit.data.files import find_files
-from lorakit.engine import scoring, shards
-from lorakit.engine.answerers import Answerer
-from lorakit.engine.scoring import Job, score_files
 from lorakit.errors import ConfigError, DataError, Interrupted, OutputError
+from lorakit.inference import batch_scoring
+from lorakit.inference.batch_scoring import Answerer, Job, score_files
 from lorakit.runtime.events import Note, ignore
 from lorakit.runtime.files import locked, temporary_name
 
@@ -67,7 +66,7 @@ def test_every_row_has_its_answer_and_its_place(job: Job, tmp_path: Path) -> Non
         for j in range(ROWS)
     ]
     assert answers(tmp_path / "out") == expected
-    success = json.loads((tmp_path / "out" / scoring.SUCCESS).read_text())
+    success = json.loads((tmp_path / "out" / batch_scoring.SUCCESS).read_text())
     assert [list(file["shards"].values())[-1] for file in success["files"]] == FILES * [
         {"first": ROWS // SHARD * SHARD + 1, "rows": ROWS % SHARD, "rejected": 0}
     ]
@@ -82,7 +81,7 @@ def test_killed_job_ends_as_one_never_killed(
     score_files(job, ANSWERER, tmp_path / "straight")
     chance = random.Random(0)
     answered: list[str] = []
-    whole = shards.write_answers
+    whole = batch_scoring.write_answers
 
     def write(path: Path, records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
         left[0] -= 1
@@ -94,12 +93,12 @@ def test_killed_job_ends_as_one_never_killed(
             raise Killed
 
     left = [0]
-    monkeypatch.setattr(scoring, "write_answers", write)
+    monkeypatch.setattr(batch_scoring, "write_answers", write)
     for _ in range(KILLS):
         left[0] = chance.randint(1, 6)
         with pytest.raises(Killed):
             score_files(job, ANSWERER, tmp_path / "out")
-        assert not (tmp_path / "out" / scoring.SUCCESS).exists()
+        assert not (tmp_path / "out" / batch_scoring.SUCCESS).exists()
     left[0] = -1
     score_files(job, ANSWERER, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "straight").iterdir())
@@ -174,7 +173,12 @@ def test_second_process_and_strangers_folder_are_refused(job: Job, tmp_path: Pat
         pytest.raises(OutputError, match=r"process \d+ on .* is answering there; .* another --out"),
     ):
         score_files(job, ANSWERER, tmp_path / "out")
-    for name, content in (("letter.txt", ""), (scoring.JOB, "[]"), (".lock", "somebody's"), (".tmp-letter-1", "")):
+    for name, content in (
+        ("letter.txt", ""),
+        (batch_scoring.JOB, "[]"),
+        (".lock", "somebody's"),
+        (".tmp-letter-1", ""),
+    ):
         folder = tmp_path / f"out-{name}"
         folder.mkdir()
         (folder / "letter.txt").touch()
@@ -264,7 +268,7 @@ def test_kept_class_numbers_get_their_names(tmp_path: Path) -> None:
 
 
 def test_rate_is_told(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "TELL_EVERY_S", -1.0)
+    monkeypatch.setattr(batch_scoring, "TELL_EVERY_S", -1.0)
     told: list[str] = []
     score_files(
         job, ANSWERER, tmp_path / "out", lambda event: told.append(event.text) if isinstance(event, Note) else None

@@ -5,35 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lorakit.data.example import OF_TRAINING, columns_of
+from lorakit.data.example import OF_TRAINING
 from lorakit.digest import file_sha256
-from lorakit.engine.prepare import Prepared
-from lorakit.engine.side import FORMAT, GUARDED, SIDE_FILE, Base, Side, read_facts
 from lorakit.errors import AdapterError, OutputError
-from lorakit.lora import BaseInfo, save_adapter
+from lorakit.inference.side import FORMAT, GUARDED, SIDE_FILE, Side, read_facts
 from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.lora.header import read_header
 from lorakit.lora.peft_config import MAX_BYTES
-from lorakit.models import save_model, save_tokenizer, versions
-from lorakit.runtime.files import atomic_folder
-from lorakit.tasks.intervals import Scores
 
 MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder
-
-
-def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
-    """Write run/adapter (with full fine-tuning: run/model) as one unit, replacing the one before."""
-    target = run / (MODEL if prepared.config is None else ADAPTER)
-    with atomic_folder(target, replace=True) as folder:
-        if prepared.config is None:
-            save_model(prepared.model, prepared.base.tokenizer, folder)
-        else:
-            info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
-            save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)
-            save_tokenizer(prepared.base.tokenizer, folder)
-        write_side(folder, _side(prepared, scores))
-    return target
 
 
 def write_side(folder: Path, side: Side) -> None:
@@ -44,24 +25,6 @@ def write_side(folder: Path, side: Side) -> None:
         del content["combined"]
     text = json.dumps({**content, "format": FORMAT, "files": sums}, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _side(prepared: Prepared, scores: Scores) -> Side:
-    recipe, base = prepared.recipe, prepared.base
-    return Side(
-        task=recipe.task,
-        labels=prepared.task.labels,
-        tuned=dict(prepared.task.tuned),
-        max_length=recipe.data.max_length or base.max_length,
-        base=Base.of(base.name, base.revision, base.fingerprint),
-        dtype="fp32" if prepared.dtype.itemsize == 4 else "bf16",
-        quantize=recipe.model.quantize,
-        method=recipe.train.method,
-        columns=columns_of(recipe.data),
-        data=prepared.fingerprints,
-        scores={key: value for key, value in scores.items() if isinstance(value, float)},
-        versions=versions(),
-    )
 
 
 def shipped_folder(path: Path) -> Path:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lorakit.data.example import Example
-from lorakit.engine.adapter import ADAPTER, MODEL, read_side, shipped_folder
-from lorakit.engine.evaluate import chunks
-from lorakit.engine.predictor import as_wanted, check_asked, checked_base
-from lorakit.engine.shared import Resident, Row, SharedModel, Stamp, stamp_of
-from lorakit.engine.side import SIDE_FILE, Side
 from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
+from lorakit.inference.adapter_folder import ADAPTER, MODEL, read_side, shipped_folder
+from lorakit.inference.answer import chunks
+from lorakit.inference.predictor import as_wanted, check_asked, checked_base
+from lorakit.inference.shared_base import Resident, Row, SharedModel, Stamp, stamp_of
+from lorakit.inference.side import SIDE_FILE, Side
 from lorakit.lora.files import WEIGHTS_FILE
 from lorakit.runtime.files import is_leftover
 from lorakit.tasks.base import Item

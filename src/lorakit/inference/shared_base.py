@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.digest import Fingerprint, file_sha256
-from lorakit.engine.adapter import read_side
-from lorakit.engine.evaluate import batches_of
-from lorakit.engine.kernels import speed_up
-from lorakit.engine.side import SIDE_FILE, Side
 from lorakit.errors import AdapterError, ModelError
+from lorakit.inference.adapter_folder import read_side
+from lorakit.inference.answer import batches_of
+from lorakit.inference.side import SIDE_FILE, Side
+from lorakit.inference.speed_up import speed_up
 from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
 from lorakit.lora.files import WEIGHTS_FILE, reload_adapter
 from lorakit.lora.inject import put

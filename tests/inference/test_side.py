@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lorakit.engine.adapter import read_side, write_side
-from lorakit.engine.side import MOST_ENTRIES, SIDE_FILE
 from lorakit.errors import AdapterError
+from lorakit.inference.adapter_folder import read_side, write_side
+from lorakit.inference.side import MOST_ENTRIES, SIDE_FILE
 from lorakit.recipe import TaskSection
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

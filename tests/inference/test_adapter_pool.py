@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from lorakit.data.example import Example
-from lorakit.engine.pool import AdapterPool, Asked, find_adapters
-from lorakit.engine.predictor import load
-from lorakit.engine.shared import SharedModel
 from lorakit.errors import AdapterError, DataError, OutputError
+from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
+from lorakit.inference.predictor import load
+from lorakit.inference.shared_base import SharedModel
 from lorakit.lora import hosts
 from lorakit.runtime.files import temporary_name
 from tests.runs import BAD, GOOD, NEUTRAL, PEOPLE, PLACES, save_bert
