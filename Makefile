@@ -25,7 +25,7 @@ test: lint  ## lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # tiny models: one thread a process, a process a core
 
 faults: $(VENV)/.test  ## 200 kills, 1,000 flipped bits, several processes: minutes; prints its figures
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or slow" -s tests/faults tests/engine tests/app tests/interop tests/test_documents.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or slow" -s tests/faults tests/runtime tests/inference tests/training tests/app tests/interop tests/test_documents.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

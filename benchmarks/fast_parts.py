@@ -22,14 +22,14 @@ from machine import about
 from lorakit.data.batches import sorted_batches
 from lorakit.data.example import Example
 from lorakit.data.read import read
-from lorakit.engine.plan import Plan, make_optimizer
-from lorakit.engine.prepare import trained_parameters
-from lorakit.engine.train import Member, train
 from lorakit.lora import LoraConfig, Prefix, add_adapter, frozen_blocks, fuse, read_first_row
 from lorakit.models import load_base
 from lorakit.recipe import TrainSection
 from lorakit.tasks.base import inputs_of
 from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.training.loop import Member, train
+from lorakit.training.prepare import trained_parameters
+from lorakit.training.schedule import Plan, make_optimizer
 
 BUNDLED = Path(__file__).parent.parent / "src" / "lorakit" / "demo" / "reviews-train.csv"
 SETTINGS: Mapping[str, dict[str, Any]] = {

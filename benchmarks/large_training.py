@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from synthetic import WORDS, save_base
 
-from lorakit.engine.fit import Run
-from lorakit.engine.prefix import keep_prefix
-from lorakit.engine.prepare import prepare
 from lorakit.recipe import make_recipe
+from lorakit.training.prefix_cache import keep_prefix
+from lorakit.training.prepare import prepare
+from lorakit.training.run import Run
 
 SHARD = 50_000  # rows of a file
 STEPS = 20

@@ -21,10 +21,10 @@ from typing import Any
 import lorakit
 from lorakit.data.batches import bucketed_batches
 from lorakit.data.read import read
-from lorakit.engine.results import Result
 from lorakit.models import load_base
 from lorakit.recipe import read_recipe
 from lorakit.runtime.events import Event, Note, Step
+from lorakit.training.results import Result
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

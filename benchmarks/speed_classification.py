@@ -205,11 +205,11 @@ class Trained:
 
 def lorakit_system(job: Job, **model: Any) -> Trained:
     """Whatever lorakit does by default."""
-    from lorakit.engine.fit import Run
-    from lorakit.engine.prepare import prepare
-    from lorakit.engine.train import train
     from lorakit.inference.answer import answer_all
     from lorakit.recipe import make_recipe
+    from lorakit.training.loop import train
+    from lorakit.training.prepare import prepare
+    from lorakit.training.run import Run
 
     recipe = make_recipe(
         {

@@ -112,7 +112,7 @@ def recipe_of(job: Job) -> Any:
 
 def prepared(job: Job) -> tuple[Any, Sequence[Any]]:
     """What `prepare` makes of the recipe, and the items of its training part."""
-    from lorakit.engine.prepare import prepare
+    from lorakit.training.prepare import prepare
 
     found = prepare(recipe_of(job))
     return found, found.parts["train"].flat
@@ -171,8 +171,8 @@ def bound_flops(config: Any, rows: Sequence[Row]) -> float:
 
 def lorakit_training(job: Job) -> Trained:
     """Whatever lorakit does by default."""
-    from lorakit.engine.fit import Run
-    from lorakit.engine.train import train
+    from lorakit.training.loop import train
+    from lorakit.training.run import Run
 
     ready, items = prepared(job)
     member = Run(ready, job.folder).member

@@ -182,8 +182,8 @@ def measure_one(base: str, processes: int, steps: int, folder: Path) -> Measured
 
 def mean_tokens(base: str, place: Path) -> float:
     """Of an example, as the model reads it."""
-    from lorakit.engine.prepare import prepare
     from lorakit.recipe import make_recipe
+    from lorakit.training.prepare import prepare
 
     data = {name: str(place / f"{name}.csv") for name in ROWS}
     return statistics.fmean(prepare(make_recipe({"model": {"base": base}, "data": data})).plan.lengths)

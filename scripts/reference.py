@@ -21,8 +21,8 @@ import lorakit
 import lorakit.lora
 from lorakit import recipe
 from lorakit.app.cli import commands
-from lorakit.engine.results import Result
 from lorakit.inference.predictor import Predictor
+from lorakit.training.results import Result
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "reference"

@@ -16,13 +16,13 @@ import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
 
-from lorakit.engine.fit import Run
-from lorakit.engine.prepare import Prepared, prepare
-from lorakit.engine.results import Result
-from lorakit.engine.resume import find_checkpoint
-from lorakit.engine.run_folder import run_folder
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Report, ignore
+from lorakit.training.checkpoint import find_checkpoint
+from lorakit.training.prepare import Prepared, prepare
+from lorakit.training.results import Result
+from lorakit.training.run import Run
+from lorakit.training.run_folder import run_folder
 
 GOOD, BAD = ("superb", "lovely", "moving", "fresh"), ("dreadful", "stale", "clumsy", "boring")
 NEUTRAL = ("the", "film", "plot", "was", "a", "rather", "cast", "and", "scene", "last")

@@ -37,8 +37,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
     "runtime": frozenset({"errors", "lora", "tasks"}),
     "inference": BELOW_INFERENCE,
-    "engine": BELOW_INFERENCE | {"inference"},
-    "app": BELOW_INFERENCE | {"inference", "engine"},
+    "training": BELOW_INFERENCE | {"inference"},
+    "app": BELOW_INFERENCE | {"inference", "training"},
     "": frozenset({"app", "inference"}),  # the root's verbs and estimators, imported when they are first used
     "__main__": frozenset({"app"}),
 }
@@ -235,13 +235,13 @@ def test_no_file_is_longer_than_a_chapter() -> None:
 @pytest.mark.parametrize(
     ("file", "source", "reason"),
     [
-        ("lora/layer.py", "from lorakit.engine.fit import Run", "lora may not import engine"),
+        ("lora/layer.py", "from lorakit.training.run import Run", "lora may not import training"),
         ("data/read.py", "from lorakit.models import find", "data may not import models"),
         ("models.py", "import lorakit.data.read", "models may not import data"),
-        ("engine/fit.py", "def f():\n    from lorakit.app import cli", "engine may not import app"),
-        ("engine/fit.py", "from lorakit import app", "engine may not import app"),
+        ("training/run.py", "def f():\n    from lorakit.app import cli", "training may not import app"),
+        ("training/run.py", "from lorakit import app", "training may not import app"),
         ("errors.py", "import lorakit.lora", "errors may not import lora"),
-        ("engine/fit.py", "from transformers import AutoModel", "transformers belongs to models.py"),
+        ("training/run.py", "from transformers import AutoModel", "transformers belongs to models.py"),
         ("tasks/base.py", "import datasets", "datasets belongs to data/columnar.py"),
         ("models.py", "from transformers import Trainer", "transformers is never imported"),
         ("app/cli.py", "import peft.tuners", "peft is never imported"),
@@ -261,7 +261,7 @@ def test_violations_finds_a_forbidden_import(tmp_path: Path, file: str, source: 
     [
         ("models.py", "def f():\n    import transformers"),
         ("tasks/base.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from transformers import X"),
-        ("engine/fit.py", "from lorakit.lora import merge\nimport torch, json"),
+        ("training/run.py", "from lorakit.lora import merge\nimport torch, json"),
         ("models.py", "import lorakit\nfrom lorakit import __version__"),
     ],
 )

@@ -11,10 +11,10 @@ import pytest
 from lorakit.app.api import is_done, train_recipe, train_recipes
 from lorakit.app.comparing import compare_runs
 from lorakit.app.console import score_lines
-from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, DataError, NumericsError, OutputError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Evaluated, Event
+from lorakit.training.results import Result
 from tests.runs import changed, sections, weights
 
 STEPS = 10  # of the tests' recipe: 2 epochs of 5

@@ -1,4 +1,4 @@
-"""`lorakit predict --out FOLDER` on the command line; what it does is in tests/engine/test_scoring.py."""
+"""`lorakit predict --out FOLDER` on the command line; what it does is in tests/inference/test_batch_scoring.py."""
 
 from __future__ import annotations
 

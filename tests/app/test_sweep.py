@@ -13,9 +13,9 @@ import pytest
 from lorakit.app.api import PARTS
 from lorakit.app.sweep import training
 from lorakit.app.sweep.command import Asked, run_sweep
-from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, NumericsError, OutputError
 from lorakit.recipe import Recipe
+from lorakit.training.results import Result
 from tests.app.conftest import Cli
 from tests.runs import changed, sections
 

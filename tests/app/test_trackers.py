@@ -14,10 +14,10 @@ import pytest
 from lorakit.app import trackers
 from lorakit.app.api import train_recipe, train_recipes
 from lorakit.app.trackers import Opening
-from lorakit.engine.results import Result
 from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Note
+from lorakit.training.results import Result
 from tests.runs import Sections, changed
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lorakit.engine import checkpoint
+from lorakit.training import checkpoint
 
 OPERATIONS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorakit.engine.checkpoint import newest_checkpoint
-from lorakit.engine.results import COSTS
+from lorakit.training.checkpoint import newest_checkpoint
+from lorakit.training.results import COSTS
 from tests.runs import weights, without_timings
 
 TIMINGS = COSTS[1:]

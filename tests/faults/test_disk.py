@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.engine.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from lorakit.errors import NumericsError, OutputError, StorageError
 from lorakit.runtime.files import atomic_folder, atomic_text, remove_leftovers
+from lorakit.training.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.faults.failing_disk import Disk, Killed, failing
 from tests.faults.outcome import differences, outcome
 from tests.runs import Sections, changed, resumed, start

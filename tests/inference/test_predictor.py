@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lorakit.data.example import Example, of_text, of_words
 from lorakit.data.read import read
-from lorakit.engine.prepare import prepare
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.inference import answer
 from lorakit.inference.batch_scoring import KEYS, answer_schema
@@ -25,6 +24,7 @@ from lorakit.lora import adapter_names
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
 from lorakit.tasks.registry import TASKS
+from lorakit.training.prepare import prepare
 from tests.runs import Sections, changed, fit, save_bert, sections
 from tests.tiny import items_of
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.engine.plan import make_optimizer
-from lorakit.engine.prepare import Prepared, prepare, trained_parameters
-from lorakit.engine.train import Member, train
 from lorakit.inference.speed_up import PLAIN, Kernels
 from lorakit.models import FP32_ATTENTION, attend_in_fp32
+from lorakit.training.loop import Member, train
+from lorakit.training.prepare import Prepared, prepare, trained_parameters
+from lorakit.training.schedule import make_optimizer
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
 from tests.tiny import logits, tiny, tiny_batch
 

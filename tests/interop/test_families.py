@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.engine.prepare import prepare
 from lorakit.errors import ModelError
 from lorakit.inference.predictor import load
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base, load_tokenizer
@@ -19,6 +18,7 @@ from lorakit.recipe import TaskSection
 from lorakit.tasks.base import pad_inputs
 from lorakit.tasks.decoding import Decoder
 from lorakit.tasks.registry import make_task
+from lorakit.training.prepare import prepare
 from tests.interop.families import OWN, cells, run_family, save_family, tokenizer
 from tests.runs import changed, fit, sections, write_entities, write_reviews
 

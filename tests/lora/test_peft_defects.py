@@ -15,7 +15,7 @@
 | 11 | it requires transformers and accelerate, and imports them | tests/test_architecture.py |
 | 12 | a mixed batch is refused in training and with DoRA | below; tests/lora/test_inject.py |
 
-Answers in the order of the inputs, which Trainer.predict with length grouping does not keep: tests/engine/test_predictor.py.
+Answers in the order of the inputs, which Trainer.predict with length grouping does not keep: tests/inference/test_predictor.py.
 A test marked `of_peft` holds the comparison honest: it is skipped for another version of peft, where it has to be looked at.
 """
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorakit.engine.checkpoint import optimizer_tensors, restore_optimizer
 from lorakit.errors import ConfigError
 from lorakit.lora import (
     LoraConfig,
@@ -25,6 +24,7 @@ from lorakit.lora import (
     save_adapter,
 )
 from lorakit.lora.layer import Layer
+from lorakit.training.checkpoint import optimizer_tensors, restore_optimizer
 from tests.lora.oracle import CLOSE, fill, filled_and_saved, peft_load
 from tests.tiny import BERT_SIZES, logits, randomized, tiny_batch, tiny_bert, tiny_gpt2
 

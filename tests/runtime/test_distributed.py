@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import lorakit.engine.prepare as prepare_module
-from lorakit.engine.joint import prepare_all
-from lorakit.engine.plan import make_optimizer
-from lorakit.engine.prepare import Prepared, prepare, trained_parameters
-from lorakit.engine.train import Member, train
+import lorakit.training.prepare as prepare_module
 from lorakit.errors import ConfigError, DataError, LorakitError, NumericsError, RankError
 from lorakit.inference.answer import Most, predict_all
 from lorakit.models import load_base
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.signals import ELSEWHERE, Stop
+from lorakit.training.joint import prepare_all
+from lorakit.training.loop import Member, train
+from lorakit.training.prepare import Prepared, prepare, trained_parameters
+from lorakit.training.schedule import make_optimizer
 from tests.runs import changed, sections
 
 COSTS = ([5], [3, 3, 3], [100, 1, 1], [1, 1, 100], [7] * 8, [i * 7 % 20 + 1 for i in range(41)])

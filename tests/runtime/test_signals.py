@@ -16,12 +16,12 @@ import torch
 from lorakit.app import api
 from lorakit.app.cli import program
 from lorakit.app.failures import how_to_go_on
-from lorakit.engine.checkpoint import newest_checkpoint
 from lorakit.errors import Interrupted
 from lorakit.runtime import signals
 from lorakit.runtime.events import Event, Note, Step
 from lorakit.runtime.signals import SIGNALS, Stop, stop_on_signals
 from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.training.checkpoint import newest_checkpoint
 from tests.faults.outcome import differences, outcome
 from tests.runs import Sections, changed, children
 

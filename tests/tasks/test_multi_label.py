@@ -12,10 +12,10 @@ from tests.runs import changed, sections
 from tests.tiny import items_of
 
 from lorakit.data.example import Example
-from lorakit.engine.prepare import prepare
 from lorakit.models import save_model
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from lorakit.tasks.multi_label_scores import best_threshold
+from lorakit.training.prepare import prepare
 
 LABELS = ("cast", "music", "plot", "never")
 GOLD = (("plot",), (), ("cast", "music"), ("cast", "plot"))

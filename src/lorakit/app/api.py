@@ -20,13 +20,6 @@ from lorakit.app.report.page import FILE as REPORT
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.app.trackers import Trackers, check_trackers
-from lorakit.engine.checkpoint import Checkpoint
-from lorakit.engine.fit import Run, fit_all
-from lorakit.engine.joint import attempt, groups_of, prepare_all
-from lorakit.engine.prepare import Prepared
-from lorakit.engine.results import Result
-from lorakit.engine.resume import find_checkpoint, same_recipe
-from lorakit.engine.run_folder import RECIPE, run_folder
 from lorakit.errors import ConfigError, LorakitError, NumericsError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL
 from lorakit.recipe import Recipe, make_recipe
@@ -35,6 +28,12 @@ from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Evaluated, Event, Note, Report, Started, Step, ignore
 from lorakit.runtime.files import LOCK, atomic_text
 from lorakit.runtime.signals import Stop, stop_on_signals
+from lorakit.training.checkpoint import Checkpoint, find_checkpoint, same_recipe
+from lorakit.training.joint import attempt, groups_of, prepare_all
+from lorakit.training.prepare import Prepared
+from lorakit.training.results import Result
+from lorakit.training.run import Run, fit_all
+from lorakit.training.run_folder import RECIPE, run_folder
 
 PARTS = (  # of a run's folder, besides what ships
     *(RECIPE, "metrics.jsonl", "scores.json", "predictions.jsonl", "samples.jsonl", "resamples.json"),

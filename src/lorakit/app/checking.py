@@ -13,7 +13,6 @@ from lorakit.app.suspects import Suspect, suspects
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example
-from lorakit.engine.prepare import read_part, read_parts, with_usual_pair
 from lorakit.errors import ConfigError, DataError
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.predictor import load
@@ -21,6 +20,7 @@ from lorakit.models import load_tokenizer
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
+from lorakit.training.prepare import read_part, read_parts, with_usual_pair
 
 MANY = 12  # labels; of more only the most frequent and the rarest are shown
 CUT = 0.05  # share of texts that may be cut before it is called a problem

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from lorakit.app.rehearsal import check_free
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Example
-from lorakit.engine.prepare import Part
 from lorakit.errors import ConfigError
 from lorakit.inference.adapter_folder import read_side, shipped_folder, write_side
 from lorakit.inference.answer import answer_all, batches_of
@@ -41,6 +40,7 @@ from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.base import inputs_of
 from lorakit.tasks.intervals import Difference, Resampled, difference, goodness, interval, resample
 from lorakit.tasks.registry import check_labels, make_task
+from lorakit.training.prepare import Part
 
 INTO = "combined"
 FIRST_STEP, LAST_STEP = 0.5, 0.05  # of a weight, in the search

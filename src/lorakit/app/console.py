@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorakit.app.printing import visible
-from lorakit.engine.results import COSTS
 from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
+from lorakit.training.results import COSTS
 
 PLAIN_EVERY_S = 10.0
 

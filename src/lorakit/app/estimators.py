@@ -23,10 +23,6 @@ from sklearn.utils.validation import check_is_fitted
 from lorakit.app.api import train_recipe
 from lorakit.app.views import EntityView, card
 from lorakit.data.tags import is_tag
-from lorakit.engine.fit import Run
-from lorakit.engine.prepare import prepare
-from lorakit.engine.results import COSTS, Result
-from lorakit.engine.run_folder import run_folder
 from lorakit.errors import ConfigError, DataError, LorakitError, OutputError
 from lorakit.inference.adapter_folder import shipped_folder
 from lorakit.inference.predictor import Predictor, load
@@ -34,6 +30,10 @@ from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.events import Event, Note, Report
 from lorakit.tasks.entity_scores import entity_scores
+from lorakit.training.prepare import prepare
+from lorakit.training.results import COSTS, Result
+from lorakit.training.run import Run
+from lorakit.training.run_folder import run_folder
 
 Text = str | tuple[str, str]
 # The recipe's keys that arguments of an estimator stand for; others that `fit` sets itself.

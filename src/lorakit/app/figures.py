@@ -11,12 +11,12 @@ from xml.sax.saxutils import escape
 from torch import nn
 
 from lorakit.app.report.charts import smoothed
-from lorakit.engine.prepare import Prepared
-from lorakit.engine.results import Result
 from lorakit.lora import Layer, SavedModule, count_parameters, hosts
 from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.targets import linear_layers, walk
 from lorakit.runtime.files import atomic_file, atomic_text
+from lorakit.training.prepare import Prepared
+from lorakit.training.results import Result
 
 FROZEN, ADAPTED, TRAINED = "frozen", "adapted", "trained"
 STYLE = """<style>

@@ -14,7 +14,6 @@ from torch import nn
 from lorakit.app.console import score_lines
 from lorakit.app.trackers import check_trackers
 from lorakit.digest import read_object
-from lorakit.engine.prepare import Prepared, prepare
 from lorakit.errors import AdapterError, ModelError, OutputError, first_line
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.side import MOST_BYTES
@@ -28,6 +27,7 @@ from lorakit.lora.targets import has_suffix, suffix_pattern
 from lorakit.models import load_base
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Report, ignore
+from lorakit.training.prepare import Prepared, prepare
 
 
 class Inspection(NamedTuple):

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.app.api import folder_of, train_recipe
-from lorakit.engine.joint import END_ALL
-from lorakit.engine.results import Result
-from lorakit.engine.run_folder import run_folder
 from lorakit.errors import ConfigError, LorakitError, RankError
 from lorakit.inference.predictor import load
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.distributed import TIMEOUT
+from lorakit.training.joint import END_ALL
+from lorakit.training.results import Result
+from lorakit.training.run_folder import run_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

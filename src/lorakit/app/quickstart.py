@@ -10,11 +10,11 @@ from lorakit.app.api import train_recipe
 from lorakit.app.console import Screen, score_lines
 from lorakit.app.inspecting import Inspection, inspect_recipe
 from lorakit.app.printing import echo
-from lorakit.engine.results import Result
 from lorakit.errors import ModelError
 from lorakit.inference.predictor import load
 from lorakit.models import find
 from lorakit.recipe import make_recipe
+from lorakit.training.results import Result
 
 DEMO = Path(__file__).parent.parent / "demo"
 

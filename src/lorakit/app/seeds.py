@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorakit.engine.results import COSTS, Result
-from lorakit.engine.run_folder import RECIPE, run_folder
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Report
 from lorakit.runtime.files import atomic_text
+from lorakit.training.results import COSTS, Result
+from lorakit.training.run_folder import RECIPE, run_folder
 
 BOOKS = (RECIPE, "sweep.json", "optuna.db")  # what may be written before the first run begins
 MEMBER = "seed-"  # and the seed: the name of a member's folder

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, first_line
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Logged, Note, Report, Started
 from lorakit.runtime.files import atomic_text
+from lorakit.training.results import Result
 
 STATE = "trackers.json"  # in the run folder: by what each tracker finds the run again
 PROJECT = "lorakit"

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.engine.prepare import read_parts
 from lorakit.errors import LorakitError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL
 from lorakit.inference.answer import answer_all
@@ -24,6 +23,7 @@ from lorakit.inference.side import Side
 from lorakit.recipe import read_recipe
 from lorakit.tasks.base import Task
 from lorakit.tasks.intervals import Scores
+from lorakit.training.prepare import read_parts
 
 OWN = 1000  # texts of the run that are asked at most
 MADE = 16  # texts made up beside them, of all lengths up to the limit

@@ -12,9 +12,9 @@ from lorakit.app.report.charts import curves, points_of, scores_over_steps, smoo
 from lorakit.app.report.drawing import BLUE, LETTER, Cell, Chart, short
 from lorakit.app.report.page import METHODS, Table, difference, fact, number
 from lorakit.app.report.reading import RunFiles
-from lorakit.engine.resamples import FILE as RESAMPLES
 from lorakit.errors import ConfigError, DataError
 from lorakit.tasks.intervals import LOWER, SIGNIFICANT
+from lorakit.training.resamples import FILE as RESAMPLES
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from lorakit.app.comparing import compare_runs
 from lorakit.app.sweep.training import Group, Sweep
-from lorakit.engine.resamples import read_resamples
 from lorakit.errors import LorakitError
 from lorakit.runtime.files import atomic_file
 from lorakit.tasks.intervals import LOWER, quantiles
+from lorakit.training.resamples import read_resamples
 
 WIDTH = 200  # letters of the table where there is no terminal
 

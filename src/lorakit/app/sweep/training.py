@@ -15,13 +15,13 @@ from typing import Any, Literal
 from lorakit.app.api import is_done, train_recipes
 from lorakit.app.seeds import with_seed
 from lorakit.app.sweep.points import SEED, SEEDS, Point, word
-from lorakit.engine.joint import END_ALL
-from lorakit.engine.results import Result
 from lorakit.errors import ConfigError, LorakitError, OutputError
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.intervals import goodness
+from lorakit.training.joint import END_ALL
+from lorakit.training.results import Result
 
 STATE, FORMAT = "sweep.json", 1
 NAME_LENGTH, WORD_LENGTH = 60, 20  # letters of a member's name, and of a value in it

@@ -37,11 +37,11 @@ from lorakit.app.sweep.search import (
 )
 from lorakit.app.sweep.table import write_csv, write_plots
 from lorakit.app.sweep.training import Group, Member, Sweep, member_name, read_member
-from lorakit.engine.run_folder import RECIPE, is_run
 from lorakit.errors import ConfigError, OutputError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Note, Report
 from lorakit.runtime.files import TURN, atomic_text, cannot_write, locked, make_folder, taking_turns
+from lorakit.training.run_folder import RECIPE, is_run
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

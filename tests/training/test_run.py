@@ -14,15 +14,15 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorakit.engine.prepare import prepare
-from lorakit.engine.resamples import DIGITS, read_resamples
-from lorakit.engine.results import SAMPLES
 from lorakit.errors import ConfigError, DataError, ModelError, NumericsError
 from lorakit.lora import count_parameters
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
 from lorakit.tasks.intervals import intervals
 from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.training.prepare import prepare
+from lorakit.training.resamples import DIGITS, read_resamples
+from lorakit.training.results import SAMPLES
 from tests.runs import SIZES, Sections, changed, fit, save_bert, sections, start, values, weights
 
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorakit.app.api import train_recipe, train_recipes
-from lorakit.engine.prepare import prepare
 from lorakit.errors import DataError, LorakitError, NumericsError
 from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Event
+from lorakit.training.prepare import prepare
 from tests.runs import Sections, changed, children, sections, weights
 
 RANKS = 2

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
-from lorakit.engine.plan import Plan, lr_factor, make_optimizer
-from lorakit.engine.prepare import Prepared, prepare, trained_parameters
-from lorakit.engine.train import Member, train
 from lorakit.inference.answer import answer_all
 from lorakit.recipe import TrainSection
 from lorakit.tasks.registry import TASKS
+from lorakit.training.loop import Member, train
+from lorakit.training.prepare import Prepared, prepare, trained_parameters
+from lorakit.training.schedule import Plan, lr_factor, make_optimizer
 from tests.runs import changed, sections
 
 LENGTHS = [3 + i * 7 % 20 for i in range(41)]

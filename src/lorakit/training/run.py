@@ -11,16 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.engine.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from lorakit.engine.history import History, Interval
-from lorakit.engine.plan import make_optimizer
-from lorakit.engine.prefix import keep_prefix
-from lorakit.engine.prepare import Part, Prepared, as_if_alone, trained_parameters
-from lorakit.engine.results import Result, write_lines, write_results, write_shipped
-from lorakit.engine.resume import check_identity, identity
-from lorakit.engine.run_folder import CHECKPOINTS, RECIPE
-from lorakit.engine.train import Member, train
-from lorakit.engine.watch import LossWatch
 from lorakit.errors import LorakitError, NumericsError, RankError
 from lorakit.inference.answer import answer_all
 from lorakit.lora import RankBudget, routed
@@ -29,6 +19,21 @@ from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Ste
 from lorakit.runtime.files import atomic_text
 from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.tasks.intervals import Scores, goodness
+from lorakit.training.checkpoint import (
+    Checkpoint,
+    check_identity,
+    identity,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from lorakit.training.loop import Member, train
+from lorakit.training.prefix_cache import keep_prefix
+from lorakit.training.prepare import Part, Prepared, as_if_alone, trained_parameters
+from lorakit.training.progress import History, Interval, LossWatch
+from lorakit.training.results import Result, write_lines, write_results, write_shipped
+from lorakit.training.run_folder import CHECKPOINTS, RECIPE
+from lorakit.training.schedule import make_optimizer
 
 LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length
 SKIPS_IN_A_ROW, SKIPS = 5, 50  # steps that train.non_finite = "skip" leaves out at most

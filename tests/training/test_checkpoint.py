@@ -16,20 +16,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lorakit.engine import fit as fit_module
-from lorakit.engine.checkpoint import (
+from lorakit.errors import OutputError
+from lorakit.inference.predictor import load
+from lorakit.recipe import Recipe
+from lorakit.runtime.events import Event, Note
+from lorakit.runtime.files import HOST, atomic_file, atomic_folder, atomic_text
+from lorakit.training import run as run_module
+from lorakit.training.checkpoint import (
     KEEP,
     Checkpoint,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
-from lorakit.engine.results import COSTS
-from lorakit.errors import OutputError
-from lorakit.inference.predictor import load
-from lorakit.recipe import Recipe
-from lorakit.runtime.events import Event, Note
-from lorakit.runtime.files import HOST, atomic_file, atomic_folder, atomic_text
+from lorakit.training.results import COSTS
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, stop_after, weights, without_timings
 
 
@@ -104,7 +104,7 @@ def test_resumed_twice_equals_the_one_that_never_stopped(raw: Sections, straight
 def test_resumed_run_equals_the_one_that_never_stopped_with_lines_over_several_steps(
     raw: Sections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "LOG_LINES", 2)  # a line over five steps, stopped within one
+    monkeypatch.setattr(run_module, "LOG_LINES", 2)  # a line over five steps, stopped within one
     fit(changed(raw), tmp_path / "straight")
     stop_and_resume(changed(raw), tmp_path / "stopped", 7)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")

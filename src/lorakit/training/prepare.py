@@ -16,12 +16,9 @@ from torch import Tensor, nn
 
 from lorakit.data.audit import alike
 from lorakit.data.batches import split
-from lorakit.data.cache import CachedItems
 from lorakit.data.example import OF_TRAINING, Dataset, Example, columns_of
 from lorakit.data.files import means_files
 from lorakit.data.read import read, usual_pair
-from lorakit.engine.encoding import encode
-from lorakit.engine.plan import Plan
 from lorakit.errors import ConfigError, ModelError
 from lorakit.inference.answer import chunks
 from lorakit.inference.speed_up import PLAIN, Kernels, speed_up
@@ -49,6 +46,8 @@ from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Item, Task
 from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task, task_layers
+from lorakit.training.encode import CachedItems, encode
+from lorakit.training.schedule import Plan
 
 T = TypeVar("T")
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees

@@ -10,10 +10,10 @@ import torch
 
 from lorakit.app.inspecting import inspect_recipe, inspect_run
 from lorakit.data.read import read
-from lorakit.engine.prepare import prepare
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.inference.predictor import load
 from lorakit.lora.quantization import FORMATS, QuantizedTensor
+from lorakit.training.prepare import prepare
 from tests.runs import Sections, changed, fit, sections
 
 

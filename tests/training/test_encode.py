@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data.cache import FACTS, CachedItems, write_items
-from lorakit.engine import encoding
-from lorakit.engine.prepare import prepare
 from lorakit.errors import DataError
 from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.training import encode
+from lorakit.training.encode import FACTS, CachedItems, write_items
+from lorakit.training.prepare import prepare
 from tests.runs import changed, fit, sections, weights
 
 IDS = st.lists(st.integers(-100, 2**31 - 1), max_size=4)
@@ -99,6 +99,6 @@ def test_cache_keeps_its_bound_and_leaves_others_files(tmp_path: Path, monkeypat
         write_items(tmp_path / name, [[[{"input_ids": [i] * 100}]]])
         os.utime(tmp_path / name / FACTS, (i % 3, i % 3))
     size = sum(path.stat().st_size for path in (tmp_path / names[0]).iterdir())
-    monkeypatch.setattr(encoding, "MOST_BYTES", 2 * size)
-    encoding._prune(tmp_path, tmp_path / names[0])
+    monkeypatch.setattr(encode, "MOST_BYTES", 2 * size)
+    encode._prune(tmp_path, tmp_path / names[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == [names[0], *names[2:]]

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from lorakit.app.export.command import export, merge
 from lorakit.data.read import read
-from lorakit.engine.prepare import prepare
 from lorakit.errors import ConfigError
 from lorakit.inference.predictor import load
 from lorakit.tasks.crf import CRF
+from lorakit.training.prepare import prepare
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
 
 KEY = "base_model.model.crf.transitions"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.engine.run_folder import run_folder
 from lorakit.errors import OutputError, StorageError
 from lorakit.recipe import UNSET
 from lorakit.runtime.events import Event, Note
 from lorakit.runtime.files import HOST, LOCK, locked, taking_turns
+from lorakit.training.run_folder import run_folder
 
 
 def names(folder: Path) -> list[str]:

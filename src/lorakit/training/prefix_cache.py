@@ -8,13 +8,13 @@ from typing import Any, cast
 
 from torch.utils.data import ConcatDataset
 
-from lorakit.engine.prepare import Prepared
 from lorakit.inference.answer import batches_of
 from lorakit.inference.speed_up import PLAIN
 from lorakit.lora import Prefix, frozen_blocks
 from lorakit.runtime.device import to_device
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import inputs_of
+from lorakit.training.prepare import Prepared
 
 MOST_BYTES = 2 * 2**30  # that the answers may take on disk
 

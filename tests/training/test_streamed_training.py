@@ -16,8 +16,8 @@ import torch
 from lorakit.data.example import Columns
 from lorakit.data.read import holds_words, read
 from lorakit.data.streaming import Streamed
-from lorakit.engine.prepare import Prepared, prepare
 from lorakit.errors import ConfigError, DataError
+from lorakit.training.prepare import Prepared, prepare
 from tests.runs import (
     Sections,
     Stopped,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
-from lorakit.engine.prepare import Once, Prepared, prepare
 from lorakit.errors import Interrupted, LorakitError, RankLost, StorageError
 from lorakit.inference.speed_up import PLAIN
 from lorakit.lora import Layer, frozen_blocks, fuse, hosts, move_adapter
@@ -14,6 +13,7 @@ from lorakit.lora.places import Attention
 from lorakit.recipe import Recipe
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Report, ignore
+from lorakit.training.prepare import Once, Prepared, prepare
 
 MEMBERS_BYTES = 2 * 2**30  # that the members of one model may take: parameters, gradients, two moments, the best
 COPIES = 5

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lorakit.engine.plan import Plan, lr_factor, set_rate
 from lorakit.errors import ConfigError
 from lorakit.lora import hosts, routed
 from lorakit.lora.places import BiasHost
@@ -29,6 +28,7 @@ from lorakit.runtime.device import is_out_of_memory, random_state, set_random_st
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Step
 from lorakit.tasks.base import Batch, Item, Task
+from lorakit.training.schedule import Plan, lr_factor, set_rate
 
 FORWARD_TOKENS = {"cpu": 1536, "cuda": 32768}  # of several members in one forward; more do not fit a CPU's caches
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorakit.engine import fit as fit_module
-from lorakit.engine.watch import WINDOW, LossWatch
 from lorakit.errors import ConfigError, NumericsError
 from lorakit.runtime.device import is_out_of_memory
 from lorakit.runtime.events import Event, Note
 from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.training import run as run_module
+from lorakit.training.progress import WINDOW, LossWatch
 from tests.faults.outcome import differences, outcome
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, start, stop_after, values, weights
 
@@ -61,7 +61,7 @@ def test_skipped_steps_change_nothing_and_are_told(raw: Sections, tmp_path: Path
     run.fit()
     skips = [text for text in notes(told) if "skipped" in text]
     assert skips == [
-        f"step {n}: the loss is nan, the gradient's norm nan; skipped ({i} of at most {fit_module.SKIPS})"
+        f"step {n}: the loss is nan, the gradient's norm nan; skipped ({i} of at most {run_module.SKIPS})"
         for i, n in enumerate((2, 4), start=1)
     ]
     assert (run.history.skipped, run.history.skipped_in_a_row) == (2, 0)
@@ -90,8 +90,8 @@ def test_too_many_skips_end_the_run(
     in_a_row: int,
     in_all: int,
 ) -> None:
-    monkeypatch.setattr(fit_module, "SKIPS_IN_A_ROW", in_a_row)
-    monkeypatch.setattr(fit_module, "SKIPS", in_all)
+    monkeypatch.setattr(run_module, "SKIPS_IN_A_ROW", in_a_row)
+    monkeypatch.setattr(run_module, "SKIPS", in_all)
     spoil(2, 3)
     with pytest.raises(NumericsError, match=rf"step 3: .*as 1 before it: at most {in_a_row} in a row and {in_all} in"):
         fit(changed(raw, "train.non_finite=skip"), tmp_path)

@@ -9,17 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorakit.engine import joint, train
-from lorakit.engine.checkpoint import newest_checkpoint
-from lorakit.engine.fit import Run, fit_all
-from lorakit.engine.joint import groups_of, prepare_all
-from lorakit.engine.prepare import Prepared
-from lorakit.engine.results import Result
-from lorakit.engine.resume import find_checkpoint
-from lorakit.engine.train import plan_forwards
 from lorakit.errors import LorakitError, NumericsError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Note
+from lorakit.training import joint, loop
+from lorakit.training.checkpoint import find_checkpoint, newest_checkpoint
+from lorakit.training.joint import groups_of, prepare_all
+from lorakit.training.loop import plan_forwards
+from lorakit.training.prepare import Prepared
+from lorakit.training.results import Result
+from lorakit.training.run import Run, fit_all
 from tests.runs import Sections, Stopped, changed, fit, sections, stop_after
 
 STILL = ("model.dropout=0", "lora.dropout=0", "train.lr=1e-3")
@@ -156,15 +155,15 @@ def test_members_of_one_order_share_forwards_within_the_limit(
         seen.append([len(forward.parts) for forwards in work for forward in forwards])
         raise Stopped  # the first step's are enough
 
-    monkeypatch.setattr(train, "plan_forwards", spy)
-    monkeypatch.setattr(train, "most_workers", lambda *_: 1)
+    monkeypatch.setattr(loop, "plan_forwards", spy)
+    monkeypatch.setattr(loop, "most_workers", lambda *_: 1)
     with pytest.raises(Stopped):
         fit_all(runs_of(recipes, tmp_path / "all"))
     longest = 8 * 12  # tokens of a member's batch, at most
-    monkeypatch.setattr(train, "FORWARD_TOKENS", {"cpu": 2 * longest})
+    monkeypatch.setattr(loop, "FORWARD_TOKENS", {"cpu": 2 * longest})
     with pytest.raises(Stopped):
         fit_all(runs_of(recipes, tmp_path / "two"))
-    monkeypatch.setattr(train, "FORWARD_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(loop, "FORWARD_TOKENS", {"cpu": 1})
     with pytest.raises(Stopped):
         fit_all(runs_of(recipes, tmp_path / "one"))
     assert (seen[0], seen[2]) == ([3], [1, 1, 1])
@@ -183,7 +182,7 @@ def test_threads_change_no_member(bert: Path, files: Path, monkeypatch: pytest.M
         workers.append(len(work))
         return work
 
-    monkeypatch.setattr(train, "plan_forwards", spy)
+    monkeypatch.setattr(loop, "plan_forwards", spy)
     torch.set_num_threads(2)
     try:
         results = fit_jointly(recipes, tmp_path / "joint")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lorakit.data.read import read
-from lorakit.engine.prepare import prepare
 from lorakit.inference.predictor import load
 from lorakit.runtime.events import Event, Note
+from lorakit.training.prepare import prepare
 from tests.runs import changed, fit, sections
 
 LIMIT = 8  # tokens; some sentences have 17 words

@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.engine.checkpoint import Checkpoint, newest_checkpoint
-from lorakit.engine.prepare import Prepared, prepare
-from lorakit.engine.resume import MAY_CHANGE, check_identity, find_checkpoint, identity, same_recipe
 from lorakit.errors import ConfigError, OutputError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Note
+from lorakit.training.checkpoint import (
+    MAY_CHANGE,
+    Checkpoint,
+    check_identity,
+    find_checkpoint,
+    identity,
+    newest_checkpoint,
+    same_recipe,
+)
+from lorakit.training.prepare import Prepared, prepare
 from tests.runs import Sections, changed, fit, save_bert, sections, start
 
 

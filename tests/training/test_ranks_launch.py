@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.engine.test_ranks_processes import COUNTED, free_ports
 from tests.runs import save_bert, until, weights, write_reviews
+from tests.training.test_ranks_processes import COUNTED, free_ports
 
 pytestmark = pytest.mark.faults
 N = 101  # divisible by neither 2 nor 3, nor by the batch

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.example import columns_of
-from lorakit.engine.history import History
-from lorakit.engine.prepare import Prepared
-from lorakit.engine.resamples import sampled, write_resamples
 from lorakit.errors import NumericsError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, write_side
 from lorakit.inference.side import Base, Side
@@ -20,6 +17,9 @@ from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.runtime.device import peak_memory
 from lorakit.runtime.files import atomic_folder, atomic_text
 from lorakit.tasks.intervals import Scores, intervals, resample, with_intervals
+from lorakit.training.prepare import Prepared
+from lorakit.training.progress import History
+from lorakit.training.resamples import sampled, write_resamples
 
 # Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.
 COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s")

@@ -1,0 +1,1 @@
+"""Training: what a run prepares, its loop, and what it leaves."""
