@@ -16,10 +16,9 @@ from transformers import AutoTokenizer, ByT5Tokenizer, T5Config, T5ForConditiona
 
 from lorakit.data.read import read
 from lorakit.data.tags import entities
-from lorakit.tasks.constrained import Language
-from lorakit.tasks.decoding import Decoder
-from lorakit.tasks.text2text_formats import FORMATS
-from lorakit.tasks.text2text_ner import FAULTS, Text2TextNer
+from lorakit.tasks.text2text.decoding import Decoder, Language
+from lorakit.tasks.text2text.formats import FORMATS
+from lorakit.tasks.text2text.ner import FAULTS, Text2TextNer
 
 LIMIT = 64  # tokens of output; random weights seldom end by themselves
 

@@ -394,7 +394,7 @@ def flags(row: Row, labels: Sequence[str]) -> list[float]:
 
 def thresholds(logits: np.ndarray, rows: Sequence[Row], labels: Sequence[str]) -> list[tuple[str, float]]:
     """Each label and the logit above which it is answered, tuned to F1 as lorakit does it. Shapes: logits (N, C)."""
-    from lorakit.tasks.multi_label_scores import best_threshold
+    from lorakit.tasks.metrics.labels import best_threshold
 
     gold = np.array([flags(row, labels) for row in rows], bool)
     probabilities = 1 / (1 + np.exp(-logits.astype(float)))

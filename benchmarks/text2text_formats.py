@@ -24,8 +24,8 @@ from lorakit.inference.predictor import load
 from lorakit.models import load_base
 from lorakit.recipe import make_recipe
 from lorakit.runtime.device import pick_device
-from lorakit.tasks.text2text_formats import FORMATS
-from lorakit.tasks.text2text_ner import FAULTS, Text2TextNer
+from lorakit.tasks.text2text.formats import FORMATS
+from lorakit.tasks.text2text.ner import FAULTS, Text2TextNer
 
 DEMO = Path(lorakit.__file__).parent / "demo"
 TUNED = Path(__file__).parents[1] / "recipes" / "conll-t5-tuned.toml"

@@ -14,7 +14,7 @@ from lorakit.data.tags import entities
 from lorakit.inference.answer import answer_all
 from lorakit.models import T5_DEMO, load_base
 from lorakit.runtime.device import pick_device
-from lorakit.tasks.text2text_ner import Text2TextNer
+from lorakit.tasks.text2text.ner import Text2TextNer
 
 DEMO = Path(lorakit.__file__).parent / "demo"
 TYPES = {"PER", "ORG", "LOC", "MISC"}

@@ -14,8 +14,8 @@ from scipy import stats
 from lorakit.app.comparing import compare_runs
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError, OutputError
-from lorakit.tasks.intervals import Statistic, resample
-from lorakit.tasks.label_scores import accuracy
+from lorakit.tasks.metrics.bootstrap import Statistic, resample
+from lorakit.tasks.metrics.labels import accuracy
 from lorakit.training.resamples import FILE, read_resamples, sampled, write_resamples
 from tests.app.conftest import Cli
 from tests.runs import Sections, changed, fit, sections

@@ -23,7 +23,7 @@ from lorakit.data.tags import (
     strict_entities,
     to_tags,
 )
-from lorakit.tasks.entity_scores import entity_scores
+from lorakit.tasks.metrics.entities import entity_scores
 
 TYPES = ("LOC", "ORG", "PER")
 TAGS = ("O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BI"))

@@ -16,8 +16,8 @@ from lorakit.inference.predictor import load
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base, load_tokenizer
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import pad_inputs
-from lorakit.tasks.decoding import Decoder
 from lorakit.tasks.registry import make_task
+from lorakit.tasks.text2text.decoding import Decoder
 from lorakit.training.prepare import prepare
 from tests.interop.families import OWN, cells, run_family, save_family, tokenizer
 from tests.runs import changed, fit, sections, write_entities, write_reviews

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn import metrics
 
-from lorakit.tasks.calibration import at_temperature, best_temperature, calibration_statistics
-from lorakit.tasks.calibration import ece as ece_statistic
-from lorakit.tasks.label_scores import values
+from lorakit.tasks.metrics.calibration import at_temperature, best_temperature, calibration_statistics
+from lorakit.tasks.metrics.calibration import ece as ece_statistic
+from lorakit.tasks.metrics.labels import values
 
 C = 4
 

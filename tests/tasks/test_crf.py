@@ -13,8 +13,8 @@ from lorakit.data.tags import odd_tags
 from lorakit.errors import ConfigError
 from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection, make_recipe
-from lorakit.tasks.crf import CRF, Crf, log_likelihood, log_partition, marginals, path_score
 from lorakit.tasks.registry import task_layers
+from lorakit.tasks.tag_decoding import CRF, Crf, log_likelihood, log_partition, marginals, path_score
 from lorakit.tasks.token_classification import TokenClassification, tag_names
 
 LABELS = tag_names(["LOC", "PER"])

@@ -9,10 +9,9 @@ from transformers import LogitsProcessor
 
 from lorakit.data.example import of_words
 from lorakit.lora import LoraConfig, add_adapter
-from lorakit.tasks.constrained import allowed
-from lorakit.tasks.decoding import Decoder, greedy
-from lorakit.tasks.text2text_formats import FORMATS
-from lorakit.tasks.text2text_ner import Text2TextNer
+from lorakit.tasks.text2text.decoding import Decoder, allowed, greedy
+from lorakit.tasks.text2text.formats import FORMATS
+from lorakit.tasks.text2text.ner import Text2TextNer
 
 LIMIT = 40
 EXAMPLES = [of_words(words.split()) for words in ("Anna met Bo in Port Louis .", "No one", "Ada", "so it goes on | on")]

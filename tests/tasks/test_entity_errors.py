@@ -8,8 +8,7 @@ import pytest
 from nervaluate import Evaluator
 
 from lorakit.data.tags import Entity, entities
-from lorakit.tasks.entity_errors import SCHEMAS, error_counts, semeval_scores
-from lorakit.tasks.entity_scores import entity_scores
+from lorakit.tasks.metrics.entities import SCHEMAS, entity_scores, error_counts, semeval_scores
 
 TYPES = ("LOC", "ORG", "PER")
 TAGS = ("O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BIII"))  # long entities, so that many overlap

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from lorakit.tasks.label_scores import classification_scores, classification_statistics, prf
+from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, prf
 
 LABELS = ("a", "b", "c", "never")
 

@@ -13,8 +13,8 @@ from tests.tiny import items_of
 
 from lorakit.data.example import Example
 from lorakit.models import save_model
+from lorakit.tasks.metrics.labels import best_threshold
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
-from lorakit.tasks.multi_label_scores import best_threshold
 from lorakit.training.prepare import prepare
 
 LABELS = ("cast", "music", "plot", "never")

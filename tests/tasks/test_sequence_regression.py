@@ -13,9 +13,9 @@ from tests.tiny import items_of
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
-from lorakit.tasks.intervals import RESAMPLES, goodness, intervals, resample
-from lorakit.tasks.label_scores import values
-from lorakit.tasks.number_scores import number_statistics
+from lorakit.tasks.metrics.bootstrap import RESAMPLES, goodness, intervals, resample
+from lorakit.tasks.metrics.labels import values
+from lorakit.tasks.metrics.numbers import number_statistics
 from lorakit.tasks.sequence_regression import SequenceRegression
 
 NUMBERS = (1.5, -40.0, 1000.0, 3.0)

@@ -12,7 +12,7 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError, NumericsError
 from lorakit.recipe import TaskSection
 from lorakit.tasks.registry import make_task
-from lorakit.tasks.text2text_classification import Named, Text2TextClassification, label_log_p
+from lorakit.tasks.text2text.classification import Named, Text2TextClassification, label_log_p
 
 LABELS = ("bad", "bad film", "fine", "good")  # one is the beginning of another
 EXAMPLES = [

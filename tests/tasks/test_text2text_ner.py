@@ -13,10 +13,10 @@ from lorakit.data.example import of_text, of_words
 from lorakit.data.tags import entities, to_tags
 from lorakit.errors import ConfigError
 from lorakit.tasks.base import IGNORE
-from lorakit.tasks.decoding import Written
-from lorakit.tasks.spelling import decode
-from lorakit.tasks.text2text_formats import FORMATS
-from lorakit.tasks.text2text_ner import Extracted, Text2TextNer
+from lorakit.tasks.text2text.decoding import Written
+from lorakit.tasks.text2text.formats import FORMATS
+from lorakit.tasks.text2text.ner import Extracted, Text2TextNer
+from lorakit.tasks.text2text.spelling import decode
 
 TYPES = ("LOC", "PER")
 EXAMPLES = [

@@ -21,9 +21,9 @@ from lorakit.data.example import Example, of_words
 from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
-from lorakit.tasks.entity_list import ListFormat
-from lorakit.tasks.intervals import Scores
+from lorakit.tasks.metrics.bootstrap import Scores
 from lorakit.tasks.registry import TASKS, find_labels, make_task
+from lorakit.tasks.text2text.formats import ListFormat
 
 GOLD = {"Peter": "B-PER", "EU": "B-ORG", "Brussels": "B-LOC"}
 TEXTS = ["the film , the film in the EU", "Peter visits Brussels , EU , Peter", "the film", "film , film , in Brussels"]

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lorakit.tasks.windows import Window, windows
+from lorakit.tasks.token_classification import Window, windows
 
 SIZES = [(1, 0), (4, 0), (4, 1), (5, 3), (8, 2), (8, 7)]
 

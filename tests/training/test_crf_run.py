@@ -14,7 +14,7 @@ from lorakit.app.export.command import export, merge
 from lorakit.data.read import read
 from lorakit.errors import ConfigError
 from lorakit.inference.predictor import load
-from lorakit.tasks.crf import CRF
+from lorakit.tasks.tag_decoding import CRF
 from lorakit.training.prepare import prepare
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
 

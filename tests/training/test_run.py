@@ -18,7 +18,7 @@ from lorakit.errors import ConfigError, DataError, ModelError, NumericsError
 from lorakit.lora import count_parameters
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
-from lorakit.tasks.intervals import intervals
+from lorakit.tasks.metrics.bootstrap import intervals
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.training.prepare import prepare
 from lorakit.training.resamples import DIGITS, read_resamples

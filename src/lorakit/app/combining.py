@@ -38,7 +38,7 @@ from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device, to_device
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.base import inputs_of
-from lorakit.tasks.intervals import Difference, Resampled, difference, goodness, interval, resample
+from lorakit.tasks.metrics.bootstrap import Difference, Resampled, difference, goodness, interval, resample
 from lorakit.tasks.registry import check_labels, make_task
 from lorakit.training.prepare import Part
 

@@ -20,7 +20,7 @@ from lorakit.app.seeds import runs_of
 from lorakit.data.example import Columns
 from lorakit.errors import ConfigError, DataError
 from lorakit.inference.predictor import load
-from lorakit.tasks.intervals import LOWER, SIGNIFICANT, Difference, difference, resample
+from lorakit.tasks.metrics.bootstrap import LOWER, SIGNIFICANT, Difference, difference, resample
 from lorakit.tasks.registry import check_labels
 from lorakit.training.resamples import Sampled, read_resamples, sampled
 

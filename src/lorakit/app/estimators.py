@@ -29,7 +29,7 @@ from lorakit.inference.predictor import Predictor, load
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.events import Event, Note, Report
-from lorakit.tasks.entity_scores import entity_scores
+from lorakit.tasks.metrics.entities import entity_scores
 from lorakit.training.prepare import prepare
 from lorakit.training.results import COSTS, Result
 from lorakit.training.run import Run

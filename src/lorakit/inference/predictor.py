@@ -26,7 +26,7 @@ from lorakit.models import BaseModel, find, load_base, save_model
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Task
-from lorakit.tasks.intervals import Scores, with_intervals
+from lorakit.tasks.metrics.bootstrap import Scores, with_intervals
 from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers
 
 

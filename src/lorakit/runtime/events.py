@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.tasks.intervals import Scores
+from lorakit.tasks.metrics.bootstrap import Scores
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.tasks.intervals import Ranking, Scores, Statistic
+from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.recipe import TASK_METRICS
 from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.intervals import Ranking, Scores, Statistic
-from lorakit.tasks.multi_label_scores import HALF, best_threshold, multi_label_scores, multi_label_statistics
+from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
+from lorakit.tasks.metrics.labels import HALF, best_threshold, multi_label_scores, multi_label_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
 
 

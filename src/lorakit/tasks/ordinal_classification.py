@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.recipe import TASK_METRICS
 from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.calibration import calibration_statistics
-from lorakit.tasks.intervals import Scores, Statistic
-from lorakit.tasks.label_scores import classification_scores, classification_statistics, mean, values
-from lorakit.tasks.number_scores import quadratic_kappa
+from lorakit.tasks.metrics.bootstrap import Scores, Statistic
+from lorakit.tasks.metrics.calibration import calibration_statistics
+from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, mean, values
+from lorakit.tasks.metrics.numbers import quadratic_kappa
 from lorakit.tasks.sequence import SequenceTask, texts_of
 
 

@@ -15,13 +15,13 @@ from lorakit.data.tags import entities
 from lorakit.errors import AdapterError, ConfigError, DataError, did_you_mean
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import Task
-from lorakit.tasks.crf import CRF, Crf
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from lorakit.tasks.ordinal_classification import OrdinalClassification, steps
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.tasks.sequence_regression import SequenceRegression
-from lorakit.tasks.text2text_classification import Text2TextClassification
-from lorakit.tasks.text2text_ner import Text2TextNer
+from lorakit.tasks.tag_decoding import CRF, Crf
+from lorakit.tasks.text2text.classification import Text2TextClassification
+from lorakit.tasks.text2text.ner import Text2TextNer
 from lorakit.tasks.token_classification import TokenClassification, tag_names
 
 if TYPE_CHECKING:

@@ -15,9 +15,14 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.calibration import at_temperature, best_temperature, calibration_statistics, ece
-from lorakit.tasks.intervals import Floats, Scores, Statistic
-from lorakit.tasks.label_scores import classification_metrics, classification_scores, classification_statistics, values
+from lorakit.tasks.metrics.bootstrap import Floats, Scores, Statistic
+from lorakit.tasks.metrics.calibration import at_temperature, best_temperature, calibration_statistics, ece
+from lorakit.tasks.metrics.labels import (
+    classification_metrics,
+    classification_scores,
+    classification_statistics,
+    values,
+)
 from lorakit.tasks.sequence import SequenceTask, most_probable, shares_of, texts_of
 
 if TYPE_CHECKING:

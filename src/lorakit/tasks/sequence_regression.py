@@ -14,9 +14,9 @@ from lorakit.data.example import Example
 from lorakit.errors import DataError
 from lorakit.recipe import TASK_METRICS
 from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.intervals import Ranking, Scores, Statistic
-from lorakit.tasks.label_scores import values
-from lorakit.tasks.number_scores import number_statistics
+from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
+from lorakit.tasks.metrics.labels import values
+from lorakit.tasks.metrics.numbers import number_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
 
 

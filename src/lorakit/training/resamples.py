@@ -13,7 +13,7 @@ import numpy as np
 from lorakit.data.example import Example, examples_sha256
 from lorakit.errors import OutputError
 from lorakit.runtime.files import atomic_text
-from lorakit.tasks.intervals import RESAMPLES, Resampled
+from lorakit.tasks.metrics.bootstrap import RESAMPLES, Resampled
 
 FILE = "resamples.json"
 DIGITS = 9  # after the point

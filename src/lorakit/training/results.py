@@ -16,7 +16,7 @@ from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.runtime.device import peak_memory
 from lorakit.runtime.files import atomic_folder, atomic_text
-from lorakit.tasks.intervals import Scores, intervals, resample, with_intervals
+from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample, with_intervals
 from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
 from lorakit.training.resamples import sampled, write_resamples

@@ -18,7 +18,7 @@ from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Step, ignore
 from lorakit.runtime.files import atomic_text
 from lorakit.runtime.signals import ELSEWHERE, Stop
-from lorakit.tasks.intervals import Scores, goodness
+from lorakit.tasks.metrics.bootstrap import Scores, goodness
 from lorakit.training.checkpoint import (
     Checkpoint,
     check_identity,

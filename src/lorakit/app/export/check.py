@@ -22,7 +22,7 @@ from lorakit.inference.predictor import as_wanted
 from lorakit.inference.side import Side
 from lorakit.recipe import read_recipe
 from lorakit.tasks.base import Task
-from lorakit.tasks.intervals import Scores
+from lorakit.tasks.metrics.bootstrap import Scores
 from lorakit.training.prepare import read_parts
 
 OWN = 1000  # texts of the run that are asked at most

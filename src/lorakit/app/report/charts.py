@@ -27,7 +27,7 @@ from lorakit.app.report.drawing import (
     short,
 )
 from lorakit.app.report.reading import Confusion, Line, Row, RunFiles
-from lorakit.tasks.calibration import bins_of, calibration_error
+from lorakit.tasks.metrics.calibration import bins_of, calibration_error
 
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot

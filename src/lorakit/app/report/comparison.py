@@ -13,7 +13,7 @@ from lorakit.app.report.drawing import BLUE, LETTER, Cell, Chart, short
 from lorakit.app.report.page import METHODS, Table, difference, fact, number
 from lorakit.app.report.reading import RunFiles
 from lorakit.errors import ConfigError, DataError
-from lorakit.tasks.intervals import LOWER, SIGNIFICANT
+from lorakit.tasks.metrics.bootstrap import LOWER, SIGNIFICANT
 from lorakit.training.resamples import FILE as RESAMPLES
 
 

@@ -16,7 +16,7 @@ from lorakit.app.report.charts import answer_charts, most_confused, training_cha
 from lorakit.app.report.drawing import COLORS, Cell, Chart, printable, short
 from lorakit.app.report.reading import RunFiles, read_run
 from lorakit.runtime.files import atomic_text
-from lorakit.tasks.intervals import LOWER
+from lorakit.tasks.metrics.bootstrap import LOWER
 
 FILE = "report.html"
 WORST = 20  # mistakes that are shown

@@ -19,7 +19,7 @@ from lorakit.errors import ConfigError, LorakitError, OutputError
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.runtime.files import atomic_text
-from lorakit.tasks.intervals import goodness
+from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.joint import END_ALL
 from lorakit.training.results import Result
 

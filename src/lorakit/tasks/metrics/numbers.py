@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lorakit.tasks.intervals import Floats, Ranking, Statistic
-from lorakit.tasks.label_scores import Flags, mean
+from lorakit.tasks.metrics.bootstrap import Floats, Ranking, Statistic
+from lorakit.tasks.metrics.labels import Flags, mean
 
 ROUNDING = 1e-12  # share of a sum of squares below which a spread is none
 

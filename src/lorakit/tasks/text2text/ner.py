@@ -16,15 +16,13 @@ from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, entities, to_tags
 from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.base import Batch, Cut, Item, Untuned
-from lorakit.tasks.constrained import Language
-from lorakit.tasks.decoding import Written, greedy
-from lorakit.tasks.entity_scores import entity_scores, entity_statistics
-from lorakit.tasks.entity_text import EntityFormat, Mention, Reading
-from lorakit.tasks.intervals import Scores, Statistic
-from lorakit.tasks.label_scores import prf
-from lorakit.tasks.spelling import Spelling, decode
-from lorakit.tasks.text2text_batches import collate, losses_of_rows, n_targets, target_ids
-from lorakit.tasks.text2text_formats import make_format
+from lorakit.tasks.metrics.bootstrap import Scores, Statistic
+from lorakit.tasks.metrics.entities import entity_scores, entity_statistics
+from lorakit.tasks.metrics.labels import prf
+from lorakit.tasks.text2text.decoding import Language, Written, collate, greedy, losses_of_rows, n_targets, target_ids
+from lorakit.tasks.text2text.entity_format import EntityFormat, Mention, Reading
+from lorakit.tasks.text2text.formats import make_format
+from lorakit.tasks.text2text.spelling import Spelling, decode
 from lorakit.tasks.token_classification import entity_dicts
 
 if TYPE_CHECKING:

@@ -15,12 +15,11 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.recipe import TASK_METRICS, TaskSection
 from lorakit.tasks.base import IGNORE, Batch, pad
-from lorakit.tasks.decoding import Decoder, greedy
-from lorakit.tasks.intervals import Scores, Statistic
-from lorakit.tasks.label_scores import classification_metrics, classification_scores, classification_statistics, mean
+from lorakit.tasks.metrics.bootstrap import Scores, Statistic
+from lorakit.tasks.metrics.labels import classification_metrics, classification_scores, classification_statistics, mean
 from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
-from lorakit.tasks.spelling import decode
-from lorakit.tasks.text2text_batches import losses_of_rows, n_targets
+from lorakit.tasks.text2text.decoding import Decoder, greedy, losses_of_rows, n_targets
+from lorakit.tasks.text2text.spelling import decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

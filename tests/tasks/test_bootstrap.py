@@ -7,10 +7,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from lorakit.tasks import intervals as intervals_module
-from lorakit.tasks.calibration import ece
-from lorakit.tasks.entity_scores import entity_statistics
-from lorakit.tasks.intervals import (
+from lorakit.tasks.metrics import bootstrap
+from lorakit.tasks.metrics.bootstrap import (
     FEW,
     RESAMPLES,
     TAIL,
@@ -24,9 +22,10 @@ from lorakit.tasks.intervals import (
     resample,
     sign_flips,
 )
-from lorakit.tasks.label_scores import accuracy
-from lorakit.tasks.multi_label_scores import macro_average_precision
-from lorakit.tasks.number_scores import spearman
+from lorakit.tasks.metrics.calibration import ece
+from lorakit.tasks.metrics.entities import entity_statistics
+from lorakit.tasks.metrics.labels import accuracy, macro_average_precision
+from lorakit.tasks.metrics.numbers import spearman
 
 N = 200
 LEVEL = 1 - 2 * TAIL
@@ -146,7 +145,7 @@ def test_every_statistic_sees_the_same_draws_whatever_stands_beside_it():
 @pytest.mark.parametrize("at_once", [1, 7 * N, 2**22])
 def test_memory_limit_changes_no_number(monkeypatch, at_once):
     wanted = scored(rights(0.7)).values
-    monkeypatch.setattr(intervals_module, "AT_ONCE", at_once)
+    monkeypatch.setattr(bootstrap, "AT_ONCE", at_once)
     assert np.array_equal(scored(rights(0.7)).values, wanted)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lorakit.tasks.intervals import Floats, Statistic
-from lorakit.tasks.label_scores import Flags, mean
+from lorakit.tasks.metrics.bootstrap import Floats, Statistic
+from lorakit.tasks.metrics.labels import Flags, mean
 
 BINS = 15
 COLDEST, HOTTEST = 0.05, 20.0

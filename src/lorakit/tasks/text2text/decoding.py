@@ -6,17 +6,22 @@ others: of T5's 32,128 rows that is a few hundred at most, and the answer is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.constrained import Language, allowed
-from lorakit.tasks.text2text_batches import output_layer_reads
+from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
+from lorakit.tasks.text2text.entity_format import END, START, Node, Way
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 BARE_HEADS = ("t5", "mt5", "umt5", "longt5")  # families whose logits are their output layer's answer
 
@@ -127,3 +132,122 @@ class Decoder:
         head = self.model.get_output_embeddings()
         plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None
         return plain and self.model.config.model_type in BARE_HEADS
+
+
+# What a decoder may write for one source, as an automaton over tokens made from a format's automaton over texts.
+#
+# Every output that it lets pass is of the format, has known types and none but the source's words; so nothing is malformed
+# or invented. Each text is tokenised by itself, which needs a tokenizer whose pieces do not reach across white space.
+
+
+Ids = tuple[int, ...]
+
+
+class Path(NamedTuple):
+    """Tokens still to be written, and the place they lead to."""
+
+    ids: Ids
+    target: Node
+
+
+class Language:
+    """What may be written for one source: `ways` gives the texts that lead on from a place."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ways: Callable[[Node], Iterable[Way]]) -> None:
+        self.ways = ways
+        self.eos: int = tokenizer.eos_token_id
+        self.ids = chunk_ids(tokenizer)
+        self._opened: dict[Node, list[Path]] = {}
+
+    def begin(self) -> set[Path]:
+        """Every path from the start."""
+        return set(self._paths(START))
+
+    def step(self, paths: Iterable[Path], token: int) -> set[Path]:
+        """The paths that remain after a token; none at the end."""
+        remaining: set[Path] = set()
+        for ids, target in paths:
+            if ids[0] == token:
+                remaining.update([Path(ids[1:], target)] if len(ids) > 1 else self._paths(target))
+        return remaining
+
+    def _paths(self, node: Node) -> list[Path]:
+        if node not in self._opened:
+            ways = self.ways(node) if node != END else ()
+            self._opened[node] = [
+                Path(self.ids(text, node == START) if text else (self.eos,), target) for text, target in ways
+            ]
+        return self._opened[node]
+
+
+def chunk_ids(tokenizer: PreTrainedTokenizerBase) -> Callable[[str, bool], Ids]:
+    """A function that gives the tokens of a text at the start of an output, or behind a space."""
+
+    def ids(text: str) -> Ids:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    lead = ids("x")
+
+    @cache
+    def chunk(text: str, first: bool) -> Ids:
+        return ids(text) if first else ids(f"x {text}")[len(lead) :]
+
+    return chunk
+
+
+def allowed(paths: Iterable[Path]) -> set[int]:
+    """The tokens that may come next."""
+    return {path.ids[0] for path in paths}
+
+
+# Source and target texts as items and batches, and the loss of a model that writes: what every text-to-text task shares.
+
+
+def collate(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """A padded batch. Shapes: input_ids, attention_mask (B, T); labels (B, target tokens); source (B, characters)."""
+    batch = pad_inputs(items, tokenizer)
+    batch["labels"] = pad([item["labels"] for item in items], IGNORE)
+    if "source" in items[0]:
+        batch["source"] = pad([item["source"] for item in items], 0)
+    return batch
+
+
+def n_targets(batch: Batch) -> int:
+    """Tokens to be written, the end token among them."""
+    return int((batch["labels"] != IGNORE).sum())
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """The tokens to be written, an end token last, at most `limit` of them; a target that is cut has no end."""
+    ids: list[list[int]] = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
+    return [row[:limit] for row in ids]
+
+
+@contextmanager
+def output_layer_reads(model: Any, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a model that writes compute logits of a part of the states alone; other threads may be inside of the same model."""
+    thread = threading.get_ident()
+
+    def chosen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (choose(inputs[0]),) if threading.get_ident() == thread else None
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def losses_of_rows(model: Any, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed.
+
+    The decoder reads its start token and the tokens before each one, as in prediction; some families shift otherwise.
+    """
+    labels = batch["labels"]
+    wanted = labels != IGNORE
+    decoder_input = labels.masked_fill(~wanted, model.config.pad_token_id).roll(1, dims=1)
+    decoder_input[:, 0] = model.config.decoder_start_token_id
+    with output_layer_reads(model, lambda states: states[wanted]):
+        logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
+    losses = F.cross_entropy(logits.float(), labels[wanted], reduction="none")  # (N,)
+    return losses.new_zeros(labels.shape).masked_scatter(wanted, losses).sum(1)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorakit.data.tags import Entity, entities, to_tags
-from lorakit.tasks.entity_text import END, Mention, Node, Reading, Way, find
+from lorakit.tasks.text2text.entity_format import END, Mention, Node, Reading, Way, find
 
 OPEN, BAR, CLOSE = "[", "|", "]"
 

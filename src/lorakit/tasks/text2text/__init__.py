@@ -1,0 +1,1 @@
+"""Tasks that a T5 answers in text: formats, spelling, constrained decoding."""
