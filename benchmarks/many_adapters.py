@@ -34,7 +34,7 @@ from lorakit.inference.adapter_folder import Side, write_side
 from lorakit.inference.adapter_pool import AdapterPool, Asked
 from lorakit.inference.shared_base import SharedModel
 from lorakit.inference.side import read_facts
-from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.lora.peft_files import WEIGHTS_FILE
 
 LENGTHS = (4, 8, 12, 16, 24, 32)  # words of a text, by chance
 WORDS = ("the", "film", "was", "a", "rather", "moving", "story", "of", "two", "people", "who", "never", "meet", "and")

@@ -23,17 +23,17 @@ PACKAGE = Path(lorakit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BELOW_INFERENCE = frozenset(
-    {"errors", "digest", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime"}
+    {"errors", "hashing", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime"}
 )
 # Which parts of the package each part may import; itself always, and the root for its version.
 ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
-    "digest": frozenset(),
-    "lora": frozenset({"errors", "digest"}),
-    "recipe": frozenset({"errors", "digest", "lora"}),
-    "fingerprints": frozenset({"errors", "digest"}),
-    "models": frozenset({"fingerprints", "errors", "digest", "lora", "recipe"}),
-    "data": frozenset({"errors", "digest", "lora", "recipe"}),
+    "hashing": frozenset(),
+    "lora": frozenset({"errors", "hashing"}),
+    "recipe": frozenset({"errors", "hashing", "lora"}),
+    "fingerprints": frozenset({"errors", "hashing"}),
+    "models": frozenset({"fingerprints", "errors", "hashing", "lora", "recipe"}),
+    "data": frozenset({"errors", "hashing", "lora", "recipe"}),
     "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
     "runtime": frozenset({"errors", "lora", "tasks"}),
     "inference": BELOW_INFERENCE,
@@ -235,7 +235,7 @@ def test_no_file_is_longer_than_a_chapter() -> None:
 @pytest.mark.parametrize(
     ("file", "source", "reason"),
     [
-        ("lora/layer.py", "from lorakit.training.run import Run", "lora may not import training"),
+        ("lora/layers.py", "from lorakit.training.run import Run", "lora may not import training"),
         ("data/read.py", "from lorakit.models import find", "data may not import models"),
         ("models.py", "import lorakit.data.read", "models may not import data"),
         ("training/run.py", "def f():\n    from lorakit.app import cli", "training may not import app"),
@@ -245,8 +245,8 @@ def test_no_file_is_longer_than_a_chapter() -> None:
         ("tasks/base.py", "import datasets", "datasets belongs to data/columnar.py"),
         ("models.py", "from transformers import Trainer", "transformers is never imported"),
         ("app/cli.py", "import peft.tuners", "peft is never imported"),
-        ("lora/layer.py", "import numpy as np", "lora/ does without numpy"),
-        ("lora/layer.py", "from .config import LoraConfig", "relative import"),
+        ("lora/layers.py", "import numpy as np", "lora/ does without numpy"),
+        ("lora/layers.py", "from .config import LoraConfig", "relative import"),
     ],
 )
 def test_violations_finds_a_forbidden_import(tmp_path: Path, file: str, source: str, reason: str) -> None:
@@ -309,9 +309,9 @@ def test_no_module_of_lora_hides_a_public_name() -> None:
 
 
 def test_settings_know_the_names_of_all_variants() -> None:
-    from lorakit.lora.data_inits import DATA_INITS
+    from lorakit.lora.inits import INITS
+    from lorakit.lora.inits_from_data import DATA_INITS
     from lorakit.lora.updates import UPDATES
-    from lorakit.lora.variants import INITS
 
     assert (tuple(INITS), tuple(DATA_INITS), tuple(UPDATES)) == (INIT_NAMES, DATA_INIT_NAMES, UPDATE_NAMES)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorakit.digest import Fingerprint, file_sha256, open_regular
 from lorakit.errors import ModelError, first_line
+from lorakit.hashing import Fingerprint, file_sha256, open_regular
 
 MOST_HEADER = 10**8  # bytes of a safetensors file's header, as its library has it
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.digest import Fingerprint
 from lorakit.errors import ModelError, did_you_mean, first_line, short
 from lorakit.fingerprints import fingerprint_of, weights_sha256
+from lorakit.hashing import Fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from lorakit.digest import open_regular, parse_toml
 from lorakit.errors import ConfigError, did_you_mean, short
+from lorakit.hashing import open_regular, parse_toml
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
-from lorakit.lora.patterns import Pattern
-from lorakit.lora.presets import PRESET_NAMES
+from lorakit.lora.safe_regex import Pattern
+from lorakit.lora.target_presets import PRESET_NAMES
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 import lorakit
 from lorakit.app.export.command import MERGED, ONNX, Options, Parity, export
 from lorakit.app.verbs.export import CONSUMERS
-from lorakit.digest import Fingerprint
 from lorakit.errors import AdapterError, ConfigError, OutputError
+from lorakit.hashing import Fingerprint
 from lorakit.inference import predictor
 from lorakit.lora import Layer, hosts
-from lorakit.lora.profiles import PROFILES
+from lorakit.lora.export_profiles import PROFILES
 from tests.app.conftest import Cli
 from tests.runs import changed, fit, sections
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import AdapterError
 from lorakit.lora import BaseInfo, LoraConfig, add_adapter, load_adapter, merge_and_unload, save_adapter
-from lorakit.lora.geometry import geometry_of
+from lorakit.lora.weight_layouts import geometry_of
 from tests.interop.architectures import ARCHITECTURES, LABELS, Architecture
 from tests.lora.oracle import fill, peft_load
 from tests.tiny import logits, tiny_batch

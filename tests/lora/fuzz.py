@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, deserialize
 
 from lorakit.errors import AdapterError
-from lorakit.lora.header import read_header
+from lorakit.lora.peft_files import read_header
 
 DATA = bytes(24 + 16 + 4)
 HEADER: dict[str, Any] = {

@@ -28,8 +28,8 @@ from lorakit.lora import (
     unmerge,
 )
 from lorakit.lora.combination import METHODS, trim
-from lorakit.lora.layer import Layer
-from tests.lora.test_geometry import IDS, mixed
+from lorakit.lora.layers import Layer
+from tests.lora.test_weight_layouts import IDS, mixed
 from tests.tiny import logits, tiny_batch, tiny_bert, tiny_t5
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -22,9 +22,9 @@ from lorakit.lora import (
     unmerge,
 )
 from lorakit.lora.config import SCALINGS
-from lorakit.lora.data_inits import DATA_INITS
+from lorakit.lora.inits import INITS
+from lorakit.lora.inits_from_data import DATA_INITS
 from lorakit.lora.updates import UPDATES
-from lorakit.lora.variants import INITS
 from tests.lora.oracle import assert_same_tensors, fill, peft_load
 from tests.tiny import logits, tiny_batch, tiny_bert
 

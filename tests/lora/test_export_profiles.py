@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from lorakit.errors import AdapterError
 from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, load_adapter, merge, save_adapter, set_adapter
-from lorakit.lora.geometry import geometry_of
-from lorakit.lora.profiles import PROFILES, Conformed, conform, left_behind
+from lorakit.lora.export_profiles import PROFILES, Conformed, conform, left_behind
+from lorakit.lora.inits import truncated
 from lorakit.lora.targets import adaptable_layers
-from lorakit.lora.variants import truncated
+from lorakit.lora.weight_layouts import geometry_of
 from tests.lora.oracle import CLOSE, assert_same_tensors, fill, peft_load
 from tests.tiny import logits, tiny_batch, tiny_bert, tiny_gpt2, tiny_roberta, tiny_t5
 
@@ -250,7 +250,7 @@ def test_adapter_without_factors_is_refused() -> None:
 
 
 def test_part_of_an_unknown_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import lorakit.lora.profiles as profiles
+    import lorakit.lora.export_profiles as profiles
 
     model = trained(tiny_bert, QV)
     key = PREFIX + "bert.encoder.layer.0.attention.self.query.lora_B.bias"

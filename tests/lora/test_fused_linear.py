@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorakit.lora.kernels import rescale
+from lorakit.lora.fused_linear import rescale
 
 
 def not_needed() -> Tensor:

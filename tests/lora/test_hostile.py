@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 from lorakit.errors import AdapterError
 from lorakit.inference.predictor import load
 from lorakit.lora import BaseInfo, LoraConfig, add_adapter, hosts, load_adapter, save_adapter
-from lorakit.lora.header import MAX_HEADER, MAX_TENSORS
 from lorakit.lora.peft_config import MAX_BYTES
+from lorakit.lora.peft_files import MAX_HEADER, MAX_TENSORS
 from tests.lora.fuzz import fuzz
 from tests.lora.oracle import assert_unchanged, fill, snapshot
 from tests.runs import save_bert

@@ -25,8 +25,8 @@ from lorakit.lora import (
     select_targets,
     start_from_data,
 )
-from lorakit.lora.data_inits import DATA_INITS, Place, eva
-from lorakit.lora.variants import INITS, Factors, find_init, named_generator, randomised_svd
+from lorakit.lora.inits import INITS, Factors, find_init, named_generator, randomised_svd
+from lorakit.lora.inits_from_data import DATA_INITS, Place, eva
 from tests.lora.oracle import CLOSE, assert_same_tensors, assert_unchanged, fill, peft_config, snapshot
 from tests.tiny import logits, tiny_batch, tiny_bert, tiny_t5
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lorakit.lora import DoRA, LoRA, LoRALinear, Routing, SavedModule
 from lorakit.lora.config import SCALINGS
-from lorakit.lora.variants import INITS, Factors, named_generator
+from lorakit.lora.inits import INITS, Factors, named_generator
 from tests.lora.oracle import CLOSE
 
 D_IN, D_OUT, R = 12, 20, 3

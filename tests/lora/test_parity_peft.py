@@ -28,7 +28,7 @@ from lorakit.lora import (
     merge_and_unload,
     save_adapter,
 )
-from lorakit.lora.presets import PRESETS
+from lorakit.lora.target_presets import PRESETS
 from tests.lora.oracle import CLOSE, fill, lora_paths, peft_load, peft_model, peft_parameters, peft_save
 from tests.tiny import logits, tiny, tiny_batch, tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5, tiny_token_bert
 

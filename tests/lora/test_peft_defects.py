@@ -7,11 +7,11 @@
 | 3 | a pooler that the checkpoint lacked is not saved: other answers after loading | below |
 | 4 | the folder does not know its labels: an error unless num_labels is given | below |
 | 5 | names, blocks and ranks that match nothing are let pass | below; tests/lora/test_targets.py |
-| 6 | no default targets for ModernBERT, DistilBERT, ALBERT and others | below; tests/lora/test_presets.py |
+| 6 | no default targets for ModernBERT, DistilBERT, ALBERT and others | below; tests/lora/test_target_presets.py |
 | 7 | the weighted sum of one adapter is another one; heads and negative weights | below; tests/lora/test_combine.py |
 | 8 | bias="all" writes the head's bias three times; false warnings when saving | below |
 | 9 | merging and unmerging in bf16 changes the base | below; tests/lora/test_merge.py |
-| 10 | the order of target_modules in the file is that of a hash | below; tests/lora/test_files.py |
+| 10 | the order of target_modules in the file is that of a hash | below; tests/lora/test_peft_files.py |
 | 11 | it requires transformers and accelerate, and imports them | tests/test_architecture.py |
 | 12 | a mixed batch is refused in training and with DoRA | below; tests/lora/test_inject.py |
 

@@ -28,7 +28,7 @@ from lorakit.lora import (
     select_targets,
     set_adapter,
 )
-from lorakit.lora.files import adapter_tensors, reload_adapter
+from lorakit.lora.peft_files import adapter_tensors, reload_adapter
 from tests.lora.oracle import (
     CLOSE,
     assert_same_tensors,

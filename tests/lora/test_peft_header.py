@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora import LoraConfig, add_adapter, load_adapter, save_adapter, select_targets
-from lorakit.lora.header import MAX_HEADER, MAX_TENSORS, read_header
+from lorakit.lora.peft_files import MAX_HEADER, MAX_TENSORS, read_header
 from tests.tiny import tiny_bert
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.lora.patterns import MAX_PATTERN, Pattern
+from lorakit.lora.safe_regex import MAX_PATTERN, Pattern
 
 PATHS = ["bert.encoder.layer.0.attention.self.query", "model.layers.11.mlp.up_proj", "lm_head", "a", "", "a\n", "aXb_1"]
 USUAL = [

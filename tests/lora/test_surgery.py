@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, merge, quantize, routed
-from lorakit.lora.kernels import Update, adapted_linear
-from lorakit.lora.surgery import fuse, read_first_row
+from lorakit.lora.fused_linear import Update, adapted_linear
+from lorakit.lora.speedups import fuse, read_first_row
 from lorakit.lora.updates import UPDATES
 from tests.lora.oracle import fill
 from tests.tiny import randomized, tiny, tiny_batch

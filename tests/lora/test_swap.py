@@ -223,7 +223,7 @@ def test_failure_in_the_middle_of_loading_leaves_the_model_bit_for_bit(
     def fail(*args: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("lorakit.lora.files._assign", fail)
+    monkeypatch.setattr("lorakit.lora.peft_files._assign", fail)
     with pytest.raises(MemoryError):
         swap_adapter(model, folders["other targets"])
     assert_unchanged(model, before)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lorakit.errors import ConfigError
 from lorakit.lora import LoraConfig, add_adapter, load_adapter, save_adapter, select_targets
-from lorakit.lora.presets import PRESET_NAMES, PRESETS
+from lorakit.lora.target_presets import PRESET_NAMES, PRESETS
 from lorakit.recipe import make_recipe
 from tests.lora.oracle import fill, lora_paths, peft_load
 from tests.tiny import VOCABULARY, logits, tiny_batch, tiny_bert

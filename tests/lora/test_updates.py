@@ -23,7 +23,7 @@ from lorakit.lora import (
     merge,
     save_adapter,
 )
-from lorakit.lora.layer import Layer
+from lorakit.lora.layers import Layer
 from lorakit.training.checkpoint import optimizer_tensors, restore_optimizer
 from tests.lora.oracle import CLOSE, fill, filled_and_saved, peft_load
 from tests.tiny import BERT_SIZES, logits, randomized, tiny_batch, tiny_bert, tiny_gpt2

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lorakit.digest import file_sha256
 from lorakit.errors import first_line
+from lorakit.hashing import file_sha256
 
 DEMO = Path(__file__).parent.parent / "demo"
 SUMS = "SHA256SUMS"  # of the bundled data, as sha256sum writes it

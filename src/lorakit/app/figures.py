@@ -12,8 +12,8 @@ from torch import nn
 
 from lorakit.app.report.charts import smoothed
 from lorakit.lora import Layer, SavedModule, count_parameters, hosts
-from lorakit.lora.geometry import matrix_shape
 from lorakit.lora.targets import linear_layers, walk
+from lorakit.lora.weight_layouts import matrix_shape
 from lorakit.runtime.files import atomic_file, atomic_text
 from lorakit.training.prepare import Prepared
 from lorakit.training.results import Result

@@ -14,8 +14,7 @@ from lorakit.errors import AdapterError, ConfigError
 from lorakit.inference.adapter_folder import write_side
 from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
-from lorakit.lora.files import PREFIX, WEIGHTS_FILE
-from lorakit.lora.header import TensorInfo, read_header
+from lorakit.lora.peft_files import PREFIX, WEIGHTS_FILE, TensorInfo, read_header
 from lorakit.models import BaseModel, load_base, save_tokenizer, versions
 from lorakit.recipe import TaskSection
 from lorakit.runtime.files import atomic_folder

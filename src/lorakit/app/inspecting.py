@@ -13,17 +13,16 @@ from torch import nn
 
 from lorakit.app.console import score_lines
 from lorakit.app.trackers import check_trackers
-from lorakit.digest import read_object
 from lorakit.errors import AdapterError, ModelError, OutputError, first_line
+from lorakit.hashing import read_object
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.side import MOST_BYTES
 from lorakit.lora import LoraConfig, linear_layers, read_adapter_config
-from lorakit.lora.files import PREFIX, WEIGHTS_FILE
-from lorakit.lora.geometry import matrix_shape
-from lorakit.lora.header import read_header
-from lorakit.lora.layer import hosts
-from lorakit.lora.patterns import Pattern
+from lorakit.lora.layers import hosts
+from lorakit.lora.peft_files import PREFIX, WEIGHTS_FILE, read_header
+from lorakit.lora.safe_regex import Pattern
 from lorakit.lora.targets import has_suffix, suffix_pattern
+from lorakit.lora.weight_layouts import matrix_shape
 from lorakit.models import load_base
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Report, ignore

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorakit.app.inspecting import Inspection
-from lorakit.lora.kernels import Update, adapted_linear
+from lorakit.lora.fused_linear import Update, adapted_linear
 from lorakit.runtime.device import GAIN, SHAPE, bf16_gain, pick_device, pick_dtype
 
 R = 8

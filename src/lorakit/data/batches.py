@@ -12,7 +12,7 @@ import torch
 from lorakit.data.audit import labels_of, same_text
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
-from lorakit.lora.variants import named_generator
+from lorakit.lora.inits import named_generator
 
 POOL = 50  # batches sorted by length together; large enough for 3 % padding, small enough to keep batches random
 ROUNDING = 1e-9  # of shares of whole numbers

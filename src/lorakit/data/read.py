@@ -48,8 +48,8 @@ from lorakit.data.text import (
     listed,
     stream_lines,
 )
-from lorakit.digest import file_sha256
 from lorakit.errors import DataError, did_you_mean
+from lorakit.hashing import file_sha256
 
 # Rows as a tool writes them to rows of plain columns, and notes.
 Adapter = Callable[[Sequence[Row], str], tuple[list[Row], list[str]]]

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 from lorakit.data.example import OF_TRAINING
-from lorakit.digest import file_sha256
 from lorakit.errors import AdapterError, OutputError
+from lorakit.hashing import file_sha256
 from lorakit.inference.side import FORMAT, GUARDED, SIDE_FILE, Side, read_facts
-from lorakit.lora.files import WEIGHTS_FILE
-from lorakit.lora.header import read_header
 from lorakit.lora.peft_config import MAX_BYTES
+from lorakit.lora.peft_files import WEIGHTS_FILE, read_header
 
 MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder

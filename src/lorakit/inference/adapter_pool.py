@@ -22,7 +22,7 @@ from lorakit.inference.answer import chunks
 from lorakit.inference.predictor import as_wanted, check_asked, checked_base
 from lorakit.inference.shared_base import Resident, Row, SharedModel, Stamp, stamp_of
 from lorakit.inference.side import SIDE_FILE, Side
-from lorakit.lora.files import WEIGHTS_FILE
+from lorakit.lora.peft_files import WEIGHTS_FILE
 from lorakit.runtime.files import is_leftover
 from lorakit.tasks.base import Item
 

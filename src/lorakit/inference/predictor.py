@@ -14,9 +14,9 @@ from torch import nn
 from lorakit.data.example import Columns, Dataset, Example, of_text, of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities, to_tags
-from lorakit.digest import Fingerprint
 from lorakit.errors import AdapterError, DataError
 from lorakit.fingerprints import fingerprint_of
+from lorakit.hashing import Fingerprint
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.answer import answer_all, chunks
 from lorakit.inference.side import Side

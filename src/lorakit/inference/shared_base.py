@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lorakit.digest import Fingerprint, file_sha256
 from lorakit.errors import AdapterError, ModelError
+from lorakit.hashing import Fingerprint, file_sha256
 from lorakit.inference.adapter_folder import read_side
 from lorakit.inference.answer import batches_of
 from lorakit.inference.side import SIDE_FILE, Side
 from lorakit.inference.speed_up import speed_up
 from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
-from lorakit.lora.files import WEIGHTS_FILE, reload_adapter
 from lorakit.lora.inject import put
-from lorakit.lora.layer import AdapterHost, SavedModule
+from lorakit.lora.layers import AdapterHost, SavedModule
 from lorakit.lora.peft_config import CONFIG_FILE, MAX_BYTES
+from lorakit.lora.peft_files import WEIGHTS_FILE, reload_adapter
 from lorakit.models import KINDS, load_base
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device, to_device
 from lorakit.tasks.base import Item, Task, pad_inputs

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from lorakit.data.example import Columns
-from lorakit.digest import Fingerprint, read_object
 from lorakit.errors import AdapterError, short
+from lorakit.hashing import Fingerprint, read_object
 from lorakit.recipe import TaskSection
 
 SIDE_FILE = "lorakit.json"

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.files import load_adapter
 from lorakit.lora.inject import (
     adapter_names,
     adapter_parameters,
@@ -24,9 +23,10 @@ from lorakit.lora.inject import (
     routing_of,
     unload,
 )
-from lorakit.lora.layer import AdapterHost, Routing, hosts
-from lorakit.lora.places import set_fast_paths
+from lorakit.lora.layers import AdapterHost, Routing, hosts
+from lorakit.lora.peft_files import load_adapter
 from lorakit.lora.quantization import dequantize
+from lorakit.lora.special_layers import set_fast_paths
 
 # Merging: unmerging is exact, bit for bit
 

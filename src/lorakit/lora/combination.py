@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import LoraConfig
+from lorakit.lora.inits import Factors, named_generator, truncated
 from lorakit.lora.inject import check_known, check_new_name, check_unmerged, set_adapter
-from lorakit.lora.layer import AdapterHost, Layer, SavedModule, hosts
-from lorakit.lora.places import BiasHost, RowsHost, TrainedBias, TrainedRows
+from lorakit.lora.layers import AdapterHost, Layer, SavedModule, hosts
+from lorakit.lora.special_layers import BiasHost, RowsHost, TrainedBias, TrainedRows
 from lorakit.lora.targets import OUT_PROJ, select_targets
 from lorakit.lora.updates import UPDATES, DoRA, LoRA
-from lorakit.lora.variants import Factors, named_generator, truncated
 
 # Methods. One prunes each difference by itself and then adds the pruned ones up; it knows tensors alone, not what they belong to.
 # Shapes: difference (...), K adapters, weighted differences (K, ...). Density: the share of entries kept, in (0, 1].

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from lorakit.errors import AdapterError
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.files import PREFIX, adapter_tensors
-from lorakit.lora.geometry import EMBEDDING, LINEAR, TRANSPOSED, Geometry, geometry_of
+from lorakit.lora.inits import Factors, truncated
 from lorakit.lora.inject import insert_adapter
-from lorakit.lora.layer import Layer, SavedModule, hosts
+from lorakit.lora.layers import Layer, SavedModule, hosts
+from lorakit.lora.peft_files import PREFIX, adapter_tensors
 from lorakit.lora.targets import adaptable_layers, has_suffix, plain, saved_modules, walk
 from lorakit.lora.updates import DoRA
-from lorakit.lora.variants import Factors, truncated
+from lorakit.lora.weight_layouts import EMBEDDING, LINEAR, TRANSPOSED, Geometry, geometry_of
 
 FACTORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 MAGNITUDE = "lora_magnitude_vector"

@@ -6,17 +6,21 @@ Shapes: x (B, ..., d_in), W and its gradient G (d_out, d_in), A (r, d_in), B (d_
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
-from lorakit.lora.geometry import LINEAR, TRANSPOSED, geometry_of, matrix_shape
-from lorakit.lora.variants import Factors, named_generator, randomised_svd
+from lorakit.lora.config import LoraConfig
+from lorakit.lora.inits import Factors, named_generator, randomised_svd
+from lorakit.lora.inject import disabled
+from lorakit.lora.targets import Target, adaptable_layers, check_ranks, select_targets
+from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, geometry_of, matrix_shape
 
 Batch = Mapping[str, Tensor]
 NITER = 4  # power iterations; LoRA-GA's own code takes 4
@@ -178,3 +182,57 @@ def _matrix(place: Place, weight: Tensor) -> Tensor:
 DataInit = Callable[[Sequence[Place], Data, int], dict[str, Factors]]
 
 DATA_INITS: Mapping[str, DataInit] = {"eva": eva, "lora_ga": lora_ga}
+
+
+# A start that comes from data: which layers, ranks and factors some batches call for, before anything is injected.
+
+
+class Start(NamedTuple):
+    """Where an adapter begins that looked at data first: its settings, with the ranks found, and factors by path."""
+
+    config: LoraConfig
+    factors: Mapping[str, Factors]
+
+
+def start_from_data(model: nn.Module, config: LoraConfig, data: Data, seed: int = 0) -> Start:
+    """What `init_lora_weights = "eva"` or "lora_ga" finds in some batches; the model is left as it was.
+
+    To use it: `add_adapter(model, start.config, factors=start.factors)`, and save with `start.config`.
+
+    Raises:
+        ConfigError: the initialisation needs no data, or cannot be computed from these batches (see data_inits.py).
+    """
+    init = DATA_INITS.get(config.init_lora_weights)
+    if init is None:
+        known = " and ".join(map(repr, DATA_INITS))
+        raise ConfigError(f"init_lora_weights = {config.init_lora_weights!r} needs no data; {known} do")
+    targets = select_targets(model, config)
+    check_ranks(model, targets)
+    layers, training = adaptable_layers(model), model.training
+    places = [Place(t.path, layers.get(t.path), t.r) for t in targets]
+    if fused := [place.path for place in places if isinstance(place.layer, nn.MultiheadAttention)]:
+        raise ConfigError(f"init_lora_weights = {config.init_lora_weights!r}: {fused[0]} is fused; exclude it")
+    try:
+        model.eval()
+        with disabled(model):
+            factors = init(places, data, seed)
+    finally:
+        model.train(training)
+    return Start(_with_ranks(config, targets, factors), factors)
+
+
+def _with_ranks(config: LoraConfig, targets: Iterable[Target], factors: Mapping[str, Factors]) -> LoraConfig:
+    """The settings with the factors' layers and ranks in place of the asked ones; each layer's scaling stays."""
+    ranks = {target.path: len(factors[target.path].A) for target in targets if target.path in factors}
+    if ranks == {target.path: target.r for target in targets}:
+        return config
+    power = 0.5 if config.use_rslora else 1
+    alphas = {t.path: t.alpha * (ranks[t.path] / t.r) ** power for t in targets if t.path in ranks}
+    return dataclasses.replace(
+        config,
+        target_modules=tuple(ranks),
+        exclude_modules=(),
+        layers_to_transform=None,
+        rank_pattern={path: r for path, r in ranks.items() if r != config.r},
+        alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha != config.lora_alpha},
+    )

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import DATA_INIT_NAMES, LoraConfig
-from lorakit.lora.geometry import matrix_shape
-from lorakit.lora.layer import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, Segments, hosts
-from lorakit.lora.places import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
+from lorakit.lora.inits import Factors, find_init, named_generator
+from lorakit.lora.layers import BASE, AdapterHost, Layer, LoRALinear, Routing, SavedModule, Segments, hosts
 from lorakit.lora.quantization import is_quantized
+from lorakit.lora.special_layers import Attention, BiasHost, RowsHost, TrainedRows, set_fast_paths
 from lorakit.lora.targets import (
     Target,
     adaptable_layers,
@@ -30,7 +30,7 @@ from lorakit.lora.targets import (
     walk,
 )
 from lorakit.lora.updates import UPDATES, LoRA
-from lorakit.lora.variants import Factors, find_init, named_generator
+from lorakit.lora.weight_layouts import matrix_shape
 
 Put = TypeVar("Put", bound=nn.Module)
 Host = TypeVar("Host", bound=AdapterHost)

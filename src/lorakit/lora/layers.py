@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterError
-from lorakit.lora.geometry import geometry_of
-from lorakit.lora.kernels import Update, adapted_linear
+from lorakit.lora.fused_linear import Update, adapted_linear
 from lorakit.lora.updates import LoRA
+from lorakit.lora.weight_layouts import geometry_of
 
 BASE = None  # as an adapter name in a routing: these rows see the base model alone
 

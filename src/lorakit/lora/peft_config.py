@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lorakit.digest import read_object
 from lorakit.errors import AdapterError, ConfigError, short
+from lorakit.hashing import read_object
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
-from lorakit.lora.geometry import TRANSPOSED, geometry_of
-from lorakit.lora.layer import Layer, hosts
-from lorakit.lora.presets import with_presets
+from lorakit.lora.layers import Layer, hosts
+from lorakit.lora.target_presets import with_presets
 from lorakit.lora.targets import (
     OUT_PROJ,
     embeddings_in_place_of,
@@ -25,6 +24,7 @@ from lorakit.lora.targets import (
     trainable_row_modules,
 )
 from lorakit.lora.updates import LoRA
+from lorakit.lora.weight_layouts import TRANSPOSED, geometry_of
 
 CONFIG_FILE = "adapter_config.json"
 MAX_BYTES = 1_000_000

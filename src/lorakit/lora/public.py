@@ -1,11 +1,9 @@
 """What `lorakit.lora` offers. `lorakit.lora` itself imports this when one of the names is first used."""
 
-from lorakit.lora.adalora import RankBudget
 from lorakit.lora.adapters import merge, merge_and_unload, move_adapter, swap_adapter, unmerge
 from lorakit.lora.combination import Combined, combine
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
-from lorakit.lora.data_inits import Data
-from lorakit.lora.files import load_adapter, save_adapter
+from lorakit.lora.inits_from_data import Data, Start, start_from_data
 from lorakit.lora.inject import (
     ParameterCount,
     adapter_names,
@@ -19,12 +17,12 @@ from lorakit.lora.inject import (
     set_adapter,
     unload,
 )
-from lorakit.lora.layer import Layer, LoRALinear, Routing, SavedModule, hosts
+from lorakit.lora.layers import Layer, LoRALinear, Routing, SavedModule, hosts
 from lorakit.lora.peft_config import BaseInfo, read_adapter_config
-from lorakit.lora.prefix import Prefix, frozen_blocks
+from lorakit.lora.peft_files import load_adapter, save_adapter
 from lorakit.lora.quantization import dequantize, loftq, quantize
-from lorakit.lora.start import Start, start_from_data
-from lorakit.lora.surgery import fuse, read_first_row
+from lorakit.lora.rank_budget import RankBudget
+from lorakit.lora.speedups import Prefix, frozen_blocks, fuse, read_first_row
 from lorakit.lora.targets import Target, adaptable_layers, linear_layers, select_targets
 from lorakit.lora.updates import UPDATES, AdaLoRA, DoRA, LoRA, LoRAFA, VeRA
 

@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map
 
 from lorakit.errors import ConfigError, ModelError, did_you_mean
 from lorakit.lora.config import LoraConfig
-from lorakit.lora.geometry import TRANSPOSED, geometry_of
-from lorakit.lora.layer import Layer, hosts
+from lorakit.lora.inits import pissa_init
+from lorakit.lora.layers import Layer, hosts
 from lorakit.lora.targets import linear_layers, select_targets
 from lorakit.lora.updates import DoRA, LoRA, LoRAFA
-from lorakit.lora.variants import pissa_init
+from lorakit.lora.weight_layouts import TRANSPOSED, geometry_of
 
 INT8_LARGEST = 127  # -128 is not used, so that codes are symmetric
 NF4_BLOCK = 64  # values that share a scale (QLoRA, section 2)

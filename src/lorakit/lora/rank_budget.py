@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
-from lorakit.lora.layer import Layer, hosts
+from lorakit.lora.layers import Layer, hosts
 from lorakit.lora.updates import AdaLoRA
 
 SENSITIVITY, UNCERTAINTY, KEPT = "sensitivity", "uncertainty", "kept"  # keys in the optimizer's state

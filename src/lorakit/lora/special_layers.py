@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorakit.lora.layer import BASE, AdapterHost, Layer, Routing, hosts
+from lorakit.lora.layers import BASE, AdapterHost, Layer, Routing, hosts
 from lorakit.lora.updates import LoRA
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import tempfile
+import threading
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import takewhile
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from lorakit.lora.layer import Layer, hosts
+from lorakit.lora.layers import Layer, hosts
 
 
 class Family(NamedTuple):
@@ -57,3 +65,122 @@ def read_first_row(model: Any) -> bool:
 def _first_row(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Shapes: (B, T, d) to (B, 1, d)."""
     return tuple(rows[:, :1] for rows in inputs)
+
+
+# The blocks below the lowest adapter, computed once for each text and looked up in every later epoch.
+
+
+Inputs = Mapping[str, Tensor]  # of the model's forward: input_ids, attention_mask and perhaps token_type_ids (B, T)
+
+
+def frozen_blocks(model: Any) -> list[nn.Module]:
+    """The encoder's blocks below the lowest one that is trained; none where the family is unknown or what is below is trained."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return []
+    path, blocks = next((path, m) for path, m in model.named_modules() if path.endswith(family.blocks))
+    body = model.get_submodule(path.removesuffix(family.blocks).rstrip("."))
+    if any(p.requires_grad for p in body.embeddings.parameters()):
+        return []
+    assert isinstance(blocks, nn.ModuleList)
+    return list(takewhile(lambda block: not any(p.requires_grad for p in block.parameters()), blocks))
+
+
+class Prefix:
+    """What the first blocks answer to texts, by the texts' token ids, in a temporary file that is mapped into memory.
+
+    The file goes with the process, so what is looked up is this very model's, whose first blocks nothing changes. A batch
+    with a text that is not kept is computed as ever. Dropout in the blocks must be off, and padding stand at the end.
+    Values are kept in the model's own dtype, in batches that do not depend on training: a resumed run finds the same bits.
+    """
+
+    def __init__(self, model: Any, blocks: Sequence[nn.Module]) -> None:
+        self.depth = len(blocks)
+        self._model, self._blocks = model, blocks
+        self._places: dict[bytes, tuple[int, int]] = {}  # of each text: its first row in the file, and how many
+        self._rows = torch.empty(0)  # (rows of all texts, d)
+        self._end = 0  # rows in use
+        self._batch = _Batch()
+        self._one_row = False  # whether the last of these blocks answers one row a text
+
+    def __str__(self) -> str:
+        size = self._rows.numel() * self._rows.element_size() / 2**20
+        return f"the {self.depth} blocks below the adapters answer each text once; {size:.0f} MiB are kept"
+
+    @torch.no_grad()
+    def fill(self, batches: Iterable[Inputs], n_tokens: int) -> None:
+        """Keep the answers to these batches, of `n_tokens` real tokens together; from now on they are looked up.
+
+        Raises:
+            OSError: there is no room for them; the model is as it was.
+        """
+        d, dtype = self._model.config.hidden_size, self._model.dtype
+        with tempfile.NamedTemporaryFile() as file:  # without its name it lasts as long as the mapping
+            _reserve(file.fileno(), n_tokens * d * dtype.itemsize)
+            self._rows = torch.from_file(file.name, shared=True, size=n_tokens * d, dtype=dtype).view(n_tokens, d)
+        self._model.register_forward_pre_hook(self._look, with_kwargs=True)
+        for i, block in enumerate(self._blocks):
+            block.forward = partial(self._answer, i)
+        ends = self._blocks[-1].register_forward_hook(self._keep)
+        was_training = self._model.training
+        self._model.eval()
+        for batch in batches:
+            with suppress(_Kept):
+                self._model(**batch)
+        self._model.train(was_training)
+        ends.remove()
+
+    def _look(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        """Before the model's forward: which texts it is given, and whether all of them are kept."""
+        columns = [inputs[key].tolist() for key in ("input_ids", "token_type_ids") if key in inputs]
+        self._batch.lengths = inputs["attention_mask"].sum(1).tolist()
+        rows = zip(self._batch.lengths, *columns, strict=True)
+        self._batch.texts = [array("q", (id for ids in of_text for id in ids[:n])).tobytes() for n, *of_text in rows]
+        self._batch.found = all(text in self._places for text in self._batch.texts)
+
+    def _answer(self, i: int, hidden: Tensor, *args: Any, **options: Any) -> Any:
+        """In place of block i's forward. Shapes: hidden (B, T, d)."""
+        if not self._batch.found:
+            block = self._blocks[i]
+            return type(block).forward(block, hidden, *args, **options)
+        return self._kept(hidden.shape[1]).to(hidden.device) if i == 0 else hidden
+
+    def _kept(self, length: int) -> Tensor:
+        """The last block's answers to the batch; what stands where a text has ended is masked. Shapes: (B, T, d)."""
+        first, count = torch.tensor([self._places[text] for text in self._batch.texts]).T
+        offsets = torch.arange(1 if self._one_row else length)
+        return self._rows[first[:, None] + torch.minimum(offsets, count[:, None] - 1)]
+
+    def _keep(self, block: nn.Module, args: tuple[Tensor, ...], hidden: Tensor) -> None:
+        """After the last block while the file is filled. Shapes: hidden (B, T, d), or (B, 1, d)."""
+        self._one_row = hidden.shape[1] < args[0].shape[1]
+        for text, n, rows in zip(self._batch.texts, self._batch.lengths, hidden, strict=True):
+            if text not in self._places:
+                rows = rows[:n]
+                self._rows[self._end : self._end + len(rows)] = rows
+                self._places[text] = (self._end, len(rows))
+                self._end += len(rows)
+        raise _Kept
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Room on the disk itself: a hole in a mapped file that finds the disk full later would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
+
+
+class _Batch(threading.local):
+    """What a thread has in hand: its texts, their lengths in tokens, and whether all of them are kept."""
+
+    texts: Sequence[bytes] = ()
+    lengths: Sequence[int] = ()
+    found = False
+
+    def __reduce__(self) -> tuple[type[_Batch], tuple[()]]:
+        return _Batch, ()
+
+
+class _Kept(Exception):
+    """The first blocks have answered; what follows them is not needed."""

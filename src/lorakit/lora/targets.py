@@ -11,10 +11,10 @@ from torch import nn
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
-from lorakit.lora.geometry import LINEAR, TRANSPOSED, geometry_of, matrix_shape
-from lorakit.lora.layer import AdapterHost, Layer
-from lorakit.lora.patterns import Pattern
-from lorakit.lora.presets import with_presets
+from lorakit.lora.layers import AdapterHost, Layer
+from lorakit.lora.safe_regex import Pattern
+from lorakit.lora.target_presets import with_presets
+from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, geometry_of, matrix_shape
 
 OUT_PROJ = ".base.out_proj"  # the second place in an nn.MultiheadAttention, which goes with the first
 INTERLEAVED = ("query_key_value",)  # GPT-NeoX and BLOOM mix q, k and v head by head

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorakit.lora.geometry import LINEAR, TRANSPOSED, Geometry
-from lorakit.lora.kernels import rescale
-from lorakit.lora.variants import Factors, named_generator
+from lorakit.lora.fused_linear import rescale
+from lorakit.lora.inits import Factors, named_generator
+from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, Geometry
 
 
 class Layer(Protocol):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
-from lorakit.lora.variants import named_generator
+from lorakit.lora.inits import named_generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPE = (768, 384, 1536)  # rows, d_in, d_out of a MiniLM feed-forward layer over 32 sentences

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorakit.digest import Fingerprint, file_sha256
 from lorakit.errors import ConfigError, NumericsError, OutputError
+from lorakit.hashing import Fingerprint, file_sha256
 from lorakit.models import versions
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Note, Report

@@ -16,8 +16,8 @@ import numpy as np
 
 from lorakit.data.example import Example, examples_sha256
 from lorakit.data.streaming import Streamed
-from lorakit.digest import folder_sha256
 from lorakit.errors import DataError, OutputError
+from lorakit.hashing import folder_sha256
 from lorakit.inference.answer import chunks
 from lorakit.models import save_tokenizer
 from lorakit.runtime.files import atomic_folder, remove_folder

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 from lorakit.errors import Interrupted, LorakitError, RankLost, StorageError
 from lorakit.inference.speed_up import PLAIN
 from lorakit.lora import Layer, frozen_blocks, fuse, hosts, move_adapter
-from lorakit.lora.places import Attention
+from lorakit.lora.special_layers import Attention
 from lorakit.recipe import Recipe
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Report, ignore

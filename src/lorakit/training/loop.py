@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
 from lorakit.lora import hosts, routed
-from lorakit.lora.places import BiasHost
+from lorakit.lora.special_layers import BiasHost
 from lorakit.runtime.device import is_out_of_memory, random_state, set_random_state, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Step

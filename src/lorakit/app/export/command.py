@@ -28,7 +28,7 @@ from lorakit.lora import (
     save_adapter,
     set_adapter,
 )
-from lorakit.lora.profiles import PROFILES, Profile, conform, left_behind
+from lorakit.lora.export_profiles import PROFILES, Profile, conform, left_behind
 from lorakit.models import MINILM_HUB, BaseModel, find, load_base
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import TASKS, make_task, task_layers

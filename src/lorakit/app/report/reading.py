@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from lorakit.digest import open_regular
 from lorakit.errors import OutputError
+from lorakit.hashing import open_regular
 from lorakit.inference.side import SIDE_FILE, Side, first_problem, read_facts
 
 Model = TypeVar("Model", bound=BaseModel)

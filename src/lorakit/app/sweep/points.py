@@ -17,8 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from lorakit.digest import open_regular, parse_toml
 from lorakit.errors import ConfigError, DataError, first_line
+from lorakit.hashing import open_regular, parse_toml
 from lorakit.recipe import Recipe
 
 Point = Mapping[str, Any]  # section.key -> value
