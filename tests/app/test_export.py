@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorakit
+from lorakit.app.commands.export import CONSUMERS
 from lorakit.app.export.command import MERGED, ONNX, Options, Parity, export
-from lorakit.app.verbs.export import CONSUMERS
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.hashing import Fingerprint
 from lorakit.inference import predictor

@@ -13,7 +13,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from lorakit.app.cli import commands
-from lorakit.app.verbs.completion import SHELLS, recipe_keys
+from lorakit.app.commands.completion import SHELLS, recipe_keys
 from lorakit.recipe import Recipe, known_keys
 from tests.app.conftest import Cli
 

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
+from lorakit.app.commands.card import card
+from lorakit.app.commands.combine import combine
+from lorakit.app.commands.completion import TaskType, complete, completion
+from lorakit.app.commands.doctor import doctor
+from lorakit.app.commands.export import export
+from lorakit.app.commands.import_ import import_
+from lorakit.app.commands.predict import predict
+from lorakit.app.commands.push import push
+from lorakit.app.commands.quickstart import quickstart
+from lorakit.app.commands.report import report
+from lorakit.app.commands.serve import serve
+from lorakit.app.commands.sweep import sweep
 from lorakit.app.failures import CODES, fail, how_to_go_on
 from lorakit.app.printing import echo
-from lorakit.app.verbs.card import card
-from lorakit.app.verbs.combine import combine
-from lorakit.app.verbs.completion import TaskType, complete, completion
-from lorakit.app.verbs.doctor import doctor
-from lorakit.app.verbs.export import export
-from lorakit.app.verbs.import_ import import_
-from lorakit.app.verbs.predict import predict
-from lorakit.app.verbs.push import push
-from lorakit.app.verbs.quickstart import quickstart
-from lorakit.app.verbs.report import report
-from lorakit.app.verbs.serve import serve
-from lorakit.app.verbs.sweep import sweep
 from lorakit.errors import ConfigError, Interrupted, LorakitError, RankError, first_line
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.commands.completion import TaskType
 from lorakit.app.printing import echo
-from lorakit.app.verbs.completion import TaskType
 
 
 @click.command(name="import")
