@@ -46,7 +46,7 @@ def cli() -> str:
     program = click.Context(
         commands, info_name="lorakit", terminal_width=WIDTH, max_content_width=WIDTH, **commands.context_settings
     )
-    verbs = [click.Context(command, program, name) for name, command in sorted(commands.commands.items())]
+    verbs = [click.Context(commands.load(name), program, name) for name in commands.list_commands(program)]
     for context in (program, *verbs):
         parts += ["", f"## {context.command_path}", "", "```text", context.get_help().rstrip(), "```"]
     return "\n".join(parts) + "\n"

@@ -327,9 +327,13 @@ def test_metrics_and_reports_need_numpy_alone() -> None:
     assert loaded(code, {"torch", "transformers", "scipy", "sklearn", "numpy"}) == {"numpy"}
 
 
-def test_help_does_not_import_torch() -> None:
-    code = "from lorakit.app.cli import main\nmain(['--help'])"
-    assert loaded(code, {"torch", "transformers", "pydantic", "numpy", "lorakit.app.cli"}) == {"lorakit.app.cli"}
+def test_help_imports_no_command_and_help_of_a_command_no_torch() -> None:
+    heavy = {"torch", "transformers", "numpy", "sklearn", "matplotlib", "pyarrow", "uvicorn", "huggingface_hub"}
+    of_commands = {f"lorakit.app.commands.{path.stem}" for path in (PACKAGE / "app" / "commands").glob("[a-z]*.py")}
+    code = "from lorakit.app.cli import COMMANDS, main\nmain(['--help'])"
+    assert loaded(code, {*heavy, *of_commands, "pydantic", "lorakit.app.cli"}) == {"lorakit.app.cli"}
+    code += "\nfor name in COMMANDS: main([name, '--help'])"
+    assert loaded(code, {*heavy, *of_commands}) == of_commands
 
 
 def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
-from lorakit.app.cli import commands, main
+from lorakit.app.cli import COMMANDS, commands, main
 from tests.runs import reviews, write_reviews
 from tests.tiny import tiny_bert
 
@@ -184,8 +184,8 @@ def typed() -> Iterator[tuple[str, list[str]]]:
 def test_every_line_that_is_shown_has_options_that_exist() -> None:
     seen, program = 0, click.Context(commands, **commands.context_settings)
     for place, words in typed():
-        command = commands.commands.get(words[0])
-        assert command is not None, place
+        assert words[0] in COMMANDS, place
+        command = commands.load(words[0])
         plain = [word for word in words[1:] if not re.fullmatch(r"\[.*|.*\]|RUN|\||head|jq", word)] or words[1:]
         try:
             command.make_context(words[0], plain, program, resilient_parsing=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lorakit.app.failures import how_to_go_on
+from lorakit.app.cli import how_to_go_on
 from lorakit.inference import batch_scoring
 from tests.app.conftest import Cli
 from tests.runs import reviews

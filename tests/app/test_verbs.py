@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 from click.shell_completion import ShellComplete
 
-from lorakit.app.cli import commands
-from lorakit.app.commands.completion import SHELLS, recipe_keys
+import lorakit.app.commands
+from lorakit.app.arguments import recipe_keys
+from lorakit.app.cli import COMMANDS, commands
+from lorakit.app.commands.completion import SHELLS
 from lorakit.recipe import Recipe, known_keys
 from tests.app.conftest import Cli
 
@@ -40,17 +43,26 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 
 
 def options(verb: str) -> set[str]:
-    return {name for parameter in commands.commands[verb].params for name in parameter.opts}
+    return {name for parameter in commands.load(verb).params for name in parameter.opts}
 
 
 def tree(folder: Path) -> dict[str, float]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+def test_table_has_every_command_and_its_line() -> None:
+    files = Path(lorakit.app.commands.__path__[0]).glob("[a-z]*.py")
+    assert {path.stem.rstrip("_") for path in files} == set(COMMANDS)
+    for name, line in COMMANDS.items():
+        command = commands.load(name)
+        assert command.name == name
+        assert re.split(r"\n\n|\n\x08", command.help or "")[0].replace("\n", " ") == line
+
+
 def test_each_verb_has_json_and_each_that_writes_has_dry_run() -> None:
-    assert {verb for verb in commands.commands if "--json" not in options(verb)} <= set(PLAIN)
+    assert {verb for verb in COMMANDS if "--json" not in options(verb)} <= set(PLAIN)
     assert {verb for verb in WRITE if "--dry-run" not in options(verb)} == set()
-    assert set(commands.commands) - WRITE == {
+    assert set(COMMANDS) - WRITE == {
         "check",
         "combine",
         "compare",

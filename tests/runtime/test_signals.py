@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from lorakit.app import api
-from lorakit.app.cli import program
-from lorakit.app.failures import how_to_go_on
+from lorakit.app.cli import how_to_go_on, program
 from lorakit.errors import Interrupted
 from lorakit.runtime import signals
 from lorakit.runtime.events import Event, Note, Step

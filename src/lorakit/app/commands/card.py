@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.arguments import RUN
 from lorakit.app.printing import echo
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--dry-run", is_flag=True, help="Print the card, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Say as JSON where it is, and what its header says.")
 def card(run: Path, dry_run: bool, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lorakit.app.arguments import RUN
 from lorakit.app.printing import echo
 
 
@@ -19,7 +20,7 @@ def _weights(ctx: click.Context, parameter: click.Parameter, text: str | None) -
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, metavar="RUN RUN [RUN ...]")
+@click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN [RUN ...]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write the adapter to; unset: only tell.")
 @click.option("--on", metavar="DATA", help="Labelled examples: one half to search on, the other to score.")
 @click.option("--search", type=click.IntRange(min=1), default=32, show_default=True, help="Weights to try at most.")

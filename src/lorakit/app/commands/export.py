@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from lorakit.app.arguments import RUN
 from lorakit.app.printing import echo
 
 CONSUMERS = ("peft", "merged", "onnx", "vllm", "lorax", "llamacpp")  # two, and the keys of lora.profiles.PROFILES
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--to", type=click.Choice(CONSUMERS), required=True, help="What is going to read it.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
 @click.option("--int8", is_flag=True, help="With onnx: write it in int8 too, and say what that changes.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.commands.completion import TaskType
+from lorakit.app.arguments import TaskType
 from lorakit.app.printing import echo
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorakit.app.arguments import Run
 from lorakit.app.printing import echo
 from lorakit.errors import ConfigError, DataError, OutputError
 
@@ -32,7 +33,7 @@ def _part(ctx: click.Context, parameter: click.Parameter, text: str | None) -> t
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[RUN] [TEXT ...]")
+@click.argument("words", type=Run(path_type=str), nargs=-1, metavar="[RUN] [TEXT ...]")
 @click.option(
     "--file",
     "sources",

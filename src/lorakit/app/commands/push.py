@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.arguments import RUN
 from lorakit.app.printing import echo
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.argument("repo_id", metavar="REPO_ID")
 @click.option("--private", is_flag=True, help="Make the repository private; one that is there must be so already.")
 @click.option("--revision", metavar="BRANCH", help="Push to this branch, made where it is not there; unset: main.")

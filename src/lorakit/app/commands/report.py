@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.arguments import RUN
 from lorakit.app.printing import echo
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN [RUN ...]")
+@click.argument("runs", type=RUN, nargs=-1, required=True, metavar="RUN [RUN ...]")
 @click.option(
     "--beside",
     type=click.Path(path_type=Path),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from lorakit.app.arguments import RUN
 from lorakit.app.printing import echo
 from lorakit.errors import ConfigError
 
@@ -15,7 +16,7 @@ MIB = 2**20
 
 
 @click.command()
-@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN|FOLDER ...")
+@click.argument("folders", type=RUN, nargs=-1, required=True, metavar="RUN|FOLDER ...")
 @click.option(
     "--host",
     default="127.0.0.1",

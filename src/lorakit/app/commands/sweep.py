@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorakit.app.arguments import Change
 from lorakit.app.printing import echo
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 
 @click.command(cls=OptionalValues)
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("words", nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
+@click.argument("words", type=Change(), nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
 @click.option("--list", "points", metavar="FILE", type=click.Path(path_type=Path), help="Points: JSONL, or [[point]].")
 @click.option("--random", type=click.IntRange(min=1), metavar="N", help="Draw N points; ranges are LOW..HIGH.")
 @click.option("--draw-seed", type=int, default=0, show_default=True, help="What --random and --optuna draw from.")

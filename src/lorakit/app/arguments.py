@@ -1,0 +1,143 @@
+"""What the arguments of several commands stand for: a recipe or data, a task, a run. Shells complete them, without torch."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import click
+from click.shell_completion import CompletionItem
+
+from lorakit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorakit.recipe import DataSection, Recipe
+
+
+def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
+    """The recipe in a file, or the one that DATA and the options make."""
+    from lorakit.recipe import make_recipe, read_recipe
+
+    if what.endswith(".toml"):
+        given = [f"--{name}" for name, value in options.items() if value is not None]
+        if given:
+            raise ConfigError(f"{given[0]} goes with DATA; with a recipe say section.key=value")
+        recipe = read_recipe(Path(what), changes)
+        return recipe if recipe.output.dir else _named(recipe, Path(what).stem)
+    if options["model"] is None:
+        raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm; recipes end in .toml")
+    raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
+    raw["data"].update({"text": options["text"], "label": split_commas(options["label"])})
+    if options["task"]:
+        raw["task"] = {"name": options["task"]}
+    elif not any(word.startswith("task.name=") for word in changes):
+        others = [
+            word for word in changes if not word.startswith("task.")
+        ]  # which may belong to the task that is guessed
+        data = make_recipe(raw, others, where="command line").data
+        raw["task"] = {"name": _guess_task(data, options["model"])}
+    return make_recipe(raw, changes, where="command line")
+
+
+def split_commas(words: str | None) -> str | tuple[str, ...] | None:
+    """One name, or those that commas part."""
+    return tuple(words.split(",")) if words is not None and "," in words else words
+
+
+def _named(recipe: Recipe, name: str) -> Recipe:
+    output = recipe.output.model_copy(update={"dir": str(Path("runs") / name)})
+    return recipe.model_copy(update={"output": output})
+
+
+def _guess_task(data: DataSection, model: str) -> str:
+    """CoNLL columns are entities to be recognised, by a T5 as text; everything else is classified."""
+    from lorakit.data.example import columns_of
+    from lorakit.data.read import holds_words
+
+    if data.train is None or not holds_words(data.train, columns_of(data), data.format):
+        return "sequence_classification"
+    return "text2text_ner" if "t5" in model.lower() else "token_classification"
+
+
+@cache
+def recipe_keys() -> dict[str, tuple[str, ...]]:
+    """Every section.key of a recipe, and the words that it may be."""
+    from lorakit.recipe import Recipe  # late: --help does without pydantic
+
+    sections: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    return {
+        f"{name}.{key}": _words(field.annotation)
+        for name, section in sections.items()
+        for key, field in section.model_fields.items()
+    }
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """Those of a Literal; true and false of a bool."""
+    if annotation is bool:
+        return ("true", "false")
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+class TaskType(click.ParamType[str]):
+    """A task, by its name in a recipe or by the word for it."""
+
+    name = "task"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lorakit.errors import did_you_mean
+
+        names = _tasks()
+        if value not in names:
+            self.fail(f"{value!r} is not a task; {did_you_mean(value, names)}", param, ctx)
+        return names[value]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(word for word, name in _tasks().items() if word != name)}]"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in _tasks() if word.startswith(incomplete)]
+
+
+def _tasks() -> dict[str, str]:
+    """Every word for a task, and its name."""
+    from lorakit.recipe import TASK_WORDS, TaskName
+
+    return {**TASK_WORDS, **{name: name for name in get_args(TaskName)}}
+
+
+class Change(click.types.StringParamType):
+    """A section.key=value word."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        before = ("", *(ctx.params.get(param.name or "") or ()))
+        key, equals, word = incomplete.partition("=")
+        if equals:
+            return [CompletionItem(f"{key}={value}") for value in _values(key) if value.startswith(word)]
+        if before[-1] == "=":  # bash makes three words of key=value
+            return [CompletionItem(value) for value in _values(before[-2]) if value.startswith(incomplete)]
+        if not incomplete and before[-1] in recipe_keys():  # with nothing behind the =, which click takes away
+            return [CompletionItem(value) for value in _values(before[-1])]
+        return [CompletionItem(f"{known}=") for known in recipe_keys() if known.startswith(incomplete)]
+
+
+def _values(key: str) -> tuple[str, ...]:
+    return recipe_keys().get(key, ())
+
+
+class Run(click.Path):
+    """The folder of a run."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Runs below what is typed or, with nothing typed, below runs/; where there are none, the shell's own folders."""
+        typed = Path(incomplete or "runs/")
+        is_whole = not incomplete or incomplete.endswith("/")
+        parent, begin = (typed, "") if is_whole else (typed.parent, typed.name)
+        folders = sorted(path for path in parent.glob(f"{glob.escape(begin)}*") if (path / "recipe.toml").is_file())
+        return [CompletionItem(str(path)) for path in folders] or [CompletionItem(incomplete, type="dir")]
+
+
+RUN = Run(path_type=Path)

@@ -1,0 +1,42 @@
+"""`lorakit check`: whether data are fit to train on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lorakit.app.arguments import Change, TaskType, recipe_of
+from lorakit.app.printing import echo
+
+
+@click.command()
+@click.argument("what", metavar="DATA|RECIPE")
+@click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--model", help="Count lengths in this base model's tokens; unset: the recipe's, or words.")
+@click.option("--task", type=TaskType(), help="Task for DATA; told from the file where it can be.")
+@click.option("--text", help="Column of the text.")
+@click.option("--label", help="Column of the label.")
+@click.option("--run", type=click.Path(path_type=Path), help="A trained run: suspect labels that it does not believe.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, **options: str | None) -> None:
+    """Say whether DATA, or the data of a RECIPE, are fit to train on, and what in them is likely to be wrong.
+
+    Counts, balance, lengths, duplicates, conflicting labels, overlap of the parts, rare labels; with --run suspected
+    label errors too. The last line is the verdict.
+    """
+    whole = not what.endswith(".toml")
+    if whole and run is not None:
+        from lorakit.app.checking import recipe_of_run
+
+        recipe = recipe_of_run(run, what, changes, options)
+    elif whole:
+        recipe = recipe_of(what, changes, {**options, "model": options["model"] or ""})
+    else:
+        base = options.pop("model")
+        recipe = recipe_of(what, (*changes, *([f"model.base={base}"] if base else [])), options)
+    from lorakit.app.checking import check as check_data  # after mistakes of a recipe: needs torch
+
+    found = check_data(recipe, run, whole)
+    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))

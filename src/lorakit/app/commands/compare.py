@@ -1,0 +1,33 @@
+"""`lorakit compare`: whether runs differ by more than chance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lorakit.app.arguments import RUN, split_commas
+from lorakit.app.printing import echo
+
+
+@click.command()
+@click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN [RUN ...]")
+@click.option(
+    "--on", metavar="DATA", help="Compare on this data by predicting; unset: on the runs' validation examples."
+)
+@click.option("--text", help="With --on: column of the text.")
+@click.option("--pair", help="With --on: column of the second text of pairs.")
+@click.option("--label", help="With --on: column of the label, or several with commas.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
+    """Say whether RUNs differ by more than chance, by paired tests over the same examples.
+
+    Runs that differ in the seed alone are taken together; the first recipe is compared with each of the others.
+    """
+    from lorakit.app.comparing import compare_runs
+    from lorakit.data.example import Columns
+
+    asked = Columns(columns["text"], columns["pair"], split_commas(columns["label"]))
+    found = compare_runs(runs, on, asked)
+    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))

@@ -1,0 +1,37 @@
+"""`lorakit evaluate`: the scores of a run on labelled data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lorakit.app.arguments import RUN, split_commas
+from lorakit.app.printing import echo
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@click.argument("data")
+@click.option("--text", help="Column of the text.")
+@click.option("--pair", help="Column of the second text of pairs; unset: as in training.")
+@click.option("--label", help="Column of the label, or several with commas; unset: as in training.")
+@click.option("--format", "format_", default="auto", help="Format of DATA, where its name does not tell it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+def evaluate(
+    run: Path, data: str, format_: str, as_json: bool, allow_base_mismatch: bool, **columns: str | None
+) -> None:
+    """Score RUN (a run folder or an adapter) on labelled DATA."""
+    from lorakit.app.console import Screen, score_lines
+    from lorakit.data.example import Columns
+    from lorakit.inference.predictor import load
+
+    predictor = load(run, allow_base_mismatch=allow_base_mismatch, report=Screen())
+    asked = Columns(columns["text"], columns["pair"], split_commas(columns["label"]))
+    dataset = predictor.read_labelled(data, asked, format_)
+    for note in dataset.notes:
+        echo(note, err=True)
+    scores = predictor.evaluate(dataset.examples)
+    echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))

@@ -1,0 +1,116 @@
+"""`lorakit train`: train as a recipe says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+
+import click
+
+from lorakit.app.arguments import Change, TaskType, recipe_of
+from lorakit.app.printing import echo
+from lorakit.errors import Interrupted, RankError
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on; of one that torchrun does not handle, it dies alone
+SHUTDOWN_S = 60  # from a signal until the processes are killed; they need a step, or a batch of answers, and a save
+
+
+@click.command()
+@click.argument("what")
+@click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
+@click.option(
+    "--task", type=TaskType(), help="Task for DATA, by this word or its full name; told from the file where it can be."
+)
+@click.option("--text", help="Column of the text.")
+@click.option("--label", help="Column of the label, or several with commas.")
+@click.option(
+    "--resume",
+    metavar="auto|PATH",
+    help="Go on from the newest whole checkpoint of the run (auto; none yet: begin), or from this one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, write nothing.")
+@click.option("--nproc", type=click.IntRange(min=1), default=1, help="Processes of this machine, as torchrun's.")
+@click.pass_obj
+def train(
+    words: list[str],
+    /,
+    *,
+    what: str,
+    changes: tuple[str, ...],
+    resume: str | None,
+    as_json: bool,
+    dry_run: bool,
+    nproc: int,
+    **options: str | None,
+) -> None:
+    """Train as RECIPE.toml says, or on DATA with --model.
+
+    \b
+    lorakit train recipes/sst2-bert.toml train.lr=1e-3
+    lorakit train reviews.csv --model minilm
+    """
+    recipe = recipe_of(what, changes, options)
+    if nproc > 1 and "LOCAL_RANK" not in os.environ:  # which torchrun sets for those that it starts
+        return launch(words, nproc)
+    from lorakit.app.api import train_recipe
+    from lorakit.app.console import Screen, score_lines
+
+    screen = Screen()
+    try:
+        if dry_run:
+            from lorakit.app.inspecting import inspect_recipe
+
+            found = inspect_recipe(recipe, screen)
+            echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+            return
+        result = train_recipe(recipe, report=screen, resume=resume)
+    finally:
+        screen.close()
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
+        return
+    if as_json:
+        echo(json.dumps({**result.scores, "run": str(result.folder)}))
+        return
+    counts = result.scores["parameters"]
+    echo("\n".join(score_lines(result.scores)))
+    echo(
+        f"trained {counts['trainable']:,} of {counts['total']:,} parameters ({counts['trainable'] / counts['total']:.2%})"
+    )
+    echo(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
+    echo(f"run folder: {result.folder}")
+    if (page := result.folder / "report.html").is_file():  # several seeds have one each
+        echo(f"report: {page}")
+
+
+# Several processes
+
+
+def launch(words: Sequence[str], nproc: int) -> None:
+    """Run `lorakit WORDS` in `nproc` processes of this machine and wait for them.
+
+    Raises:
+        RankError: one failed, and has said why; with its exit code, or 128 and the signal that killed it. After a
+            signal to this process, with the exit code of what can be resumed.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    options = {"nproc-per-node": nproc, "signals-to-handle": SIGNALS, "shutdown-timeout": SHUTDOWN_S}
+    told = parse_args(["--standalone", *(f"--{name}={value}" for name, value in options.items()), "-m", "lorakit"])
+    told.training_script_args = list(words)  # which argparse would look through for options of its own
+    try:
+        run(told)
+    except ChildFailedError as err:
+        rank, failure = err.get_first_failure()
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        raise RankError(f"process {rank} failed", code) from err
+    except SignalException as err:
+        raise RankError(f"ended by {err.sigval.name}", Interrupted.exit_code) from err
