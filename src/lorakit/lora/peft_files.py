@@ -182,6 +182,7 @@ def reload_adapter(model: nn.Module, folder: Path, name: str = "default") -> Non
 
 
 def _header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file under peft's own keys, without the doubles that peft writes."""
     raw = read_header(path)
     header = {_key(key): info for key, info in raw.items() if not JUNK.fullmatch(key)}
     if len(header) < sum(not JUNK.fullmatch(key) for key in raw):
@@ -318,10 +319,7 @@ def _assign(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
                 part.copy_(stored)
 
 
-# What a safetensors file says it holds, checked before anything is allocated.
-#
-# The layout is the library's to check; what it lets pass, and a foreign file should not have, is refused here: keys that stand
-# twice (the last wins), headers of 100 MB, millions of empty tensors, dtypes that are not weights.
+# What a safetensors file says it holds, checked before anything is allocated
 
 
 MAX_HEADER = 1_000_000  # bytes; an adapter over every layer of BERT-large has 40,000
@@ -340,6 +338,9 @@ class TensorInfo(NamedTuple):
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors that a file declares.
 
+    safetensors itself checks that they fill the file without holes and overlaps. Refused here is what it lets pass: keys that
+    stand twice (the last wins), headers of 100 MB, millions of empty tensors, dtypes that are not weights.
+
     Raises:
         AdapterError: the file is missing, is cut off or padded, or its header is not one of weights.
     """
@@ -347,13 +348,20 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(MAX_HEADER, os.fstat(file.fileno()).st_size - 8):
-                raise AdapterError(f"{path}: damaged: a header of {length:,} bytes")
-            _check(file.read(length))
+                raise ValueError(f"a header of {length:,} bytes")
+            raw = file.read(length)
+        # counted before they are parsed, which takes a hundred times as long
+        if (count := raw.count(b'"data_offsets"')) > MAX_TENSORS:
+            raise ValueError(f"{count:,} tensors; an adapter has {MAX_TENSORS:,} at most")
+        if raw.count(b",") > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values in the header")
+        json.loads(raw, object_pairs_hook=_check_keys_differ)
         with safe_open(path, "pt") as tensors:
             slices = ((key, tensors.get_slice(key)) for key in tensors.keys())  # noqa: SIM118 (it is not a mapping)
             header = {key: TensorInfo(entry.get_dtype(), tuple(entry.get_shape())) for key, entry in slices}
-        if other := [f"{key} has dtype {info.dtype}" for key, info in header.items() if info.dtype not in DTYPES]:
-            raise ValueError(f"{other[0]}; only {', '.join(DTYPES)} are weights")
+        for key, info in header.items():
+            if info.dtype not in DTYPES:
+                raise ValueError(f"{key} has dtype {info.dtype}; only {', '.join(DTYPES)} are weights")
     except FileNotFoundError as err:
         pickled = path.with_suffix(".bin")
         if pickled.exists():
@@ -364,20 +372,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except OSError as err:
         raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
     except (SafetensorError, ValueError, RecursionError) as err:
-        told = str(err)[:300].encode("unicode_escape").decode()  # it may quote the file, whatever that holds
-        raise AdapterError(f"{path}: damaged: {told}") from err
+        reason = str(err)[:300].encode("unicode_escape").decode()  # it may quote the file, whatever that holds
+        raise AdapterError(f"{path}: damaged: {reason}") from err
     return header
 
 
-def _check(raw: bytes) -> None:
-    # counted before they are parsed, which takes a hundred times as long
-    if (tensors := raw.count(b'"data_offsets"')) > MAX_TENSORS:
-        raise ValueError(f"{tensors:,} tensors; an adapter has {MAX_TENSORS:,} at most")
-    if raw.count(b",") > MAX_VALUES:
-        raise ValueError(f"more than {MAX_VALUES:,} values in the header")
-
-    def each_once(pairs: list[tuple[str, Any]]) -> None:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key stands twice in the header")
-
-    json.loads(raw, object_pairs_hook=each_once)
+def _check_keys_differ(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in the header")
