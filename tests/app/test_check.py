@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lorakit.app.checking import CUT
-from lorakit.app.suspects import suspects
+from lorakit.app.report.label_errors import suspects
 from lorakit.data.example import Example
 from lorakit.data.read import read
 from lorakit.errors import ConfigError
@@ -166,7 +166,7 @@ def test_suspects_among_tags_name_the_word(tagger_run: Path, files: Path, monkey
     labels = predictor.task.labels
     truth = [torch.tensor([told(labels, tag) for tag in example.tags]).log() for example in examples]
     halves = [[SimpleNamespace(log_p=half) for half in log_p.split(2)] for log_p in truth]  # as windows give them
-    monkeypatch.setattr("lorakit.app.suspects.predict_all", lambda *_: halves)
+    monkeypatch.setattr("lorakit.inference.answer.predict_all", lambda *_: halves)
     wrong = examples[5]
     assert wrong.tags[0] == "B-PER"
     examples[5] = type(wrong)(wrong.text, words=wrong.words, tags=("O", *wrong.tags[1:]), where=wrong.where)

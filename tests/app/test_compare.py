@@ -16,7 +16,7 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.tasks.metrics.bootstrap import Statistic, resample
 from lorakit.tasks.metrics.labels import accuracy
-from lorakit.training.resamples import FILE, read_resamples, sampled, write_resamples
+from lorakit.training.run_files import RESAMPLES_FILE, read_resamples, sampled, write_resamples
 from tests.app.conftest import Cli
 from tests.runs import Sections, changed, fit, sections
 
@@ -123,8 +123,8 @@ def test_every_later_group_is_compared_with_the_first(tmp_path: Path) -> None:
 def test_verdict_is_about_another_score_where_the_headline_cannot_be_resampled(tmp_path: Path) -> None:
     runs = [made(tmp_path / name, rights(0.8), lr=i + 1) for i, name in enumerate("ab")]
     for run in runs:
-        raw = json.loads((run / FILE).read_text())
-        (run / FILE).write_text(json.dumps({**raw, "metric": "macro_average_precision"}))
+        raw = json.loads((run / RESAMPLES_FILE).read_text())
+        (run / RESAMPLES_FILE).write_text(json.dumps({**raw, "metric": "macro_average_precision"}))
     found = compare_runs(runs)
     assert found.facts["comparisons"][0]["metric"] == "accuracy"
     assert "the same accuracy" in found.lines[-1]
@@ -137,7 +137,7 @@ def test_verdict_is_about_another_score_where_the_headline_cannot_be_resampled(t
 def test_too_few_examples_give_no_verdict(tmp_path: Path, n: int, verdict: str) -> None:
     runs = [made(tmp_path / name, [name == "b"] * n, lr=i + 1, metric="nll") for i, name in enumerate("ab")]
     for run in runs:
-        raw = json.loads((run / FILE).read_text())
+        raw = json.loads((run / RESAMPLES_FILE).read_text())
         assert raw["scores"]["nll"]["each"] == [float(run.name == "a")] * n
     found = compare_runs(runs)
     (difference,) = found.facts["comparisons"][0]["differences"].values()
@@ -188,7 +188,7 @@ def test_one_run_is_not_compared(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_resamples_are_refused(tmp_path: Path, edit, message: str) -> None:
-    path = made(tmp_path / "a", rights(0.8)) / FILE
+    path = made(tmp_path / "a", rights(0.8)) / RESAMPLES_FILE
     path.write_text(edit(json.loads(path.read_text())))
     with pytest.raises(OutputError, match=message):
         read_resamples(tmp_path / "a")

@@ -23,11 +23,11 @@ from sklearn.dummy import DummyClassifier
 
 from lorakit.app.report.answers import answers_of, baseline, marked
 from lorakit.app.report.charts import calibration_chart, grouped, wilson
-from lorakit.app.report.doubts import doubts
 from lorakit.app.report.drawing import write_csv
-from lorakit.app.report.page import Table, content_of, html
-from lorakit.app.report.reading import Entity, Prediction, Scores, read_run
+from lorakit.app.report.label_errors import suspects_of_run
+from lorakit.app.report.page import content_of, html
 from lorakit.tasks.registry import TASKS
+from lorakit.training.run_files import Prediction, RunScores, Span, read_run
 from tests.app.conftest import Cli
 from tests.browser import PATH, Tab, browser
 from tests.runs import changed, fit, sections
@@ -126,7 +126,7 @@ def test_training_leaves_a_report(request: pytest.FixtureRequest, name: str) -> 
 
 
 def test_every_task_has_been_reported(request: pytest.FixtureRequest) -> None:
-    found = {read_run(request.getfixturevalue(name)).task.replace(" ", "_") for name in RUNS}
+    found = {read_run(request.getfixturevalue(name)).section("task")["name"] for name in RUNS}
     assert TASKS.keys() - found == {"text2text_classification"}  # whose lines are those below
     lines = [Prediction(text="a", label="good", score=0.6, expected="good")]  # where answers are constrained
     lines += [Prediction(text="a", label=None, generated="goo", score=0.6, expected="good")]
@@ -192,7 +192,7 @@ BASELINES = {
 @pytest.mark.parametrize("gold", ["aaab", "abbb"])
 def test_baseline_is_the_dummy_classifier_s(metric: str, gold: str) -> None:
     table: dict[str, Any] = {name: {} for name in "ab"}
-    scores = Scores.model_validate({"metric": metric, metric: 0.5, "positive_label": "b", "per_class": table})
+    scores = RunScores.model_validate({"metric": metric, metric: 0.5, "positive_label": "b", "per_class": table})
     found = baseline([Prediction(text="x", expected=label, label="a") for label in gold], scores)
     dummy = DummyClassifier().fit([[0]] * 4, list(gold)).predict([[0]] * 4)
     assert found is not None
@@ -217,7 +217,7 @@ def test_mistakes_are_the_wrong_answers(bert_run: Path, tagger_run: Path) -> Non
 
 def test_marked_text_is_the_text() -> None:
     text = "x" * 700 + "Ada met Omar" + "y" * 700
-    entity = Entity(entity_group="PER", start=700, end=703)
+    entity = Span(entity_group="PER", start=700, end=703)
     for around in (0, 700):
         pieces = marked(text, [entity], [], around)
         shown = "".join(piece.text for piece in pieces)
@@ -236,30 +236,29 @@ def test_suspects_are_cleanlab_s(bert_run: Path) -> None:
     for row, label in zip(table, given, strict=True):
         sure = dict(zip("abc", row, strict=True))
         lines.append(Prediction(text="text", label="abc"[row.argmax()], probabilities=sure, expected="abc"[label]))
-    found = doubts(replace(read_run(bert_run), predictions=lines))
-    assert isinstance(found, Table)
+    found = suspects_of_run(replace(read_run(bert_run), predictions=lines))
+    assert not isinstance(found, str)
     expected = find_label_issues(given, table, return_indices_ranked_by="self_confidence", n_jobs=1)
-    numbers = [int(str(row[0])) - 1 for row in found.rows]
+    numbers = [int(suspect.where) - 1 for suspect in found]
     assert numbers == expected.tolist()
     assert set(numbers) == {0, 1, 2, 3}
-    assert [row[2:4] for row in found.rows] == [("abc"[given[i]], "abc"[gold[i]]) for i in numbers]
+    assert [suspect[2:4] for suspect in found] == [("abc"[given[i]], "abc"[gold[i]]) for i in numbers]
     several = [line.model_copy(update={"labels": [line.label], "expected": [line.expected]}) for line in lines]
-    each = doubts(replace(read_run(bert_run), predictions=several))
-    assert isinstance(each, Table)
+    each = suspects_of_run(replace(read_run(bert_run), predictions=several))
     wanted = set()
     for number, label in enumerate("abc"):
         is_given, both = (given == number).astype(int), np.stack([1 - table[:, number], table[:, number]], 1)
         names = (f"not {label}", label)
         issues = np.flatnonzero(find_label_issues(is_given, both, n_jobs=1)).tolist()
-        wanted |= {(i + 1, names[is_given[i]], names[1 - is_given[i]]) for i in issues}
-    assert {(row[0], *row[2:4]) for row in each.rows} == wanted
-    assert (1, "abc"[given[0]], f"not {'abc'[given[0]]}") in wanted
+        wanted |= {(str(i + 1), names[is_given[i]], names[1 - is_given[i]]) for i in issues}
+    assert {(suspect[0], *suspect[2:4]) for suspect in each} == wanted
+    assert ("1", "abc"[given[0]], f"not {'abc'[given[0]]}") in wanted
 
 
 def test_suspects_are_said_to_be_missing(bert_run: Path, tagger_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no probability of each label" in doubts(read_run(tagger_run))
-    monkeypatch.setattr("lorakit.app.report.doubts.find_spec", lambda name: None)
-    assert "pip install 'lorakit[cleanlab]'" in doubts(read_run(bert_run))
+    assert "no probability of each label" in suspects_of_run(read_run(tagger_run))
+    monkeypatch.setattr("lorakit.app.report.label_errors.find_spec", lambda name: None)
+    assert "pip install 'lorakit[cleanlab]'" in suspects_of_run(read_run(bert_run))
 
 
 # Hostile texts
@@ -582,6 +581,6 @@ def test_beside_goes_with_one_run(cli: Cli, bert_run: Path) -> None:
 
 def test_a_label_without_an_average_precision_is_read() -> None:
     row = {"f1": 0.0, "support": 0.0, "average_precision": None}
-    assert Scores.model_validate({"metric": "f1", "per_label": {"a": row}}).by_label == {
+    assert RunScores.model_validate({"metric": "f1", "per_label": {"a": row}}).by_label == {
         "a": {"f1": 0.0, "support": 0.0}
     }

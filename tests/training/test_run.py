@@ -21,8 +21,8 @@ from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
 from lorakit.tasks.metrics.bootstrap import intervals
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.training.prepare import prepare
-from lorakit.training.resamples import DIGITS, read_resamples
 from lorakit.training.results import SAMPLES
+from lorakit.training.run_files import DIGITS, read_resamples
 from tests.runs import SIZES, Sections, changed, fit, save_bert, sections, start, values, weights
 
 

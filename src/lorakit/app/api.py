@@ -15,7 +15,7 @@ from typing import Any
 from lorakit.app.card import FILE as CARD
 from lorakit.app.card import write_card
 from lorakit.app.console import digits
-from lorakit.app.figures import write_figures
+from lorakit.app.report.figures import write_figures
 from lorakit.app.report.page import FILE as REPORT
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary

@@ -18,11 +18,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lorakit.app.doctor import cpu_name
 from lorakit.app.report.page import METHODS, fact_rows, hash_rows, number, verdict
-from lorakit.app.report.reading import RunFiles, read_run
 from lorakit.errors import OutputError
 from lorakit.models import KINDS, MINILM_HUB
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.registry import TASKS
+from lorakit.training.run_files import RunFiles, read_run
 
 FILE = "README.md"
 NO_LABELS = "None: it answers with text of its own, or with a number."
@@ -122,13 +122,8 @@ def _template() -> str:
 
 
 def _task(run: RunFiles) -> tuple[str, Any]:
-    name = str(_section(run.recipe, "task").get("name", ""))
+    name = str(run.section("task").get("name", ""))
     return name, KINDS[TASKS[name].model] if name in TASKS else None
-
-
-def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = recipe.get(name, {})
-    return found if isinstance(found, Mapping) else {}
 
 
 def _hub_base(run: RunFiles) -> str:
@@ -158,11 +153,11 @@ def _file_name(source: str) -> str:
 
 def _results(run: RunFiles, task: str) -> Iterator[EvalResult]:
     parts = {"validation": run.scores.values, "test": run.scores.test}
-    data = _section(run.recipe, "data")
+    data = run.section("data")
     for part, scores in parts.items():
         source = data.get(part) or data.get("train")
         for name, value in scores.items():
-            if not isinstance(value, float) or name == "padding":
+            if not isinstance(value, float):
                 continue
             yield EvalResult(
                 task_type=task,
@@ -182,8 +177,6 @@ def _interval(run: RunFiles, part: str, name: str) -> dict[str, Any] | None:
 
 def _scores(run: RunFiles) -> Iterator[Sequence[str]]:
     for name, value in run.scores.values.items():
-        if name == "padding":
-            continue
         low, high = run.scores.intervals.get(name, (None, None))
         row = [name, number(value), "" if low is None else f"{number(low)} to {number(high)}"]
         test = run.scores.test.get(name)
@@ -217,7 +210,7 @@ def _snippet(run: RunFiles) -> str:
         limit = f", truncation=True, max_length={run.side.max_length}" if pipeline == "text-classification" else ""
         lines.append(f'print(pipeline("{pipeline}", model=model, tokenizer=tokenizer)("A text."{limit}))')
     else:
-        prefix = json.dumps(str(_section(run.recipe, "task").get("prefix", "")), ensure_ascii=False)
+        prefix = json.dumps(str(run.section("task").get("prefix", "")), ensure_ascii=False)
         lines += [
             f'ids = tokenizer({prefix} + "A text.", return_tensors="pt")',
             "print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=128), skip_special_tokens=True))",
@@ -253,7 +246,7 @@ def _limits(run: RunFiles) -> Iterator[str]:
         shown = ", ".join(code(label) for label in rare[:8])
         more = ", ..." if len(rare) > 8 else ""
         yield f"Fewer than {RARE} validation examples each, so little is known of how well it does there: {shown}{more}."
-    if _section(run.recipe, "task").get("crf"):
+    if run.section("task").get("crf"):
         yield "Its CRF layer is lorakit's: peft and transformers answer without it, by the best tag of each word."
 
 

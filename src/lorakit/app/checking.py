@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorakit.app.inspecting import Inspection
-from lorakit.app.suspects import Suspect, suspects
+from lorakit.app.report.label_errors import Suspect, suspects
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example

@@ -22,7 +22,7 @@ from lorakit.errors import ConfigError, DataError
 from lorakit.inference.predictor import load
 from lorakit.tasks.metrics.bootstrap import LOWER, SIGNIFICANT, Difference, difference, resample
 from lorakit.tasks.registry import check_labels
-from lorakit.training.resamples import Sampled, read_resamples, sampled
+from lorakit.training.run_files import Sampled, read_resamples, sampled
 
 # Standard errors of a difference that a test at 5 % finds 4 times in 5.
 DETECTABLE = statistics.NormalDist().inv_cdf(1 - SIGNIFICANT / 2) + statistics.NormalDist().inv_cdf(0.8)

@@ -19,7 +19,7 @@ from lorakit.runtime.files import atomic_folder, atomic_text
 from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample, with_intervals
 from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
-from lorakit.training.resamples import sampled, write_resamples
+from lorakit.training.run_files import About, sampled, write_resamples
 
 # Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.
 COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s")
@@ -53,7 +53,8 @@ def write_results(
     scores["intervals"] = intervals(resampled, len(part.examples))
     if "test" in prepared.parts:
         scores["test"] = with_intervals(prepared.task, prepared.parts["test"].examples, test_answers)
-    scores.update(_about(prepared, history))
+    about = _about(prepared, history)
+    scores.update(about.model_dump(exclude=None if about.left_out else {"left_out"}))
     lines = [prepared.task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
     expected = [{"expected": prepared.task.expected(example)} for example in part.examples]
     both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
@@ -64,32 +65,31 @@ def write_results(
     return Result(folder, scores)
 
 
-def _about(prepared: Prepared, history: History) -> dict[str, Any]:
+def _about(prepared: Prepared, history: History) -> About:
     """What the scores are scores of, and what they cost."""
-    sizes = {name: len(part.examples) for name, part in prepared.parts.items()}
     counts = prepared.parameters
-    return {
-        "metric": prepared.task.metric,
-        "best_step": history.best_step,
-        "evaluations": sum("validation" in line for line in history.lines),
-        "last": {key: value for key, value in history.last_scores.items() if key != "step"},
-        "examples": sizes,
-        **({"left_out": prepared.left_out} if prepared.left_out else {}),
-        "method": prepared.recipe.train.method,
-        "parameters": {
+    return About(
+        metric=prepared.task.metric,
+        best_step=history.best_step,
+        evaluations=sum("validation" in line for line in history.lines),
+        last={key: value for key, value in history.last_scores.items() if key != "step"},
+        examples={name: len(part.examples) for name, part in prepared.parts.items()},
+        left_out=prepared.left_out,
+        method=prepared.recipe.train.method,
+        parameters={
             "trainable": counts.trainable,
             "lora": counts.lora,
             "saved": counts.saved,
             "total": counts.total,
         },
-        "train_seconds": round(history.seconds, 3),
-        "saving_seconds": round(history.saving_seconds, 3),
-        "examples_per_s": round(history.examples / history.seconds, 1) if history.seconds else 0.0,
-        "padding": round(prepared.plan.padding, 4),
-        "memory_bytes": peak_memory(prepared.device),
-        "dtype": str(prepared.dtype).removeprefix("torch."),
-        "seed": prepared.recipe.train.seed,
-    }
+        train_seconds=round(history.seconds, 3),
+        saving_seconds=round(history.saving_seconds, 3),
+        examples_per_s=round(history.examples / history.seconds, 1) if history.seconds else 0.0,
+        padding=round(prepared.plan.padding, 4),
+        memory_bytes=peak_memory(prepared.device),
+        dtype=str(prepared.dtype).removeprefix("torch."),
+        seed=prepared.recipe.train.seed,
+    )
 
 
 def write_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from lorakit.app.report.drawing import short
-from lorakit.app.report.reading import Entity, Prediction, Scores
+from lorakit.training.run_files import Prediction, RunScores, Span
 
 CUT = 480  # characters of a text that are shown
 LEAD = 120  # of them before the first mistake
@@ -90,18 +90,18 @@ def _entities(p: Prediction) -> Answer:
     return answer._replace(gold=marked(p.text, gold, found, start), found=marked(p.text, found, gold, start))
 
 
-def _spans(expected: object) -> list[Entity]:
-    return [entity for entity in expected if isinstance(entity, Entity)] if isinstance(expected, list) else []
+def _spans(expected: object) -> list[Span]:
+    return [entity for entity in expected if isinstance(entity, Span)] if isinstance(expected, list) else []
 
 
-def _has(side: Sequence[Entity], entity: Entity) -> bool:
+def _has(side: Sequence[Span], entity: Span) -> bool:
     return any(
         (other.entity_group, other.start, other.end) == (entity.entity_group, entity.start, entity.end)
         for other in side
     )
 
 
-def marked(text: str, entities: Sequence[Entity], other: Sequence[Entity], around: int = 0) -> list[Piece]:
+def marked(text: str, entities: Sequence[Span], other: Sequence[Span], around: int = 0) -> list[Piece]:
     """A text in pieces, its entities marked; a long text is cut to the part around a place."""
     first = max(0, around - LEAD) if len(text) > CUT else 0
     last = min(len(text), first + CUT)
@@ -147,7 +147,7 @@ class Baseline(NamedTuple):
     score: float
 
 
-def baseline(predictions: Sequence[Prediction], scores: Scores) -> Baseline | None:
+def baseline(predictions: Sequence[Prediction], scores: RunScores) -> Baseline | None:
     """The commonest gold label as every answer, or the middle one of gold numbers; None where there is no such answer."""
     gold = [p.expected for p in predictions if p.entities is None and p.labels is None]
     names = [label for label in gold if isinstance(label, str)]
@@ -161,7 +161,7 @@ def baseline(predictions: Sequence[Prediction], scores: Scores) -> Baseline | No
     share = count / len(names)
     f1 = 2 * share / (1 + share)
     n_labels = max(1, len(scores.by_label))
-    positive = (scores.model_extra or {}).get("positive_label")
+    positive = scores.positive_label
     known = {
         "accuracy": share,
         "macro_f1": f1 / n_labels,

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from lorakit.app.report.comparison import Comparison, comparison_of
 from lorakit.app.report.comparison import beside as sentences
-from lorakit.app.report.doubts import doubts
 from lorakit.app.report.drawing import Chart, write_chart, write_csv
+from lorakit.app.report.label_errors import suspects_of_run
 from lorakit.app.report.page import FILE, Table, content_of, facts, html
-from lorakit.app.report.reading import read_run
 from lorakit.errors import ConfigError, OutputError
 from lorakit.runtime.files import atomic_text, make_folder
+from lorakit.training.run_files import read_run
 
 COMPARISON = "comparison.html"
 
@@ -47,7 +47,9 @@ def build(
     read = [read_run(run) for run in runs]
     if len(read) > 1:
         return _compared(comparison_of(read), page, figures, dry_run)
-    content = content_of(read[0], list(sentences(read[0], [read_run(other) for other in beside])), doubts(read[0]))
+    content = content_of(
+        read[0], list(sentences(read[0], [read_run(other) for other in beside])), suspects_of_run(read[0])
+    )
     text = html(content)
     if dry_run:
         return Built(content.verdict.sentences, facts(content))

@@ -26,8 +26,8 @@ from lorakit.app.report.drawing import (
     Chart,
     short,
 )
-from lorakit.app.report.reading import Confusion, Line, Row, RunFiles
 from lorakit.tasks.metrics.calibration import bins_of, calibration_error
+from lorakit.training.run_files import Confusion, LabelScores, Line, RunFiles
 
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot
@@ -192,7 +192,7 @@ def errors_chart(errors: Mapping[str, int]) -> Chart:
     return Chart("entity-errors", "What became of the entities", alt, ("kind", "entities"), rows, draw, left=1.6)
 
 
-def by_label_chart(rows: Mapping[str, Row], most: int = 30) -> Chart:
+def by_label_chart(rows: Mapping[str, LabelScores], most: int = 30) -> Chart:
     """F1 of each label, the lowest first where they are too many."""
     chosen = sorted(rows, key=lambda name: rows[name].get("f1", 0.0))[:most]
 

@@ -11,10 +11,9 @@ from typing import Any
 from lorakit.app.report.charts import curves, points_of, scores_over_steps, smoothed
 from lorakit.app.report.drawing import BLUE, LETTER, Cell, Chart, short
 from lorakit.app.report.page import METHODS, Table, difference, fact, number
-from lorakit.app.report.reading import RunFiles
 from lorakit.errors import ConfigError, DataError
 from lorakit.tasks.metrics.bootstrap import LOWER, SIGNIFICANT
-from lorakit.training.resamples import FILE as RESAMPLES
+from lorakit.training.run_files import RESAMPLES_FILE, RunFiles
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ def tested(runs: Sequence[RunFiles]) -> dict[str, Any] | str:
     from lorakit.app.comparing import compare_runs  # late: needs torch
 
     for run in runs:
-        if not (run.path / RESAMPLES).is_file():
-            return f"{run.name} has no {RESAMPLES}"
+        if not (run.path / RESAMPLES_FILE).is_file():
+            return f"{run.name} has no {RESAMPLES_FILE}"
     try:
         return compare_runs([run.path for run in runs]).facts
     except (ConfigError, DataError) as err:  # of other examples, or with no score in common

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 from lorakit.app.report.answers import Answer, answers_of, baseline, mistakes
 from lorakit.app.report.charts import answer_charts, most_confused, training_charts
 from lorakit.app.report.drawing import COLORS, Cell, Chart, printable, short
-from lorakit.app.report.reading import RunFiles, read_run
+from lorakit.app.report.label_errors import Suspect
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import LOWER
+from lorakit.training.run_files import RunFiles, read_run
 
 FILE = "report.html"
 WORST = 20  # mistakes that are shown
+SUSPECTS = 30
+UNASKED = "not looked for while training; lorakit report RUN looks where the extra lorakit[cleanlab] is installed"
 SAMPLES = 8  # answers of a model that writes
 METHODS = {"head": "a linear probe", "full": "full fine-tuning", "lora": "LoRA"}
 
@@ -93,7 +96,7 @@ def write_report(path: Path) -> Path:
     return path / FILE
 
 
-def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Table | str = "") -> Content:
+def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Sequence[Suspect] | str = UNASKED) -> Content:
     """What the page of a run says; `beside` are sentences about other runs."""
     answers = answers_of(run.predictions)
     wrong = [answer for answer in answers if answer.error > 0]
@@ -111,8 +114,7 @@ def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Table | str 
         facts=Table("facts", "What it is and what it cost", ("", "value"), list(fact_rows(run))),
         hashes=Table("hashes", "Fingerprints", ("what", "sha256 or version"), list(hash_rows(run))),
         command=f"lorakit train {shlex.quote(str(run.path / 'recipe.toml'))} output.dir=again",
-        suspects=suspects
-        or "not looked for while training; lorakit report RUN looks where the extra lorakit[cleanlab] is installed",
+        suspects=_suspect_table(suspects),
         notes=[f"{name} is not in the run folder; what it would show is left out" for name in _missing(run)],
     )
 
@@ -121,6 +123,16 @@ def _missing(run: RunFiles) -> Iterator[str]:
     yield from run.missing
     if not (run.path / "architecture.svg").is_file():
         yield "architecture.svg"
+
+
+def _suspect_table(suspects: Sequence[Suspect] | str) -> Table | str:
+    if isinstance(suspects, str):
+        return suspects
+    if not suspects:
+        return "none found"
+    columns = ("line", "text", "label", "the run says", "confidence")
+    rows = [(*suspect[:4], round(suspect.probability, 4)) for suspect in suspects[:SUSPECTS]]
+    return Table("suspects", f"{len(suspects)} suspected, the most suspect first", columns, rows)
 
 
 # The verdict
@@ -210,7 +222,7 @@ def _tables(run: RunFiles) -> Iterator[Table]:
 def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
     """What the run is and what it cost, by name."""
     scores, side = run.scores, run.side
-    yield "task", run.task or "not told"
+    yield "task", str(run.section("task").get("name", "not told")).replace("_", " ")
     yield "method", METHODS.get(scores.method, scores.method)
     if side is not None:
         yield "base model", side.base.name + (f" at {side.base.revision}" if side.base.revision else "")
@@ -230,19 +242,13 @@ def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
     yield "best step", f"{scores.best_step:,}"
     yield "training time", _duration(scores.train_seconds)
     yield "speed", f"{scores.examples_per_s:.1f} examples/s" if scores.examples_per_s else "not recorded"
-    for key, name in (("memory_bytes", "peak memory"), ("padding", "padding")):
-        yield name, _recorded((scores.model_extra or {}).get(key), key)
+    yield "peak memory", "not recorded" if scores.memory_bytes is None else _bytes(scores.memory_bytes)
+    yield "padding", "not recorded" if scores.padding is None else f"{scores.padding:.1%} of the tokens"
 
 
 def fact(run: RunFiles, name: str) -> Cell:
     """One row of the table of facts."""
     return next((row[1] for row in fact_rows(run) if row[0] == name), "")
-
-
-def _recorded(value: Any, key: str) -> str:
-    if not isinstance(value, (int, float)):
-        return "not recorded"
-    return f"{value:.1%} of the tokens" if key == "padding" else _bytes(value)
 
 
 def _size(folder: Path) -> str:

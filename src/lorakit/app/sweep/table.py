@@ -20,7 +20,7 @@ from lorakit.app.sweep.training import Group, Sweep
 from lorakit.errors import LorakitError
 from lorakit.runtime.files import atomic_file
 from lorakit.tasks.metrics.bootstrap import LOWER, quantiles
-from lorakit.training.resamples import read_resamples
+from lorakit.training.run_files import read_resamples
 
 WIDTH = 200  # letters of the table where there is no terminal
 

@@ -1,0 +1,113 @@
+"""Labels that a trained run does not believe: confident learning (Northcutt et al. 2021, arXiv:1911.00068) by cleanlab.
+
+`lorakit check` asks the run; a report has the answers in its folder, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lorakit.data.audit import labels_of
+from lorakit.data.example import Example
+from lorakit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorakit.inference.predictor import Predictor
+    from lorakit.training.run_files import RunFiles
+
+Place = tuple[str, str]  # where a label stands, and the text that it is of
+
+
+class Suspect(NamedTuple):
+    """A label that is likely wrong: where it stands, of what, what it says, what the run says, and how surely."""
+
+    where: str
+    text: str
+    given: str
+    suggested: str
+    probability: float
+
+
+def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
+    """The suspected label errors, the most suspect first: a text's label, one of several labels, or a word's tag.
+
+    Raises:
+        ConfigError: cleanlab is not installed, or the task gives no probability of each label.
+    """
+    from lorakit.tasks.registry import check_labels  # late, as below: they need torch
+    from lorakit.tasks.token_classification import TokenClassification
+
+    if find_spec("cleanlab") is None:
+        raise ConfigError("suspected label errors need an extra: pip install 'lorakit[cleanlab]'")
+    check_labels(predictor.task.name, examples, predictor.task.labels)
+    if isinstance(predictor.task, TokenClassification):
+        return _of_words(predictor, examples)
+    answers = [predictor.task.to_json(e, a) for e, a in zip(examples, predictor.answers(examples), strict=True)]
+    if not all("probabilities" in answer for answer in answers):
+        raise ConfigError(f"{predictor.task.name}: label errors are suspected where each label has a probability")
+    given = [labels_of(example) for example in examples]
+    places = [(example.where, example.text) for example in examples]
+    several = "labels" in answers[0]
+    return _suspects(places, given if several else [row[0] for row in given], [a["probabilities"] for a in answers])
+
+
+def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
+    """Tags of words, all words in a row as one table (Wang and Mueller 2022, arXiv:2210.03920); of a CRF what it is fed."""
+    import torch
+
+    from lorakit.inference.answer import predict_all
+
+    raws = predict_all(predictor.model, predictor.task, predictor.task.encode(examples), predictor.device)
+    table = torch.cat([read.log_p for of_example in raws for read in of_example]).softmax(-1).numpy()  # (words, C)
+    places = [(e.where, f"{word} (word {i})") for e in examples for i, word in enumerate(e.words, start=1)]
+    return _of_one_label(places, [tag for e in examples for tag in e.tags], table, predictor.task.labels)
+
+
+def suspects_of_run(run: RunFiles) -> list[Suspect] | str:
+    """The validation labels that a run does not believe, by line, or why none can be named."""
+    if not run.predictions or any(p.probabilities is None for p in run.predictions):
+        return "not looked for: these answers give no probability of each label (lorakit check DATA --run RUN judges words)"
+    if find_spec("cleanlab") is None:
+        return "not looked for: it takes an extra, pip install 'lorakit[cleanlab]'"
+    several = run.predictions[0].labels is not None
+    # of a single label that training did not have, nothing is known
+    rows = [(str(i), p, p.probabilities or {}) for i, p in enumerate(run.predictions, start=1)]
+    rows = [(line, p, shares) for line, p, shares in rows if several or p.expected in shares]
+    try:
+        return _suspects(
+            [(line, p.text) for line, p, _ in rows], [p.expected for _, p, _ in rows], [s for *_, s in rows]
+        )
+    except (ValueError, LookupError) as err:  # too few examples of a label, say
+        return f"not looked for: cleanlab cannot judge these answers ({str(err).partition(chr(10))[0]})"
+
+
+def _suspects(
+    places: Sequence[Place], given: Sequence[Any], probabilities: Sequence[Mapping[str, float]]
+) -> list[Suspect]:
+    """From each row's label, or collection of labels, and the probability of every label."""
+    labels = list(probabilities[0])
+    table = np.array([[row[label] for label in labels] for row in probabilities])
+    if isinstance(given[0], str):
+        return _of_one_label(places, given, table, labels)
+    found = []
+    for label, there in zip(labels, table.T, strict=True):  # that is there or is not, each a question of its own
+        names = (f"not {label}", label)
+        found += _of_one_label(places, [names[label in row] for row in given], np.stack([1 - there, there], 1), names)
+    return sorted(found, key=lambda suspect: -suspect.probability)
+
+
+def _of_one_label(places: Sequence[Place], given: Sequence[str], table: Any, labels: Collection[str]) -> list[Suspect]:
+    """Shapes: N places and labels, table (N, C)."""
+    from cleanlab.filter import find_label_issues
+
+    names = list(labels)
+    numbers = np.array([names.index(label) for label in given])
+    with warnings.catch_warnings():  # of labels with too few examples to judge, which `check` lists itself
+        warnings.filterwarnings("ignore", message="May not flag all label issues", category=UserWarning)
+        rows = find_label_issues(numbers, table, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [Suspect(*places[i], given[i], names[int(table[i].argmax())], float(table[i].max())) for i in map(int, rows)]

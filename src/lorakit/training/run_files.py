@@ -1,0 +1,294 @@
+"""The files of a finished run: one schema for what writes them and what reads them. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+
+from lorakit.data.example import Example, examples_sha256
+from lorakit.errors import OutputError
+from lorakit.hashing import open_regular
+from lorakit.inference.side import SIDE_FILE, Side, first_problem, read_facts
+from lorakit.runtime.files import atomic_text
+from lorakit.tasks.metrics.bootstrap import RESAMPLES, Resampled
+
+RESAMPLES_FILE = "resamples.json"
+DIGITS = 9  # after the point, of a resampled score
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Open(BaseModel):
+    """Keys of a later lorakit stay as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class About(_Open):
+    """What the scores in scores.json are scores of, and what they cost."""
+
+    metric: str
+    best_step: int = 0
+    evaluations: int = 1
+    last: dict[str, Any] = {}  # scores of the last evaluation
+    examples: dict[str, int] = {}
+    left_out: dict[str, int] = {}  # rows without a label
+    method: str = "lora"
+    parameters: dict[str, int] = {}
+    train_seconds: float | None = None
+    saving_seconds: float | None = None
+    examples_per_s: float | None = None
+    padding: float | None = None  # share of the tokens
+    memory_bytes: int | None = None  # at most
+    dtype: str = ""
+    seed: int | None = None
+
+
+class Confusion(_Open):
+    """Rows gold, columns predicted."""
+
+    labels: list[str] = Field(min_length=1)
+    matrix: list[list[NonNegativeInt]]
+
+    @model_validator(mode="after")
+    def _is_square(self) -> Self:
+        if [len(row) for row in self.matrix] != [len(self.labels)] * len(self.labels):
+            raise ValueError("not a row and a column for each label")
+        return self
+
+
+def _without_none(row: Any) -> Any:
+    """The scores that a label has: one that no example has lacks its average precision."""
+    return {name: value for name, value in row.items() if value is not None} if isinstance(row, Mapping) else row
+
+
+LabelScores = Annotated[Mapping[str, float], BeforeValidator(_without_none)]
+
+
+class RunScores(About):
+    """scores.json. Every score is an extra key with a float; `values` has them."""
+
+    intervals: dict[str, tuple[float, float]] = {}
+    per_class: dict[str, LabelScores] = {}
+    per_label: dict[str, LabelScores] = {}
+    per_type: dict[str, LabelScores] = {}
+    confusion: Confusion | None = None
+    errors: dict[str, int] = {}  # of entities
+    positive_label: str | None = None
+    test: dict[str, Any] = {}
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The scores that are numbers, by name."""
+        return {name: value for name, value in (self.model_extra or {}).items() if isinstance(value, float)}
+
+    @property
+    def by_label(self) -> dict[str, LabelScores]:
+        """Precision, recall, F1 and support of each class, label or type."""
+        return self.per_class or self.per_label or self.per_type
+
+
+class Line(_Open):
+    """A line of metrics.jsonl: a logged step, or an evaluation."""
+
+    step: int
+    epoch: float | None = None
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    validation: dict[str, float] | None = None
+    is_best: bool = False
+
+
+class Span(_Open):
+    """An entity by its place in the text."""
+
+    entity_group: str
+    start: NonNegativeInt
+    end: NonNegativeInt
+    score: float | None = None
+
+
+class Prediction(_Open):
+    """A line of predictions.jsonl, of whichever task."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    text: str
+    pair: str | None = None
+    expected: str | float | list[Span] | list[str]
+    label: str | None = None
+    labels: list[str] | None = None
+    score: float | None = None
+    probabilities: dict[str, float] | None = None
+    value: float | None = None
+    entities: list[Span] | None = None
+    generated: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.value is not None and not isinstance(self.expected, float):
+            raise ValueError("a number is answered where none is expected")
+        return self
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The content of a run folder; `missing` names the files that are not there."""
+
+    path: Path
+    scores: RunScores
+    lines: list[Line]
+    predictions: list[Prediction]
+    side: Side | None
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    missing: list[str]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def shipped(self) -> Path:
+        """The folder with the adapter, or with the model after full fine-tuning."""
+        return self.path / ("model" if self.scores.method == "full" else "adapter")
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A table of the recipe; empty where it has none."""
+        found = self.recipe.get(name)
+        return dict(found) if isinstance(found, Mapping) else {}
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read a run folder; only scores.json must be there.
+
+    Raises:
+        OutputError: it is no finished run, or a file in it is damaged.
+    """
+    if not path.is_dir():
+        raise OutputError(f"{path}: no such run folder")
+    scores = _texts(path / "scores.json")
+    if not scores:
+        raise OutputError(f"{path}: no scores.json in it, which a finished run has")
+    read = RunFiles(
+        path=path,
+        scores=_checked(RunScores, scores[0], path / "scores.json"),
+        lines=_lines(Line, path / "metrics.jsonl"),
+        predictions=_lines(Prediction, path / "predictions.jsonl"),
+        side=None,
+        recipe={},
+        recipe_text="".join(_texts(path / "recipe.toml")),
+        missing=[],
+    )
+    try:
+        recipe = tomllib.loads(read.recipe_text)
+    except (tomllib.TOMLDecodeError, RecursionError) as err:
+        raise OutputError(f"{path / 'recipe.toml'}: damaged: {err}") from err
+    side = read_facts(read.shipped) if (read.shipped / SIDE_FILE).exists() else None
+    names = ("metrics.jsonl", "predictions.jsonl", f"{read.shipped.name}/{SIDE_FILE}", "recipe.toml")
+    missing = [name for name in names if not (path / name).exists()]
+    return replace(read, side=side, recipe=recipe, missing=missing)
+
+
+def _texts(path: Path) -> list[str]:
+    """The content of a file, if it is there."""
+    try:
+        with open_regular(path) as file:
+            return [file.read().decode()]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as err:
+        raise OutputError(f"{path}: damaged: {type(err).__name__} {err}") from err
+
+
+def _lines(model: type[Model], path: Path) -> list[Model]:
+    text = "".join(_texts(path))
+    return [_checked(model, line, f"{path}:{i}") for i, line in enumerate(text.split("\n"), start=1) if line]
+
+
+def _checked(model: type[Model], text: str, place: object) -> Model:
+    try:
+        return model.model_validate(json.loads(text))
+    except ValidationError as err:
+        raise OutputError(f"{place}: damaged: {first_problem(err)}") from err
+    except (ValueError, RecursionError) as err:
+        raise OutputError(f"{place}: damaged: {type(err).__name__} {err}") from err
+
+
+# The resampled scores, by which runs over the same examples are compared without a model
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Scores on each resample of some examples, which their sha256 tells from others; `metric` is the headline."""
+
+    sha256: str
+    n: int
+    metric: str
+    scores: Mapping[str, Resampled]
+
+
+def sampled(examples: Sequence[Example], metric: str, scores: Mapping[str, Resampled]) -> Sampled:
+    """The scores of answers to these examples, in this order."""
+    return Sampled(examples_sha256(examples), len(examples), metric, scores)
+
+
+def write_resamples(folder: Path, of_run: Sampled) -> None:
+    """Write resamples.json into a run folder; an undefined score is null there."""
+    scores = {
+        name: {
+            "value": _or_null(score.value),
+            "values": [_or_null(value) for value in score.values.tolist()],
+            "right": None if score.right is None else [int(is_right) for is_right in score.right],
+            "each": None if score.each is None else [_or_null(number) for number in score.each],
+        }
+        for name, score in of_run.scores.items()
+    }
+    content = {"examples": {"sha256": of_run.sha256, "n": of_run.n}, "metric": of_run.metric, "scores": scores}
+    atomic_text(folder / RESAMPLES_FILE, json.dumps(content) + "\n")
+
+
+def _or_null(value: float) -> float | None:
+    return round(value, DIGITS) if math.isfinite(value) else None
+
+
+def read_resamples(run: Path) -> Sampled:
+    """Read resamples.json of a run folder.
+
+    Raises:
+        OutputError: there is none, or it is damaged.
+    """
+    path = run / RESAMPLES_FILE
+    if not run.is_dir():
+        raise OutputError(f"{run}: no such run folder")
+    if not path.is_file():
+        raise OutputError(
+            f"{run}: no {RESAMPLES_FILE} in it, which a finished run has; --on DATA compares by predicting"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        n = int(raw["examples"]["n"])
+        scores = {
+            name: Resampled(
+                float("nan") if score["value"] is None else float(score["value"]),
+                np.array(score["values"], dtype=np.float64),  # null becomes NaN
+                None if score["right"] is None else tuple(map(bool, score["right"])),
+                None if score.get("each") is None else tuple(map(float, score["each"])),
+                n,
+            )
+            for name, score in raw["scores"].items()
+        }
+        sizes = [len(given) for s in scores.values() for given in (s.right, s.each) if given is not None]
+        if any(s.values.shape != (RESAMPLES,) for s in scores.values()) or set(sizes) - {n}:
+            raise ValueError("numbers are missing")
+        return Sampled(str(raw["examples"]["sha256"]), n, str(raw["metric"]), scores)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise OutputError(f"{path}: damaged: {type(err).__name__} {err}") from err
