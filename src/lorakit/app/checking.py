@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorakit.app.inspecting import Inspection
+from lorakit.app.printing import Output
 from lorakit.app.report.label_errors import Suspect, suspects
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
     in_windows: int  # texts read in several windows
 
 
-def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspection:
+def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Output:
     """Check the parts that a recipe names; `whole` takes data.train as one part, of which nothing is held out.
 
     Lengths are counted in tokens where the recipe has a base model ("" is none), else in words.
@@ -77,7 +77,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Inspe
         "verdict": ending,
         "ready": ending == "ready to train",
     }
-    return Inspection([*lines, ending], facts)
+    return Output([*lines, ending], facts)
 
 
 def _read(recipe: Recipe, whole: bool, notes: list[str], by_run: bool) -> tuple[Parts, dict[str, str], dict[str, int]]:

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorakit.app.inspecting import Inspection
+from lorakit.app.printing import Output
 from lorakit.app.seeds import runs_of
 from lorakit.data.example import Columns
 from lorakit.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
     verdict: str
 
 
-def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns = Columns()) -> Inspection:
+def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns = Columns()) -> Output:
     """Compare runs on their validation examples, or on the examples in `on` by predicting them.
 
     The folder of several seeds stands for its runs.
@@ -80,7 +80,7 @@ def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns 
         by_recipe.setdefault(run.recipe, []).append(run)
     groups = [Group(chr(ord("A") + i), members) for i, members in enumerate(by_recipe.values())]
     comparisons = [_compare(groups[0], other) for other in groups[1:]]
-    return Inspection(_lines(groups, comparisons), _facts(groups, comparisons, on))
+    return Output(_lines(groups, comparisons), _facts(groups, comparisons, on))
 
 
 def _predicted(path: Path, on: str, columns: Columns) -> Sampled:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lorakit.app.console import score_lines
+from lorakit.app.printing import Output
 from lorakit.app.trackers import check_trackers
 from lorakit.errors import AdapterError, ModelError, OutputError, first_line
 from lorakit.hashing import read_object
@@ -29,13 +30,6 @@ from lorakit.runtime.events import Report, ignore
 from lorakit.training.prepare import Prepared, prepare
 
 
-class Inspection(NamedTuple):
-    """The same facts for a reader and for a program."""
-
-    lines: list[str]
-    facts: dict[str, Any]
-
-
 class Row(NamedTuple):
     """A line of the targeting table."""
 
@@ -46,7 +40,7 @@ class Row(NamedTuple):
     parameters: int
 
 
-def inspect_path(what: str) -> Inspection:
+def inspect_path(what: str) -> Output:
     """A run, an adapter or a model, told apart by what is there."""
     path = Path(what)
     if (path / "adapter").is_dir() or (path / "lorakit.json").is_file() or (path / "scores.json").is_file():
@@ -56,7 +50,7 @@ def inspect_path(what: str) -> Inspection:
     return inspect_model(what)
 
 
-def inspect_recipe(recipe: Recipe, report: Report = ignore) -> Inspection:
+def inspect_recipe(recipe: Recipe, report: Report = ignore) -> Output:
     """What a recipe would train."""
     check_trackers(recipe)
     prepared = prepare(recipe, report)
@@ -69,7 +63,7 @@ def inspect_recipe(recipe: Recipe, report: Report = ignore) -> Inspection:
         "parameters": {**counts._asdict(), "trainable": counts.trainable},
         "steps": prepared.plan.steps,
     }
-    return Inspection([recipe.to_toml(), *table, *size_lines(prepared)], facts)
+    return Output([recipe.to_toml(), *table, *size_lines(prepared)], facts)
 
 
 def target_rows(prepared: Prepared) -> list[Row]:
@@ -119,7 +113,7 @@ def _quantized(format: str) -> str:
     return "" if format == "none" else f", its linear layers in {format}"
 
 
-def inspect_run(path: Path) -> Inspection:
+def inspect_run(path: Path) -> Output:
     """What a run folder or an adapter folder holds; the base model is not needed."""
     folder = shipped_folder(path)
     side = read_side(folder)
@@ -150,10 +144,10 @@ def inspect_run(path: Path) -> Inspection:
             raise OutputError(f"{scores}: cannot be read: {err.strerror}") from err
         except (ArithmeticError, AttributeError, IndexError, LookupError, TypeError, ValueError) as err:
             raise OutputError(f"{scores}: damaged: {first_line(err)}") from err
-    return Inspection(lines, facts)
+    return Output(lines, facts)
 
 
-def inspect_adapter(folder: Path) -> Inspection:
+def inspect_adapter(folder: Path) -> Output:
     """The targeting table of peft's two files, told from the file's header alone: no tensor and no base is loaded."""
     config, info = read_adapter_config(folder)
     sizes = {key.removeprefix(PREFIX): found.shape for key, found in read_header(folder / WEIGHTS_FILE).items()}
@@ -183,7 +177,7 @@ def inspect_adapter(folder: Path) -> Inspection:
     modules = sorted({key.rpartition(".")[0] for key in whole})
     lines += ["", f"trained in full: {', '.join(modules) or 'nothing'}"]
     lines.append(f"parameters: {lora:,} LoRA, {sum(whole.values()):,} in whole modules")
-    return Inspection(lines, facts)
+    return Output(lines, facts)
 
 
 OF_UPDATE = re.compile(r"(lora_|base_layer\.bias)")
@@ -218,7 +212,7 @@ def _shortened(names: str | tuple[str, ...]) -> str:
     return ", ".join(f"{name} x{n}" if n > 1 else name for name, n in kinds.items())
 
 
-def inspect_model(name: str) -> Inspection:
+def inspect_model(name: str) -> Output:
     """The linear layers of a base model by name, which are the names for lora.target_modules."""
     try:
         model = load_base(name, "sequence_classification", labels=("0", "1")).model
@@ -236,4 +230,4 @@ def inspect_model(name: str) -> Inspection:
             {"name": kind, "count": n, "d_in": d_in, "d_out": d_out} for (kind, d_out, d_in), n in kinds.items()
         ],
     }
-    return Inspection(lines, facts)
+    return Output(lines, facts)

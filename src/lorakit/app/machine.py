@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorakit.app.inspecting import Inspection
+from lorakit.app.printing import Output
 from lorakit.lora.fused_linear import Update, adapted_linear
 from lorakit.runtime.device import GAIN, SHAPE, bf16_gain, pick_device, pick_dtype
 
@@ -18,7 +18,7 @@ ATTENTION = (32, 12, 24, 32)  # texts, heads, tokens, width of a head: MiniLM ov
 REPEATS = 5
 
 
-def inspect_kernels() -> Inspection:
+def inspect_kernels() -> Output:
     """Each fast part beside what it stands in for, measured here in some hundred milliseconds."""
     device = pick_device()
     dtype = str(pick_dtype("auto", "lora", device)).removeprefix("torch.")
@@ -44,7 +44,7 @@ def inspect_kernels() -> Inspection:
         f"in fp32 between casts {facts['fp32_attention_gain']:.2f}x as fast",
         "both are used where they can be, so that a recipe gives the same bits each time; model.kernels = 'plain' goes without",
     ]
-    return Inspection(lines, facts)
+    return Output(lines, facts)
 
 
 def linear_seconds(fused: bool) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any, NamedTuple
 
 import click
 
@@ -18,3 +20,18 @@ def visible(text: str) -> str:
 def echo(text: str, *, err: bool = False) -> None:
     """A line (or several) on stdout, or on stderr."""
     click.echo(visible(text), err=err)
+
+
+class Output(NamedTuple):
+    """What a command has to say: lines for people, and the same as facts for programs (`--json`)."""
+
+    lines: list[str]
+    facts: dict[str, Any]
+
+    def plus(self, more: Output) -> Output:
+        """This, and more behind it."""
+        return Output([*self.lines, *more.lines], {**self.facts, **more.facts})
+
+    def show(self, as_json: bool) -> None:
+        """Print one or the other on stdout."""
+        echo(json.dumps(self.facts) if as_json else "\n".join(self.lines))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lorakit.app.card import FILE
+from lorakit.app.printing import Output
 from lorakit.errors import ConfigError, OutputError, first_line
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 
@@ -19,16 +19,9 @@ SHIPPED = (".json", ".safetensors", ".txt", ".model", ".jinja")  # no .jsonl, no
 HTTP_CLIENTS = ("httpx", "httpcore", "requests")  # whose errors huggingface_hub lets through, by version
 
 
-class Pushed(NamedTuple):
-    """The same for a reader and for a program."""
-
-    lines: list[str]
-    facts: dict[str, Any]
-
-
 def push(
     run: Path, repo_id: str, *, private: bool = False, revision: str | None = None, dry_run: bool = False
-) -> Pushed:
+) -> Output:
     """Upload the adapter of a run (after full fine-tuning: its model); `revision` is a branch, made where it is not there.
 
     Raises:
@@ -50,9 +43,9 @@ def push(
     facts = {"repository": repo_id, "folder": str(folder), "files": sizes, "dry_run": dry_run}
     if dry_run:
         total = f"{len(sizes)} files, {sum(sizes.values()):,} bytes, would go to {repo_id}"
-        return Pushed([*lines, total], facts)
+        return Output([*lines, total], facts)
     url = _upload(folder, list(sizes), repo_id, private, revision)
-    return Pushed([*lines, f"pushed: {url}"], {**facts, "url": url})
+    return Output([*lines, f"pushed: {url}"], {**facts, "url": url})
 
 
 def shipped_files(folder: Path) -> list[Path]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lorakit.app.api import train_recipe
 from lorakit.app.console import Screen, score_lines
-from lorakit.app.inspecting import Inspection, inspect_recipe
-from lorakit.app.printing import echo
+from lorakit.app.inspecting import inspect_recipe
+from lorakit.app.printing import Output, echo
 from lorakit.errors import ModelError
 from lorakit.inference.predictor import load
 from lorakit.models import find
@@ -76,7 +76,7 @@ def run_ner(out: Path, t5: bool) -> Result:
     return _files(result)
 
 
-def planned(out: Path, *, sentiment: bool, ner: bool, t5: bool) -> Inspection:
+def planned(out: Path, *, sentiment: bool, ner: bool, t5: bool) -> Output:
     """What the quickstart would train, checked as `train --dry-run` does."""
     t5_sections = {**ENTITIES_T5, "model": {"base": _t5_base()}} if ner and t5 else {}
     systems = {
@@ -88,7 +88,7 @@ def planned(out: Path, *, sentiment: bool, ner: bool, t5: bool) -> Inspection:
         name: {**sections, "output": {"dir": str(_free(out / name))}} for name, sections in systems.items() if sections
     }
     found = [inspect_recipe(make_recipe(sections, where="quickstart")) for sections in asked.values()]
-    return Inspection(
+    return Output(
         [line for one in found for line in one.lines], dict(zip(asked, (f.facts for f in found), strict=True))
     )
 

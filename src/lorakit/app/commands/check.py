@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from lorakit.app.arguments import Change, TaskType, recipe_of
-from lorakit.app.printing import echo
 
 
 @click.command()
@@ -39,4 +37,4 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
     from lorakit.app.checking import check as check_data  # after mistakes of a recipe: needs torch
 
     found = check_data(recipe, run, whole)
-    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+    found.show(as_json)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from lorakit.app.arguments import RUN, split_commas
-from lorakit.app.printing import echo
 
 
 @click.command()
@@ -30,4 +28,4 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
 
     asked = Columns(columns["text"], columns["pair"], split_commas(columns["label"]))
     found = compare_runs(runs, on, asked)
-    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+    found.show(as_json)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from lorakit.app.arguments import Change
-from lorakit.app.printing import echo
 
 
 @click.command()
@@ -35,4 +33,4 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
         found = inspect_recipe(recipe)
     else:
         found = inspect_path(what) if what is not None else inspect_kernels()
-    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+    found.show(as_json)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from lorakit.app.arguments import RUN
-from lorakit.app.printing import echo
 
 
 @click.command()
@@ -26,4 +24,4 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None, dry_run: 
     from lorakit.app.pushing import push as push_run
 
     done = push_run(run, repo_id, private=private, revision=revision, dry_run=dry_run)
-    echo(json.dumps(done.facts) if as_json else "\n".join(done.lines))
+    done.show(as_json)

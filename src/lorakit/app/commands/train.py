@@ -65,7 +65,7 @@ def train(
             from lorakit.app.inspecting import inspect_recipe
 
             found = inspect_recipe(recipe, screen)
-            echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+            found.show(as_json)
             return
         result = train_recipe(recipe, report=screen, resume=resume)
     finally:

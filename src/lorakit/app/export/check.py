@@ -82,17 +82,6 @@ class Agreement(NamedTuple):
         }
 
 
-class Told(NamedTuple):
-    """What an export says of itself: lines for people, and the same as facts for programs."""
-
-    lines: list[str]
-    facts: dict[str, Any]
-
-    def plus(self, more: Told) -> Told:
-        """This, and more behind it."""
-        return Told([*self.lines, *more.lines], {**self.facts, **more.facts})
-
-
 def texts_of(path: Path, side: Side) -> Texts:
     """What to ask an export of this run or adapter: its data where they are still there, else what it has answered."""
     run = path.parent if path.name in (ADAPTER, MODEL) and not (path / "recipe.toml").is_file() else path

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.app.export.check import Told, agree, check_exact, texts_of
+from lorakit.app.export.check import agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
+from lorakit.app.printing import Output
 from lorakit.app.rehearsal import check_free
 from lorakit.errors import ConfigError
 from lorakit.inference.adapter_folder import read_side, shipped_folder
@@ -66,7 +67,7 @@ class Parity(NamedTuple):
         )
 
 
-def export(path: Path, to: str, out: Path, options: Options = Options()) -> Told:
+def export(path: Path, to: str, out: Path, options: Options = Options()) -> Output:
     """Write what the consumer reads from a run folder or an adapter folder; tells what was changed.
 
     Raises:
@@ -82,7 +83,7 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> Told
         return merge(path, out, allow_base_mismatch=options.allow_base_mismatch)
     if to == ONNX:
         onnx = export_onnx(path, out, int8=options.int8, allow_base_mismatch=options.allow_base_mismatch)
-        return Told(_left_out(read_side(shipped_folder(path))), {}).plus(onnx)
+        return Output(_left_out(read_side(shipped_folder(path))), {}).plus(onnx)
     folder = shipped_folder(path)
     side = read_side(folder)
     if side.method == "full":
@@ -106,7 +107,7 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> Told
     use = profile.use.format(out=out, r=r, served_r=next((n for n in SERVED_RANKS if n >= r), r))
     told = [*_told_labels(side, profile), *_left_out(side)]
     lines = [*(changes or ["nothing had to be changed"]), parity.line(), *told, f"use: {use}"]
-    return Told(lines, {"check": parity._asdict()})
+    return Output(lines, {"check": parity._asdict()})
 
 
 def _public_name(side: Side, options: Options) -> tuple[str, list[str]]:
@@ -206,7 +207,7 @@ def _check(parity: Parity, exact: bool) -> None:
         raise RuntimeError(f"the export differs from the adapter; nothing was written. {parity.line()}")
 
 
-def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Told:
+def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output:
     """Fold the adapter into its base model, in fp32: a plain transformers folder. Tells what of the answers is left out.
 
     Raises:
@@ -230,4 +231,4 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Told:
             after.add_module(name, before.model.get_submodule(name))
         agreement = agree(before.task, side, texts_of(path, side), before.model, after)
         check_exact(agreement)
-    return Told([*_left_out(side), agreement.line()], {"check": agreement.facts()})
+    return Output([*_left_out(side), agreement.line()], {"check": agreement.facts()})

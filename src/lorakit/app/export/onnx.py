@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lorakit.app.console import digits
-from lorakit.app.export.check import Texts, Told, agree, bare, check_exact, texts_of
+from lorakit.app.export.check import Texts, agree, bare, check_exact, texts_of
 from lorakit.app.export.graphs import (
     OPSET,
     OnnxReader,
@@ -22,6 +22,7 @@ from lorakit.app.export.graphs import (
     write_reader,
     write_writer,
 )
+from lorakit.app.printing import Output
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.inference.adapter_folder import read_side, shipped_folder
@@ -68,7 +69,7 @@ def check_onnx() -> None:
         raise ConfigError(f"--to onnx needs {err.name}: pip install 'lorakit[onnx]'") from err
 
 
-def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatch: bool = False) -> Told:
+def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatch: bool = False) -> Output:
     """Write a run's or an adapter's model, merged and in fp32, as ONNX files; the lines say how it was checked.
 
     Raises:
@@ -129,7 +130,7 @@ def _write_beside(base: BaseModel, task: Task, side: Side, place: Path) -> None:
     (place / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _prove(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Told:
+def _prove(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Output:
     agreement = agree(trial.task, trial.side, trial.texts, trial.model, export)
     check_exact(agreement)
     ms, torch_ms = _batch_ms(trial, export), _batch_ms(trial, trial.model)
@@ -139,10 +140,10 @@ def _prove(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Told:
         f"in PyTorch {torch_ms:.0f} ms ({torch.get_num_threads()} threads)"
     )
     facts = {"check": agreement.facts(), "size_mb": size, "batch_ms": ms, "pytorch_batch_ms": torch_ms}
-    return Told([agreement.line(), line], facts)
+    return Output([agreement.line(), line], facts)
 
 
-def _prove_int8(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Told:
+def _prove_int8(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Output:
     agreement = agree(trial.task, trial.side, trial.texts, trial.model, export)
     ms, size = _batch_ms(trial, export), _size_mb([named(file, QUANTIZED) for file in files])
     line = (
@@ -161,7 +162,7 @@ def _prove_int8(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Told:
         lines.append(
             f"warning: int8 answers {1 - agreement.same:.1%} of the texts otherwise; the other files are exact"
         )
-    return Told(lines, {"int8": facts})
+    return Output(lines, {"int8": facts})
 
 
 def _quantize(files: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorakit.app.inspecting import Inspection
+from lorakit.app.printing import Output
 from lorakit.app.seeds import group_folder
 from lorakit.app.sweep.points import (
     SEED,
@@ -109,7 +109,7 @@ def points_of(asked: Asked, plan: Plan) -> list[Point]:
     return [point if SEED in point else {**point, SEED: seed} for point in points for seed in plan.seeds]
 
 
-def planned(asked: Asked) -> Inspection:
+def planned(asked: Asked) -> Output:
     """The points, checked but not trained."""
     plan = make_plan(asked)
     sweep = Sweep(plan.folder, recipe_maker(asked.recipe, plan.fixed), {})
@@ -120,7 +120,7 @@ def planned(asked: Asked) -> Inspection:
     ]
     found = [{"name": m.name, "point": dict(m.point), "seed": m.seed} for m in sweep.members]
     counts = f"{len(groups)} points, {len(sweep.members)} runs in {plan.folder}"
-    return Inspection([*lines, counts], {"folder": str(plan.folder), "runs": found})
+    return Output([*lines, counts], {"folder": str(plan.folder), "runs": found})
 
 
 def run_sweep(asked: Asked, report: Report = ignore) -> Sweep:
