@@ -18,7 +18,7 @@ KERNELS = {"auto_dtype": "float32", "bf16_gain": 1.0, "adapted_linear_gain": 1.0
 
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorakit.app.machine.inspect_kernels", lambda: type("Found", (), {"facts": KERNELS}))
+    monkeypatch.setattr("lorakit.app.commands.inspect.inspect_kernels", lambda: type("Found", (), {"facts": KERNELS}))
 
 
 def found(name: str) -> Finding:

@@ -6,17 +6,16 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from click.testing import CliRunner
 
-from lorakit.app import machine
 from lorakit.app.cli import commands
+from lorakit.runtime import device
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SHAPE", (64, 32, 48))
-    monkeypatch.setattr(machine, "ATTENTION", (2, 2, 8, 16))
+    monkeypatch.setattr(device, "SHAPE", (64, 32, 48))
+    monkeypatch.setattr("lorakit.app.commands.inspect.ATTENTION", (2, 2, 8, 16))
 
 
 def test_the_gains_are_measured_and_said() -> None:
@@ -25,13 +24,6 @@ def test_the_gains_are_measured_and_said() -> None:
     facts = json.loads(CliRunner().invoke(commands, ["inspect", "--kernels", "--json"]).output)
     assert facts["threads"] == torch.get_num_threads()
     assert all(facts[key] > 0 for key in ("bf16_gain", "adapted_linear_gain", "fp32_attention_gain"))
-
-
-def test_the_best_of_several_is_taken_and_the_first_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.1, *(time for i in range(machine.REPEATS) for time in (10.0 * i, 10.0 * i + 5 - i))])
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
-    x = torch.ones(3, requires_grad=True)
-    assert machine.seconds(lambda: F.relu(x)) == 5 - (machine.REPEATS - 1)
 
 
 @pytest.mark.parametrize("words", [["inspect"], ["inspect", "minilm", "--kernels"]], ids=" ".join)

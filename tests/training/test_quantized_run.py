@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.app.inspecting import inspect_recipe, inspect_run
+from lorakit.app.commands.inspect import inspect_recipe, inspect_run
 from lorakit.data.read import read
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.inference.predictor import load

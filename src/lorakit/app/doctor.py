@@ -165,7 +165,7 @@ def _cpuinfo(key: str) -> str:
 
 def kernels() -> Iterator[Finding]:
     """Which fast parts pay here, by a measurement of some hundred milliseconds."""
-    from lorakit.app.machine import inspect_kernels
+    from lorakit.app.commands.inspect import inspect_kernels
 
     facts = inspect_kernels().facts
     yield Finding(

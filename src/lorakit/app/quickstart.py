@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.app.api import train_recipe
+from lorakit.app.commands.inspect import inspect_recipe
 from lorakit.app.console import Screen, score_lines
-from lorakit.app.inspecting import inspect_recipe
 from lorakit.app.printing import Output, echo
 from lorakit.errors import ModelError
 from lorakit.inference.predictor import load

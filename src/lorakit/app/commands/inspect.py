@@ -1,12 +1,30 @@
-"""`lorakit inspect`: what is in a model, a run or an adapter."""
+"""`lorakit inspect`: what is in a model, a run or an adapter, and what a recipe would train."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from lorakit.app.arguments import Change
+from lorakit.app.printing import Output
+from lorakit.errors import AdapterError, ModelError, OutputError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorakit.lora import LoraConfig
+    from lorakit.recipe import Recipe
+    from lorakit.runtime.events import Report
+
+R = 8
+ATTENTION = (32, 12, 24, 32)  # texts, heads, tokens, width of a head: MiniLM over short sentences
+REPEATS = 5
 
 
 @click.command()
@@ -21,16 +39,250 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
     """
     if kernels == (what is not None):
         raise click.UsageError("name a model, a run, an adapter or a recipe, or say --kernels")
-    recipe = None
-    if what is not None and what.endswith(".toml"):
+    if what is None:
+        output = inspect_kernels()
+    elif what.endswith(".toml"):
         from lorakit.recipe import read_recipe
 
-        recipe = read_recipe(Path(what), changes)
-    from lorakit.app.inspecting import inspect_path, inspect_recipe  # after mistakes of a recipe: needs torch
-    from lorakit.app.machine import inspect_kernels
-
-    if recipe is not None:
-        found = inspect_recipe(recipe)
+        output = inspect_recipe(read_recipe(Path(what), changes))
     else:
-        found = inspect_path(what) if what is not None else inspect_kernels()
-    found.show(as_json)
+        path = Path(what)
+        if (path / "adapter").is_dir() or (path / "lorakit.json").is_file() or (path / "scores.json").is_file():
+            output = inspect_run(path)
+        else:
+            output = inspect_adapter(path) if (path / "adapter_config.json").is_file() else inspect_model(what)
+    output.show(as_json)
+
+
+class Row(NamedTuple):
+    """A line of the table of adapted layers."""
+
+    module: str
+    matched_by: str
+    r: int
+    alpha: float
+    parameters: int
+
+
+def inspect_recipe(recipe: Recipe, report: Report | None = None) -> Output:
+    """What a recipe would train: its model is loaded, its data are read, nothing is written."""
+    from lorakit.app.trackers import check_trackers
+    from lorakit.lora.layers import hosts
+    from lorakit.runtime.events import ignore
+    from lorakit.training.prepare import prepare
+
+    check_trackers(recipe)
+    prepared = prepare(recipe, report or ignore)
+    adapters = {path: host.get_submodule("adapters") for path, host in hosts(prepared.model)}
+    rows = [
+        Row(t.path, t.matched_by, t.r, t.alpha, sum(p.numel() for p in adapters[t.path].parameters()))
+        for t in prepared.targets
+    ]
+    counts, plan = prepared.parameters, prepared.plan
+    whole = ", ".join(prepared.config.modules_to_save) if prepared.config else "everything"
+    lines = [
+        recipe.to_toml(),
+        *(_table(rows) if rows else [f"no LoRA layers: train.method = {recipe.train.method!r}"]),
+        "",
+        f"trained in full: {whole or 'nothing'}",
+        f"parameters: {counts.trainable:,} trained ({counts.lora:,} LoRA, {counts.saved:,} in whole modules) "
+        f"of {counts.total:,} ({counts.trainable / counts.total:.2%})",
+        f"examples: {', '.join(f'{len(part.examples):,} {name}' for name, part in prepared.parts.items())}; "
+        f"labels: {len(prepared.task.labels)}",
+        f"steps: {plan.steps} ({plan.steps_per_epoch} an epoch), base in {str(prepared.dtype).removeprefix('torch.')}"
+        f"{_quantized(recipe.model.quantize)}",
+        f"kernels: {prepared.kernels}",
+    ]
+    facts = {
+        "recipe": recipe.model_dump(mode="json"),
+        "targets": [row._asdict() for row in rows],
+        "parameters": {**counts._asdict(), "trainable": counts.trainable},
+        "steps": plan.steps,
+    }
+    return Output(lines, facts)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    """One line a layer: module, what matched it, rank, alpha, parameters."""
+    by = ["its whole path" if row.matched_by == row.module else row.matched_by for row in rows]
+    width = max(len("module"), *(len(row.module) for row in rows))
+    by_width = max(len("matched by"), *map(len, by))
+    return [
+        f"{'module':<{width}}  {'matched by':<{by_width}}    r  alpha  parameters",
+        *(
+            f"{row.module:<{width}}  {matched:<{by_width}}  {row.r:>3}  {row.alpha:>5g}  {row.parameters:>10,}"
+            for row, matched in zip(rows, by, strict=True)
+        ),
+    ]
+
+
+def _quantized(form: str) -> str:
+    return "" if form == "none" else f", its linear layers in {form}"
+
+
+def inspect_run(path: Path) -> Output:
+    """What a run folder or an adapter folder holds; the base model is not needed."""
+    from lorakit.app.console import score_lines
+    from lorakit.hashing import read_object
+    from lorakit.inference.adapter_folder import read_side, shipped_folder
+    from lorakit.inference.side import MOST_BYTES
+
+    folder = shipped_folder(path)
+    side = read_side(folder)
+    base = side.base
+    lines = [
+        f"folder: {folder}",
+        f"task: {side.task.name}" + (f", {len(side.labels)} labels: {', '.join(side.labels)}" if side.labels else ""),
+        f"base: {base.name}{f' at {base.revision}' if base.revision else ''}, sha256 {base.sha256[:12]}..., "
+        f"{side.dtype}{_quantized(side.quantize)}",
+        f"method: {side.method}, at most {side.max_length} tokens",
+    ]
+    facts = side.model_dump(exclude={"files", "scores", "versions", "combined"})
+    names = {"base": base.name, "revision": base.revision, "base_sha256": base.sha256}
+    output = Output(lines, {"folder": str(folder), **facts, **names})
+    if side.method != "full":
+        output = output.plus(inspect_adapter(folder))
+    scores = path / "scores.json"
+    if scores.is_file():
+        try:
+            values = read_object(scores, MOST_BYTES)
+            return output.plus(Output(score_lines(values), {"scores": values}))
+        except OSError as err:
+            raise OutputError(f"{scores}: cannot be read: {err.strerror}") from err
+        except (ArithmeticError, AttributeError, IndexError, LookupError, TypeError, ValueError) as err:
+            raise OutputError(f"{scores}: damaged: {first_line(err)}") from err
+    return output
+
+
+def inspect_adapter(folder: Path) -> Output:
+    """The table of peft's two files, read from the tensors' header alone: neither a tensor nor a base is loaded."""
+    from lorakit.lora import read_adapter_config
+    from lorakit.lora.peft_files import PREFIX, WEIGHTS_FILE, read_header
+
+    config, info = read_adapter_config(folder)
+    shapes = {key.removeprefix(PREFIX): tensor.shape for key, tensor in read_header(folder / WEIGHTS_FILE).items()}
+    ranks = {found[1]: shape[0] for key, shape in shapes.items() if (found := FACTOR_A.fullmatch(key))}
+    counts: Counter[str] = Counter()
+    whole = {}
+    for key, shape in shapes.items():
+        found = OF_UPDATE.fullmatch(key)
+        if found and found[1] in ranks:
+            counts[found[1]] += math.prod(shape)
+        else:
+            whole[key] = math.prod(shape)
+    rows = [Row(path, _matched_by(path, config), r, _alpha(path, config), counts[path]) for path, r in ranks.items()]
+    rows.sort(
+        key=lambda row: [(part.isdigit(), int(part) if part.isdigit() else part) for part in row.module.split(".")]
+    )
+    lora = counts.total()
+    facts = {
+        "base": info.name_or_path,
+        "task_type": info.task_type,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "targets": [row._asdict() for row in rows],
+        "whole": whole,
+        "parameters": {"lora": lora, "saved": sum(whole.values())},
+    }
+    names = config.target_modules
+    if not isinstance(names, str):
+        kinds = Counter(name.rpartition(".")[2] for name in names)
+        names = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in kinds.items())
+    kind = " ".join(["rsLoRA"] * config.use_rslora + ["DoRA"] * config.use_dora) or "LoRA"
+    modules = sorted({key.rpartition(".")[0] for key in whole})
+    lines = [
+        f"adapter: {kind}, r {config.r}, alpha {config.lora_alpha:g}, {names}",
+        *(["", *_table(rows)] if rows else []),
+        "",
+        f"trained in full: {', '.join(modules) or 'nothing'}",
+        f"parameters: {lora:,} LoRA, {sum(whole.values()):,} in whole modules",
+    ]
+    return Output(lines, facts)
+
+
+FACTOR_A = re.compile(r"(.*)\.(lora_A\.weight|lora_embedding_A)")
+OF_UPDATE = re.compile(r"(.*)\.(lora_.*|base_layer\.bias)")
+
+
+def _matched_by(path: str, config: LoraConfig) -> str:
+    """The entry of target_modules that chose this layer."""
+    from lorakit.lora.targets import has_suffix
+
+    names = config.target_modules
+    return names if isinstance(names, str) else next((name for name in names if has_suffix(path, name)), "?")
+
+
+def _alpha(path: str, config: LoraConfig) -> float:
+    """The layer's own alpha: that of the first pattern which matches it, as peft reads it."""
+    from lorakit.lora.safe_regex import Pattern
+    from lorakit.lora.targets import suffix_pattern
+
+    for name, alpha in config.alpha_pattern.items():
+        try:
+            if Pattern(suffix_pattern(name)).fullmatch(path):
+                return alpha
+        except re.error as err:
+            raise AdapterError(f"alpha_pattern: {name[:80]!r} cannot be used: {err}") from err
+    return config.lora_alpha
+
+
+def inspect_model(name: str) -> Output:
+    """The linear layers of a base model by name, which are the names for lora.target_modules."""
+    from lorakit.lora import linear_layers
+    from lorakit.lora.weight_layouts import matrix_shape
+    from lorakit.models import load_base
+
+    try:
+        model = load_base(name, "sequence_classification", labels=("0", "1")).model
+    except ModelError:
+        model = load_base(name, "text2text").model
+    kinds = Counter((path.rpartition(".")[2], *matrix_shape(layer)) for path, layer in linear_layers(model).items())
+    total = sum(p.numel() for p in model.parameters())
+    lines = [f"{name}: {type(model).__name__}, {total:,} parameters, {kinds.total()} linear layers"]
+    lines += [f"  {kind:<14} x{n:<3} {d_in} -> {d_out}" for (kind, d_out, d_in), n in kinds.items()]
+    linear = [{"name": kind, "count": n, "d_in": d_in, "d_out": d_out} for (kind, d_out, d_in), n in kinds.items()]
+    return Output(lines, {"model": name, "class": type(model).__name__, "parameters": total, "linear": linear})
+
+
+def inspect_kernels() -> Output:
+    """Each fast part beside what it stands in for, measured here in some hundred milliseconds."""
+    import torch
+    import torch.nn.functional as F
+    from torch.utils.benchmark import Timer
+
+    from lorakit.lora.fused_linear import Update, adapted_linear
+    from lorakit.runtime.device import GAIN, SHAPE, bf16_gain, pick_device, pick_dtype
+
+    def seconds(forward: Callable[[], Tensor]) -> float:
+        timer = Timer("forward().sum().backward()", globals={"forward": forward}, num_threads=torch.get_num_threads())
+        return timer.timeit(REPEATS).mean  # it warms up first
+
+    rows, d_in, d_out = SHAPE
+    weight, bias = torch.ones(d_out, d_in), torch.ones(d_out)
+    x, A, B = (torch.ones(shape, requires_grad=True) for shape in ((rows, d_in), (R, d_in), (d_out, R)))
+    query, key, value = (torch.ones(ATTENTION, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    plain = seconds(lambda: F.linear(x, weight, bias) + F.linear(F.linear(x, A), B) * 2.0)
+    fused = seconds(lambda: adapted_linear(x, weight, bias, [Update(rows, A, B, 2.0)]))
+    narrow = seconds(lambda: F.scaled_dot_product_attention(query, key, value))
+    wide = seconds(lambda: F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(torch.bfloat16))
+    device = pick_device()
+    facts = {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "auto_dtype": str(pick_dtype("auto", "lora", device)).removeprefix("torch."),
+        "bf16_gain": bf16_gain(),
+        "adapted_linear_gain": plain / fused,
+        "fp32_attention_gain": narrow / wide,
+    }
+    lines = [
+        f"device: {facts['device']}, {facts['threads']} threads, {facts['cpu']}",
+        f"matrix products: in bf16 {facts['bf16_gain']:.2f}x as fast as in fp32; "
+        f"model.dtype = 'auto' takes bf16 from {GAIN}x on, here {facts['auto_dtype']}",
+        f"adapted linear layer, {rows} rows of {d_in} to {d_out}, forward and backward on the CPU: "
+        f"in one function {facts['adapted_linear_gain']:.2f}x as fast",
+        "attention of a bf16 model, forward and backward on the CPU: "
+        f"in fp32 between casts {facts['fp32_attention_gain']:.2f}x as fast",
+        "both are used where they can be, so that a recipe gives the same bits each time; model.kernels = 'plain' goes without",
+    ]
+    return Output(lines, facts)

@@ -62,11 +62,9 @@ def train(
     screen = Screen()
     try:
         if dry_run:
-            from lorakit.app.inspecting import inspect_recipe
+            from lorakit.app.commands.inspect import inspect_recipe
 
-            found = inspect_recipe(recipe, screen)
-            found.show(as_json)
-            return
+            return inspect_recipe(recipe, screen).show(as_json)
         result = train_recipe(recipe, report=screen, resume=resume)
     finally:
         screen.close()
