@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lorakit.app.doctor import cpu_name
+from lorakit.app.commands.doctor import cpu_name
 from lorakit.app.report.page import METHODS, fact_rows, hash_rows, number, verdict
 from lorakit.errors import OutputError
 from lorakit.models import KINDS, MINILM_HUB

@@ -1,22 +1,232 @@
-"""`lorakit doctor`: whether this machine is fit to train."""
+"""`lorakit doctor`: what this machine has, lacks, or has in a bad state, each with what would help."""
 
 from __future__ import annotations
 
-import json
+import importlib.metadata
+import os
+import platform
+import shutil
 import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from lorakit.app.printing import echo
+import lorakit
+from lorakit.app.printing import Output
+from lorakit.errors import first_line
+from lorakit.hashing import file_sha256
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+DEMO = Path(lorakit.__file__).parent / "demo"
+SUMS = "SHA256SUMS"  # of the bundled data, as sha256sum writes it
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # of the CPU, that matrix products profit from
+GB = 1e9
+LITTLE = 2.0  # GB of memory, or of disk, below which training on a small base is likely to fail
+HUB_TIMEOUT_S = 3.0
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Look at versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 where something prevents work."""
-    from lorakit.app.doctor import examine
-
-    found = examine()
-    echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
-    if not found.is_fit:
+    findings = examine()
+    fit = all(finding.state != "failure" for finding in findings)
+    n = sum(finding.state in ("warning", "failure") for finding in findings)
+    verdict = f"{'fit' if fit else 'not fit'} to train{f'; {n} to look at' if n else ''}"
+    facts = {"fit": fit, "findings": [asdict(finding) for finding in findings]}
+    Output([*(finding.line for finding in findings), verdict], facts).show(as_json)
+    if not fit:
         sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: a failure prevents work, a warning makes some of it worse or impossible."""
+
+    name: str
+    text: str
+    state: Literal["ok", "absent", "warning", "failure"] = "ok"
+    remedy: str = ""
+
+    @property
+    def line(self) -> str:
+        """The same for people."""
+        return f"{self.state:<8} {self.name}: {self.text}{f'; {self.remedy}' if self.remedy else ''}"
+
+
+def examine() -> list[Finding]:
+    """Look at everything; a check that itself fails is a failure."""
+    findings: list[Finding] = []
+    for check in (packages, cpu, kernels, gpu, memory, disk, hub, data):
+        try:
+            findings += check()
+        except Exception as err:
+            text = f"{type(err).__name__}: {first_line(err, 'no message')}"
+            findings.append(Finding(check.__name__, text, "failure"))
+    return findings
+
+
+def packages() -> Iterator[Finding]:
+    """The interpreter, what lorakit cannot do without, and what some commands need besides."""
+    from packaging.requirements import Requirement  # of transformers' own needs
+
+    yield Finding("python", f"{platform.python_version()}, {sys.executable}")
+    yield Finding("lorakit", f"{lorakit.__version__}, {Path(lorakit.__file__).parent}")
+    try:
+        needs = [Requirement(text) for text in importlib.metadata.requires("lorakit") or ()]
+        extras = importlib.metadata.metadata("lorakit").get_all("Provides-Extra") or ()
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path, which is not installed
+        return
+    always = [need for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+    yield from map(_package, always)
+    for extra in (name for name in extras if name != "test"):
+        mine = [_package(n) for n in needs if n not in always and n.marker and n.marker.evaluate({"extra": extra})]
+        if all(finding.state == "ok" for finding in mine):
+            yield Finding(f"extra {extra}", ", ".join(f"{finding.name} {finding.text}" for finding in mine))
+        else:
+            remedy = f"pip install 'lorakit[{extra}]' where you want it"
+            yield Finding(f"extra {extra}", "not installed", "absent", remedy)
+
+
+def _package(need: Requirement) -> Finding:
+    command = f"pip install '{need.name}{need.specifier}'"
+    try:
+        version = importlib.metadata.version(need.name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(need.name, "not installed", "failure", command)
+    if not need.specifier.contains(version, prereleases=True):
+        return Finding(need.name, f"{version}, older than lorakit needs", "failure", command)
+    return Finding(need.name, version)
+
+
+def cpu() -> Iterator[Finding]:
+    """Cores, the instructions that count, and threads."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    known = (_proc("cpuinfo", "flags") or _proc("cpuinfo", "Features")).split()
+    flags = ", ".join(flag for flag in FLAGS if flag in known) or "no vector instructions known of"
+    yield Finding("cpu", f"{cpu_name()}, {cores} cores, {flags}")
+    threads = torch.get_num_threads()
+    if threads > cores:
+        remedy = f"set OMP_NUM_THREADS={cores}: more are slower"
+        yield Finding("threads", f"{threads} of torch on {cores} cores", "warning", remedy)
+    else:
+        yield Finding("threads", f"{threads} of torch")
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    return _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def _proc(file: str, key: str) -> str:
+    """A value of /proc/cpuinfo or /proc/meminfo; nothing on systems that are not Linux."""
+    try:
+        lines = Path("/proc", file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
+
+
+def kernels() -> Iterator[Finding]:
+    """Which fast parts pay here, by a measurement of some hundred milliseconds."""
+    from lorakit.app.commands.inspect import inspect_kernels
+
+    facts = inspect_kernels().facts
+    yield Finding(
+        "kernels",
+        f"model.dtype = 'auto' is {facts['auto_dtype']} (bf16 products {facts['bf16_gain']:.1f}x as fast), adapted linear "
+        f"layers {facts['adapted_linear_gain']:.1f}x, bf16 attention by way of fp32 {facts['fp32_attention_gain']:.1f}x",
+    )
+
+
+def gpu() -> Iterator[Finding]:
+    """The accelerators that torch can use."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding("gpu", "none that torch can use; everything runs on the CPU", "absent")
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        yield Finding("gpu", f"{torch.cuda.get_device_name(index)}, {free / GB:.1f} of {total / GB:.1f} GB free")
+
+
+def memory() -> Iterator[Finding]:
+    """What programs may still take."""
+    if available := _proc("meminfo", "MemAvailable"):
+        remedy = "close other programs, or train with model.quantize=int8 or train.micro_batch_size=8"
+        yield _room("memory", float(available.split()[0]) * 1024 / GB, remedy)
+    else:
+        yield Finding("memory", "this system does not tell", "absent")
+
+
+def disk() -> Iterator[Finding]:
+    """Room and right to write in the working folder."""
+    here = Path.cwd()
+    if _can_write(here):
+        remedy = f"runs and checkpoints go to {here}; set output.dir elsewhere"
+        yield _room("disk", shutil.disk_usage(here).free / GB, remedy)
+    else:
+        yield Finding("disk", f"{here} cannot be written to", "failure", "change to another folder, or set output.dir")
+
+
+def _room(name: str, free: float, remedy: str) -> Finding:
+    return Finding(name, f"{free:.1f} GB free", *(("warning", remedy) if free < LITTLE else ()))
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def hub() -> Iterator[Finding]:
+    """Where models of the hub are kept, whether it answers (unless offline mode is set), and whether there is a token."""
+    from huggingface_hub import constants, get_token
+
+    home = Path(constants.HF_HOME)
+    if _can_write(next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())):
+        yield Finding("hub cache", str(home))
+    else:
+        yield Finding("hub cache", f"{home} cannot be written to", "warning", "set HF_HOME to a folder of yours")
+    without = "models in the cache or in folders, minilm and t5-demo need none"
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("hub", f"offline mode is set; {without}", "absent", "unset HF_HUB_OFFLINE to download")
+    else:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S):
+                yield Finding("hub", f"{constants.ENDPOINT} answers")
+        except urllib.error.HTTPError as err:  # an answer, whatever it says
+            yield Finding("hub", f"{constants.ENDPOINT} answers ({err.code})")
+        except (OSError, ValueError) as err:
+            remedy = f"see to the network or a proxy (HTTPS_PROXY); {without}"
+            yield Finding("hub", f"{constants.ENDPOINT} cannot be reached ({err})", "warning", remedy)
+    if get_token():
+        yield Finding("hub token", "there is one")
+    else:
+        remedy = "private models and lorakit push need one: hf auth login, or HF_TOKEN"
+        yield Finding("hub token", "none", "absent", remedy)
+
+
+def data() -> Iterator[Finding]:
+    """Whether the bundled data are whole."""
+    sums = [line.split("  ", 1) for line in (DEMO / SUMS).read_text(encoding="utf-8").splitlines()]
+    damaged = [name for sha256, name in sums if not (DEMO / name).is_file() or file_sha256(DEMO / name) != sha256]
+    if damaged:
+        text, remedy = f"missing or changed: {', '.join(damaged)}", "pip install --force-reinstall --no-deps lorakit"
+        yield Finding("bundled data", text, "failure", remedy)
+    else:
+        yield Finding("bundled data", "whole")
