@@ -224,7 +224,7 @@ def lorakit_system(job: Job, files: Mapping[str, Path], folder: Path, clock: Clo
     pair = {"pair": "pair"} if "pair" in rows_of(files["test"])[0] else {}
     lorakit.train(
         report=report,
-        model={"base": "minilm", "dtype": "fp32", "dropout": 0.0},
+        model={"base": "minilm", "dtype": "fp32", "dropout": 0.0, "pooling": "cls"},  # what the rivals read
         data={**{part: str(files[part]) for part in ("train", "validation")}, "max_length": MAX_LENGTH, **pair},
         task={"name": spec.task},
         lora={"r": R, "alpha": ALPHA},

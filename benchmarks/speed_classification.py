@@ -213,7 +213,7 @@ def lorakit_system(job: Job, **model: Any) -> Trained:
 
     recipe = make_recipe(
         {
-            "model": {"base": job.base, **model},
+            "model": {"base": job.base, "pooling": "cls", **model},  # what the rivals read
             "data": {"train": str(subset(job)), "validation": str(job.folder / "validation.jsonl"), "max_length": MAX_LENGTH},
             "lora": {"r": job.spec.r, "alpha": ALPHA, "target_modules": job.spec.targets},
             "train": {

@@ -65,8 +65,8 @@ def make_files(spec: Prediction, folder: Path, data: Path | None) -> None:
     for name in ("run", "merged"):
         shutil.rmtree(folder / name, ignore_errors=True)
     lorakit.train(
-        model={"base": "minilm"}, data={"train": str(small), "max_length": MAX_LENGTH}, train={"max_steps": 4, "lr": 1e-2},
-        output={"dir": str(folder / "run")},
+        model={"base": "minilm", "pooling": "cls"}, data={"train": str(small), "max_length": MAX_LENGTH},
+        train={"max_steps": 4, "lr": 1e-2}, output={"dir": str(folder / "run")},
     )  # fmt: skip
     lorakit.load(folder / "run").merge_to(folder / "merged")
 

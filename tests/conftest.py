@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,17 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sentence_bert(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
+    """The same, with the file by which a sentence encoder says that a text is the mean over its tokens."""
+    shutil.copytree(bert, folder := tmp_path_factory.mktemp("models") / "sentence-bert")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}'
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.runs import save_roberta
 
@@ -125,6 +137,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bert_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
     """A complete run folder of sequence classification."""
     return _run(tmp_path_factory, bert, files, "sequence_classification")
+
+
+@pytest.fixture(scope="session")
+def mean_run(tmp_path_factory: pytest.TempPathFactory, sentence_bert: Path, files: Path) -> Path:
+    """A complete run folder of sequence classification by the mean over tokens."""
+    return _run(tmp_path_factory, sentence_bert, files, "sequence_classification", "train.lr=5e-3")
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,9 @@ def ship(
 ) -> Path:
     """Write an adapter of random values; `lora` are settings of it, `changes` what lorakit.json has otherwise."""
     section = TaskSection(name=task, **lora.pop("knobs", {}))
-    layers, outputs = task_layers(section, labels), TASKS[task].outputs(tuple(labels))
-    loaded = load_base(str(base), TASKS[task].model, labels=outputs, layers=layers)
+    outputs = TASKS[task].outputs(tuple(labels))
+    loaded = load_base(str(base), TASKS[task].model, labels=outputs, pooling="auto")
+    loaded = loaded.with_layers(task_layers(section, labels))
     config = LoraConfig(**{"target_modules": ("query", "value"), "modules_to_save": loaded.saved_modules, **lora})
     add_adapter(loaded.model, config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -39,6 +40,7 @@ def ship(
         "base": Base.of(loaded.name, None, loaded.fingerprint),
         "dtype": "fp32",
         "method": "lora",
+        "pooling": loaded.pooling,
         "columns": dataclasses.asdict(Columns()),
     }
     write_side(folder, Side.model_validate({**side, **dict(changes)}))

@@ -6,10 +6,9 @@ import importlib.util
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from lorakit.errors import ModelError, did_you_mean, first_line, short
 from lorakit.fingerprints import fingerprint_of, weights_sha256
 from lorakit.hashing import Fingerprint
+from lorakit.pooling import HEAD, classify_by_mean, load_head, own_pooling, reads_mean, save_layout
+from lorakit.recipe import Pooling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +77,14 @@ class BaseModel:
     missing: tuple[str, ...]  # tensors that the checkpoint lacked, and that are random now
     max_length: int  # tokens
     drops: bool  # whether a part of it drops anything at random while it trains
+    pooling: Literal["cls", "mean"]  # what a classifier reads: what its family's own head does, or the mean over tokens
+    own_pooling: str  # what its checkpoint says of it; "" where that is nothing
+
+    def with_layers(self, layers: Mapping[str, nn.Module]) -> BaseModel:
+        """With these layers in the model, by name, which are saved with an adapter as its head is."""
+        for name, module in layers.items():
+            self.model.add_module(name, module)
+        return replace(self, saved_modules=(*self.saved_modules, *layers))
 
     def new_head(self) -> nn.Linear | None:
         """The output layer, where the checkpoint lacked it and it has a bias."""
@@ -93,29 +102,38 @@ def load_base(
     dropout: float | None = None,
     seed: int = 0,
     fingerprint: Fingerprint | None = None,
-    layers: Mapping[str, nn.Module] = MappingProxyType({}),
+    pooling: Pooling = "cls",
 ) -> BaseModel:
     """Load a base model in fp32; layers that the checkpoint lacks are initialised by `seed`.
 
-    `layers` are added to it by name, and saved with an adapter as its head is.
+    `pooling` is what a classifier of whole texts reads; "auto" is the mean where the checkpoint says so.
 
     `fingerprint` is its own where that is known already, which spares reading the weights once more.
 
     Raises:
         ModelError: the model is not found (nor the hub reachable), has no safetensors weights, or is of another kind.
     """
-    folder = find(name, revision)
+    folder, known = find(name, revision), KINDS[kind]
     with _quiet():
         config = _config(folder, name, labels if kind != "text2text" else ())
         if dropout is not None:  # some modules are made only where the rate is above zero
             _set_dropout(_configs(config), dropout)
-        if KINDS[kind].problem_type:
-            config.problem_type = KINDS[kind].problem_type
-        model, missing = _model(folder, name, KINDS[kind], config, seed)
-        tokenizer = _tokenizer(folder, name, config, KINDS[kind])
+        if known.problem_type:
+            config.problem_type = known.problem_type
+        says = own_pooling(folder, name) if known.peft_task_type == "SEQ_CLS" else ""
+        if pooling == "auto":
+            pooling = "mean" if says == "mean" and not config.is_encoder_decoder else "cls"
+        if pooling == "mean":
+            known = _over_tokens(known, config, name)
+        model, missing = _model(folder, name, known, config, seed)
+        if pooling == "mean":
+            classify_by_mean(model, config.num_labels, seed)
+            new = set() if load_head(model, folder) else {f"{HEAD}.weight", f"{HEAD}.bias"}
+            missing = {key for key in missing if not key.startswith("pooler.")} | new
+        tokenizer = _tokenizer(folder, name, config, known)
     if dropout is not None:
         _set_dropout([*model.modules(), *_configs_of(model)], dropout)
-    if KINDS[kind].peft_task_type == "SEQ_2_SEQ_LM":
+    if known.peft_task_type == "SEQ_2_SEQ_LM":
         model.config.decoder_start_token_id = _decoder_start(model, name)
     for own in _configs_of(model):
         if hasattr(own, "pad_token_id"):  # what is padded is what the tokenizer's token says, by whatever the file is
@@ -126,23 +144,35 @@ def load_base(
             "answer to a text would depend on the others; choose a model without"
         )
     with torch.random.fork_rng(devices=[]):
-        if KINDS[kind].peft_task_type == "SEQ_2_SEQ_LM":
+        if known.peft_task_type == "SEQ_2_SEQ_LM":
             _check_decoder(model, tokenizer, name)
-        model.depends_on_batch = _depends_on_batch(model, tokenizer, name, KINDS[kind])
-    for layer, module in layers.items():
-        model.add_module(layer, module)
+        model.depends_on_batch = _depends_on_batch(model, tokenizer, name, known)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
-        kind=KINDS[kind],
+        kind=known,
         name=name,
         revision=revision,
         fingerprint=fingerprint or fingerprint_of(folder),
-        saved_modules=(*_saved_modules(model, missing, KINDS[kind]), *layers),
+        saved_modules=_saved_modules(model, missing, known),
         missing=tuple(sorted(missing)),
         max_length=_max_length(model, tokenizer),
         drops=has_dropout(model),
+        pooling=pooling,
+        own_pooling=says,
     )
+
+
+def _over_tokens(kind: Kind, config: Any, name: str) -> Kind:
+    """The kind of model that answers by the mean over its tokens: for transformers and peft an encoder without a head.
+
+    Raises:
+        ModelError: the mean is not for such a model.
+    """
+    if kind.peft_task_type != "SEQ_CLS" or config.is_encoder_decoder:
+        what = "an encoder with a decoder" if config.is_encoder_decoder else f"used by {kind.auto_class}"
+        raise ModelError(f"model.pooling = 'mean': {name} is {what}; the mean is for encoders that answer whole texts")
+    return replace(kind, auto_class="AutoModel", peft_task_type="FEATURE_EXTRACTION")
 
 
 def load_tokenizer(name: str, kind: str, revision: str | None = None) -> tuple[Any, int]:
@@ -413,6 +443,8 @@ def _break_up(tokenizer: Any, token: str) -> None:
 def _saved_modules(model: nn.Module, missing: set[str], kind: Kind) -> tuple[str, ...]:
     """The task head, and every module inside the encoder that the checkpoint lacked (BERT's pooler, say)."""
     new = {key.rpartition(".")[0] for key in missing} - {""}  # a buffer of the model itself
+    if kind.peft_task_type == "FEATURE_EXTRACTION":
+        return (HEAD, *sorted(new - {HEAD}))
     if kind.peft_task_type == "SEQ_2_SEQ_LM":  # a generator's output layer is part of the base
         return tuple(sorted(new))
     body = getattr(model, "base_model_prefix", "")
@@ -464,7 +496,7 @@ def _depends_on_batch(model: Any, tokenizer: Any, name: str, kind: Kind) -> bool
         raise ModelError(
             f"model.base = {name!r}: {type(model).__name__} cannot read {SHORT!r} beside {LONG!r}: {first_line(err)}"
         ) from err
-    if kind.peft_task_type != "SEQ_CLS":
+    if together.ndim == 2:  # a row a token
         together = together[before : before + n]
     return float((alone - together).abs().max()) > NEAR * float(alone.abs().max())
 
@@ -499,13 +531,21 @@ def _wide(option: Any) -> Any:
 
 
 def save_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, without: Collection[str] = ()
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, without: Collection[str] = ()
 ) -> None:
-    """Write a plain model and its tokenizer as a folder that transformers loads, some layers left out."""
+    """Write a plain model and its tokenizer as a folder that transformers loads, some layers left out.
+
+    One that reads the mean over its tokens is an encoder to transformers, and whole, `max_length` with it, to
+    sentence-transformers.
+    """
+    if reads_mean(model):
+        without = {*without, HEAD}
     tensors = {key: value for key, value in model.state_dict().items() if key.partition(".")[0] not in without}
     with _quiet():
         model.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
+    if reads_mean(model):
+        save_layout(model, folder, max_length)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -25,6 +25,7 @@ UNSET = "# not set: "  # begins the comment by which a recipe that we have writt
 MOST_BYTES = 2**24  # of a recipe's file
 MOST_NESTED = 8
 LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
+Pooling = Literal["auto", "cls", "mean"]
 DataFormat = Literal[
     "auto",
     "csv",
@@ -99,6 +100,7 @@ class ModelSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: as its config says
     quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are kept
     kernels: Literal["auto", "plain"] = "auto"  # plain: every module computes as transformers wrote it
+    pooling: Pooling = "auto"  # of a classifier: its family's own (cls), or the mean; auto: as 1_Pooling says
 
 
 class DataSection(Section):
@@ -160,6 +162,7 @@ TASK_METRICS: Mapping[str, tuple[str, ...]] = {
     "text2text_ner": ("entity_f1", "entity_f1_strict"),
     "text2text_classification": ("accuracy", "macro_f1", "mcc", "f1"),
 }
+NO_POOLING = ("token_classification", "text2text_ner", "text2text_classification")  # they answer words, or write
 # Values that a key of the [task] table has for some task where the recipe does not say.
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "text2text_classification": {"prefix": "classify: ", "constrained": True},
@@ -340,6 +343,8 @@ class Recipe(Section):
                 raise ValueError(
                     "task.crf = true: train.method = 'full' leaves a plain model, which has no place for it"
                 )
+        if self.model.pooling == "mean" and self.task.name in NO_POOLING:
+            raise ValueError(f"model.pooling = 'mean' is for tasks that answer whole texts, not for {self.task.name}")
         if self.train.shard_base and (method == "full" or quantize != "none"):
             raise ValueError(
                 "train.shard_base = true takes a frozen base in plain numbers: no quantize, no method = 'full'"

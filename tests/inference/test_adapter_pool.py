@@ -54,6 +54,13 @@ def readers(tmp_path_factory: pytest.TempPathFactory, bert: Path, request: pytes
 
 
 @pytest.fixture(scope="module")
+def means(tmp_path_factory: pytest.TempPathFactory, sentence_bert: Path, mean_run: Path) -> dict[str, Path]:
+    """Adapters whose classifiers read the mean over tokens, of different widths."""
+    folder = tmp_path_factory.mktemp("means") / "wide"
+    return {"trained": mean_run, "wide": ship(folder, sentence_bert, "multi_label_classification", CLASSES, seed=1)}
+
+
+@pytest.fixture(scope="module")
 def taggers(tmp_path_factory: pytest.TempPathFactory, roberta: Path, tagger_run: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("taggers")
     task = "token_classification"
@@ -104,7 +111,7 @@ def assert_alike(a: Any, b: Any) -> None:
 # Answers
 
 
-@pytest.mark.parametrize("kind", ["readers", "taggers", "writers"])
+@pytest.mark.parametrize("kind", ["readers", "means", "taggers", "writers"])
 def test_answers_of_a_mixed_batch_are_those_of_each_predictor(
     kind: str, request: pytest.FixtureRequest, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,13 +288,14 @@ def test_error_of_any_kind_is_of_the_folder_that_causes_it(
 
 
 def test_what_does_not_belong_beside_the_others_is_refused(
-    readers: dict[str, Path], tagger_run: Path, bert: Path, tmp_path: Path
+    readers: dict[str, Path], tagger_run: Path, mean_run: Path, bert: Path, tmp_path: Path
 ) -> None:
     one = ("sequence_classification", ("bad", "good"))
     other = save_bert(tmp_path / "other", seed=1)
     wrong = {
         "trained on another base model": ship(tmp_path / "a", other, *one),
         "token_classification needs AutoModelForTokenClassification": tagger_run,
+        "pooling = 'mean'": mean_run,
         "dtype = 'bf16'": ship(tmp_path / "b", bert, *one, changes={"dtype": "bf16"}),
         "a fully fine-tuned model": ship(tmp_path / "c", bert, *one, changes={"method": "full"}),
         "in another way": ship(

@@ -30,7 +30,12 @@ def stepped(prepared: Prepared) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize(
     ("base", "task"),
-    [("bert", "sequence_classification"), ("roberta", "token_classification"), ("t5", "text2text_ner")],
+    [
+        ("bert", "sequence_classification"),
+        ("sentence_bert", "sequence_classification"),
+        ("roberta", "token_classification"),
+        ("t5", "text2text_ner"),
+    ],
 )
 def test_a_run_learns_the_same(base: str, task: str, request: pytest.FixtureRequest, files: Path) -> None:
     raw = sections(request.getfixturevalue(base), files, task)
@@ -38,7 +43,7 @@ def test_a_run_learns_the_same(base: str, task: str, request: pytest.FixtureRequ
     fast = prepare(changed(raw, *words))
     plain = prepare(changed(raw, *words, "model.kernels=plain"))
     assert fast.kernels.fused > 0
-    assert fast.kernels.first_row == (task == "sequence_classification")
+    assert fast.kernels.first_row == (base == "bert")
     assert plain.kernels == PLAIN
     (losses, learned), (plain_losses, plain_learned) = stepped(fast), stepped(plain)
     assert losses == pytest.approx(plain_losses, rel=1e-4)
@@ -86,11 +91,11 @@ def test_a_model_that_cannot_be_told_is_left_alone() -> None:
 UPPER = ("model.dropout=0", "lora.dropout=0", "lora.target_modules=all-linear", "lora.layers_to_transform=[1]")
 
 
-@pytest.mark.parametrize("method", ["lora", "head"])
+@pytest.mark.parametrize(("method", "base"), [("lora", "bert"), ("head", "bert"), ("lora", "sentence_bert")])
 def test_what_lies_below_the_adapters_is_computed_once_and_a_resumed_run_has_the_same_bits(
-    method: str, bert: Path, files: Path, tmp_path: Path
+    method: str, base: str, request: pytest.FixtureRequest, files: Path, tmp_path: Path
 ) -> None:
-    raw = sections(bert, files)
+    raw = sections(request.getfixturevalue(base), files)
     recipe = changed(raw, *UPPER, f"train.method={method}", "train.checkpoint_every=3")
     notes: list[str] = []
     scores = fit(recipe, tmp_path / "kept", lambda event: notes.append(str(getattr(event, "text", "")))).scores

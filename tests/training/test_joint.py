@@ -103,6 +103,7 @@ def test_dropout_is_drawn_as_alone_to_the_bit(bert: Path, files: Path, tmp_path:
             "bert",
             ("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
         ),
+        ("sentence_bert", ("sequence_classification", "ordinal_classification")),
         ("roberta", ("token_classification", "token_classification")),
         ("t5", ("text2text_ner", "text2text_classification")),
     ],

@@ -86,7 +86,7 @@ def test_key_that_may_change_is_told(own: Sections, checkpoint: Checkpoint, word
     key, _, value = word.partition("=")
     recipe = same_recipe(checkpoint, changed(own, word), told.append)
     assert key in MAY_CHANGE
-    assert recipe == changed(own, word)
+    assert recipe == changed(own, word, "model.pooling=cls")
     (note,) = told
     assert isinstance(note, Note)
     assert note.text.startswith(f"--resume: {key} was ")
@@ -153,7 +153,7 @@ def test_dtype_that_was_measured_is_kept(
 ) -> None:
     recipe = changed(own, "model.dtype=auto")
     assert recipe.model.dtype == "auto"
-    assert same_recipe(checkpoint, recipe, lambda event: None) == changed(own)
+    assert same_recipe(checkpoint, recipe, lambda event: None) == changed(own, "model.pooling=cls")
     monkeypatch.setattr("lorakit.runtime.device.bf16_gain", lambda: float("inf"))
     prepared: Prepared = prepare(recipe)
     assert 'dtype = "bf16"' in identity(prepared)["recipe"]

@@ -25,6 +25,7 @@ from lorakit.tasks.registry import TASKS
 from lorakit.training.run_files import RunFiles, read_run
 
 FILE = "README.md"
+NUMBERS = ("sequence_regression", "ordinal_classification")  # tasks whose logits are of no single label
 NO_LABELS = "None: it answers with text of its own, or with a number."
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 LONGEST = 120  # characters of a name that the card shows
@@ -58,12 +59,12 @@ def card_of(run: RunFiles) -> ModelCard:
     found = verdict(run, ())
     task, kind = _task(run)
     pipeline = PIPELINES[kind.peft_task_type] if kind else ""
-    full = run.scores.method == "full"
+    full, mean = run.scores.method == "full", run.side.pooling == "mean"
     data = ModelCardData(
         base_model=_hub_base(run) or None,
         datasets=_hub_data(run) or None,
         eval_results=list(_results(run, pipeline or "text2text-generation")),
-        library_name="transformers" if full else "peft",
+        library_name=("sentence-transformers" if mean else "transformers") if full else "peft",
         metrics=[run.scores.metric],
         model_name=_plain(run.name),
         pipeline_tag=pipeline or None,
@@ -193,6 +194,8 @@ def _snippet(run: RunFiles) -> str:
     """Python that answers without lorakit, by transformers and peft."""
     assert run.side is not None
     _, kind = _task(run)
+    if run.side.pooling == "mean":
+        return _snippet_of_mean(run, kind.problem_type)
     auto, pipeline = kind.auto_class, PIPELINES[kind.peft_task_type]
     heads = [] if not pipeline else _head_options(run)
     full = run.scores.method == "full"
@@ -216,6 +219,40 @@ def _snippet(run: RunFiles) -> str:
             "print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=128), skip_special_tokens=True))",
         ]
     return "\n".join(lines)
+
+
+def _snippet_of_mean(run: RunFiles, problem_type: str | None) -> str:
+    """The same for a classifier over the mean of the tokens, which no class of transformers has."""
+    assert run.side is not None
+    side = run.side
+    outputs = TASKS[side.task.name].outputs(side.labels)
+    names = json.dumps(side.labels, ensure_ascii=False)
+    rates = "sigmoid()" if problem_type else "softmax(-1)"
+    shown = "logits" if side.task.name in NUMBERS else f"dict(zip({names}, logits.{rates}[0].tolist()))"
+    if run.scores.method == "full":
+        lines = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'logits = SentenceTransformer("FOLDER").encode(["A text."], convert_to_tensor=True)',
+        ]
+    else:
+        lines = [
+            "import torch",
+            "from peft import PeftModel",
+            "from transformers import AutoModel, AutoTokenizer",
+            "",
+            f"model = AutoModel.from_pretrained({json.dumps(_hub_base(run) or 'BASE')})",
+            f"model.classifier = torch.nn.Linear(model.config.hidden_size, {len(outputs)})  # the adapter brings its values",
+            'model = PeftModel.from_pretrained(model, "FOLDER").eval()',
+            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+            "limit = {" + f'"truncation": True, "max_length": {side.max_length}' + "}",
+            'batch = tokenizer(["A text."], padding=True, return_tensors="pt", **limit)',
+            'mask = batch["attention_mask"][..., None]',
+            "with torch.no_grad():",
+            "    hidden = model(**batch).last_hidden_state",
+            "    logits = model.classifier((hidden * mask).sum(1) / mask.sum(1))",
+        ]
+    return "\n".join([*lines, f"print({shown})"])
 
 
 def _head_options(run: RunFiles) -> list[str]:

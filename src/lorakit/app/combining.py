@@ -44,7 +44,7 @@ from lorakit.training.prepare import Part
 
 INTO = "combined"
 FIRST_STEP, LAST_STEP = 0.5, 0.05  # of a weight, in the search
-SAME = ("task", "labels", "quantize", "max_length", "dtype")  # of the adapters
+SAME = ("task", "labels", "quantize", "max_length", "dtype", "pooling")  # of the adapters
 
 
 @dataclass(frozen=True)

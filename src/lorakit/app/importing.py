@@ -16,12 +16,14 @@ from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, LoraConfig, count_parameters, load_adapter, read_adapter_config, save_adapter
 from lorakit.lora.peft_files import PREFIX, WEIGHTS_FILE, TensorInfo, read_header
 from lorakit.models import BaseModel, load_base, save_tokenizer, versions
-from lorakit.recipe import TaskSection
+from lorakit.recipe import Pooling, TaskSection
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import TASKS
 
 # peft's task_type -> ours; several may share one, and the first of them is meant unless one is asked for
 USUAL = {models.KINDS[kind.model].peft_task_type: task for task, kind in list(TASKS.items())[::-1]}
+MEAN = "FEATURE_EXTRACTION"  # the task_type of adapters over AutoModel, whose classifier reads the mean over tokens
+USUAL[MEAN] = USUAL["SEQ_CLS"]
 HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # the layer with one row a label
 
 
@@ -50,21 +52,23 @@ def import_adapter(source: Path, out: Path, asked: Asked = Asked()) -> list[str]
     if name is None:
         raise ConfigError(f"{source}: the adapter does not name its base model; say it with --base")
     task = _task(source, info, asked)
-    revision = None if asked.base else info.revision
-    base = _base(source, name, revision, task, asked.labels, _outputs(header))
+    base = _base(
+        source, BaseInfo(name, None if asked.base else info.revision, info.task_type), task, asked.labels, header
+    )
     labels = asked.labels or (() if task.name == "sequence_regression" else _own_labels(base))
     _check_nothing_random(source, base, header)
     config = load_adapter(base.model, source)
     with atomic_folder(out) as folder:
-        save_adapter(base.model, folder, config, BaseInfo(name, revision, base.kind.peft_task_type))
+        save_adapter(base.model, folder, config, BaseInfo(name, base.revision, base.kind.peft_task_type))
         save_tokenizer(base.tokenizer, folder)
         side = Side(
             task=task,
             labels=labels,
             max_length=base.max_length,
-            base=Base.of(name, revision, base.fingerprint),
+            base=Base.of(name, base.revision, base.fingerprint),
             dtype="fp32",
             method="lora" if config.target_modules else "head",
+            pooling=base.pooling,
             columns=Columns(pair=asked.pair),
             versions=versions(),
         )
@@ -88,9 +92,11 @@ def _outputs(header: Mapping[str, TensorInfo]) -> int | None:
 
 
 def _base(
-    source: Path, name: str, revision: str | None, task: TaskSection, labels: tuple[str, ...], outputs: int | None
+    source: Path, info: BaseInfo, task: TaskSection, labels: tuple[str, ...], header: Mapping[str, TensorInfo]
 ) -> BaseModel:
     """The base model with an output for each label: those asked for, else those of its own config."""
+    name, revision, outputs = str(info.name_or_path), info.revision, _outputs(header)
+    pooling: Pooling = "mean" if info.task_type == MEAN else "cls"
     kind = TASKS[task.name].model
     if kind == "text2text":
         if not labels:
@@ -98,7 +104,7 @@ def _base(
         return load_base(name, kind, revision=revision)
     if task.name == "ordinal_classification" and not labels:
         raise ConfigError(f"{source}: name the labels from lowest to highest with --labels 1,2,3,...")
-    base = load_base(name, kind, labels=TASKS[task.name].outputs(labels), revision=revision)
+    base = load_base(name, kind, labels=TASKS[task.name].outputs(labels), revision=revision, pooling=pooling)
     found = TASKS[task.name].outputs(labels) or _own_labels(base)
     if outputs is not None and len(found) != outputs:
         whose = "--labels has" if labels else f"{name} names"

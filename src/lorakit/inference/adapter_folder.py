@@ -20,8 +20,9 @@ def write_side(folder: Path, side: Side) -> None:
     """Write lorakit.json, with the sums of the files beside it."""
     sums = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
     content = side.model_dump(exclude={"columns": set(OF_TRAINING)})
-    if not side.combined:
-        del content["combined"]
+    for key in ("combined", "pooling"):  # as a folder says it that has none of it
+        if content[key] == Side.model_fields[key].default:
+            del content[key]
     text = json.dumps({**content, "format": FORMAT, "files": sums}, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -118,7 +118,7 @@ class Predictor:
         """
         _fold_in(self.model.float())  # a sum rounded to bf16 would lose most of the adapter and the head
         layers = task_layers(self.side.task, self.side.labels)
-        save_model(self.model, self.task.tokenizer, folder, without=layers)
+        save_model(self.model, self.task.tokenizer, folder, self.side.max_length, without=layers)
 
 
 def check_asked(example: Example, side: Side, place: str) -> None:
@@ -177,8 +177,16 @@ def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False,
     whole = side.method == "full"
     fingerprint = None if whole else checked_base(folder, side, allow_base_mismatch, report)
     name = str(folder) if whole else side.base.name
-    layers, outputs = task_layers(side.task, side.labels), TASKS[side.task.name].outputs(side.labels)
-    base = load_base(name, kind, labels=outputs, revision=side.base.revision, fingerprint=fingerprint, layers=layers)
+    base = load_base(
+        name,
+        kind,
+        labels=TASKS[side.task.name].outputs(side.labels),
+        revision=side.base.revision,
+        fingerprint=fingerprint,
+        pooling=side.pooling,
+    ).with_layers(task_layers(side.task, side.labels))
+    if whole and base.missing:
+        raise AdapterError(f"{folder}: damaged: it lacks {base.missing[0]}")
     if side.quantize != "none":
         quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
     if not whole:

@@ -100,9 +100,14 @@ class SharedModel:
         kind = TASKS[side.task.name]
         outputs = kind.outputs(side.labels)
         base = load_base(
-            side.base.name, kind.model, labels=outputs, revision=side.base.revision, fingerprint=fingerprint
+            side.base.name,
+            kind.model,
+            labels=outputs,
+            revision=side.base.revision,
+            fingerprint=fingerprint,
+            pooling=side.pooling,
         )
-        self.kind, self.tokenizer = base.kind.auto_class, base.tokenizer
+        self.kind, self.tokenizer = KINDS[kind.model].auto_class, base.tokenizer
         self.device, dtype = pick_device(), DTYPES[side.dtype]
         if side.quantize != "none":
             quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
@@ -181,7 +186,7 @@ class SharedModel:
             raise AdapterError(
                 f"{folder}: trained on another base model ({side.base.name}) than that of the others: {'; '.join(differences)}"
             )
-        for name in ("dtype", "quantize"):
+        for name in ("dtype", "quantize", "pooling"):
             if getattr(side, name) != getattr(self.side, name):
                 raise AdapterError(
                     f"{folder}: trained over a base with {name} = {getattr(side, name)!r}; "

@@ -99,6 +99,7 @@ class Side(Facts):
     dtype: Literal["fp32", "bf16"]
     method: Literal["lora", "full", "head"]
     quantize: Literal["none", "int8", "nf4"] = "none"
+    pooling: Literal["cls", "mean"] = "cls"
     # on the validation examples: thresholds, say
     tuned: Annotated[dict[str, Any], AfterValidator(_usable)] = {}
     data: Annotated[dict[str, str], Few] = {}  # sha256 of each source that it was trained or chosen on

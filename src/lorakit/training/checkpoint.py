@@ -185,14 +185,16 @@ def identity(prepared: Prepared) -> dict[str, Any]:
 
 
 def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recipe:
-    """The recipe to go on with: its own, where dtype = auto takes what was measured when the run began.
+    """The recipe to go on with: its own, where dtype and pooling = auto take what was chosen when the run began.
 
     Raises:
         ConfigError: a key differs from the checkpoint's that may not.
     """
-    saved = make_recipe(tomllib.loads(checkpoint.state["recipe"]))
-    if recipe.model.dtype == "auto":
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": saved.model.dtype})})
+    raw = tomllib.loads(checkpoint.state["recipe"])
+    raw["model"].setdefault("pooling", "cls")  # all that an older lorakit had
+    saved = make_recipe(raw)
+    chosen = {key: getattr(saved.model, key) for key in ("dtype", "pooling") if getattr(recipe.model, key) == "auto"}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=chosen)})
     was, now = _flat(saved), _flat(recipe)
     changed = {key: f"{key} was {was[key]!r}, now {now[key]!r}" for key in now if was[key] != now[key]}
     if refused := [text for key, text in changed.items() if key not in MAY_CHANGE]:

@@ -163,8 +163,15 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,
         seed=recipe.train.seed,
-        layers=task_layers(recipe.task, labels),
-    )
+        pooling=recipe.model.pooling,
+    ).with_layers(task_layers(recipe.task, labels))
+    if recipe.model.pooling == "auto" and base.own_pooling not in ("", "cls"):
+        own = f"{base.name}: its checkpoint makes one vector of a text by {base.own_pooling} (1_Pooling)"
+        does = (
+            "so does the classifier" if base.pooling == base.own_pooling else "the classifier has its family's own head"
+        )
+        report(Note(f"{own}; {does} (model.pooling = {base.pooling!r})"))
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pooling": base.pooling})})
     max_length = _max_length(recipe.data.max_length, base)
     if depends_on_batch(base.model):
         report(

@@ -106,7 +106,8 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
     target = run / (MODEL if prepared.config is None else ADAPTER)
     with atomic_folder(target, replace=True) as folder:
         if prepared.config is None:
-            save_model(prepared.model, prepared.base.tokenizer, folder)
+            max_length = prepared.recipe.data.max_length or prepared.base.max_length
+            save_model(prepared.model, prepared.base.tokenizer, folder, max_length)
         else:
             info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
             save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)
@@ -125,6 +126,7 @@ def _side(prepared: Prepared, scores: Scores) -> Side:
         base=Base.of(base.name, base.revision, base.fingerprint),
         dtype="fp32" if prepared.dtype.itemsize == 4 else "bf16",
         quantize=recipe.model.quantize,
+        pooling=base.pooling,
         method=recipe.train.method,
         columns=columns_of(recipe.data),
         data=prepared.fingerprints,

@@ -135,7 +135,8 @@ def inspect_run(path: Path) -> Output:
         f"task: {side.task.name}" + (f", {len(side.labels)} labels: {', '.join(side.labels)}" if side.labels else ""),
         f"base: {base.name}{f' at {base.revision}' if base.revision else ''}, sha256 {base.sha256[:12]}..., "
         f"{side.dtype}{_quantized(side.quantize)}",
-        f"method: {side.method}, at most {side.max_length} tokens",
+        f"method: {side.method}, at most {side.max_length} tokens"
+        + (", read by their mean" if side.pooling == "mean" else ""),
     ]
     facts = side.model_dump(exclude={"files", "scores", "versions", "combined"})
     names = {"base": base.name, "revision": base.revision, "base_sha256": base.sha256}
@@ -233,7 +234,7 @@ def inspect_model(name: str) -> Output:
     from lorakit.models import load_base
 
     try:
-        model = load_base(name, "sequence_classification", labels=("0", "1")).model
+        model = load_base(name, "sequence_classification", labels=("0", "1"), pooling="auto").model
     except ModelError:
         model = load_base(name, "text2text").model
     kinds = Counter((path.rpartition(".")[2], *matrix_shape(layer)) for path, layer in linear_layers(model).items())

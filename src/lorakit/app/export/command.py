@@ -134,6 +134,10 @@ def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) ->
 
 def _told_labels(side: Side, profile: Profile) -> list[str]:
     names = TASKS[side.task.name].outputs(side.labels)
+    if side.pooling == "mean":
+        head = f"`classifier`, a linear layer to {len(names)} outputs" if profile.everything else f"the head in {HEAD}"
+        labels = ", ".join(names)
+        return [f"pooling: the base is AutoModel's; {head}, reads the mean over its tokens (docs/exports.md): {labels}"]
     if not profile.everything or side.task.name.startswith("text2text") or len(names) == 2:
         return []
     return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
@@ -226,9 +230,14 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output
     with atomic_folder(out) as place:
         loaded().merge_to(place)
         before = loaded()
-        after = load_base(str(place), before.task.kind).model.eval()
+        after = load_base(str(place), before.task.kind, pooling=side.pooling).model.eval()
         for name in task_layers(side.task, side.labels):
             after.add_module(name, before.model.get_submodule(name))
         agreement = agree(before.task, side, texts_of(path, side), before.model, after)
         check_exact(agreement)
-    return Output([*_left_out(side), agreement.line()], {"check": agreement.facts()})
+    lines = _left_out(side)
+    if side.pooling == "mean":
+        lines.append(
+            "layout: of sentence-transformers, whose `encode` gives the logits; transformers' classes have no such head"
+        )
+    return Output([*lines, agreement.line()], {"check": agreement.facts()})

@@ -1,0 +1,130 @@
+"""Classifiers over the mean of a text's tokens, for sentence encoders, whose first token was trained to say nothing.
+
+Such a model is an encoder of AutoModel with a linear layer `classifier` beside its own parts, so that its adapter is one
+that peft loads over AutoModel. A whole one is written in the layout of sentence-transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lorakit.errors import ModelError
+from lorakit.hashing import read_object
+
+HEAD = "classifier"
+POOLING, DENSE = "1_Pooling", "2_Dense"  # folders
+LEGACY = "pooling_mode_"  # begins the keys of older files, each true or false
+MOST_BYTES = 2**20  # of the file that says how a base pools
+
+
+class Answer(NamedTuple):
+    """What such a model gives, under the name that transformers' classifiers give it."""
+
+    logits: Tensor  # (B, C)
+
+
+def own_pooling(folder: Path, name: str) -> str:
+    """How a base's own checkpoint makes one vector of a text ("mean", "cls", "max", ...); "" where it does not say.
+
+    Raises:
+        ModelError: it says so in a file that is damaged.
+    """
+    path = folder / POOLING / "config.json"
+    if not path.is_file():
+        return ""
+    try:
+        config = read_object(path, MOST_BYTES)
+    except (OSError, ValueError) as err:
+        raise ModelError(f"model.base = {name!r}: {path}: {err}; say model.pooling = 'mean' or 'cls'") from err
+    modes = config.get("pooling_mode")
+    if modes is None:
+        keys = [key.removeprefix(LEGACY) for key, on in config.items() if key.startswith(LEGACY) and on]
+        modes = [key.removesuffix("_token").removesuffix("_tokens") for key in keys]
+    return modes if isinstance(modes, str) else " and ".join(map(str, modes))
+
+
+def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each text's token states, padding left out, computed in fp32.
+
+    Shapes: hidden (B, T, d), mask (B, T) of 1 where a token is, to (B, d).
+    """
+    if mask is None:
+        return hidden.float().mean(1).to(hidden.dtype)
+    mask = mask[..., None].float()
+    return ((hidden.float() * mask).sum(1) / mask.sum(1)).to(hidden.dtype)
+
+
+def classify_by_mean(body: nn.Module, outputs: int, seed: int) -> None:
+    """Let an encoder answer whole texts: by a linear layer, initialised by `seed`, over the mean of its token states."""
+    config: Any = body.config
+    head = nn.Linear(config.hidden_size, outputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
+    nn.init.zeros_(head.bias)
+    body.pooler = None  # type: ignore[assignment]  # what it would make of the first token nobody reads
+    body.add_module(HEAD, head)
+    body.register_forward_hook(_classify, with_kwargs=True)
+
+
+def _classify(body: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any], states: Any) -> Answer:
+    """After the encoder's forward, in place of its token states."""
+    classifier: nn.Module = body.get_submodule(HEAD)
+    return Answer(classifier(mean_of_tokens(states.last_hidden_state, inputs.get("attention_mask"))))
+
+
+def reads_mean(model: nn.Module) -> bool:
+    """Whether a model is such a one."""
+    return _classify in model._forward_hooks.values()
+
+
+def save_layout(model: nn.Module, folder: Path, max_length: int) -> None:
+    """Write, beside the encoder, what makes it a model of sentence-transformers whose `encode` gives the logits."""
+    head: dict[str, Tensor] = dict(model.get_submodule(HEAD).state_dict())
+    outputs, d = head["weight"].shape
+    modules = [("", "Transformer"), (POOLING, "Pooling"), (DENSE, "Dense")]
+    files: Mapping[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{module}"}
+            for i, (path, module) in enumerate(modules)
+        ],
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        f"{POOLING}/config.json": {
+            "word_embedding_dimension": d,
+            **{f"{LEGACY}{mode}": mode == "mean_tokens" for mode in ("cls_token", "mean_tokens", "max_tokens")},
+        },
+        f"{DENSE}/config.json": {
+            "in_features": d,
+            "out_features": outputs,
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    tensors = {f"linear.{name}": tensor.detach().cpu().contiguous() for name, tensor in head.items()}
+    save_file(tensors, folder / DENSE / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_head(model: nn.Module, folder: Path) -> bool:
+    """Give the model the classifier that `save_layout` wrote into its folder; whether there is one of this size."""
+    path = folder / DENSE / "model.safetensors"
+    if not path.is_file():
+        return False
+    try:
+        tensors = {key.removeprefix("linear."): tensor for key, tensor in load_file(path).items()}
+        model.get_submodule(HEAD).load_state_dict(tensors)
+    except (OSError, SafetensorError) as err:
+        raise ModelError(f"{path}: damaged: {err}") from err
+    except RuntimeError:  # of another size, or with other parts: a projection of embeddings, say
+        return False
+    return True
