@@ -16,7 +16,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from lorakit.app import pushing
 from tests.app.conftest import Cli
 
 TOKEN = "hf_a_token_that_nobody_may_see"
@@ -65,8 +64,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-            status, said = found.answer(self.command, self.path, body) if known else (401, {"error": "who?"})
-            content = json.dumps(said).encode()
+            status, answer = found.answer(self.command, self.path, body) if known else (401, {"error": "who?"})
+            content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -82,8 +81,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     found.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(pushing, "HfApi", partial(huggingface_hub.HfApi, endpoint=found.url, token=TOKEN))
-    monkeypatch.setattr(pushing, "get_token", lambda: TOKEN)
+    monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, endpoint=found.url, token=TOKEN))
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
     yield found
     server.shutdown()
     server.server_close()
@@ -120,7 +119,7 @@ def test_hub_has_what_ships_and_nothing_else(cli: Cli, hub: Hub, run: Path, bert
 def test_dry_run_lists_the_same_and_asks_nobody(
     cli: Cli, run: Path, bert_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "HfApi", None)
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)
     found = json.loads(cli("push", run, "you/reviews", "--dry-run", "--json").out)
     assert found["files"] == {name: len(content) for name, content in sorted(shipped(bert_run).items())}
     lines = cli("push", run, "you/reviews", "--dry-run").out.splitlines()
@@ -132,11 +131,13 @@ def offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pushing, "get_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
 def no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pushing, "HfApi", partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9", token=TOKEN))
+    monkeypatch.setattr(
+        huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9", token=TOKEN)
+    )
 
 
 def refused(status: int) -> Callable[[Hub, pytest.MonkeyPatch], None]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from lorakit.recipe import DataSection, Recipe
@@ -141,3 +144,27 @@ class Run(click.Path):
 
 
 RUN = Run(path_type=Path)
+
+
+@contextmanager
+def folder_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
+    """Where to write what --out names: there, or with --dry-run in a folder that goes away again.
+
+    Raises:
+        OutputError: `out` exists, or there can be no folder.
+    """
+    check_free(out)
+    if not dry_run:
+        yield out
+        return
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise OutputError(f"--out {out}: cannot be written: {above} is not a folder")
+    with tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
+        yield Path(folder) / (out.name or "out")
+
+
+def check_free(out: Path) -> None:
+    """Raise an OutputError where a command would write over something."""
+    if os.path.lexists(out):
+        raise OutputError(f"--out {out} exists already; choose another folder")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorakit.app.rehearsal import check_free
+from lorakit.app.arguments import check_free
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Example
 from lorakit.errors import ConfigError

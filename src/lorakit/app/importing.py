@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit import models
-from lorakit.app.rehearsal import check_free
+from lorakit.app.arguments import check_free
 from lorakit.data.example import Columns
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.inference.adapter_folder import write_side

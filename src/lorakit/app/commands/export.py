@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lorakit.app.arguments import RUN
+from lorakit.app.arguments import RUN, folder_to_write
 from lorakit.app.printing import echo
 
 CONSUMERS = ("peft", "merged", "onnx", "vllm", "lorax", "llamacpp")  # two, and the keys of lora.profiles.PROFILES
@@ -36,9 +36,8 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     """
     from lorakit.app.export.command import Options
     from lorakit.app.export.command import export as export_run
-    from lorakit.app.rehearsal import place_to_write
 
-    with place_to_write(out, dry_run) as place:
+    with folder_to_write(out, dry_run) as place:
         told = export_run(run, to, place, Options(**options))
     if as_json:
         echo(json.dumps({"to": to, "out": None if dry_run else str(out), "said": told.lines, **told.facts}))

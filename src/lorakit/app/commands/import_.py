@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import TaskType
+from lorakit.app.arguments import TaskType, folder_to_write
 from lorakit.app.printing import echo
 
 
@@ -23,10 +23,9 @@ from lorakit.app.printing import echo
 def import_(folder: Path, out: Path, labels: str | None, dry_run: bool, as_json: bool, **options: str | None) -> None:
     """Check an adapter that peft has written and adopt it: predict, evaluate, merge and export work on it then."""
     from lorakit.app.importing import Asked, import_adapter
-    from lorakit.app.rehearsal import place_to_write
 
     names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()
-    with place_to_write(out, dry_run) as place:
+    with folder_to_write(out, dry_run) as place:
         said = import_adapter(folder, place, Asked(labels=names, **options))
     if as_json:
         echo(json.dumps({"adapter": None if dry_run else str(out), "said": said}))

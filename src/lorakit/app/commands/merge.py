@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import RUN
+from lorakit.app.arguments import RUN, folder_to_write
 from lorakit.app.printing import echo
 
 
@@ -20,9 +20,8 @@ from lorakit.app.printing import echo
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
     """Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
     from lorakit.app.export.command import merge as merge_run
-    from lorakit.app.rehearsal import place_to_write
 
-    with place_to_write(out, dry_run) as place:
+    with folder_to_write(out, dry_run) as place:
         said = merge_run(run, place, allow_base_mismatch=allow_base_mismatch)
     if as_json:
         echo(json.dumps({"merged": None if dry_run else str(out), "said": said.lines, **said.facts}))

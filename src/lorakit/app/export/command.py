@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lorakit.app.arguments import check_free
 from lorakit.app.export.check import agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
 from lorakit.app.printing import Output
-from lorakit.app.rehearsal import check_free
 from lorakit.errors import ConfigError
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.predictor import Predictor, load_shipped
