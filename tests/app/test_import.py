@@ -98,9 +98,9 @@ def test_t5_needs_the_names_of_its_types(cli: Cli, t5: Path, tmp_path: Path) -> 
 
 
 def imported(source: Path, out: Path, **kw: Any) -> list[str]:
-    from lorakit.app.importing import Asked, import_adapter
+    from lorakit.app.commands.import_ import import_adapter
 
-    return import_adapter(source, out, Asked(**kw))
+    return import_adapter(source, out, **kw)
 
 
 def test_wrong_number_of_labels_is_refused(bert: Path, tmp_path: Path) -> None:
