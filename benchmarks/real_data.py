@@ -75,7 +75,7 @@ PARTS = (("train", "train"), ("validation", "dev"))
 
 def sst2_quickstart(data: Path, out: Path) -> None:
     """The quickstart's sentiment adapter, trained on the bundled sentences alone, on SST-2's 872."""
-    from lorakit.app.quickstart import SENTIMENT
+    from lorakit.app.commands.quickstart import SENTIMENT
 
     shutil.rmtree(out / "quickstart", ignore_errors=True)
     result = lorakit.train(report=show, **SENTIMENT, output={"dir": str(out / "quickstart")})

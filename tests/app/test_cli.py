@@ -13,8 +13,8 @@ import pytest
 import transformers
 
 import lorakit
-from lorakit.app import quickstart
 from lorakit.app.api import default_folder
+from lorakit.app.commands import quickstart
 from lorakit.models import find
 from lorakit.recipe import known_keys, make_recipe, read_recipe
 from tests.app.conftest import Cli

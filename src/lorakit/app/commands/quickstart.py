@@ -1,4 +1,4 @@
-"""`lorakit quickstart` on the command line."""
+"""`lorakit quickstart`: both reference systems in small, on data that ship with the package, without a hub."""
 
 from __future__ import annotations
 
@@ -6,11 +6,61 @@ import json
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorakit.app.printing import echo
-from lorakit.errors import ConfigError
+import lorakit
+from lorakit.app.printing import Output, echo
+from lorakit.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from lorakit.training.results import Result
+
+DEMO = Path(lorakit.__file__).parent / "demo"
+
+# None of these stands in the bundled data.
+UNSEEN_REVIEWS = (
+    "Not a single scene overstays its welcome, and the last one left me in tears.",
+    "It has a fine cast and a handsome budget, yet somehow not one good idea.",
+    "I expected little from the sequel and got rather a lot.",
+    "The soup arrived cold, the waiter never did.",
+)
+UNSEEN_SENTENCES = (
+    "Ingrid Solberg flew from Oslo to Nairobi to meet the directors of Kestrel Energy .",
+    "Paris beat Chelsea 2 - 1 , and Omar Haddad scored twice for the French champions .",
+    "In spring the rivers rise and the roads stay closed .",
+)
+
+SENTIMENT: dict[str, dict[str, Any]] = {
+    "model": {"base": "minilm", "dropout": 0.0},
+    "data": {"train": str(DEMO / "reviews-train.csv"), "validation": str(DEMO / "reviews-validation.csv")},
+    "task": {"name": "sequence_classification"},
+    "lora": {"r": 8, "alpha": 16.0},
+    "train": {"epochs": 2, "batch_size": 32, "lr": 1e-3},
+}
+ENTITIES: dict[str, dict[str, Any]] = {
+    "model": {"base": "minilm", "dropout": 0.0},
+    "data": {"train": str(DEMO / "entities-train.conll"), "validation": str(DEMO / "entities-validation.conll")},
+    "task": {"name": "token_classification"},
+    "lora": {"r": 16, "alpha": 32.0},
+    "train": {"epochs": 3, "batch_size": 16, "lr": 1e-3},
+}
+ENTITIES_T5: dict[str, dict[str, Any]] = {
+    **ENTITIES,
+    "model": {"base": "t5-demo"},
+    "task": {"name": "text2text_ner", "max_target_length": 192, "constrained": True},
+    "train": {"epochs": 5, "batch_size": 16, "lr": 7e-4, "eval_every": 158},
+}
+SAMPLES = 5  # of validation sentences, shown of what a T5 writes
+FILES = {
+    "report.html": "the whole of it as a page to look at",
+    "loss.png": "training loss and validation score",
+    "architecture.svg": "the model, its adapted layers marked",
+    "scores.json": "every score, per class",
+    "samples.jsonl": "validation sentences with target and answer",
+    "adapter/": "what ships; peft loads it too",
+}
 
 
 @click.command()
@@ -27,14 +77,94 @@ def quickstart(which: str | None, t5: bool, out: Path, dry_run: bool, as_json: b
     """Train on the bundled data, score, and answer sentences never seen; both systems unless one is named."""
     if t5 and which == "sentiment":
         raise ConfigError("--t5 goes with ner")
-    from lorakit.app.quickstart import planned, run_ner, run_sentiment
-
-    sentiment, ner = which != "ner" and not t5, which != "sentiment"
+    systems: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {}  # by folder: what it is, and its recipe
+    if which != "ner" and not t5:
+        systems["quickstart-sentiment"] = ("Sentiment of reviews: positive or negative", SENTIMENT)
+    if which != "sentiment" and t5:
+        base = _t5_base()
+        recipe = {**ENTITIES_T5, "model": {"base": base}}
+        systems["quickstart-ner-t5"] = (f"Named entities, written out by {base}", recipe)
+    elif which != "sentiment":
+        systems["quickstart-ner"] = ("Named entities: a tag for each word", ENTITIES)
     if dry_run:
-        found = planned(out, sentiment=sentiment, ner=ner, t5=t5)
-        echo(json.dumps(found.facts) if as_json else "\n".join(found.lines))
+        _plan(out, systems).show(as_json)
         return
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        done = [*([run_sentiment(out)] if sentiment else []), *([run_ner(out, t5)] if ner else [])]
+        results = [_run(title, sections, _free(out / name)) for name, (title, sections) in systems.items()]
     if as_json:
-        echo(json.dumps([{**result.scores, "run": str(result.folder)} for result in done]))
+        echo(json.dumps([{**result.scores, "run": str(result.folder)} for result in results]))
+
+
+def _plan(out: Path, systems: dict[str, tuple[str, dict[str, dict[str, Any]]]]) -> Output:
+    """What the quickstart would train, checked as `train --dry-run` does."""
+    from lorakit.app.commands.inspect import inspect_recipe
+    from lorakit.recipe import make_recipe
+
+    output = Output([], {})
+    for name, (_, sections) in systems.items():
+        recipe = make_recipe({**sections, "output": {"dir": str(_free(out / name))}}, where="quickstart")
+        lines, facts = inspect_recipe(recipe)
+        output = output.plus(Output(lines, {name: facts}))
+    return output
+
+
+def _t5_base() -> str:
+    """t5-small from the hub or its cache, else the bundled demonstration model."""
+    from lorakit.models import find
+
+    try:
+        find("t5-small")
+    except ModelError:
+        return "t5-demo"
+    return "t5-small"
+
+
+def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Result:
+    """Train one system, show its scores, and let it answer sentences that it has not seen."""
+    from lorakit.app.api import train_recipe
+    from lorakit.app.console import Screen, score_lines
+    from lorakit.inference.predictor import load
+    from lorakit.recipe import make_recipe
+
+    echo(f"\n{title}")
+    recipe = make_recipe({**sections, "output": {"dir": str(folder)}}, where="quickstart")
+    screen = Screen()
+    try:
+        result = train_recipe(recipe, report=screen)
+    finally:
+        screen.close()
+    counts = result.scores["parameters"]
+    echo("\n".join(score_lines(result.scores)))
+    echo(
+        f"trained {counts['trainable']:,} of {counts['total']:,} parameters "
+        f"({counts['trainable'] / counts['total']:.2%}) in {result.scores['train_seconds']:.0f} s"
+    )
+    echo("\nOn sentences it has never seen:")
+    if recipe.task.name == "text2text_ner":
+        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:SAMPLES]:
+            sample = json.loads(line)
+            echo(f"  input       {sample['text']}")
+            echo(f"  target      {sample['expected']}")
+            echo(f"  prediction  {sample['generated']}\n")
+    is_sentiment = recipe.task.name == "sequence_classification"
+    for answer in load(folder).predict(UNSEEN_REVIEWS if is_sentiment else UNSEEN_SENTENCES):
+        if is_sentiment:
+            echo(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
+        else:
+            entities = ", ".join(f"{e['word']} ({e['entity_group']})" for e in answer["entities"])
+            echo(f"  {answer['text']}\n    -> {entities or 'no entity'}")
+    echo("\nOpen next:")
+    for name, what in FILES.items():
+        echo(f"  {folder / name}{'/' * name.endswith('/')}  {what}")
+    echo(f'\nUse it:  lorakit predict {folder} "your own sentence"')
+    return result
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the same name with the first number that is free, so that a second quickstart loses nothing."""
+    if not folder.exists():
+        return folder
+    number = 2
+    while (other := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return other
