@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lorakit
+from lorakit.app.commands.import_ import import_adapter
 from lorakit.app.export.command import export
-from lorakit.app.importing import Asked, import_adapter
 from lorakit.errors import AdapterError, ConfigError, ModelError
 from lorakit.models import load_base
 from lorakit.pooling import classify_by_mean, own_pooling
@@ -209,7 +209,7 @@ def test_peft_s_adapter_over_an_encoder_is_imported(sentence_bert: Path, tmp_pat
     theirs = peft.get_peft_model(body, peft.LoraConfig(**settings)).eval()
     nn.init.normal_(theirs.get_parameter("base_model.model.encoder.layer.0.attention.self.query.lora_B.default.weight"))
     theirs.save_pretrained(tmp_path / "theirs")
-    import_adapter(tmp_path / "theirs", tmp_path / "ours", Asked(str(sentence_bert), labels=("bad", "good")))
+    import_adapter(tmp_path / "theirs", tmp_path / "ours", base=str(sentence_bert), labels=("bad", "good"))
     head = theirs.get_submodule("base_model.model.classifier.modules_to_save.default").state_dict()
     close(by_hand(theirs, head, sentence_bert), probabilities(tmp_path / "ours"))
 

@@ -134,7 +134,13 @@ def _load_base(
         return load_base(name, kind, revision=revision)
     if task == "ordinal_classification" and not labels:
         raise ConfigError(f"{source}: name the labels from lowest to highest with --labels 1,2,3,...")
-    base = load_base(name, kind, labels=TASKS[task].outputs(labels), revision=revision, pooling="mean" if info.task_type == MEAN else "cls")
+    base = load_base(
+        name,
+        kind,
+        labels=TASKS[task].outputs(labels),
+        revision=revision,
+        pooling="mean" if info.task_type == MEAN else "cls",
+    )
     known = TASKS[task].outputs(labels) or _own_labels(base)
     outputs = next((info.shape[0] for key, info in header.items() if HEAD.fullmatch(key)), None)  # of its own head
     if outputs is not None and len(known) != outputs:
