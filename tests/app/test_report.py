@@ -21,11 +21,12 @@ from scipy.stats import binomtest
 from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 
-from lorakit.app.report.answers import answers_of, baseline, marked
-from lorakit.app.report.charts import calibration_chart, grouped, wilson
-from lorakit.app.report.drawing import write_csv
+from lorakit.app.report.answers import answer_of, baseline, marked
+from lorakit.app.report.charts import calibration_chart, grouped
+from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED, write_csv
 from lorakit.app.report.label_errors import suspects_of_run
 from lorakit.app.report.page import content_of, html
+from lorakit.tasks.metrics.bootstrap import wilson
 from lorakit.tasks.registry import TASKS
 from lorakit.training.run_files import Prediction, RunScores, Span, read_run
 from tests.app.conftest import Cli
@@ -123,6 +124,14 @@ def test_training_leaves_a_report(request: pytest.FixtureRequest, name: str) -> 
     assert f"{scores['parameters']['trainable']:,} of {scores['parameters']['total']:,}" in text
     assert json.loads((run / "adapter" / "lorakit.json").read_text())["base"]["sha256"] in text
     assert "not in the run folder" not in text.replace("architecture.svg is not", "")
+    assert scores["machine"] in text and scores["ended"][:10] in text
+    assert "lorakit compare OLD NEW says" in text
+    assert text.count("right: ") + text.count("wrong: ") + text.count("off by ") >= 8
+    rows = re.findall(
+        r'<tr><th scope="row"><bdi>(\w[^<]*)</bdi></th>(?:<td>.*?</td>)+<td class="gloss">(.*?)</td>',
+        (run / "report.html").read_text(),
+    )
+    assert len(rows) == len(read_run(run).scores.values) and all(gloss for _, gloss in rows), rows
 
 
 def test_every_task_has_been_reported(request: pytest.FixtureRequest) -> None:
@@ -130,7 +139,7 @@ def test_every_task_has_been_reported(request: pytest.FixtureRequest) -> None:
     assert TASKS.keys() - found == {"text2text_classification"}  # whose lines are those below
     lines = [Prediction(text="a", label="good", score=0.6, expected="good")]  # where answers are constrained
     lines += [Prediction(text="a", label=None, generated="goo", score=0.6, expected="good")]
-    right, wrong = answers_of(lines)
+    right, wrong = map(answer_of, lines)
     assert (right.error, right.given, right.sureness) == (0, "good", [(0.6, True)])
     assert (wrong.error, wrong.given, wrong.sureness) == (1, "goo", [(0.6, False)])
 
@@ -142,21 +151,18 @@ def luminance(color: str) -> float:
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(luminance(color) for color in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_colors_can_be_read_on_light_and_dark(bert_run: Path) -> None:
-    light, dark = re.findall(r":root {(.*?)}", (bert_run / "report.html").read_text())[:2]
-    for theme in (light, dark):
-        colors = dict(re.findall(r"--(\w+): (#\w{6});", theme))
-        pairs = [(name, paper) for name in ("ink", "quiet", "blue") for paper in ("paper", "raised")]
-        for one, other in [
-            *pairs,
-            ("ink", "right"),
-            ("ink", "wrong"),
-            ("red", "paper"),
-            ("green", "paper"),
-            ("amber", "paper"),
-        ]:
-            low, high = sorted(luminance(colors[name]) for name in (one, other))
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (one, other)
+    pairs = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", (bert_run / "report.html").read_text())
+    for colors in ({name: color[i] for name, *color in pairs} for i in (0, 1)):
+        for name in ("ink", "quiet", "blue", "red", "green"):
+            assert contrast(colors[name], colors["paper"]) >= 4.5, name
+        assert all(contrast(colors[name], colors["raised"]) >= 4.5 for name in ("ink", "quiet"))
+        assert all(contrast(color, colors["paper"]) >= 3 for color in (BLUE, RED, GREEN, AMBER))  # of lines and dots
 
 
 # Numbers
@@ -164,7 +170,7 @@ def test_colors_can_be_read_on_light_and_dark(bert_run: Path) -> None:
 
 def test_calibration_is_that_of_the_scores(bert_run: Path) -> None:
     run = read_run(bert_run)
-    pairs = [pair for answer in answers_of(run.predictions) for pair in answer.sureness]
+    pairs = [pair for p in run.predictions for pair in answer_of(p).sureness]
     assert f"expected calibration error {run.scores.values['ece']:.3f}" in calibration_chart(pairs).alt
 
 
@@ -215,14 +221,42 @@ def test_mistakes_are_the_wrong_answers(bert_run: Path, tagger_run: Path) -> Non
     assert content_of(run).n_wrong == sum(found != gold for found, gold in zip(both[::2], both[1::2], strict=True))
 
 
+def span(kind: str, start: int, end: int) -> dict[str, Any]:
+    return {"entity_group": kind, "start": start, "end": end, "score": 0.9}
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_every_wrong_entity_says_why(written: bool) -> None:
+    gold = [span("PER", 0, 3), span("LOC", 4, 8), span("ORG", 9, 14), span("MISC", 20, 22)]
+    found = [span("PER", 0, 3), span("PER", 4, 8), span("ORG", 9, 12), span("LOC", 15, 19)]
+    expected = {"expected": "as text", "expected_entities": gold} if written else {"expected": gold}
+    more = {"generated": "other text"} if written else {}
+    answer = answer_of(Prediction(text="Ada Oslo Kones Mira at", entities=found, **expected, **more))
+    assert answer.error == 1
+    assert [(p.text, p.fault) for p in answer.gold if p.label] == [
+        ("Ada", ""),
+        ("Oslo", "other type"),
+        ("Kones", "other boundary"),
+        ("at", "missed"),
+    ]
+    assert [(p.text, p.fault) for p in answer.found if p.label] == [
+        ("Ada", ""),
+        ("Oslo", "other type"),
+        ("Kon", "other boundary"),
+        ("Mira", "not there"),
+    ]
+    right = answer_of(Prediction(text="Ada Oslo", entities=gold[:1], expected=gold[:1]))
+    assert (right.error, [p.fault for p in right.found]) == (0, ["", ""])
+
+
 def test_marked_text_is_the_text() -> None:
     text = "x" * 700 + "Ada met Omar" + "y" * 700
     entity = Span(entity_group="PER", start=700, end=703)
     for around in (0, 700):
-        pieces = marked(text, [entity], [], around)
+        pieces = marked(text, [entity], {("PER", 700, 703): "missed"}, around)
         shown = "".join(piece.text for piece in pieces)
         assert shown.strip(" …") in text
-    assert [piece for piece in pieces if piece.label] == [("Ada", "PER", True)]
+    assert [piece for piece in pieces if piece.label] == [("Ada", "PER", "missed")]
 
 
 def test_suspects_are_cleanlab_s(bert_run: Path) -> None:

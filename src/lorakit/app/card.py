@@ -6,8 +6,6 @@ Names that come from data (labels, files, columns) reach it as code only, where 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 import tomli_w
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from lorakit.app.commands.doctor import cpu_name
 from lorakit.app.report.page import METHODS, fact_rows, hash_rows, number, verdict
 from lorakit.errors import OutputError
 from lorakit.models import KINDS, MINILM_HUB
@@ -56,7 +53,7 @@ def read_shipped(run: Path) -> RunFiles:
 def card_of(run: RunFiles) -> ModelCard:
     """What the card of a run says."""
     assert run.side is not None
-    found = verdict(run, ())
+    found = verdict(run)
     task, kind = _task(run)
     pipeline = PIPELINES[kind.peft_task_type] if kind else ""
     full, mean = run.scores.method == "full", run.side.pooling == "mean"
@@ -290,7 +287,6 @@ def _limits(run: RunFiles) -> Iterator[str]:
 def _facts(run: RunFiles) -> Iterator[tuple[str, Any]]:
     for name, value in fact_rows(run):
         yield name, _without_folder(str(value)) if name == "base model" else value
-    yield "card written on", f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:

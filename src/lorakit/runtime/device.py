@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,21 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, but bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    lines = []
+    with suppress(OSError):  # other systems than Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def machine_name(device: torch.device) -> str:
+    """What a run is trained on, for people."""
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    return f"{gpu}{cpu_name()}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def seed_rank(seed: int, rank: int) -> None:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.example import columns_of
+from lorakit.data.example import Example, columns_of
+from lorakit.data.tags import entities
 from lorakit.errors import NumericsError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, write_side
 from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, save_tokenizer, versions
-from lorakit.runtime.device import peak_memory
+from lorakit.runtime.device import machine_name, peak_memory
 from lorakit.runtime.files import atomic_folder, atomic_text
+from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample, with_intervals
+from lorakit.tasks.token_classification import entity_dicts
 from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
 from lorakit.training.run_files import About, sampled, write_resamples
 
 # Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.
-COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s")
+COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s", "ended", "machine")
 SAMPLES = 20  # validation examples shown in samples.jsonl
 
 
@@ -56,13 +60,21 @@ def write_results(
     about = _about(prepared, history)
     scores.update(about.model_dump(exclude=None if about.left_out else {"left_out"}))
     lines = [prepared.task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
-    expected = [{"expected": prepared.task.expected(example)} for example in part.examples]
+    expected = [_expected(prepared.task, example) for example in part.examples]
     both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
     write_lines(folder, "predictions.jsonl", both)
     write_lines(folder, "samples.jsonl", both[:SAMPLES])
     write_lines(folder, "metrics.jsonl", history.lines)
     atomic_text(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     return Result(folder, scores)
+
+
+def _expected(task: Task, example: Example) -> dict[str, Any]:
+    """The right answer; entities that are written as a text by their places too."""
+    answer = task.expected(example)
+    if not example.tags or not isinstance(answer, str):
+        return {"expected": answer}
+    return {"expected": answer, "expected_entities": entity_dicts(example, entities(example.tags))}
 
 
 def _about(prepared: Prepared, history: History) -> About:
@@ -89,6 +101,8 @@ def _about(prepared: Prepared, history: History) -> About:
         memory_bytes=peak_memory(prepared.device),
         dtype=str(prepared.dtype).removeprefix("torch."),
         seed=prepared.recipe.train.seed,
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine_name(prepared.device),
     )
 
 

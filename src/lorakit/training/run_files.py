@@ -49,6 +49,8 @@ class About(_Open):
     memory_bytes: int | None = None  # at most
     dtype: str = ""
     seed: int | None = None
+    ended: str = ""  # ISO 8601, UTC
+    machine: str = ""  # that trained it
 
 
 class Confusion(_Open):
@@ -123,6 +125,7 @@ class Prediction(_Open):
     text: str
     pair: str | None = None
     expected: str | float | list[Span] | list[str]
+    expected_entities: list[Span] | None = None  # where `expected` is them as a text
     label: str | None = None
     labels: list[str] | None = None
     score: float | None = None

@@ -111,6 +111,8 @@ def cpu() -> Iterator[Finding]:
     """Cores, the instructions that count, and threads."""
     import torch
 
+    from lorakit.runtime.device import cpu_name
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = (_proc("cpuinfo", "flags") or _proc("cpuinfo", "Features")).split()
     flags = ", ".join(flag for flag in FLAGS if flag in known) or "no vector instructions known of"
@@ -121,11 +123,6 @@ def cpu() -> Iterator[Finding]:
         yield Finding("threads", f"{threads} of torch on {cores} cores", "warning", remedy)
     else:
         yield Finding("threads", f"{threads} of torch")
-
-
-def cpu_name() -> str:
-    """What the CPU calls itself."""
-    return _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def _proc(file: str, key: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
 from lorakit.app.report.drawing import short
+from lorakit.data.tags import Entity
+from lorakit.tasks.metrics.entities import SCHEMAS, error_kind, match
 from lorakit.training.run_files import Prediction, RunScores, Span
 
 CUT = 480  # characters of a text that are shown
@@ -15,11 +17,11 @@ LEAD = 120  # of them before the first mistake
 
 
 class Piece(NamedTuple):
-    """A part of a text; `label` marks it as an entity, `is_wrong` as one that the other side has not."""
+    """A part of a text; `label` marks it as an entity, `fault` says what is wrong with that."""
 
     text: str
     label: str = ""
-    is_wrong: bool = False
+    fault: str = ""
 
 
 class Answer(NamedTuple):
@@ -41,102 +43,79 @@ class Answer(NamedTuple):
         return len(self.text) + len(self.pair)
 
 
-def answers_of(predictions: Sequence[Prediction]) -> list[Answer]:
-    """The answers, in the order of the file."""
-    return [_answer(prediction) for prediction in predictions]
-
-
-def _answer(p: Prediction) -> Answer:
+def answer_of(p: Prediction) -> Answer:
     """Each task has keys of its own."""
-    if p.generated is not None:
-        return _written(p)
     if p.entities is not None:
-        return _entities(p)
+        return _entities(p, p.entities)
+    expected, given, sureness = str(p.expected), p.label or p.generated or "no label", list[tuple[float, bool]]()
     if p.labels is not None:
-        return _labels(p)
-    if p.value is not None:
-        return _number(p)
-    right = p.label == p.expected
-    score = 1.0 if p.score is None else p.score
-    return _plain(p, str(p.expected), p.label or "no label", not right, score, [(score, right)] if p.score else [])
+        gold, found, shares = (
+            set(p.expected if isinstance(p.expected, list) else []),
+            set(p.labels),
+            p.probabilities or {},
+        )
+        wrong = [shares.get(str(label), 1.0) for label in found - gold]
+        wrong += [1 - shares.get(str(label), 0.0) for label in gold - found]
+        error, surprise = float(bool(wrong)), max(wrong, default=0.0)
+        expected, given = (", ".join(sorted(map(str, side))) or "none" for side in (gold, found))
+        sureness = [(max(share, 1 - share), (share >= 0.5) == (label in gold)) for label, share in shares.items()]
+    elif p.value is not None and isinstance(p.expected, float):
+        expected, given = f"{p.expected:.4g}", f"{p.value:.4g}"
+        error = surprise = abs(p.value - p.expected)
+    else:
+        error, surprise = float(p.label != p.expected), 1.0 if p.score is None else p.score
+        sureness = [(p.score, not error)] if p.score is not None else []
+    return Answer(p.text, p.pair or "", expected, given, error, surprise, sureness)
 
 
-def _plain(
-    p: Prediction, expected: str, given: str, error: float, surprise: float, sureness: Sequence[tuple[float, bool]] = ()
-) -> Answer:
-    return Answer(p.text, p.pair or "", expected, given, float(error), surprise, sureness)
-
-
-def _written(p: Prediction) -> Answer:
-    """A label written freely, or entities; what was expected is a text too, so that it is not marked."""
-    given = p.generated or "nothing"
-    if p.entities is None:
-        right, score = p.label == p.expected, p.score or 0.0
-        return _plain(p, str(p.expected), given, not right, score, [(score, right)])
-    score = min((e.score for e in p.entities if e.score is not None), default=0.0)
-    found = marked(p.text, p.entities, p.entities) if p.entities else ()
-    return _plain(p, str(p.expected) or "nothing", given, p.generated != p.expected, score)._replace(found=found)
-
-
-def _entities(p: Prediction) -> Answer:
-    found, gold = p.entities or [], _spans(p.expected)
-    wrong = [entity for entity in found if not _has(gold, entity)]
-    missed = [entity for entity in gold if not _has(found, entity)]
-    sureness = [(entity.score, _has(gold, entity)) for entity in found if entity.score is not None]
-    sure = max((entity.score or 0.0 for entity in wrong), default=0.0)
-    wanted, named = (", ".join(entity.entity_group for entity in side) or "nothing" for side in (gold, found))
-    answer = _plain(p, wanted, named, bool(wrong or missed), sure, sureness)
-    start = min((entity.start for entity in (*wrong, *missed)), default=0)
-    return answer._replace(gold=marked(p.text, gold, found, start), found=marked(p.text, found, gold, start))
-
-
-def _spans(expected: object) -> list[Span]:
-    return [entity for entity in expected if isinstance(entity, Span)] if isinstance(expected, list) else []
-
-
-def _has(side: Sequence[Span], entity: Span) -> bool:
-    return any(
-        (other.entity_group, other.start, other.end) == (entity.entity_group, entity.start, entity.end)
-        for other in side
+def _entities(p: Prediction, found: Sequence[Span]) -> Answer:
+    """Entities as tags or as written by a T5, whose expected text older runs have alone: then none is marked as wrong."""
+    gold = p.expected_entities if p.expected_entities is not None else p.expected
+    if not isinstance(gold, list):
+        error = float(p.generated != p.expected)
+        pieces = marked(p.text, found, {})
+        return Answer(p.text, "", str(gold) or "nothing", p.generated or "nothing", error, 0.0, found=pieces)
+    gold = [span for span in gold if isinstance(span, Span)]
+    of_gold, of_found = {_entity(span): "" for span in gold}, {_entity(span): "" for span in found}
+    matched = match(list(of_gold), list(of_found), SCHEMAS["strict"])
+    for guess, entity in matched.pairs:
+        if (kind := error_kind(guess, entity)) != "correct":
+            of_found[guess] = of_gold[entity] = f"other {kind}".replace("_", " ")
+    of_gold |= dict.fromkeys(matched.missed, "missed")
+    of_found |= dict.fromkeys(matched.spurious, "not there")
+    wrong = [(span, fault) for span in found if (fault := of_found[_entity(span)])]
+    sureness = [(span.score, not of_found[_entity(span)]) for span in found if span.score is not None]
+    start = min((entity.start for side in (of_gold, of_found) for entity, fault in side.items() if fault), default=0)
+    wanted, named = (", ".join(span.entity_group for span in side) or "nothing" for side in (gold, found))
+    return Answer(
+        p.text,
+        "",
+        wanted,
+        named,
+        float(any(of_gold.values()) or any(of_found.values())),
+        max((span.score or 0.0 for span, _ in wrong), default=0.0),
+        sureness if p.generated is None else (),  # of a T5 the one number of the whole output
+        marked(p.text, gold, of_gold, start),
+        marked(p.text, found, of_found, start),
     )
 
 
-def marked(text: str, entities: Sequence[Span], other: Sequence[Span], around: int = 0) -> list[Piece]:
+def _entity(span: Span) -> Entity:
+    return Entity(span.entity_group, span.start, span.end)
+
+
+def marked(text: str, spans: Sequence[Span], faults: Mapping[Entity, str], around: int = 0) -> list[Piece]:
     """A text in pieces, its entities marked; a long text is cut to the part around a place."""
     first = max(0, around - LEAD) if len(text) > CUT else 0
     last = min(len(text), first + CUT)
     pieces, at = [Piece("… ")] if first else [], first
-    for entity in sorted(entities, key=lambda e: (e.start, e.end)):
-        if at <= entity.start < entity.end <= last:
-            pieces.append(Piece(text[at : entity.start]))
-            pieces.append(Piece(text[entity.start : entity.end], entity.entity_group, not _has(other, entity)))
-            at = entity.end
+    for span in sorted(spans, key=lambda s: (s.start, s.end)):
+        if at <= span.start < span.end <= last:
+            pieces.append(Piece(text[at : span.start]))
+            pieces.append(Piece(text[span.start : span.end], span.entity_group, faults.get(_entity(span), "")))
+            at = span.end
     pieces.append(Piece(text[at:last] + (" …" if last < len(text) else "")))
     return [piece for piece in pieces if piece.text]
-
-
-def _labels(p: Prediction) -> Answer:
-    gold = set(p.expected) if isinstance(p.expected, list) else set()
-    found = set(p.labels or [])
-    shares = p.probabilities or {}
-    wrong = [shares.get(str(label), 1.0) for label in found - gold]
-    wrong += [1 - shares.get(str(label), 0.0) for label in gold - found]
-    sureness = [(max(share, 1 - share), (share >= 0.5) == (label in gold)) for label, share in shares.items()]
-    wanted, named = (", ".join(sorted(map(str, side))) or "none" for side in (gold, found))
-    return _plain(p, wanted, named, bool(wrong), max(wrong, default=0.0), sureness)
-
-
-def _number(p: Prediction) -> Answer:
-    assert isinstance(p.expected, float) and p.value is not None
-    expected, value = p.expected, p.value
-    distance = abs(value - expected)
-    return _plain(p, f"{expected:.4g}", f"{value:.4g}", distance, distance)
-
-
-def mistakes(answers: Sequence[Answer], most: int) -> list[Answer]:
-    """The worst ones, the most surprising first."""
-    wrong = [answer for answer in answers if answer.error > 0]
-    return sorted(wrong, key=lambda answer: -answer.surprise)[:most]
 
 
 class Baseline(NamedTuple):
@@ -160,12 +139,10 @@ def baseline(predictions: Sequence[Prediction], scores: RunScores) -> Baseline |
     ((label, count),) = Counter(names).most_common(1)
     share = count / len(names)
     f1 = 2 * share / (1 + share)
-    n_labels = max(1, len(scores.by_label))
-    positive = scores.positive_label
     known = {
         "accuracy": share,
-        "macro_f1": f1 / n_labels,
-        "f1": f1 if positive == label else 0.0,
+        "macro_f1": f1 / max(1, len(scores.by_label)),
+        "f1": f1 if scores.positive_label == label else 0.0,
         "mcc": 0.0,
         "quadratic_kappa": 0.0,
     }

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from lorakit.app.report.comparison import Comparison, comparison_of
 from lorakit.app.report.comparison import beside as sentences
-from lorakit.app.report.drawing import Chart, write_chart, write_csv
+from lorakit.app.report.drawing import write_chart, write_csv
 from lorakit.app.report.label_errors import suspects_of_run
-from lorakit.app.report.page import FILE, Table, content_of, facts, html
+from lorakit.app.report.page import FILE, Content, content_of, html
 from lorakit.errors import ConfigError, OutputError
 from lorakit.runtime.files import atomic_text, make_folder
 from lorakit.training.run_files import read_run
@@ -45,31 +45,18 @@ def build(
     page = paths[0] / FILE if len(paths) == 1 else Path(COMPARISON)
     page = page if out is None else _place(out)
     read = [read_run(run) for run in runs]
+    content: Content | Comparison
     if len(read) > 1:
-        return _compared(comparison_of(read), page, figures, dry_run)
-    content = content_of(
-        read[0], list(sentences(read[0], [read_run(other) for other in beside])), suspects_of_run(read[0])
-    )
+        content = comparison_of(read)
+    else:
+        others = sentences(read[0], [read_run(other) for other in beside])
+        content = content_of(read[0], list(others), suspects_of_run(read[0]))
     text = html(content)
     if dry_run:
-        return Built(content.verdict.sentences, facts(content))
+        return Built(content.sentences, content.json)
     atomic_text(page, text)
-    lines = [
-        *content.verdict.sentences,
-        *_write_figures(figures, content.charts, content.all_tables),
-        f"report: {page}",
-    ]
-    return Built(lines, {**facts(content), "report": str(page)})
-
-
-def _compared(comparison: Comparison, page: Path, figures: Path | None, dry_run: bool) -> Built:
-    text = html(comparison, "comparison.html.jinja")
-    if dry_run:
-        return Built(comparison.sentences, {"verdict": comparison.sentences})
-    atomic_text(page, text)
-    written = _write_figures(figures, comparison.charts, comparison.all_tables)
-    lines = [*comparison.sentences, *written, f"report: {page}"]
-    return Built(lines, {"verdict": comparison.sentences, "report": str(page)})
+    lines = [*content.sentences, *_write_figures(figures, content), f"report: {page}"]
+    return Built(lines, {**content.json, "report": str(page)})
 
 
 def _members(path: Path) -> list[Path]:
@@ -88,14 +75,15 @@ def _place(out: Path) -> Path:
     return out
 
 
-def _write_figures(folder: Path | None, charts: Sequence[Chart], tables: Sequence[Table]) -> list[str]:
+def _write_figures(folder: Path | None, content: Content | Comparison) -> list[str]:
     if folder is None:
         return []
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--figures {folder}: exists already, and is not a folder")
     make_folder(folder)
-    for chart in charts:
+    for chart in content.charts:
         write_chart(chart, folder)
-    for table in tables:
+    for table in content.all_tables:
         write_csv(folder / f"{table.name}.csv", table.columns, table.rows)
-    return [f"figures: {folder} ({len(charts)} charts as SVG, PNG and CSV, {len(tables)} tables as CSV)"]
+    n = f"{len(content.charts)} charts as SVG, PNG and CSV, {len(content.all_tables)} tables as CSV"
+    return [f"figures: {folder} ({n})"]

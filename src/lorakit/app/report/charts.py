@@ -4,61 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lorakit.app.report.answers import Answer
-from lorakit.app.report.drawing import (
-    AMBER,
-    BLUE,
-    BOTTOM,
-    GREEN,
-    HEIGHT,
-    INK,
-    LETTER,
-    QUIET,
-    RED,
-    SERIES,
-    Cell,
-    Chart,
-    short,
-)
+from lorakit.app.report.drawing import AMBER, BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, Chart, short
+from lorakit.tasks.metrics.bootstrap import around_mean, wilson
 from lorakit.tasks.metrics.calibration import bins_of, calibration_error
 from lorakit.training.run_files import Confusion, LabelScores, Line, RunFiles
 
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot
 NAMED, NUMBERED = 24, 12  # classes of a confusion matrix that still get their names, and their numbers
-Z = 1.96  # standard errors on each side of a 95 % interval
+EPOCHS = 8  # ticks of an axis, about
 
 Points = Sequence[tuple[float, float]]
 
 
-def training_charts(run: RunFiles) -> list[Chart]:
-    """Loss, validation score, learning rate and norm of the gradient over steps."""
-    losses, metric = points_of(run.lines, "loss"), run.scores.metric
-    scored = scores_over_steps(run.lines, metric)
-    found = []
+# Over steps
+
+
+def training_charts(run: RunFiles) -> Iterator[Chart]:
+    """Loss in training and in validation, validation score, learning rate and norm of the gradient."""
+    metric, per_epoch = run.scores.metric, steps_per_epoch(run.lines)
+    losses, scored = points_of(run.lines, "loss"), scores_over_steps(run.lines, metric)
     if losses:
         smooth = smoothed(losses)
-        alt = (
-            f"from {losses[0][1]:.3g} at step {losses[0][0]} to {smooth[-1][1]:.3g} (smoothed) at step {losses[-1][0]}."
-        )
-        series = {"each logged step": losses, "smoothed": smooth}
-        found.append(curves("loss", "Training loss", alt, series, faint="each logged step"))
-    if len(scored) > 1:
+        alt = f"training from {losses[0][1]:.3g} at step {losses[0][0]} to {smooth[-1][1]:.3g} (smoothed) at step {losses[-1][0]}"
+        series = {"each logged step": losses, "training, smoothed": smooth}
+        if judged := scores_over_steps(run.lines, "nll"):  # of classes, the same as the loss of training
+            lowest = min(judged, key=lambda point: point[1])
+            alt += f"; validation lowest at step {lowest[0]}, {lowest[1]:.3g}"
+            series["validation"] = judged
+        yield curves("loss", "Loss", f"{alt}.", series, per_epoch)
+    if scored:
         best = max((line.step for line in run.lines if line.is_best), default=scored[-1][0])
-        alt = f"{len(scored)} evaluations, from {scored[0][1]:.4f} to {scored[-1][1]:.4f}; the best at step {best}."
-        found.append(curves("validation", f"Validation {metric}", alt, {metric: scored}, mark=best))
+        of_best = run.scores.intervals.get(metric) if best == run.scores.best_step else None
+        alt = f"{len(scored)} evaluations, from {scored[0][1]:.4f} to {scored[-1][1]:.4f}; the best, circled, at step {best}"
+        alt += ", with its 95 % interval." if of_best else "."
+        yield curves("validation", f"Validation {metric}", alt, {metric: scored}, per_epoch, mark=(best, of_best))
     for key, name in (("lr", "Learning rate"), ("grad_norm", "Norm of the gradient")):
         if points := points_of(run.lines, key):
-            top = max(y for _, y in points)
-            alt = f"at most {top:.3g}, {points[-1][1]:.3g} at the last logged step."
-            found.append(curves(key, name, alt, {name: points}))
-    return found
+            alt = f"at most {max(y for _, y in points):.3g}, {points[-1][1]:.3g} at the last logged step."
+            yield curves(key, name, alt, {name: points}, per_epoch)
 
 
 def scores_over_steps(lines: Sequence[Line], metric: str) -> Points:
@@ -71,6 +61,11 @@ def points_of(lines: Sequence[Line], key: str) -> Points:
     return [(line.step, getattr(line, key)) for line in lines if getattr(line, key) is not None]
 
 
+def steps_per_epoch(lines: Sequence[Line]) -> float:
+    """By the last logged step; 0 where none says its epoch."""
+    return next((line.step / line.epoch for line in reversed(lines) if line.epoch), 0.0)
+
+
 def smoothed(points: Points, weight: float = 0.9) -> Points:
     """An exponential mean of the points, corrected for its start."""
     mean, total, smooth = 0.0, 0.0, []
@@ -81,29 +76,72 @@ def smoothed(points: Points, weight: float = 0.9) -> Points:
 
 
 def curves(
-    name: str, title: str, alt: str, series: Mapping[str, Points], *, faint: str = "", mark: float | None = None
+    name: str,
+    title: str,
+    alt: str,
+    series: Mapping[str, Points],
+    per_epoch: float = 0.0,
+    *,
+    mark: tuple[float, tuple[float, float] | None] = (-1, None),
 ) -> Chart:
-    """Lines over steps; `faint` is drawn in the background, `mark` circles the point at a step."""
+    """Lines over steps, a tick an epoch; `each logged step` is in the background, `mark` a step and its interval."""
 
     def draw(axes: Any) -> None:
-        several = len(series) > 1
-        for i, (label, points) in enumerate(series.items()):
-            color = SERIES[i % len(SERIES)] if not faint else BLUE
-            style = {"alpha": 0.35, "linewidth": 1.0} if label == faint else {"linewidth": 1.6}
-            dots = "o" if len(points) < 30 and label != faint else None
+        colors = iter(SERIES)
+        for label, points in series.items():
+            faint = label == "each logged step"
+            color = SERIES[0] if faint else next(colors)
+            dots = "o" if len(points) < 30 and not faint else None
             axes.plot(
-                *zip(*points, strict=True), color=color, marker=dots, markersize=3.5, label=short(label, 28), **style
+                *zip(*points, strict=True),
+                color=color,
+                marker=dots,
+                markersize=3.5,
+                label="_" if faint else short(label, 28),
+                alpha=0.35 if faint else 1,
+                linewidth=1.0 if faint else 1.6,
             )
             for x, y in points:
-                if x == mark:
+                if x == mark[0]:
                     axes.plot([x], [y], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK)
+                    axes.vlines([x] * bool(mark[1]), *(mark[1] or (y, y)), color=color, linewidth=6, alpha=0.3)
         axes.set(xlabel="step")
-        axes.grid(axis="y")
-        if several:
+        last = max(x for points in series.values() for x, _ in points)
+        if per_epoch and last >= per_epoch:
+            every = math.ceil(last / per_epoch / EPOCHS)
+            epochs = range(0, round(last / per_epoch) + 1, every)
+            axes.set_xticks([epoch * per_epoch for epoch in epochs], [str(epoch) for epoch in epochs])
+            axes.set(xlabel=f"epoch (of {per_epoch:,.0f} steps)")
+        axes.grid()
+        if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(fontsize=9)
 
     rows = [(label, x, y) for label, points in series.items() for x, y in points]
     return Chart(name, title, alt, ("series", "step", "value"), rows, draw)
+
+
+def interval_chart(metric: str, rows: Sequence[tuple[str, float, float, float]]) -> Chart:
+    """The score of each run, as (name, value, low, high)."""
+
+    def draw(axes: Any) -> None:
+        for i, (_, value, low, high) in enumerate(rows):
+            axes.plot([low, high], [i, i], color=BLUE, linewidth=2)
+            axes.plot([value], [i], "o", color=BLUE)
+        axes.set_yticks(range(len(rows)), [short(row[0], 26) for row in rows], fontsize=9)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=metric)
+        axes.grid(axis="x")
+
+    alt = "; ".join(f"{short(name, 30)} {value:.4f} [{low:.4f}, {high:.4f}]" for name, value, low, high in rows) + "."
+    title, height = f"{metric} with 95 % intervals", max(1.4, 0.7 + 0.3 * len(rows))
+    return Chart("compared", title, alt, ("run", metric, "low", "high"), rows, draw, _room(rows, 26), height)
+
+
+def _room(rows: Sequence[Sequence[Any]], most: int) -> float:
+    """Inches for the names of the rows."""
+    return 0.2 + LETTER * max((len(short(row[0], most)) for row in rows), default=0)
+
+
+# Of the answers
 
 
 def answer_charts(run: RunFiles, answers: Sequence[Answer]) -> Iterator[Chart]:
@@ -114,17 +152,13 @@ def answer_charts(run: RunFiles, answers: Sequence[Answer]) -> Iterator[Chart]:
         yield errors_chart(run.scores.errors)
     if len(run.scores.by_label) > 2:
         yield by_label_chart(run.scores.by_label)
-    if numbers := [
-        (p.expected, p.value) for p in run.predictions if p.value is not None and isinstance(p.expected, float)
-    ]:
-        yield scatter([(x, y) for x, y in numbers if y is not None])
-    if any(answer.sureness for answer in answers):
-        yield calibration_chart([pair for answer in answers for pair in answer.sureness])
+    values = [(p.expected, p.value) for p in run.predictions if p.value is not None]
+    if numbers := [(x, y) for x, y in values if isinstance(x, float) and y is not None]:
+        yield scatter(numbers)
+    if sureness := [pair for answer in answers for pair in answer.sureness]:
+        yield calibration_chart(sureness)
     if len(answers) > 1:
         yield length_chart(answers, is_share=not numbers)
-
-
-# Classes
 
 
 def confusion_chart(confusion: Confusion) -> Chart:
@@ -138,95 +172,80 @@ def confusion_chart(confusion: Confusion) -> Chart:
         for i, row in enumerate(matrix):
             for j, count in enumerate(row):
                 if count:
-                    color = GREEN if i == j else RED
-                    share = 0.08 + 0.52 * count / sum(row)
+                    color, share = GREEN if i == j else RED, 0.08 + 0.52 * count / sum(row)
                     axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=color, alpha=share, linewidth=0))
                 if n <= NUMBERED:
                     axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=10 if n < 8 else 7)
-        axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), xlabel="answered", ylabel="expected")
+        axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), xlabel="answered", ylabel="expected", xticks=[], yticks=[])
         if named:
             shown = [short(label, 16) for label in labels]
             axes.set_xticks(range(n), shown, rotation=0 if n < 5 else 90, fontsize=9)
             axes.set_yticks(range(n), shown, fontsize=9)
-        else:
-            axes.set(xticks=[], yticks=[])
 
-    right = sum(matrix[i][i] for i in range(n))
-    total = sum(map(sum, matrix))
+    right, total = sum(matrix[i][i] for i in range(n)), sum(map(sum, matrix))
     alt = f"{right:,} of {total:,} on the diagonal, which is right. The table of most confused labels has the rest."
     cells = [(labels[i], labels[j], matrix[i][j]) for i in range(n) for j in range(n) if named or matrix[i][j]]
-    room = LETTER * max(len(short(label, 16)) for label in labels) if named else 0.1
+    room = _room([[label] for label in labels], 16) - 0.2 if named else 0.1
     below = BOTTOM + (0 if n < 5 else room)
     height = max(HEIGHT, below + min(4.2, 0.3 * n)) if named else 4.2
-    return Chart(
-        "confusion", "Confusion matrix", alt, ("expected", "answered", "count"), cells, draw, 0.4 + room, height, below
-    )
+    columns = ("expected", "answered", "count")
+    return Chart("confusion", "Confusion matrix", alt, columns, cells, draw, 0.4 + room, height, below)
 
 
 def most_confused(confusion: Confusion, most: int = 12) -> list[tuple[str, str, int]]:
     """(expected, answered, how often), the most frequent first."""
-    labels = confusion.labels
-    cells = [
-        (labels[i], labels[j], count)
-        for i, row in enumerate(confusion.matrix)
-        for j, count in enumerate(row)
-        if i != j and count
-    ]
+    pairs = zip(confusion.labels, confusion.matrix, strict=True)
+    cells = [(a, b, n) for a, row in pairs for b, n in zip(confusion.labels, row, strict=True) if a != b and n]
     return sorted(cells, key=lambda cell: -cell[2])[:most]
 
 
 def errors_chart(errors: Mapping[str, int]) -> Chart:
     """What became of the entities."""
-    names = [name.replace("_", " ") for name in errors]
-    counts = list(errors.values())
+    rows = [(name.replace("_", " "), count) for name, count in errors.items()]
 
     def draw(axes: Any) -> None:
-        axes.barh(range(len(names)), counts, color=[GREEN if name == "correct" else RED for name in names], alpha=0.75)
-        for i, count in enumerate(counts):
-            axes.text(count, i, f" {count:,}", va="center")
-        axes.set_yticks(range(len(names)), names)
-        axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1.15 * max(1, *counts)), xlabel="entities")
+        names, counts = zip(*rows, strict=True)
+        bars = axes.barh(
+            range(len(rows)), counts, color=[GREEN if name == "correct" else RED for name in names], alpha=0.75
+        )
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+        axes.set_yticks(range(len(rows)), names)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.15 * max(1, *counts)), xlabel="entities")
 
-    alt = ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True)) + "."
-    rows = list(zip(names, counts, strict=True))
+    alt = ", ".join(f"{count:,} {name}" for name, count in rows) + "."
     return Chart("entity-errors", "What became of the entities", alt, ("kind", "entities"), rows, draw, left=1.6)
 
 
-def by_label_chart(rows: Mapping[str, LabelScores], most: int = 30) -> Chart:
+def by_label_chart(scores: Mapping[str, LabelScores], most: int = 30) -> Chart:
     """F1 of each label, the lowest first where they are too many."""
-    chosen = sorted(rows, key=lambda name: rows[name].get("f1", 0.0))[:most]
+    chosen = sorted(scores, key=lambda name: scores[name].get("f1", 0.0))
+    title = "By label" if len(chosen) <= most else f"The {most} labels with the lowest F1"
+    chosen = chosen[:most]
 
     def draw(axes: Any) -> None:
-        for kind, color, marker in (("precision", AMBER, "<"), ("recall", BLUE, ">")):
-            axes.plot(
-                [rows[n].get(kind, 0.0) for n in chosen], range(len(chosen)), marker, color=color, label=kind, ms=5
-            )
-        axes.barh(range(len(chosen)), [rows[n].get("f1", 0.0) for n in chosen], color=QUIET, alpha=0.3, label="F1")
+        at = {kind: [scores[name].get(kind, 0.0) for name in chosen] for kind in ("precision", "recall", "f1")}
+        axes.plot(at["precision"], range(len(chosen)), "<", color=AMBER, label="precision", ms=5)
+        axes.plot(at["recall"], range(len(chosen)), ">", color=BLUE, label="recall", ms=5)
+        axes.barh(range(len(chosen)), at["f1"], color=INK, alpha=0.2, label="F1")
         axes.set_yticks(range(len(chosen)), [short(name, 22) for name in chosen], fontsize=9)
         axes.set(xlim=(0, 1.02), ylim=(len(chosen) - 0.5, -0.5))
         axes.figure.legend(fontsize=9, ncols=3, loc="lower center")
         axes.grid(axis="x")
 
-    height = max(1.6, 0.9 + 0.2 * len(chosen))
-    low, high = chosen[0], max(chosen, key=lambda name: rows[name].get("f1", 0.0))
-    alt = f"F1 from {rows[low].get('f1', 0.0):.3f} ({short(low)}) to {rows[high].get('f1', 0.0):.3f} ({short(high)})."
-    title = "By label" if len(chosen) == len(rows) else f"The {most} labels with the lowest F1"
-    left = 0.2 + LETTER * max(len(short(name, 22)) for name in chosen)
-    table = [(name, *(row.get(key) for key in ("precision", "recall", "f1", "support"))) for name, row in rows.items()]
+    ends = [f"{scores[name].get('f1', 0.0):.3f} ({short(name)})" for name in (chosen[0], chosen[-1])]
     columns = ("label", "precision", "recall", "f1", "support")
-    return Chart("by-label", title, alt, columns, table, draw, left, height, 0.62)
-
-
-# Numbers
+    rows = [(name, *(row.get(key) for key in columns[1:])) for name, row in scores.items()]
+    left, height = _room([[name] for name in chosen], 22), max(1.6, 0.9 + 0.2 * len(chosen))
+    return Chart("by-label", title, f"F1 from {' to '.join(ends)}.", columns, rows, draw, left, height, 0.62)
 
 
 def scatter(pairs: Points) -> Chart:
     """Answered against expected numbers."""
-    shown = pairs[:: math.ceil(len(pairs) / POINTS)]
-    ends = [min(map(min, pairs)), max(map(max, pairs))]
 
     def draw(axes: Any) -> None:
-        axes.plot(ends, ends, color=QUIET, linewidth=1, linestyle="--")
+        ends = [min(map(min, pairs)), max(map(max, pairs))]
+        shown = pairs[:: math.ceil(len(pairs) / POINTS)]
+        axes.plot(ends, ends, color=INK, linewidth=1, linestyle="--", alpha=0.5)
         axes.plot(*zip(*shown, strict=True), "o", color=BLUE, alpha=0.35, markersize=3, markeredgewidth=0)
         axes.set(xlabel="expected", ylabel="answered")
         axes.grid()
@@ -234,9 +253,6 @@ def scatter(pairs: Points) -> Chart:
     off = fmean(abs(x - y) for x, y in pairs)
     alt = f"{len(pairs):,} examples around the diagonal, {off:.3g} away from it on average."
     return Chart("answered-expected", "Answered against expected", alt, ("expected", "answered"), pairs, draw)
-
-
-# Calibration
 
 
 class Bin(NamedTuple):
@@ -260,64 +276,41 @@ def calibration_chart(pairs: Sequence[tuple[float, bool]]) -> Chart:
     bins = grouped(pairs)
     confidence, right = np.array(pairs).T
     error = float(calibration_error(confidence, right).of(np.ones(len(pairs))))
-    most = max(b.n for b in bins)
 
     def draw(axes: Any) -> None:
-        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--")
-        axes.bar([b.confidence for b in bins], [0.25 * b.n / most for b in bins], width=0.03, color=QUIET, alpha=0.3)
-        axes.plot([b.confidence for b in bins], [b.right for b in bins], "o-", color=BLUE, markersize=4)
+        most, at = max(b.n for b in bins), [b.confidence for b in bins]
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", alpha=0.5)
+        axes.bar(at, [0.25 * b.n / most for b in bins], width=0.03, color=INK, alpha=0.2)
+        axes.plot(at, [b.right for b in bins], "o-", color=BLUE, markersize=4)
         axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.04))
         axes.grid()
 
-    gap = fmean(c for c, _ in pairs) - fmean(r for _, r in pairs)
-    way = "too sure" if gap > 0 else "not sure enough"
+    gap = float(confidence.mean() - right.mean())
     alt = (
-        f"confidence {fmean(c for c, _ in pairs):.3f} on average, {fmean(r for _, r in pairs):.3f} right: {way} by "
-        f"{abs(gap):.3f}; expected calibration error {error:.3f}. On the dashed line confidence is what it says; "
-        "grey bars are numbers of answers."
+        f"confidence {confidence.mean():.3f} on average, {right.mean():.3f} right: "
+        f"{'too sure' if gap > 0 else 'not sure enough'} by {abs(gap):.3f}; expected calibration error {error:.3f}. "
+        "On the dashed line confidence is what it says; grey bars are numbers of answers."
     )
     return Chart("calibration", "Calibration", alt, ("confidence", "share right", "answers"), bins, draw)
 
 
-# Length
-
-
 def length_chart(answers: Sequence[Answer], *, is_share: bool) -> Chart:
-    """Error by length of text, in groups of equally many examples; Wilson's interval of a share (Wilson 1927)."""
+    """Error by length of text, in groups of equally many examples, with 95 % intervals."""
     ordered = sorted(answers, key=lambda answer: answer.length)
     size = math.ceil(len(ordered) / LENGTHS)
-    rows: list[Sequence[Cell]] = []
+    rows: list[Sequence[Any]] = []
     for group in (ordered[i : i + size] for i in range(0, len(ordered), size)):
         errors = [answer.error for answer in group]
-        low, high = wilson(sum(errors), len(errors)) if is_share else around_mean(errors)
-        rows.append((fmean(answer.length for answer in group), fmean(errors), low, high, len(group)))
-    return Chart(
-        "length",
-        "Length against error",
-        f"of the shortest texts {rows[0][1]:.3g}, of the longest {rows[-1][1]:.3g}; bars are 95 % intervals.",
-        ("mean length in characters", "error", "low", "high", "examples"),
-        rows,
-        partial(_draw_lengths, rows, "share wrong" if is_share else "mean absolute error"),
-    )
+        ends = wilson(sum(errors), len(errors)) if is_share else around_mean(errors)
+        rows.append((fmean(answer.length for answer in group), fmean(errors), *ends, len(group)))
 
+    def draw(axes: Any) -> None:
+        lengths, errors, lows, highs, _ = zip(*rows, strict=True)
+        bars = [[abs(e - end) for e, end in zip(errors, ends, strict=True)] for ends in (lows, highs)]
+        axes.errorbar(lengths, errors, yerr=bars, color=RED, marker="o", markersize=4, linewidth=1.2, capsize=2)
+        axes.set(xlabel="characters", ylabel="share wrong" if is_share else "mean absolute error", ylim=(0, None))
+        axes.grid(axis="y")
 
-def _draw_lengths(rows: Sequence[Sequence[Any]], name: str, axes: Any) -> None:
-    lengths, errors, lows, highs, _ = zip(*rows, strict=True)
-    down, up = ([abs(e - end) for e, end in zip(errors, ends, strict=True)] for ends in (lows, highs))
-    axes.errorbar(lengths, errors, yerr=[down, up], color=RED, marker="o", markersize=4, linewidth=1.2, capsize=2)
-    axes.set(xlabel="characters", ylabel=name, ylim=(0, None))
-    axes.grid(axis="y")
-
-
-def wilson(wrong: float, n: int) -> tuple[float, float]:
-    """A 95 % interval of a share."""
-    share, square = wrong / n, Z * Z / n
-    middle = (share + square / 2) / (1 + square)
-    half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n)) / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def around_mean(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of a mean."""
-    half = Z * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return fmean(values) - half, fmean(values) + half
+    alt = f"of the shortest texts {rows[0][1]:.3g}, of the longest {rows[-1][1]:.3g}; bars are 95 % intervals."
+    columns = ("mean length in characters", "error", "low", "high", "examples")
+    return Chart("length", "Length against error", alt, columns, rows, draw)

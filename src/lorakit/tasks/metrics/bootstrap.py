@@ -21,6 +21,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 LOWER = frozenset({"ece", "brier", "nll", "mae", "rmse"})  # scores of which less is better; none of them is a share
 SIGNIFICANT = 0.05  # p below which a difference is more than chance explains
 RESAMPLES = 1000
+Z = 1.96  # standard errors on each side of a 95 % interval
 TAIL = 0.025  # on either side of a 95 % interval
 FEW = 50  # examples below which the bootstrap finds differences that are none: up to 14 % of the time at 8, 10 % at 20
 FLIPS = 2**12  # sign flips of few examples: all there are up to 12 of them
@@ -144,6 +145,20 @@ def with_intervals(task: Task, examples: Sequence[Example], answers: Sequence[An
     """The task's scores, and under `intervals` the 95 % interval of each that can be resampled."""
     found = resample(task.statistics(examples, answers))
     return {**task.score(examples, answers), "intervals": intervals(found, len(examples))}
+
+
+def wilson(count: float, n: int) -> Interval:
+    """The 95 % interval of a share, count of n (Wilson 1927)."""
+    share, square = count / n, Z * Z / n
+    middle = (share + square / 2) / (1 + square)
+    half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n)) / (1 + square)
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+
+
+def around_mean(values: Sequence[float]) -> Interval:
+    """The 95 % interval of a mean, by its standard error."""
+    half = Z * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Interval(float(np.mean(values)) - half, float(np.mean(values)) + half)
 
 
 class Difference(NamedTuple):

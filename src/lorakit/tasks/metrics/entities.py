@@ -130,12 +130,13 @@ def error_counts(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[En
     """How many entities were right, had the wrong type, the wrong boundary or both, were missed, or were made up."""
     counts = Counter({"correct": 0, "type": 0, "boundary": 0, "type_and_boundary": 0, "missed": 0, "spurious": 0})
     for pairs, missed, spurious in (match(*row, SCHEMAS["strict"]) for row in zip(gold, guesses, strict=True)):
-        counts.update(_kind(*pair) for pair in pairs)
+        counts.update(error_kind(*pair) for pair in pairs)
         counts.update(missed=len(missed), spurious=len(spurious))
     return dict(counts)
 
 
-def _kind(guess: Entity, entity: Entity) -> str:
+def error_kind(guess: Entity, entity: Entity) -> str:
+    """What is wrong with a guess that touches a gold entity: its type, its boundary, both; or "correct"."""
     if _same_place(guess, entity):
         return "correct" if guess == entity else "type"
     return "boundary" if guess.type == entity.type else "type_and_boundary"
