@@ -30,9 +30,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 from tests.shipped import ship
 
 from lorakit.data.example import Example
+from lorakit.inference import answer
 from lorakit.inference.adapter_folder import Side, write_side
 from lorakit.inference.adapter_pool import AdapterPool, Asked
-from lorakit.inference.shared_base import SharedModel
 from lorakit.inference.side import read_facts
 from lorakit.lora.peft_files import WEIGHTS_FILE
 
@@ -84,14 +84,14 @@ def stalls(pool: AdapterPool, names: Sequence[str], folders: Sequence[Path], som
         idle.append(1000 * seconds(lambda name=folder.name: pool._load(name)))
         cpu.append(1000 * (time.thread_time() - before))
     ends: list[float] = []
-    forward = SharedModel._forward
+    forward = answer._forward
 
-    def timed(model: SharedModel, rows: Any) -> list[Any]:
-        answer = forward(model, rows)
+    def timed(*args: Any) -> list[Any]:
+        raws = forward(*args)
         ends.append(time.perf_counter())
-        return answer
+        return raws
 
-    SharedModel._forward = timed  # type: ignore[method-assign]
+    answer._forward = timed
     gaps: dict[str, list[float]] = {}
     busy: list[float] = []
     for state in ("quiet", "loading"):
@@ -103,7 +103,7 @@ def stalls(pool: AdapterPool, names: Sequence[str], folders: Sequence[Path], som
             busy.append(1000 * seconds(lambda name=folder.name: pool.load(name).result()))
         asking.join()
         gaps[state] = [1000 * (b - a) for a, b in pairwise(ends)]
-    SharedModel._forward = forward  # type: ignore[method-assign]
+    answer._forward = forward
     return {
         "load_ms_idle": spread(idle),
         "load_cpu_ms_idle": spread(cpu),

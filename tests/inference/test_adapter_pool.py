@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lorakit.data.example import Example
 from lorakit.errors import AdapterError, DataError, OutputError
+from lorakit.inference import answer
 from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
 from lorakit.inference.predictor import load
 from lorakit.inference.shared_base import SharedModel
@@ -118,15 +120,15 @@ def test_answers_of_a_mixed_batch_are_those_of_each_predictor(
     folders = request.getfixturevalue(kind)
     asked = mixed(list(folders), sentences, 12 if kind == "writers" else len(sentences))
     in_one: list[int] = []
-    forward = SharedModel._forward
+    forward = answer._forward
 
-    def counted(model: SharedModel, rows: Any) -> list[Any]:
-        in_one.append(len({row.resident.key for row in rows}))
-        return forward(model, rows)
+    def counted(model: Any, rows: Sequence[answer.Row], device: torch.device) -> list[Any]:
+        in_one.append(len({row.adapter.key for row in rows}))
+        return forward(model, rows, device)
 
-    monkeypatch.setattr(SharedModel, "_forward", counted)
+    monkeypatch.setattr(answer, "_forward", counted)
     with AdapterPool(folders) as pool:
-        found = list(pool.stream(asked))
+        found = pool.answer(asked)
     monkeypatch.undo()
     assert_alike(found, one_by_one(folders, asked))
     assert max(in_one) == (1 if kind == "writers" else len(folders))
@@ -312,12 +314,10 @@ def test_what_does_not_belong_beside_the_others_is_refused(
         assert pool.resident == ["trained"]
 
 
-def test_texts_are_checked_before_any_is_answered(readers: dict[str, Path]) -> None:
+def test_unknown_adapters_are_refused(readers: dict[str, Path]) -> None:
     with AdapterPool(readers) as pool:
-        with pytest.raises(DataError, match=r"in.csv:3: no adapter 'dara'; did you mean 'dora'\?"):
-            pool.stream([Asked("dora", Example("a film")), Asked("dara", Example("a film", where="in.csv:3"))])
-        with pytest.raises(DataError, match="text 1 of 1: this run was trained on one text"):
-            pool.stream([Asked("dora", Example("a film", pair="another"))])
+        with pytest.raises(DataError, match=r"no adapter 'dara'; did you mean 'dora'\?"):
+            pool.answer([Asked("dora", Example("a film")), Asked("dara", Example("a film"))])
         with pytest.raises(DataError, match="no adapter 'x'; known: dora"):
             pool.load("x")
 

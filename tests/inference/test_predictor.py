@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorakit.data.example import Example, of_text, of_words
+from lorakit.data.example import of_text, of_words
 from lorakit.data.read import read
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.inference import answer
@@ -116,7 +116,7 @@ def test_answers_come_in_the_order_of_the_inputs(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert_run", "tagger_run"])
-def test_stream_holds_a_chunk_at_a_time(
+def test_texts_are_encoded_a_chunk_at_a_time(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load(request.getfixturevalue(name))
@@ -126,9 +126,7 @@ def test_stream_holds_a_chunk_at_a_time(
     seen: list[int] = []
     encode = type(loaded.task).encode
     monkeypatch.setattr(type(loaded.task), "encode", lambda task, some: seen.append(len(some)) or encode(task, some))
-    answers = loaded.stream([Example(text) for text in texts])
-    assert (next(answers)["text"], seen) == (texts[0], [2])
-    assert [answer["text"] for answer in answers] == texts[1:]
+    assert [answer["text"] for answer in loaded.predict(texts)] == texts
     assert seen == [2, 2, 1]
     score = "score" if name == "bert_run" else "entities"
     if score == "score":

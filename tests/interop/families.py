@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from lorakit.app.export.onnx import export_onnx
 from lorakit.data.example import Example
 from lorakit.errors import LorakitError
-from lorakit.inference.predictor import as_wanted, load
+from lorakit.inference.answer import as_wanted
+from lorakit.inference.predictor import load
 from lorakit.models import load_base
 from lorakit.tasks.base import inputs_of
 from lorakit.tasks.registry import TASKS

@@ -16,9 +16,9 @@ from lorakit.app.arguments import check_free
 from lorakit.data.batches import split
 from lorakit.data.example import Columns, Example
 from lorakit.errors import ConfigError
-from lorakit.inference.adapter_folder import read_side, shipped_folder, write_side
+from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder, write_side
 from lorakit.inference.answer import answer_all, batches_of
-from lorakit.inference.predictor import Predictor, load_shipped
+from lorakit.inference.predictor import Predictor
 from lorakit.inference.side import Side
 from lorakit.lora import (
     Combined,

@@ -1,4 +1,4 @@
-"""What a run ships: a folder with peft's two files, the tokenizer, and lorakit.json, which says all that peft's do not."""
+"""What a run ships: a folder with peft's two files, the tokenizer, and lorakit.json; how it is written, checked and loaded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from pathlib import Path
 
 from lorakit.data.example import OF_TRAINING
 from lorakit.errors import AdapterError, OutputError
+from lorakit.fingerprints import fingerprint_of
 from lorakit.hashing import file_sha256
 from lorakit.inference.side import FORMAT, GUARDED, SIDE_FILE, Side, read_facts
+from lorakit.lora import load_adapter, quantize, read_adapter_config
 from lorakit.lora.peft_config import MAX_BYTES
 from lorakit.lora.peft_files import WEIGHTS_FILE, read_header
+from lorakit.models import BaseModel, find, load_base
+from lorakit.runtime.events import Note, Report, ignore
+from lorakit.tasks.registry import TASKS, task_layers
 
 MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder
@@ -62,3 +67,42 @@ def read_side(folder: Path) -> Side:
         if found != sha256:
             raise AdapterError(f"{path}: changed since it was written (its sha256 is not the one in {SIDE_FILE})")
     return side
+
+
+def load_shipped(
+    folder: Path, side: Side, *, allow_base_mismatch: bool = False, with_adapter: bool = True, report: Report = ignore
+) -> BaseModel:
+    """The base model with the adapter in it, or without, or the fully fine-tuned model; in fp32 and on the CPU.
+
+    Raises:
+        AdapterError: the base model that is found, which is compared before anything is loaded, is another than the one that
+            was trained on, unless `allow_base_mismatch`; or the adapter is damaged.
+    """
+    kind, name, fingerprint = TASKS[side.task.name], str(folder), None
+    if side.method != "full":
+        name, wanted = side.base.name, side.base.fingerprint
+        fingerprint = fingerprint_of(find(name, side.base.revision))
+        if (differences := wanted.differences(fingerprint)) and not allow_base_mismatch:
+            raise AdapterError(
+                f"{folder}: trained on another {name}: {'; '.join(differences)}; "
+                "answers would differ (--allow-base-mismatch loads it all the same)"
+            )
+        if None in wanted:
+            report(Note(f"{folder}: an older lorakit wrote it: the base's config and tokenizer could not be compared"))
+    base = load_base(
+        name,
+        kind.model,
+        labels=kind.outputs(side.labels),
+        revision=side.base.revision,
+        fingerprint=fingerprint,
+        pooling=side.pooling,
+    )
+    if side.method == "full" and base.missing:
+        raise AdapterError(f"{folder}: damaged: it lacks {base.missing[0]}")
+    if with_adapter:
+        base = base.with_layers(task_layers(side.task, side.labels))
+    if side.quantize != "none":
+        quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
+    if with_adapter and side.method != "full":
+        load_adapter(base.model, folder)
+    return base

@@ -10,21 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import chain, groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lorakit.data.example import Example
 from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
-from lorakit.inference.adapter_folder import ADAPTER, MODEL, read_side, shipped_folder
-from lorakit.inference.answer import chunks
-from lorakit.inference.predictor import as_wanted, check_asked, checked_base
-from lorakit.inference.shared_base import Resident, Row, SharedModel, Stamp, stamp_of
-from lorakit.inference.side import SIDE_FILE, Side
+from lorakit.inference.adapter_folder import ADAPTER, MODEL, shipped_folder
+from lorakit.inference.answer import as_wanted
+from lorakit.inference.shared_base import Resident, SharedModel, Stamp, stamp_of
+from lorakit.inference.side import SIDE_FILE
 from lorakit.lora.peft_files import WEIGHTS_FILE
 from lorakit.runtime.files import is_leftover
-from lorakit.tasks.base import Item
 
 LIMIT_BYTES = 2**30
 CLOSE_S = 5.0  # for which a load in hand is waited for
@@ -57,8 +53,7 @@ class AdapterPool:
             raise OutputError("no adapter to answer with")
         self.folders = dict(folders)
         self.limit_bytes, self.load_s = limit_bytes, load_s
-        first = shipped_folder(next(iter(folders.values())))
-        self.shared = SharedModel(first, checked_base(first, read_side(first)))
+        self.shared = SharedModel(shipped_folder(next(iter(folders.values()))))
         self._resident: dict[str, Resident] = {}  # by name, the least recently used first
         self._uses: Counter[str] = Counter()  # by key, of batches in hand
         self._refused: dict[str, Stamp] = {}  # by name, the last version that could not be loaded
@@ -177,12 +172,12 @@ class AdapterPool:
             self._make_room(name)
         return resident
 
-    def _check_name(self, name: str, place: str = "") -> None:
+    def _check_name(self, name: str) -> None:
         if name not in self.folders:
-            raise DataError(f"{place}no adapter {name!r}; {did_you_mean(name, self.folders)}")
+            raise DataError(f"no adapter {name!r}; {did_you_mean(name, self.folders)}")
 
-    def _folder(self, name: str, place: str = "") -> Path:
-        self._check_name(name, place)
+    def _folder(self, name: str) -> Path:
+        self._check_name(name)
         return shipped_folder(self.folders[name])
 
     def _make_room(self, newest: str) -> None:
@@ -224,22 +219,8 @@ class AdapterPool:
 
     # Answering
 
-    def stream(self, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
-        """An answer to each, in order, as Predictor's: all are checked first, and few are held at a time.
-
-        Raises:
-            DataError: there is no such adapter, or a text is empty, no pair where pairs are needed, or the reverse.
-        """
-        sides: dict[str, Side] = {}
-        for number, (name, example) in enumerate(asked, start=1):
-            place = example.where or f"text {number} of {len(asked)}"
-            if name not in sides:
-                sides[name] = read_side(self._folder(name, f"{place}: "))
-            check_asked(example, sides[name], place)
-        return chain.from_iterable(map(self.answer, chunks(asked)))
-
     def answer(self, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-        """The same at once, for what has been checked."""
+        """An answer to each, in order, as Predictor's; a few thousand at most, each of which was checked."""
         places: dict[str, list[int]] = {}
         for place, (name, _) in enumerate(asked):
             places.setdefault(name, []).append(place)
@@ -247,7 +228,7 @@ class AdapterPool:
         for names in self._waves(places):
             with self.held(names) as residents:
                 own = [place for name in names for place in places[name]]
-                found = self._answer([(residents[asked[i].adapter], asked[i].example) for i in own])
+                found = self.shared.answer([(residents[asked[i].adapter], asked[i].example) for i in own])
                 answers.update(zip(own, found, strict=True))
         return [answers[place] for place in range(len(asked))]
 
@@ -273,19 +254,6 @@ class AdapterPool:
             wave.append(name)
             size += more
         yield wave
-
-    def _answer(self, asked: Sequence[tuple[Resident, Example]]) -> list[dict[str, Any]]:
-        """Answers by residents; the examples of one are neighbours."""
-        wanted = [(resident, as_wanted(resident.task, example)) for resident, example in asked]
-        items: list[list[Item]] = []
-        for resident, own in groupby(wanted, key=itemgetter(0)):
-            items += resident.task.encode([example for _, example in own])
-        rows = [Row(resident, item) for (resident, _), some in zip(wanted, items, strict=True) for item in some]
-        raws = iter(self.shared.answer(rows))
-        return [
-            resident.task.to_json(example, resident.task.answer(example, [next(raws) for _ in some]))
-            for (resident, example), some in zip(wanted, items, strict=True)
-        ]
 
 
 def find_adapters(path: Path) -> dict[str, Path]:

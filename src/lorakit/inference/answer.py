@@ -1,24 +1,53 @@
-"""Answers to many examples, in their order, however they are batched and shared among ranks."""
+"""Answers to many examples, in their order, however they are batched and shared among ranks.
+
+One adapter answers, or many over one base: then a forward has rows of all of them, and the model is asked for logits alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.data.batches import sorted_batches
-from lorakit.data.example import Example
+from lorakit.data.example import Example, of_text
+from lorakit.errors import DataError
+from lorakit.inference.side import Side
+from lorakit.lora import routed
 from lorakit.models import depends_on_batch
 from lorakit.runtime.device import evaluating, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.signals import ELSEWHERE, Stop
-from lorakit.tasks.base import Item, Task
+from lorakit.tasks.base import Item, Task, pad_inputs
+from lorakit.tasks.registry import TASKS
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adapter:
+    """An adapter of a model, and the task that it answers."""
+
+    task: Task
+    key: str | None = None  # its name in the hosts; None leaves the model's routing as it is
+    outputs: int | None = None  # of its head, where another's may be wider
+    layers: Mapping[str, nn.Module] = field(
+        default_factory=dict
+    )  # of its task, by name, where the model has none (a CRF)
+
+
+class Row(NamedTuple):
+    """One item, and the adapter that is to answer it."""
+
+    adapter: Adapter
+    item: Item
 
 
 class Most(NamedTuple):
@@ -35,6 +64,20 @@ class Most(NamedTuple):
 READ = Most(64, 256, 2048)  # by models that read a text once
 WRITTEN = Most(128, 128, 8192)  # by those that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
+
+
+def check_asked(example: Example, side: Side, place: str) -> None:
+    """Raise a DataError that begins with its place where a text is empty, or is no pair where pairs are needed."""
+    if not example.text.strip():
+        raise DataError(f"{place} is empty")
+    if (example.pair is None) != (side.columns.pair is None):
+        wanted = "a pair of texts" if side.columns.pair else "one text"
+        raise DataError(f"{place}: this run was trained on {wanted} an example")
+
+
+def as_wanted(task: Task, example: Example) -> Example:
+    """A text as the task takes it: cut into words where it answers words."""
+    return of_text(example.text) if TASKS[task.name].wants == "words" else example
 
 
 def chunks(values: Iterable[T]) -> Iterator[list[T]]:
@@ -85,19 +128,36 @@ def predict_all(
     ranks: Ranks = ALONE,
     stop: Stop | None = None,
 ) -> list[list[Any]]:
-    """The raw answers to the items of each example, in the order of `items`, on every rank; `stop` as `answer_all`.
+    """The raw answers to the items of each example, in the order of `items`, on every rank; `stop` as `answer_all`."""
+    adapter = Adapter(task=task)
+    rows = [Row(adapter, item) for of_example in items for item in of_example]
+    with evaluating(model):
+        raws = iter(answer_rows(model, rows, device, ranks=ranks, stop=stop))
+    return [[next(raws) for _ in of_example] for of_example in items]
 
-    The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers.
+
+def answer_rows(
+    model: nn.Module, rows: Sequence[Row], device: torch.device, *, ranks: Ranks = ALONE, stop: Stop | None = None
+) -> list[Any]:
+    """The raw answer to each row, in order and on every rank, of a model that is in eval mode.
+
+    The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers. In a
+    batch an adapter's rows stand together. Models that write drop rows on their way, so there each adapter has its own.
     """
-    flat = [item for of_example in items for item in of_example]
-    batches = batches_of(model, task, flat, device)
-    own: list[list[Any]] = []
+    groups: dict[Adapter | None, list[int]] = {}
+    for place, (adapter, _) in enumerate(rows):
+        groups.setdefault(adapter if adapter.task.kind == "text2text" else None, []).append(place)
+    batches = [
+        sorted((own[i] for i in batch), key=lambda place: rows[place].adapter.key or "")
+        for own in groups.values()
+        for batch in batches_of(model, rows[own[0]].adapter.task, [rows[place].item for place in own], device)
+    ]
+    answered: list[list[Any]] = []
     broken_off = False
     try:
-        with evaluating(model), stop.immediate() if stop else nullcontext():
-            for positions in batches[ranks.rank :: ranks.size]:
-                batch = to_device(task.collate([flat[i] for i in positions]), device)
-                own.append(list(task.predict(model, batch)))
+        with stop.immediate() if stop else nullcontext():
+            for batch in batches[ranks.rank :: ranks.size]:
+                answered.append(_forward(model, [rows[place] for place in batch], device))
     except KeyboardInterrupt:
         if ranks.size == 1:
             raise
@@ -106,10 +166,41 @@ def predict_all(
         if stop and not stop.asked:
             stop.asked = ELSEWHERE
         raise KeyboardInterrupt
-    gathered = ranks.gather(own)
-    raws: list[Any] = [None] * len(flat)
-    for number, positions in enumerate(batches):
-        for i, raw in zip(positions, gathered[number % ranks.size][number // ranks.size], strict=True):
-            raws[i] = raw
-    rest = iter(raws)
-    return [[next(rest) for _ in of_example] for of_example in items]
+    gathered = ranks.gather(answered)
+    raws: list[Any] = [None] * len(rows)
+    for number, batch in enumerate(batches):
+        for place, raw in zip(batch, gathered[number % ranks.size][number // ranks.size], strict=True):
+            raws[place] = raw
+    return raws
+
+
+def _forward(model: Any, rows: Sequence[Row], device: torch.device) -> list[Any]:
+    """The raw answers of one forward; the rows of an adapter are neighbours."""
+    segments = [(adapter, [row.item for row in own]) for adapter, own in groupby(rows, key=attrgetter("adapter"))]
+    first, items = segments[0]
+    routing = [(adapter.key, len(own)) for adapter, own in segments]
+    with routed(model, routing) if first.key else nullcontext():
+        if len(segments) == 1 and not first.layers:
+            return list(first.task.predict(model, to_device(first.task.collate(items), device)))
+        inputs = to_device(pad_inputs([row.item for row in rows], first.task.tokenizer), device)
+        logits = model(**inputs).logits  # (B, C) or (B, T, C), C of the widest head
+    raws: list[Any] = []
+    for (adapter, items), own in zip(segments, logits.split([len(own) for _, own in segments]), strict=True):
+        batch = to_device(adapter.task.collate(items), device)
+        raws += adapter.task.predict(_Answered(own[..., : adapter.outputs], adapter.layers), batch)
+    return raws
+
+
+class _Answered(nn.Module):
+    """Stands in for the model before a task that reads its rows of an answer which the model has given already."""
+
+    def __init__(self, logits: Tensor, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.logits = logits
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """Shapes: input_ids (B, T), logits (B, C) or (B, T, C)."""
+        length = inputs["input_ids"].shape[1]  # other rows of the forward may be longer
+        return SimpleNamespace(logits=self.logits[:, :length] if self.logits.dim() == 3 else self.logits)

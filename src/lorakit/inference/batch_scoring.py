@@ -29,8 +29,8 @@ from lorakit.fingerprints import fingerprint_of
 from lorakit.hashing import folder_sha256
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
-from lorakit.inference.answer import chunks
-from lorakit.inference.predictor import check_asked, load
+from lorakit.inference.answer import check_asked, chunks
+from lorakit.inference.predictor import load
 from lorakit.inference.side import Side
 from lorakit.models import find, versions
 from lorakit.runtime.events import Note, Report, ignore

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import nn
 
-from lorakit.data.example import Columns, Dataset, Example, of_text, of_words
+from lorakit.data.example import Columns, Dataset, Example, of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities, to_tags
-from lorakit.errors import AdapterError, DataError
-from lorakit.fingerprints import fingerprint_of
-from lorakit.hashing import Fingerprint
-from lorakit.inference.adapter_folder import read_side, shipped_folder
-from lorakit.inference.answer import answer_all, chunks
+from lorakit.errors import DataError
+from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
+from lorakit.inference.answer import answer_all, as_wanted, check_asked, chunks
 from lorakit.inference.side import Side
 from lorakit.inference.speed_up import speed_up
-from lorakit.lora import adapter_names, load_adapter, merge_and_unload, quantize, read_adapter_config
-from lorakit.models import BaseModel, find, load_base, save_model
+from lorakit.lora import adapter_names, merge_and_unload
+from lorakit.models import save_model
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
-from lorakit.runtime.events import Note, Report, ignore
+from lorakit.runtime.events import Report, ignore
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, with_intervals
 from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers
@@ -57,16 +54,14 @@ class Predictor:
         """
         if isinstance(texts, str):
             return self.predict([texts])[0]
-        return list(self.stream([Example(*parts(text)) for text in texts]))
-
-    def stream(self, unlabelled: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        """The same for examples, one answer after the other: all are checked first, and few are held at a time."""
-        for number, example in enumerate(unlabelled, start=1):
-            check_asked(example, self.side, example.where or f"text {number} of {len(unlabelled)}")
-        return chain.from_iterable(map(self.lines, chunks(unlabelled)))
+        pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+        examples = [Example(text, None, pair) for text, pair in pairs]
+        for number, example in enumerate(examples, start=1):
+            check_asked(example, self.side, f"text {number} of {len(texts)}")
+        return self.lines(examples)
 
     def lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
-        """The same at once, for what has been checked."""
+        """The same for examples that have been checked."""
         examples = [as_wanted(self.task, example) for example in unlabelled]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 
@@ -121,25 +116,6 @@ class Predictor:
         save_model(self.model, self.task.tokenizer, folder, self.side.max_length, without=layers)
 
 
-def check_asked(example: Example, side: Side, place: str) -> None:
-    """Raise a DataError that begins with its place where a text is empty, or is no pair where pairs are needed."""
-    if not example.text.strip():
-        raise DataError(f"{place} is empty")
-    if (example.pair is None) != (side.columns.pair is None):
-        wanted = "a pair of texts" if side.columns.pair else "one text"
-        raise DataError(f"{place}: this run was trained on {wanted} an example")
-
-
-def as_wanted(task: Task, example: Example) -> Example:
-    """A text as the task takes it: cut into words where it answers words."""
-    return of_text(example.text) if TASKS[task.name].wants == "words" else example
-
-
-def parts(text: str | tuple[str, str]) -> tuple[str, None, str | None]:
-    """The text, no label, and the second text of a pair, as an Example takes them."""
-    return (text, None, None) if isinstance(text, str) else (text[0], None, text[1])
-
-
 def load(
     path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
 ) -> Predictor:
@@ -169,39 +145,3 @@ def _fold_in(model: nn.Module) -> None:
     """Make a plain model of one with an adapter; a plain one stays as it is."""
     if adapter_names(model):
         merge_and_unload(model)
-
-
-def load_shipped(folder: Path, side: Side, *, allow_base_mismatch: bool = False, report: Report = ignore) -> BaseModel:
-    """The base model with the adapter in it (or the fully fine-tuned model), in fp32 and on the CPU; errors as `load`."""
-    kind = TASKS[side.task.name].model
-    whole = side.method == "full"
-    fingerprint = None if whole else checked_base(folder, side, allow_base_mismatch, report)
-    name = str(folder) if whole else side.base.name
-    base = load_base(
-        name,
-        kind,
-        labels=TASKS[side.task.name].outputs(side.labels),
-        revision=side.base.revision,
-        fingerprint=fingerprint,
-        pooling=side.pooling,
-    ).with_layers(task_layers(side.task, side.labels))
-    if whole and base.missing:
-        raise AdapterError(f"{folder}: damaged: it lacks {base.missing[0]}")
-    if side.quantize != "none":
-        quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
-    if not whole:
-        load_adapter(base.model, folder)
-    return base
-
-
-def checked_base(folder: Path, side: Side, allow_mismatch: bool = False, report: Report = ignore) -> Fingerprint:
-    """The fingerprint of the base model that is found, compared before anything is loaded."""
-    wanted, found = side.base.fingerprint, fingerprint_of(find(side.base.name, side.base.revision))
-    if (differences := wanted.differences(found)) and not allow_mismatch:
-        raise AdapterError(
-            f"{folder}: trained on another {side.base.name}: {'; '.join(differences)}; "
-            "answers would differ (--allow-base-mismatch loads it all the same)"
-        )
-    if None in wanted:
-        report(Note(f"{folder}: an older lorakit wrote it: the base's config and tokenizer could not be compared"))
-    return found

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count, groupby
+from operator import itemgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lorakit.data.example import Example
 from lorakit.errors import AdapterError, ModelError
-from lorakit.hashing import Fingerprint, file_sha256
-from lorakit.inference.adapter_folder import read_side
-from lorakit.inference.answer import batches_of
+from lorakit.hashing import file_sha256
+from lorakit.inference.adapter_folder import load_shipped, read_side
+from lorakit.inference.answer import Adapter, Row, answer_rows, as_wanted
 from lorakit.inference.side import SIDE_FILE, Side
 from lorakit.inference.speed_up import speed_up
-from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter, quantize, read_adapter_config
+from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter
 from lorakit.lora.inject import put
 from lorakit.lora.layers import AdapterHost, SavedModule
 from lorakit.lora.peft_config import CONFIG_FILE, MAX_BYTES
 from lorakit.lora.peft_files import WEIGHTS_FILE, reload_adapter
-from lorakit.models import KINDS, load_base
-from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device, to_device
-from lorakit.tasks.base import Item, Task, pad_inputs
+from lorakit.models import KINDS
+from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
+from lorakit.tasks.base import Item
 from lorakit.tasks.registry import TASKS, make_task, task_layers
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file of a folder: inode, size, time of change in ns
@@ -47,41 +48,16 @@ class Part(NamedTuple):
         return issubclass(self.host, SavedModule) and f"{path}.".startswith(f"{self.path}.")
 
 
-@dataclass(frozen=True, eq=False)
-class Resident:
-    """One version of one adapter."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Resident(Adapter):
+    """One version of one adapter; each has a new key, so that no batch meets two versions under one name."""
 
-    key: str  # in the hosts: new for each version, so that no batch meets two under one name
+    key: str
     folder: Path
     stamp: Stamp
     side: Side
-    task: Task
-    outputs: int  # of its head
     parts: Sequence[Part]
-    layers: Mapping[str, nn.Module]  # what its task has besides a model of its kind (a CRF), by name
     size: int  # bytes of its tensors
-
-
-class Row(NamedTuple):
-    """One item, and whose it is."""
-
-    resident: Resident
-    item: Item
-
-
-class Answered(nn.Module):
-    """Stands in for the model before a task that reads its rows of an answer which the model has given already."""
-
-    def __init__(self, logits: Tensor, layers: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.logits = logits
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, **inputs: Tensor) -> Any:
-        """Shapes: input_ids (B, T), logits (B, C) or (B, T, C)."""
-        length = inputs["input_ids"].shape[1]  # other rows of the forward may be longer
-        return SimpleNamespace(logits=self.logits[:, :length] if self.logits.dim() == 3 else self.logits)
 
 
 class SharedModel:
@@ -93,28 +69,17 @@ class SharedModel:
     in which the resident has no rows.
     """
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
-        side = read_side(folder)
+    def __init__(self, folder: Path) -> None:
+        self.side = side = read_side(folder)
         _check_method(folder, side)
-        self.side, self.fingerprint = side, fingerprint
+        base = load_shipped(folder, side, with_adapter=False)
         kind = TASKS[side.task.name]
-        outputs = kind.outputs(side.labels)
-        base = load_base(
-            side.base.name,
-            kind.model,
-            labels=outputs,
-            revision=side.base.revision,
-            fingerprint=fingerprint,
-            pooling=side.pooling,
-        )
-        self.kind, self.tokenizer = KINDS[kind.model].auto_class, base.tokenizer
+        self.fingerprint, self.tokenizer, self.kind = base.fingerprint, base.tokenizer, KINDS[kind.model].auto_class
         self.device, dtype = pick_device(), DTYPES[side.dtype]
-        if side.quantize != "none":
-            quantize(base.model, side.quantize, skip=read_adapter_config(folder)[0].modules_to_save)
         cast_frozen_(base.model.requires_grad_(False), dtype)
         self.model: Any = base.model.to(self.device).eval()
         self._head, last = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)][-1]
-        self._width = len(outputs)
+        self._width = len(kind.outputs(side.labels))
         if kind.model != "text2text" and last.out_features != self._width:
             raise ModelError(
                 f"{side.base.name}: its output layer is not known: {self._head} has {last.out_features} rows"
@@ -240,41 +205,18 @@ class SharedModel:
             del self.model.get_submodule(part.path).adapters[resident.key]
 
     @torch.inference_mode()
-    def answer(self, rows: Sequence[Row]) -> list[Any]:
-        """The raw answer to each row, in order: batches by length as in prediction, in each an adapter's rows together."""
-        raws: list[Any] = [None] * len(rows)
-        for own in self._groups(rows):
-            task, items = rows[own[0]].resident.task, [rows[i].item for i in own]
-            for batch in batches_of(self.model, task, items, self.device):
-                places = sorted((own[i] for i in batch), key=lambda i: rows[i].resident.key)
-                for place, raw in zip(places, self._forward([rows[i] for i in places]), strict=True):
-                    raws[place] = raw
-        return raws
-
-    def _groups(self, rows: Sequence[Row]) -> Iterable[list[int]]:
-        """Positions of rows that can share a forward: all of them, but where models write and drop rows on their way."""
-        groups: dict[str, list[int]] = {}
-        for place, (resident, _) in enumerate(rows):
-            groups.setdefault(resident.key if resident.task.kind == "text2text" else "", []).append(place)
-        return groups.values()
-
-    def _forward(self, rows: Sequence[Row]) -> list[Any]:
-        """The raw answers of one forward."""
-        segments = [list(own) for _, own in groupby(rows, key=lambda row: row.resident.key)]
-        task, items = rows[0].resident.task, [row.item for row in rows]
-        with self.routing.routed([(own[0].resident.key, len(own)) for own in segments]):
-            if task.kind == "text2text":
-                return task.predict(self.model, to_device(task.collate(items), self.device))
-            inputs = pad_inputs(items, self.tokenizer)
-            logits = self.model(**to_device(inputs, self.device)).logits  # (B, C) or (B, T, C), C of the widest head
-        pieces = zip(segments, logits.split([len(own) for own in segments]), strict=True)
-        return [raw for own, piece in pieces for raw in self._read(own, piece)]
-
-    def _read(self, rows: Sequence[Row], logits: Tensor) -> list[Any]:
-        """What a task makes of the logits of one adapter's rows."""
-        resident = rows[0].resident
-        batch = to_device(resident.task.collate([row.item for row in rows]), self.device)
-        return resident.task.predict(Answered(logits[..., : resident.outputs], resident.layers), batch)
+    def answer(self, asked: Sequence[tuple[Resident, Example]]) -> list[dict[str, Any]]:
+        """The answer to each example by its resident, as JSON; a resident's examples are best neighbours."""
+        wanted = [(resident, as_wanted(resident.task, example)) for resident, example in asked]
+        items: list[list[Item]] = []
+        for resident, own in groupby(wanted, key=itemgetter(0)):
+            items += resident.task.encode([example for _, example in own])
+        rows = [Row(resident, item) for (resident, _), some in zip(wanted, items, strict=True) for item in some]
+        raws = iter(answer_rows(self.model, rows, self.device))
+        return [
+            resident.task.to_json(example, resident.task.answer(example, [next(raws) for _ in some]))
+            for (resident, example), some in zip(wanted, items, strict=True)
+        ]
 
 
 def stamp_of(folder: Path) -> Stamp:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.errors import LorakitError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL
-from lorakit.inference.answer import answer_all
-from lorakit.inference.predictor import as_wanted
+from lorakit.inference.answer import answer_all, as_wanted
 from lorakit.inference.side import Side
 from lorakit.recipe import read_recipe
 from lorakit.tasks.base import Task

@@ -16,8 +16,8 @@ from lorakit.app.export.check import agree, check_exact, texts_of
 from lorakit.app.export.onnx import ONNX, export_onnx
 from lorakit.app.printing import Output
 from lorakit.errors import ConfigError
-from lorakit.inference.adapter_folder import read_side, shipped_folder
-from lorakit.inference.predictor import Predictor, load_shipped
+from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
+from lorakit.inference.predictor import Predictor
 from lorakit.inference.side import Side
 from lorakit.lora import (
     BaseInfo,

@@ -25,8 +25,7 @@ from lorakit.app.export.graphs import (
 from lorakit.app.printing import Output
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
-from lorakit.inference.adapter_folder import read_side, shipped_folder
-from lorakit.inference.predictor import load_shipped
+from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
 from lorakit.inference.side import SIDE_FILE, Side
 from lorakit.lora import merge_and_unload
 from lorakit.models import BaseModel, save_plain

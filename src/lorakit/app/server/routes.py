@@ -33,7 +33,7 @@ from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
 from lorakit.errors import DataError, LorakitError, did_you_mean
 from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
-from lorakit.inference.predictor import check_asked
+from lorakit.inference.answer import check_asked
 from lorakit.inference.shared_base import Resident
 
 PAGE = Path(__file__).parent / "page" / "index.html"
