@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.app.commands.export import CONSUMERS
-from lorakit.app.export.command import MERGED, ONNX, Options, Parity, export
+from lorakit.app.commands.export import CONSUMERS, WHOLE
+from lorakit.app.export.command import Options, Parity, export
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.hashing import Fingerprint
 from lorakit.inference import predictor
@@ -67,7 +67,7 @@ def mixed_run(bert: Path, files: Path, tmp_path: Path) -> Path:
 
 
 def test_consumers_of_the_command_line_are_the_profiles() -> None:
-    assert set(CONSUMERS) == {MERGED, ONNX, *PROFILES}
+    assert set(CONSUMERS) == {*WHOLE, *PROFILES}
 
 
 @runs

@@ -195,7 +195,7 @@ def test_sentence_transformers_reads_whole_models(
     library = pytest.importorskip("sentence_transformers")
     words = (f"train.method={method}", "train.lr=1e-3", "data.max_length=8")
     run = fit(changed(sections(sentence_bert, files), *words), tmp_path / "run").folder
-    export(run, "merged", out := tmp_path / "merged")
+    export(run, "sentence-transformers", out := tmp_path / "merged")
     for folder in (out, run / "model") if method == "full" else (out,):
         found = library.SentenceTransformer(str(folder), device="cpu").encode(TEXTS, convert_to_tensor=True)
         close(found.softmax(-1), probabilities(run))
@@ -225,7 +225,7 @@ def test_resumed_run_reads_what_it_read(sentence_bert: Path, files: Path, tmp_pa
     assert same_recipe(checkpoint, recipe, lambda event: None).model.pooling == "cls"
 
 
-def test_mean_is_refused_where_there_is_none(bert: Path, t5: Path, files: Path) -> None:
+def test_mean_is_refused_where_there_is_none(bert: Path, bert_run: Path, t5: Path, files: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"model.pooling = 'mean' is for tasks that answer whole texts, not for token_cl"
     ):
@@ -234,3 +234,5 @@ def test_mean_is_refused_where_there_is_none(bert: Path, t5: Path, files: Path) 
         ModelError, match=r"model.pooling = 'mean': .*t5 is an encoder with a decoder; the mean is for enc"
     ):
         load_base(str(t5), CLASSIFICATION, labels=("a", "b"), pooling="mean")
+    with pytest.raises(ConfigError, match=r"--to sentence-transformers: .* does not read the mean .*--to merged"):
+        export(bert_run, "sentence-transformers", tmp_path / "out")

@@ -11,7 +11,8 @@ import click
 from lorakit.app.arguments import RUN, folder_to_write
 from lorakit.app.printing import echo
 
-CONSUMERS = ("peft", "merged", "onnx", "vllm", "lorax", "llamacpp")  # two, and the keys of lora.profiles.PROFILES
+WHOLE = ("merged", "sentence-transformers", "onnx")  # what gets a whole model; the others are export_profiles.PROFILES
+CONSUMERS = ("peft", *WHOLE, "vllm", "lorax", "llamacpp")
 
 
 @click.command()
@@ -30,6 +31,8 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     \b
     peft      the adapter as it is: peft and what is built on it read all of it
     merged    a plain transformers model, the adapter folded in
+    sentence-transformers
+              the same of a classifier that reads the mean over tokens
     onnx      the same for onnxruntime, which needs no torch
     vllm, lorax, llamacpp
               factors A and B with one global alpha / r; the head split off

@@ -35,6 +35,7 @@ from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import TASKS, make_task, task_layers
 
 MERGED = "merged"
+SENTENCES = "sentence-transformers"
 HEAD = Path("head") / "model.safetensors"  # LoRAX reads every safetensors file beside the config
 PROBES = ("The quick brown fox jumps over the lazy dog.", "Ada Lovelace met Charles Babbage in London in 1833!")
 TOLERANCE = 1e-4  # of the largest weight change: far above fp32 rounding, far below any real mistake
@@ -74,12 +75,16 @@ def export(path: Path, to: str, out: Path, options: Options = Options()) -> Outp
         OutputError: `out` exists or cannot be written; nothing is left half written.
         AdapterError: the consumer cannot read such an adapter.
     """
-    if to in (MERGED, ONNX) and (options.rank is not None or options.base_name is not None):
+    if to not in PROFILES and (options.rank is not None or options.base_name is not None):
         raise ConfigError(f"--rank and --base-name are for adapters; --to {to} needs neither")
     if options.int8 and to != ONNX:
         raise ConfigError(f"--int8 goes with --to onnx, not with --to {to}")
     check_free(out)
-    if to == MERGED:
+    if to == SENTENCES and read_side(shipped_folder(path)).pooling != "mean":
+        raise ConfigError(
+            f"--to {to}: {path} does not read the mean over tokens; export it --to merged, or train it with model.pooling=mean"
+        )
+    if to in (MERGED, SENTENCES):
         return merge(path, out, allow_base_mismatch=options.allow_base_mismatch)
     if to == ONNX:
         onnx = export_onnx(path, out, int8=options.int8, allow_base_mismatch=options.allow_base_mismatch)
