@@ -1,4 +1,7 @@
-"""The modules that hold adapters beside the frozen layers of the base model, and the routing that chooses among them."""
+"""The modules that hold adapters beside the frozen modules of the base model, and the routing that chooses among them.
+
+`AdapterHost.forward` is the reference of what an adapted model computes; the update itself is `LoRA.forward` in updates.py.
+"""
 
 from __future__ import annotations
 
@@ -18,83 +21,7 @@ from lorakit.lora.updates import LoRA
 from lorakit.lora.weight_layouts import geometry_of
 
 BASE = None  # as an adapter name in a routing: these rows see the base model alone
-
-
 Segments = Sequence[tuple[str | None, int]]  # adapter and number of examples
-
-
-class Routing:
-    """Which adapter serves which examples of a batch; one object per model, shared by all its hosts.
-
-    `segments` are in batch order. One segment serves the whole batch whatever its size; no segment means the base model.
-    Beam search multiplies examples, so the caller multiplies the counts.
-    """
-
-    def __init__(self) -> None:
-        self._segments: Segments = []
-        self._of_thread: dict[int, Segments] = {}  # where a thread has said so, for it alone
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, or in another process, no thread is within anything yet."""
-        return {"_segments": self._segments, "_of_thread": {}}
-
-    @property
-    def segments(self) -> Segments:
-        """What holds here: what this thread is within (see `routed`), else what was last set."""
-        return self._of_thread.get(threading.get_ident(), self._segments)
-
-    @segments.setter
-    def segments(self, segments: Segments) -> None:
-        self._segments = segments
-
-    @contextmanager
-    def routed(self, segments: Segments) -> Iterator[None]:
-        """Within this block, in this thread, these segments hold: several threads can share a model."""
-        thread = threading.get_ident()
-        before = self._of_thread.get(thread)
-        self._of_thread[thread] = segments
-        try:
-            yield
-        finally:
-            if before is None:
-                del self._of_thread[thread]
-            else:
-                self._of_thread[thread] = before
-
-    def use(self, adapter: str | None) -> None:
-        """Send every example to one adapter, or to the base model."""
-        self.segments = [] if adapter is BASE else [(adapter, 0)]
-
-    def only(self) -> str | None:
-        """The one adapter that serves the whole batch, for modules that cannot be applied to a part of it."""
-        if len(self.segments) > 1:
-            raise ValueError("nn.MultiheadAttention serves one adapter a batch")
-        return self.segments[0][0] if self.segments else BASE
-
-    def sized(self, n: int) -> Segments:
-        """The segments of a batch of n examples, with their numbers.
-
-        Raises:
-            ValueError: several segments cover more or less than the batch.
-        """
-        if len(self.segments) <= 1:
-            return [(self.only(), n)]
-        if (covered := sum(size for _, size in self.segments)) != n:
-            raise ValueError(f"routing covers {covered} rows, the batch has {n}")
-        return self.segments
-
-    def map(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """Apply `function(adapter, *slices)` to each segment of `rows` and put the answers together again.
-
-        Where they differ in width (heads for more and for fewer classes), zeros make them as wide as the widest.
-        """
-        if len(self.segments) <= 1:
-            return function(self.only(), *rows)
-        segments = self.sized(len(rows[0]))
-        pieces = zip(*(tensor.split([size for _, size in segments]) for tensor in rows), strict=True)
-        answers = [function(adapter, *slices) for (adapter, _), slices in zip(segments, pieces, strict=True)]
-        width = max(answer.shape[-1] for answer in answers)
-        return torch.cat([F.pad(answer, (0, width - answer.shape[-1])) for answer in answers])
 
 
 class AdapterHost(nn.Module):
@@ -108,6 +35,22 @@ class AdapterHost(nn.Module):
         self.merged: str | None = None
         self.kept: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's answer, that to each example changed by its own adapter: of low-rank updates W x + b + s B A x.
+
+        This is the reference: what computes the same by another way is an optimisation of it.
+        """
+        y: Tensor = self.base(x, *args, **kwargs)
+        if self.merged:
+            return y
+
+        def changed(adapter: str | None, x: Tensor, y: Tensor) -> Tensor:
+            if adapter is BASE or adapter not in self.adapters:
+                return y
+            return self.adapters[adapter](x, y, self)  # type: ignore[no-any-return]
+
+        return self.routing.map(changed, x, y)
+
     def __getattr__(self, name: str) -> Any:
         """What other code reads from the plain module (T5's feed-forward looks at wo.weight.dtype, say)."""
         try:
@@ -116,17 +59,6 @@ class AdapterHost(nn.Module):
             if name == "base":
                 raise
             return getattr(self.base, name)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base(x, *args, **kwargs)
-        return y if self.merged else self.routing.map(self._changed, x, y)
-
-    def _changed(self, adapter: str | None, x: Tensor, y: Tensor) -> Tensor:
-        """The base's answer as the adapter's part changes it."""
-        if adapter is BASE or adapter not in self.adapters:
-            return y
-        changed: Tensor = self.adapters[adapter](x, y, self)
-        return changed
 
     def merge(self, adapter: str) -> None:
         """Answer as `adapter` does, whatever the routing says, until `unmerge`."""
@@ -165,7 +97,7 @@ class Layer(AdapterHost):
     """A frozen layer of any kind in geometry.py, and the low-rank updates its adapters add: y = W x + b + s B A x."""
 
     base: Any  # a module with a weight, and a bias or none
-    fused = False  # whether plain updates of plain layers are computed by kernels.adapted_linear
+    fused = False  # whether plain updates of plain layers are computed by adapted_linear
 
     def __init__(self, base: nn.Module, routing: Routing) -> None:
         super().__init__(base, routing)
@@ -174,10 +106,10 @@ class Layer(AdapterHost):
         self.geometry = geometry
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        updates = self._plain_updates(len(x)) if self.fused and not self.merged else None
-        if updates is None:
-            return super().forward(x, *args, **kwargs)
-        return adapted_linear(x, self.weight, self.base.bias, updates)
+        """The reference, or where it may an optimisation: the same to rounding, with fewer passes over x and y."""
+        if self.fused and not self.merged and (updates := self._plain_updates(len(x))):
+            return adapted_linear(x, self.weight, self.base.bias, updates)
+        return super().forward(x, *args, **kwargs)
 
     def _plain_updates(self, n: int) -> list[Update] | None:
         """What is added for each segment of n examples; None where nothing is, or more than s B A x."""
@@ -277,6 +209,80 @@ class SavedModule(AdapterHost):
             return self.base
         dtype = next(self.base.parameters()).dtype
         return self.adapters[self.merged].to(dtype).requires_grad_(False)
+
+
+class Routing:
+    """Which adapter serves which examples of a batch; one object per model, shared by all its hosts.
+
+    `segments` are in batch order. One segment serves the whole batch whatever its size; no segment means the base model.
+    Beam search multiplies examples, so the caller multiplies the counts.
+    """
+
+    def __init__(self) -> None:
+        self._segments: Segments = []
+        self._of_thread: dict[int, Segments] = {}  # where a thread has said so, for it alone
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, or in another process, no thread is within anything yet."""
+        return {"_segments": self._segments, "_of_thread": {}}
+
+    @property
+    def segments(self) -> Segments:
+        """What holds here: what this thread is within (see `routed`), else what was last set."""
+        return self._of_thread.get(threading.get_ident(), self._segments)
+
+    @segments.setter
+    def segments(self, segments: Segments) -> None:
+        self._segments = segments
+
+    @contextmanager
+    def routed(self, segments: Segments) -> Iterator[None]:
+        """Within this block, in this thread, these segments hold: several threads can share a model."""
+        thread = threading.get_ident()
+        before = self._of_thread.get(thread)
+        self._of_thread[thread] = segments
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._of_thread[thread]
+            else:
+                self._of_thread[thread] = before
+
+    def use(self, adapter: str | None) -> None:
+        """Send every example to one adapter, or to the base model."""
+        self.segments = [] if adapter is BASE else [(adapter, 0)]
+
+    def only(self) -> str | None:
+        """The one adapter that serves the whole batch, for modules that cannot be applied to a part of it."""
+        if len(self.segments) > 1:
+            raise ValueError("nn.MultiheadAttention serves one adapter a batch")
+        return self.segments[0][0] if self.segments else BASE
+
+    def sized(self, n: int) -> Segments:
+        """The segments of a batch of n examples, with their numbers.
+
+        Raises:
+            ValueError: several segments cover more or less than the batch.
+        """
+        if len(self.segments) <= 1:
+            return [(self.only(), n)]
+        if (covered := sum(size for _, size in self.segments)) != n:
+            raise ValueError(f"routing covers {covered} rows, the batch has {n}")
+        return self.segments
+
+    def map(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Apply `function(adapter, *slices)` to each segment of `rows` and put the answers together again.
+
+        Where they differ in width (heads for more and for fewer classes), zeros make them as wide as the widest.
+        """
+        if len(self.segments) <= 1:
+            return function(self.only(), *rows)
+        segments = self.sized(len(rows[0]))
+        pieces = zip(*(tensor.split([size for _, size in segments]) for tensor in rows), strict=True)
+        answers = [function(adapter, *slices) for (adapter, _), slices in zip(segments, pieces, strict=True)]
+        width = max(answer.shape[-1] for answer in answers)
+        return torch.cat([F.pad(answer, (0, width - answer.shape[-1])) for answer in answers])
 
 
 def hosts(model: nn.Module, adapter: str | None = None) -> Sequence[tuple[str, AdapterHost]]:
