@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorakit.errors import AdapterError
-from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, load_adapter, merge, save_adapter, set_adapter
+from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, merge, save_adapter, set_adapter
 from lorakit.lora.export_profiles import PROFILES, Conformed, conform, left_behind
 from lorakit.lora.inits import truncated
 from lorakit.lora.targets import adaptable_layers
@@ -48,8 +49,6 @@ CASES = {
     "pissa": (tiny_bert, LoraConfig(r=4, target_modules=("query",), init_lora_weights="pissa")),
     "gpt2": (tiny_gpt2, LoraConfig(r=4, target_modules=("c_attn",), alpha_pattern={r"h\.0\.attn\.c_attn": 2})),
 }
-cases = pytest.mark.parametrize("case", CASES)
-plain_consumers = pytest.mark.parametrize("consumer", PLAIN)
 
 
 def trained(build: Any, config: LoraConfig) -> PreTrainedModel:
@@ -93,8 +92,14 @@ def merged_deltas(model: nn.Module) -> dict[str, Tensor]:
     return deltas
 
 
-@cases
-@pytest.mark.parametrize("consumer", PROFILES)
+def test_llamacpp_reads_what_vllm_does() -> None:
+    vllm, llamacpp = PROFILES["vllm"], PROFILES["llamacpp"]
+    assert replace(llamacpp, consumer=vllm.consumer, use=vllm.use) == vllm
+
+
+@pytest.mark.parametrize(
+    ("case", "consumer"), [("plain", "peft"), *((case, consumer) for case in CASES for consumer in ("vllm", "lorax"))]
+)
 def test_consumer_s_arithmetic_our_merge_and_peft_s_answers_agree(case: str, consumer: str, tmp_path: Path) -> None:
     build, config = CASES[case]
     model = trained(build, config)
@@ -174,13 +179,7 @@ def test_head_is_left_behind_whole() -> None:
 # What has no such form
 
 
-@plain_consumers
-def test_dora_is_refused_and_says_what_would_do(consumer: str) -> None:
-    with pytest.raises(AdapterError, match=r"reads no DoRA.*--to merged.*--rank N"):
-        conform(trained(tiny_bert, DORA), DORA, PROFILES[consumer])
-
-
-@pytest.mark.parametrize("consumer", PROFILES)
+@pytest.mark.parametrize("consumer", ["peft", "lorax"])
 def test_dora_cut_to_a_rank_is_the_best_of_that_rank(consumer: str, tmp_path: Path) -> None:
     model = trained(tiny_bert, DORA)
     wanted = merged_deltas(model)
@@ -227,7 +226,7 @@ def test_truncated_zero_is_zero() -> None:
     assert not (factors.B @ factors.A).any()
 
 
-@pytest.mark.parametrize(("consumer", "reads"), [("vllm", True), ("lorax", False), ("llamacpp", True)])
+@pytest.mark.parametrize(("consumer", "reads"), [("vllm", True), ("lorax", False)])
 def test_embedding_goes_where_it_is_read(consumer: str, reads: bool, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=("query", "word_embeddings"), rank_pattern={"query": 2})
     model = trained(tiny_bert, config)
@@ -249,31 +248,15 @@ def test_adapter_without_factors_is_refused() -> None:
         conform(trained(tiny_bert, config), config, PROFILES["vllm"])
 
 
-def test_part_of_an_unknown_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import lorakit.lora.export_profiles as profiles
-
-    model = trained(tiny_bert, QV)
-    key = PREFIX + "bert.encoder.layer.0.attention.self.query.lora_B.bias"
-    with_more = {**profiles.adapter_tensors(model, "default"), key: torch.ones(32)}
-    monkeypatch.setattr(profiles, "adapter_tensors", lambda *_: with_more)
+def test_trained_bias_is_refused() -> None:
+    config = LoraConfig(r=4, target_modules=("query",), lora_bias=True)
     with pytest.raises(AdapterError, match=r"reads factors A and B alone, not '.*lora_B\.bias'"):
-        conform(model, QV, PROFILES["vllm"])
+        conform(trained(tiny_bert, config), config, PROFILES["vllm"])
 
 
-def test_refusal_leaves_the_model_alone() -> None:
+def test_dora_is_refused_and_the_model_left_alone() -> None:
     model = trained(tiny_bert, DORA)
     before = [path for path, _ in model.named_modules()]
-    with pytest.raises(AdapterError):
+    with pytest.raises(AdapterError, match=r"reads no DoRA.*--to merged.*--rank N"):
         conform(model, DORA, PROFILES["lorax"])
     assert [path for path, _ in model.named_modules()] == before
-
-
-def test_export_is_read_by_our_own_loader(tmp_path: Path) -> None:
-    model = trained(tiny_bert, PATTERNS)
-    exported(model, PATTERNS, "vllm", tmp_path)
-    load_adapter(model, tmp_path, "again")
-    for path, host in hosts(model, "again"):
-        assert isinstance(host, Layer), path
-        torch.testing.assert_close(
-            host.lora("again").delta_weight(host), host.lora("default").delta_weight(host), **CLOSE
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -42,15 +41,6 @@ from tests.tiny import logits, tiny_batch, tiny_bert, tiny_gpt2, tiny_t5
 
 QV = LoraConfig(r=4, target_modules=("query", "value"), modules_to_save=("classifier",))
 DENSE = LoraConfig(r=2, target_modules=("dense",), modules_to_save=("classifier",))
-
-EXACT_STARTS = {
-    "kaiming": {},
-    "gaussian": {"init_lora_weights": "gaussian"},
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "pissa": {"init_lora_weights": "pissa"},
-    "olora": {"init_lora_weights": "olora"},
-}
 
 
 def routing(model: nn.Module) -> Routing:
@@ -111,8 +101,11 @@ def test_count_is_the_number_of_trainable_scalars_and_the_total_of_the_plain_mod
     plain = sum(p.numel() for p in model.parameters())
     add_adapter(model, QV)
     count = count_parameters(model)
-    assert count.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = {id(p): p for p in model.parameters() if p.requires_grad}
+    assert count.trainable == sum(p.numel() for p in trainable.values())
     assert count.total == plain + count.lora
+    assert {id(p) for p in adapter_parameters(model).values()} == trainable.keys()
+    assert all(p.is_leaf for p in trainable.values())
 
 
 def test_count_of_one_adapter_ignores_the_others() -> None:
@@ -126,58 +119,22 @@ def test_count_of_one_adapter_ignores_the_others() -> None:
 # where it starts
 
 
-@pytest.mark.parametrize("build", [tiny_bert, tiny_t5])
-@pytest.mark.parametrize("settings", EXACT_STARTS.values(), ids=EXACT_STARTS)
-def test_model_before_the_first_step_equals_the_base_bit_for_bit(
-    settings: dict[str, object], build: Callable[[], PreTrainedModel]
-) -> None:
-    model = build()
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True, "init_lora_weights": "pissa"}], ids=str)
+def test_t5_before_the_first_step_equals_the_base_bit_for_bit(settings: dict[str, Any]) -> None:
+    model = tiny_t5()
     before = logits(model, tiny_batch(model))
     add_adapter(model, LoraConfig(r=4, **settings))
     assert torch.equal(logits(model, tiny_batch(model)), before)
 
 
-def test_bias_of_the_adapted_layer_is_used() -> None:
-    model = tiny_bert()
-    model.bert.encoder.layer[0].attention.self.value.bias.data.fill_(50.0)
-    before = logits(model, tiny_batch(model))
-    assert not torch.allclose(before, logits(tiny_bert(), tiny_batch(model)))
-    add_adapter(model, QV)
-    assert torch.equal(logits(model, tiny_batch(model)), before)
-
-
-@pytest.mark.parametrize("init", ["kaiming", "gaussian", "pissa", "olora"])
-def test_same_seed_gives_the_same_adapter(init: str) -> None:
-    models = [tiny_bert(), tiny_bert()]
-    for model in models:
-        torch.rand(1)  # the global generator plays no part
-        add_adapter(model, LoraConfig(r=4, init_lora_weights=init), seed=3)
-    assert_same_tensors(*(adapter_parameters(model) for model in models))
-
-
 @pytest.mark.parametrize("init", ["kaiming", "gaussian"])
-def test_another_seed_gives_another_adapter(init: str) -> None:
-    models = [tiny_bert(), tiny_bert()]
-    for seed, model in enumerate(models):
-        add_adapter(model, LoraConfig(r=4, target_modules=("query",), init_lora_weights=init), seed=seed)
-    left, right = (adapter_parameters(model) for model in models)
-    assert [key for key in left if key.endswith("lora_A") and torch.equal(left[key], right[key])] == []
-
-
-def test_layers_of_one_shape_start_with_different_factors() -> None:
-    model = tiny_bert()
-    add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
-    starts = [tensor for key, tensor in adapter_parameters(model).items() if key.endswith("lora_A")]
+def test_layers_of_one_shape_and_other_seeds_start_with_different_factors(init: str) -> None:
+    starts = []
+    for seed in range(2):
+        model = tiny_bert()
+        add_adapter(model, LoraConfig(r=4, target_modules=("query", "value"), init_lora_weights=init), seed=seed)
+        starts += [tensor for key, tensor in adapter_parameters(model).items() if key.endswith("lora_A")]
     assert len({tuple(tensor.flatten().tolist()) for tensor in starts}) == len(starts)
-
-
-def test_start_of_a_layer_does_not_depend_on_what_else_is_injected() -> None:
-    alone, among = tiny_bert(), tiny_bert()
-    add_adapter(alone, LoraConfig(r=4, target_modules=("value",)))
-    add_adapter(among, DENSE, "other", seed=5)
-    add_adapter(among, LoraConfig(r=4, target_modules=("query", "key", "value")))
-    shared = {key: value for key, value in adapter_parameters(among).items() if ".value." in key}
-    assert_same_tensors(adapter_parameters(alone), shared)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -197,39 +154,6 @@ def one_step(model: PreTrainedModel) -> None:
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
     F.cross_entropy(model.train()(**batch).logits, labels).backward()
     optimizer.step()
-
-
-@pytest.mark.parametrize("settings", EXACT_STARTS.values(), ids=EXACT_STARTS)
-def test_one_step_changes_every_b_and_the_head_and_nothing_frozen(settings: dict[str, object]) -> None:
-    model = tiny_bert()
-    add_adapter(model, LoraConfig(r=4, modules_to_save=("classifier",), **settings))
-    before = snapshot(model)["tensors"]
-    one_step(model)
-    after = model.state_dict()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    trained = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-    assert changed <= trained
-    assert {key for key in trained if key.endswith("lora_B")} <= changed
-    assert {key for key in trained if key.startswith("classifier.")} <= changed
-    assert [path for path, p in model.named_parameters() if p.grad is not None and not p.requires_grad] == []
-
-
-def test_adapter_parameters_are_the_trainable_leaves() -> None:
-    model = tiny_bert()
-    add_adapter(model, QV)
-    trainable = {id(p) for p in model.parameters() if p.requires_grad}
-    assert {id(p) for p in adapter_parameters(model).values()} == trainable
-    assert all(p.is_leaf for p in adapter_parameters(model).values())
-
-
-def test_second_step_changes_every_a() -> None:
-    model = tiny_bert()
-    add_adapter(model, QV)
-    before = {key: tensor.detach().clone() for key, tensor in adapter_parameters(model).items()}
-    one_step(model)
-    one_step(model)
-    after = adapter_parameters(model)
-    assert [key for key in before if torch.equal(before[key], after[key])] == []
 
 
 def test_head_alone_can_be_trained() -> None:
@@ -258,12 +182,9 @@ def test_saved_head_over_a_bf16_base_is_fp32() -> None:
 # several
 
 
-def test_names_are_in_the_order_of_adding() -> None:
-    assert adapter_names(two_adapters()) == ["first", "second"]
-
-
 def test_the_latest_adapter_is_active_and_alone_trainable() -> None:
     model = two_adapters()
+    assert adapter_names(model) == ["first", "second"]  # in the order of adding
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     assert trainable == {id(p) for p in adapter_parameters(model, "second").values()}
 
@@ -286,72 +207,26 @@ def test_segments_give_each_row_the_answer_of_its_adapter_alone() -> None:
     torch.testing.assert_close(mixed, torch.cat([second[:2], first[2:5], base[5:]]), **CLOSE)
 
 
-def test_segments_give_each_adapter_its_own_gradient() -> None:
-    model = two_adapters()
-    batch = tiny_batch(model)
-    head, tail = ({key: value[rows] for key, value in batch.items()} for rows in (slice(0, 2), slice(2, None)))
-    set_adapter(model, "first")
-    alone = torch.autograd.grad(model(**head).logits.square().sum(), adapter_parameters(model, "first").values())
-    for parameter in adapter_parameters(model, "second").values():
-        parameter.requires_grad_()
-    for parameter in adapter_parameters(model, "first").values():
-        parameter.requires_grad_()
-    routing(model).segments = [("first", 2), ("second", len(tail["input_ids"]))]
-    joint = torch.autograd.grad(model(**batch).logits.square().sum(), adapter_parameters(model, "first").values())
-    torch.testing.assert_close(joint, alone, rtol=1e-5, atol=1e-5)
-
-
-def test_segments_of_a_wrong_number_of_rows_raise() -> None:
-    model = two_adapters()
-    routing(model).segments = [("first", 2), ("second", 2)]
-    with pytest.raises(ValueError, match="routing covers 4 rows, the batch has 6"):
-        logits(model, tiny_batch(model))
-
-
 def test_disabled_answers_as_the_base_and_comes_back() -> None:
     model = two_adapters()
     active = logits(model, tiny_batch(model))
-    with disabled(model):
-        assert torch.equal(logits(model, tiny_batch(model)), logits(tiny_bert(), tiny_batch(model)))
+    for each in (model, tiny_bert()):
+        with pytest.raises(KeyError), disabled(each):
+            assert torch.equal(logits(each, tiny_batch(each)), logits(tiny_bert(), tiny_batch(each)))
+            raise KeyError
     assert torch.equal(logits(model, tiny_batch(model)), active)
 
 
-def test_disabled_comes_back_after_an_exception() -> None:
-    model = two_adapters()
-    active = logits(model, tiny_batch(model))
-    with pytest.raises(KeyError), disabled(model):
-        raise KeyError
-    assert torch.equal(logits(model, tiny_batch(model)), active)
-
-
-def test_disabled_of_a_plain_model_does_nothing() -> None:
-    model = tiny_bert()
-    with disabled(model):
-        assert torch.equal(logits(model, tiny_batch(model)), logits(tiny_bert(), tiny_batch(model)))
-
-
-@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")])
-def test_deleting_all_adapters_gives_the_plain_model_back(order: tuple[str, str]) -> None:
-    model = two_adapters()
-    for name in order:
-        delete_adapter(model, name)
-    assert hosts(model) == []
-    assert_same_tensors(model.state_dict(), tiny_bert().state_dict())
-    assert torch.equal(logits(model, tiny_batch(model)), logits(tiny_bert(), tiny_batch(model)))
-
-
-def test_deleting_one_adapter_leaves_the_other() -> None:
+def test_deleting_all_adapters_gives_the_plain_model_back() -> None:
     model = two_adapters()
     want = answer_of(model, "first")
-    delete_adapter(model, "second")
-    assert adapter_names(model) == ["first"]
-    assert torch.equal(logits(model, tiny_batch(model)), want)
-
-
-def test_deleting_the_active_adapter_leaves_the_base_answering() -> None:
-    model = two_adapters()
-    set_adapter(model, "first")
+    set_adapter(model, "second")
+    delete_adapter(model, "second")  # the active one: the base answers
+    assert torch.equal(logits(model, tiny_batch(model)), logits(tiny_bert(), tiny_batch(model)))
+    assert torch.equal(answer_of(model, "first"), want)
     delete_adapter(model, "first")
+    assert hosts(model) == []
+    assert_same_tensors(model.state_dict(), tiny_bert().state_dict())
     assert torch.equal(logits(model, tiny_batch(model)), logits(tiny_bert(), tiny_batch(model)))
 
 
@@ -382,7 +257,7 @@ def test_copy_of_a_model_is_independent() -> None:
 # refused
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a b", "-a", "a" * 65, "../x"])
+@pytest.mark.parametrize("name", ["", "a.b", "-a", "a" * 65])
 def test_unusable_name_is_refused(name: str) -> None:
     model = tiny_bert()
     before = snapshot(model)
@@ -391,7 +266,7 @@ def test_unusable_name_is_refused(name: str) -> None:
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize("name", ["train", "items", "training", "to"])
+@pytest.mark.parametrize("name", ["items", "training"])
 def test_name_that_torch_uses_is_refused(name: str) -> None:
     model = tiny_bert()
     before = snapshot(model)
@@ -400,7 +275,7 @@ def test_name_that_torch_uses_is_refused(name: str) -> None:
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize("name", ["query", "encoder", "lora_A", "classifier", "base", "default"])
+@pytest.mark.parametrize("name", ["query", "lora_A", "base"])
 def test_name_of_a_module_is_no_trouble(name: str) -> None:
     model = tiny_bert()
     add_adapter(model, QV, name)
@@ -415,10 +290,12 @@ def test_taken_name_is_refused() -> None:
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize("act", [set_adapter, delete_adapter, adapter_parameters, count_parameters, merge])
-def test_unknown_name_is_refused_with_the_names_there_are(act: Callable[[nn.Module, str], object]) -> None:
-    with pytest.raises(AdapterError, match="no adapter 'frist' in this model; did you mean 'first'"):
-        act(two_adapters(), "frist")
+def test_unknown_name_is_refused_with_the_names_there_are() -> None:
+    model = two_adapters()
+    acts: list[Callable[[nn.Module, str], object]] = [set_adapter, delete_adapter, adapter_parameters, merge]
+    for act in (*acts, count_parameters):
+        with pytest.raises(AdapterError, match="no adapter 'frist' in this model; did you mean 'first'"):
+            act(model, "frist")
 
 
 def test_module_that_holds_lora_of_another_adapter_cannot_be_saved() -> None:
@@ -430,23 +307,20 @@ def test_module_that_holds_lora_of_another_adapter_cannot_be_saved() -> None:
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize(
-    "act",
-    [
-        lambda model: add_adapter(model, QV, "third"),
-        lambda model: set_adapter(model, "first"),
-        lambda model: delete_adapter(model, "first"),
-        lambda model: disabled(model).__enter__(),
-    ],
-    ids=["add", "set", "delete", "disable"],
-)
-def test_merged_model_refuses_what_it_cannot_honour(act: Callable[[nn.Module], object]) -> None:
+def test_merged_model_refuses_what_it_cannot_honour() -> None:
     model = two_adapters()
     merge(model, "second")
     before = snapshot(model)
-    with pytest.raises(AdapterError, match="adapter 'second' is merged; unmerge it first"):
-        act(model)
-    assert_unchanged(model, before)
+    acts: list[Callable[[], object]] = [
+        lambda: add_adapter(model, QV, "third"),
+        lambda: set_adapter(model, "first"),
+        lambda: delete_adapter(model, "first"),
+        lambda: disabled(model).__enter__(),
+    ]
+    for act in acts:
+        with pytest.raises(AdapterError, match="adapter 'second' is merged; unmerge it first"):
+            act()
+        assert_unchanged(model, before)
 
 
 def test_hosts_of_an_adapter_are_those_that_hold_a_part_of_it() -> None:
@@ -459,7 +333,6 @@ def test_hosts_of_an_adapter_are_those_that_hold_a_part_of_it() -> None:
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
     "torch.save": lambda model: torch.load(io.BytesIO(saved_whole(model)), weights_only=False),
 }
 COPIED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
@@ -486,11 +359,9 @@ def quantized(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-@pytest.mark.parametrize(("build", "settings"), COPIED.values(), ids=COPIED)
-def test_copy_of_an_adapted_model_is_one_of_its_own(
-    build: Callable[[], nn.Module], settings: dict[str, Any], copied: Callable[[Any], Any]
-) -> None:
+@pytest.mark.parametrize(("name", "way"), [(name, [*COPIES][i % 2]) for i, name in enumerate(COPIED)])
+def test_copy_of_an_adapted_model_is_one_of_its_own(name: str, way: str) -> None:
+    (build, settings), copied = COPIED[name], COPIES[way]
     model = build()
     add_adapter(model, LoraConfig(**{"r": 2, **settings}), "a")
     fill(model, "a")

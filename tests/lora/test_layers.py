@@ -12,7 +12,6 @@ from torch import nn
 from lorakit.lora import DoRA, LoRA, LoRALinear, Routing, SavedModule
 from lorakit.lora.config import SCALINGS
 from lorakit.lora.inits import INITS, Factors, named_generator
-from tests.lora.oracle import CLOSE
 
 D_IN, D_OUT, R = 12, 20, 3
 
@@ -62,8 +61,7 @@ def dense_dora(base: nn.Linear, update: DoRA, scaling: float) -> torch.Tensor:
     return update.magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(4,), (4, 5), (2, 3, 5)])
+@pytest.mark.parametrize(("shape", "bias"), [((4,), True), ((4, 5), False), ((2, 3, 5), True)])
 def test_lora_output_equals_a_dense_weight(shape: tuple[int, ...], bias: bool) -> None:
     host = hosted(bias, a=trained(started("kaiming", scaling=0.5)))
     A, B = factors()
@@ -78,33 +76,15 @@ def test_dora_output_equals_a_dense_weight() -> None:
     torch.testing.assert_close(host(rows(4, 5)), want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("init", sorted(INITS))
-def test_delta_weight_is_what_the_forward_adds(init: str, dora: bool) -> None:
-    update = trained(started(init, dora=dora))
-    host = hosted(a=update)
-    dense = host.base.weight + update.delta_weight(host)
-    torch.testing.assert_close(host(rows(4)), F.linear(rows(4), dense, host.base.bias), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("key", ["a", "b", "x"])
-def test_lora_gradients_equal_finite_differences(key: str) -> None:
+def test_lora_gradients_equal_finite_differences() -> None:
     update = trained(started("kaiming")).double()
     base = linear().double()
     x = rows(2).double().requires_grad_()
-    wanted = {"a": update.lora_A, "b": update.lora_B, "x": x}[key]
 
-    def output(_: torch.Tensor) -> torch.Tensor:
+    def output(*_: torch.Tensor) -> torch.Tensor:
         return update(x, base(x), layer_of(base))
 
-    assert torch.autograd.gradcheck(output, (wanted,))
-
-
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("init", INITS)
-def test_first_output_equals_the_base_bit_for_bit(init: str, dora: bool) -> None:
-    host = hosted(a=started(init, dora=dora))
-    assert torch.equal(host(rows(4, 5)), host.base(rows(4, 5)))
+    assert torch.autograd.gradcheck(output, (x, update.lora_A, update.lora_B))
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
@@ -198,19 +178,6 @@ def test_adapter_stays_fp32_over_a_bf16_base() -> None:
     y.float().sum().backward()
     assert y.dtype == torch.bfloat16
     assert host.lora("a").lora_A.dtype == host.lora("a").lora_A.grad.dtype == torch.float32
-
-
-def test_routing_serves_each_row_by_its_adapter() -> None:
-    host = hosted(a=trained(started("kaiming"), 1), b=trained(started("gaussian"), 2))
-    x = rows(6)
-    host.routing.segments = [("b", 1), (None, 2), ("a", 3)]
-    mixed = host(x)
-    host.routing.use("a")
-    alone_a = host(x)
-    host.routing.use("b")
-    alone_b = host(x)
-    want = torch.cat([alone_b[:1], host.base(x)[1:3], alone_a[3:]])
-    torch.testing.assert_close(mixed, want, **CLOSE)
 
 
 def test_routing_leaves_rows_of_an_absent_adapter_to_the_base() -> None:

@@ -82,7 +82,6 @@ CASES = [
     ),
     pytest.param(tiny_bert, with_head(BERT["plain"]), None, id="bert-without-a-task-type"),
 ]
-cases = pytest.mark.parametrize(("build", "config", "task_type"), CASES)
 
 
 def ours(build: Build, config: LoraConfig) -> PreTrainedModel:
@@ -116,15 +115,23 @@ def atol(config: LoraConfig) -> float:
     return 2e-6 if config.use_dora else 1e-6
 
 
-@cases
-def test_layers_outputs_gradients_and_merged_weights_equal_peft(
-    build: Build, config: LoraConfig, task_type: str | None
+@pytest.mark.parametrize(("build", "config", "task_type"), CASES)
+def test_layers_outputs_files_gradients_and_merged_weights_equal_peft(
+    build: Build, config: LoraConfig, task_type: str | None, tmp_path: Path
 ) -> None:
     model = ours(build, config)
     theirs = copied_to_peft(model, build, config, task_type)
     assert lora_paths(model) == lora_paths(theirs)
     batch = tiny_batch(model)
-    torch.testing.assert_close(logits(model, batch), logits(theirs, batch), rtol=0, atol=atol(config))
+    answer = logits(model, batch)
+    torch.testing.assert_close(answer, logits(theirs, batch), rtol=0, atol=atol(config))
+    save_adapter(model, tmp_path / "ours", config, BaseInfo(task_type=task_type))
+    exact = {"rtol": 0.0, "atol": atol(config) if config.use_dora else 0.0}
+    torch.testing.assert_close(logits(peft_load(build(), tmp_path / "ours"), batch), answer, **exact)
+    again = build()
+    read = load_adapter(again, peft_save(theirs, tmp_path / "theirs"))
+    torch.testing.assert_close(logits(again, batch), logits(theirs, batch), **exact)
+    assert (read.r, read.lora_alpha, read.use_dora) == (config.r, config.lora_alpha, config.use_dora)
     loss(model, batch).backward()
     loss(theirs, batch).backward()
     have = {key: parameter.grad for key, parameter in adapter_parameters(model).items()}
@@ -134,31 +141,9 @@ def test_layers_outputs_gradients_and_merged_weights_equal_peft(
     torch.testing.assert_close(have, want, rtol=0, atol=atol(config))
 
 
-@cases
-def test_our_folder_loads_in_peft(build: Build, config: LoraConfig, task_type: str | None, tmp_path: Path) -> None:
-    model = ours(build, config)
-    save_adapter(model, tmp_path, config, BaseInfo(task_type=task_type))
-    difference = (
-        (logits(model, tiny_batch(model)) - logits(peft_load(build(), tmp_path), tiny_batch(model))).abs().max()
-    )
-    assert difference <= (atol(config) if config.use_dora else 0)
-
-
-@cases
-def test_peft_s_folder_loads_in_ours(build: Build, config: LoraConfig, task_type: str | None, tmp_path: Path) -> None:
-    theirs = copied_to_peft(ours(build, config), build, config, task_type)
-    peft_save(theirs, tmp_path)
-    model = build()
-    read = load_adapter(model, tmp_path)
-    difference = (logits(model, tiny_batch(model)) - logits(theirs, tiny_batch(model))).abs().max()
-    assert difference <= (atol(config) if config.use_dora else 0)
-    assert (read.r, read.lora_alpha, read.use_dora) == (config.r, config.lora_alpha, config.use_dora)
-
-
-@pytest.mark.parametrize("kw", [{}, {"init_lora_weights": "gaussian"}, {"bias": "none"}, {"revision": "main"}], ids=str)
-def test_peft_s_folder_with_the_head_it_lists_itself_loads_in_ours(kw: dict[str, Any], tmp_path: Path) -> None:
+def test_peft_s_folder_with_the_head_it_lists_itself_loads_in_ours(tmp_path: Path) -> None:
     """peft adds classifier and score to modules_to_save of its own accord; BERT has no score."""
-    theirs = peft_model(tiny_bert(), BERT["plain"], "SEQ_CLS", **kw)
+    theirs = peft_model(tiny_bert(), BERT["plain"], "SEQ_CLS")
     peft_save(theirs, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["classifier", "score"]
     model = tiny_bert(seed=0)
@@ -177,9 +162,8 @@ def test_peft_s_distilbert_folder_with_pre_classifier_loads_in_ours(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"query": 3}}], ids=str
+    ("init", "settings"), [("pissa", {"rank_pattern": {"query": 3}}), ("olora", {"use_rslora": True})]
 )
-@pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_nonzero_start_loads_in_peft_on_the_unchanged_base(init: str, settings: dict[str, Any], tmp_path: Path) -> None:
     config = LoraConfig(
         r=4, target_modules=("query", "dense"), init_lora_weights=init, modules_to_save=("classifier",), **settings
@@ -212,11 +196,14 @@ def test_transformers_finds_our_adapter_beside_its_base(tmp_path: Path) -> None:
     assert torch.equal(logits(theirs, tiny_batch(model)), logits(model, tiny_batch(model)))
 
 
-@pytest.mark.parametrize("name", ["plain", "dora", "patterns", "layers", "regex", "saved"])
-def test_our_json_equals_the_one_that_peft_writes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "task_type"),
+    [*((name, "SEQ_2_SEQ_LM") for name in ("dora", "patterns", "layers", "regex", "saved")), ("plain", None)],
+)
+def test_our_json_equals_the_one_that_peft_writes(name: str, task_type: str | None, tmp_path: Path) -> None:
     config = T5[name]
-    save_adapter(ours(tiny_t5, config), tmp_path / "ours", config, BaseInfo(task_type="SEQ_2_SEQ_LM"))
-    peft_save(peft_model(tiny_t5(), config, "SEQ_2_SEQ_LM"), tmp_path / "theirs")
+    save_adapter(ours(tiny_t5, config), tmp_path / "ours", config, BaseInfo(task_type=task_type))
+    peft_save(peft_model(tiny_t5(), config, task_type), tmp_path / "theirs")
     have, want = (read_json(tmp_path / side) for side in ("ours", "theirs"))
     assert len(have) == 41
     assert have == {**want, "base_model_name_or_path": None}
@@ -232,13 +219,6 @@ def test_our_tensors_have_the_keys_and_shapes_that_peft_writes(task_type: str | 
     assert metadata(tmp_path / "ours") == metadata(tmp_path / "theirs") == {"format": "pt"}
 
 
-def test_auto_mapping_without_a_task_type_equals_peft(tmp_path: Path) -> None:
-    config = with_head(BERT["plain"])
-    save_adapter(ours(tiny_bert, config), tmp_path / "ours", config)
-    peft_save(peft_model(tiny_bert(), config), tmp_path / "theirs")
-    assert read_json(tmp_path / "ours")["auto_mapping"] == read_json(tmp_path / "theirs")["auto_mapping"]
-
-
 def read_json(folder: Path) -> dict[str, Any]:
     raw = json.loads((folder / "adapter_config.json").read_text())
     if isinstance(raw["target_modules"], list):
@@ -249,22 +229,6 @@ def read_json(folder: Path) -> dict[str, Any]:
 def metadata(folder: Path) -> dict[str, str]:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         return file.metadata()
-
-
-def test_three_training_steps_give_the_weights_of_peft() -> None:
-    config = with_head(BERT["plain"])
-    model = ours(tiny_bert, config)
-    theirs = copied_to_peft(model, tiny_bert, config, "SEQ_CLS")
-    optimizers = [
-        torch.optim.SGD(parameters.values(), lr=0.1)
-        for parameters in (adapter_parameters(model), peft_parameters(theirs))
-    ]
-    for step in range(3):
-        for each, optimizer in zip((model, theirs), optimizers, strict=True):
-            loss(each, tiny_batch(model, seed=step)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    torch.testing.assert_close(adapter_parameters(model), peft_parameters(theirs), **CLOSE)
 
 
 # Folders that peft reads: with the same answers here, or refused with the key that is at fault
@@ -309,7 +273,6 @@ def whole_names(key: str) -> str:
 FOREIGN = {
     "excluded head": Foreign(settings=only("query", "dense", exclude_modules=["classifier"]), **CLS),
     "saved nothing": Foreign(settings=only("query", modules_to_save=["lm_head"])),
-    "excluded nothing": Foreign(settings=only("query", exclude_modules=["lm_head"])),
     "excluded nothing by a pattern": Foreign(settings=only("query", exclude_modules=".*lm_head")),
     "excluded by a pattern": Foreign(settings=only("query", "value", exclude_modules=r".*\.1\..*")),
     "rank of nothing": Foreign(settings=only("query", rank_pattern={"lm_head": 4, "query": 3})),
@@ -328,16 +291,16 @@ FOREIGN = {
     ),
     "all biases of a T5": Foreign(tiny_t5, only("q", bias="all")),
     "rows, null and empty": Foreign(json={"trainable_token_indices": {}, "modules_to_save": [], "loftq_config": None}),
-    "fp64": Foreign(tensor=torch.Tensor.double),
     "fp16": Foreign(tensor=torch.Tensor.half),
     "name in the keys": Foreign(key=whole_names),
     "name in the keys of DoRA": Foreign(settings=only("query", use_dora=True), key=whole_names),
-    "keys of others": Foreign(json={"unsloth_fixed": True, "my_notes": {"a": [1]}, "enable_lora": None}),
-    "keys of others, an older peft": Foreign(json={"unsloth_fixed": True, "peft_version": "0.9.0"}),
+    "keys of others, an older peft": Foreign(
+        json={"unsloth_fixed": True, "my_notes": {"a": [1]}, "enable_lora": None, "peft_version": "0.9.0"}
+    ),
     "settings of an initialisation": Foreign(
         json={"eva_config": {"rho": 2.0}, "corda_config": {"corda_method": "ipm"}, "runtime_config": {"a": 1}}
     ),
-    **{f"init {init}": Foreign(json={"init_lora_weights": init}) for init in (None, False, "Gaussian", "mica", "eva")},
+    **{f"init {init}": Foreign(json={"init_lora_weights": init}) for init in (None, "Gaussian", "mica")},
     "what peft documents": Foreign(
         settings=only("query", "value", lora_alpha=8, r=8),
         json=dict.fromkeys(peft.LoraConfig().to_dict(), DROPPED)
@@ -357,8 +320,6 @@ FOREIGN = {
     "another adapter's name": Foreign(
         key=lambda key: key.replace(".weight", ".other.weight"), refused=r"lacks .*query\.lora_A\.weight"
     ),
-    "another initialisation": Foreign(json={"init_lora_weights": "pissa"}, refused="init_lora_weights = 'pissa'"),
-    "a newer peft": Foreign(json={"use_more": 1, "peft_version": "0.30.0"}, refused="use_more = 1 is not supported"),
     "tied updates": Foreign(lambda: tiny("GPT2LMHeadModel"), only("c_attn", "wte", ensure_weight_tying=True)),
     "updates on both ends of a tie": Foreign(
         lambda: tiny("GPT2LMHeadModel"),

@@ -6,14 +6,14 @@
 | 2 | without a task type the head stays frozen, and all-linear adapts the random head | below |
 | 3 | a pooler that the checkpoint lacked is not saved: other answers after loading | below |
 | 4 | the folder does not know its labels: an error unless num_labels is given | below |
-| 5 | names, blocks and ranks that match nothing are let pass | below; tests/lora/test_targets.py |
-| 6 | no default targets for ModernBERT, DistilBERT, ALBERT and others | below; tests/lora/test_target_presets.py |
-| 7 | the weighted sum of one adapter is another one; heads and negative weights | below; tests/lora/test_combine.py |
+| 5 | names, blocks and ranks that match nothing are let pass | test_targets.py: test_refused_injection... |
+| 6 | no default targets for ModernBERT, DistilBERT, ALBERT and others | test_target_presets.py: test_presets_hit... |
+| 7 | the weighted sum of one adapter is another one; heads and negative weights | test_combine.py: test_combination_of_one... |
 | 8 | bias="all" writes the head's bias three times; false warnings when saving | below |
-| 9 | merging and unmerging in bf16 changes the base | below; tests/lora/test_merge.py |
-| 10 | the order of target_modules in the file is that of a hash | below; tests/lora/test_peft_files.py |
+| 9 | merging and unmerging in bf16 changes the base | test_merge.py: test_unmerge_restores_a_bf16_base... |
+| 10 | the order of target_modules in the file is that of a hash | test_peft_files.py: test_saving_twice... |
 | 11 | it requires transformers and accelerate, and imports them | tests/test_architecture.py |
-| 12 | a mixed batch is refused in training and with DoRA | below; tests/lora/test_inject.py |
+| 12 | a mixed batch is refused in training and with DoRA | below |
 
 Answers in the order of the inputs, which Trainer.predict with length grouping does not keep: tests/inference/test_predictor.py.
 A test marked `of_peft` holds the comparison honest: it is skipped for another version of peft, where it has to be looked at.
@@ -22,7 +22,6 @@ A test marked `of_peft` holds the comparison honest: it is skipped for another v
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,23 +35,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorakit.errors import ConfigError
 from lorakit.inference.predictor import load
 from lorakit.lora import (
     BaseInfo,
     LoraConfig,
     adapter_parameters,
     add_adapter,
-    combine,
     hosts,
     load_adapter,
-    merge,
     save_adapter,
     set_adapter,
-    unmerge,
 )
 from lorakit.models import load_base
-from tests.lora.oracle import assert_same_tensors, fill, lora_paths, peft_load, peft_save
+from tests.lora.oracle import fill, lora_paths, peft_load, peft_save
 from tests.tiny import logits, tiny, tiny_batch, tiny_bert, tiny_token_bert
 
 of_peft = pytest.mark.skipif(peft.__version__ != "0.21.2", reason="seen in peft 0.21.2; is it there still?")
@@ -168,40 +163,27 @@ def test_4_folder_of_peft_does_not_know_its_labels(tmp_path: Path) -> None:
 
 # 5: what matches nothing
 
-TYPOS: dict[str, tuple[dict[str, Any], str]] = {
-    "one name of two": ({"target_modules": ["query", "q_projjj"]}, "target_modules: nothing matches 'q_projjj'"),
-    "saved module": ({"modules_to_save": ["poooler"]}, "nothing matches 'poooler'; did you mean 'pooler'"),
-    "block": ({"layers_to_transform": [0, 7]}, "no targeted layer lies in block 7; blocks: 0 to 2"),
-    "rank": ({"r": 64}, "r = 64 is more than .* can use: its smaller side is 32"),
-}
-
-
-@pytest.mark.parametrize(("settings", "message"), TYPOS.values(), ids=TYPOS)
-def test_5_setting_that_matches_nothing_is_refused(settings: dict[str, Any], message: str) -> None:
-    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    with pytest.raises(ConfigError, match=message):
-        add_adapter(tiny_bert(), LoraConfig(**{"target_modules": ("query",), **tuples}))
-
 
 @of_peft
-@pytest.mark.parametrize("settings", [settings for settings, _ in TYPOS.values()], ids=TYPOS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["query", "q_projjj"]},
+        {"modules_to_save": ["poooler"]},
+        {"layers_to_transform": [0, 7]},
+        {"r": 64},  # the layer's smaller side is 32
+    ],
+    ids=str,
+)
 def test_5_setting_that_matches_nothing_is_let_pass_by_peft(settings: dict[str, Any]) -> None:
     theirs(tiny_bert(), **{"target_modules": ["query"], **settings})  # nor warned of: warnings are errors here
 
 
 # 6: default targets
 
-WITHOUT_DEFAULTS = ("ModernBert", "DistilBert", "Albert")
-
-
-@pytest.mark.parametrize("family", WITHOUT_DEFAULTS)
-def test_6_family_has_targets_by_a_preset(family: str) -> None:
-    model = tiny(f"{family}ForTokenClassification")
-    assert add_adapter(model, LoraConfig(target_modules="query-value"))
-
 
 @of_peft
-@pytest.mark.parametrize("family", WITHOUT_DEFAULTS)
+@pytest.mark.parametrize("family", ["ModernBert", "DistilBert", "Albert"])
 def test_6_family_has_no_default_targets_in_peft(family: str) -> None:
     with pytest.raises(ValueError, match="Please specify `target_modules`"):
         theirs(tiny(f"{family}ForTokenClassification"), task_type="TOKEN_CLS")
@@ -209,23 +191,9 @@ def test_6_family_has_no_default_targets_in_peft(family: str) -> None:
 
 # 7: combining
 
-KINDS: dict[str, dict[str, Any]] = {
-    "rslora": {"use_rslora": True},
-    "lora_bias": {"lora_bias": True},
-    "dora": {"use_dora": True},
-}
-
-
-@pytest.mark.parametrize("settings", [{}, *KINDS.values()], ids=["plain", *KINDS])
-def test_7_combination_of_one_is_that_one(settings: dict[str, Any]) -> None:
-    model = ours(tiny_bert(), r=4, target_modules=QV, modules_to_save=HEAD, **settings)
-    before = logits(model, tiny_batch(model))
-    combine(model, ["default"], [1.0], "again")
-    torch.testing.assert_close(logits(model, tiny_batch(model)), before, rtol=0, atol=1e-6)
-
 
 @of_peft
-@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("settings", [{"use_rslora": True}, {"lora_bias": True}, {"use_dora": True}], ids=str)
 def test_7_combination_of_one_is_another_in_peft(settings: dict[str, Any]) -> None:
     model = theirs(tiny_bert(), r=4, target_modules=list(QV), **settings)
     batch = tiny_batch(model.base_model.model)
@@ -233,23 +201,6 @@ def test_7_combination_of_one_is_another_in_peft(settings: dict[str, Any]) -> No
     model.add_weighted_adapter(["default"], [1.0], "again", combination_type="linear")
     model.set_adapter("again")
     assert largest(logits(model, batch) - before) > 1e-3
-
-
-def test_7_difference_of_two_has_no_cross_terms() -> None:
-    """0.5 a - 0.5 b of the updates themselves, not of their factors."""
-    model = ours(tiny_bert(), r=4, target_modules=QV)
-    add_adapter(model, LoraConfig(r=2, target_modules=QV), "other")
-    fill(model, "other", seed=2)
-    deltas = {name: delta(model, name) for name in ("default", "other")}
-    combine(model, ["default", "other"], [0.5, -0.5], "mixed")
-    want = 0.5 * deltas["default"] - 0.5 * deltas["other"]
-    torch.testing.assert_close(delta(model, "mixed"), want, rtol=0, atol=1e-6)
-
-
-def delta(model: nn.Module, name: str) -> Tensor:
-    """What the adapter adds to the weight of the first adapted layer."""
-    _, layer = hosts(model, name)[0]
-    return layer.lora(name).delta_weight(layer).detach()  # type: ignore[attr-defined]
 
 
 @of_peft
@@ -285,15 +236,6 @@ def test_8_peft_saves_the_bias_of_the_head_three_times(tmp_path: Path) -> None:
 # 9: unmerging
 
 
-def test_9_unmerging_in_bf16_gives_the_very_base_back() -> None:
-    model = ours(tiny_bert().to(torch.bfloat16), r=4, target_modules=QV)
-    before = {path: tensor.clone() for path, tensor in model.state_dict().items()}
-    for _ in range(3):
-        merge(model)
-        unmerge(model)
-    assert_same_tensors(model.state_dict(), before)
-
-
 @of_peft
 def test_9_unmerging_in_bf16_changes_the_base_in_peft() -> None:
     model = theirs(tiny_bert().to(torch.bfloat16), r=4, target_modules=list(QV))
@@ -305,18 +247,6 @@ def test_9_unmerging_in_bf16_changes_the_base_in_peft() -> None:
 
 
 # 10: the same bytes
-
-
-def test_10_settings_are_written_alike_whatever_the_order_of_names(tmp_path: Path) -> None:
-    texts = set()
-    for i, names in enumerate([("query", "key", "value"), ("value", "query", "key")]):
-        config = LoraConfig(target_modules=names)
-        model = tiny_bert()
-        add_adapter(model, config)
-        save_adapter(model, tmp_path / str(i), config)
-        texts.add((tmp_path / str(i) / "adapter_config.json").read_bytes())
-    (text,) = texts
-    assert json.loads(text)["target_modules"] == ["key", "query", "value"]
 
 
 @of_peft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,6 @@ CONFIGS = {
     "olora with rslora": LoraConfig(r=4, init_lora_weights="olora", use_rslora=True),
     "pissa of more than half rank": LoraConfig(r=20, init_lora_weights="pissa", target_modules=("query",)),
 }
-configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def adapted(config: LoraConfig = QV, name: str = "default") -> PreTrainedModel:
@@ -69,9 +69,17 @@ def adapted(config: LoraConfig = QV, name: str = "default") -> PreTrainedModel:
     return fill(model, name)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(adapted(), folder, QV, BASE)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_adapter(adapted(), tmp_path, QV, BASE)
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A folder of QV, to be edited."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -98,36 +106,21 @@ def test_files_have_the_mode_of_new_files(folder: Path) -> None:
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
-@configs
-def test_loaded_adapter_answers_as_the_saved_one(config: LoraConfig, tmp_path: Path) -> None:
-    model = adapted(config)
-    save_adapter(model, tmp_path, config, BASE)
-    again = tiny_bert()
-    load_adapter(again, tmp_path)
-    torch.testing.assert_close(logits(again, tiny_batch(model)), logits(model, tiny_batch(model)), rtol=0, atol=2e-6)
-
-
-@configs
-def test_save_load_save_gives_the_same_bytes(config: LoraConfig, tmp_path: Path) -> None:
-    save_adapter(adapted(config), tmp_path / "a", config, BASE)
-    again = tiny_bert()
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_saved_adapter_is_loaded_saved_alike_and_reloaded(config: LoraConfig, tmp_path: Path) -> None:
+    model, again, other = adapted(config), tiny_bert(), tiny_bert()
+    batch = tiny_batch(model)
+    save_adapter(model, tmp_path / "a", config, BASE)
     read = load_adapter(again, tmp_path / "a")
+    torch.testing.assert_close(logits(again, batch), logits(model, batch), rtol=0, atol=2e-6)
     save_adapter(again, tmp_path / "b", read, read_adapter_config(tmp_path / "a")[1])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-
-
-@configs
-def test_reloaded_adapter_is_as_a_loaded_one(config: LoraConfig, tmp_path: Path) -> None:
-    first, second = tiny_bert(), adapted(config)
-    add_adapter(first, config)
-    for model, name in ((first, "first"), (second, "second")):
-        save_adapter(model, tmp_path / name, config, BASE)
-    again, loaded = tiny_bert(), tiny_bert()
-    load_adapter(again, tmp_path / "first")
-    reload_adapter(again, tmp_path / "second")
-    load_adapter(loaded, tmp_path / "second")
-    assert_same_tensors(adapter_tensors(again), adapter_tensors(loaded))
-    torch.testing.assert_close(logits(again, tiny_batch(again)), logits(loaded, tiny_batch(again)), rtol=0, atol=0)
+    add_adapter(other, config)
+    save_adapter(other, tmp_path / "other", config, BASE)
+    reload_adapter(again, tmp_path / "other")
+    reload_adapter(again, tmp_path / "a")
+    assert_same_tensors(adapter_tensors(again), load_file(tmp_path / "a" / WEIGHTS))
+    torch.testing.assert_close(logits(again, batch), logits(model, batch), rtol=0, atol=2e-6)
 
 
 def test_reloading_what_is_not_of_the_same_settings_changes_nothing(folder: Path, tmp_path_factory: Any) -> None:
@@ -148,20 +141,11 @@ def test_saving_twice_gives_the_same_bytes_whatever_the_order_of_names(folder: P
     assert contents(folder) == contents(other)
 
 
-@pytest.mark.parametrize("name", ["plain", "dora"])
-def test_loaded_parameters_equal_the_saved_ones(name: str, tmp_path: Path) -> None:
-    model, again = adapted(CONFIGS[name]), tiny_bert()
-    save_adapter(model, tmp_path, CONFIGS[name])
-    load_adapter(again, tmp_path)
-    assert_same_tensors(adapter_parameters(again), adapter_parameters(model))
-    assert all(parameter.requires_grad for parameter in adapter_parameters(again).values())
-
-
 def test_config_and_base_are_read_as_written(folder: Path) -> None:
     assert read_adapter_config(folder) == (QV, BASE)
 
 
-@pytest.mark.parametrize("name", ["query", "encoder", "classifier", "lora_A"])
+@pytest.mark.parametrize("name", ["query", "classifier", "lora_A"])
 def test_second_adapter_named_like_a_module_is_saved_whole(name: str, tmp_path: Path) -> None:
     """peft searches names in strings and loses such adapters."""
     model = adapted()
@@ -234,13 +218,10 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
     "unknown bias": ({"bias": "some"}, "bias = .some. is not known"),
     "lora_bias": ({"lora_bias": True}, "lacks 6 of 20 tensors .*query.lora_B.bias"),
     "target_parameters": ({"target_parameters": ["w"]}, r"target_parameters = \['w'\] is not supported"),
-    "key of a newer peft": ({"new_in_peft": 3, "peft_version": "0.22.0"}, "new_in_peft = 3 is not supported"),
     "a variant's settings, all default": ({"kasa_config": {}}, "kasa_config = {} is not supported"),
     "other method": ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' can be read"),
     "no method": ({"peft_type": None}, "peft_type is None"),
     "unconverted pissa": ({"init_lora_weights": "pissa"}, "'pissa' belongs to an edited base model; save it again"),
-    "unconverted pissa_niter": ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' belongs to an edited base"),
-    "unconverted olora": ({"init_lora_weights": "olora"}, "'olora' belongs to an edited base model"),
     "targets of a wrong type": (
         {"target_modules": {"query": 1}},
         r"target_modules = \{'query': 1\} is not a string or a list of strings",
@@ -264,7 +245,6 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
     "base as a number": ({"base_model_name_or_path": 3}, "base_model_name_or_path = 3 is not a string"),
     "alpha beyond any float": ({"lora_alpha": 10**400}, "lora_alpha = 1000.* is not a number"),
     "text that is long": ({"r": "4" * 9000}, r"r = '4{76}\.\.\. is not a whole number"),
-    "infinite alpha": ({"lora_alpha": float("inf")}, "lora_alpha = inf: must be a finite number above 0"),
     "alpha nan": ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
     "alpha as text": ({"lora_alpha": "8"}, "lora_alpha = '8' is not a number"),
     "rank as text": ({"r": "4"}, "r = '4' is not a whole number"),
@@ -282,10 +262,6 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str]] = {
         "has unexpected 6 of 8 tensors for this model, first '.*value.lora_A",
     ),
     "layers beyond the last": ({"layers_to_transform": [9]}, "no targeted layer lies in block 9"),
-    "other rank": (
-        {"r": 5},
-        r"query\.lora_A\.weight has shape \(4, 32\); this model and these settings need \(5, 32\)",
-    ),
     "dora": ({"use_dora": True}, "lacks 6 of 20 tensors .*lora_magnitude_vector"),
 }
 
@@ -306,18 +282,7 @@ def put(value: Tensor) -> Callable[[dict[str, Tensor]], None]:
 
 BAD_TENSORS = {
     "missing": (drop, "lacks 1 of 14 tensors for this model, first 'base_model.*query.lora_A.weight'"),
-    "extra": (
-        lambda t: t.update({"more": torch.ones(1)}),
-        "has unexpected 1 of 14 tensors for this model, first 'more'",
-    ),
-    "shape": (put(torch.ones(32, 4)), r"has shape \(32, 4\); this model and these settings need \(4, 32\)"),
-    "dtype": (put(torch.ones(4, 32, dtype=torch.int64)), "has dtype I64; only F64, F32, F16, BF16 are weights"),
     "fp64 beyond fp32": (put(torch.full((4, 32), 1e300, dtype=torch.float64)), "holds NaN or infinite values"),
-    "head in part": (lambda t: t.pop("base_model.model.classifier.bias"), "lacks 1 of 14 tensors .*classifier.bias"),
-    "of another base": (
-        lambda t: t.update({"base_model.model.bert.pooler.dense.weight": torch.ones(32, 32)}),
-        "pooler.dense.weight differs from the model's own: the adapter was trained on another base",
-    ),
     "other rows under LoRA": (
         lambda t: t.update({QUERY_A.replace("lora_A", "base_layer"): torch.ones(32, 32)}),
         "query.base_layer.weight differs from the model's own",
@@ -330,8 +295,6 @@ BAD_TENSORS = {
         lambda t: t.update({QUERY_A.replace(".weight", ".other.weight"): t.pop(QUERY_A)}),
         r"lacks 1 of 14 tensors .*query\.lora_A\.weight",
     ),
-    "nan": (put(torch.full((4, 32), float("nan"))), "query.lora_A.weight holds NaN or infinite values"),
-    "infinite": (put(torch.full((4, 32), float("-inf"))), "query.lora_A.weight holds NaN or infinite values"),
 }
 
 
@@ -346,14 +309,9 @@ def test_tensors_that_do_not_fit_are_refused(
 BAD_FILES = {
     "no config": (JSON, None, f"is not an adapter folder: it has no {JSON}"),
     "no weights": (WEIGHTS, None, f"is not an adapter folder: it has no {WEIGHTS}"),
-    "damaged config": (JSON, lambda data: data[:-9], f"{JSON}: not JSON"),
     "config of a list": (JSON, lambda data: b"[]", f"{JSON}: holds a list, not an object"),
     "config in latin-1": (JSON, lambda data: b'{"a": "\xe9"}', f"{JSON}: not valid UTF-8 at byte 7"),
-    "empty config": (JSON, lambda data: b"", f"{JSON}: not JSON"),
     "config twice": (JSON, lambda data: b'{"r": 4, "r": 8}', f"{JSON}: the key 'r' stands twice"),
-    "config of a huge number": (JSON, lambda data: b'{"r": ' + b"9" * 5000 + b"}", f"{JSON}: a number of 5,000 digits"),
-    "config nested deep": (JSON, lambda data: b'{"a":' + b"[" * 99_000, f"{JSON}: nested too deep"),
-    "truncated weights": (WEIGHTS, lambda data: data[:-9], f"{WEIGHTS}: damaged"),
     "truncated header": (WEIGHTS, lambda data: data[:20], f"{WEIGHTS}: damaged"),
     "empty weights": (WEIGHTS, lambda data: b"", f"{WEIGHTS}: damaged"),
 }
@@ -393,16 +351,6 @@ def assert_refused(folder: Path, message: str) -> None:
 def test_adapter_of_another_architecture_is_refused(build: Callable[[], PreTrainedModel], folder: Path) -> None:
     with pytest.raises(AdapterError, match=r"does not fit this model|tensors for this model"):
         load_adapter(build(), folder)
-
-
-def test_adapter_with_a_head_of_other_size_is_refused(folder: Path) -> None:
-    with pytest.raises(AdapterError, match=r"classifier\.weight has shape \(2, 32\); .* need \(3, 32\)"):
-        load_adapter(tiny_bert(num_labels=3), folder)
-
-
-def test_pissa_that_peft_did_not_convert_is_refused(tmp_path: Path) -> None:
-    peft_save(peft_model(tiny_bert(), QV, init_lora_weights="pissa"), tmp_path)
-    assert_refused(tmp_path, "belongs to an edited base model")
 
 
 def test_loading_under_a_taken_name_is_refused(folder: Path) -> None:

@@ -87,12 +87,29 @@ def peft_of(model: nn.Module, config: LoraConfig, **kw: Any) -> peft.PeftModel:
 
 
 @place
-def test_first_answer_is_the_base_s(settings: dict[str, Any]) -> None:
+def test_adapter_starts_is_merged_and_taken_out(settings: dict[str, Any]) -> None:
     model = tiny_bert()
+    plain = {path: tensor.clone() for path, tensor in model.state_dict().items()}
     batch = tiny_batch(model)
-    before = logits(model, batch)
+    base = logits(model, batch)
     add_adapter(model, config_of(settings))
-    assert torch.equal(logits(model, batch), before)
+    assert torch.equal(logits(model, batch), base)
+    counts = count_parameters(model)
+    assert counts.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts.total >= sum(tensor.numel() for tensor in plain.values())
+    fill(model)
+    adapted = logits(model, batch)
+    merge(model)
+    torch.testing.assert_close(logits(model, batch), adapted, **CLOSE)
+    unmerge(model)
+    assert torch.equal(logits(model, batch), adapted)
+    unloaded = merge_and_unload(copy.deepcopy(model))
+    assert list(unloaded.state_dict()) == list(plain)
+    torch.testing.assert_close(logits(unloaded, batch), adapted, **CLOSE)
+    with disabled(model):
+        assert torch.equal(logits(model, batch), base)
+    delete_adapter(model, "default")
+    assert_same_tensors(model.state_dict(), plain)
 
 
 @place
@@ -105,7 +122,9 @@ def test_peft_reads_ours_and_answers_the_same(settings: dict[str, Any], tmp_path
 
 
 @place
-def test_ours_reads_peft_s_and_answers_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_ours_reads_peft_s_with_the_same_answers_gradients_and_tensors(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     model = tiny_bert()
     theirs = peft_of(model, config_of(settings), task_type="SEQ_CLS")
     peft_save(theirs, tmp_path / "theirs")
@@ -118,63 +137,12 @@ def test_ours_reads_peft_s_and_answers_the_same(settings: dict[str, Any], tmp_pa
     assert_same_tensors(
         ours, {key: stored[key] for key in stored if ".original_module." not in key and ".modules_to_save." not in key}
     )
-
-
-@place
-def test_gradients_are_peft_s(settings: dict[str, Any], tmp_path: Path) -> None:
-    model = tiny_bert()
-    theirs = peft_of(model, config_of(settings))
-    peft_save(theirs, tmp_path)
-    load_adapter(model, tmp_path)
-    batch = tiny_batch(model)
     for each in (model, theirs):
         each(**batch).logits.square().sum().backward()
-    ours = sorted(float(p.grad.norm()) for p in adapter_parameters(model).values() if p.grad is not None)
+    found = sorted(float(p.grad.norm()) for p in adapter_parameters(model).values() if p.grad is not None)
     want = sorted(float(p.grad.norm()) for p in theirs.parameters() if p.requires_grad and p.grad is not None)
-    assert ours == pytest.approx(want, rel=1e-4, abs=1e-6)
-    assert len(ours) == len(adapter_parameters(model))
-
-
-@place
-def test_merged_is_unmerged_and_comes_apart_again(settings: dict[str, Any]) -> None:
-    model = tiny_bert()
-    plain = {path: tensor.clone() for path, tensor in model.state_dict().items()}
-    add_adapter(model, config_of(settings))
-    fill(model)
-    batch = tiny_batch(model)
-    adapted = logits(model, batch)
-    merge(model)
-    torch.testing.assert_close(logits(model, batch), adapted, **CLOSE)
-    unmerge(model)
-    assert torch.equal(logits(model, batch), adapted)
-    with disabled(model):
-        base = logits(model, batch)
-    delete_adapter(model, "default")
-    assert_same_tensors(model.state_dict(), plain)
-    assert torch.equal(logits(model, batch), base)
-
-
-@place
-def test_unloaded_is_a_plain_model(settings: dict[str, Any]) -> None:
-    model = tiny_bert()
-    names = list(model.state_dict())
-    add_adapter(model, config_of(settings))
-    fill(model)
-    batch = tiny_batch(model)
-    adapted = logits(model, batch)
-    merge_and_unload(model)
-    assert list(model.state_dict()) == names
-    torch.testing.assert_close(logits(model, batch), adapted, **CLOSE)
-
-
-@place
-def test_each_trained_scalar_is_counted_once(settings: dict[str, Any]) -> None:
-    model = tiny_bert()
-    before = sum(p.numel() for p in model.parameters())
-    add_adapter(model, config_of(settings))
-    counts = count_parameters(model)
-    assert counts.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert counts.total >= before
+    assert found == pytest.approx(want, rel=1e-4, abs=1e-6)
+    assert len(found) == len(adapter_parameters(model))
 
 
 def test_two_adapters_with_other_places_keep_apart() -> None:
@@ -235,13 +203,13 @@ TIED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # of peft, about merging
-@pytest.mark.parametrize("architecture", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
-@pytest.mark.parametrize("settings", TIED.values(), ids=TIED)
-def test_what_is_tied_acts_where_it_is_called_here_and_in_peft(
-    settings: dict[str, Any], architecture: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*(("T5", name) for name in TIED), *(("Bart", name) for name in ("shared", "rows of shared", "whole"))],
+)
+def test_what_is_tied_acts_where_it_is_called_here_and_in_peft(family: str, name: str, tmp_path: Path) -> None:
     """T5's and BART's encoder and decoder have embeddings of their own, tied to `shared`, which nothing calls."""
-    model = tiny(architecture, tie_word_embeddings=True)
+    model, settings = tiny(f"{family}ForConditionalGeneration", tie_word_embeddings=True), TIED[name]
     known = {path.rpartition(".")[2] for path, _ in model.named_modules()}
     if isinstance(settings["target_modules"], tuple):
         settings = {**settings, "target_modules": tuple(known.intersection(settings["target_modules"]))}

@@ -19,13 +19,12 @@ from lorakit.lora import (
     add_adapter,
     count_parameters,
     hosts,
-    load_adapter,
     merge,
     save_adapter,
 )
 from lorakit.lora.layers import Layer
 from lorakit.training.checkpoint import optimizer_tensors, restore_optimizer
-from tests.lora.oracle import CLOSE, fill, filled_and_saved, peft_load
+from tests.lora.oracle import CLOSE, assert_same_tensors, fill, peft_load
 from tests.tiny import BERT_SIZES, logits, randomized, tiny_batch, tiny_bert, tiny_gpt2
 
 UPDATES = ("lora", "dora", "lora_fa", "vera", "adalora")
@@ -49,8 +48,9 @@ def test_starts_as_the_base_and_trains_all_it_has(update: str) -> None:
     model = tiny_bert()
     batch = tiny_batch(model)
     before = logits(model, batch)
-    add_adapter(model, config_of(update))
+    add_adapter(model, config_of(update, modules_to_save=("classifier",)))
     assert torch.equal(logits(model, batch), before)
+    frozen = {key: p.clone() for key, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.AdamW(adapter_parameters(model).values(), lr=1e-2, weight_decay=0)
     start = {key: parameter.clone() for key, parameter in adapter_parameters(model).items()}
     for _ in range(3):  # the second step moves what the first left without a gradient
@@ -58,6 +58,7 @@ def test_starts_as_the_base_and_trains_all_it_has(update: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert [key for key, parameter in adapter_parameters(model).items() if torch.equal(parameter, start[key])] == []
+    assert_same_tensors({key: p for key, p in model.named_parameters() if not p.requires_grad}, frozen)
 
 
 @update
@@ -74,16 +75,6 @@ def test_answers_are_those_of_the_dense_weights(update: str) -> None:
     torch.testing.assert_close(logits(model, batch), logits(dense, batch), **CLOSE)
     merge(model)
     torch.testing.assert_close(logits(model, batch), logits(dense, batch), **CLOSE)
-
-
-@update
-def test_the_folder_answers_the_same_in_peft_and_here(update: str, tmp_path: Path) -> None:
-    model = tiny_bert()
-    base = filled_and_saved(model, config_of(update), tmp_path)
-    batch = tiny_batch(model)
-    torch.testing.assert_close(logits(peft_load(base, tmp_path), batch), logits(model, batch), **CLOSE)
-    load_adapter(base, tmp_path)
-    torch.testing.assert_close(logits(base, batch), logits(model, batch), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +107,7 @@ class Fused(nn.Module):
         return self.out(self.Wqkv(x))
 
 
-@pytest.mark.parametrize("update", ["lora", "dora", "lora_fa"])
-@pytest.mark.parametrize("init", ["kaiming", "pissa"])
+@pytest.mark.parametrize(("update", "init"), [("lora", "kaiming"), ("dora", "pissa"), ("lora_fa", "kaiming")])
 def test_parts_of_a_fused_projection(update: str, init: str, tmp_path: Path) -> None:
     model = randomized(Fused())
     base = copy.deepcopy(model)
@@ -197,6 +187,7 @@ def test_budget_falls_to_its_target_and_stays(tmp_path: Path) -> None:
     assert left == sorted(left, reverse=True)
     assert left[0] == LAYERS * R and left[STEPS - STEPS // 4 :] == [LAYERS * TARGET] * (STEPS // 4)
     assert float(budget.regulariser().detach()) < 1  # held near orthogonal while it trained
+    assert len(set(kept_ranks(model))) > 1  # half of the layers get no gradient to speak of: their ranks go first
     config = config_of("adalora")
     save_adapter(model, tmp_path, config)
     ranks = json.loads((tmp_path / "adapter_config.json").read_text())["rank_pattern"].values()
@@ -209,20 +200,13 @@ def kept_ranks(model: nn.Module) -> list[int]:
     return [int(p.ne(0).sum()) for key, p in adapter_parameters(model).items() if key.endswith("lora_E")]
 
 
-def test_budget_keeps_the_most_important_directions() -> None:
-    """Half of the layers get no gradient to speak of: their ranks go first."""
-    model, optimizer, _ = budgeted()
-    train(model, optimizer, STEPS)
-    assert len(set(kept_ranks(model))) > 1
-
-
 def test_resumed_budget_is_the_one_that_never_stopped() -> None:
     model, optimizer, _ = budgeted()
-    train(model, optimizer, STEPS // 2)
+    train(model, optimizer, STEPS // 5)  # within the fall
     stopped = {key: tensor.clone() for key, tensor in optimizer_tensors(optimizer).items()}
-    train(model, optimizer, STEPS - STEPS // 2)
+    train(model, optimizer, STEPS // 5)
     again, other, _ = budgeted(stopped)
-    train(again, other, STEPS - STEPS // 2)
+    train(again, other, STEPS // 5)
     want, have = adapter_parameters(model), adapter_parameters(again)
     assert [key for key in want if not torch.equal(want[key], have[key])] == []
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -69,58 +68,38 @@ def tiny_gpt2() -> GPT2ForSequenceClassification:
 def shaken(model: nn.Module, config: LoraConfig) -> nn.Module:
     """The model with an adapter whose tensors are all away from their start."""
     add_adapter(model, config)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in adapter_parameters(model).values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    shake(model)
     return model
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_first_output_equals_the_base(kind: str, dora: bool) -> None:
-    model = mixed()
-    before = model(IDS)
-    add_adapter(model, LoraConfig(r=4, target_modules=(kind,), use_dora=dora))
-    assert torch.equal(model(IDS), before)
-
-
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_nonzero_start_equals_the_base(kind: str, init: str) -> None:
-    model = mixed()
-    before = model(IDS)
-    add_adapter(model, LoraConfig(r=4, target_modules=(kind,), init_lora_weights=init))
-    assert torch.equal(model(IDS), before)
+def shake(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for parameter in adapter_parameters(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("kind", LIKE_PEFT)
-def test_folder_loads_in_peft_with_the_same_output(kind: str, dora: bool, tmp_path: Path) -> None:
+def test_peft_loads_our_folder_and_we_the_one_it_writes(kind: str, dora: bool, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=(kind,), use_dora=dora)
-    model = shaken(mixed(), config)
-    save_adapter(model, tmp_path, config)
-    theirs = PeftModel.from_pretrained(mixed(), tmp_path).eval()
+    model, again = shaken(mixed(), config), mixed()
+    save_adapter(model, tmp_path / "ours", config)
+    theirs = PeftModel.from_pretrained(mixed(), tmp_path / "ours").eval()
     torch.testing.assert_close(theirs(IDS), model(IDS), **CLOSE)
+    theirs.save_pretrained(tmp_path / "theirs")
+    load_adapter(again, tmp_path / "theirs")
+    torch.testing.assert_close(again(IDS), model(IDS), **CLOSE)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("kind", LIKE_PEFT)
-def test_peft_folder_loads_with_the_same_output(kind: str, dora: bool, tmp_path: Path) -> None:
-    theirs = get_peft_model(mixed(), PeftConfig(r=4, target_modules=[kind], use_dora=dora)).eval()
-    for name, parameter in theirs.named_parameters():
-        if "lora" in name:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    theirs.save_pretrained(tmp_path)
-    ours = mixed()
-    load_adapter(ours, tmp_path)
-    torch.testing.assert_close(ours(IDS), theirs(IDS), **CLOSE)
-
-
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"use_dora": True}], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_equals_unmerged_and_unmerge_is_exact(kind: str, dora: bool) -> None:
-    model = shaken(mixed(), LoraConfig(r=4, target_modules=(kind,), use_dora=dora))
-    before, plain = model(IDS), copy.deepcopy(mixed().state_dict())
+def test_starts_as_the_base_and_is_merged_and_unmerged(kind: str, settings: dict[str, Any]) -> None:
+    model, config = mixed(), LoraConfig(r=4, target_modules=(kind,), **settings)
+    base, plain = model(IDS), mixed().state_dict()
+    add_adapter(model, config)
+    assert torch.equal(model(IDS), base)
+    shake(model)
+    before = model(IDS)
     merge(model)
     torch.testing.assert_close(model(IDS), before, rtol=0, atol=1e-5)
     unmerge(model)
@@ -138,8 +117,7 @@ def test_all_linear_leaves_embeddings_and_convolutions_alone() -> None:
     assert [target.path for target in select_targets(mixed(), LoraConfig())] == ["fc"]
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("targets", [("c_attn",), "all-linear"])
+@pytest.mark.parametrize(("targets", "dora"), [(("c_attn",), True), ("all-linear", False)])
 def test_gpt2_loads_in_peft_with_the_same_output(targets: str | tuple[str, ...], dora: bool, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=targets, modules_to_save=("score",), use_dora=dora)
     model = shaken(tiny_gpt2(), config)

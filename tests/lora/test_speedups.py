@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorakit.lora import Layer, LoraConfig, add_adapter, hosts, merge, quantize, routed
-from lorakit.lora.fused_linear import Update, adapted_linear
+from lorakit.lora import Layer, LoraConfig, Prefix, add_adapter, frozen_blocks, hosts, merge, quantize, routed
 from lorakit.lora.speedups import fuse, read_first_row
 from lorakit.lora.updates import UPDATES
 from tests.lora.oracle import fill
@@ -36,26 +34,27 @@ def adapted(architecture: str, **settings: object) -> nn.Module:
     return model
 
 
-def answered(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+def answered(model: nn.Module, batch: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits of a batch with padding, and the gradients of a loss that weighs all of them."""
-    batch = tiny_batch(model)
-    logits: Tensor = model(**batch).logits
+    logits: Tensor = model(**(batch or tiny_batch(model))).logits
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
     (logits * weights).sum().backward()
     return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same(plain: nn.Module, fast: nn.Module) -> None:
-    logits, gradients = answered(plain)
-    fast_logits, fast_gradients = answered(fast)
+def assert_same(plain: nn.Module, fast: nn.Module, batch: dict[str, Tensor] | None = None) -> None:
+    logits, gradients = answered(plain, batch)
+    fast_logits, fast_gradients = answered(fast, batch)
     assert (logits - fast_logits).abs().max() <= LOGITS
     assert gradients.keys() == fast_gradients.keys()
     for name, gradient in gradients.items():
         assert (gradient - fast_gradients[name]).abs().max() <= GRADIENTS * gradient.abs().max(), name
 
 
-@pytest.mark.parametrize("parts", [("fuse",), ("read_first_row",), ("fuse", "read_first_row")], ids="+".join)
-@pytest.mark.parametrize("architecture", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("architecture", "parts"),
+    [("Bert", ("fuse",)), ("Bert", ("read_first_row",)), *((name, tuple(PARTS)) for name in CLASSIFIERS)],
+)
 def test_every_part_leaves_logits_and_gradients(architecture: str, parts: tuple[str, ...]) -> None:
     plain = adapted(f"{architecture}ForSequenceClassification")
     fast = copy.deepcopy(plain)
@@ -70,46 +69,6 @@ def test_fused_layers_of_t5_answer_as_plain_ones(settings: dict[str, object]) ->
     fast = copy.deepcopy(plain)
     assert fuse(fast)
     assert_same(plain, fast)
-
-
-def test_adapted_linear_is_differentiated_right() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, W, b, A, B = (
-        torch.randn(shape, dtype=torch.float64, generator=generator)
-        for shape in ((2, 3, 5), (4, 5), (4,), (2, 5), (4, 2))
-    )
-    for tensor in (x, A, B):
-        tensor.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, A, B: adapted_linear(x, W, b, [Update(len(x), A, B, 0.7)]), (x, A, B))
-    torch.testing.assert_close(adapted_linear(x, W, b, [Update(len(x), A, B, 0.7)]), x @ (W + 0.7 * B @ A).T + b)
-
-
-def test_updates_of_neighbours_are_differentiated_right() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draw = partial(torch.randn, dtype=torch.float64, generator=generator)
-    x, W = draw(8, 3, 5), draw(4, 5)
-    sizes, ranks, scalings = (2, 2, 1, 2, 1), (2, 2, 2, 3, None), (0.7, 0.7, 0.7, 0.5, 1.0)  # alike are the first two
-    factors = [draw(shape) for r in ranks if r for shape in ((r, 5), (4, r))]
-
-    def updates(factors: Sequence[Tensor]) -> list[Update]:
-        pairs = [*zip(factors[::2], factors[1::2], strict=True), (None, None)]
-        return [Update(n, A, B, s) for n, (A, B), s in zip(sizes, pairs, scalings, strict=True)]
-
-    inputs = [tensor.requires_grad_() for tensor in (x, *factors)]
-    assert torch.autograd.gradcheck(lambda x, *factors: adapted_linear(x, W, None, updates(factors)), inputs)
-    rows = x.split(sizes)
-    dense = [W if A is None else W + s * B @ A for _, A, B, s in updates(factors)]
-    wanted = torch.cat([part @ weight.T for part, weight in zip(rows, dense, strict=True)])
-    torch.testing.assert_close(adapted_linear(x, W, None, updates(factors)), wanted)
-
-
-def test_nothing_is_kept_for_factors_that_are_not_trained() -> None:
-    x = torch.randn(3, 5, requires_grad=True)
-    A, B = torch.randn(2, 5), torch.randn(4, 2, requires_grad=True)
-    y = adapted_linear(x, torch.randn(4, 5), None, [Update(len(x), A, B)])
-    function = y.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
-    assert [saved.shape for saved in function.saved_tensors if saved is not None] != []  # type: ignore[union-attr]
-    assert not any(saved is not None and saved.shape == x.shape for saved in function.saved_tensors)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -218,18 +177,29 @@ IN_PLACE = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("settings", IN_PLACE.values(), ids=IN_PLACE)
-def test_answers_may_be_changed_in_place(settings: dict[str, Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(
+            (name, torch.float32)
+            for name in IN_PLACE
+            if name not in ("lora_fa, pissa", "vera, pissa", "adalora, pissa")
+        ),
+        *((name, torch.bfloat16) for name in ("lora, pissa", "dora, kaiming", "biases", "a head and rows")),
+    ],
+    ids=str,
+)
+def test_answers_may_be_changed_in_place(name: str, dtype: torch.dtype) -> None:
     """Against autograd's own way, where nothing is: loss and gradients, plain and fused, one adapter and several a batch."""
+    settings = IN_PLACE[name]
     every = tuple(name for name, _ in InPlace().named_children())
     wanted: list[dict[str, Tensor]] = []
     for in_place, fused in ((False, False), (True, False), (True, True)):
         torch.manual_seed(0)
         model = randomized(InPlace()).to(dtype)
-        for name in ("a", "b"):
-            add_adapter(model, LoraConfig(**{"r": 2, "target_modules": every, **settings}), name)
-            fill(model, name)
+        for adapter in ("a", "b"):
+            add_adapter(model, LoraConfig(**{"r": 2, "target_modules": every, **settings}), adapter)
+            fill(model, adapter)
         for _, host in hosts(model):
             host.adapters.requires_grad_(True)
         assert not fused or fuse(model)
@@ -251,3 +221,97 @@ def test_answers_may_be_changed_in_place(settings: dict[str, Any], dtype: torch.
             for key, value in wanted[i].items():
                 near = 1e-5 if dtype == torch.float32 else 5e-2
                 assert (got[key] - value).abs().max() <= near * value.abs().max().clamp_min(1), key
+
+
+# Blocks below the adapters that are computed once
+
+
+def upper_half(architecture: str) -> nn.Module:
+    """A tiny model whose last block alone is adapted, B not zero."""
+    blocks = tiny(f"{architecture}ForSequenceClassification").config.num_hidden_layers
+    return adapted(f"{architecture}ForSequenceClassification", layers_to_transform=(blocks - 1,))
+
+
+def kept(model: nn.Module) -> Prefix:
+    """The first blocks of the model, filled with the rows of the tiny batch in two other batches."""
+    batch = tiny_batch(model)
+    parts = [{key: value[rows] for key, value in batch.items()} for rows in (slice(0, 2), slice(2, None))]
+    prefix = Prefix(model, frozen_blocks(model))
+    prefix.fill(parts, int(batch["attention_mask"].sum()))
+    return prefix
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert", "ModernBert"])
+def test_answers_and_gradients_are_those_of_the_whole_model(architecture: str) -> None:
+    plain = upper_half(architecture)
+    fast = copy.deepcopy(plain)
+    fuse(fast)
+    read_first_row(fast)
+    prefix = kept(fast)
+    assert prefix.depth == plain.config.num_hidden_layers - 1  # type: ignore[union-attr, operator]
+    calls = counted(frozen_blocks(fast)[0])
+    batch = tiny_batch(plain)
+    shuffled = {key: value.flip(0) for key, value in batch.items()}
+    assert_same(plain, fast, shuffled)
+    assert calls == []
+
+
+def counted(block: nn.Module) -> list[int]:
+    """Grows with every time the block's first linear layer computes."""
+    calls: list[int] = []
+    linear = next(m for m in block.modules() if isinstance(m, nn.Linear))
+    linear.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_a_text_that_is_not_kept_is_computed() -> None:
+    model = upper_half("Bert")
+    plain = copy.deepcopy(model)
+    kept(model)
+    calls = counted(frozen_blocks(model)[0])
+    other = tiny_batch(model, seed=5)
+    assert torch.equal(model(**other).logits, plain(**other).logits)
+    assert calls == [1]
+
+
+def test_with_a_head_alone_all_blocks_are_kept_as_one_row() -> None:
+    model = tiny("BertForSequenceClassification")
+    plain = copy.deepcopy(model)
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)  # type: ignore[union-attr, operator]
+    read_first_row(model)
+    prefix = kept(model)
+    batch = tiny_batch(model)
+    assert prefix.depth == model.config.num_hidden_layers
+    assert prefix._end == len(batch["input_ids"])
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits)
+
+
+def test_a_text_of_a_pair_is_told_from_the_same_ids_as_one_text() -> None:
+    model = upper_half("Bert")
+    plain = copy.deepcopy(model)
+    kept(model)
+    batch = tiny_batch(model)
+    batch["token_type_ids"] = torch.ones_like(batch["input_ids"])
+    assert torch.equal(model(**batch).logits, plain(**batch).logits)
+
+
+def test_there_is_no_prefix_below_trained_embeddings_or_the_first_block() -> None:
+    model = tiny("BertForSequenceClassification")
+    add_adapter(model, LoraConfig(target_modules=("query",)))
+    assert frozen_blocks(model) == []
+    upper = upper_half("Bert")
+    upper.bert.embeddings.word_embeddings.weight.requires_grad_(True)  # type: ignore[union-attr]
+    assert frozen_blocks(upper) == []
+    assert frozen_blocks(tiny("T5ForConditionalGeneration")) == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copy_of_a_model_that_looks_up_its_blocks_looks_up_its_own(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model = upper_half("Bert")
+    kept(model)
+    batch = tiny_batch(model)
+    other = copied(model)
+    assert torch.equal(other(**batch).logits, model(**batch).logits)
+    shorter = {key: value[:, :3] for key, value in batch.items()}  # which is not kept
+    assert torch.equal(other(**shorter).logits, model(**shorter).logits)
