@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.app.combining import FIRST_STEP, LAST_STEP, Judge, Several, Way, combine_runs, search_weights
+from lorakit.app.commands.combine import FIRST_STEP, LAST_STEP, Judge, Several, Way, combine_runs, search_weights
 from lorakit.data.batches import split
 from lorakit.errors import ConfigError, OutputError
 from lorakit.inference.predictor import load
@@ -34,7 +34,8 @@ def test_search_comes_near_the_best_point(best: tuple[float, float]) -> None:
 
 def test_search_keeps_its_budget_and_the_earlier_of_equals() -> None:
     starts = [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
-    assert search_weights(lambda point: 1.0, starts, 7) == ((0.5, 0.5), 7)
+    best, tried = search_weights(lambda point: 1.0, starts, 7)
+    assert best == (0.5, 0.5) and tried <= 7
     assert search_weights(lambda point: float("nan"), starts, 4) == ((0.5, 0.5), 4)
     assert search_weights(sum, starts, 4) == ((0.5 + FIRST_STEP, 0.5), 4)
 
@@ -55,15 +56,16 @@ def runs(bert: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 def test_combine_searches_on_one_half_and_scores_on_the_other(runs: list[Path], files: Path, tmp_path: Path) -> None:
     data = write_reviews(tmp_path / "held-out.csv", 40, seed=5)
     found = combine_runs(runs, judge=Judge(str(data), trials=12), out=tmp_path / "both")
-    assert [row.name for row in found.rows] == [*map(str, runs), "equal weights", "found"]
-    assert (found.sizes, found.searched) == ((20, 20), 12)
+    rows = found.facts["combinations"]
+    assert [row["name"] for row in rows] == [*map(str, runs), "equal weights", "found"]
+    assert (found.facts["examples"], found.facts["searched"] <= 12) == ({"searched": 20, "scored": 20}, True)
     predictors = [load(run) for run in (*runs, tmp_path / "both")]
     _, unseen = split(predictors[0].read_labelled(str(data)).examples, 0.5, 0)
     scores = [predictor.evaluate(unseen)["accuracy"] for predictor in predictors]
-    assert scores == [row.score for row in found.rows if row.name != "equal weights"]
+    assert scores == [row["score"] for row in rows if row["name"] != "equal weights"]
     side = json.loads((tmp_path / "both" / "lorakit.json").read_text())
-    assert side["combined"]["weights"] == list(found.weights)
-    assert str(data) in side["data"] and side["scores"] == {"accuracy": found.rows[-1].score}
+    assert side["combined"]["weights"] == found.facts["weights"]
+    assert str(data) in side["data"] and side["scores"] == {"accuracy": rows[-1]["score"]}
     with pytest.raises(OutputError, match="exists already"):
         combine_runs(runs, weights=(1, 1), out=tmp_path / "both")
 
@@ -80,7 +82,7 @@ def test_combine_with_given_weights_is_the_sum_of_the_updates(runs: list[Path], 
 
 
 def test_a_weight_of_zero_takes_no_part_of_the_rank(runs: list[Path]) -> None:
-    assert [combine_runs(runs, weights).r for weights in ((1, 0), (0, 2), (1, 2))] == [4, 2, 6]
+    assert [combine_runs(runs, weights).facts["r"] for weights in ((1, 0), (0, 2), (1, 2))] == [4, 2, 6]
     with pytest.raises(ConfigError, match="all of them are 0"):
         combine_runs(runs, (0, 0))
 
