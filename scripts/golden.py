@@ -38,7 +38,7 @@ TEXT = [
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?"), "DATE"),
     (re.compile(r"\b[mp][0-9a-f]{10}\b"), "ID"),  # matplotlib's, in SVG
 ]
-SKIPPED = {".png", ".lock", ".db"}  # pictures hold the time and versions; Optuna's books hold times
+SKIPPED = {".png", ".lock", ".db", ".log"}  # pictures hold the time and versions; Optuna's books hold times
 
 SMALL = "train.epochs=4 train.batch_size=8 train.lr=2e-2 lora.r=4 lora.dropout=0.1 model.dtype=fp32"
 CSV = "data.train=in/train.csv data.validation=in/validation.csv"

@@ -414,7 +414,7 @@ def _split_override(word: str) -> tuple[str, Any]:
     if not equals or not re.fullmatch(r"\w+\.\w+", key):
         raise ConfigError(f"{short(word)}: changes are written section.key=value, for example train.lr=1e-3")
     try:
-        return key, _toml_value(text)
+        return key, toml_value(text)
     except ValueError as err:
         raise ConfigError(f"{key}: {err}") from err
 
@@ -429,14 +429,14 @@ def _check_size(value: Any, place: str, depth: int = 0) -> None:
         _check_size(inner, place, depth + 1)
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
     """The value as TOML reads it; bare words are strings, bare words with commas or in brackets lists."""
     try:
         return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         inner = text[1:-1] if re.fullmatch(r"\[[^\[\]]*\]", text) else text
         if ("," in text or inner != text) and not re.search(r"[()|\\]", inner):
-            return [_toml_value(part.strip()) for part in inner.split(",") if part.strip()]
+            return [toml_value(part.strip()) for part in inner.split(",") if part.strip()]
         return text
 
 

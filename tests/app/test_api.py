@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.app.api import is_done, train_recipe, train_recipes
+from lorakit.app.api import train_recipe, train_recipes
 from lorakit.app.comparing import compare_runs
 from lorakit.app.console import score_lines
 from lorakit.errors import ConfigError, DataError, NumericsError, OutputError
@@ -83,14 +83,6 @@ def test_train_seeds_leaves_mean_and_sample_deviation_beside_a_run_for_each(
     assert facts["scores"]["nll"]["deviation"] == pytest.approx(statistics.stdev(each))
     with pytest.raises(OutputError, match="exists already"):
         train_recipe(several)
-
-
-def test_run_of_any_task_is_done_when_all_of_it_is_there(
-    bert_run: Path, multi_label_run: Path, ordinal_run: Path, regression_run: Path, tagger_run: Path, t5_run: Path
-) -> None:
-    for run in (bert_run, multi_label_run, ordinal_run, regression_run, tagger_run, t5_run):
-        assert is_done(run)
-    assert not is_done(bert_run.parent)
 
 
 def test_train_seeds_leaves_nothing_after_a_mistake(bert: Path, files: Path, tmp_path: Path) -> None:

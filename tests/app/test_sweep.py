@@ -1,18 +1,27 @@
-"""Sweeps: what is trained, what goes on, what is left, resumed after a kill, over a trainer that takes no time."""
+"""Sweeps, resumed after kills and shared by workers, over a trainer that takes no time."""
 
 from __future__ import annotations
 
 import csv
 import json
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 
-from lorakit.app.api import PARTS
-from lorakit.app.sweep import training
-from lorakit.app.sweep.command import Asked, run_sweep
+from lorakit.app.commands import sweep as commands
+from lorakit.app.sweep import study
+from lorakit.app.sweep.plan import Options, make_plan
+from lorakit.app.sweep.study import PRUNERS, SAMPLERS, Sweep, run_sweep
 from lorakit.errors import ConfigError, LorakitError, NumericsError, OutputError
 from lorakit.recipe import Recipe
 from lorakit.training.results import Result
@@ -48,24 +57,16 @@ class Trainer:
         scores: dict[str, Any] = {"metric": "accuracy", "accuracy": value * (until or 1.0)}
         if until is not None:
             return Result(folder, {**scores, "step": round(STEPS * until)})
-        scores |= {
-            "best_step": STEPS,
-            "intervals": {"accuracy": [value - 0.02, value + 0.02]},
-            "seed": recipe.train.seed,
-        }
-        for name in (*PARTS, "adapter/README.md"):
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text("")
-        (folder / "scores.json").write_text(json.dumps(scores))
-        return Result(folder, scores)
+        intervals = {"accuracy": [value - 0.02, value + 0.02]}
+        return Result(folder, {**scores, "best_step": STEPS, "intervals": intervals, "seed": recipe.train.seed})
 
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    found = Trainer()
-    monkeypatch.setattr(training, "train_recipes", found)
-    monkeypatch.setattr("lorakit.app.sweep.command.write_plots", lambda sweep: None)
-    return found
+    stand_in = Trainer()
+    monkeypatch.setattr(study, "train_recipes", stand_in)
+    monkeypatch.setattr("lorakit.app.sweep.table.write_plots", lambda sweep: None)
+    return stand_in
 
 
 @pytest.fixture
@@ -77,195 +78,262 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 FOLDER = Path("runs") / "small-sweep"
+DATABASE = FOLDER / "optuna.db"
 GRID = ("lora.r=4,8", "train.lr=1e-3,1e-2,1e-1")
 
 
+def trained(recipe: Path, *words: str, **options: Any) -> Sweep:
+    return run_sweep(make_plan(Options(recipe, words, **options)))
+
+
 def test_sweep_trains_every_point_and_finds_the_best(trainer: Trainer, recipe: Path) -> None:
-    found = run_sweep(Asked(recipe, (*GRID, "train.epochs=2")))
+    sweep = trained(recipe, *GRID, "train.epochs=2")
     assert len(trainer.calls) == 1 and len(trainer.calls[0][0]) == 6
-    assert found.best().name == "004-r8-lr0.01-seed0"
-    assert [group.point["lora.r"] for group in found.ranked()][:3] == [8, 8, 4]
+    assert sweep.best().name == "004-r8-lr0.01-seed0"
+    assert [group.point["lora.r"] for group in sweep.ranked()][:3] == [8, 8, 4]
     rows = list(csv.DictReader((FOLDER / "sweep.csv").read_text().splitlines()))
     assert [float(row["accuracy"]) for row in rows] == sorted((float(row["accuracy"]) for row in rows), reverse=True)
     assert (rows[0]["train.lr"], rows[0]["lora.r"], rows[0]["status"]) == ("0.01", "8", "done")
 
 
 def test_seeds_are_judged_by_their_mean(trainer: Trainer, recipe: Path) -> None:
-    found = run_sweep(Asked(recipe, ("lora.r=8,8000",), seeds=(0, 4)))
-    first = found.ranked()[0]
+    sweep = trained(recipe, "lora.r=8,8000", seeds=(0, 4))
+    first = sweep.ranked()[0]
     assert (first.name, [member.seed for member in first.members]) == ("000-r8", [0, 4])
     one, other = (member.scores["accuracy"] for member in first.members)
     assert first.goodness("accuracy") == pytest.approx((one + other) / 2) and one < other
-    assert found.best().name == "001-r8-seed4"
+    assert sweep.best().name == "000-r8-seed4"
 
 
-def test_a_point_that_fails_is_told_and_ends_nothing(trainer: Trainer, recipe: Path) -> None:
-    found = run_sweep(Asked(recipe, ("train.lr=1e-2,9",)))
-    assert [(member.status, member.error) for member in found.members] == [
-        ("done", None),
-        ("failed", "step 3: the loss is nan"),
-    ]
+def test_a_point_that_fails_is_shown_and_ends_nothing(trainer: Trainer, recipe: Path) -> None:
+    sweep = trained(recipe, "train.lr=1e-2,9")
+    assert [(m.status, m.error) for m in sweep.members] == [("done", None), ("failed", "step 3: the loss is nan")]
     with pytest.raises(LorakitError, match="all 2 runs of the sweep failed; 000-lr8-seed0: step 3"):
-        run_sweep(Asked(recipe, ("train.lr=8,9", "output.dir=bad")))
+        trained(recipe, "train.lr=8,9", "output.dir=bad")
 
 
 def test_halving_takes_the_best_third_from_rung_to_rung(trainer: Trainer, recipe: Path) -> None:
-    rates = ",".join(f"{1e-3 * i:g}" for i in range(1, 10))
-    found = run_sweep(Asked(recipe, (f"train.lr={rates}",), halving=3))
+    rates = [1e-3 * i for i in range(1, 10)]
+    sweep = trained(recipe, f"train.lr={','.join(f'{rate:g}' for rate in rates)}", halving=3)
     assert [(len(names), until) for names, until in trainer.calls] == [(9, 1 / 9), (3, 1 / 3), (1, None)]
-    assert [group.point["train.lr"] for group in found.ranked()] == sorted(
-        (float(r) for r in rates.split(",")), reverse=True
-    )
-    assert [group.status for group in found.ranked()] == ["done"] + 8 * ["paused"]
+    assert [group.point["train.lr"] for group in sweep.ranked()] == pytest.approx(sorted(rates, reverse=True))
+    assert [group.status for group in sweep.ranked()] == ["done"] + 8 * ["paused"]
 
 
-def test_halving_of_steps_asks_for_evaluations_and_refuses_a_single_epoch(trainer: Trainer, recipe: Path) -> None:
+def test_halving_of_steps_asks_for_evaluations_and_refuses_a_single_epoch(recipe: Path) -> None:
     words = ("train.lr=1e-3,1e-2,1e-1",)
-    found = run_sweep(Asked(recipe, (*words, "train.max_steps=100"), halving=3))
-    assert found.recipe_of({}).train.eval_every == 34  # a third of 100, rounded up
+    plan = make_plan(Options(recipe, (*words, "train.max_steps=100"), halving=3))
+    assert plan.recipe_of({}, 0).train.eval_every == 34  # a third of 100, rounded up
     with pytest.raises(ConfigError, match=r"train\.epochs = 2 has no evaluation after a part of 1/3"):
-        run_sweep(Asked(recipe, (*words, "train.epochs=2", "output.dir=other"), halving=3))
+        make_plan(Options(recipe, (*words, "train.epochs=2"), halving=3))
 
 
-@pytest.mark.parametrize("halving", [None, 3])
-@pytest.mark.parametrize("runs", [0, 2, 7])
+@pytest.mark.parametrize(("halving", "runs"), [(None, 0), (None, 2), (3, 2), (3, 6), (3, 7)])
 def test_a_sweep_that_was_killed_goes_on_to_the_same_end(
     trainer: Trainer, recipe: Path, runs: int, halving: int | None
 ) -> None:
-    words = (*GRID, "train.epochs=9")
-    whole = run_sweep(Asked(recipe, (*words, "output.dir=whole"), halving=halving))
+    whole = trained(recipe, *GRID, "output.dir=whole", halving=halving)
     trainer.dies_after = runs
-    asked = Asked(recipe, words, halving=halving)
-    if runs == 7 and halving is None:
-        run_sweep(asked)  # it was done before the kill
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            run_sweep(asked)
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, *GRID, halving=halving)
     trainer.dies_after = None
+    assert trained(recipe, *GRID, halving=halving, resume=True).members == whole.members
     trainer.calls.clear()
-    again = run_sweep(Asked(recipe, words, halving=halving, resume=True))
-    assert again.members == whole.members
-    if halving is None:
-        assert sum(len(names) for names, _ in trainer.calls) == max(0, 6 - runs)
+    assert trained(recipe, *GRID, halving=halving, resume=True).members == whole.members and trainer.calls == []
 
 
-@pytest.mark.parametrize("missing", ["report.html", "adapter/README.md", "loss.png", "predictions.jsonl", None])
-@pytest.mark.parametrize("noted", ["waiting", "done"])
-def test_what_is_missing_of_a_run_is_made_again(
-    trainer: Trainer, recipe: Path, missing: str | None, noted: str
+@pytest.mark.parametrize("told", [1, 3])
+def test_halving_killed_while_it_stops_runs_stops_the_same_ones(
+    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch, told: int
 ) -> None:
-    whole = run_sweep(Asked(recipe, GRID))
-    books = json.loads((FOLDER / "sweep.json").read_text())
-    folder = FOLDER / whole.members[1].name
-    if missing is None:
-        (folder / ".lock").write_text("process 7 on node3")  # killed before it had ended
-    else:
-        (folder / missing).unlink()
-    for member in books["members"]:
-        member |= {"status": noted} if noted == "done" else {"status": noted, "scores": {}, "ended": None}
-    (FOLDER / "sweep.json").write_text(json.dumps(books))
-    trainer.calls.clear()
-    again = run_sweep(Asked(recipe, GRID, resume=True))
-    assert [names for names, _ in trainer.calls] == [[folder.name]]
-    assert again.members == whole.members
-    assert {member["status"] for member in json.loads((FOLDER / "sweep.json").read_text())["members"]} == {"done"}
+    whole = trained(recipe, *GRID, "output.dir=whole", halving=3)
+    with monkeypatch.context() as patch:
+        tells = iter(range(told))
+        tell = Sweep._tell
+        patch.setattr(Sweep, "_tell", lambda *args: tell(*args) if next(tells, None) is not None else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(recipe, *GRID, halving=3)
+    assert trained(recipe, *GRID, halving=3, resume=True).members == whole.members
 
 
-def optuna_sweep(recipe: Path, **options: Any) -> Any:
-    words = ("train.lr=1e-4..1.0", "lora.target_modules=[query],all-linear", "lora.r=4..12")
-    return run_sweep(Asked(recipe, words, optuna="", **{"trials": 6, "at_once": 2, **options}))
+def search(recipe: Path, *words: str, **options: Any) -> Sweep:
+    space = ("train.lr=1e-4..1.0", "lora.target_modules=[query],all-linear", "lora.r=4..12")
+    return trained(recipe, *space, *words, **{"optuna": "", "trials": 6, "at_once": 2, **options})
 
 
-def test_optuna_asks_for_several_at_once_and_is_told_what_they_gave(trainer: Trainer, recipe: Path) -> None:
-    import optuna
+def trials() -> list[FrozenTrial]:
+    journal = FOLDER / "optuna.log"
+    storage = JournalStorage(JournalFileBackend(str(journal))) if journal.is_file() else f"sqlite:///{DATABASE}"
+    return optuna.load_study(study_name=FOLDER.name, storage=storage).trials
 
-    found = optuna_sweep(recipe, seeds=(0, 1))
+
+def states() -> Counter[str]:
+    return Counter(trial.state.name for trial in trials())
+
+
+def test_optuna_asks_for_several_at_once_and_learns_what_they_gave(trainer: Trainer, recipe: Path) -> None:
+    sweep = search(recipe, seeds=(0, 1))
     assert [len(names) for names, _ in trainer.calls] == [4, 4, 4]
-    study = optuna.load_study(study_name=FOLDER.name, storage=f"sqlite:///{FOLDER / 'optuna.db'}")
-    by_name = {group.name: group.goodness("accuracy") for group in found.groups}
-    assert {trial.user_attrs["run"]: trial.value for trial in study.trials} == by_name
-    assert len({json.dumps(dict(group.point)) for group in found.groups}) == 6
-    assert {str(group.point["lora.target_modules"]) for group in found.groups} == {"['query']", "all-linear"}
+    values = {trial.user_attrs["members"][0]["name"]: trial.value for trial in trials()}
+    assert values == {group.members[0].name: group.goodness("accuracy") for group in sweep.groups}
+    assert len({json.dumps(dict(group.point)) for group in sweep.groups}) == 6
+    assert {str(group.point["lora.target_modules"]) for group in sweep.groups} == {"['query']", "all-linear"}
 
 
-def test_optuna_goes_on_after_a_kill_without_training_twice(trainer: Trainer, recipe: Path) -> None:
+def test_optuna_goes_on_after_a_kill_with_the_same_points(trainer: Trainer, recipe: Path) -> None:
     trainer.dies_after = 3
     with pytest.raises(KeyboardInterrupt):
-        optuna_sweep(recipe)
+        search(recipe)
     trainer.dies_after = None
-    first = trainer.calls[1][0]
-    trainer.calls.clear()
-    found = optuna_sweep(recipe, resume=True)
-    assert trainer.calls[0][0] == first[1:]  # of the same two, one had ended
-    assert len(found.members) == 6 and {member.status for member in found.members} == {"done"}
+    killed = trainer.calls[1][0]
+    sweep = search(recipe, resume=True)
+    assert trainer.calls[2][0] == killed
+    assert len(sweep.members) == 6 and states() == {"COMPLETE": 6}
+
+
+def test_optuna_prunes_what_is_behind_and_trains_no_known_point_again(trainer: Trainer, recipe: Path) -> None:
+    options = {"optuna": "", "trials": 12, "at_once": 9, "sampler": "random", "pruner": "halving"}
+    sweep = trained(recipe, "train.lr=1e-3,1e-2,1e-1,9", **options)
+    assert [until for _, until in trainer.calls[:3]] == [1 / 9, 1 / 3, None]
+    assert {m.point["train.lr"]: m.status for m in sweep.members}[9] == "failed"
+    assert sweep.best().point["train.lr"] == 1e-2 and states()["PRUNED"] > 0
+    assert len(trials()) == 12 > len(sweep.members)
+    assert (tuple(SAMPLERS), tuple(PRUNERS)) == (commands.SAMPLERS, commands.PRUNERS)
 
 
 def test_failing_storage_is_named(trainer: Trainer, recipe: Path) -> None:
-    import sqlite3
-
-    optuna_sweep(recipe)
-    with sqlite3.connect(FOLDER / "optuna.db") as database:
+    search(recipe, optuna="books.db")
+    with sqlite3.connect("books.db") as database:
         database.execute("ALTER TABLE trials RENAME COLUMN state TO status")
     with pytest.raises(OutputError, match=r"--optuna: the storage fails: .* no such column"):
-        optuna_sweep(recipe, resume=True)
-
-
-@pytest.mark.parametrize("dies_in", ["tell", "enqueue_trial"])
-def test_optuna_neither_loses_nor_doubles_a_trial_that_is_given_back_twice(
-    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch, dies_in: str
-) -> None:
-    import optuna
-
-    trainer.dies_after = 3
-    with pytest.raises(KeyboardInterrupt):
-        optuna_sweep(recipe)
-    trainer.dies_after = None
-    with monkeypatch.context() as patch:  # one of the two changes of the storage that giving back takes
-        patch.setattr(optuna.Study, dies_in, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            optuna_sweep(recipe, resume=True)
-    found = optuna_sweep(recipe, resume=True)
-    assert [member.status for member in found.members] == 6 * ["done"]
-
-
-def test_optuna_prunes_what_is_behind_and_lives_with_failures(trainer: Trainer, recipe: Path) -> None:
-    words = ("train.lr=1e-3,1e-2,1e-1,9",)
-    search = {"optuna": "", "trials": 9, "at_once": 9, "sampler": "random", "pruner": "halving"}
-    found = run_sweep(Asked(recipe, words, **search))
-    assert [until for _, until in trainer.calls] == [1 / 9, 1 / 3, None]
-    assert "paused" in {member.status for member in found.members}
-    assert {m.point["train.lr"]: m.status for m in found.members}[9] == "failed"
-    assert found.best().point["train.lr"] == 1e-2
-    with pytest.raises(ConfigError, match="--sampler tpr: did you mean 'tpe'"):
-        optuna_sweep(recipe, sampler="tpr")
-    with pytest.raises(ConfigError, match="--optuna and --trials N go together"):
-        optuna_sweep(recipe, trials=None)
+        search(recipe, optuna="books.db", resume=True)
+    search(recipe, "output.dir=journal")
+    (Path("journal") / "optuna.log").write_text("{\n{}\n")
+    with pytest.raises(OutputError, match=r"optuna\.log: damaged"):
+        search(recipe, "output.dir=journal", resume=True)
 
 
 def test_resume_refuses_another_sweep_and_takes_more_points(trainer: Trainer, recipe: Path) -> None:
-    run_sweep(Asked(recipe, GRID))
+    trained(recipe, *GRID)
     with pytest.raises(OutputError, match="exists already"):
-        run_sweep(Asked(recipe, GRID))
+        trained(recipe, *GRID)
     with pytest.raises(ConfigError, match=r"another sweep: its train\.epochs was 9, now 1"):
-        run_sweep(Asked(recipe, (*GRID, "train.epochs=1"), resume=True))
+        trained(recipe, *GRID, "train.epochs=1", resume=True)
     trainer.calls.clear()
-    more = run_sweep(Asked(recipe, ("lora.r=4,8,16", GRID[1]), resume=True))
+    more = trained(recipe, "lora.r=4,8,16", GRID[1], resume=True)
     assert (len(more.members), len(trainer.calls[0][0])) == (9, 3)
 
 
-def test_a_wrong_value_is_refused_before_anything_is_written(
+# Workers
+
+
+def worker(recipe: Path, *words: str, **options: Any) -> Sweep:
+    return search(recipe, *words, worker=True, **options)
+
+
+def dies(recipe: Path, trainer: Trainer, runs: int, **options: Any) -> None:
+    trainer.dies_after = runs
+    with pytest.raises(KeyboardInterrupt):
+        worker(recipe, **options)
+    trainer.dies_after = None
+
+
+def long_ago() -> None:
+    """Move all heartbeats back by an hour."""
+    with sqlite3.connect(DATABASE) as database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+
+
+@pytest.mark.faults
+def test_a_late_worker_finds_everything_done_and_shows_the_same(trainer: Trainer, recipe: Path) -> None:
+    first = worker(recipe, seeds=(0, 1))
+    assert sorted(name for names, _ in trainer.calls for name in names) == sorted(m.name for m in first.members)
+    assert (len(first.members), states()) == (12, {"COMPLETE": 6})
+    written = (FOLDER / "sweep.json").read_text()
+    trainer.calls.clear()
+    assert worker(recipe, seeds=(0, 1)).members == first.members and trainer.calls == []
+    assert (FOLDER / "sweep.json").read_text() == written
+    more = worker(recipe, seeds=(0, 1), trials=7)
+    assert more.members[:12] == first.members and len(trainer.calls) == 1
+
+
+def test_trials_of_a_killed_worker_are_trained_by_another(
     trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"train\.lr='fast'|train\.lr=\"fast\""):
-        run_sweep(Asked(recipe, ("train.lr=1e-3,fast",)))
-    with pytest.raises(ConfigError, match=r"did you mean 'lora\.r'"):
-        run_sweep(Asked(recipe, ("lora.rr=1,2",)))
-    with pytest.raises(ConfigError, match="nothing to sweep over"):
-        run_sweep(Asked(recipe, ("lora.r=4",)))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="a sweep is one process"):
-        run_sweep(Asked(recipe, GRID))
-    assert not Path("runs").exists() and trainer.calls == []
+    monkeypatch.setattr(study, "GRACE_S", 1)
+    monkeypatch.setattr(study, "BEAT_S", 1)
+    monkeypatch.setattr(study, "LOOK_S", 0.2)
+    dies(recipe, trainer, 3)
+    assert states() == {"COMPLETE": 2, "RUNNING": 2}
+    long_ago()
+    with sqlite3.connect(DATABASE) as database:  # one of them was killed before its first heartbeat
+        database.execute("DELETE FROM trial_heartbeats WHERE trial_id = (SELECT MAX(trial_id) FROM trials)")
+    lost = trainer.calls[-1][0]
+    sweep = worker(recipe)
+    names = Counter(name for names, _ in trainer.calls for name in names)
+    assert {name for name, times in names.items() if times > 1} == set(lost)
+    assert (len(sweep.members), states()) == (6, {"COMPLETE": 6, "FAIL": 2})
+    rows = json.loads((FOLDER / "sweep.json").read_text())["members"]
+    assert {row["name"] for row in rows} == set(names) and {row["status"] for row in rows} == {"done"}
+
+
+@pytest.mark.faults
+def test_a_trial_that_kills_its_workers_is_given_up(
+    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "RETRIES", 1)
+    worker(recipe, trials=1)
+    for _ in range(2):
+        dies(recipe, trainer, 0, trials=2)
+        long_ago()
+    sweep = worker(recipe, trials=2)
+    assert [member.status for member in sweep.members] == ["done", "failed"]
+    assert sweep.members[1].error == "its worker ended, 2 times"
+    assert states() == {"COMPLETE": 1, "FAIL": 2}
+
+
+@pytest.mark.faults
+def test_a_pruner_stops_what_workers_train(trainer: Trainer, recipe: Path) -> None:
+    sweep = worker(recipe, trials=9, at_once=9, sampler="random", pruner="halving")
+    assert [until for _, until in trainer.calls] == [1 / 9, 1 / 3, None]
+    assert states()["PRUNED"] == sum(member.status == "paused" for member in sweep.members) > 0
+
+
+@pytest.mark.faults
+def test_workers_refuse_another_search(trainer: Trainer, recipe: Path) -> None:
+    worker(recipe)
+    with pytest.raises(ConfigError, match=r"--worker: .* another sweep: its train\.epochs was 9, now 1"):
+        worker(recipe, "train.epochs=1")
+    search(recipe, "output.dir=alone", trials=1)
+    with pytest.raises(ConfigError, match="another sweep: its --worker was False, now True"):
+        worker(recipe, "output.dir=alone")
+    Path("other").mkdir()
+    for name in ("letters.txt", "recipe.toml"):
+        (Path("other") / name).touch()
+        with pytest.raises(OutputError, match="holds no run that could be resumed"):
+            worker(recipe, "output.dir=other")
+    assert not [*FOLDER.glob(".*"), *Path("other").glob(".*")]  # no locks
+
+
+def test_a_plain_sweep_and_workers_keep_out_of_each_others_folder(
+    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        for other in (lambda: worker(recipe), lambda: trained(recipe, *GRID, resume=True)):
+            try:
+                other()
+            except OutputError as err:
+                refused.append(str(err))
+        return trainer(*arguments, **options)
+
+    monkeypatch.setattr(study, "train_recipes", meanwhile)
+    trained(recipe, *GRID)
+    assert len(refused) == 2 and all("is training there" in message for message in refused)
+
+
+# The command
 
 
 def test_command_prints_points_and_json_and_takes_halving_without_a_value(
@@ -277,10 +345,21 @@ def test_command_prints_points_and_json_and_takes_halving_without_a_value(
     assert not FOLDER.exists()
     code, out, _ = cli("sweep", recipe, "--json", "--halving", *GRID)
     assert code == 0 and trainer.calls[0][1] == pytest.approx(1 / 3)
-    found = json.loads(out)
-    assert found["best"]["run"] == str(FOLDER / "004-r8-lr0.01-seed0")
-    assert found["points"][0]["score"] == pytest.approx(0.9)
+    facts = json.loads(out)
+    assert facts["best"]["run"] == str(FOLDER / "004-r8-lr0.01-seed0")
+    assert facts["points"][0]["score"] == pytest.approx(0.9)
     assert cli("sweep", recipe, "--seeds", "a", *GRID).code == 2
+
+
+def test_a_mistake_is_refused_without_torch(recipe: Path) -> None:
+    words = ["lora.rr=1,2", "--optuna", "--trials", "2"]
+    code = f"import sys; from lorakit.app.cli import main\ntry: main(['sweep', 'small.toml', *{words}])\n"
+    code += "finally: assert 'torch' not in sys.modules, 'torch is there'"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+        2,
+        "error: lora.rr=1: unknown key 'lora.rr'; did you mean 'lora.r' or 'lora.target_r' or 'lora.use_rslora'?",
+    )
 
 
 @pytest.mark.usefixtures("no_pictures")

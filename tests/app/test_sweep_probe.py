@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.app.sweep.command import Asked
-from lorakit.app.sweep.probe import SHORT_RUNS, recommend, run_probe
+from lorakit.app.sweep.lr_probe import SHORT_RUNS, plan_probe, recommend
+from lorakit.app.sweep.plan import Options
 from lorakit.errors import ConfigError
 from tests.app.conftest import Cli
 from tests.runs import changed, sections
@@ -35,8 +35,10 @@ def test_recommend_tells_of_an_edge_and_steps_back_from_what_diverged() -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_probe_trains_every_rate_over_the_same_batches(cli: Cli, bert: Path, files: Path) -> None:
     Path("tiny.toml").write_text(changed(sections(bert, files)).to_toml())
-    code, out, err = cli("sweep", "tiny.toml", "train.lr=1e-3,2e-2,1e37", "--lr-probe", "--probe-steps", 8)
+    words = ("sweep", "tiny.toml", "train.lr=1e-3,2e-2,1e37", "--lr-probe", "--probe-steps", 8)
+    code, out, err = cli(*words)
     assert code == 0, err
+    assert cli(*words, "--resume").out == out
     folder = Path("runs") / "tiny-lr-probe"
     found = json.loads((folder / "lr-probe.json").read_text())
     assert found["rates"] == [1e-3, 2e-2, 1e37] and found["losses"][-1] is None
@@ -61,6 +63,6 @@ def test_probe_refuses(tmp_path: Path, word: str, message: str) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(changed(sections(Path("base"), Path("data"))).to_toml())
     with pytest.raises(ConfigError, match=message):
-        run_probe(Asked(path, (word,)), 10)
+        plan_probe(Options(path, (word,)))
     with pytest.raises(ConfigError, match="--lr-probe and --random"):
-        run_probe(Asked(path, (), random=3), 10)
+        plan_probe(Options(path, (), random=3))

@@ -12,33 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.app.card import FILE as CARD
 from lorakit.app.card import write_card
 from lorakit.app.console import digits
 from lorakit.app.report.figures import write_figures
-from lorakit.app.report.page import FILE as REPORT
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.app.trackers import Trackers, check_trackers
 from lorakit.errors import ConfigError, LorakitError, NumericsError
-from lorakit.inference.adapter_folder import ADAPTER, MODEL
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Evaluated, Event, Note, Report, Started, Step, ignore
-from lorakit.runtime.files import LOCK, atomic_text
+from lorakit.runtime.files import atomic_text
 from lorakit.runtime.signals import Stop, stop_on_signals
 from lorakit.training.checkpoint import Checkpoint, find_checkpoint, same_recipe
 from lorakit.training.joint import attempt, groups_of, prepare_all
 from lorakit.training.prepare import Prepared
 from lorakit.training.results import Result
 from lorakit.training.run import Run, fit_all
-from lorakit.training.run_folder import RECIPE, run_folder
-
-PARTS = (  # of a run's folder, besides what ships
-    *(RECIPE, "metrics.jsonl", "scores.json", "predictions.jsonl", "samples.jsonl", "resamples.json"),
-    *("loss.png", "architecture.svg", REPORT),
-)
+from lorakit.training.run_folder import run_folder
 
 
 def train(*, report: Report = ignore, resume: str | None = None, **sections: Mapping[str, Any]) -> Result:
@@ -178,12 +170,6 @@ class JointProgress:
                     self.report(Note(f"{name}: step {step}/{steps}  validation {metric} {value}{best}"))
 
         return report
-
-
-def is_done(folder: Path) -> bool:
-    """Whether all that belongs to a run is there, the report and the card, which come after its scores, included."""
-    has_card = any((folder / shipped / CARD).is_file() for shipped in (ADAPTER, MODEL))
-    return has_card and not (folder / LOCK).exists() and all((folder / name).is_file() for name in PARTS)
 
 
 def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | None) -> Result:

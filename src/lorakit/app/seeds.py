@@ -15,23 +15,26 @@ from lorakit.runtime.files import atomic_text
 from lorakit.training.results import COSTS, Result
 from lorakit.training.run_folder import RECIPE, run_folder
 
-BOOKS = (RECIPE, "sweep.json", "optuna.db")  # what may be written before the first run begins
+BOOKS = (RECIPE, "sweep.json", "optuna.log", "optuna.db")  # what may be written before the first run begins
 MEMBER = "seed-"  # and the seed: the name of a member's folder
 
 
 @contextmanager
-def group_folder(folder: Path, recipe: Recipe, resume: str | None, report: Report) -> Iterator[None]:
-    """Have the folder of several runs to oneself, as `run_folder` does; recipe.toml is what they share.
+def group_folder(
+    folder: Path, recipe: Recipe, resume: str | None, report: Report, *, shared: bool = False
+) -> Iterator[None]:
+    """Have the folder of several runs to oneself, or `shared` with others, as `run_folder` does; recipe.toml is what they share.
 
     Where no run has begun in it, what was written is removed again.
     """
-    with run_folder(folder, resume, report):
+    with run_folder(folder, resume, report, shared=shared):
         before = set(folder.iterdir())
-        atomic_text(folder / RECIPE, recipe.to_toml())
+        if not (shared and (folder / RECIPE).exists()):
+            atomic_text(folder / RECIPE, recipe.to_toml())
         try:
             yield
         finally:
-            if not any(path.is_dir() for path in folder.iterdir()):
+            if not shared and not any(path.is_dir() for path in folder.iterdir()):
                 for path in {folder / name for name in BOOKS} - before:
                     path.unlink(missing_ok=True)
 

@@ -17,8 +17,8 @@ CHECKPOINTS = "checkpoints"
 
 
 @contextmanager
-def run_folder(folder: Path, resume: str | None, report: Report = ignore) -> Iterator[None]:
-    """Have a run folder to oneself; it is made if need be, and removed again where it stays empty.
+def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, shared: bool = False) -> Iterator[None]:
+    """Have a run folder to oneself, or `shared` with others; it is made if need be, and removed again where it stays empty.
 
     Raises:
         OutputError: another process trains there, it holds something that is not to be resumed, or it cannot be made.
@@ -34,7 +34,7 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore) -> Ite
 
     made = _make(folder)
     try:
-        with locked(folder, check, "training", "output.dir", report):
+        with locked(folder, check, "training", "output.dir", report, shared=shared):
             if (folder / CHECKPOINTS).is_dir():
                 remove_leftovers(folder / CHECKPOINTS, alone=True)
             yield

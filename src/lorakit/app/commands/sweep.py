@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lorakit.app.arguments import Change
-from lorakit.app.printing import echo
-
-if TYPE_CHECKING:
-    from lorakit.app.sweep.command import Asked
-    from lorakit.runtime.events import Report
 
 OPTIONAL = {"--halving": "3", "--optuna": ""}  # options whose value may be left out
+SAMPLERS = ("tpe", "random", "qmc", "gp", "cmaes")
+PRUNERS = ("none", "median", "halving", "hyperband")
 CHANGE = re.compile(r"\w+\.\w+=")
 
 
@@ -52,8 +49,20 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--optuna", metavar="[STORAGE]", help="Search with Optuna; unset: its storage is a file in the folder.")
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: points in all.")
 @click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
-@click.option("--sampler", default="tpe", show_default=True, help="With --optuna: tpe, random, qmc, gp or cmaes.")
-@click.option("--pruner", default="none", show_default=True, help="With --optuna: none, median, halving, hyperband.")
+@click.option(
+    "--sampler",
+    type=click.Choice(SAMPLERS),
+    default="tpe",
+    show_default=True,
+    help="With --optuna: how to draw points.",
+)
+@click.option(
+    "--pruner",
+    type=click.Choice(PRUNERS),
+    default="none",
+    show_default=True,
+    help="Stop what is behind: by which rule.",
+)
 @click.option("--worker", is_flag=True, help="With --optuna: be one of several processes that share the storage.")
 @click.option("--lr-probe", is_flag=True, help="Find a learning rate by short runs over a grid of rates.")
 @click.option(
@@ -69,7 +78,7 @@ def sweep(
     dry_run: bool,
     lr_probe: bool,
     probe_steps: int,
-    **options: Any,
+    **values: Any,
 ) -> None:
     """Train RECIPE at many points, and show which is best.
 
@@ -82,45 +91,27 @@ def sweep(
     lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
     lorakit sweep recipes/sst2-bert.toml --lr-probe
     """
-    from lorakit.app.console import Screen
-    from lorakit.app.sweep.command import Asked
+    from lorakit.app.sweep.plan import Options, make_plan, show_plan
 
-    asked = Asked(recipe, words, **options)
+    options = Options(recipe, words, **values)
     if lr_probe and dry_run:
         raise click.UsageError("--lr-probe and --dry-run: name one of them")
-    screen = Screen()
-    try:
-        if dry_run:
-            shown, facts = _planned(asked)
-        elif lr_probe:
-            shown, facts = _probed(asked, probe_steps, screen)
-        else:
-            shown, facts = _swept(asked, screen)
-    finally:
-        screen.close()
-    echo(json.dumps(facts) if as_json else "\n".join(shown))
+    if dry_run:
+        output = show_plan(make_plan(options))
+    elif lr_probe:
+        from lorakit.app.sweep.lr_probe import plan_probe, run_probe
 
+        plan = plan_probe(options)
+        from lorakit.app.console import Screen  # after mistakes of recipes: needs torch
 
-Said = tuple[list[str], dict[str, Any]]  # for a terminal, and for --json
+        with closing(Screen()) as screen:
+            output = run_probe(plan, probe_steps, screen)
+    else:
+        plan = make_plan(options)
+        from lorakit.app.console import Screen
+        from lorakit.app.sweep.study import run_sweep
+        from lorakit.app.sweep.table import show_sweep
 
-
-def _planned(asked: Asked) -> Said:
-    from lorakit.app.sweep.command import planned
-
-    found = planned(asked)
-    return found.lines, found.facts
-
-
-def _probed(asked: Asked, steps: int, report: Report) -> Said:
-    from lorakit.app.sweep.probe import facts, lines, run_probe
-
-    probe = run_probe(asked, steps, report)
-    return lines(probe, asked.recipe), facts(probe)
-
-
-def _swept(asked: Asked, report: Report) -> Said:
-    from lorakit.app.sweep.command import run_sweep
-    from lorakit.app.sweep.table import closing_lines, facts, table
-
-    done = run_sweep(asked, report)
-    return [table(done), *closing_lines(done)], facts(done)
+        with closing(Screen()) as screen:
+            output = show_sweep(run_sweep(plan, screen))
+    output.show(as_json)

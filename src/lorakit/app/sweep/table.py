@@ -6,9 +6,10 @@ import csv
 import math
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE
@@ -16,46 +17,65 @@ from rich.console import Console
 from rich.table import Table
 
 from lorakit.app.comparing import compare_runs
-from lorakit.app.sweep.training import Group, Sweep
+from lorakit.app.printing import Output
+from lorakit.app.sweep.plan import SEED
 from lorakit.errors import LorakitError
 from lorakit.runtime.files import atomic_file
 from lorakit.tasks.metrics.bootstrap import LOWER, quantiles
 from lorakit.training.run_files import read_resamples
 
+if TYPE_CHECKING:
+    from lorakit.app.sweep.study import Group, Sweep
+
 WIDTH = 200  # letters of the table where there is no terminal
 
 
-class Found(NamedTuple):
-    """What a point of the sweep is worth."""
-
-    group: Group
-    score: float | None  # the mean over its seeds
-    deviation: float | None  # sample standard deviation over its seeds
-    interval: tuple[float, float] | None  # 95 %, over examples and seeds
-    note: str  # how it ended, where that is not with a score
+def show_sweep(sweep: Sweep) -> Output:
+    """The best run, and every point, best first."""
+    facts = _facts(sweep)
+    return Output(_lines(sweep, facts), facts)
 
 
-def found(sweep: Sweep) -> list[Found]:
-    """Every point, best first."""
-    return [_found(sweep, group) for group in sweep.ranked()]
-
-
-def _found(sweep: Sweep, group: Group) -> Found:
-    members, metric = group.members, sweep.metric
-    if group.status in ("failed", "waiting") or metric is None:
-        errors = [member.error for member in members if member.error]
-        return Found(group, None, None, None, f"failed: {errors[0].partition(';')[0]}" if errors else "not trained")
-    if any(member.scores.get(metric) is None for member in members):
-        return Found(group, None, None, None, f"{metric} is undefined")
-    values = [float(member.scores[metric]) for member in members]
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    steps = sorted({int(member.scores["step"]) for member in members if "step" in member.scores})
-    note = f"stopped after step {', '.join(map(str, steps))}" if group.status == "paused" else ""
-    return Found(group, statistics.fmean(values), deviation, _interval(sweep, group), note)
+def _facts(sweep: Sweep) -> dict[str, Any]:
+    best, metric = sweep.best(), str(sweep.metric)
+    points = []
+    for group in sweep.ranked():
+        values = [member.scores.get(metric) for member in group.members]
+        known = [float(value) for value in values if value is not None and group.status in ("paused", "done")]
+        is_scored, note = len(known) == len(values), ""
+        if group.status in ("failed", "waiting"):
+            errors = [member.error for member in group.members if member.error]
+            note = f"failed: {errors[0].partition(';')[0]}" if errors else "not trained"
+        elif not is_scored:
+            note = f"{metric} is undefined"
+        elif group.status == "paused":
+            steps = sorted({int(member.scores["step"]) for member in group.members if "step" in member.scores})
+            note = f"stopped after step {', '.join(map(str, steps))}"
+        points.append(
+            {
+                "name": group.name,
+                "point": dict(group.point),
+                "status": group.status,
+                "score": statistics.fmean(known) if is_scored else None,
+                "deviation": statistics.stdev(known) if is_scored and len(known) > 1 else None,
+                "interval": _interval(sweep, group) if is_scored else None,
+                "seeds": [member.seed for member in group.members],
+                "runs": [str(sweep.folder / member.name) for member in group.members],
+                "scores": values,
+                "note": note,
+            }
+        )
+    run = {"run": str(sweep.folder / best.name), "point": dict(best.point), "seed": best.seed}
+    return {
+        "folder": str(sweep.folder),
+        "metric": metric,
+        "best": {**run, "score": best.scores[metric]},
+        "points": points,
+    }
 
 
 def _interval(sweep: Sweep, group: Group) -> tuple[float, float] | None:
-    """Of one run its own; of several the one of their mean, over resamples of examples and of seeds."""
+    """95 %: of one run its own; of several that of their mean, over resamples of examples and of seeds."""
     members = group.members
     if group.status != "done":
         return None
@@ -70,145 +90,111 @@ def _interval(sweep: Sweep, group: Group) -> tuple[float, float] | None:
     return tuple(quantiles(np.take_along_axis(values, drawn, 0).mean(0)))  # type: ignore[return-value]
 
 
-def keys_of(sweep: Sweep) -> list[str]:
+def _lines(sweep: Sweep, found: dict[str, Any]) -> list[str]:
+    """A table of the points, the best run, how far it can be told from the next, and its use."""
+    keys, points = _keys(sweep), found["points"]
+    with_seeds = any(len(point["seeds"]) > 1 for point in points)
+    table = Table(box=SIMPLE, pad_edge=False)
+    for head in [*keys, found["metric"], *(["± seeds"] if with_seeds else []), "95 % interval", "run", ""]:
+        table.add_column(head, justify="left" if head in ("run", "") else "right", overflow="fold")
+    for point in points:
+        values = [_cell(point["point"][key]) if key in point["point"] else "" for key in keys]
+        numbers = [point["score"], *([point["deviation"]] if with_seeds else [])]
+        between = "" if point["interval"] is None else "[{:.3f}, {:.3f}]".format(*point["interval"])
+        scores = ["" if number is None else f"{number:.4f}" for number in numbers]
+        table.add_row(*values, *scores, between, point["name"], point["note"])
+    width = None if Console().is_terminal else WIDTH
+    console = Console(highlight=False, markup=False, color_system=None, width=width)
+    with console.capture() as captured:
+        console.print(table)
+    text = [line for row in captured.get().split("\n") if (line := row.rstrip())]
+    run, done = found["best"]["run"], [point for point in points if point["status"] == "done"]
+    text.append(f"best: {run}")
+    if len(done) > 1:
+        text.append(f"the best of {len(points)} points on the same examples, so a little optimistic")
+        try:
+            runs = [Path(path) for point in (done[1], done[0]) for path in point["runs"]]
+            comparison = compare_runs(runs).facts["comparisons"][0]
+            text.append(f"against {done[1]['name']} (A), {done[0]['name']} is B: {comparison['verdict']}")
+        except (LorakitError, IndexError):  # of other examples: each seed holds out its own
+            pass
+    return [*text, f'to use it: lorakit predict {shlex.quote(run)} "a text"']
+
+
+def _keys(sweep: Sweep) -> list[str]:
     """The keys of the points, in the order in which they come."""
     return list(dict.fromkeys(key for member in sweep.members for key in member.point))
 
 
-def said(value: Any) -> str:
-    """A value as a cell of a table."""
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def table(sweep: Sweep) -> str:
-    """The points as a table for a terminal."""
-    keys, rows = keys_of(sweep), found(sweep)
-    grid = Table(box=SIMPLE, pad_edge=False)
-    with_seeds = any(len(row.group.members) > 1 for row in rows)
-    heads = [*keys, str(sweep.metric), *(["± seeds"] if with_seeds else []), "95 % interval", "run", ""]
-    for head in heads:
-        grid.add_column(head, justify="left" if head in ("run", "") else "right", overflow="fold")
-    for row in rows:
-        score = "" if row.score is None else f"{row.score:.4f}"
-        spread = [] if not with_seeds else ["" if row.deviation is None else f"{row.deviation:.4f}"]
-        between = "" if row.interval is None else f"[{row.interval[0]:.3f}, {row.interval[1]:.3f}]"
-        point = [said(row.group.point[key]) if key in row.group.point else "" for key in keys]
-        grid.add_row(*point, score, *spread, between, row.group.name, row.note)
-    console = Console(highlight=False, markup=False, color_system=None)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, color_system=None, width=WIDTH)
-    with console.capture() as captured:
-        console.print(grid)
-    return "\n".join(line.rstrip() for line in captured.get().split("\n")).strip("\n")
-
-
-def closing_lines(sweep: Sweep) -> list[str]:
-    """The best run and how to use it, and how far it can be told from the next."""
-    best, ranked = sweep.best(), sweep.ranked()
-    run = sweep.folder / best.name
-    done = [group for group in ranked if group.status == "done"]
-    lines = [f"best: {run}"]
-    if len(done) > 1:
-        lines.append(f"the best of {len(sweep.groups)} points on the same examples, so a little optimistic")
-        lines += _against_next(sweep, done[0], done[1])
-    return [*lines, f'to use it: lorakit predict {shlex.quote(str(run))} "a text"']
-
-
-def _against_next(sweep: Sweep, first: Group, second: Group) -> list[str]:
-    paths = [sweep.folder / member.name for group in (second, first) for member in group.members]
-    try:
-        comparison = compare_runs(paths).facts["comparisons"][0]
-    except (LorakitError, IndexError):  # of other examples: each seed holds out its own
-        return []
-    return [f"against {second.name} (A), {first.name} is B: {comparison['verdict']}"]
-
-
-def facts(sweep: Sweep) -> dict[str, Any]:
-    """The sweep for `--json`: the best run, and every point."""
-    best = sweep.best()
-    return {
-        "folder": str(sweep.folder),
-        "metric": sweep.metric,
-        "best": {
-            "run": str(sweep.folder / best.name),
-            "point": dict(best.point),
-            "seed": best.seed,
-            "score": best.scores[str(sweep.metric)],
-        },
-        "points": [
-            {
-                "name": row.group.name,
-                "point": dict(row.group.point),
-                "status": row.group.status,
-                "score": row.score,
-                "deviation": row.deviation,
-                "interval": row.interval,
-                "seeds": [member.seed for member in row.group.members],
-                "runs": [str(sweep.folder / member.name) for member in row.group.members],
-                "scores": [member.scores.get(str(sweep.metric)) for member in row.group.members],
-                "note": row.note,
-            }
-            for row in found(sweep)
-        ],
-    }
-
-
-def write_csv(sweep: Sweep, path: Path) -> None:
-    """A row for each run, in the order of the table."""
-    keys = keys_of(sweep)
+def write_csv(sweep: Sweep) -> None:
+    """sweep.csv: a row for each run, in the order of the table."""
+    keys = _keys(sweep)
     scores = list(dict.fromkeys(name for member in sweep.members for name in member.scores if name != "seed"))
-    with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_file(sweep.folder / "sweep.csv") as unfinished,
+        unfinished.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["run", *keys, "seed", "status", "low", "high", *scores, "error"])
         for member in (member for group in sweep.ranked() for member in group.members):
             point = [member.point.get(key, "") for key in keys]
             numbers = [member.scores.get(name, "") for name in scores]
-            low, high = member.interval or ("", "")
-            writer.writerow([member.name, *point, member.seed, member.status, low, high, *numbers, member.error or ""])
+            ends = member.interval or ("", "")
+            writer.writerow([member.name, *point, member.seed, member.status, *ends, *numbers, member.error or ""])
 
 
 def write_plots(sweep: Sweep) -> None:
-    """sweep.png and sweep.svg: the score against each key, a point for each run, and the mean as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """sweep.png and sweep.svg: the score against each key that differs, a point for each run, and the mean as a line."""
     metric = str(sweep.metric)
-    done = [member for member in sweep.members if member.status == "done"]
-    keys = [key for key in keys_of(sweep) if len({said(member.point.get(key)) for member in done}) > 1] or [SEED_AXIS]
+    done = [
+        ({**member.point, SEED: member.seed}, member.scores.get(metric))
+        for member in sweep.members
+        if member.status == "done"
+    ]
+    scored = [(point, score) for point, score in done if score is not None and math.isfinite(score)]
+    keys = [key for key in _keys(sweep) if len({_cell(point.get(key)) for point, _ in done}) > 1] or [SEED]
     columns = min(3, len(keys))
     rows = math.ceil(len(keys) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    with picture(sweep.folder, "sweep", (4.2 * columns, 3.4 * rows)) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(keys) :]:
+            axes.set_visible(False)
+        for key, axes in zip(keys, grid.flat, strict=False):
+            values = [point.get(key) for point, _ in scored]
+            is_number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            names = list(dict.fromkeys(map(_cell, values)))
+            at = [float(value) if is_number else names.index(_cell(value)) for value in values]  # type: ignore[arg-type]
+            axes.plot(at, [score for _, score in scored], "o", color="#4c72b0", alpha=0.6)
+            means = [
+                (x, statistics.fmean(s for own, (_, s) in zip(at, scored, strict=True) if own == x))
+                for x in sorted(set(at))
+            ]
+            axes.plot(*zip(*means, strict=True), "-", color="#c44e52", linewidth=1.5)
+            axes.set_xlabel(key)
+            axes.grid(alpha=0.25)
+            if not is_number:
+                axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+            elif min(at) > 0 and max(at) >= 10 * min(at):
+                axes.set_xscale("log")
+        for row in grid:
+            row[0].set_ylabel(f"{metric}{' (less is better)' if metric in LOWER else ''}")
+
+
+@contextmanager
+def picture(folder: Path, name: str, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure of matplotlib, which is written to NAME.png and NAME.svg."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot: no global state, no window system
+
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes in grid.flat[len(keys) :]:
-        axes.set_visible(False)
-    for key, axes in zip(keys, grid.flat, strict=False):
-        pairs = [(m.seed if key == SEED_AXIS else m.point.get(key), m.scores.get(metric)) for m in done]
-        _draw(axes, key, [(value, score) for value, score in pairs if score is not None and math.isfinite(score)])
-    for row in grid:
-        row[0].set_ylabel(f"{metric}{' (less is better)' if metric in LOWER else ''}")
+    yield figure
     for ending in ("png", "svg"):
-        with atomic_file(sweep.folder / f"sweep.{ending}") as temporary:
+        with atomic_file(folder / f"{name}.{ending}") as temporary:
             figure.savefig(temporary, dpi=120, format=ending)
-
-
-SEED_AXIS = "train.seed"
-
-
-def _draw(axes: Any, key: str, pairs: Sequence[tuple[Any, float]]) -> None:
-    """One panel: numbers where they are, on a log scale where they span more than a decade; other values side by side."""
-    is_number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value, _ in pairs)
-    names = list(dict.fromkeys(said(value) for value, _ in pairs))
-    at = {said(value): float(value) if is_number else names.index(said(value)) for value, _ in pairs}
-    means = {name: statistics.fmean(score for value, score in pairs if said(value) == name) for name in names}
-    axes.plot([at[said(value)] for value, _ in pairs], [score for _, score in pairs], "o", color="#4c72b0", alpha=0.6)
-    line = sorted((at[name], mean) for name, mean in means.items())
-    axes.plot(*zip(*line, strict=True), "-", color="#c44e52", linewidth=1.5)
-    axes.set_xlabel(key)
-    axes.grid(alpha=0.25)
-    if not is_number:
-        axes.set_xticks(list(at.values()), list(at), rotation=20, ha="right")
-    elif min(at.values()) > 0 and max(at.values()) >= 10 * min(at.values()):
-        axes.set_xscale("log")

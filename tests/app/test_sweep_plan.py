@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,23 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from sklearn.model_selection import ParameterGrid
 
-from lorakit.app.sweep.points import (
-    Choice,
-    Range,
+from lorakit.app.sweep.plan import (
+    Axis,
+    Options,
     draw_points,
     grid,
-    joined_points,
+    make_plan,
     parse_axes,
     read_points,
     word,
 )
-from lorakit.errors import ConfigError, DataError, LorakitError
+from lorakit.errors import ConfigError, DataError
 from lorakit.recipe import make_recipe
 
 
 def test_grid_has_the_points_of_scikit_learns() -> None:
     axes = parse_axes(["lora.r=4,8", "train.lr=3e-4,1e-3,2", "train.schedule=linear,cosine"])
-    values = {axis.key: axis.values for axis in axes if isinstance(axis, Choice)}
+    values = {axis.key: axis.values for axis in axes}
     points = grid(axes)
     assert len(points) == 12
     assert all(point in points for point in ParameterGrid(values))
@@ -47,7 +46,7 @@ def test_grid_has_the_points_of_scikit_learns() -> None:
 )
 def test_brackets_make_lists_and_commas_points(text: str, values: list[Any]) -> None:
     (axis,) = parse_axes([f"lora.target_modules={text}"])
-    assert axis == Choice("lora.target_modules", values)
+    assert axis == Axis("lora.target_modules", values)
 
 
 @pytest.mark.parametrize(
@@ -92,29 +91,18 @@ def test_word_says_any_value_so_that_a_recipe_reads_it(value: Any) -> None:
     assert (key, tomllib.loads(f"value = {text}")["value"]) == ("train.lr", value)
 
 
-def test_draws_are_log_uniform_reproducible_and_of_each_key_alone() -> None:
+def test_draws_are_log_uniform_reproducible_and_distinct() -> None:
     axes = parse_axes(["train.lr=1e-5..1e-2", "lora.r=2..5", "train.schedule=linear,cosine", "lora.dropout=0.0..0.5"])
     points = draw_points(axes, 300, seed=0)
     exponents = [(math.log10(point["train.lr"]) + 5) / 3 for point in points]
     assert kstest(exponents, "uniform").pvalue > 0.01
     assert kstest([2 * point["lora.dropout"] for point in points], "uniform").pvalue > 0.01
     assert {point["lora.r"] for point in points} == {2, 3, 4, 5}
-    assert points == draw_points(axes, 300, seed=0)
-    assert points[:9] == draw_points(axes, 9, seed=0)
-    assert [p["train.lr"] for p in points] == [p["train.lr"] for p in draw_points(axes[:1], 300, seed=0)]
-    assert points[0] != draw_points(axes, 1, seed=1)[0]
-
-
-def test_draws_end_where_a_small_space_is_used_up() -> None:
-    axes = parse_axes(["lora.r=4,8", "train.epochs=1..2"])
-    assert sorted(p["lora.r"] * 10 + p["train.epochs"] for p in draw_points(axes, 4, seed=0)) == [41, 42, 81, 82]
+    assert points[:9] == draw_points(axes, 9, seed=0) and points[0] != draw_points(axes, 1, seed=1)[0]
+    small = parse_axes(["lora.r=4,8", "train.epochs=1..2"])
+    assert sorted(p["lora.r"] * 10 + p["train.epochs"] for p in draw_points(small, 4, seed=0)) == [41, 42, 81, 82]
     with pytest.raises(ConfigError, match="there are only 4 different points"):
-        draw_points(axes, 5, seed=0)
-
-
-def test_range_of_whole_numbers_and_from_zero_are_no_log_scale() -> None:
-    assert Range("lora.r", 1, 9).is_whole and not Range("lora.r", 1, 9).is_log
-    assert Range("train.lr", 1e-4, 1e-2).is_log and not Range("lora.dropout", 0.0, 0.5).is_log
+        draw_points(small, 5, seed=0)
 
 
 @pytest.mark.parametrize("name", ["points.jsonl", "points.toml"])
@@ -134,7 +122,7 @@ def test_read_points_takes_dotted_and_nested_keys(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"train.lr": 1e-3}\n{"train.lr": }', r"points\.jsonl:2: not JSON"),
+        ('{"train.lr": 1e-3}\n{"train.lr": }', r"points\.jsonl:2: cannot be read as points"),
         ("[1, 2]", r"points\.jsonl:1: \[1, 2\] is not a point"),
         ('{"lr": 1e-3}', "'lr' is not a key of a recipe"),
         ("", "no points in it"),
@@ -146,10 +134,42 @@ def test_read_points_refuses(tmp_path: Path, text: str, message: str) -> None:
         read_points(tmp_path / "points.jsonl")
 
 
-def test_joined_points_are_every_pair() -> None:
-    ours: list[dict[str, Any]] = [{"lora.r": 4}, {"lora.r": 8}]
-    assert joined_points(ours, grid(parse_axes(["train.epochs=1,2"])))[2] == {"lora.r": 8, "train.epochs": 1}
-    assert joined_points(ours, [{}]) == ours
-    with pytest.raises(LorakitError, match=r"lora\.r is both"):
-        joined_points(ours, [{"lora.r": 2}])
-    assert json.dumps(ours)
+RECIPE = '[model]\nbase = "minilm"\n[data]\ntrain = "x.csv"\n'
+
+
+def test_plan_has_every_pair_of_a_listed_point_and_one_of_the_grid(tmp_path: Path) -> None:
+    recipe, points = tmp_path / "small.toml", tmp_path / "points.jsonl"
+    recipe.write_text(RECIPE)
+    points.write_text('{"lora.r": 4, "train.seed": 7}\n{"lora.r": 8}\n')
+    plan = make_plan(Options(recipe, ("train.epochs=1,2",), points=points, seeds=(0, 1)))
+    assert plan.settings[1:3] == [({"lora.r": 4, "train.epochs": 2}, [7]), ({"lora.r": 8, "train.epochs": 1}, [0, 1])]
+    with pytest.raises(ConfigError, match=r"lora\.r is both"):
+        make_plan(Options(recipe, ("lora.r=2,3",), points=points))
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (("train.lr=1e-3,fast",), {}, r"train\.lr='fast'|train\.lr=\"fast\""),
+        (("lora.rr=1,2",), {}, r"did you mean 'lora\.r'"),
+        (("lora.rr=1..2",), {"optuna": "", "trials": 3}, r"did you mean 'lora\.r'"),
+        (("lora.r=4",), {}, "nothing to sweep over"),
+        (("output.dir=a,b",), {}, "a folder within the one folder"),
+        (("train.seed=0..3",), {}, "seeds are not drawn"),
+        (("lora.r=4,8", "train.seed=1"), {"seeds": (1,)}, "--seeds and train.seed: name one"),
+        (("lora.r=4,8",), {"optuna": ""}, "--optuna and --trials N go together"),
+        (("lora.r=4,8",), {"optuna": "", "random": 3}, "--random and --optuna: name one"),
+        (("lora.r=4,8",), {"optuna": "", "trials": 3, "halving": 3}, "--halving and --optuna"),
+        (("lora.r=4,8",), {"worker": True}, "--worker goes with --optuna"),
+    ],
+)
+def test_plan_refuses(tmp_path: Path, words: tuple[str, ...], options: dict[str, Any], message: str) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE)
+    with pytest.raises(ConfigError, match=message):
+        make_plan(Options(tmp_path / "small.toml", words, **options))
+
+
+def test_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a sweep is one process"):
+        make_plan(Options(Path("small.toml"), ("lora.r=4,8",)))

@@ -1,0 +1,438 @@
+"""A sweep: Optuna's study has the books, and the trials that are asked for together are trained together.
+
+A trial is a point with its seeds. Its user attribute `members` has the runs, from which sweep.json and the tables are made.
+Optuna maximises the goodness of the score: the mean over seeds, its sign turned where less is better.
+
+With --worker several processes share one study. Each says in the storage every few seconds that it trains its trials; where
+that has stopped, Optuna puts them into its queue again, under new numbers and with a note of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+    fail_stale_trials,
+)
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lorakit.app.api import train_recipes
+from lorakit.app.seeds import group_folder, with_seed
+from lorakit.app.sweep.plan import Plan, Point, Setting, point_of, run_name
+from lorakit.errors import ConfigError, LorakitError, OutputError, first_line
+from lorakit.runtime.events import Note, Report, ignore
+from lorakit.runtime.files import TURN, atomic_text, taking_turns
+from lorakit.tasks.metrics.bootstrap import goodness
+from lorakit.training.joint import END_ALL
+from lorakit.training.results import Result
+
+STATE, JOURNAL, DATABASE, FORMAT = "sweep.json", "optuna.log", "optuna.db", 2
+MEMBERS, METRIC, HOW = "members", "metric", "how"  # user attributes: of a trial, and of the study
+BUSY_S = 60  # how long another process may hold an SQLite file
+BEAT_S, GRACE_S = 5, 60  # between two heartbeats; after so long without one a worker is taken for dead
+LOOK_S = 2.0  # between two looks of a worker that has nothing to do
+RETRIES = 9  # of a trial whose workers end
+# What is asked for together must not be the same point; a rung of a sweep is a step to Optuna, the first of them 1.
+SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {
+    "tpe": partial(optuna.samplers.TPESampler, constant_liar=True),
+    "random": optuna.samplers.RandomSampler,
+    "qmc": optuna.samplers.QMCSampler,
+    "gp": optuna.samplers.GPSampler,
+    "cmaes": optuna.samplers.CmaEsSampler,
+}
+PRUNERS: Mapping[str, Callable[..., BasePruner]] = {
+    "none": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "halving": partial(optuna.pruners.SuccessiveHalvingPruner, min_resource=1, reduction_factor=3),
+    "hyperband": partial(optuna.pruners.HyperbandPruner, min_resource=1),
+}
+
+
+@dataclass
+class Member:
+    """One run of a sweep: a point with one seed."""
+
+    name: str  # of its folder
+    point: Point  # the seed left out
+    seed: int
+    status: Literal["waiting", "paused", "done", "failed"] = "waiting"
+    scores: dict[str, float] = field(default_factory=dict)  # of its last evaluation; of the best one once it is done
+    interval: list[float] | None = None  # 95 %, of the metric
+    error: str | None = None
+
+
+@dataclass
+class Group:
+    """The members of a trial, which differ in the seed alone."""
+
+    members: list[Member]
+    values: dict[int, float]  # goodness at each rung
+
+    @property
+    def point(self) -> Point:
+        """What they have in common."""
+        return self.members[0].point
+
+    @property
+    def name(self) -> str:
+        """Of the first member, without its seed."""
+        return re.sub(r"-seed\d+$", "", self.members[0].name)
+
+    @property
+    def status(self) -> str:
+        """What is true of the whole group: it is as far as the member that is behind."""
+        every = {member.status for member in self.members}
+        return next(status for status in ("failed", "waiting", "paused", "done") if status in every)
+
+    def goodness(self, metric: str | None) -> float:
+        """The mean of the metric over the seeds, its sign turned where less is better; -inf where there is none."""
+        if metric is None or self.status in ("failed", "waiting"):
+            return -math.inf
+        return statistics.fmean(goodness(member.scores, metric) for member in self.members)
+
+
+class Sweep:
+    """A study, and the folder of its runs."""
+
+    def __init__(self, plan: Plan, report: Report = ignore) -> None:
+        self.plan, self.folder, self.report = plan, plan.folder, report
+        self.storage = _open_storage(plan)
+        self.study = _open_study(plan, self.storage)
+        self.beating, self.seen = set[int](), set[int]()  # ids of trials: of this worker, and all that had a heartbeat
+        self.groups = self._read()
+
+    # The books
+
+    @property
+    def metric(self) -> str | None:
+        """The score that chooses, once one is known."""
+        return self.study.user_attrs.get(METRIC)
+
+    def _trials(self) -> list[FrozenTrial]:
+        """The trials in order; of those that repeat one, the last alone."""
+        latest: dict[int, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state != TrialState.FAIL or MEMBERS in trial.user_attrs:  # else nothing was begun
+                latest[_number(trial)] = trial
+        return list(latest.values())
+
+    def _read(self) -> list[Group]:
+        groups = []
+        for trial in self._trials():
+            if members := [Member(**row) for row in trial.user_attrs.get(MEMBERS, ())]:
+                for member in members if trial.state == TrialState.FAIL else ():
+                    if member.status in ("waiting", "paused"):
+                        member.status, member.error = "failed", f"its worker ended, {RETRIES + 1} times"
+                groups.append(Group(members, dict(trial.intermediate_values)))
+        return groups
+
+    @property
+    def members(self) -> list[Member]:
+        """The runs, in order."""
+        return [member for group in self.groups for member in group.members]
+
+    def save(self) -> None:
+        """Write sweep.json, as the study is now."""
+        self.groups = self._read()
+        content = {"format": FORMAT, "metric": self.metric, "members": [asdict(member) for member in self.members]}
+        atomic_text(self.folder / STATE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def ranked(self) -> list[Group]:
+        """The groups from the best to the worst: those that are done, then those stopped on the way, later ones first."""
+        order = ("waiting", "failed", "paused", "done")
+
+        def key(group: Group) -> tuple[int, int, float]:
+            rungs = 0 if group.status == "done" else len(group.values)
+            return order.index(group.status), rungs, group.goodness(self.metric)
+
+        return sorted(self.groups, key=key, reverse=True)
+
+    def best(self) -> Member:
+        """The run with the best score in the best group.
+
+        Raises:
+            LorakitError: every member failed; the error of the first.
+        """
+        first, metric = self.ranked()[0], self.metric
+        if metric is None or first.status != "done":
+            failed = next(member for member in self.members if member.status == "failed")
+            raise LorakitError(f"all {len(self.members)} runs of the sweep failed; {failed.name}: {failed.error}")
+        return max(first.members, key=lambda member: goodness(member.scores, metric))
+
+    # Training
+
+    def run(self) -> None:
+        """Train until every trial is over, whoever trains it."""
+        most = self.plan.options.trials
+        while True:
+            if trials := self._claim():
+                for rung, share in enumerate(self.plan.shares, start=1):
+                    self._train({trial: group for trial, group in trials.items() if rung not in group.values}, share)
+                    self._thin_out(trials, rung, share)
+                self._train(trials)
+                for trial, group in trials.items():
+                    self._tell(trial, group.goodness(self.metric))
+                if most is not None:
+                    over = sum(trial.state.is_finished() for trial in self._trials())
+                    self.report(Note(f"{over} of {most} trials are over"))
+            elif all(trial.state.is_finished() for trial in self._trials()):
+                break
+            else:  # other workers train them
+                time.sleep(LOOK_S)
+        self.save()
+
+    def _claim(self) -> dict[Trial, Group]:
+        """Trials to train together: what a killed process left, and all points that are given, or some of Optuna's."""
+        options, plan, claimed = self.plan.options, self.plan, dict[Trial, Group]()
+
+        def begin(trial: Trial, setting: Setting | None = None) -> None:
+            frozen = self.study.get_trials(deepcopy=False)[trial.number]
+            if setting is not None and MEMBERS not in trial.user_attrs:  # where they are, another worker has begun them
+                point, number = setting.point, _number(frozen)
+                members = [Member(run_name(number, point, seed), point, seed) for seed in setting.seeds]
+                trial.set_user_attr(MEMBERS, list(map(asdict, members)))
+            members = [Member(**row) for row in trial.user_attrs[MEMBERS]]
+            claimed[trial] = Group(members, dict(frozen.intermediate_values))
+
+        for left in self._trials() if not options.worker else ():
+            if left.state == TrialState.RUNNING and MEMBERS in left.user_attrs:
+                begin(Trial(self.study, left._trial_id))
+            elif left.state == TrialState.RUNNING:
+                self.study.tell(left.number, state=TrialState.FAIL)
+        if options.trials is None:
+            begun = [Setting(group.point, [member.seed for member in group.members]) for group in self._read()]
+            for setting in (setting for setting in plan.settings if setting not in begun):
+                begin(self.study.ask(), setting)
+            return claimed
+        if options.worker:
+            fail_stale_trials(self.study)
+            for running in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self._beat_first(running)  # Optuna never ends a trial whose worker died before its first heartbeat
+            self.beating.clear()
+        space = {axis.key: axis.distribution for axis in plan.axes}
+        while len(claimed) < options.at_once:
+            every = self._trials()
+            states = [trial.state for trial in every]
+            if len(states) >= options.trials and TrialState.WAITING not in states:
+                break
+            trial = self.study.ask(space)
+            same = [other for other in every if other.state == TrialState.COMPLETE and other.params == trial.params]
+            if same:  # its score is known
+                self._tell(trial, float(same[0].value or 0.0))
+                continue
+            self._beat_first(trial)
+            self.beating.add(trial._trial_id)
+            begin(trial, Setting(point_of(plan.axes, trial), list(plan.seeds)))
+        return claimed
+
+    def _beat_first(self, trial: Trial | FrozenTrial) -> None:
+        if self.plan.options.worker and trial._trial_id not in self.seen:
+            self.beat(trial._trial_id)
+            self.seen.add(trial._trial_id)
+
+    def beat(self, trial_id: int) -> None:
+        """Say in the storage that somebody trains this trial."""
+        assert isinstance(self.storage, RDBStorage), "workers have a database"
+        self.storage.record_heartbeat(trial_id)
+
+    def _tell(self, trial: Trial, value: float, state: TrialState | None = None) -> None:
+        if state is None and not math.isfinite(value):
+            state = TrialState.FAIL
+        self.study.tell(trial, None if state else value, state, skip_if_finished=True)
+
+    def _train(self, trials: Mapping[Trial, Group], until: float | None = None) -> None:
+        """Train the runs to the end, or to their first evaluation after a share of the steps, and note what they gave."""
+        members = [m for group in trials.values() for m in group.members if m.status in ("waiting", "paused")]
+        if not members:
+            return
+        folders = [self.folder / member.name for member in members]
+        recipes = [
+            with_seed(self.plan.recipe_of(member.point, member.seed), member.seed, folder)
+            for member, folder in zip(members, folders, strict=True)
+        ]
+        self.save()
+        results: Sequence[Result | LorakitError]
+        try:
+            resume = "auto" if any(folder.is_dir() for folder in folders) else None
+            results = train_recipes(recipes, report=self.report, resume=resume, until=until)
+        except LorakitError as err:  # of the last few alike, where others have got by
+            if err.exit_code in END_ALL or all(member.status in ("waiting", "failed") for member in self.members):
+                raise
+            results = [err] * len(members)
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, LorakitError):
+                member.status, member.error = "failed", str(result)
+                self.report(Note(f"{member.name} failed: {result}"))
+                continue
+            scores, metric = result.scores, str(result.scores["metric"])
+            if self.metric is None:
+                self.study.set_user_attr(METRIC, metric)
+            member.status = "done" if "best_step" in scores else "paused"
+            member.scores = {name: value for name, value in scores.items() if isinstance(value, (float, int))}
+            member.interval = scores.get("intervals", {}).get(metric)
+        for trial, group in trials.items():
+            trial.set_user_attr(MEMBERS, list(map(asdict, group.members)))
+        self.save()
+
+    def _thin_out(self, trials: dict[Trial, Group], rung: int, share: float) -> None:
+        """Report what the trials are worth at a rung, and take those out that are not to go on.
+
+        --halving goes on with the best 1 / eta of all (Karnin et al. 2013, ICML; Jamieson & Talwalkar 2016,
+        arXiv:1502.07943), with the learning rate of a run's full length, so that the last ones are runs like any other.
+        """
+        for trial, group in trials.items():
+            if rung not in group.values and math.isfinite(value := group.goodness(self.metric)):
+                trial.report(value, rung)
+                group.values[rung] = value
+        eta, alive = self.plan.options.halving, self._trials()
+        for r in range(1, rung + 1) if eta else ():  # from the first rung on: before a kill some may have been pruned
+            there = sorted((t for t in alive if r in t.intermediate_values), key=lambda t: -t.intermediate_values[r])
+            alive = there[: max(1, len(alive) // (eta or 1))]
+        numbers = [trial.number for trial in alive]
+        for trial, group in list(trials.items()):
+            is_pruned = trial.number not in numbers if eta else rung in group.values and trial.should_prune()
+            if group.status == "failed" or is_pruned:
+                self._tell(trial, -math.inf, None if group.status == "failed" else TrialState.PRUNED)
+                del trials[trial]
+        if eta and trials:
+            names = ", ".join(group.name for group in sorted(trials.values(), key=lambda group: -group.values[rung]))
+            self.report(Note(f"after {share:.0%} of the steps {len(trials)} go on: {names}"))
+
+
+def run_sweep(plan: Plan, report: Report = ignore) -> Sweep:
+    """Train every point and leave sweep.json, sweep.csv, sweep.png and sweep.svg beside the runs.
+
+    Raises:
+        LorakitError: a mistake that all points share, or a failing storage; an Interrupted after a signal.
+    """
+    from lorakit.app.sweep.table import write_csv, write_plots
+
+    options = plan.options
+    resume = "auto" if options.resume or options.worker else None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with group_folder(plan.folder, plan.base, resume, report, shared=options.worker), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop; `_heartbeat` does it here
+        try:
+            with taking_turns(plan.folder / TURN) if options.worker else nullcontext():
+                sweep = Sweep(plan, report)
+            with _heartbeat(sweep) if options.worker else nullcontext():
+                sweep.run()
+        except StorageInternalError as err:
+            raise OutputError(f"--optuna: the storage fails: {first_line(err.__cause__ or err)}") from err
+        except UpdateFinishedTrialError as err:
+            raise OutputError(f"--worker: no heartbeat for {GRACE_S} s, so others train these trials now") from err
+        sweep.best()
+        write_csv(sweep)
+        write_plots(sweep)
+    return sweep
+
+
+def _number(trial: FrozenTrial) -> int:
+    """The number of a trial, or of the first of those that it repeats."""
+    return int(trial.system_attrs.get("failed_trial", trial.number))
+
+
+def _open_storage(plan: Plan) -> BaseStorage:
+    """Where the books are: a file in the folder, or the database that --optuna names.
+
+    Several workers have an SQLite database at least: Optuna has heartbeats for databases alone. Else the file is a journal, which
+    is twenty times as fast.
+    """
+    options, path = plan.options, plan.folder / JOURNAL
+    if not (options.optuna or options.worker):
+        Path(f"{path}.lock").unlink(missing_ok=True)  # of a killed process; the folder is locked for this one
+        try:
+            return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+        except (ValueError, KeyError) as err:
+            raise OutputError(f"{path}: damaged: {first_line(err)}") from err
+    url = options.optuna or str(plan.folder / DATABASE)
+    url = url if "://" in url else f"sqlite:///{Path(url).absolute()}"
+    again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES, inherit_intermediate_values=True)
+    beats = {"heartbeat_interval": BEAT_S, "grace_period": GRACE_S, "heartbeat_stale_trial_callback": again}
+    wait = {"connect_args": {"timeout": BUSY_S}} if url.startswith("sqlite") else {}
+    settings: dict[str, Any] = {"engine_kwargs": wait, **(beats if options.worker else {})}
+    try:
+        return RDBStorage(url, **settings)
+    except (ImportError, ValueError, StorageInternalError) as err:
+        raise ConfigError(f"--optuna: {first_line(err)}") from err
+
+
+def _open_study(plan: Plan, storage: BaseStorage) -> optuna.Study:
+    """The study, begun or joined.
+
+    Raises:
+        ConfigError: it is there and may not be, it is of another sweep, or a sampler needs a package that is not there.
+    """
+    options, name = plan.options, plan.folder.name
+    option = "--worker" if options.worker else "--resume"
+    sampler = options.sampler if options.optuna is not None else "random"
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize",
+            load_if_exists=options.resume or options.worker,
+        )
+        # a resumed search draws other numbers, and each worker too; but those of qmc share one sequence in the storage
+        seed = (
+            options.draw_seed if sampler == "qmc" else None if options.worker else options.draw_seed + len(study.trials)
+        )
+        study.sampler, study.pruner = SAMPLERS[sampler](seed=seed), PRUNERS[options.pruner]()
+    except DuplicatedStudyError as err:
+        raise ConfigError(
+            f"--optuna: the study {name!r} is there already; --resume, or choose another output.dir"
+        ) from err
+    except ImportError as err:
+        raise ConfigError(f"--sampler {sampler}: {first_line(err)}") from err
+    sections = plan.base.model_dump(mode="json", exclude={"output"})
+    keys = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+    how = {**keys, "seeds": list(plan.seeds), "rungs": list(plan.shares), "--worker": options.worker}
+    if not (before := study.user_attrs.get(HOW, {})):
+        study.set_user_attr(HOW, how)
+    for key in {**before, **how} if before else ():
+        if before.get(key) != how.get(key):
+            was, now = before.get(key), how.get(key)
+            raise ConfigError(f"{option}: {plan.folder} is another sweep: its {key} was {was!r}, now {now!r}")
+    return study
+
+
+@contextmanager
+def _heartbeat(sweep: Sweep) -> Iterator[None]:
+    """Say in the storage, every few seconds, which trials this worker trains."""
+    end = Event()
+
+    def beat_on() -> None:
+        while not end.wait(BEAT_S):
+            for trial_id in list(sweep.beating):
+                with suppress(Exception):  # a storage that is busy or away; the next one tries again
+                    sweep.beat(trial_id)
+
+    thread = Thread(target=beat_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
