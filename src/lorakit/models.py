@@ -36,11 +36,9 @@ READ_EACH_TIME = (
     "attn_pdrop",
     "dropout",
     "hidden_dropout",
-)  # in their configs, by Falcon, GPT-J, ...
+)  # in the config, by Falcon, GPT-J, ...
 SHORT, LONG = "a", "a b c d e f g h i"  # two texts to be read together
 NEAR = 1e-3  # of the largest answer: by so much one may differ from another that should be the same
-
-
 # Families with byte-level BPE, where a word given alone must be told that a space stands before it.
 BYTE_LEVEL = ("roberta", "longformer", "bart", "deberta", "gpt2", "modernbert")
 
@@ -248,25 +246,17 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except HFValidationError as err:
         raise ModelError(f"model.base = {name!r}: neither a folder nor a hub id; try 'minilm' or 't5-demo'") from err
     try:
-        HfApi().model_info(
-            name, revision=revision, timeout=10
-        )  # fails at once where a download would retry for minutes
+        HfApi().model_info(name, revision=revision, timeout=10)  # fails at once; a download would retry for minutes
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except HfHubHTTPError as err:
         raise ModelError(
             f"model.base = {name!r}: the hub has no such model{f' at {revision}' if revision else ''}, or it is private"
         ) from err
-    except (OSError, RuntimeError) as err:
-        raise ModelError(_unreachable(name)) from err
-    except Exception as err:  # the HTTP client's own errors, whose module has changed its name before
-        raise ModelError(_unreachable(name)) from err
-
-
-def _unreachable(name: str) -> str:
-    return (
-        f"model.base = {name!r}: no such folder, not in the hub's cache, and the hub cannot be reached; "
-        "'minilm' and 't5-demo' need no hub"
-    )
+    except Exception as err:  # OSError, or one of the HTTP client's own, whose module has changed its name before
+        raise ModelError(
+            f"model.base = {name!r}: no such folder, not in the hub's cache, and the hub cannot be reached; "
+            "'minilm' and 't5-demo' need no hub"
+        ) from err
 
 
 @contextmanager
@@ -309,10 +299,8 @@ def _from_pretrained(auto_class: str, folder: Path, name: str, **options: Any) -
 
 
 def _config(folder: Path, name: str, labels: Sequence[str]) -> Any:
-    changes: dict[str, Any] = {}
-    if labels:
-        changes = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    config = _from_pretrained("AutoConfig", folder, name, **changes)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    config = _from_pretrained("AutoConfig", folder, name, **(names if labels else {}))
     config._attn_implementation = None  # the folder's choice may name a kernel, code that the hub would be asked for
     for own in _configs(config):  # every answer is read by its name, and is the logits
         own.return_dict, own.output_hidden_states, own.output_attentions = True, False, False
@@ -380,8 +368,12 @@ def _tokenizer(folder: Path, name: str, config: Any, kind: Kind) -> Any:
     if ends_count:
         options["split_special_tokens"] = True
     tokenizer = _from_pretrained("AutoTokenizer", folder, name, **options)
-    if ends_count and tokenizer.is_fast:
-        _break_up(tokenizer, tokenizer.eos_token)
+    if ends_count and tokenizer.is_fast:  # a unigram model has the token as a piece too, which it must read as several
+        from tokenizers import normalizers
+
+        backend, end = tokenizer.backend_tokenizer, tokenizer.eos_token
+        apart = normalizers.Replace(end, f"{end[0]} {end[1:]}")
+        backend.normalizer = normalizers.Sequence([apart, *([backend.normalizer] if backend.normalizer else [])])
     if tokenizer.pad_token_id is None:  # decoder-only families have none; what stands there is masked
         if tokenizer.eos_token_id is None:
             raise ModelError(f"model.base = {name!r}: its tokenizer has neither a padding nor an end token; name one")
@@ -431,15 +423,6 @@ def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
         )
 
 
-def _break_up(tokenizer: Any, token: str) -> None:
-    """Let a unigram model, whose vocabulary has the token as a piece, read it as several where a text spells it."""
-    from tokenizers import normalizers
-
-    backend = tokenizer.backend_tokenizer
-    apart = normalizers.Replace(token, f"{token[0]} {token[1:]}")
-    backend.normalizer = normalizers.Sequence([apart, *([backend.normalizer] if backend.normalizer else [])])
-
-
 def _saved_modules(model: nn.Module, missing: set[str], kind: Kind) -> tuple[str, ...]:
     """The task head, and every module inside the encoder that the checkpoint lacked (BERT's pooler, say)."""
     new = {key.rpartition(".")[0] for key in missing} - {""}  # a buffer of the model itself
@@ -478,20 +461,19 @@ def _depends_on_batch(model: Any, tokenizer: Any, name: str, kind: Kind) -> bool
     ids = [tokenizer(text)["input_ids"] for text in (SHORT, LONG)]
     n, longest = map(len, ids)
     before = longest - n if tokenizer.padding_side == "left" else 0
-    beside = [tokenizer.pad_token_id] * before + ids[0] + [tokenizer.pad_token_id] * (longest - n - before)
-    inside = [before <= i < before + n for i in range(longest)]
+    after = longest - n - before
+    pad = tokenizer.pad_token_id
     batch = {
-        "input_ids": torch.tensor([beside, ids[1]]),
-        "attention_mask": torch.tensor([inside, [True] * longest]).long(),
+        "input_ids": torch.tensor([[pad] * before + ids[0] + [pad] * after, ids[1]]),
+        "attention_mask": torch.tensor([[0] * before + [1] * n + [0] * after, [1] * longest]),
     }
     reader = model.get_encoder() if kind.peft_task_type == "SEQ_2_SEQ_LM" else model
     try:
         with torch.no_grad():
             reader.train()(**batch)
             together = reader.eval()(**batch)[0][0].float()
-            alone = reader(input_ids=torch.tensor(ids[:1]), attention_mask=torch.ones(1, n, dtype=torch.long))[0][
-                0
-            ].float()
+            single = {"input_ids": torch.tensor(ids[:1]), "attention_mask": torch.ones(1, n, dtype=torch.long)}
+            alone = reader(**single)[0][0].float()
     except Exception as err:
         raise ModelError(
             f"model.base = {name!r}: {type(model).__name__} cannot read {SHORT!r} beside {LONG!r}: {first_line(err)}"
