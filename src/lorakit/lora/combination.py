@@ -126,11 +126,6 @@ class Recipe:
     seed: int
     kind: Kind
 
-    @property
-    def is_sum(self) -> bool:
-        """Whether the method is a plain weighted sum, so that low rank stays low rank."""
-        return METHODS[self.method] == (keep, add)
-
     def merged(self, what: str, differences: Mapping[str, Tensor]) -> Tensor:
         """One difference out of one per adapter. What is drawn depends on the seed, the adapter and `what` alone."""
         prune, merge = METHODS[self.method]
@@ -283,10 +278,9 @@ def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Reci
 def _low_rank(path: str, parts: Mapping[str, Factors], recipe: Recipe) -> tuple[Factors, float]:
     """The combined P in two factors, and the share of its norm that is lost."""
     total = sum(len(part.A) for part in parts.values())
-    if not recipe.is_sum:
-        return truncated(
-            recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()}), recipe.r or total
-        )
+    if METHODS[recipe.method] != (keep, add):  # of a plain weighted sum, low rank stays low rank
+        merged = recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()})
+        return truncated(merged, recipe.r or total)
     V = torch.cat([part.A for part in parts.values()])  # (k, d_in)
     U = torch.cat([recipe.shares[name] * part.B for name, part in parts.items()], dim=1)  # (d_out, k)
     if recipe.r is None or total <= recipe.r:

@@ -12,7 +12,7 @@ from lorakit.errors import ConfigError, did_you_mean
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "lora_only", "all")
 
-# What variants.INITS, data_inits.DATA_INITS and updates.UPDATES know, so that settings can be checked without torch.
+# The keys of INITS, DATA_INITS and UPDATES, so that settings can be checked without torch.
 INIT_NAMES = ("kaiming", "gaussian", "pissa", "pissa_niter_16", "olora", "orthogonal")
 DATA_INIT_NAMES = ("eva", "lora_ga")
 UPDATE_NAMES = ("lora", "dora", "lora_fa", "vera", "adalora")
@@ -56,8 +56,8 @@ class LoraConfig:
         tuple[int, ...] | Mapping[str, tuple[int, ...]]
     ) = ()  # rows of the input embedding; or by name
     bias: str = "none"  # biases of the base that are trained: "none", "lora_only" (of the targets), "all"
-    init_lora_weights: str = "kaiming"  # a key of variants.INITS or data_inits.DATA_INITS; pissa_niter_N
-    update: str = "lora"  # a key of updates.UPDATES
+    init_lora_weights: str = "kaiming"  # a key of INITS or DATA_INITS; pissa_niter_N
+    update: str = "lora"  # a key of UPDATES
 
     def __post_init__(self) -> None:
         for key, r in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())):

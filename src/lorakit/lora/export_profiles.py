@@ -7,7 +7,7 @@ every update is put into that form exactly, or by a truncated SVD whose error is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,7 +91,9 @@ def conform(
     keeps_alpha = not config.use_rslora and len(scalings) == 1 and {len(p.factors.A) for p in parts.values()} == {r}
     alpha = next(iter(scalings)) * r if keeps_alpha else r  # with alpha = r the scaling is 1, and B takes the old one
     saved = config.modules_to_save if profile.everything else ()
-    filled = [path for path in _same_types(model, parts) if path not in parts] if profile.whole_types else []
+    types = {_type(path) for path in parts}  # every layer that is like one of these but for the number of its block
+    like = [path for path in adaptable_layers(model) if _type(path) in types]
+    filled = [path for path in like if path not in parts] if profile.whole_types else []
     written = LoraConfig(
         r=r,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
@@ -100,15 +102,34 @@ def conform(
         modules_to_save=saved,
     )
     insert_adapter(model, written, into)
-    _fill(model, name, into, {p: part.factors if keeps_alpha else _folded(part) for p, part in parts.items()})
-    changes = [
-        *_told_cuts(parts, r),
-        *_told_scaling(scalings, config, r if not keeps_alpha else None),
-        *_told_ranks(parts, r),
-        *_told_filled(filled, profile),
-        *_told_targets(config, written),
-    ]
-    return Conformed(into, written, changes, {p: part.error for p, part in parts.items() if part.error is not None})
+    _fill(model, name, into, parts, fold=not keeps_alpha)
+    errors = {path: part.error for path, part in parts.items() if part.error is not None}
+    changes = []
+    if errors:
+        worst = max(errors, key=lambda path: errors[path])
+        changes.append(
+            f"cut by SVD to rank {r}: {len(errors)} of {len(parts)} updates; {sum(errors.values()) / len(errors):.2%} of an "
+            f"update's norm is lost on average, at most {errors[worst]:.2%} ({worst})"
+        )
+    if not keeps_alpha:
+        values = " to ".join(f"{scaling:g}" for scaling in dict.fromkeys((min(scalings), max(scalings))))
+        rule = "alpha / sqrt(r)" if config.use_rslora else "alpha / r"
+        changes.append(
+            f"scaling: {rule} of each layer ({values}) folded into B; lora_alpha = r = {r}, so that alpha / r is 1"
+        )
+    if padded := sum(len(part.factors.A) < r for part in parts.values()):
+        changes.append(f"rank: {padded} of {len(parts)} layers padded with zeros to r = {r}")
+    if filled:
+        kinds = ", ".join(sorted({_type(path) for path in filled}))
+        changes.append(
+            f"layers: {len(filled)} added with zeros, since {profile.consumer} takes all of a type or none: {kinds}"
+        )
+    listed = not isinstance(config.target_modules, str) and sorted(config.target_modules)
+    names = written.target_modules
+    if listed != sorted(names) or config.layers_to_transform is not None or config.exclude_modules:
+        shown = f"{len(names)} whole paths" if any("." in name for name in names) else ", ".join(names)
+        changes.append(f"target_modules: written as {shown}")
+    return Conformed(into, written, changes, errors)
 
 
 def left_behind(model: nn.Module, conformed: Conformed, name: str = "default") -> dict[str, Tensor]:
@@ -157,29 +178,19 @@ def _plain(layer: Layer, name: str, rank: int | None) -> _Plain:
     return _Plain(cut, 1.0, error)
 
 
-def _folded(part: _Plain) -> Factors:
-    return Factors(part.factors.A, part.factors.B * part.scaling)
-
-
-def _fill(model: nn.Module, name: str, into: str, factors: Mapping[str, Factors]) -> None:
-    """Write factors, padded with zeros to the rank of `into`; layers without any become zero."""
+def _fill(model: nn.Module, name: str, into: str, parts: Mapping[str, _Plain], *, fold: bool) -> None:
+    """Write factors, padded with zeros to the rank of `into`, with the scaling in B if `fold`; layers without become zero."""
     for path, host in hosts(model, into):
         if isinstance(host, Layer):
             update = host.lora(into)
             update.lora_A.zero_()
             update.lora_B.zero_()
-            if path in factors:
-                A, B = factors[path]
+            if path in parts:
+                A, B = parts[path].factors
                 update.lora_A[: len(A)] = A
-                update.lora_B[:, : len(A)] = B
+                update.lora_B[:, : len(A)] = B * parts[path].scaling if fold else B
         elif isinstance(host, SavedModule):
             host.adapters[into].load_state_dict(host.adapters[name].state_dict())
-
-
-def _same_types(model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """Every layer that is like one of these but for the number of its block."""
-    types = {_type(path) for path in paths}
-    return [path for path in adaptable_layers(model) if _type(path) in types]
 
 
 def _type(path: str) -> str:
@@ -203,45 +214,3 @@ def _plain_paths(model: nn.Module) -> Iterator[str]:
     for path, module in walk(model):
         inside = walk(plain(module), path) if isinstance(module, SavedModule) else [(path, plain(module))]
         yield from (place for place, layer in inside if geometry_of(layer) is not None)
-
-
-# What was changed, in words
-
-
-def _told_cuts(parts: Mapping[str, _Plain], r: int) -> Iterator[str]:
-    errors = {path: part.error for path, part in parts.items() if part.error is not None}
-    if errors:
-        worst = max(errors, key=lambda path: errors[path])
-        mean = sum(errors.values()) / len(errors)
-        yield (
-            f"cut by SVD to rank {r}: {len(errors)} of {len(parts)} updates; {mean:.2%} of an update's norm is lost on "
-            f"average, at most {errors[worst]:.2%} ({worst})"
-        )
-
-
-def _told_scaling(scalings: set[float], config: LoraConfig, folded_r: int | None) -> Iterator[str]:
-    if folded_r is not None:
-        values = f"{min(scalings):g}" if len(scalings) == 1 else f"{min(scalings):g} to {max(scalings):g}"
-        rule = "alpha / sqrt(r)" if config.use_rslora else "alpha / r"
-        yield f"scaling: {rule} of each layer ({values}) folded into B; lora_alpha = r = {folded_r}, so that alpha / r is 1"
-
-
-def _told_ranks(parts: Mapping[str, _Plain], r: int) -> Iterator[str]:
-    if n := sum(len(part.factors.A) < r for part in parts.values()):
-        yield f"rank: {n} of {len(parts)} layers padded with zeros to r = {r}"
-
-
-def _told_filled(filled: Sequence[str], profile: Profile) -> Iterator[str]:
-    if filled:
-        types = ", ".join(sorted({_type(path) for path in filled}))
-        yield f"layers: {len(filled)} added with zeros, since {profile.consumer} takes all of a type or none: {types}"
-
-
-def _told_targets(config: LoraConfig, written: LoraConfig) -> Iterator[str]:
-    listed = not isinstance(config.target_modules, str) and sorted(config.target_modules)
-    if listed != sorted(written.target_modules) or config.layers_to_transform is not None or config.exclude_modules:
-        yield f"target_modules: written as {_shown(written.target_modules)}"
-
-
-def _shown(names: str | Sequence[str]) -> str:
-    return f"{len(names)} whole paths" if any("." in name for name in names) else ", ".join(names)

@@ -37,7 +37,7 @@ class Place(NamedTuple):
     """A layer of the base model that is to be adapted, and its rank."""
 
     path: str
-    layer: Any  # one of the kinds in geometry.py
+    layer: Any  # one of the kinds in weight_layouts.py
     r: int
 
 
@@ -51,8 +51,13 @@ def eva(places: Sequence[Place], data: Data, seed: int, rho: float = 2.0) -> dic
     Raises:
         ConfigError: there is no batch, a layer is not linear, or no batch reaches a layer.
     """
-    _check_linear(places)
-    seen = {p.path: _Variation(_most(p, rho), named_generator(seed, p.path)) for p in places}
+    seen = {}
+    for p in places:
+        if geometry_of(p.layer) not in (LINEAR, TRANSPOSED):
+            kind = type(p.layer).__name__
+            raise ConfigError(f"init_lora_weights = 'eva': {p.path} is not a linear layer but {kind}; exclude it")
+        most = min(round(rho * p.r), *matrix_shape(p.layer))
+        seen[p.path] = _Variation(most, named_generator(seed, p.path))
     for batch in data.batches:
         hooks = [p.layer.register_forward_pre_hook(_watch(seen[p.path], batch.get("attention_mask"))) for p in places]
         try:
@@ -71,17 +76,6 @@ def eva(places: Sequence[Place], data: Data, seed: int, rho: float = 2.0) -> dic
         for p in places
         if (r := chosen.count(p.path))
     }
-
-
-def _most(place: Place, rho: float) -> int:
-    return min(round(rho * place.r), *matrix_shape(place.layer))
-
-
-def _check_linear(places: Sequence[Place]) -> None:
-    for place in places:
-        if geometry_of(place.layer) not in (LINEAR, TRANSPOSED):
-            kind = type(place.layer).__name__
-            raise ConfigError(f"init_lora_weights = 'eva': {place.path} is not a linear layer but {kind}; exclude it")
 
 
 def _watch(variation: _Variation, mask: Tensor | None) -> Callable[[Any, tuple[Tensor, ...]], None]:
@@ -122,10 +116,8 @@ class _Variation:
 
     def shares(self) -> list[float]:
         """The share of the variance that each main direction explains, the largest first."""
-        shares: list[float] = (
-            self.S[: self.k].square() / self.total.clamp_min(torch.finfo(torch.float32).tiny)
-        ).tolist()
-        return shares
+        total = self.total.clamp_min(torch.finfo(torch.float32).tiny)
+        return [float(share) for share in self.S[: self.k].square() / total]
 
 
 def lora_ga(places: Sequence[Place], data: Data, seed: int, gamma: float = 16.0) -> dict[str, Factors]:
@@ -170,13 +162,8 @@ def _gradients(places: Sequence[Place], data: Data) -> dict[str, Tensor]:
             weight.requires_grad_(before)
     if missed := [p.path for p in places if not bool(sums.get(p.path, torch.zeros(1)).any())]:
         raise ConfigError(f"init_lora_weights = 'lora_ga': no gradient reached {missed[0]} in the batches; exclude it")
-    return {p.path: _matrix(p, sums[p.path]) for p in places}
-
-
-def _matrix(place: Place, weight: Tensor) -> Tensor:
-    geometry = geometry_of(place.layer)
-    assert geometry is not None
-    return geometry.matrix(SimpleNamespace(weight=weight))
+    geometries = {p.path: geometry_of(p.layer) for p in places}
+    return {path: g.matrix(SimpleNamespace(weight=sums[path])) for path, g in geometries.items() if g is not None}
 
 
 DataInit = Callable[[Sequence[Place], Data, int], dict[str, Factors]]
@@ -200,7 +187,7 @@ def start_from_data(model: nn.Module, config: LoraConfig, data: Data, seed: int 
     To use it: `add_adapter(model, start.config, factors=start.factors)`, and save with `start.config`.
 
     Raises:
-        ConfigError: the initialisation needs no data, or cannot be computed from these batches (see data_inits.py).
+        ConfigError: the initialisation needs no data, or cannot be computed from these batches (see eva and lora_ga).
     """
     init = DATA_INITS.get(config.init_lora_weights)
     if init is None:

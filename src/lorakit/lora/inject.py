@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora.config import DATA_INIT_NAMES, LoraConfig
@@ -34,6 +34,7 @@ from lorakit.lora.weight_layouts import matrix_shape
 
 Put = TypeVar("Put", bound=nn.Module)
 Host = TypeVar("Host", bound=AdapterHost)
+LAYERS: Mapping[type[nn.Module], type[Layer]] = {nn.Linear: LoRALinear, nn.MultiheadAttention: Attention}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -59,7 +60,7 @@ def add_adapter(
     """Freeze the model, add one adapter and make it the active one; the adapted layers are given back.
 
     At this point the model answers exactly as before: every update starts at zero. `factors`, by path, take the place
-    of the initialisation's (see start.py).
+    of the initialisation's (see start_from_data).
 
     Raises:
         ConfigError: the name is not usable or taken, a setting matches nothing (see select_targets), a rank
@@ -109,7 +110,8 @@ def insert_adapter(
     rows = trainable_row_modules(model, config)
     paths = frozenset(target.path for target in targets)
     biases = biased_modules(model, config, paths, saved)
-    _check_disjoint(rows, paths, saved)
+    if both := [path for path in rows if path in paths or path in saved]:
+        raise ConfigError(f"trainable_token_indices: {both[0]} is adapted or saved as a whole already")
     _check_names(model, {*paths, *saved, *biases, *rows})
     routing = routing_of(model) or Routing()
     model.requires_grad_(False)
@@ -118,9 +120,13 @@ def insert_adapter(
     for path in biases:
         hosted(model, path, BiasHost, routing).add(name)
     for path, indices in rows.items():
-        _train_rows(model, path, indices, name, routing)
+        tied = tied_to(model, path)
+        trained = TrainedRows(plain(model.get_submodule(path)).weight, indices)
+        for place in tied:  # all modules that share the embedding's weight share the trained rows
+            hosted(model, place, RowsHost, routing).adapters[name] = trained
     for target in targets:
-        layer = _adapted(model, target.path, routing)
+        kind = LAYERS.get(type(model.get_submodule(target.path)), Layer)
+        layer = hosted(model, target.path, kind, routing)
         start = factors.get(target.path) or _initial(layer, target, config, seed)
         layer.adapters[name] = _update(layer, target, config, start).train(model.training).to(layer.weight.device)
     set_fast_paths(model)
@@ -142,20 +148,6 @@ def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], save
                 raise ConfigError(f"bias = 'all': {path}.{own} cannot be trained by itself; use 'lora_only'")
             found.append(path)
     return found
-
-
-def _check_disjoint(rows: Iterable[str], targets: Set[str], saved: Sequence[str]) -> None:
-    for path in rows:
-        if path in targets or path in saved:
-            raise ConfigError(f"trainable_token_indices: {path} is adapted or saved as a whole already")
-
-
-def _train_rows(model: nn.Module, path: str, indices: Sequence[int], name: str, routing: Routing) -> None:
-    """Let the embedding and all modules that share its weight share the trained rows."""
-    tied = tied_to(model, path)
-    rows = TrainedRows(plain(model.get_submodule(path)).weight, indices)
-    for place in tied:
-        hosted(model, place, RowsHost, routing).adapters[name] = rows
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
@@ -206,21 +198,11 @@ def _initial(layer: Layer, target: Target, config: LoraConfig, seed: int) -> Fac
 
 def _update(layer: Layer, target: Target, config: LoraConfig, start: Factors) -> LoRA:
     update = UPDATES[config.update](start, config.scaling(target.alpha, target.r), config.lora_dropout, layer)
-    if target.parts:
-        update.keep_rows(_fused_rows(target, len(layer.matrix()) // 3))
+    if target.parts:  # of q, k and v in one projection
+        third = len(layer.matrix()) // 3
+        update.keep_rows(torch.cat([torch.arange(third) + third * "qkv".index(part) for part in target.parts]))
     update.train_biases(layer, config.lora_bias, config.bias != "none")
     return update
-
-
-def _fused_rows(target: Target, third: int) -> Tensor:
-    """The rows of q, k and v that a target's parts name."""
-    return torch.cat([torch.arange(third) + third * "qkv".index(part) for part in target.parts])
-
-
-def _adapted(model: nn.Module, path: str, routing: Routing) -> Layer:
-    module = model.get_submodule(path)
-    kind = {nn.Linear: LoRALinear, nn.MultiheadAttention: Attention}.get(type(module), Layer)
-    return hosted(model, path, kind, routing)
 
 
 def hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> Host:

@@ -94,7 +94,7 @@ class AdapterHost(nn.Module):
 
 
 class Layer(AdapterHost):
-    """A frozen layer of any kind in geometry.py, and the low-rank updates its adapters add: y = W x + b + s B A x."""
+    """A frozen layer of any kind in weight_layouts.py, and the low-rank updates its adapters add: y = W x + b + s B A x."""
 
     base: Any  # a module with a weight, and a bias or none
     fused = False  # whether plain updates of plain layers are computed by adapted_linear

@@ -162,12 +162,11 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
     rank_factor = 2 if doubled else 1
     alpha_factor = math.sqrt(2) if doubled and config.use_rslora else rank_factor
     targets: str | list[str]
-    by_path = config.target_modules == ALL_LINEAR or (
-        isinstance(config.target_modules, str) and config.layers_to_transform is not None  # which peft refuses
+    by_path = (
+        config.target_modules == ALL_LINEAR
+        or (isinstance(config.target_modules, str) and config.layers_to_transform is not None)  # which peft refuses
+        or any(target.path in called and target.matched_by == main for target in targeted)  # by another name
     )
-    by_path = by_path or any(
-        target.path in called and target.matched_by == main for target in targeted
-    )  # by another name
     if by_path:
         targets = sorted(path for path, _ in updates if not path.endswith(OUT_PROJ))
     elif isinstance(config.target_modules, str):
@@ -179,7 +178,9 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
     return {
         **DEFAULTS,
         "alpha_pattern": alphas,
-        "auto_mapping": None if base.task_type else _auto_mapping(model),
+        "auto_mapping": None
+        if base.task_type
+        else {"base_model_class": type(model).__name__, "parent_library": type(model).__module__},
         "base_model_name_or_path": base.name_or_path,
         "bias": config.bias,
         "exclude_modules": None if by_path else excluded or None,
@@ -245,10 +246,6 @@ def _listed(model: nn.Module, config: LoraConfig) -> Any:
     return {name: list(indices) for name, indices in (rows if given else paths).items()}
 
 
-def _auto_mapping(model: nn.Module) -> dict[str, str]:
-    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
-
-
 def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
     """The settings of a saved adapter, ours or peft's.
 
@@ -274,9 +271,8 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
             if not (key in HARMLESS or value == DEFAULTS.get(key) or is_off):
                 raise AdapterError(f"{path}: {short(key[:80])[1:-1]} = {short(value)} is not supported")
     init = raw.get("init_lora_weights", True)
-    init = (
-        init.lower() if isinstance(init, str) and init.lower() in ("gaussian", "mica") else init
-    )  # as peft reads them
+    if isinstance(init, str) and init.lower() in ("gaussian", "mica"):  # which peft reads in any case
+        init = init.lower()
     if init not in INNOCENT_INITS:
         raise AdapterError(
             f"{path}: init_lora_weights = {short(init)} belongs to an edited base model; "

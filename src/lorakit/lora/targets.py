@@ -103,12 +103,9 @@ def embeddings_in_place_of(model: nn.Module) -> tuple[str, list[str]]:
     """
     main = getattr(model, "get_input_embeddings", lambda: None)()
     path = next((path for path, module in walk(model) if main is not None and plain(module) is plain(main)), "")
-    called = [p for p in (tied_to(model, path)[1:] if path else ()) if _is_embedding(model.get_submodule(p))]
+    tied = tied_to(model, path)[1:] if path else []
+    called = [place for place in tied if isinstance(plain(model.get_submodule(place)), nn.Embedding)]
     return (path, called) if called else ("", [])
-
-
-def _is_embedding(module: nn.Module) -> bool:
-    return isinstance(plain(module), nn.Embedding)
 
 
 def plain(module: nn.Module) -> Any:
@@ -156,15 +153,10 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     if config.target_modules and not matched:
         raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
     targets = _with_patterns(matched, config, layers)
-    small = _too_small(layers, config, targets)
-    return targets if len(small) == len(targets) else [target for target in targets if target.path not in small]
-
-
-def _too_small(layers: Mapping[str, nn.Module], config: LoraConfig, targets: Sequence[Target]) -> set[str]:
-    """Of the targets of all-linear, those with a side below r that no pattern has given another rank."""
-    if config.target_modules != ALL_LINEAR:
-        return set()
-    return {t.path for t in targets if t.r == config.r and t.r > min(matrix_shape(layers[t.path]))}
+    if config.target_modules == ALL_LINEAR:  # not those too small for r, unless a pattern has given them another rank
+        large = [t for t in targets if t.r != config.r or t.r <= min(matrix_shape(layers[t.path]))]
+        return large or targets
+    return targets
 
 
 def passed_by(model: nn.Module, config: LoraConfig) -> list[str]:

@@ -19,7 +19,7 @@ from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, Geometry
 
 
 class Layer(Protocol):
-    """What an update needs of the host it stands in (layer.py has the host itself)."""
+    """What an update needs of the host it stands in (layers.py has the host itself)."""
 
     base: Any
     geometry: Geometry
