@@ -58,7 +58,7 @@ def cli() -> str:
 def keys() -> str:
     """Every key of a recipe: what it may be, what it is where nothing is said, what it does."""
     remarks = comments(Path(recipe.__file__))
-    for key, tasks in recipe.TASK_KEYS.items():
+    for key, tasks in recipe.task_keys().items():
         remarks["TaskSection", key] = "; ".join(filter(None, [remarks["TaskSection", key], f"of {', '.join(tasks)}"]))
     parts = ["# The recipe", ""]
     parts += [

@@ -15,7 +15,8 @@ from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, LoraConfig, adapter_parameters, add_adapter, save_adapter
 from lorakit.models import load_base
 from lorakit.recipe import TaskSection
-from lorakit.tasks.registry import TASKS, task_layers
+from lorakit.task_info import TASKS
+from lorakit.tasks.registry import task_layers
 
 
 def ship(
@@ -24,7 +25,7 @@ def ship(
     """Write an adapter of random values; `lora` are settings of it, `changes` what lorakit.json has otherwise."""
     section = TaskSection(name=task, **lora.pop("knobs", {}))
     outputs = TASKS[task].outputs(tuple(labels))
-    loaded = load_base(str(base), TASKS[task].model, labels=outputs, pooling="auto")
+    loaded = load_base(str(base), TASKS[task].model_kind, labels=outputs, pooling="auto")
     loaded = loaded.with_layers(task_layers(section, labels))
     config = LoraConfig(**{"target_modules": ("query", "value"), "modules_to_save": loaded.saved_modules, **lora})
     add_adapter(loaded.model, config, seed=seed)

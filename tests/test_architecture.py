@@ -23,24 +23,27 @@ PACKAGE = Path(lorakit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BELOW_INFERENCE = frozenset(
-    {"errors", "hashing", "fingerprints", "lora", "recipe", "models", "data", "tasks", "runtime"}
+    {"errors", "hashing", "fingerprints", "task_info", "lora", "recipe", "models", "data", "tasks", "runtime"}
 )
 # Which parts of the package each part may import; itself always, and the root for its version.
 ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "hashing": frozenset(),
     "lora": frozenset({"errors", "hashing"}),
-    "recipe": frozenset({"errors", "hashing", "lora"}),
+    "task_info": frozenset({"errors"}),
+    "recipe": frozenset({"errors", "hashing", "lora", "task_info"}),
     "fingerprints": frozenset({"errors", "hashing"}),
     "pooling": frozenset({"errors", "hashing"}),
     "models": frozenset({"fingerprints", "pooling", "errors", "hashing", "lora", "recipe"}),
     "data": frozenset({"errors", "hashing", "lora", "recipe"}),
-    "tasks": frozenset({"errors", "lora", "recipe", "models", "data"}),
+    "tasks": frozenset({"errors", "lora", "task_info", "recipe", "models", "data"}),
     "runtime": frozenset({"errors", "lora", "tasks"}),
     "inference": BELOW_INFERENCE,
     "training": BELOW_INFERENCE | {"inference"},
     "app": BELOW_INFERENCE | {"inference", "training"},
-    "": frozenset({"app", "inference"}),  # the root's verbs and estimators, imported when they are first used
+    "": frozenset(
+        {"app", "inference", "task_info"}
+    ),  # the root's verbs and estimators, imported when they are first used
     "__main__": frozenset({"app"}),
 }
 # Libraries that these files alone may import (imports of types under TYPE_CHECKING are free).
@@ -317,7 +320,7 @@ def test_settings_know_the_names_of_all_variants() -> None:
     assert (tuple(INITS), tuple(DATA_INITS), tuple(UPDATES)) == (INIT_NAMES, DATA_INIT_NAMES, UPDATE_NAMES)
 
 
-@pytest.mark.parametrize("module", ["lorakit.recipe", "lorakit.lora.config"])
+@pytest.mark.parametrize("module", ["lorakit.task_info", "lorakit.recipe", "lorakit.lora.config"])
 def test_floor_does_without_torch(module: str) -> None:
     assert loaded(f"import {module}", {"torch", "transformers", "numpy", "safetensors", module}) == {module}
 

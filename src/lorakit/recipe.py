@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from lorakit.errors import ConfigError, did_you_mean, short
 from lorakit.hashing import open_regular, parse_toml
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.safe_regex import Pattern
 from lorakit.lora.target_presets import PRESET_NAMES
+from lorakit.task_info import TASKS, TaskInfo
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
@@ -60,24 +72,17 @@ ClassWeights = Annotated[  # told apart by hand, so that an error speaks of the 
     | Annotated[dict[str, Annotated[float, Field(gt=0)]], Tag("table")],
     Discriminator(lambda value: "table" if isinstance(value, dict) else "word"),
 ]
-TaskName = Literal[
-    "sequence_classification",
-    "multi_label_classification",
-    "ordinal_classification",
-    "sequence_regression",
-    "token_classification",
-    "text2text_ner",
-    "text2text_classification",
-]
-TASK_WORDS: Mapping[str, TaskName] = {  # for the command line
-    "classification": "sequence_classification",
-    "multi-label": "multi_label_classification",
-    "ordinal": "ordinal_classification",
-    "regression": "sequence_regression",
-    "ner": "token_classification",
-    "text2text": "text2text_ner",
-}
 
+
+def _known_task(name: Any) -> Any:
+    if not isinstance(name, str) or name not in TASKS:
+        *others, last = map(repr, TASKS)
+        expected = f"{', '.join(others)} or {last}"
+        raise PydanticCustomError("unknown_task", "Input should be {expected}", {"expected": expected})
+    return name
+
+
+TaskName = Annotated[str, BeforeValidator(_known_task), WithJsonSchema({"enum": list(TASKS)})]
 Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
@@ -133,44 +138,8 @@ class DataSection(Section):
     )
 
 
-# Keys of the [task] table, and the tasks that know them; a key set for another task is an error.
-TASK_KEYS: Mapping[str, tuple[TaskName, ...]] = {
-    "class_weights": ("sequence_classification",),
-    "calibrate": ("sequence_classification",),
-    "order": ("ordinal_classification",),
-    "prefix": ("text2text_ner", "text2text_classification"),
-    "max_target_length": ("text2text_ner",),
-    "constrained": ("text2text_ner", "text2text_classification"),
-    "format": ("text2text_ner",),
-    "stride": ("token_classification",),
-    "subwords": ("token_classification",),
-    "decoding": ("token_classification",),
-    "crf": ("token_classification",),
-}
-# What task.metric may be. An f1 there is of two labels alone, which the data show.
-TASK_METRICS: Mapping[str, tuple[str, ...]] = {
-    "sequence_classification": ("accuracy", "macro_f1", "mcc", "f1", "nll", "brier", "ece"),
-    "multi_label_classification": (
-        "macro_average_precision",
-        "micro_f1_at_0.5",
-        "macro_f1_at_0.5",
-        "subset_accuracy_at_0.5",
-    ),
-    "ordinal_classification": ("quadratic_kappa", "accuracy", "mae", "macro_f1", "mcc", "nll", "brier"),
-    "sequence_regression": ("pearson", "spearman", "mae", "rmse"),
-    "token_classification": ("entity_f1", "entity_f1_strict"),
-    "text2text_ner": ("entity_f1", "entity_f1_strict"),
-    "text2text_classification": ("accuracy", "macro_f1", "mcc", "f1"),
-}
-NO_POOLING = ("token_classification", "text2text_ner", "text2text_classification")  # they answer words, or write
-# Values that a key of the [task] table has for some task where the recipe does not say.
-TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "text2text_classification": {"prefix": "classify: ", "constrained": True},
-}
-
-
 class TaskSection(Section):
-    """What is learned; `TASK_KEYS` says which keys belong to which task."""
+    """What is learned; a key that belongs to other tasks is an error."""
 
     name: TaskName = "sequence_classification"
     metric: str | None = None  # the score that chooses the best checkpoint; unset: the task's own
@@ -189,11 +158,12 @@ class TaskSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, raw: Any) -> Any:
-        return {**TASK_DEFAULTS.get(str(raw.get("name")), {}), **raw} if isinstance(raw, Mapping) else raw
+        known = TASKS.get(str(raw.get("name"))) if isinstance(raw, Mapping) else None
+        return raw if known is None else {**known.defaults, **raw}
 
     @model_validator(mode="after")
     def _keys_of_the_task(self) -> Self:
-        for key, tasks in TASK_KEYS.items():
+        for key, tasks in task_keys().items():
             value = getattr(self, key)
             if value != type(self).model_fields[key].default and self.name not in tasks:
                 raise ValueError(f"task.{key} = {value!r} belongs to {' and '.join(tasks)}, not to {self.name}")
@@ -201,12 +171,28 @@ class TaskSection(Section):
             raise ValueError(
                 "task.crf = true is a path over words: it takes decoding = 'viterbi' and subwords = 'first'"
             )
-        if self.metric is not None and self.metric not in TASK_METRICS[self.name]:
-            hint = did_you_mean(self.metric, TASK_METRICS[self.name])
+        if self.metric is not None and self.metric not in self.info.metrics:
+            hint = did_you_mean(self.metric, self.info.metrics)
             raise ValueError(f"task.metric = {self.metric!r} is not a score of {self.name}; {hint}")
         if self.order and (len(self.order) < 2 or len(set(self.order)) < len(self.order)):
             raise ValueError(f"task.order = {list(self.order)}: two labels at least, none of them twice")
         return self
+
+    @property
+    def info(self) -> TaskInfo:
+        """What is known of the task."""
+        return TASKS[self.name]
+
+    @property
+    def selection_metric(self) -> str:
+        """The score that chooses the best checkpoint."""
+        return self.metric or self.info.metrics[0]
+
+
+def task_keys() -> dict[str, list[str]]:
+    """The keys of the [task] table that not all tasks have, and the tasks that have them."""
+    keys = [key for key in TaskSection.model_fields if key not in ("name", "metric")]
+    return {key: [info.name for info in TASKS.values() if key in info.keys] for key in keys}
 
 
 def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
@@ -343,7 +329,7 @@ class Recipe(Section):
                 raise ValueError(
                     "task.crf = true: train.method = 'full' leaves a plain model, which has no place for it"
                 )
-        if self.model.pooling == "mean" and self.task.name in NO_POOLING:
+        if self.model.pooling == "mean" and self.task.info.model_kind in ("token_classification", "text2text"):
             raise ValueError(f"model.pooling = 'mean' is for tasks that answer whole texts, not for {self.task.name}")
         if self.train.shard_base and (method == "full" or quantize != "none"):
             raise ValueError(

@@ -16,6 +16,7 @@ from lorakit.data.example import Example
 from lorakit.data.read import read
 from lorakit.errors import ConfigError
 from lorakit.inference.predictor import Predictor, load
+from lorakit.recipe import TaskSection
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from tests.app.conftest import Cli
 from tests.runs import changed, reviews, sections, write_reviews
@@ -151,7 +152,8 @@ def test_suspects_are_the_labels_that_were_flipped(
 def test_suspects_among_several_labels_are_each_there_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = [("a",) * (i % 2) + ("b",) * (i % 3 == 0) for i in range(60)]
     task = MultiLabelClassification(None, ("a", "b"), 64)
-    predictor = Predictor(None, task, None, None)
+    side = SimpleNamespace(labels=task.labels, task=TaskSection(name=task.info.name))
+    predictor = Predictor(None, task, side, None, None)
     answers = [[SURE if label in labels else 1 - SURE for label in task.labels] for labels in truth]
     monkeypatch.setattr(Predictor, "answers", lambda *_: answers)
     noisy = {7: ("a", "b"), 30: ()}  # truly a, and b

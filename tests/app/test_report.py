@@ -26,8 +26,8 @@ from lorakit.app.report.charts import calibration_chart, grouped
 from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED, write_csv
 from lorakit.app.report.label_errors import suspects_of_run
 from lorakit.app.report.page import content_of, html
+from lorakit.task_info import TASKS
 from lorakit.tasks.metrics.bootstrap import wilson
-from lorakit.tasks.registry import TASKS
 from lorakit.training.run_files import Prediction, RunScores, Span, read_run
 from tests.app.conftest import Cli
 from tests.browser import PATH, Tab, browser

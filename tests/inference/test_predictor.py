@@ -18,12 +18,12 @@ from lorakit.data.example import of_text, of_words
 from lorakit.data.read import read
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.inference import answer
-from lorakit.inference.batch_scoring import KEYS, answer_schema
+from lorakit.inference.batch_scoring import answer_schema
 from lorakit.inference.predictor import Predictor, load
 from lorakit.lora import adapter_names
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
-from lorakit.tasks.registry import TASKS
+from lorakit.task_info import TASKS
 from lorakit.training.prepare import prepare
 from tests.runs import Sections, changed, fit, save_bert, sections
 from tests.tiny import items_of
@@ -52,7 +52,7 @@ def test_load_restores_the_predictions_of_training_exactly(name: str, request: p
     answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
     lines = read_lines(folder / "predictions.jsonl")
     assert answers == [{key: line[key] for key in answer} for answer, line in zip(answers, lines, strict=True)]
-    assert {*answers[0]} == {"text", *KEYS[recipe.task.name]}
+    assert {*answers[0]} == {"text", *recipe.task.info.answer_columns}
     assert pa.Table.from_pylist(answers, answer_schema([recipe.task.name], {})).num_rows == len(examples)
 
 
@@ -271,12 +271,12 @@ def logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def auto_class(loaded: Predictor) -> type:
-    return getattr(transformers, KINDS[loaded.task.kind].auto_class)
+    return getattr(transformers, KINDS[loaded.task.info.model_kind].auto_class)
 
 
 def outputs(loaded: Predictor) -> tuple[str, ...]:
     """The names of the head's outputs."""
-    return TASKS[loaded.task.name].outputs(loaded.task.labels)
+    return loaded.task.info.outputs(loaded.task.labels)
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft and transformers about layers that the adapter then fills
@@ -322,7 +322,7 @@ def test_merged_model_is_plain_and_has_the_same_logits(
     torch.testing.assert_close(logits(theirs, batch), before, atol=1e-4, rtol=1e-4)
     if name != "t5_run":
         assert tuple(theirs.config.id2label.values()) == outputs(loaded)
-        assert theirs.config.problem_type == KINDS[loaded.task.kind].problem_type
+        assert theirs.config.problem_type == KINDS[loaded.task.info.model_kind].problem_type
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer("a film").input_ids == loaded.task.tokenizer("a film").input_ids
 

@@ -20,8 +20,8 @@ from lorakit.errors import LorakitError
 from lorakit.inference.answer import as_wanted
 from lorakit.inference.predictor import load
 from lorakit.models import load_base
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import inputs_of
-from lorakit.tasks.registry import TASKS
 from tests.interop.matrix import Outcome
 from tests.lora.oracle import peft_load
 from tests.runs import WORDS, changed, fit, sections
@@ -211,14 +211,14 @@ class Trained:
     def plain(self) -> Any:
         """The base as it is loaded for a run."""
         known = TASKS[self.kind.task]
-        return load_base(str(self.base), known.model, labels=known.outputs(self.predictor.side.labels)).model
+        return load_base(str(self.base), known.model_kind, labels=known.outputs(self.predictor.side.labels)).model
 
     @torch.no_grad()
     def logits(self, model: Any) -> Tensor:
         """What a model says of the first text, and of some tokens where it writes."""
         task = self.predictor.task
         batch = inputs_of(task.collate(task.encode([as_wanted(task, Example(TEXTS[0], None))])[0]))
-        if task.kind == "text2text":
+        if task.info.model_kind == "text2text":
             batch["decoder_input_ids"] = torch.tensor([[2, 5, 9]])
         answer: Tensor = model.eval()(**batch).logits
         return answer.float()

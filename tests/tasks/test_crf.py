@@ -13,9 +13,10 @@ from lorakit.data.tags import odd_tags
 from lorakit.errors import ConfigError
 from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection, make_recipe
+from lorakit.task_info import tag_names
 from lorakit.tasks.registry import task_layers
 from lorakit.tasks.tag_decoding import CRF, Crf, log_likelihood, log_partition, marginals, path_score
-from lorakit.tasks.token_classification import TokenClassification, tag_names
+from lorakit.tasks.token_classification import TokenClassification
 
 LABELS = tag_names(["LOC", "PER"])
 C = len(LABELS)

@@ -11,7 +11,8 @@ from tests.tiny import items_of
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError
 from lorakit.recipe import make_recipe
-from lorakit.tasks.ordinal_classification import OrdinalClassification, steps
+from lorakit.task_info import steps
+from lorakit.tasks.ordinal_classification import OrdinalClassification
 from lorakit.tasks.registry import check_labels, find_labels
 
 LABELS = ("poor", "fair", "good", "great")
@@ -95,7 +96,7 @@ def test_scores_equal_those_of_scikit_learn(task, answered):
     assert scores["mae"] == pytest.approx(metrics.mean_absolute_error(gold, found))
     assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(gold, found))
     assert scores["nll"] == pytest.approx(metrics.log_loss(gold, answered[1], labels=range(len(LABELS))))
-    assert set(task.metrics) <= scores.keys()
+    assert set(task.info.metrics) <= scores.keys()
 
 
 def test_statistics_equal_the_scores(task, answered):

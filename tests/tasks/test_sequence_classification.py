@@ -76,7 +76,7 @@ def test_score_equals_that_of_scikit_learn(task):
     answers = [[0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [0.5, 0.25, 0.25], [0.4, 0.3, 0.3]]
     predicted = ["fine", "fine", "bad", "bad"]
     score = task.score(EXAMPLES, answers)
-    assert score[task.metric] == accuracy_score([example.label for example in EXAMPLES], predicted)
+    assert score[task.info.metrics[0]] == accuracy_score([example.label for example in EXAMPLES], predicted)
 
 
 @torch.no_grad()
@@ -199,6 +199,6 @@ def test_statistics_equal_the_scores(task, calibrate):
 
 
 def test_metrics_are_among_the_scores(task):
-    assert set(task.metrics) <= task.score(EXAMPLES, ANSWERS).keys()
-    assert "f1" not in task.metrics
-    assert "f1" in replace(task, labels=("a", "b")).metrics
+    assert set(task.info.metrics_of(task.labels)) <= task.score(EXAMPLES, ANSWERS).keys()
+    assert "f1" not in task.info.metrics_of(task.labels)
+    assert "f1" in task.info.metrics_of(("a", "b"))

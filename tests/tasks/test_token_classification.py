@@ -18,8 +18,9 @@ from lorakit.data.tags import odd_tags
 from lorakit.errors import ConfigError
 from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection, make_recipe
+from lorakit.task_info import tag_names
 from lorakit.tasks.base import IGNORE, Cut
-from lorakit.tasks.token_classification import Tagged, TokenClassification, tag_names
+from lorakit.tasks.token_classification import Tagged, TokenClassification
 
 LABELS = tag_names(["LOC", "ORG", "PER"])
 GOLD = {"Peter": "B-PER", "Blackburn": "I-PER", "EU": "B-ORG", "Brussels": "B-LOC"}

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from lorakit.data.example import Example, of_words
 from lorakit.inference.answer import answer_all
 from lorakit.recipe import TaskSection
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores
-from lorakit.tasks.registry import TASKS, find_labels, make_task
+from lorakit.tasks.registry import find_labels, make_task
 from lorakit.tasks.text2text.formats import ListFormat
 
 GOLD = {"Peter": "B-PER", "EU": "B-ORG", "Brussels": "B-LOC"}
@@ -122,11 +123,14 @@ def make(word_pieces: Any, byte_tokenizer: Any) -> Callable[[str], tuple[Task, n
         if kind.wants != "words":
             fine, dull = LABELS[kind.wants]
             examples = [Example(text, fine if "fine" in text else dull) for text in REVIEWS]
-        labels, tokenizer = find_labels(name, examples), byte_tokenizer if kind.model == "text2text" else word_pieces
+        labels, tokenizer = (
+            find_labels(name, examples),
+            byte_tokenizer if kind.model_kind == "text2text" else word_pieces,
+        )
         task = make_task(TaskSection(name=name), tokenizer, labels, 128).fitted(examples)
         if name == "token_classification":
             return task, Tagger(tokenizer, labels), examples
-        if kind.model == "text2text":
+        if kind.model_kind == "text2text":
             write = names_in if kind.wants == "words" else lambda text: str(int("fine" in text))
             return task, Writer(tokenizer, write), examples
         return task, Reader(tokenizer, LOGITS[name]), examples
@@ -138,7 +142,7 @@ def make(word_pieces: Any, byte_tokenizer: Any) -> Callable[[str], tuple[Task, n
 def test_faultless_model_scores_one_where_nothing_is_cut(make, name):
     task, model, examples = make(name)
     found = score(task, model, examples)
-    assert found[task.metric] == pytest.approx(1.0)
+    assert found[task.info.metrics[0]] == pytest.approx(1.0)
     assert not any(found["cut"])
 
 
@@ -151,14 +155,14 @@ CUTTING = [
 @pytest.mark.parametrize(("name", "key"), CUTTING)
 def test_cutting_lowers_the_score_and_hides_nothing(make, name, key):
     task, model, examples = make(name)
-    limits = range(4, 64, 11) if TASKS[name].model == "text2text" else range(3, 12)
+    limits = range(4, 64, 11) if TASKS[name].model_kind == "text2text" else range(3, 12)
     found = [score(replace(task, **{key: limit}), model, examples) for limit in limits]
-    measures = [scores["entity_recall" if name == "text2text_ner" else task.metric] for scores in found]
+    measures = [scores["entity_recall" if name == "text2text_ner" else task.info.metrics[0]] for scores in found]
     assert all(shorter <= longer + 1e-9 for shorter, longer in pairwise(measures))
-    assert found[0][task.metric] < 0.99
-    assert found[-1][task.metric] == pytest.approx(1.0)
+    assert found[0][task.info.metrics[0]] < 0.99
+    assert found[-1][task.info.metrics[0]] == pytest.approx(1.0)
     assert {_supports(scores) for scores in found} == {_supports(score(task, model, examples))}
-    assert all(any(scores["cut"]) for scores in found if scores[task.metric] < 0.99)
+    assert all(any(scores["cut"]) for scores in found if scores[task.info.metrics[0]] < 0.99)
 
 
 def _supports(scores: Scores) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lorakit.data.tags import odd_tags
+from lorakit.task_info import tag_names
 from lorakit.tasks.tag_decoding import iob2_rule, iob2_start, viterbi
-from lorakit.tasks.token_classification import tag_names
 
 TAGS = tag_names(["LOC", "PER"])
 LENGTHS = (1, 2, 4, 3)

@@ -13,7 +13,7 @@ import transformers
 
 from lorakit.inference.answer import answer_all
 from lorakit.recipe import TrainSection
-from lorakit.tasks.registry import TASKS
+from lorakit.task_info import TASKS
 from lorakit.training.loop import Member, train
 from lorakit.training.prepare import Prepared, prepare, trained_parameters
 from lorakit.training.schedule import Plan, lr_factor, make_optimizer

@@ -69,13 +69,14 @@ def _guess_task(data: DataSection, model: str) -> str:
 def recipe_keys() -> dict[str, tuple[str, ...]]:
     """Every section.key of a recipe, and the words that it may be."""
     from lorakit.recipe import Recipe  # late: --help does without pydantic
+    from lorakit.task_info import TASKS
 
     sections: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
     return {
         f"{name}.{key}": _words(field.annotation)
         for name, section in sections.items()
         for key, field in section.model_fields.items()
-    }
+    } | {"task.name": tuple(TASKS)}
 
 
 def _words(annotation: Any) -> tuple[str, ...]:
@@ -107,9 +108,9 @@ class TaskType(click.ParamType[str]):
 
 def _tasks() -> dict[str, str]:
     """Every word for a task, and its name."""
-    from lorakit.recipe import TASK_WORDS, TaskName
+    from lorakit.task_info import TASKS
 
-    return {**TASK_WORDS, **{name: name for name in get_args(TaskName)}}
+    return {**{info.word: name for name, info in TASKS.items() if info.word}, **{name: name for name in TASKS}}
 
 
 class Change(click.types.StringParamType):

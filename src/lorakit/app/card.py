@@ -18,11 +18,10 @@ from lorakit.app.report.page import METHODS, fact_rows, hash_rows, number, verdi
 from lorakit.errors import OutputError
 from lorakit.models import KINDS, MINILM_HUB
 from lorakit.runtime.files import atomic_text
-from lorakit.tasks.registry import TASKS
+from lorakit.task_info import TASKS
 from lorakit.training.run_files import RunFiles, read_run
 
 FILE = "README.md"
-NUMBERS = ("sequence_regression", "ordinal_classification")  # tasks whose logits are of no single label
 NO_LABELS = "None: it answers with text of its own, or with a number."
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 LONGEST = 120  # characters of a name that the card shows
@@ -121,7 +120,7 @@ def _template() -> str:
 
 def _task(run: RunFiles) -> tuple[str, Any]:
     name = str(run.section("task").get("name", ""))
-    return name, KINDS[TASKS[name].model] if name in TASKS else None
+    return name, KINDS[TASKS[name].model_kind] if name in TASKS else None
 
 
 def _hub_base(run: RunFiles) -> str:
@@ -222,10 +221,10 @@ def _snippet_of_mean(run: RunFiles, problem_type: str | None) -> str:
     """The same for a classifier over the mean of the tokens, which no class of transformers has."""
     assert run.side is not None
     side = run.side
-    outputs = TASKS[side.task.name].outputs(side.labels)
+    outputs = side.task.info.outputs(side.labels)
     names = json.dumps(side.labels, ensure_ascii=False)
     rates = "sigmoid()" if problem_type else "softmax(-1)"
-    shown = "logits" if side.task.name in NUMBERS else f"dict(zip({names}, logits.{rates}[0].tolist()))"
+    shown = "logits" if outputs != side.labels else f"dict(zip({names}, logits.{rates}[0].tolist()))"
     if run.scores.method == "full":
         lines = [
             "from sentence_transformers import SentenceTransformer",
@@ -254,19 +253,18 @@ def _snippet_of_mean(run: RunFiles, problem_type: str | None) -> str:
 
 def _head_options(run: RunFiles) -> list[str]:
     assert run.side is not None
-    name, kind = _task(run)
-    if name == "sequence_regression":
-        return ["num_labels=1", 'problem_type="regression"']
-    if name == "ordinal_classification":
-        return [f"num_labels={len(run.side.labels) - 1}"]
+    labels, outputs = run.side.labels, run.side.task.info.outputs(run.side.labels)
+    kind = KINDS[run.side.task.info.model_kind]
+    if outputs != labels:
+        regression = ['problem_type="regression"'] if kind.problem_type == "regression" else []
+        return [f"num_labels={len(outputs)}", *regression]
     multi = ['problem_type="multi_label_classification"'] if kind.problem_type else []
     return ["num_labels=len(labels)", "id2label=dict(enumerate(labels))", *multi]
 
 
 def _limits(run: RunFiles) -> Iterator[str]:
     assert run.side is not None
-    name, _ = _task(run)
-    windowed = name == "token_classification"
+    windowed = run.side.task.info.reads_windows
     yield (
         f"Texts are read {'in windows of' if windowed else 'up to'} {run.side.max_length} tokens"
         f"{'.' if windowed else '; what is longer is cut off.'}"

@@ -19,7 +19,7 @@ from lorakit.inference.predictor import load
 from lorakit.models import load_tokenizer
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Note
-from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task
+from lorakit.tasks.registry import check_labels, find_labels, make_task
 from lorakit.training.prepare import read_part, read_parts, with_usual_pair
 
 MANY = 12  # labels; of more only the most frequent and the rarest are shown
@@ -95,7 +95,7 @@ def _read(recipe: Recipe, whole: bool, notes: list[str], by_run: bool) -> tuple[
 
 def _tokens(recipe: Recipe, parts: Parts, labels: tuple[str, ...]) -> dict[str, Tokens]:
     """Lengths in tokens, by part."""
-    tokenizer, limit = load_tokenizer(recipe.model.base, TASKS[recipe.task.name].model, recipe.model.revision)
+    tokenizer, limit = load_tokenizer(recipe.model.base, recipe.task.info.model_kind, recipe.model.revision)
     limit = recipe.data.max_length or limit
     task = make_task(recipe.task, tokenizer, labels, limit)
     found = {}
@@ -196,9 +196,9 @@ def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mappi
 
 
 def _check_same_kind(run: Path, recipe: Recipe) -> None:
-    trained = read_side(shipped_folder(run)).task.name
-    if TASKS[trained].wants != TASKS[recipe.task.name].wants:
-        raise ConfigError(f"--run {run} was trained for {trained}, the data are for {recipe.task.name}")
+    trained = read_side(shipped_folder(run)).task
+    if trained.info.wants != recipe.task.info.wants:
+        raise ConfigError(f"--run {run} was trained for {trained.name}, the data are for {recipe.task.name}")
 
 
 def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, Any] | None, list[str]]:

@@ -86,9 +86,9 @@ def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns 
 def _predicted(path: Path, on: str, columns: Columns) -> Sampled:
     predictor = load(path)
     examples = predictor.read_labelled(on, columns).examples
-    check_labels(predictor.task.name, examples, predictor.task.labels)
+    check_labels(predictor.side.task.name, examples, predictor.side.labels)
     found = resample(predictor.task.statistics(examples, predictor.answers(examples)))
-    return sampled(examples, predictor.task.metric, found)
+    return sampled(examples, predictor.side.task.selection_metric, found)
 
 
 def _judged(path: Path, found: Sampled) -> Judged:

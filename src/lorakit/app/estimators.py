@@ -244,7 +244,7 @@ class EntityRecognizer(LoraEstimator):
         """
         sentences, tags = paired(sentences_of(X), [listed(tags, f"y[{i}]") for i, tags in enumerate(listed(y, "y"))])
         self._fit([{"tokens": words, "ner_tags": found} for words, found in zip(sentences, tags, strict=True)])
-        self.classes_ = np.unique(self.predictor_.task.labels)
+        self.classes_ = np.unique(self.predictor_.side.labels)
         return self
 
     def predict(self, X: Any) -> list[list[str]]:

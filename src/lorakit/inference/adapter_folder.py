@@ -15,7 +15,7 @@ from lorakit.lora.peft_config import MAX_BYTES
 from lorakit.lora.peft_files import WEIGHTS_FILE, read_header
 from lorakit.models import BaseModel, find, load_base
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.tasks.registry import TASKS, task_layers
+from lorakit.tasks.registry import task_layers
 
 MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder
@@ -78,7 +78,7 @@ def load_shipped(
         AdapterError: the base model that is found, which is compared before anything is loaded, is another than the one that
             was trained on, unless `allow_base_mismatch`; or the adapter is damaged.
     """
-    kind, name, fingerprint = TASKS[side.task.name], str(folder), None
+    info, name, fingerprint = side.task.info, str(folder), None
     if side.method != "full":
         name, wanted = side.base.name, side.base.fingerprint
         fingerprint = fingerprint_of(find(name, side.base.revision))
@@ -91,8 +91,8 @@ def load_shipped(
             report(Note(f"{folder}: an older lorakit wrote it: the base's config and tokenizer could not be compared"))
     base = load_base(
         name,
-        kind.model,
-        labels=kind.outputs(side.labels),
+        info.model_kind,
+        labels=info.outputs(side.labels),
         revision=side.base.revision,
         fingerprint=fingerprint,
         pooling=side.pooling,

@@ -26,7 +26,6 @@ from lorakit.runtime.device import evaluating, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.tasks.base import Item, Task, pad_inputs
-from lorakit.tasks.registry import TASKS
 
 T = TypeVar("T")
 
@@ -36,6 +35,7 @@ class Adapter:
     """An adapter of a model, and the task that it answers."""
 
     task: Task
+    tokenizer: Any = None  # that pads rows which several adapters share
     key: str | None = None  # its name in the hosts; None leaves the model's routing as it is
     outputs: int | None = None  # of its head, where another's may be wider
     layers: Mapping[str, nn.Module] = field(
@@ -77,7 +77,7 @@ def check_asked(example: Example, side: Side, place: str) -> None:
 
 def as_wanted(task: Task, example: Example) -> Example:
     """A text as the task takes it: cut into words where it answers words."""
-    return of_text(example.text) if TASKS[task.name].wants == "words" else example
+    return of_text(example.text) if task.info.wants == "words" else example
 
 
 def chunks(values: Iterable[T]) -> Iterator[list[T]]:
@@ -92,7 +92,7 @@ def batches_of(model: nn.Module, task: Task, items: Sequence[Item], device: torc
 
     Where the model's answer depends on padding there is none.
     """
-    most = WRITTEN if task.kind == "text2text" else READ
+    most = WRITTEN if task.info.model_kind == "text2text" else READ
     limits = (most.cpu_examples, most.cpu_tokens) if device.type == "cpu" else (most.examples, None)
     return sorted_batches([len(item["input_ids"]) for item in items], *limits, alike=depends_on_batch(model))
 
@@ -146,7 +146,7 @@ def answer_rows(
     """
     groups: dict[Adapter | None, list[int]] = {}
     for place, (adapter, _) in enumerate(rows):
-        groups.setdefault(adapter if adapter.task.kind == "text2text" else None, []).append(place)
+        groups.setdefault(adapter if adapter.task.info.model_kind == "text2text" else None, []).append(place)
     batches = [
         sorted((own[i] for i in batch), key=lambda place: rows[place].adapter.key or "")
         for own in groups.values()
@@ -182,7 +182,7 @@ def _forward(model: Any, rows: Sequence[Row], device: torch.device) -> list[Any]
     with routed(model, routing) if first.key else nullcontext():
         if len(segments) == 1 and not first.layers:
             return list(first.task.predict(model, to_device(first.task.collate(items), device)))
-        inputs = to_device(pad_inputs([row.item for row in rows], first.task.tokenizer), device)
+        inputs = to_device(pad_inputs([row.item for row in rows], first.tokenizer), device)
         logits = model(**inputs).logits  # (B, C) or (B, T, C), C of the widest head
     raws: list[Any] = []
     for (adapter, items), own in zip(segments, logits.split([len(own) for _, own in segments]), strict=True):

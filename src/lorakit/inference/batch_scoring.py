@@ -36,6 +36,7 @@ from lorakit.models import find, versions
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.runtime.files import atomic_file, atomic_text, cannot_write, locked, make_folder
 from lorakit.runtime.signals import stop_on_signals
+from lorakit.task_info import TASKS
 
 SHARD_ROWS = 16384  # so many are held at a time, and lost at most by a kill
 HEAD = 100  # rows that are looked at to find columns
@@ -308,21 +309,11 @@ TYPES: Mapping[str, pa.DataType] = {
     "generated": TEXT,
     "probabilities": pa.map_(TEXT, pa.float64()),
 }
-# The keys of each task's answers besides the texts.
-KEYS: Mapping[str, Sequence[str]] = {
-    "sequence_classification": ("label", "score", "probabilities"),
-    "multi_label_classification": ("labels", "probabilities"),
-    "ordinal_classification": ("label", "score", "probabilities"),
-    "sequence_regression": ("value",),
-    "token_classification": ("entities",),
-    "text2text_ner": ("entities", "generated"),
-    "text2text_classification": ("label", "score", "generated", "probabilities"),
-}
 
 
 def answer_schema(tasks: Iterable[str], kept: Mapping[str, pa.DataType]) -> pa.Schema:
     """The columns of the answers that these tasks give: where the text stands, what is kept of its row, the answer."""
-    keys = {key for task in tasks for key in KEYS[task]}
+    keys = {key for task in tasks for key in TASKS[task].answer_columns}
     answer = {key: type for key, type in TYPES.items() if key in keys}
     return pa.schema({FILE: TYPES[FILE], ROW: TYPES[ROW], **kept, **answer})
 

@@ -24,7 +24,7 @@ from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
 from lorakit.runtime.events import Report, ignore
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, with_intervals
-from lorakit.tasks.registry import TASKS, check_labels, make_task, task_layers
+from lorakit.tasks.registry import check_labels, make_task, task_layers
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Predictor:
     task: Task
     side: Side
     device: torch.device
+    tokenizer: Any  # of the base
 
     @overload
     def predict(self, texts: str) -> dict[str, Any]: ...  # type: ignore[overload-overlap]  # a str is a Sequence[str]
@@ -73,8 +74,8 @@ class Predictor:
         Raises:
             DataError: the run does not answer words, or a sentence is a plain text, has no words or an empty one.
         """
-        if TASKS[self.task.name].wants != "words":
-            raise DataError(f"words: this run is one of {self.task.name}, which answers texts")
+        if self.task.info.wants != "words":
+            raise DataError(f"words: this run is one of {self.task.info.name}, which answers texts")
         for number, words in enumerate(sentences, start=1):
             if isinstance(words, str) or not words or not all(word.strip() for word in words):
                 raise DataError(
@@ -98,11 +99,11 @@ class Predictor:
         """Labelled examples as the task wants them; the columns are those of training unless others are named."""
         named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
         asked = replace(self.side.columns, **named)
-        return read(source, TASKS[self.task.name].wants, columns=asked, format=format, split="test")
+        return read(source, self.task.info.wants, columns=asked, format=format, split="test")
 
     def evaluate(self, examples: Sequence[Example]) -> Scores:
         """Scores on labelled examples, with intervals. Raises a DataError for a label that training did not have."""
-        check_labels(self.task.name, examples, self.task.labels)
+        check_labels(self.task.info.name, examples, self.side.labels)
         return with_intervals(self.task, examples, self.answers(examples))
 
     def merge_to(self, folder: Path) -> None:
@@ -113,7 +114,7 @@ class Predictor:
         """
         _fold_in(self.model.float())  # a sum rounded to bf16 would lose most of the adapter and the head
         layers = task_layers(self.side.task, self.side.labels)
-        save_model(self.model, self.task.tokenizer, folder, self.side.max_length, without=layers)
+        save_model(self.model, self.tokenizer, folder, self.side.max_length, without=layers)
 
 
 def load(
@@ -138,7 +139,7 @@ def load(
     base.model.to(device).eval()
     speed_up(base, DTYPES[side.dtype], device)
     task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
-    return Predictor(base.model, task, side, device)
+    return Predictor(base.model, task, side, device, base.tokenizer)
 
 
 def _fold_in(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ from lorakit.lora.peft_files import WEIGHTS_FILE, reload_adapter
 from lorakit.models import KINDS
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
 from lorakit.tasks.base import Item
-from lorakit.tasks.registry import TASKS, make_task, task_layers
+from lorakit.tasks.registry import make_task, task_layers
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file of a folder: inode, size, time of change in ns
 IN_TEMPLATE = "template"  # an adapter's name there
@@ -73,14 +73,18 @@ class SharedModel:
         self.side = side = read_side(folder)
         _check_method(folder, side)
         base = load_shipped(folder, side, with_adapter=False)
-        kind = TASKS[side.task.name]
-        self.fingerprint, self.tokenizer, self.kind = base.fingerprint, base.tokenizer, KINDS[kind.model].auto_class
+        info = side.task.info
+        self.fingerprint, self.tokenizer, self.kind = (
+            base.fingerprint,
+            base.tokenizer,
+            KINDS[info.model_kind].auto_class,
+        )
         self.device, dtype = pick_device(), DTYPES[side.dtype]
         cast_frozen_(base.model.requires_grad_(False), dtype)
         self.model: Any = base.model.to(self.device).eval()
         self._head, last = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)][-1]
-        self._width = len(kind.outputs(side.labels))
-        if kind.model != "text2text" and last.out_features != self._width:
+        self._width = len(info.outputs(side.labels))
+        if info.model_kind != "text2text" and last.out_features != self._width:
             raise ModelError(
                 f"{side.base.name}: its output layer is not known: {self._head} has {last.out_features} rows"
             )
@@ -132,6 +136,7 @@ class SharedModel:
             folder=folder,
             stamp=stamp,
             side=side,
+            tokenizer=self.tokenizer,
             task=make_task(side.task, self.tokenizer, side.labels, side.max_length, side.tuned),
             outputs=outputs,
             parts=[part for part in parts if part.path not in layers],
@@ -140,12 +145,14 @@ class SharedModel:
         )
 
     def _outputs(self, side: Side) -> int:
-        kind = TASKS[side.task.name]
-        return self._width if kind.model == "text2text" else len(kind.outputs(side.labels))  # those write with one head
+        info = side.task.info
+        return (
+            self._width if info.model_kind == "text2text" else len(info.outputs(side.labels))
+        )  # those write with one head
 
     def _check(self, folder: Path, side: Side) -> None:
         _check_method(folder, side)
-        if (kind := KINDS[TASKS[side.task.name].model].auto_class) != self.kind:
+        if (kind := KINDS[side.task.info.model_kind].auto_class) != self.kind:
             raise AdapterError(f"{folder}: {side.task.name} needs {kind}; the others share {self.kind}")
         if differences := side.base.fingerprint.differences(self.fingerprint):
             raise AdapterError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
+from lorakit.task_info import TaskInfo
 from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
 
 if TYPE_CHECKING:
@@ -28,37 +29,9 @@ class Cut(NamedTuple):
 
 
 class Task(Protocol):
-    """One problem over one base model. `Answer` is a type of the task's own."""
+    """One problem over one base model. `Answer` is a type of the task's own; where it wants words, it has their `tags`."""
 
-    @property
-    def name(self) -> str:
-        """The task's name in the recipe."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """The kind of model, a key of models.KINDS."""
-        ...
-
-    @property
-    def metric(self) -> str:
-        """The key of `score` that chooses the best checkpoint; higher is better but for those in LOWER."""
-        ...
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        """The scores that can be chosen as `metric`."""
-        ...
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What is told apart: classes, tags, or entity types."""
-        ...
-
-    @property
-    def tokenizer(self) -> Any:
-        """The base model's tokenizer."""
-        ...
+    info: ClassVar[TaskInfo]
 
     def fitted(self, examples: Sequence[Example]) -> Self:
         """The task with what it takes from the training examples before the first step: a target's mean, say."""
@@ -97,7 +70,7 @@ class Task(Protocol):
         ...
 
     def score(self, examples: Sequence[Example], answers: Sequence[Any]) -> Scores:
-        """Scores of answers to labelled examples; `metric` is one of the keys."""
+        """Scores of answers to labelled examples; those of `info.metrics` are among them."""
         ...
 
     def statistics(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Statistic | Ranking]:

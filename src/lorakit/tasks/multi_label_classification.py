@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.recipe import TASK_METRICS
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
 from lorakit.tasks.metrics.labels import HALF, best_threshold, multi_label_scores, multi_label_statistics
@@ -28,10 +28,7 @@ class MultiLabelClassification(SequenceTask):
     end in `_tuned` are a little too good on validation; those of `data.test` are not.
     """
 
-    name: str = "multi_label_classification"
-    kind: str = "multi_label_classification"
-    metric: str = "macro_average_precision"
-    metrics: tuple[str, ...] = TASK_METRICS["multi_label_classification"]
+    info = TASKS["multi_label_classification"]
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by label; empty: 0.5 for all
 
     def target(self, example: Example) -> list[float]:

@@ -12,18 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.recipe import TASK_METRICS
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.metrics.bootstrap import Scores, Statistic
 from lorakit.tasks.metrics.calibration import calibration_statistics
 from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, mean, values
 from lorakit.tasks.metrics.numbers import quadratic_kappa
 from lorakit.tasks.sequence import SequenceTask, texts_of
-
-
-def steps(labels: Sequence[str]) -> tuple[str, ...]:
-    """The names of the head's outputs: output k is the logit of a label beyond the k-th, given at least the k-th."""
-    return tuple(f"beyond {label}" for label in labels[:-1])
 
 
 @dataclass(frozen=True)
@@ -36,10 +31,7 @@ class OrdinalClassification(SequenceTask):
     where they divide by that of steps. The label answered is the highest with p(y >= label) > 0.5, the median.
     """
 
-    name: str = "ordinal_classification"
-    kind: str = "multi_label_classification"  # in transformers' words: each output is a logit of its own
-    metric: str = "quadratic_kappa"
-    metrics: tuple[str, ...] = TASK_METRICS["ordinal_classification"]
+    info = TASKS["ordinal_classification"]
 
     def target(self, example: Example) -> list[int]:
         return [self.labels.index(self.expected(example))]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, did_you_mean
-from lorakit.recipe import TASK_METRICS, TaskSection
+from lorakit.recipe import TaskSection
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.metrics.bootstrap import Floats, Scores, Statistic
 from lorakit.tasks.metrics.calibration import at_temperature, best_temperature, calibration_statistics, ece
 from lorakit.tasks.metrics.labels import (
-    classification_metrics,
     classification_scores,
     classification_statistics,
     values,
@@ -41,9 +41,7 @@ class SequenceClassification(SequenceTask):
     so that they are what the model itself says, merged or in others' hands; it changes no label.
     """
 
-    name: str = "sequence_classification"
-    kind: str = "sequence_classification"
-    metric: str = "accuracy"
+    info = TASKS["sequence_classification"]
     balanced: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)  # of labels in the loss; others have 1
     calibrate: bool = False
@@ -60,10 +58,6 @@ class SequenceClassification(SequenceTask):
             if label not in labels:
                 raise ConfigError(f"task.class_weights: {label!r} is not a label; {did_you_mean(label, labels)}")
         return replace(task, weights=section.class_weights)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return classification_metrics(TASK_METRICS[self.name], self.labels)
 
     def fitted(self, examples: Sequence[Example]) -> Self:
         if not self.balanced:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
-from lorakit.recipe import TASK_METRICS
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
 from lorakit.tasks.metrics.labels import values
@@ -29,10 +29,7 @@ class SequenceRegression(SequenceTask):
     peft, gives that output: value = mean + spread * output.
     """
 
-    name: str = "sequence_regression"
-    kind: str = "regression"
-    metric: str = "pearson"
-    metrics: tuple[str, ...] = TASK_METRICS["sequence_regression"]
+    info = TASKS["sequence_regression"]
     mean: float = 0.0
     spread: float = 1.0
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, Entity, entities, split_tag
 from lorakit.errors import ConfigError, ModelError
-from lorakit.recipe import TASK_METRICS, TaskSection
+from lorakit.recipe import TaskSection
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Untuned, inputs_of, pad, pad_inputs
 from lorakit.tasks.metrics.bootstrap import Scores, Statistic
 from lorakit.tasks.metrics.entities import entity_scores, entity_statistics
-from lorakit.tasks.tag_decoding import CRF, iob2_rule, iob2_start, log_likelihood, marginals, viterbi
+from lorakit.tasks.tag_decoding import CRF, Crf, iob2_rule, iob2_start, log_likelihood, marginals, viterbi
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,9 +36,9 @@ class Tagged:
     scores: tuple[float, ...]
 
 
-def tag_names(types: Sequence[str]) -> tuple[str, ...]:
-    """The tags of a set of entity types: O, then B- and I- of each."""
-    return (OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
+def layers(section: TaskSection, labels: tuple[str, ...]) -> dict[str, nn.Module]:
+    """What is trained besides the head of a model that tags words."""
+    return {CRF: Crf(len(labels))} if section.crf else {}
 
 
 class Read(NamedTuple):
@@ -58,6 +59,7 @@ class TokenClassification(Untuned):
     of a window are one path; it is trained and decoded over words alone.
     """
 
+    info = TASKS["token_classification"]
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]  # tags, O first
     max_length: int
@@ -65,10 +67,6 @@ class TokenClassification(Untuned):
     subwords: Literal["first", "all"] = "first"
     decoding: Literal["viterbi", "argmax"] = "viterbi"
     crf: bool = False
-    name: str = "token_classification"
-    kind: str = "token_classification"
-    metric: str = "entity_f1"
-    metrics: tuple[str, ...] = TASK_METRICS["token_classification"]
 
     @classmethod
     def make(

@@ -28,7 +28,7 @@ MOST_BYTES = 64 * 2**30  # that a cache takes; what was not used for the longest
 
 
 def encode(
-    task: Task, examples: Sequence[Example], cache: Path | None, made_of: Any = None
+    task: Task, examples: Sequence[Example], cache: Path | None, tokenizer: Any = None, made_of: Any = None
 ) -> Sequence[Sequence[Item]]:
     """The items of each example, from the cache where one is named; filled in some thousand examples at a time.
 
@@ -40,7 +40,7 @@ def encode(
     """
     if cache is None:
         return task.encode(examples)
-    folder = cache / _name(task, examples, made_of)
+    folder = cache / _name(task, examples, tokenizer, made_of)
     if not (folder / FACTS).is_file():
         try:
             with atomic_folder(folder) as unfinished:
@@ -54,10 +54,9 @@ def encode(
     return found
 
 
-def _name(task: Task, examples: Sequence[Example], made_of: Any) -> str:
-    tokenizer = _tokenizer_sha256(task.tokenizer)
+def _name(task: Task, examples: Sequence[Example], tokenizer: Any, made_of: Any) -> str:
     texts = examples.sha256 if isinstance(examples, Streamed) else examples_sha256(examples)
-    facts = [FORMAT, task.name, list(task.labels), tokenizer, texts, made_of]
+    facts = [FORMAT, task.info.name, _tokenizer_sha256(tokenizer), texts, made_of]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

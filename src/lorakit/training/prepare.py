@@ -45,7 +45,7 @@ from lorakit.runtime.device import cast_frozen_, pick_device, pick_dtype, shard_
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Item, Task
-from lorakit.tasks.registry import TASKS, check_labels, find_labels, make_task, task_layers
+from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
 from lorakit.training.encode import CachedItems, encode
 from lorakit.training.schedule import Plan
 
@@ -97,6 +97,7 @@ class Prepared:
     recipe: Recipe
     base: BaseModel
     task: Task
+    labels: tuple[str, ...]
     config: LoraConfig | None  # None with train.method = full
     targets: Sequence[Target]
     parameters: ParameterCount
@@ -158,8 +159,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         )
     base = load_base(
         recipe.model.base,
-        TASKS[recipe.task.name].model,
-        labels=TASKS[recipe.task.name].outputs(labels),
+        recipe.task.info.model_kind,
+        labels=recipe.task.info.outputs(labels),
         revision=recipe.model.revision,
         dropout=recipe.model.dropout,
         seed=recipe.train.seed,
@@ -184,8 +185,10 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
         cache = None if recipe.data.cache is None else Path(recipe.data.cache)
         # all fingerprints, since what a task takes from train (a mean) is in the items of every part
-        made_of = [recipe.task.model_dump(mode="json"), max_length, sorted(fingerprints.values())]
-        parts = {name: Part(part, encode(task, part, cache, made_of)) for name, part in examples.items()}
+        made_of = [labels, recipe.task.model_dump(mode="json"), max_length, sorted(fingerprints.values())]
+        parts = {
+            name: Part(part, encode(task, part, cache, base.tokenizer, made_of)) for name, part in examples.items()
+        }
         _tell_cut(task, parts, max_length, report)
         return task, parts
 
@@ -212,6 +215,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         recipe=recipe,
         base=base,
         task=task,
+        labels=labels,
         config=config,
         targets=targets,
         parameters=_count(base.model, config),
@@ -227,7 +231,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
 
 
 def _plan(recipe: Recipe, items: Sequence[Item]) -> Plan:
-    writes = TASKS[recipe.task.name].model == "text2text"
+    writes = recipe.task.info.model_kind == "text2text"
     written = [len(item["labels"]) for item in items] if writes else ()
     return Plan([len(item["input_ids"]) for item in items], recipe.train, written)
 
@@ -256,8 +260,8 @@ def _start_tensors(model: nn.Module) -> list[Tensor]:
 
 def with_usual_pair(recipe: Recipe, report: Report = ignore) -> Recipe:
     """The recipe with data.pair where neither it nor data.text is named and two columns have the usual names of pairs."""
-    data, task = recipe.data, TASKS[recipe.task.name]
-    if data.train is None or task.wants == "words" or task.model == "text2text":
+    data, task = recipe.data, recipe.task.info
+    if data.train is None or task.wants == "words" or task.model_kind == "text2text":
         return recipe
     if (pair := usual_pair(data.train, columns_of(data), data.format)) is None:
         return recipe
@@ -313,7 +317,7 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     data: DataSection = recipe.data
     dataset = read(
         source,
-        wants=TASKS[recipe.task.name].wants,
+        wants=recipe.task.info.wants,
         columns=replace(columns_of(data), **{key: getattr(data, key) for key in OF_TRAINING}),
         format=data.format,
         split=split_name,

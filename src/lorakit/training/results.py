@@ -53,7 +53,7 @@ def write_results(
     resampled = resample(prepared.task.statistics(part.examples, answers))
     scores = prepared.task.score(part.examples, answers)
     write_shipped(folder, prepared, scores)
-    write_resamples(folder, sampled(part.examples, prepared.task.metric, resampled))
+    write_resamples(folder, sampled(part.examples, prepared.recipe.task.selection_metric, resampled))
     scores["intervals"] = intervals(resampled, len(part.examples))
     if "test" in prepared.parts:
         scores["test"] = with_intervals(prepared.task, prepared.parts["test"].examples, test_answers)
@@ -81,7 +81,7 @@ def _about(prepared: Prepared, history: History) -> About:
     """What the scores are scores of, and what they cost."""
     counts = prepared.parameters
     return About(
-        metric=prepared.task.metric,
+        metric=prepared.recipe.task.selection_metric,
         best_step=history.best_step,
         evaluations=sum("validation" in line for line in history.lines),
         last={key: value for key, value in history.last_scores.items() if key != "step"},
@@ -134,7 +134,7 @@ def _side(prepared: Prepared, scores: Scores) -> Side:
     recipe, base = prepared.recipe, prepared.base
     return Side(
         task=recipe.task,
-        labels=prepared.task.labels,
+        labels=prepared.labels,
         tuned=dict(prepared.task.tuned),
         max_length=recipe.data.max_length or base.max_length,
         base=Base.of(base.name, base.revision, base.fingerprint),

@@ -94,7 +94,7 @@ class Run:
     def begin(self) -> None:
         """Write what stands at the beginning of a run's folder, and say that it starts."""
         self.ranks.first(self._write_start)
-        self.report(Started(self.prepared.plan.steps, self.start, self.prepared.task.metric))
+        self.report(Started(self.prepared.plan.steps, self.start, self.prepared.recipe.task.selection_metric))
 
     def _write_start(self) -> None:
         atomic_text(self.folder / RECIPE, self.prepared.recipe.to_toml())
@@ -196,7 +196,7 @@ class Run:
     def _evaluate(self, number: int) -> None:
         self._check_finite(number)
         scores = self._scores(self.prepared.parts["validation"])  # nothing is lost where a signal breaks it off
-        value = goodness(scores, self.prepared.task.metric)
+        value = goodness(scores, self.prepared.recipe.task.selection_metric)
         # a tie keeps the earlier step; as long as the metric is undefined, the last one counts
         is_best = value > self.history.best or self.history.best == float("-inf")
         if is_best:
@@ -296,7 +296,7 @@ class Run:
     def finish(self) -> Result:
         """Write what the best parameters answer; of a run that is paused, give the last scores."""
         if self.is_paused:
-            scores = {**self.history.last_scores, "metric": self.prepared.task.metric}
+            scores = {**self.history.last_scores, "metric": self.prepared.recipe.task.selection_metric}
             return Result(self.folder, scores, is_paused=True)
         for name, parameter in self._parameters().items():
             parameter.copy_(self.best_state[name])

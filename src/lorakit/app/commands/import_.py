@@ -67,7 +67,7 @@ def import_adapter(
     from lorakit.models import KINDS, save_tokenizer, versions
     from lorakit.recipe import TaskSection
     from lorakit.runtime.files import atomic_folder
-    from lorakit.tasks.registry import TASKS
+    from lorakit.task_info import TASKS
 
     check_free(out)
     _, info = read_adapter_config(source)
@@ -77,16 +77,17 @@ def import_adapter(
         raise ConfigError(f"{source}: the adapter does not name its base model; say it with --base")
     task_type = "SEQ_CLS" if info.task_type == MEAN else info.task_type
     # several tasks may share one of peft's task_types; the first of them is meant unless --task says otherwise
-    usual = (name for name, kind in TASKS.items() if KINDS[kind.model].peft_task_type == task_type)
+    usual = (name for name, kind in TASKS.items() if KINDS[kind.model_kind].peft_task_type == task_type)
     task = task or next(usual, None)
     if task is None:
         known = ", ".join(TASKS)
         raise ConfigError(f"{source}: task_type {info.task_type!r} tells no task; say it with --task ({known})")
     # its tags may be IOB1 or IO, under whose rules most of what IOB2 forbids is right
-    free = {"decoding": "argmax"} if task == "token_classification" else {}
-    section = TaskSection.model_validate({"name": task, **free})
+    section = TaskSection.model_validate({"name": task})
+    if "decoding" in section.info.keys:
+        section = section.model_copy(update={"decoding": "argmax"})
     model = _load_base(source, BaseInfo(name, None if base else info.revision, info.task_type), task, labels, header)
-    labels = labels or (() if task == "sequence_regression" else _own_labels(model))
+    labels = labels or (() if section.info.wants == "number" else _own_labels(model))
     _check_nothing_random(source, model, header)
     config = load_adapter(model.model, source)
     with atomic_folder(out) as folder:
@@ -125,14 +126,14 @@ def _load_base(
 ) -> BaseModel:
     """The base model with an output for each label: the given ones, else those of its own config."""
     from lorakit.models import load_base
-    from lorakit.tasks.registry import TASKS
+    from lorakit.task_info import TASKS
 
-    name, revision, kind = str(info.name_or_path), info.revision, TASKS[task].model
+    name, revision, kind = str(info.name_or_path), info.revision, TASKS[task].model_kind
     if kind == "text2text":
         if not labels:
             raise ConfigError(f"{source}: name the entity types that the adapter writes with --labels PER,LOC,...")
         return load_base(name, kind, revision=revision)
-    if task == "ordinal_classification" and not labels:
+    if "order" in TASKS[task].keys and not labels:
         raise ConfigError(f"{source}: name the labels from lowest to highest with --labels 1,2,3,...")
     base = load_base(
         name,

@@ -88,7 +88,7 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None) -> Output:
         f"parameters: {counts.trainable:,} trained ({counts.lora:,} LoRA, {counts.saved:,} in whole modules) "
         f"of {counts.total:,} ({counts.trainable / counts.total:.2%})",
         f"examples: {', '.join(f'{len(part.examples):,} {name}' for name, part in prepared.parts.items())}; "
-        f"labels: {len(prepared.task.labels)}",
+        f"labels: {len(prepared.labels)}",
         f"steps: {plan.steps} ({plan.steps_per_epoch} an epoch), base in {str(prepared.dtype).removeprefix('torch.')}"
         f"{_quantized(recipe.model.quantize)}",
         f"kernels: {prepared.kernels}",

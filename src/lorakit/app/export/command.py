@@ -32,7 +32,7 @@ from lorakit.lora import (
 from lorakit.lora.export_profiles import PROFILES, Profile, conform, left_behind
 from lorakit.models import MINILM_HUB, BaseModel, find, load_base
 from lorakit.runtime.files import atomic_folder
-from lorakit.tasks.registry import TASKS, make_task, task_layers
+from lorakit.tasks.registry import make_task, task_layers
 
 MERGED = "merged"
 SENTENCES = "sentence-transformers"
@@ -138,12 +138,12 @@ def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) ->
 
 
 def _told_labels(side: Side, profile: Profile) -> list[str]:
-    names = TASKS[side.task.name].outputs(side.labels)
+    names = side.task.info.outputs(side.labels)
     if side.pooling == "mean":
         head = f"`classifier`, a linear layer to {len(names)} outputs" if profile.everything else f"the head in {HEAD}"
         labels = ", ".join(names)
         return [f"pooling: the base is AutoModel's; {head}, reads the mean over its tokens (docs/exports.md): {labels}"]
-    if not profile.everything or side.task.name.startswith("text2text") or len(names) == 2:
+    if not profile.everything or side.task.info.model_kind == "text2text" or len(names) == 2:
         return []
     return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
 
@@ -152,10 +152,10 @@ def _left_out(side: Side) -> list[str]:
     """What answers need besides the model's output, which others must do themselves."""
     task, tuned = side.task, side.tuned
     lines = ["crf: its transitions are left out, a plain model answers each word by itself"] * task.crf
-    if task.name == "sequence_regression" and tuned:
+    if "spread" in tuned:
         lines.append(f"units: value = {tuned['mean']:g} + {tuned['spread']:g} * the model's output")
-    if task.name == "ordinal_classification":
-        lines.append("outputs: logits of a label beyond the k-th, given at least the k-th (CORN)")
+    if task.info.outputs_are:
+        lines.append(f"outputs: {task.info.outputs_are}")
     if thresholds := tuned.get("thresholds"):
         each = ", ".join(f"{label} {at:.3g}" for label, at in thresholds.items())
         lines.append(f"thresholds: a plain model has 0.5 for each label; tuned: {each}")
@@ -230,12 +230,12 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output
     def loaded() -> Predictor:
         base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
         task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
-        return Predictor(base.model.eval(), task, side, torch.device("cpu"))
+        return Predictor(base.model.eval(), task, side, torch.device("cpu"), base.tokenizer)
 
     with atomic_folder(out) as place:
         loaded().merge_to(place)
         before = loaded()
-        after = load_base(str(place), before.task.kind, pooling=side.pooling).model.eval()
+        after = load_base(str(place), before.task.info.model_kind, pooling=side.pooling).model.eval()
         for name in task_layers(side.task, side.labels):
             after.add_module(name, before.model.get_submodule(name))
         agreement = agree(before.task, side, texts_of(path, side), before.model, after)

@@ -31,7 +31,7 @@ from lorakit.lora import merge_and_unload
 from lorakit.models import BaseModel, save_plain
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.base import Batch, Task, inputs_of
-from lorakit.tasks.registry import TASKS, make_task
+from lorakit.tasks.registry import make_task
 
 ONNX = "onnx"
 QUANTIZED = "_quantized"  # what transformers.js and optimum put behind a name
@@ -81,7 +81,7 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
     base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
     task = _free(side, base)
     texts = texts_of(path, side)
-    form = WRITER if task.kind == "text2text" else READER
+    form = WRITER if task.info.model_kind == "text2text" else READER
     with atomic_folder(out) as place:
         if side.method != "full":
             merge_and_unload(base.model)
@@ -116,9 +116,9 @@ def _write_beside(base: BaseModel, task: Task, side: Side, place: Path) -> None:
     facts = {
         "export": ONNX,
         "opset": OPSET,
-        "task": task.name,
+        "task": task.info.name,
         "labels": side.labels,
-        "outputs": () if task.kind == "text2text" else TASKS[task.name].outputs(side.labels),
+        "outputs": () if task.info.model_kind == "text2text" else task.info.outputs(side.labels),
         "pairs": side.columns.pair is not None,
         "max_length": side.max_length,
         **{key: getattr(task, key) for key in ("prefix", "max_target_length") if hasattr(task, key)},
@@ -152,7 +152,7 @@ def _prove_int8(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Outpu
     facts: dict[str, Any] = {"check": agreement.facts(), "size_mb": size, "batch_ms": ms}
     lines = [line]
     if agreement.before:
-        metric = trial.task.metric
+        metric = trial.side.task.selection_metric
         before, after = (scores[metric] for scores in (agreement.before, agreement.after))
         shown = f"{digits(before)}, of int8 {digits(after)}"
         lines.append(f"{metric} on {agreement.texts.n_gold:,} validation texts: {shown}")

@@ -44,12 +44,12 @@ def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]
 
     if find_spec("cleanlab") is None:
         raise ConfigError("suspected label errors need an extra: pip install 'lorakit[cleanlab]'")
-    check_labels(predictor.task.name, examples, predictor.task.labels)
+    check_labels(predictor.side.task.name, examples, predictor.side.labels)
     if isinstance(predictor.task, TokenClassification):
         return _of_words(predictor, examples)
     answers = [predictor.task.to_json(e, a) for e, a in zip(examples, predictor.answers(examples), strict=True)]
     if not all("probabilities" in answer for answer in answers):
-        raise ConfigError(f"{predictor.task.name}: label errors are suspected where each label has a probability")
+        raise ConfigError(f"{predictor.side.task.name}: label errors are suspected where each label has a probability")
     given = [labels_of(example) for example in examples]
     places = [(example.where, example.text) for example in examples]
     several = "labels" in answers[0]
@@ -65,7 +65,7 @@ def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect
     raws = predict_all(predictor.model, predictor.task, predictor.task.encode(examples), predictor.device)
     table = torch.cat([read.log_p for of_example in raws for read in of_example]).softmax(-1).numpy()  # (words, C)
     places = [(e.where, f"{word} (word {i})") for e in examples for i, word in enumerate(e.words, start=1)]
-    return _of_one_label(places, [tag for e in examples for tag in e.tags], table, predictor.task.labels)
+    return _of_one_label(places, [tag for e in examples for tag in e.tags], table, predictor.side.labels)
 
 
 def suspects_of_run(run: RunFiles) -> list[Suspect] | str:

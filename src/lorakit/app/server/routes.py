@@ -308,9 +308,9 @@ async def _left(request: Request) -> None:
 
 
 def _outputs(side: Any) -> list[dict[str, Any]]:
-    if side.task.name in ("token_classification", "text2text_ner"):
+    if "entities" in side.task.info.answer_columns:
         return [{"name": "entities", "datatype": "BYTES", "shape": [-1]}]
-    if side.task.name == "sequence_regression":
+    if "value" in side.task.info.answer_columns:
         return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
     return [{"name": "label", "datatype": "BYTES", "shape": [-1]}, {"name": "score", "datatype": "FP64", "shape": [-1]}]
 

@@ -29,11 +29,6 @@ def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels:
     }
 
 
-def classification_metrics(names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
-    """Those of some scores that there are with these labels: the F1 of one label takes two of them."""
-    return tuple(name for name in names if name != "f1" or len(labels) == 2)
-
-
 def classification_statistics(
     gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> dict[str, Statistic]:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
-from lorakit.recipe import TASK_METRICS, TaskSection
+from lorakit.recipe import TaskSection
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import IGNORE, Batch, pad
 from lorakit.tasks.metrics.bootstrap import Scores, Statistic
-from lorakit.tasks.metrics.labels import classification_metrics, classification_scores, classification_statistics, mean
+from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, mean
 from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
 from lorakit.tasks.text2text.decoding import Decoder, greedy, losses_of_rows, n_targets
 from lorakit.tasks.text2text.spelling import decode
@@ -43,11 +44,9 @@ class Text2TextClassification(SequenceTask):
     no label at all.
     """
 
+    info = TASKS["text2text_classification"]
     prefix: str = "classify: "
     constrained: bool = True
-    name: str = "text2text_classification"
-    kind: str = "text2text"
-    metric: str = "accuracy"
 
     @classmethod
     def make(
@@ -61,10 +60,6 @@ class Text2TextClassification(SequenceTask):
                     f"as {back!r}; rename it in the data, or use sequence_classification"
                 )
         return task
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return classification_metrics(TASK_METRICS[self.name], self.labels)
 
     @cached_property
     def written(self) -> list[list[int]]:

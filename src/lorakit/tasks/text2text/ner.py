@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, entities, to_tags
-from lorakit.recipe import TASK_METRICS, TaskSection
+from lorakit.recipe import TaskSection
+from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, Cut, Item, Untuned
 from lorakit.tasks.metrics.bootstrap import Scores, Statistic
 from lorakit.tasks.metrics.entities import entity_scores, entity_statistics
@@ -65,6 +66,7 @@ class Extracted:
 class Text2TextNer(Untuned):
     """NER as generation, in one of the `FORMATS`. The labels are entity types."""
 
+    info = TASKS["text2text_ner"]
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]
     max_length: int
@@ -72,10 +74,6 @@ class Text2TextNer(Untuned):
     max_target_length: int = 128
     constrained: bool = False
     format: str = "list"
-    name: str = "text2text_ner"
-    kind: str = "text2text"
-    metric: str = "entity_f1"
-    metrics: tuple[str, ...] = TASK_METRICS["text2text_ner"]
 
     @classmethod
     def make(

@@ -1,0 +1,158 @@
+"""What is known of each task before its data and its model are: what recipes, readers, server, exports and reports ask.
+
+It imports no torch. The task itself is a class elsewhere (`Task` in tasks/base.py), imported when one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lorakit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorakit.data.example import Wants
+
+# What an answer may say besides the texts it is about; files of answers, the server and the report know these keys.
+ANSWER_COLUMNS = ("label", "score", "labels", "value", "entities", "generated", "probabilities")
+Names = Callable[[tuple[str, ...]], tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """The facts of one task."""
+
+    name: str  # in the recipe
+    made_by: (
+        str  # module:name of what takes a TaskSection, tokenizer, labels and length limit in tokens, and gives a Task
+    )
+    model_kind: str  # a key of models.KINDS
+    wants: Wants  # of each record
+    takes_shares: bool = False  # where it wants a label: also soft ones, a share for each label
+    metrics: tuple[str, ...]  # what task.metric may be; the first one chooses where the recipe does not say
+    two_label_metrics: tuple[str, ...] = ()  # those of them that there are with two labels alone
+    answer_columns: tuple[str, ...]  # keys of its answers, of ANSWER_COLUMNS
+    word: str = ""  # for it on the command line
+    keys: tuple[str, ...] = ()  # of the recipe's [task] table, that are its own or shared with some other tasks
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # values of keys, where they are not the table's
+    labels: Names = tuple  # from the labels in the data, in order
+    outputs: Names = tuple  # names of the head's outputs, from the labels
+    outputs_are: str = ""  # what they mean, where that is not a logit of each label
+    layers: str = (
+        ""  # module:name of what gives modules to train besides the head, by name, from a TaskSection and labels
+    )
+    reads_windows: bool = False  # whether it reads all of a text that is longer than the limit
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.answer_columns} - {*ANSWER_COLUMNS}):
+            raise ConfigError(f"task {self.name!r}: answer_columns: {unknown[0]!r} is not one of {ANSWER_COLUMNS}")
+
+    def metrics_of(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """The scores that can choose the best checkpoint with these labels."""
+        return tuple(name for name in self.metrics if name not in self.two_label_metrics or len(labels) == 2)
+
+
+def tag_names(types: tuple[str, ...]) -> tuple[str, ...]:
+    """The tags of a set of entity types: O, then B- and I- of each."""
+    return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
+
+
+def steps(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The outputs of an ordinal head: output k is the logit of a label beyond the k-th, given at least the k-th."""
+    return tuple(f"beyond {label}" for label in labels[:-1])
+
+
+TASKS: dict[str, TaskInfo] = {
+    info.name: info
+    for info in (
+        TaskInfo(
+            name="sequence_classification",
+            made_by="lorakit.tasks.sequence_classification:SequenceClassification.make",
+            model_kind="sequence_classification",
+            wants="label",
+            takes_shares=True,
+            metrics=("accuracy", "macro_f1", "mcc", "f1", "nll", "brier", "ece"),
+            two_label_metrics=("f1",),
+            answer_columns=("label", "score", "probabilities"),
+            word="classification",
+            keys=("class_weights", "calibrate"),
+        ),
+        TaskInfo(
+            name="multi_label_classification",
+            made_by="lorakit.tasks.multi_label_classification:MultiLabelClassification.make",
+            model_kind="multi_label_classification",
+            wants="labels",
+            metrics=("macro_average_precision", "micro_f1_at_0.5", "macro_f1_at_0.5", "subset_accuracy_at_0.5"),
+            answer_columns=("labels", "probabilities"),
+            word="multi-label",
+        ),
+        TaskInfo(
+            name="ordinal_classification",
+            made_by="lorakit.tasks.ordinal_classification:OrdinalClassification.make",
+            model_kind="multi_label_classification",  # in transformers' words: each output is a logit of its own
+            wants="label",
+            metrics=("quadratic_kappa", "accuracy", "mae", "macro_f1", "mcc", "nll", "brier"),
+            answer_columns=("label", "score", "probabilities"),
+            word="ordinal",
+            keys=("order",),
+            outputs=steps,
+            outputs_are="logits of a label beyond the k-th, given at least the k-th (CORN)",
+        ),
+        TaskInfo(
+            name="sequence_regression",
+            made_by="lorakit.tasks.sequence_regression:SequenceRegression.make",
+            model_kind="regression",
+            wants="number",
+            metrics=("pearson", "spearman", "mae", "rmse"),
+            answer_columns=("value",),
+            word="regression",
+            outputs=lambda labels: ("value",),
+        ),
+        TaskInfo(
+            name="token_classification",
+            made_by="lorakit.tasks.token_classification:TokenClassification.make",
+            model_kind="token_classification",
+            wants="words",
+            metrics=("entity_f1", "entity_f1_strict"),
+            answer_columns=("entities",),
+            word="ner",
+            keys=("stride", "subwords", "decoding", "crf"),
+            labels=tag_names,
+            layers="lorakit.tasks.token_classification:layers",
+            reads_windows=True,
+        ),
+        TaskInfo(
+            name="text2text_ner",
+            made_by="lorakit.tasks.text2text.ner:Text2TextNer.make",
+            model_kind="text2text",
+            wants="words",
+            metrics=("entity_f1", "entity_f1_strict"),
+            answer_columns=("entities", "generated"),
+            word="text2text",
+            keys=("prefix", "max_target_length", "constrained", "format"),
+        ),
+        TaskInfo(
+            name="text2text_classification",
+            made_by="lorakit.tasks.text2text.classification:Text2TextClassification.make",
+            model_kind="text2text",
+            wants="label",
+            metrics=("accuracy", "macro_f1", "mcc", "f1"),
+            two_label_metrics=("f1",),
+            answer_columns=("label", "score", "generated", "probabilities"),
+            keys=("prefix", "constrained"),
+            defaults={"prefix": "classify: ", "constrained": True},
+        ),
+    )
+}
+
+
+def register_task(info: TaskInfo) -> None:
+    """Let a task from outside of this package be one of those that recipes name.
+
+    Raises:
+        ConfigError: another one has its name.
+    """
+    if TASKS.get(info.name, info) != info:
+        raise ConfigError(f"task {info.name!r} is registered already, made by {TASKS[info.name].made_by}")
+    TASKS[info.name] = info
