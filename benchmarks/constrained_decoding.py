@@ -64,7 +64,7 @@ def main(data: Path, n: int) -> None:
                 took = time.process_time() - began
             rest = iter(raws)
             answers = [task.answer(x, [next(rest) for _ in task.windows(x)]) for x in examples]
-            scores = task.score(examples, answers)
+            scores = task.evaluate(examples, answers).scores
             steps = max(len(raw.ids) for raw in raws)
             told = ", ".join(f"{fault} {scores[fault]:.3f}" for fault in (*FAULTS, "truncated"))
             way = "free" if not constrained else "constrained, few rows" if bare else "constrained, all rows"

@@ -233,7 +233,7 @@ def lorakit_system(job: Job, **model: Any) -> Trained:
 
     def accuracy() -> float:
         answers = answer_all(prepared.model, prepared.task, held_out.examples, held_out.items, prepared.device)
-        return float(prepared.task.score(held_out.examples, answers)["accuracy"])
+        return float(prepared.task.evaluate(held_out.examples, answers).scores["accuracy"])
 
     padded = sum(len(batch) * max(plan.lengths[i] for i in batch) for batch in plan.batches(0))
     return Trained(prepared.model, spent, plan.lengths, padded, accuracy)

@@ -70,7 +70,9 @@ def main() -> None:
         for constrained in (True, False):
             one = replace(task, constrained=constrained)
             began = time.process_time()
-            scores = one.score(examples, answer_all(model, one, examples, one.encode(examples), pick_device()))
+            scores = one.evaluate(
+                examples, answer_all(model, one, examples, one.encode(examples), pick_device())
+            ).scores
             told = ", ".join(f"{name} {scores[name]:.3f}" for name in SHOWN)
             way = "constrained" if constrained else "free"
             print(f"  {way:11s} {told}; {time.process_time() - began:.0f} s CPU", flush=True)

@@ -128,6 +128,6 @@ def test_random_model_writes_nothing_malformed_or_invented(name: str, limit: int
     with torch.inference_mode():
         raw = task.predict(model, task.collate(items_of(task, examples)))
     answers = [task.answer(example, [one]) for example, one in zip(examples, raw, strict=True)]
-    scores = task.score([of_words(x.words, ["O"] * len(x.words)) for x in examples], answers)
+    scores = task.evaluate([of_words(x.words, ["O"] * len(x.words)) for x in examples], answers).scores
     assert [scores[key] for key in ("malformed", "unknown_type", "invented", "misordered")] == [0, 0, 0, 0]
     assert scores["truncated"] == sum(not one.ended for one in raw) / len(raw)

@@ -55,8 +55,8 @@ def flags(examples: list[Example]) -> np.ndarray:
 def test_loss_is_that_of_transformers_times_the_targets(task, model):
     batch = task.collate(items_of(task, EXAMPLES))
     assert batch["labels"].tolist() == flags(EXAMPLES).astype(float).tolist()
-    assert task.n_targets(batch) == len(EXAMPLES) * len(LABELS)
-    torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * task.n_targets(batch))
+    assert batch["n_targets"].sum() == len(EXAMPLES) * len(LABELS)
+    torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * batch["n_targets"].sum())
 
 
 @torch.no_grad()
@@ -69,8 +69,8 @@ def test_answers_are_probabilities_that_need_not_sum_to_one(task, model):
 @pytest.mark.parametrize("tuned", [False, True])
 def test_scores_equal_those_of_scikit_learn(task, answered, tuned):
     examples, answers = answered
-    task = task.with_tuned(task.tune(examples, answers)) if tuned else task
-    scores, gold, found = task.score(examples, answers), flags(examples), np.array(answers)
+    task = task.with_tuned(task.evaluate(examples, answers).tuned) if tuned else task
+    scores, gold, found = task.evaluate(examples, answers).scores, flags(examples), np.array(answers)
     limits = {"at_0.5": [0.5] * len(LABELS)} | ({"tuned": list(task.thresholds.values())} if tuned else {})
     for at, thresholds in limits.items():
         predicted = found >= np.array(thresholds)
@@ -91,8 +91,8 @@ def test_scores_equal_those_of_scikit_learn(task, answered, tuned):
 
 def test_statistics_equal_the_scores(task, answered):
     examples, answers = answered
-    task = task.with_tuned(task.tune(examples, answers))
-    scores, statistics = task.score(examples, answers), task.statistics(examples, answers)
+    task = task.with_tuned(task.evaluate(examples, answers).tuned)
+    scores, statistics, _ = task.evaluate(examples, answers)
     assert statistics.keys() == {key for key, value in scores.items() if isinstance(value, float)}
     for name, statistic in statistics.items():
         assert float(statistic.of(np.ones(statistic.n))) == pytest.approx(scores[name])

@@ -53,7 +53,7 @@ def test_encoding_keeps_to_the_length_limit(word_pieces, examples):
 @pytest.mark.parametrize("examples", [EXAMPLES, PAIRS], ids=["single", "pair"])
 def test_loss_is_that_of_transformers_times_the_targets(task, model, examples):
     batch = task.collate(items_of(task, examples))
-    assert task.n_targets(batch) == len(examples)
+    assert batch["n_targets"].sum() == len(examples)
     torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * len(examples))
 
 
@@ -75,7 +75,7 @@ def test_answers_are_probabilities_whatever_the_padding(task, model):
 def test_score_equals_that_of_scikit_learn(task):
     answers = [[0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [0.5, 0.25, 0.25], [0.4, 0.3, 0.3]]
     predicted = ["fine", "fine", "bad", "bad"]
-    score = task.score(EXAMPLES, answers)
+    score = task.evaluate(EXAMPLES, answers).scores
     assert score[task.info.metrics[0]] == accuracy_score([example.label for example in EXAMPLES], predicted)
 
 
@@ -132,7 +132,7 @@ def test_soft_labels_are_scored_against_the_most_probable_one(task):
 
 def weighted(word_pieces, class_weights: object) -> SequenceClassification:
     section = TaskSection(class_weights=class_weights)
-    return SequenceClassification.make(section, word_pieces, LABELS, 32).fitted(EXAMPLES)
+    return SequenceClassification.make(section, word_pieces, LABELS, 32).fit(EXAMPLES).task
 
 
 def test_balanced_weights_are_those_of_scikit_learn(word_pieces):
@@ -145,7 +145,7 @@ def test_balanced_weights_are_those_of_scikit_learn(word_pieces):
 def test_balanced_weights_count_shares_and_leave_out_what_is_not_there(word_pieces):
     task = SequenceClassification(word_pieces, LABELS, 32, balanced=True)
     soft = [Example("x", label={"bad": 0.5, "fine": 0.5}), Example("x", label="fine")]
-    assert task.fitted(soft).weights == pytest.approx({"bad": 2 / (2 * 0.5), "fine": 2 / (2 * 1.5)})
+    assert task.fit(soft).task.weights == pytest.approx({"bad": 2 / (2 * 0.5), "fine": 2 / (2 * 1.5)})
 
 
 @pytest.mark.parametrize("class_weights", ["balanced", {"good": 3.0, "bad": 0.25}])
@@ -157,7 +157,7 @@ def test_weights_multiply_the_losses_and_not_the_divisor(word_pieces, task, mode
         wanted += heavy.weights.get(example.label, 1.0) * task.losses(model, batch).sum()
     batch = heavy.collate(items_of(heavy, EXAMPLES))
     torch.testing.assert_close(heavy.losses(model, batch).sum(), wanted)
-    assert heavy.n_targets(batch) == len(EXAMPLES)
+    assert batch["n_targets"].sum() == len(EXAMPLES)
 
 
 def test_weight_of_an_unknown_label_is_refused(word_pieces):
@@ -171,9 +171,9 @@ ANSWERS = [[0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2], [0.4, 0.3, 0.3]]
 
 
 def test_temperature_is_reported_and_left_out_of_answers_unless_asked_for(task):
-    tuned = task.with_tuned(task.tune(EXAMPLES, ANSWERS))
+    tuned = task.with_tuned(task.evaluate(EXAMPLES, ANSWERS).tuned)
     applied = replace(tuned, calibrate=True)
-    raw, scores, scaled = (t.score(EXAMPLES, ANSWERS) for t in (task, tuned, applied))
+    raw, scores, scaled = (t.evaluate(EXAMPLES, ANSWERS).scores for t in (task, tuned, applied))
     assert "calibration" not in raw
     names = ("ece", "brier", "nll")
     assert raw.items() <= scores.items()
@@ -191,14 +191,14 @@ def test_temperature_is_reported_and_left_out_of_answers_unless_asked_for(task):
 
 @pytest.mark.parametrize("calibrate", [False, True])
 def test_statistics_equal_the_scores(task, calibrate):
-    tuned = replace(task.with_tuned(task.tune(EXAMPLES, ANSWERS)), calibrate=calibrate)
-    scores, statistics = tuned.score(EXAMPLES, ANSWERS), tuned.statistics(EXAMPLES, ANSWERS)
+    tuned = replace(task.with_tuned(task.evaluate(EXAMPLES, ANSWERS).tuned), calibrate=calibrate)
+    scores, statistics, _ = tuned.evaluate(EXAMPLES, ANSWERS)
     assert statistics.keys() == {key for key, value in scores.items() if isinstance(value, float)}
     for name, statistic in statistics.items():
         assert float(statistic.of(np.ones(statistic.n))) == pytest.approx(scores[name])
 
 
 def test_metrics_are_among_the_scores(task):
-    assert set(task.info.metrics_of(task.labels)) <= task.score(EXAMPLES, ANSWERS).keys()
+    assert set(task.info.metrics_of(task.labels)) <= task.evaluate(EXAMPLES, ANSWERS).scores.keys()
     assert "f1" not in task.info.metrics_of(task.labels)
     assert "f1" in task.info.metrics_of(("a", "b"))

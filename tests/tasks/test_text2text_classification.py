@@ -84,16 +84,16 @@ def test_training_teaches_labels_constrained_and_free(task, trained, byte_tokeni
         raws = one.predict(trained, one.collate(items_of(one, EXAMPLES)))
         answers = [one.answer(example, [raw]) for example, raw in zip(EXAMPLES, raws, strict=True)]
         assert [answer.text for answer in answers] == GOLD
-        scores = one.score(EXAMPLES, answers)
+        scores = one.evaluate(EXAMPLES, answers).scores
         assert (scores["accuracy"], scores["unknown"]) == (1.0, 0.0)
 
 
 def test_unknown_answers_are_wrong_and_counted(byte_tokenizer):
     task = Text2TextClassification(byte_tokenizer, LABELS, 64, constrained=False)
     answers = [Named(text, 0.5) for text in ("fine", "baad", "", "bad film")]
-    scores = task.score(EXAMPLES, answers)
+    scores = task.evaluate(EXAMPLES, answers).scores
     assert (scores["accuracy"], scores["unknown"]) == (1 / 2, 1 / 2)
-    statistics = task.statistics(EXAMPLES, answers)
+    statistics = task.evaluate(EXAMPLES, answers).statistics
     assert statistics["unknown"].value(statistics["unknown"].counts.sum(0)) == scores["unknown"]
     lines = [task.to_json(example, answer) for example, answer in zip(EXAMPLES, answers, strict=True)]
     assert [line["label"] for line in lines] == ["fine", None, None, "bad film"]

@@ -87,12 +87,12 @@ def test_labels_are_ignored_where_padded_and_nowhere_else(task, batch):
     wanted = [[i >= length for i in range(max(lengths))] for length in lengths]
     assert (batch["labels"] == IGNORE).tolist() == wanted
     assert not (batch["labels"] == task.tokenizer.pad_token_id).any()
-    assert task.n_targets(batch) == sum(lengths) == sum(len(target) + 1 for target in TARGETS)  # and an end token
+    assert batch["n_targets"].sum() == sum(lengths) == sum(len(target) + 1 for target in TARGETS)  # and an end token
 
 
 def test_loss_is_that_of_transformers_times_the_targets(task, batch, make_writer):
     model = make_writer().eval()
-    torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * task.n_targets(batch))
+    torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * batch["n_targets"].sum())
 
 
 def test_no_logits_are_computed_of_padding(task, batch, make_writer):
@@ -103,7 +103,7 @@ def test_no_logits_are_computed_of_padding(task, batch, make_writer):
     task.losses(
         model, {**batch, "labels": torch.full_like(batch["labels"], IGNORE)}
     ).sum().backward()  # a share without rows
-    assert seen == [(task.n_targets(batch),), (0,)]
+    assert seen == [(int(batch["n_targets"].sum()),), (0,)]
     model(input_ids=batch["input_ids"], labels=batch["labels"])
     assert seen[-1] == batch["labels"].shape
 
@@ -143,7 +143,7 @@ FAULTS = ("malformed", "unknown_type", "invented", "misordered", "truncated")
 def test_perfect_outputs_score_one(byte_tokenizer, said, name):
     task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, format=name)
     answers = [said(task.expected(example), example, format=name) for example in EXAMPLES]
-    scores = task.score(EXAMPLES, answers)
+    scores = task.evaluate(EXAMPLES, answers).scores
     assert [scores[key] for key in ("entity_f1", "entity_f1_strict", "surface_f1")] == [1, 1, 1]
     assert [scores[key] for key in FAULTS] == [0] * len(FAULTS)
 
@@ -163,7 +163,7 @@ def test_perfect_outputs_score_one(byte_tokenizer, said, name):
 )
 def test_faults_of_an_output_are_counted(task, said, output, ended, shares):
     example = EXAMPLES[2]
-    scores = task.score([example], [said(output, example, ended)])
+    scores = task.evaluate([example], [said(output, example, ended)]).scores
     assert {name for name in FAULTS if scores[name]} == shares
     assert {scores[name] for name in shares} <= {1.0}
     named = output.count("Al: PER") + output.count("Bo: PER")
@@ -173,7 +173,7 @@ def test_faults_of_an_output_are_counted(task, said, output, ended, shares):
 @pytest.mark.parametrize("n_open", range(len(EXAMPLES) + 1))
 def test_truncated_is_the_share_of_outputs_that_did_not_end(task, said, n_open):
     answers = [said(t, e, ended=i >= n_open) for i, (t, e) in enumerate(zip(TARGETS, EXAMPLES, strict=True))]
-    assert task.score(EXAMPLES, answers)["truncated"] == n_open / len(EXAMPLES)
+    assert task.evaluate(EXAMPLES, answers).scores["truncated"] == n_open / len(EXAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,13 @@ def test_truncated_is_the_share_of_outputs_that_did_not_end(task, said, n_open):
 def test_surface_f1_counts_duplicates(task, said, output, right, found):
     example = EXAMPLES[2]
     wanted = 3
-    scores = task.score([example], [said(output, example)])
+    scores = task.evaluate([example], [said(output, example)]).scores
     assert scores["surface_f1"] == pytest.approx(2 * right / (found + wanted))
 
 
 def test_surface_f1_is_blind_to_the_place_and_entity_f1_is_not(task, said):
     example = of_words(["Al", "saw", "Al"], ["O", "O", "B-PER"])
-    scores = task.score([example], [said("Al: PER", example)])
+    scores = task.evaluate([example], [said("Al: PER", example)]).scores
     assert (scores["surface_f1"], scores["entity_f1"]) == (1.0, 0.0)
 
 

@@ -92,13 +92,13 @@ def test_labels_are_ignored_where_padded_and_at_other_sub_words(task):
     batch = task.collate(items_of(task, EXAMPLES))
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE).all()
     assert (batch["labels"] != IGNORE).sum(1).tolist() == [len(example.words) for example in EXAMPLES]
-    assert task.n_targets(batch) == sum(len(example.words) for example in EXAMPLES)
+    assert batch["n_targets"].sum() == sum(len(example.words) for example in EXAMPLES)
 
 
 def test_loss_is_that_of_transformers_times_the_targets(task, model):
     batch = task.collate(items_of(task, EXAMPLES))
     inputs = {key: value for key, value in batch.items() if key != "first"}
-    torch.testing.assert_close(task.losses(model, batch).sum(), model(**inputs).loss * task.n_targets(batch))
+    torch.testing.assert_close(task.losses(model, batch).sum(), model(**inputs).loss * batch["n_targets"].sum())
 
 
 def test_loss_of_a_batch_is_the_sum_of_its_rows(task, model):
@@ -119,7 +119,7 @@ def test_argmax_answers_are_the_best_tag_of_each_first_sub_word(task, model):
 
 
 def test_perfect_tags_score_one(task, word_pieces):
-    scores = task.score(EXAMPLES, answers(task, PerfectTagger(word_pieces), EXAMPLES))
+    scores = task.evaluate(EXAMPLES, answers(task, PerfectTagger(word_pieces), EXAMPLES)).scores
     assert scores["entity_f1"] == scores["entity_f1_strict"] == 1.0
 
 

@@ -110,7 +110,7 @@ def names_in(text: str) -> str:
 
 def score(task: Task, model: nn.Module, examples: list[Example]) -> Scores:
     items = task.encode(examples)
-    found = task.score(examples, answer_all(model, task, examples, items, torch.device("cpu")))
+    found = task.evaluate(examples, answer_all(model, task, examples, items, torch.device("cpu"))).scores
     return {**found, "cut": task.cut(examples, items)}
 
 
@@ -127,7 +127,7 @@ def make(word_pieces: Any, byte_tokenizer: Any) -> Callable[[str], tuple[Task, n
             find_labels(name, examples),
             byte_tokenizer if kind.model_kind == "text2text" else word_pieces,
         )
-        task = make_task(TaskSection(name=name), tokenizer, labels, 128).fitted(examples)
+        task = make_task(TaskSection(name=name), tokenizer, labels, 128).fit(examples).task
         if name == "token_classification":
             return task, Tagger(tokenizer, labels), examples
         if kind.model_kind == "text2text":

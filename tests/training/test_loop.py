@@ -179,7 +179,7 @@ def test_bucketed_equals_padded(task_sections: dict) -> None:
         raws = iter(task.predict(model, together))
     padded = [task.answer(e, list(islice(raws, len(own)))) for e, own in zip(part.examples, part.items, strict=True)]
     bucketed = answer_all(model, task, part.examples, part.items, prepared.device)
-    assert near(task.score(part.examples, bucketed)) == task.score(part.examples, padded)
+    assert near(task.evaluate(part.examples, bucketed).scores) == task.evaluate(part.examples, padded).scores
     assert [task.to_json(e, a) for e, a in zip(part.examples, bucketed, strict=True)] == [
         near(task.to_json(e, a)) for e, a in zip(part.examples, padded, strict=True)
     ]

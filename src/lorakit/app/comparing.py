@@ -87,7 +87,7 @@ def _predicted(path: Path, on: str, columns: Columns) -> Sampled:
     predictor = load(path)
     examples = predictor.read_labelled(on, columns).examples
     check_labels(predictor.side.task.name, examples, predictor.side.labels)
-    found = resample(predictor.task.statistics(examples, predictor.answers(examples)))
+    found = resample(predictor.task.evaluate(examples, predictor.answers(examples)).statistics)
     return sampled(examples, predictor.side.task.selection_metric, found)
 
 

@@ -23,7 +23,7 @@ from lorakit.models import save_model
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
 from lorakit.runtime.events import Report, ignore
 from lorakit.tasks.base import Task
-from lorakit.tasks.metrics.bootstrap import Scores, with_intervals
+from lorakit.tasks.metrics.bootstrap import Scores
 from lorakit.tasks.registry import check_labels, make_task, task_layers
 
 
@@ -104,7 +104,7 @@ class Predictor:
     def evaluate(self, examples: Sequence[Example]) -> Scores:
         """Scores on labelled examples, with intervals. Raises a DataError for a label that training did not have."""
         check_labels(self.task.info.name, examples, self.side.labels)
-        return with_intervals(self.task, examples, self.answers(examples))
+        return self.task.evaluate(examples, self.answers(examples)).with_intervals()
 
     def merge_to(self, folder: Path) -> None:
         """Write a plain transformers model with the adapter folded in, in fp32 whatever the dtype of the base in training.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.task_info import TaskInfo
-from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
+from lorakit.tasks.metrics.bootstrap import Evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,18 +28,26 @@ class Cut(NamedTuple):
     entities: int = 0
 
 
+class Fit(NamedTuple):
+    """What the training examples give before the first step."""
+
+    task: Task
+    head_bias: Tensor | None = None  # (outputs,): where the bias of a new output layer starts; None: at random
+
+
 class Task(Protocol):
-    """One problem over one base model. `Answer` is a type of the task's own; where it wants words, it has their `tags`."""
+    """One problem over one base model, and the facts about it.
+
+    What `predict` gives for an item and `answer` for an example are types of the task's own; where the task wants words,
+    an answer has their `tags`. A task that subclasses this has `fit`, `cut` and `with_tuned` of one with nothing to fit,
+    to cut or to tune.
+    """
 
     info: ClassVar[TaskInfo]
 
-    def fitted(self, examples: Sequence[Example]) -> Self:
-        """The task with what it takes from the training examples before the first step: a target's mean, say."""
-        ...
-
-    def start(self, head: nn.Linear, examples: Sequence[Example]) -> None:
-        """Set the start of a newly initialised output layer, in place."""
-        ...
+    def fit(self, examples: Sequence[Example]) -> Fit:
+        """The task with what it takes from the training examples (a target's mean, say), and the start of a new head."""
+        return Fit(self)
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
         """Token ids and targets, tokenised once for the whole run: for each example one item, or one a window."""
@@ -47,14 +55,13 @@ class Task(Protocol):
 
     def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
         """What the length limits took away when these examples were encoded to these items."""
-        ...
+        return Cut()
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        """A padded batch. Shapes: input_ids and attention_mask (B, T)."""
-        ...
+        """A padded batch. Shapes: input_ids and attention_mask (B, T).
 
-    def n_targets(self, batch: Batch) -> int:
-        """Labelled positions: what the summed loss is divided by."""
+        Where the items have targets it has `n_targets` (B,) too: the labelled positions of each row.
+        """
         ...
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -69,54 +76,21 @@ class Task(Protocol):
         """The raw answers to the example's items, put in terms of the example."""
         ...
 
-    def score(self, examples: Sequence[Example], answers: Sequence[Any]) -> Scores:
-        """Scores of answers to labelled examples; those of `info.metrics` are among them."""
-        ...
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Statistic | Ranking]:
-        """Those of the scores that can be resampled, by the names that `score` gives them."""
-        ...
-
-    @property
-    def tuned(self) -> Mapping[str, Any]:
-        """What answers need besides the model (thresholds, say), ready for JSON; empty for most tasks."""
-        ...
-
-    def tune(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Any]:
-        """What to tune, from the best checkpoint's answers to the validation examples."""
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[Any]) -> Evaluation:
+        """How good the answers to labelled examples are; its scores have those of `info.metrics`."""
         ...
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
-        """The task with what was tuned; answers stay as they are, scores and JSON change."""
-        ...
+        """The task with what an evaluation found, or a run kept; answers stay as they are, scores and JSON change."""
+        return self
 
     def to_json(self, example: Example, answer: Any) -> dict[str, Any]:
-        """One line of predictions.jsonl."""
+        """One line of predictions.jsonl: the text, and the keys that `info.answer_columns` names."""
         ...
 
     def expected(self, example: Example) -> Any:
         """What the answer should have been, in the form that `to_json` gives."""
         ...
-
-
-class Untuned:
-    """The tuning of a task that has nothing to tune, and nothing to take from the training examples."""
-
-    def fitted(self, examples: Sequence[Example]) -> Self:
-        return self
-
-    def start(self, head: nn.Linear, examples: Sequence[Example]) -> None:
-        pass
-
-    @property
-    def tuned(self) -> Mapping[str, Any]:
-        return {}
-
-    def tune(self, examples: Sequence[Example], answers: Sequence[Any]) -> Mapping[str, Any]:
-        return {}
-
-    def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
-        return self
 
 
 def count_longer(kept: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:

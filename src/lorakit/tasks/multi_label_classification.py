@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lorakit.data.example import Example
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
+from lorakit.tasks.base import Batch, Fit, inputs_of
+from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.labels import HALF, best_threshold, multi_label_scores, multi_label_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
 
@@ -35,15 +35,14 @@ class MultiLabelClassification(SequenceTask):
         assert isinstance(example.label, tuple)
         return [float(label in example.label) for label in self.labels]
 
-    def n_targets(self, batch: Batch) -> int:
-        return batch["labels"].numel()
+    def n_targets(self, labels: Tensor) -> Tensor:
+        return torch.full((len(labels),), labels.shape[1])
 
-    @torch.no_grad()
-    def start(self, head: nn.Linear, examples: Sequence[Example]) -> None:
-        """Begin at each label's share of the examples, so that no step is spent on making all of them rare."""
+    def fit(self, examples: Sequence[Example]) -> Fit:
+        """The head starts at each label's share of the examples, so that no step is spent on making all of them rare."""
         counts = sum(np.array(self.target(example)) for example in examples)  # one by one: they may be a stream
         shares = (counts + 0.5) / (len(examples) + 1)  # never 0 or 1
-        head.bias.copy_(torch.from_numpy(shares).logit())
+        return Fit(self, torch.from_numpy(shares).logit())
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch)).logits  # (B, C)
@@ -53,23 +52,15 @@ class MultiLabelClassification(SequenceTask):
         probabilities: list[list[float]] = model(**inputs_of(batch)).logits.float().sigmoid().tolist()
         return probabilities
 
-    def score(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Scores:
-        return multi_label_scores(self._gold(examples), np.array(answers), self.labels, self.thresholds)
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic | Ranking]:
-        return multi_label_statistics(self._gold(examples), np.array(answers), self.labels, self.thresholds)
-
-    def _gold(self, examples: Sequence[Example]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Shapes: (N, C)."""
-        return np.array([self.target(example) for example in examples], dtype=bool)
-
-    @property
-    def tuned(self) -> dict[str, Any]:
-        return {"thresholds": dict(self.thresholds)} if self.thresholds else {}
-
-    def tune(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Any]:
-        columns = zip(self.labels, self._gold(examples).T, np.array(answers).T, strict=True)
-        return {"thresholds": {label: best_threshold(gold, found) for label, gold, found in columns}}
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
+        gold = np.array([self.target(example) for example in examples], dtype=bool)  # (N, C)
+        found = np.array(answers)
+        columns = zip(self.labels, gold.T, found.T, strict=True)
+        return Evaluation(
+            multi_label_scores(gold, found, self.labels, self.thresholds),
+            multi_label_statistics(gold, found, self.labels, self.thresholds),
+            {"thresholds": {label: best_threshold(truth, p) for label, truth, p in columns}},
+        )
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
         return replace(self, thresholds={label: float(tuned["thresholds"][label]) for label in self.labels})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.metrics.bootstrap import Scores, Statistic
+from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.calibration import calibration_statistics
 from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, mean, values
 from lorakit.tasks.metrics.numbers import quadratic_kappa
@@ -52,26 +52,17 @@ class OrdinalClassification(SequenceTask):
         probabilities: list[list[float]] = (comes_to * stays).tolist()
         return probabilities
 
-    def score(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Scores:
-        labels = classification_scores(*self._names(examples, answers), self.labels)
-        return {**values(self._rank_statistics(examples, answers)), **labels, **values(self._sure(examples, answers))}
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
-        labels = classification_statistics(*self._names(examples, answers), self.labels)
-        return {**self._rank_statistics(examples, answers), **labels, **self._sure(examples, answers)}
-
-    def _names(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> tuple[list[str], list[str]]:
-        return [self.expected(example) for example in examples], [self._median(answer) for answer in answers]
-
-    def _rank_statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
-        """Kappa with quadratic weights, and the mean absolute error in ranks."""
-        names = self._names(examples, answers)
-        gold, found = (np.array([self.labels.index(name) for name in side], dtype=np.float64) for side in names)
-        return {"quadratic_kappa": quadratic_kappa(gold, found), "mae": mean(np.abs(gold - found))}
-
-    def _sure(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
-        gold = [self.labels.index(self.expected(example)) for example in examples]
-        return calibration_statistics(gold, np.array(answers))
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
+        """Kappa with quadratic weights and the mean absolute error in ranks; scores of the labels; brier and nll."""
+        gold, found = list(map(self.expected, examples)), list(map(self._median, answers))
+        ranks, others = (np.array([self.labels.index(name) for name in names]) for names in (gold, found))
+        kappa = quadratic_kappa(ranks.astype(np.float64), others.astype(np.float64))
+        distances = {"quadratic_kappa": kappa, "mae": mean(np.abs(ranks - others).astype(np.float64))}
+        sure = calibration_statistics(ranks.tolist(), np.array(answers))
+        return Evaluation(
+            {**values(distances), **classification_scores(gold, found, self.labels), **values(sure)},
+            {**distances, **classification_statistics(gold, found, self.labels), **sure},
+        )
 
     def _median(self, answer: list[float]) -> str:
         at_least = np.cumsum(answer[::-1])[::-1]

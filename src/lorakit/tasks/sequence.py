@@ -13,14 +13,14 @@ from torch import Tensor
 from lorakit.data.example import Example
 from lorakit.errors import NumericsError
 from lorakit.recipe import TaskSection
-from lorakit.tasks.base import Batch, Cut, Item, Untuned, count_longer, pad_inputs
+from lorakit.tasks.base import Batch, Cut, Item, Task, count_longer, pad_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class SequenceTask(Untuned):
+class SequenceTask(Task):
     """Encoding, padding and counting; what a label is, and how an answer is judged, the tasks themselves say."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -66,14 +66,16 @@ class SequenceTask(Untuned):
         batch = pad_inputs(items, self.tokenizer)
         if "labels" in items[0]:
             batch["labels"] = self.stack([item["labels"] for item in items])
+            batch["n_targets"] = self.n_targets(batch["labels"])
         return batch
 
     def stack(self, targets: Sequence[list[Any]]) -> Tensor:
         """The targets of a batch. Shapes: (B, ...)."""
         return torch.tensor(targets)
 
-    def n_targets(self, batch: Batch) -> int:
-        return len(batch["labels"])
+    def n_targets(self, labels: Tensor) -> Tensor:
+        """The labelled positions of each row. Shapes: (B, ...) to (B,)."""
+        return torch.ones(len(labels), dtype=torch.long)
 
     def answer(self, example: Example, raws: Sequence[Any]) -> Any:
         if not np.isfinite(raws[0]).all():

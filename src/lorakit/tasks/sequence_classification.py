@@ -15,8 +15,8 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.metrics.bootstrap import Floats, Scores, Statistic
+from lorakit.tasks.base import Batch, Fit, inputs_of
+from lorakit.tasks.metrics.bootstrap import Evaluation, Floats, Statistic
 from lorakit.tasks.metrics.calibration import at_temperature, best_temperature, calibration_statistics, ece
 from lorakit.tasks.metrics.labels import (
     classification_scores,
@@ -59,15 +59,15 @@ class SequenceClassification(SequenceTask):
                 raise ConfigError(f"task.class_weights: {label!r} is not a label; {did_you_mean(label, labels)}")
         return replace(task, weights=section.class_weights)
 
-    def fitted(self, examples: Sequence[Example]) -> Self:
+    def fit(self, examples: Sequence[Example]) -> Fit:
         if not self.balanced:
-            return self
+            return Fit(self)
         counts = dict.fromkeys(self.labels, 0.0)
         for example in examples:
             for label, share in shares_of(example).items():
                 counts[label] += share
         there = [label for label, count in counts.items() if count]
-        return replace(self, weights={label: len(examples) / (len(there) * counts[label]) for label in there})
+        return Fit(replace(self, weights={label: len(examples) / (len(there) * counts[label]) for label in there}))
 
     def target(self, example: Example) -> list[float]:
         if isinstance(example.label, str):
@@ -91,29 +91,19 @@ class SequenceClassification(SequenceTask):
         probabilities: list[list[float]] = model(**inputs_of(batch)).logits.float().softmax(-1).tolist()
         return probabilities
 
-    def score(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Scores:
-        """Those of the labels, and ece, brier and nll of the probabilities as they are answered. With a temperature
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
+        """Scores of the labels, and ece, brier and nll of the probabilities as they are answered. With a temperature
         `calibration` has both kinds; on the validation examples, which tuned it, the scaled ones are a little too good."""
-        names, gold, raw = self._names(examples, answers), self._gold(examples), np.array(answers)
-        scores = {**classification_scores(*names, self.labels), **values(_calibration(gold, self._answered(raw)))}
-        if self.temperature is None:
-            return scores
-        unscaled, scaled = (values(_calibration(gold, p)) for p in (raw, at_temperature(raw, self.temperature)))
-        told = {"temperature": self.temperature, "applied": self.calibrate}
-        return {**scores, "calibration": {**told, "unscaled": unscaled, "scaled": scaled}}
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Statistic]:
-        probabilities = self._answered(np.array(answers))
-        return {
-            **classification_statistics(*self._names(examples, answers), self.labels),
-            **_calibration(self._gold(examples), probabilities),
-        }
-
-    def _names(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> tuple[list[str], list[str]]:
-        return [self.expected(example) for example in examples], [self._best(answer) for answer in answers]
-
-    def _gold(self, examples: Sequence[Example]) -> list[int]:
-        return [self.labels.index(self.expected(example)) for example in examples]
+        gold, best, raw = list(map(self.expected, examples)), list(map(self._best, answers)), np.array(answers)
+        numbers = [self.labels.index(label) for label in gold]
+        sure = _calibration(numbers, self._answered(raw))
+        scores = {**classification_scores(gold, best, self.labels), **values(sure)}
+        if self.temperature is not None:
+            unscaled, scaled = (values(_calibration(numbers, p)) for p in (raw, at_temperature(raw, self.temperature)))
+            about = {"temperature": self.temperature, "applied": self.calibrate}
+            scores["calibration"] = {**about, "unscaled": unscaled, "scaled": scaled}
+        statistics = {**classification_statistics(gold, best, self.labels), **sure}
+        return Evaluation(scores, statistics, {"temperature": best_temperature(numbers, raw)})
 
     def _best(self, answer: list[float]) -> str:
         return self.labels[max(range(len(answer)), key=answer.__getitem__)]
@@ -121,13 +111,6 @@ class SequenceClassification(SequenceTask):
     def _answered(self, probabilities: Floats) -> Floats:
         scale = self.calibrate and self.temperature is not None
         return at_temperature(probabilities, self.temperature or 1.0) if scale else probabilities
-
-    @property
-    def tuned(self) -> dict[str, Any]:
-        return {} if self.temperature is None else {"temperature": self.temperature}
-
-    def tune(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> dict[str, Any]:
-        return {"temperature": best_temperature(self._gold(examples), np.array(answers))}
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
         return replace(self, temperature=float(tuned["temperature"]))

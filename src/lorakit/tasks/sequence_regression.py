@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.errors import DataError
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import Batch, inputs_of
-from lorakit.tasks.metrics.bootstrap import Ranking, Scores, Statistic
+from lorakit.tasks.base import Batch, Fit, inputs_of
+from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.labels import values
 from lorakit.tasks.metrics.numbers import number_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
@@ -33,14 +33,14 @@ class SequenceRegression(SequenceTask):
     mean: float = 0.0
     spread: float = 1.0
 
-    def fitted(self, examples: Sequence[Example]) -> Self:
+    def fit(self, examples: Sequence[Example]) -> Fit:
         numbers = [self.expected(example) for example in examples]
         mean = math.fsum(numbers) / len(numbers)
         spread = math.hypot(*(x - mean for x in numbers)) / math.sqrt(len(numbers))
         if len(set(numbers)) == 1:
             place = examples[0].where.rpartition(":")[0]
             raise DataError(f"{place}: every training example has the number {numbers[0]:g}; nothing can be learned")
-        return replace(self, mean=mean, spread=spread)
+        return Fit(replace(self, mean=mean, spread=spread))
 
     def target(self, example: Example) -> list[float]:
         return [(self.expected(example) - self.mean) / self.spread]
@@ -53,15 +53,9 @@ class SequenceRegression(SequenceTask):
         logits: list[float] = model(**inputs_of(batch)).logits.float().squeeze(-1).tolist()
         return [self.mean + self.spread * z for z in logits]
 
-    def score(self, examples: Sequence[Example], answers: Sequence[float]) -> Scores:
-        return values(self.statistics(examples, answers))
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[float]) -> dict[str, Statistic | Ranking]:
-        return number_statistics([self.expected(example) for example in examples], answers)
-
-    @property
-    def tuned(self) -> dict[str, Any]:
-        return {"mean": self.mean, "spread": self.spread}
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[float]) -> Evaluation:
+        statistics = number_statistics([self.expected(example) for example in examples], answers)
+        return Evaluation(values(statistics), statistics, {"mean": self.mean, "spread": self.spread})
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
         return replace(self, mean=float(tuned["mean"]), spread=float(tuned["spread"]))

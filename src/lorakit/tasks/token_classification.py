@@ -16,8 +16,8 @@ from lorakit.data.tags import OUTSIDE, Entity, entities, split_tag
 from lorakit.errors import ConfigError, ModelError
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import IGNORE, Batch, Cut, Item, Untuned, inputs_of, pad, pad_inputs
-from lorakit.tasks.metrics.bootstrap import Scores, Statistic
+from lorakit.tasks.base import IGNORE, Batch, Item, Task, inputs_of, pad, pad_inputs
+from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.entities import entity_scores, entity_statistics
 from lorakit.tasks.tag_decoding import CRF, Crf, iob2_rule, iob2_start, log_likelihood, marginals, viterbi
 
@@ -51,7 +51,7 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TokenClassification(Untuned):
+class TokenClassification(Task):
     """Word-level tagging. A text longer than the limit is read in overlapping windows, so that every word is answered.
 
     A word is answered by its first sub-word, whichever sub-words are trained: one that is cut in many pieces has no more
@@ -124,18 +124,13 @@ class TokenClassification(Untuned):
                     labels[position + 1 : position + count] = [inside] * (count - 1)
         return labels
 
-    def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
-        return Cut()
-
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = pad_inputs(items, self.tokenizer)
         batch["first"] = pad([item["first"] for item in items], PADDING)
         if "labels" in items[0]:
             batch["labels"] = pad([item["labels"] for item in items], IGNORE)
+            batch["n_targets"] = (batch["labels"] != IGNORE).sum(1)
         return batch
-
-    def n_targets(self, batch: Batch) -> int:
-        return int((batch["labels"] != IGNORE).sum())
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch)).logits.float()  # (B, T, C)
@@ -189,11 +184,9 @@ class TokenClassification(Untuned):
             (tags,), (scores,) = self._decode(log_p, transitions[None], torch.ones(log_p.shape[:2], dtype=torch.bool))
         return Tagged(tuple(self.labels[tag] for tag in tags.tolist()), tuple(scores.tolist()))
 
-    def score(self, examples: Sequence[Example], answers: Sequence[Tagged]) -> Scores:
-        return entity_scores([example.tags for example in examples], [answer.tags for answer in answers])
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[Tagged]) -> dict[str, Statistic]:
-        return entity_statistics([example.tags for example in examples], [answer.tags for answer in answers])
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[Tagged]) -> Evaluation:
+        tags = [example.tags for example in examples], [answer.tags for answer in answers]
+        return Evaluation(entity_scores(*tags), entity_statistics(*tags))
 
     def to_json(self, example: Example, answer: Tagged) -> dict[str, Any]:
         found = entities(answer.tags)

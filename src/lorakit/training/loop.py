@@ -96,6 +96,7 @@ class Forward(NamedTuple):
 
     inputs: Batch
     parts: Sequence[tuple[MemberBatch, int]]
+    n_targets: Tensor  # (B,), on the CPU: the labelled positions of each row
 
 
 class OutOfMemory(Exception):
@@ -180,7 +181,8 @@ def _forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torch.de
     for parts in (*alone, *packed):
         parts.sort(key=lambda part: order[part[0]])
         inputs = parts[0][0].member.task.collate([item for _, items in parts for item in items])
-        forwards.append(Forward(to_device(inputs, device), [(batch, len(items)) for batch, items in parts]))
+        n_targets = inputs.pop("n_targets")
+        forwards.append(Forward(to_device(inputs, device), [(batch, len(items)) for batch, items in parts], n_targets))
     return forwards
 
 
@@ -194,11 +196,9 @@ def count_targets(
     """The labelled positions of each member's whole batch, at least 1."""
     own = dict.fromkeys(batches, 0)
     for forward in chain.from_iterable(work):
-        start = 0
-        for batch, rows in forward.parts:
-            part = {key: value[start : start + rows] for key, value in forward.inputs.items()}
-            own[batch] += batch.member.task.n_targets(part)
-            start += rows
+        by_part = forward.n_targets.split([rows for _, rows in forward.parts])
+        for (batch, _), n_targets in zip(forward.parts, by_part, strict=True):
+            own[batch] += int(n_targets.sum())
     counts = ranks.sum_(torch.tensor(list(own.values()))).clamp_min(1).tolist()
     return dict(zip(batches, counts, strict=True))
 
@@ -236,7 +236,7 @@ def _backward(
     counts: Mapping[MemberBatch, int],
     losses: Mapping[MemberBatch, Tensor],
 ) -> None:
-    for inputs, parts in forwards:
+    for inputs, parts, _ in forwards:
         first = parts[0][0].member
         device = losses[parts[0][0]].device
         if first.draws:  # and is alone

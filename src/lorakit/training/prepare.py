@@ -44,7 +44,7 @@ from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.runtime.device import cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.tasks.base import Item, Task
+from lorakit.tasks.base import Fit, Item, Task
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
 from lorakit.training.encode import CachedItems, encode
 from lorakit.training.schedule import Plan
@@ -181,20 +181,20 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
             )
         )
 
-    def encoded() -> tuple[Task, dict[str, Part]]:
-        task = make_task(recipe.task, base.tokenizer, labels, max_length).fitted(examples["train"])
+    def encoded() -> tuple[Fit, dict[str, Part]]:
+        fit = make_task(recipe.task, base.tokenizer, labels, max_length).fit(examples["train"])
         cache = None if recipe.data.cache is None else Path(recipe.data.cache)
         # all fingerprints, since what a task takes from train (a mean) is in the items of every part
         made_of = [labels, recipe.task.model_dump(mode="json"), max_length, sorted(fingerprints.values())]
         parts = {
-            name: Part(part, encode(task, part, cache, base.tokenizer, made_of)) for name, part in examples.items()
+            name: Part(part, encode(fit.task, part, cache, base.tokenizer, made_of)) for name, part in examples.items()
         }
-        _tell_cut(task, parts, max_length, report)
-        return task, parts
+        _tell_cut(fit.task, parts, max_length, report)
+        return fit, parts
 
-    task, parts = once((source, recipe.task.model_dump_json(), base.fingerprint, max_length), encoded)
-    if (head := base.new_head()) is not None:
-        task.start(head, examples["train"])
+    (task, head_bias), parts = once((source, recipe.task.model_dump_json(), base.fingerprint, max_length), encoded)
+    if head_bias is not None and (head := base.new_head()) is not None:
+        head.bias.data.copy_(head_bias)
     items = parts["train"].flat
     plan = _plan(recipe, items)
     if recipe.lora.init in DATA_INIT_NAMES:

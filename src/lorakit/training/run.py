@@ -18,7 +18,7 @@ from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Step, ignore
 from lorakit.runtime.files import atomic_text
 from lorakit.runtime.signals import ELSEWHERE, Stop
-from lorakit.tasks.metrics.bootstrap import Scores, goodness
+from lorakit.tasks.metrics.bootstrap import Evaluation, goodness
 from lorakit.training.checkpoint import (
     Checkpoint,
     check_identity,
@@ -195,24 +195,24 @@ class Run:
 
     def _evaluate(self, number: int) -> None:
         self._check_finite(number)
-        scores = self._scores(self.prepared.parts["validation"])  # nothing is lost where a signal breaks it off
-        value = goodness(scores, self.prepared.recipe.task.selection_metric)
+        evaluation = self._evaluation(self.prepared.parts["validation"])  # nothing is lost where a signal breaks it off
+        value = goodness(evaluation.scores, self.prepared.recipe.task.selection_metric)
         # a tie keeps the earlier step; as long as the metric is undefined, the last one counts
         is_best = value > self.history.best or self.history.best == float("-inf")
         if is_best:
             self.history.best, self.history.best_step, self.history.since_best = value, number, 0
             self.best_state = {name: p.detach().clone() for name, p in self._parameters().items()}
-            self.ranks.first(write_shipped, self.folder, self.prepared, scores)
+            self.ranks.first(write_shipped, self.folder, self.prepared, evaluation)
         else:
             self.history.since_best += 1
-        plain = {key: number for key, number in scores.items() if isinstance(number, float)}
+        plain = {key: number for key, number in evaluation.scores.items() if isinstance(number, float)}
         epoch = number / self.prepared.plan.steps_per_epoch
         self._log({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
         self.ranks.first(write_lines, self.folder, "metrics.jsonl", self.history.lines)
-        self.report(Evaluated(number, scores, is_best))
+        self.report(Evaluated(number, evaluation.scores, is_best))
 
-    def _scores(self, part: Part) -> Scores:
-        return self.prepared.task.score(part.examples, self._answers(part))
+    def _evaluation(self, part: Part) -> Evaluation:
+        return self.prepared.task.evaluate(part.examples, self._answers(part))
 
     def _answers(self, part: Part) -> list[Any]:
         prepared = self.prepared

@@ -134,7 +134,7 @@ def agree(task: Task, side: Side, texts: Texts, model: nn.Module, export: nn.Mod
     near = NEAR * float(side.tuned.get("spread", 1.0))
     shown = [[_shown(task.to_json(e, a)) for e, a in zip(asked, answers, strict=True)] for answers in (before, after)]
     gold = texts.examples[: texts.n_gold]
-    scores = [task.score(gold, answers[: len(gold)]) if gold else {} for answers in (before, after)]
+    scores = [task.evaluate(gold, answers[: len(gold)]).scores if gold else {} for answers in (before, after)]
     differing = sum(not _is_same(one, other, near) for one, other in zip(*shown, strict=True))
     return Agreement(texts, float(both.difference), float(both.largest), differing, *scores)
 

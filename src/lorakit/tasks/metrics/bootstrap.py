@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from lorakit.data.example import Example
-    from lorakit.tasks.base import Task
 
 Scores = dict[str, Any]  # scores by name, tables of them, counts; ready for JSON
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -49,6 +46,20 @@ class Ranking(NamedTuple):
 
     n: int
     of: Callable[[Floats], Floats]  # how many times each example is there, (..., N), to scores (...)
+
+
+class Evaluation(NamedTuple):
+    """How good some answers are."""
+
+    scores: Scores
+    statistics: Mapping[str, Statistic | Ranking]  # those of the scores that can be resampled, by their names
+    # what answers need besides the model (thresholds, say), of `fit` or the best for these examples; ready for JSON
+    tuned: Mapping[str, Any] = MappingProxyType({})
+
+    def with_intervals(self) -> Scores:
+        """The scores, and under `intervals` the 95 % interval of each that can be resampled."""
+        n = next((statistic.n for statistic in self.statistics.values()), 0)
+        return {**self.scores, "intervals": intervals(resample(self.statistics), n)}
 
 
 def goodness(scores: Scores, metric: str) -> float:
@@ -139,12 +150,6 @@ def quantiles(values: Floats) -> Interval:
 def intervals(scores: Mapping[str, Resampled], n: int) -> dict[str, list[float]]:
     """[low, high] of each score over n examples, ready for JSON; of none that is undefined."""
     return {name: list(interval(score, n)) for name, score in scores.items() if math.isfinite(score.value)}
-
-
-def with_intervals(task: Task, examples: Sequence[Example], answers: Sequence[Any]) -> Scores:
-    """The task's scores, and under `intervals` the 95 % interval of each that can be resampled."""
-    found = resample(task.statistics(examples, answers))
-    return {**task.score(examples, answers), "intervals": intervals(found, len(examples))}
 
 
 def wilson(count: float, n: int) -> Interval:

@@ -16,10 +16,10 @@ from lorakit.errors import ConfigError
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
 from lorakit.tasks.base import IGNORE, Batch, pad
-from lorakit.tasks.metrics.bootstrap import Scores, Statistic
+from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, mean
 from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
-from lorakit.tasks.text2text.decoding import Decoder, greedy, losses_of_rows, n_targets
+from lorakit.tasks.text2text.decoding import Decoder, greedy, losses_of_rows
 from lorakit.tasks.text2text.spelling import decode
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Text2TextClassification(SequenceTask):
         """Tokens to be written. Shapes: (B, target tokens)."""
         return pad(targets, IGNORE)
 
-    def n_targets(self, batch: Batch) -> int:
-        return n_targets(batch)
+    def n_targets(self, labels: Tensor) -> Tensor:
+        return (labels != IGNORE).sum(1)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         return losses_of_rows(model, batch)
@@ -94,20 +94,14 @@ class Text2TextClassification(SequenceTask):
         super().answer(example, [(raws[0].score, *raws[0].probabilities)])  # refuses what is not finite
         return raws[0]
 
-    def score(self, examples: Sequence[Example], answers: Sequence[Named]) -> Scores:
-        """Those of the labels, and `unknown`: the share of answers that are no label."""
-        both = self._names(examples, answers)
-        return {**classification_scores(*both, self.labels), "unknown": float(np.mean(self._unknown(answers)))}
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[Named]) -> dict[str, Statistic]:
-        both = self._names(examples, answers)
-        return {**classification_statistics(*both, self.labels), "unknown": mean(np.array(self._unknown(answers)))}
-
-    def _names(self, examples: Sequence[Example], answers: Sequence[Named]) -> tuple[list[str], list[str]]:
-        return [self.expected(example) for example in examples], [answer.text for answer in answers]
-
-    def _unknown(self, answers: Sequence[Named]) -> list[float]:
-        return [float(answer.text not in self.labels) for answer in answers]
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[Named]) -> Evaluation:
+        """Scores of the labels, and `unknown`: the share of answers that are no label."""
+        names = [self.expected(example) for example in examples], [answer.text for answer in answers]
+        unknown = np.array([float(answer.text not in self.labels) for answer in answers])
+        return Evaluation(
+            {**classification_scores(*names, self.labels), "unknown": float(unknown.mean())},
+            {**classification_statistics(*names, self.labels), "unknown": mean(unknown)},
+        )
 
     def to_json(self, example: Example, answer: Named) -> dict[str, Any]:
         line = {

@@ -207,14 +207,10 @@ def collate(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """A padded batch. Shapes: input_ids, attention_mask (B, T); labels (B, target tokens); source (B, characters)."""
     batch = pad_inputs(items, tokenizer)
     batch["labels"] = pad([item["labels"] for item in items], IGNORE)
+    batch["n_targets"] = (batch["labels"] != IGNORE).sum(1)  # tokens to be written, the end token among them
     if "source" in items[0]:
         batch["source"] = pad([item["source"] for item in items], 0)
     return batch
-
-
-def n_targets(batch: Batch) -> int:
-    """Tokens to be written, the end token among them."""
-    return int((batch["labels"] != IGNORE).sum())
 
 
 def target_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> list[list[int]]:

@@ -16,11 +16,11 @@ from lorakit.data.example import Example
 from lorakit.data.tags import OUTSIDE, entities, to_tags
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import Batch, Cut, Item, Untuned
-from lorakit.tasks.metrics.bootstrap import Scores, Statistic
+from lorakit.tasks.base import Batch, Cut, Item, Task
+from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.entities import entity_scores, entity_statistics
 from lorakit.tasks.metrics.labels import prf
-from lorakit.tasks.text2text.decoding import Language, Written, collate, greedy, losses_of_rows, n_targets, target_ids
+from lorakit.tasks.text2text.decoding import Language, Written, collate, greedy, losses_of_rows, target_ids
 from lorakit.tasks.text2text.entity_format import EntityFormat, Mention, Reading
 from lorakit.tasks.text2text.formats import make_format
 from lorakit.tasks.text2text.spelling import Spelling, decode
@@ -63,7 +63,7 @@ class Extracted:
 
 
 @dataclass(frozen=True)
-class Text2TextNer(Untuned):
+class Text2TextNer(Task):
     """NER as generation, in one of the `FORMATS`. The labels are entity types."""
 
     info = TASKS["text2text_ner"]
@@ -150,9 +150,6 @@ class Text2TextNer(Untuned):
     def collate(self, items: Sequence[Item]) -> Batch:
         return collate(items, self.tokenizer)
 
-    def n_targets(self, batch: Batch) -> int:
-        return n_targets(batch)
-
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         return losses_of_rows(model, batch)
 
@@ -173,7 +170,7 @@ class Text2TextNer(Untuned):
         ]
         return Extracted(tuple(raws), tuple(texts), tuple(readings))
 
-    def score(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> Scores:
+    def evaluate(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> Evaluation:
         """Scores of entities, and the shares of outputs with some fault.
 
         surface_f1: F1 over words and type alone, blind to the place, as many T5 tutorials score; a diagnostic.
@@ -181,18 +178,16 @@ class Text2TextNer(Untuned):
         invented: with a mention of what does not stand in the source. misordered: with a mention of what stands before
         the mention written before it. truncated: that reached max_target_length before their end.
         """
-        gold = [example.tags for example in examples]
+        tags = [example.tags for example in examples], [answer.tags for answer in answers]
         readings = [reading for answer in answers for reading in answer.readings]
         written = [raw for answer in answers for raw in answer.written]
-        return {
-            **entity_scores(gold, [answer.tags for answer in answers]),
+        scores = {
+            **entity_scores(*tags),
             "surface_f1": self._surface_f1(examples, answers),
             **{fault: _share([getattr(reading, fault) > 0 for reading in readings]) for fault in FAULTS},
             "truncated": _share([not raw.ended for raw in written]),
         }
-
-    def statistics(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> dict[str, Statistic]:
-        return entity_statistics([example.tags for example in examples], [answer.tags for answer in answers])
+        return Evaluation(scores, entity_statistics(*tags))
 
     def _surface_f1(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> float:
         """F1 over (sentence, surface, type), duplicates counted."""
