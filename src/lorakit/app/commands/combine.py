@@ -139,9 +139,9 @@ def combine_runs(
             report(Note(f"{tried} weights tried on {len(seen.examples)} examples"))
         comparison = several.compare(weights, unseen, searched_on=len(seen.examples), tried=tried)
         written["data"][dataset.source] = dataset.sha256
-        written["scores"] = {several.task.metric: comparison.facts["combinations"][-1]["score"]}
+        written["scores"] = {several.side.task.selection_metric: comparison.facts["combinations"][-1]["score"]}
         if seen.examples:  # thresholds and the like
-            written["tuned"] = several.task.tune(seen.examples, several.answers(weights, seen))
+            written["tuned"] = several.task.evaluate(seen.examples, several.answers(weights, seen)).tuned
     assert weights is not None
     made = several.combine(weights)
     if out is not None:
@@ -178,7 +178,7 @@ class Several:
         _check_alike(runs, self.sides)
         self.side = self.sides[0].model_copy(update={"tuned": {}})
         base = load_shipped(self.folders[0], self.side, allow_base_mismatch=allow_base_mismatch)
-        self.model, self.names = base.model, [f"a{i}" for i in range(len(runs))]
+        self.model, self.tokenizer, self.names = base.model, base.tokenizer, [f"a{i}" for i in range(len(runs))]
         rename_adapter(self.model, "default", self.names[0])
         for folder, name in zip(self.folders[1:], self.names[1:], strict=True):
             load_adapter(self.model, folder, name)
@@ -195,8 +195,9 @@ class Several:
         from lorakit.inference.predictor import Predictor
         from lorakit.tasks.registry import check_labels
 
-        dataset = Predictor(self.model, self.task, self.side, self.device).read_labelled(judge.data, judge.columns)
-        check_labels(self.task.name, dataset.examples, self.task.labels)
+        predictor = Predictor(self.model, self.task, self.side, self.device, self.tokenizer)
+        dataset = predictor.read_labelled(judge.data, judge.columns)
+        check_labels(self.side.task.name, dataset.examples, self.side.labels)
         return dataset
 
     def cache_frozen_blocks(self, items: Sequence[Item], report: Report) -> None:
@@ -247,9 +248,11 @@ class Several:
         """The best weights found, and how many were tried."""
         from lorakit.tasks.metrics.bootstrap import goodness
 
+        metric = self.side.task.selection_metric
+
         def value(weights: tuple[float, ...]) -> float:
             try:
-                return goodness(self.task.score(part.examples, self.answers(weights, part)), self.task.metric)
+                return goodness(self.task.evaluate(part.examples, self.answers(weights, part)).scores, metric)
             except ConfigError:  # a DoRA gain of 0 or less, for these weights
                 return UNUSABLE
 
@@ -263,7 +266,7 @@ class Several:
         """Each adapter alone, equal weights and these ones, on examples that had no part in the search."""
         from lorakit.tasks.metrics.bootstrap import difference, goodness, interval
 
-        metric = self.task.metric
+        metric = self.side.task.selection_metric
         combinations = dict(zip(map(str, self.runs), self.alone, strict=True))
         combinations |= {"equal weights": self.equal, "found" if tried else "these weights": tuple(weights)}
         sampled = [self._resampled(each, part) for each in combinations.values()]
@@ -299,8 +302,8 @@ class Several:
     def _resampled(self, weights: Sequence[float], part: Part) -> Resampled:
         from lorakit.tasks.metrics.bootstrap import resample
 
-        metric = self.task.metric
-        scores = resample(self.task.statistics(part.examples, self.answers(weights, part)))
+        metric = self.side.task.selection_metric
+        scores = resample(self.task.evaluate(part.examples, self.answers(weights, part)).statistics)
         if metric not in scores or not math.isfinite(scores[metric].value):
             raise ConfigError(f"task.metric = {metric!r} has no interval; combine judges by one that has")
         return scores[metric]
@@ -316,7 +319,7 @@ class Several:
         side = self.side.model_copy(update={"scores": {}, **more, "combined": runs})
         with atomic_folder(out) as folder:
             save_adapter(self.model, folder, made.config, read_adapter_config(self.folders[0])[1], INTO)
-            save_tokenizer(self.task.tokenizer, folder)
+            save_tokenizer(self.tokenizer, folder)
             write_side(folder, side)
 
 
