@@ -208,9 +208,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
             )
     config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device))
     cast_frozen_(base.model, dtype)
-    plain = (
-        recipe.model.kernels == "plain" or recipe.train.shard_base
-    )  # whose weights come and go around a module's own call
+    # with shard_base weights come and go around a module's own call
+    plain = recipe.model.kernels == "plain" or recipe.train.shard_base
     return Prepared(
         recipe=recipe,
         base=base,
