@@ -305,8 +305,12 @@ def test_workers_refuse_another_search(trainer: Trainer, recipe: Path) -> None:
     with pytest.raises(ConfigError, match=r"--worker: .* another sweep: its train\.epochs was 9, now 1"):
         worker(recipe, "train.epochs=1")
     search(recipe, "output.dir=alone", trials=1)
-    with pytest.raises(ConfigError, match="another sweep: its --worker was False, now True"):
+    with pytest.raises(ConfigError, match="the books of the sweep in alone are in another storage"):
         worker(recipe, "output.dir=alone")
+    with pytest.raises(ConfigError, match=r"the books of the sweep in .* are in another storage"):
+        search(recipe, resume=True)
+    with pytest.raises(ConfigError, match="another sweep: its --worker was True, now False"):
+        search(recipe, optuna=str(DATABASE), resume=True)
     Path("other").mkdir()
     for name in ("letters.txt", "recipe.toml"):
         (Path("other") / name).touch()

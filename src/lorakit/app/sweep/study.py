@@ -410,6 +410,11 @@ def _open_study(plan: Plan, storage: BaseStorage) -> optuna.Study:
     keys = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
     how = {**keys, "seeds": list(plan.seeds), "rungs": list(plan.shares), "--worker": options.worker}
     if not (before := study.user_attrs.get(HOW, {})):
+        if (plan.folder / STATE).exists():
+            raise ConfigError(
+                f"{option}: the books of the sweep in {plan.folder} are in another storage (a single process has {JOURNAL}, "
+                f"workers {DATABASE} or what --optuna names), or of an older lorakit; choose another output.dir"
+            )
         study.set_user_attr(HOW, how)
     for key in {**before, **how} if before else ():
         if before.get(key) != how.get(key):

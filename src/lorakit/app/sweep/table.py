@@ -7,7 +7,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,12 +112,10 @@ def _lines(sweep: Sweep, found: dict[str, Any]) -> list[str]:
     text.append(f"best: {run}")
     if len(done) > 1:
         text.append(f"the best of {len(points)} points on the same examples, so a little optimistic")
-        try:
+        with suppress(LorakitError, IndexError):  # of other examples: each seed holds out its own
             runs = [Path(path) for point in (done[1], done[0]) for path in point["runs"]]
             comparison = compare_runs(runs).facts["comparisons"][0]
             text.append(f"against {done[1]['name']} (A), {done[0]['name']} is B: {comparison['verdict']}")
-        except (LorakitError, IndexError):  # of other examples: each seed holds out its own
-            pass
     return [*text, f'to use it: lorakit predict {shlex.quote(run)} "a text"']
 
 
