@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,12 @@ from lorakit.errors import ConfigError, NumericsError, OutputError
 from lorakit.hashing import Fingerprint, file_sha256
 from lorakit.models import versions
 from lorakit.recipe import Recipe, make_recipe
+from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Note, Report
 from lorakit.runtime.files import atomic_folder, remove_folder
-from lorakit.training.prepare import Prepared
+from lorakit.training.loop import Member
+from lorakit.training.prepare import Prepared, as_if_alone
+from lorakit.training.progress import History, Interval
 from lorakit.training.run_folder import CHECKPOINTS
 
 MANIFEST = "manifest.json"
@@ -137,6 +140,84 @@ def _check_shapes(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor
                 if found is None or found.shape != parameter.shape:
                     shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
                     raise OutputError(f"checkpoint: {kind}/{name} is {shape}, and not {tuple(parameter.shape)}")
+
+
+# From a run to a checkpoint, and back.
+
+
+class Progress(NamedTuple):
+    """What a run has learned so far, beside the parameters, the optimizer and the random state of its member."""
+
+    history: History
+    interval: Interval
+    best_state: dict[str, Tensor]  # the best parameters, by name
+
+
+def checkpoint_of(prepared: Prepared, member: Member, progress: Progress) -> Checkpoint:
+    """All that a run needs to go on from here; to be asked for on every rank."""
+    every = prepared.ranks.gather(
+        dict(member.random_state)
+    )  # what dropout is drawn from: a generator a rank and device
+    tensors = {
+        **optimizer_tensors(member.optimizer),
+        **{f"start/{name}": value for name, value in _starts(prepared).items()},
+        **{f"best/{name}": value for name, value in progress.best_state.items()},
+        **{f"rng/{rank}/{kind}": state for rank, states in enumerate(every) for kind, state in states.items()},
+    }
+    history = {**vars(progress.history)}
+    if not progress.best_state:
+        history["best"] = None  # JSON has no -inf
+    state = {"history": history, "interval": vars(progress.interval), **identity(prepared)}
+    return Checkpoint(member.done, tensors, state)
+
+
+def _starts(prepared: Prepared) -> dict[str, Tensor]:
+    """What the adapter subtracts or keeps frozen; another machine's SVD may give another sign."""
+    ends, adapter = (".start_A", ".start_B", ".lora_A"), prepared.adapter
+    return {
+        as_if_alone(name, adapter): value
+        for name, value in prepared.model.named_buffers()
+        if name.endswith(ends) and f".adapters.{adapter}." in name
+    }
+
+
+def restore(checkpoint: Checkpoint, prepared: Prepared, member: Member, report: Report) -> Progress:
+    """Put a checkpoint's tensors and random state back, and give the rest of it.
+
+    With another number of ranks than before, dropout draws anew; the order of the examples is the same.
+
+    Raises:
+        ConfigError: it belongs to another recipe, other data or another base model.
+    """
+    ranks = prepared.ranks
+    with ranks.together():
+        check_identity(checkpoint, prepared, report)
+    restore_optimizer(member.optimizer, checkpoint.tensors)
+    for name, value in _starts(prepared).items():
+        value.copy_(checkpoint.tensors[f"start/{name}"])
+    best: dict[str, Tensor] = {}
+    random_states: dict[int, dict[str, Tensor]] = {}
+    for key, value in checkpoint.tensors.items():
+        what, _, name = key.partition("/")
+        if what == "best":
+            best[name] = value.to(prepared.device)
+        elif what == "rng":
+            rank, kind = name.split("/")
+            random_states.setdefault(int(rank), {})[kind] = value
+    if len(random_states) == ranks.size:
+        member.random_state = random_states[ranks.rank]
+    else:
+        seed_rank(prepared.recipe.train.seed + checkpoint.step, ranks.rank)
+        member.random_state = random_state(prepared.device)
+        report(
+            Note(
+                f"{len(random_states)} processes before, {ranks.size} now: the examples of each step are the same, "
+                "dropout is not"
+            )
+        )
+    history = checkpoint.state["history"]
+    history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
+    return Progress(history, Interval(**checkpoint.state["interval"]), best)
 
 
 # Whether a checkpoint belongs to the run that is to go on from it; what may differ is listed, and told.

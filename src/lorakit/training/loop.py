@@ -54,6 +54,12 @@ class Member:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by name."""
+        groups = self.optimizer.param_groups
+        return {name: p for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
+
+    @property
     def rows(self) -> int:
         """Examples per forward."""
         return self.micro_batch_size or self.plan.micro_batch_size

@@ -1,10 +1,14 @@
-"""Runs: train, score, keep the best, and leave a run folder behind; one, or several over one model."""
+"""Runs, one or several over one model: what is due after each step, which step is the best, and when a run is over.
+
+What is written is in checkpoint.py and results.py.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,11 @@ from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Step, ignore
 from lorakit.runtime.files import atomic_text
 from lorakit.runtime.signals import ELSEWHERE, Stop
-from lorakit.tasks.metrics.bootstrap import Evaluation, goodness
-from lorakit.training.checkpoint import (
-    Checkpoint,
-    check_identity,
-    identity,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from lorakit.tasks.metrics.bootstrap import goodness
+from lorakit.training.checkpoint import Checkpoint, Progress, checkpoint_of, restore, save_checkpoint
 from lorakit.training.loop import Member, train
 from lorakit.training.prefix_cache import keep_prefix
-from lorakit.training.prepare import Part, Prepared, as_if_alone, trained_parameters
+from lorakit.training.prepare import Part, Prepared, trained_parameters
 from lorakit.training.progress import History, Interval, LossWatch
 from lorakit.training.results import Result, write_lines, write_results, write_shipped
 from lorakit.training.run_folder import CHECKPOINTS, RECIPE
@@ -93,47 +90,34 @@ class Run:
 
     def begin(self) -> None:
         """Write what stands at the beginning of a run's folder, and say that it starts."""
-        self.ranks.first(self._write_start)
+        self.ranks.first(atomic_text, self.folder / RECIPE, self.prepared.recipe.to_toml())
+        if self.start:  # a killed run may have written later lines
+            self.ranks.first(write_lines, self.folder, "metrics.jsonl", self.history.lines)
         self.report(Started(self.prepared.plan.steps, self.start, self.prepared.recipe.task.selection_metric))
 
-    def _write_start(self) -> None:
-        atomic_text(self.folder / RECIPE, self.prepared.recipe.to_toml())
-        if self.start:
-            write_lines(self.folder, "metrics.jsonl", self.history.lines)  # a killed run may have written later ones
-
     def on_step(self, step: Step, seconds: float) -> None:
-        """Note a step, and what it cost."""
-        self.history.seconds += seconds
-        self.history.examples += step.examples
-        self._check_step(step)
-        if not step.skipped:
-            if line := self.interval.add(step, seconds):
-                self._log(line)
-            self.report(step)
-
-    def _log(self, line: dict[str, Any]) -> None:
-        self.history.lines.append(line)
-        self.report(Logged(line))
-
-    def _check_step(self, step: Step) -> None:
-        """Report what is odd about a step, and end the run where too many are skipped."""
-        history = self.history
+        """Note a step and what it cost, report what is odd about it, and end the run where too many are skipped."""
+        history, config = self.history, self.prepared.recipe.train
+        history.seconds += seconds
+        history.examples += step.examples
         if step.micro_batch_size < (history.micro_batch_size or self.prepared.plan.micro_batch_size):
             history.micro_batch_size = step.micro_batch_size
-            size = self.prepared.recipe.train.batch_size
             self.report(
                 Note(
                     f"out of memory at step {step.number}: {step.micro_batch_size} examples a forward from now on; "
-                    f"a step still has {size}, and its gradient is the same"
+                    f"a step still has {config.batch_size}, and its gradient is the same"
                 )
             )
-        history.skipped_in_a_row = history.skipped_in_a_row + 1 if step.skipped else 0
         if not step.skipped:
+            history.skipped_in_a_row = 0
             if warning := self.watch.add(step.number, step.loss, step.lr):
                 self.report(Note(warning))
+            if line := self.interval.add(step, seconds):
+                self._log(line)
+            self.report(step)
             return
+        history.skipped_in_a_row += 1
         history.skipped += 1
-        config = self.prepared.recipe.train
         what = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}"
         remedy = f"a lower train.lr (now {config.lr}) is the usual remedy"
         if config.non_finite == "stop":
@@ -146,6 +130,10 @@ class Run:
                     f"in all may be; {remedy}"
                 )
         self.report(Note(f"{what}; skipped ({history.skipped} of at most {SKIPS})"))
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.history.lines.append(line)
+        self.report(Logged(line))
 
     def evaluate_and_save_if_due(self) -> bool:
         """Do what is due after the last step; whether the run is over, at its end, out of patience or paused."""
@@ -168,51 +156,26 @@ class Run:
             self.save()
         return is_over
 
-    def save(self) -> None:
-        """Write a checkpoint of the last step, unless there is one."""
-        number = self.member.done
-        if self.saved == number:
-            return
-        clock = time.perf_counter()
-        self._check_finite(number)
-        best = {f"best/{name}": value for name, value in self.best_state.items()}
-        starts = {f"start/{name}": value for name, value in self._starts().items()}
-        tensors = {**optimizer_tensors(self.member.optimizer), **starts, **best, **self._random_states()}
-        checkpoint = Checkpoint(number, tensors, self._state())
-        self.ranks.first(save_checkpoint, self.folder / CHECKPOINTS, checkpoint)
-        self.saved = number
-        self.history.saving_seconds += time.perf_counter() - clock
-
-    def _check_finite(self, step: int) -> None:
-        """An update of finite gradients can still overflow; such weights are neither scored nor written."""
-        for name, parameter in self._parameters().items():
-            if not parameter.isfinite().all():
-                lr = self.prepared.recipe.train.lr
-                with self.ranks.together():
-                    raise NumericsError(
-                        f"step {step}: {name} is not finite after the update; lower train.lr (now {lr})"
-                    )
-
     def _evaluate(self, number: int) -> None:
+        """Score the validation examples, and keep the parameters where they are the best so far."""
         self._check_finite(number)
-        evaluation = self._evaluation(self.prepared.parts["validation"])  # nothing is lost where a signal breaks it off
-        value = goodness(evaluation.scores, self.prepared.recipe.task.selection_metric)
+        history, prepared, part = self.history, self.prepared, self.prepared.parts["validation"]
+        # nothing is lost where a signal breaks it off
+        evaluation = prepared.task.evaluate(part.examples, self._answers(part))
+        value = goodness(evaluation.scores, prepared.recipe.task.selection_metric)
         # a tie keeps the earlier step; as long as the metric is undefined, the last one counts
-        is_best = value > self.history.best or self.history.best == float("-inf")
+        is_best = value > history.best or history.best == float("-inf")
         if is_best:
-            self.history.best, self.history.best_step, self.history.since_best = value, number, 0
-            self.best_state = {name: p.detach().clone() for name, p in self._parameters().items()}
-            self.ranks.first(write_shipped, self.folder, self.prepared, evaluation)
+            history.best, history.best_step, history.since_best = value, number, 0
+            self.best_state = {name: p.detach().clone() for name, p in self.member.named_parameters.items()}
+            self.ranks.first(write_shipped, self.folder, prepared, evaluation)
         else:
-            self.history.since_best += 1
+            history.since_best += 1
         plain = {key: number for key, number in evaluation.scores.items() if isinstance(number, float)}
-        epoch = number / self.prepared.plan.steps_per_epoch
+        epoch = number / prepared.plan.steps_per_epoch
         self._log({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
-        self.ranks.first(write_lines, self.folder, "metrics.jsonl", self.history.lines)
+        self.ranks.first(write_lines, self.folder, "metrics.jsonl", history.lines)
         self.report(Evaluated(number, evaluation.scores, is_best))
-
-    def _evaluation(self, part: Part) -> Evaluation:
-        return self.prepared.task.evaluate(part.examples, self._answers(part))
 
     def _answers(self, part: Part) -> list[Any]:
         prepared = self.prepared
@@ -222,30 +185,30 @@ class Run:
                 return answer_all(*arguments)  # every rank answers all, in step and to the end
             return answer_all(*arguments, ranks=self.ranks, stop=self.stop)
 
-    def _parameters(self) -> dict[str, Tensor]:
-        return {n: p for g in self.member.optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+    def _check_finite(self, step: int) -> None:
+        """An update of finite gradients can still overflow; such weights are neither scored nor written."""
+        for name, parameter in self.member.named_parameters.items():
+            if not parameter.isfinite().all():
+                lr = self.prepared.recipe.train.lr
+                with self.ranks.together():
+                    raise NumericsError(
+                        f"step {step}: {name} is not finite after the update; lower train.lr (now {lr})"
+                    )
 
-    # Checkpoints
+    def save(self) -> None:
+        """Write a checkpoint of the last step, unless there is one."""
+        number = self.member.done
+        if self.saved == number:
+            return
+        clock = time.perf_counter()
+        self._check_finite(number)
+        checkpoint = checkpoint_of(self.prepared, self.member, self._progress())
+        self.ranks.first(save_checkpoint, self.folder / CHECKPOINTS, checkpoint)
+        self.saved = number
+        self.history.saving_seconds += time.perf_counter() - clock
 
-    def _random_states(self) -> dict[str, Tensor]:
-        """What dropout is drawn from: one generator a rank and kind of device."""
-        every = self.ranks.gather(dict(self.member.random_state))
-        return {f"rng/{rank}/{kind}": state for rank, states in enumerate(every) for kind, state in states.items()}
-
-    def _starts(self) -> dict[str, Tensor]:
-        """What the adapter subtracts or keeps frozen; another machine's SVD may give another sign."""
-        ends, adapter = (".start_A", ".start_B", ".lora_A"), self.prepared.adapter
-        return {
-            as_if_alone(name, adapter): value
-            for name, value in self.prepared.model.named_buffers()
-            if name.endswith(ends) and f".adapters.{adapter}." in name
-        }
-
-    def _state(self) -> dict[str, Any]:
-        history = {**vars(self.history)}
-        if not self.best_state:
-            history["best"] = None  # JSON has no -inf
-        return {"history": history, "interval": vars(self.interval), **identity(self.prepared)}
+    def _progress(self) -> Progress:
+        return Progress(self.history, self.interval, self.best_state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, as if the run had never stopped.
@@ -253,44 +216,10 @@ class Run:
         Raises:
             ConfigError: the checkpoint belongs to another recipe, other data or another base model.
         """
-        with self.ranks.together():
-            check_identity(checkpoint, self.prepared, self.report)
-        restore_optimizer(self.member.optimizer, checkpoint.tensors)
-        for name, value in self._starts().items():
-            value.copy_(checkpoint.tensors[f"start/{name}"])
-        self.best_state = {
-            name.removeprefix("best/"): value.to(self.prepared.device)
-            for name, value in checkpoint.tensors.items()
-            if name.startswith("best/")
-        }
-        history = checkpoint.state["history"]
-        self.history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
-        self.interval = Interval(**checkpoint.state["interval"])
-        self._restore_random_state(checkpoint)
+        self.history, self.interval, self.best_state = restore(checkpoint, self.prepared, self.member, self.report)
         self.start = self.saved = self.member.done = checkpoint.step
         self.member.micro_batch_size = self.history.micro_batch_size
         self.report(Note(f"resumed after step {checkpoint.step}"))
-
-    def _restore_random_state(self, checkpoint: Checkpoint) -> None:
-        """With another number of ranks than before, dropout draws anew; the order of the examples is the same."""
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, state in checkpoint.tensors.items():
-            if key.startswith("rng/"):
-                _, rank, kind = key.split("/")
-                states.setdefault(int(rank), {})[kind] = state
-        if len(states) == self.ranks.size:
-            self.member.random_state = states[self.ranks.rank]
-        else:
-            seed_rank(self.prepared.recipe.train.seed + checkpoint.step, self.ranks.rank)
-            self.member.random_state = random_state(self.prepared.device)
-            self.report(
-                Note(
-                    f"{len(states)} processes before, {self.ranks.size} now: the examples of each step are the same, "
-                    "dropout is not"
-                )
-            )
-
-    # The end
 
     @torch.no_grad()
     def finish(self) -> Result:
@@ -298,7 +227,7 @@ class Run:
         if self.is_paused:
             scores = {**self.history.last_scores, "metric": self.prepared.recipe.task.selection_metric}
             return Result(self.folder, scores, is_paused=True)
-        for name, parameter in self._parameters().items():
+        for name, parameter in self.member.named_parameters.items():
             parameter.copy_(self.best_state[name])
         parts = self.prepared.parts
         test = self._answers(parts["test"]) if "test" in parts else []
@@ -313,7 +242,8 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
         KeyboardInterrupt: it was asked for; every run is saved after the step in hand.
         LorakitError: what ends all of them; with one run, also what ended it.
     """
-    first, results = runs[0], dict[Run, Result | LorakitError]()
+    first, live, results = runs[0], list(runs), dict[Run, Result | LorakitError]()
+    stop, ranks = first.stop, first.ranks
     for run in runs:
         run.begin()
     clock = time.perf_counter()
@@ -321,46 +251,36 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
     for run in runs:
         run.history.seconds += (time.perf_counter() - clock) / len(runs)
     members = [run.member for run in runs]
-    with first.stop.deferred():
-        _advance(runs, {}, 0.0, results)  # what is due after the step of a checkpoint
-        members[:] = [run.member for run in runs if run not in results]
-        clock = time.perf_counter()
-        for steps in train(first.prepared.model, members, ranks=first.ranks):
-            _advance(runs, steps, time.perf_counter() - clock, results)
-            members[:] = [run.member for run in runs if run not in results]
+    with stop.deferred():
+        # before the first step comes what is due after the step of a checkpoint
+        for steps in chain([dict[Member, Step]()], train(first.prepared.model, members, ranks=ranks)):
+            seconds, tokens = time.perf_counter() - clock, sum(step.tokens for step in steps.values())
+            over: list[Run] = []
+            try:
+                for run in live:
+                    with _ends_alone(run, runs, results):
+                        if step := steps.get(run.member):
+                            run.on_step(step, seconds * step.tokens / tokens)
+                        if run.member.done and run.evaluate_and_save_if_due():
+                            over.append(run)
+                if ranks.any(bool(stop.asked)):
+                    stop.asked = stop.asked or ELSEWHERE
+                    stop.check()
+                for run in over:
+                    with stop.immediate(), _ends_alone(run, runs, results):
+                        results[run] = run.finish()
+            except KeyboardInterrupt:
+                if stop.asked:
+                    for run in (run for run in live if run not in results):
+                        run.save()
+                        run.report(
+                            Note(f"stopped after step {run.member.done} of {run.prepared.plan.steps}, and saved")
+                        )
+                raise
+            live = [run for run in live if run not in results]
+            members[:] = [run.member for run in live]  # which ends the others
             clock = time.perf_counter()
     return [results[run] for run in runs]
-
-
-def _advance(
-    runs: Sequence[Run],
-    steps: Mapping[Member, Step],
-    seconds: float,
-    results: dict[Run, Result | LorakitError],
-) -> None:
-    """Let each run do what is due after its step, and finish those that are over; `results` has them then."""
-    stop, ranks = runs[0].stop, runs[0].ranks
-    tokens = sum(step.tokens for step in steps.values())
-    over: list[Run] = []
-    try:
-        for run in (run for run in runs if run not in results):
-            with _ends_alone(run, runs, results):
-                if step := steps.get(run.member):
-                    run.on_step(step, seconds * step.tokens / tokens)
-                if run.member.done and run.evaluate_and_save_if_due():
-                    over.append(run)
-        if ranks.any(bool(stop.asked)):
-            stop.asked = stop.asked or ELSEWHERE
-            stop.check()
-        for run in over:
-            with stop.immediate(), _ends_alone(run, runs, results):
-                results[run] = run.finish()
-    except KeyboardInterrupt:
-        if stop.asked:
-            for run in (run for run in runs if run not in results):
-                run.save()
-                run.report(Note(f"stopped after step {run.member.done} of {run.prepared.plan.steps}, and saved"))
-        raise
 
 
 @contextmanager
