@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.app.commands.export import CONSUMERS, WHOLE
-from lorakit.app.export.command import Options, Parity, export
+from lorakit.app.commands.export import CONSUMERS, WHOLE, export_run
+from lorakit.app.export.adapters import Parity
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.hashing import Fingerprint
 from lorakit.inference import predictor
@@ -165,7 +166,7 @@ def test_base_name_is_what_the_reader_calls_it(cli: Cli, bert_run: Path, tmp_pat
 
 def test_many_labels_are_told_to_peft_s_user(tagger_run: Path, tmp_path: Path) -> None:
     side = json.loads((tagger_run / "adapter" / "lorakit.json").read_text())
-    lines = export(tagger_run, "peft", tmp_path / "out").lines
+    lines = export_run(tagger_run, "peft", tmp_path / "out").lines
     assert any(f"num_labels={len(side['labels'])}" in line and side["labels"][0] in line for line in lines)
 
 
@@ -191,7 +192,7 @@ def test_dora_cut_to_a_rank_tells_its_error(cli: Cli, dora_run: Path, tmp_path: 
 
 
 def test_dora_goes_to_peft_as_it_is(dora_run: Path, tmp_path: Path) -> None:
-    assert export(dora_run, "peft", tmp_path / "out").lines[0] == "nothing had to be changed"
+    assert export_run(dora_run, "peft", tmp_path / "out").lines[0] == "nothing had to be changed"
     theirs = peft.PeftModel.from_pretrained(base_of(dora_run, AUTO["bert_run"]), tmp_path / "out").eval()
     torch.testing.assert_close(answers(theirs), answers(lorakit.load(dora_run).model), rtol=0, atol=2e-6)
 
@@ -203,32 +204,32 @@ def test_out_that_exists_is_left_alone(bert_run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for to in CONSUMERS:
         with pytest.raises(OutputError, match="exists already"):
-            export(bert_run, to, tmp_path / "out")
+            export_run(bert_run, to, tmp_path / "out")
 
 
-@pytest.mark.parametrize("options", [Options(rank=2), Options(base_name="a/b")])
-def test_merged_takes_no_adapter_s_options(bert_run: Path, tmp_path: Path, options: Options) -> None:
+@pytest.mark.parametrize("options", [{"rank": 2}, {"base_name": "a/b"}])
+def test_merged_takes_no_adapter_s_options(bert_run: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--to merged needs neither"):
-        export(bert_run, "merged", tmp_path / "out", options)
+        export_run(bert_run, "merged", tmp_path / "out", **options)
 
 
 def test_full_fine_tuning_has_no_adapter(bert: Path, files: Path, tmp_path: Path) -> None:
     run = fit(changed(sections(bert, files), "train.method=full", "train.max_steps=2"), tmp_path / "full").folder
     with pytest.raises(ConfigError, match=r"the whole model was trained.*--to merged"):
-        export(run, "vllm", tmp_path / "out")
+        export_run(run, "vllm", tmp_path / "out")
 
 
 def test_another_base_is_refused_unless_told(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "fingerprint_of", lambda _: Fingerprint("0" * 64))
     with pytest.raises(AdapterError, match="trained on another"):
-        export(bert_run, "peft", tmp_path / "out")
-    export(bert_run, "peft", tmp_path / "out", Options(allow_base_mismatch=True))
+        export_run(bert_run, "peft", tmp_path / "out")
+    export_run(bert_run, "peft", tmp_path / "out", allow_base_mismatch=True)
 
 
 def test_export_that_differs_is_not_published(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lorakit.app.export.command as exporting
+    import lorakit.app.export.adapters as exporting
 
     monkeypatch.setattr(exporting, "_parity", lambda *_: Parity(0.5, 1.0, 0.1, 1.0))
     with pytest.raises(RuntimeError, match="differs from the adapter; nothing was written"):
-        export(bert_run, "vllm", tmp_path / "out")
+        export_run(bert_run, "vllm", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

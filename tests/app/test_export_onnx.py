@@ -17,8 +17,8 @@ import torch
 import transformers
 
 import lorakit
+from lorakit.app.commands.export import export_run
 from lorakit.app.export.check import BOUND, MADE, Agreement, Texts, agree, check_exact, texts_of
-from lorakit.app.export.command import Options, export
 from lorakit.errors import AdapterError
 from lorakit.inference.adapter_folder import read_side
 from lorakit.inference.predictor import Predictor
@@ -149,7 +149,7 @@ def onnx(tmp_path_factory: pytest.TempPathFactory, bert_run: Path) -> Any:
     """An export of the classifier, with what was said of it."""
     pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("onnx") / "out"
-    return SimpleNamespace(folder=folder, told=export(bert_run, "onnx", folder, Options()))
+    return SimpleNamespace(folder=folder, told=export_run(bert_run, "onnx", folder))
 
 
 def client(folder: Path) -> Any:
@@ -176,7 +176,7 @@ def test_export_tells_what_was_checked(onnx: Any) -> None:
 
 @slow
 def test_int8_tells_what_it_costs(bert_run: Path, tmp_path: Path) -> None:
-    _, _, int8, scores, *_ = export(bert_run, "onnx", tmp_path / "out", Options(int8=True)).lines
+    _, _, int8, scores, *_ = export_run(bert_run, "onnx", tmp_path / "out", int8=True).lines
     assert re.match(r"int8 \(_quantized\): \d+\.\d MB, .* \d+\.\d% of the answers are the same", int8)
     assert scores.startswith(f"accuracy on {N_VALIDATION} validation texts: ")
     assert (tmp_path / "out" / "model_quantized.onnx").is_file()

@@ -425,8 +425,8 @@ def run(kinds: dict[str, Edit], commands: Sequence[str], room: Path, report: Cal
     write_reviews(room / "validation.csv", 12, 2)
     recipe = changed(sections(room / "base", room), "train.max_steps=2")
     shutil.copytree(fit(recipe, room / "run").folder / "adapter", room / "adapter")
-    for module in ("inspecting", "importing", "pushing", "export.command", "server.process", "server.routes"):
-        importlib.import_module(f"lorakit.app.{module}")  # once, and not in each process
+    for module in ("app.api", "app.export.adapters", "app.server.process", "app.server.routes"):
+        importlib.import_module(f"lorakit.{module}")  # once, and not in each process
     figures = Figures(len(kinds))
     for kind, edit in kinds.items():
         for line in _faults(kind, edit, commands, room, figures):

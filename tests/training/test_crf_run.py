@@ -10,7 +10,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lorakit.app.export.command import export, merge
+from lorakit.app.commands.export import export_run
+from lorakit.app.export.adapters import merge
 from lorakit.data.read import read
 from lorakit.errors import ConfigError
 from lorakit.inference.predictor import load
@@ -105,7 +106,7 @@ def test_merged_model_is_plain_and_says_what_it_lost(crf_run: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("to", ["peft", "vllm"])
 def test_export_keeps_the_transitions(crf_run: Path, tmp_path: Path, to: str) -> None:
-    export(crf_run, to, tmp_path / "out")
+    export_run(crf_run, to, tmp_path / "out")
     file = "adapter_model.safetensors" if to == "peft" else "head/model.safetensors"
     ours = load_file(crf_run / "adapter" / "adapter_model.safetensors")[KEY]
     (theirs,) = [

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lorakit
+from lorakit.app.commands.export import export_run
 from lorakit.app.commands.import_ import import_adapter
-from lorakit.app.export.command import export
 from lorakit.errors import AdapterError, ConfigError, ModelError
 from lorakit.models import load_base
 from lorakit.pooling import classify_by_mean, own_pooling
@@ -157,7 +157,7 @@ def test_card_s_snippet_answers_by_peft(mean_run: Path, sentence_bert: Path) -> 
 
 
 def test_merged_export_is_an_encoder_and_its_head(mean_run: Path, tmp_path: Path) -> None:
-    lines = export(mean_run, "merged", out := tmp_path / "merged").lines
+    lines = export_run(mean_run, "merged", out := tmp_path / "merged").lines
     assert lines[0].startswith("layout: of sentence-transformers")
     body = transformers.AutoModel.from_pretrained(out).eval()
     head = {
@@ -172,7 +172,7 @@ def test_merged_export_is_an_encoder_and_its_head(mean_run: Path, tmp_path: Path
 
 @pytest.mark.parametrize("to", ["onnx", "peft", "vllm"])
 def test_exports_prove_themselves(to: str, mean_run: Path, tmp_path: Path) -> None:
-    lines = export(mean_run, to, tmp_path / "out").lines
+    lines = export_run(mean_run, to, tmp_path / "out").lines
     assert any(line.startswith("check: read back") for line in lines)
     assert any("the base is AutoModel's" in line for line in lines) == (to != "onnx")
 
@@ -195,7 +195,7 @@ def test_sentence_transformers_reads_whole_models(
     library = pytest.importorskip("sentence_transformers")
     words = (f"train.method={method}", "train.lr=1e-3", "data.max_length=8")
     run = fit(changed(sections(sentence_bert, files), *words), tmp_path / "run").folder
-    export(run, "sentence-transformers", out := tmp_path / "merged")
+    export_run(run, "sentence-transformers", out := tmp_path / "merged")
     for folder in (out, run / "model") if method == "full" else (out,):
         found = library.SentenceTransformer(str(folder), device="cpu").encode(TEXTS, convert_to_tensor=True)
         close(found.softmax(-1), probabilities(run))
@@ -235,4 +235,4 @@ def test_mean_is_refused_where_there_is_none(bert: Path, bert_run: Path, t5: Pat
     ):
         load_base(str(t5), CLASSIFICATION, labels=("a", "b"), pooling="mean")
     with pytest.raises(ConfigError, match=r"--to sentence-transformers: .* does not read the mean .*--to merged"):
-        export(bert_run, "sentence-transformers", tmp_path / "out")
+        export_run(bert_run, "sentence-transformers", tmp_path / "out")

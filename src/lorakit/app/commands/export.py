@@ -1,15 +1,15 @@
-"""`lorakit export` on the command line."""
+"""`lorakit export`: a run's model or adapter in the form that another program reads."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lorakit.app.arguments import RUN, folder_to_write
-from lorakit.app.printing import echo
+from lorakit.app.arguments import RUN, check_free, folder_to_write
+from lorakit.app.printing import Output
+from lorakit.errors import ConfigError
 
 WHOLE = ("merged", "sentence-transformers", "onnx")  # what gets a whole model; the others are export_profiles.PROFILES
 CONSUMERS = ("peft", *WHOLE, "vllm", "lorax", "llamacpp")
@@ -37,12 +37,45 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     vllm, lorax, llamacpp
               factors A and B with one global alpha / r; the head split off
     """
-    from lorakit.app.export.command import Options
-    from lorakit.app.export.command import export as export_run
-
     with folder_to_write(out, dry_run) as place:
-        told = export_run(run, to, place, Options(**options))
-    if as_json:
-        echo(json.dumps({"to": to, "out": None if dry_run else str(out), "said": told.lines, **told.facts}))
-        return
-    echo("\n".join(told.lines if dry_run else [*told.lines, f"exported for {to}: {out}"]))
+        lines, facts = export_run(run, to, place, **options)
+    end = [] if dry_run else [f"exported for {to}: {out}"]
+    Output([*lines, *end], {"to": to, "out": None if dry_run else str(out), "said": lines, **facts}).show(as_json)
+
+
+def export_run(
+    path: Path,
+    to: str,
+    out: Path,
+    *,
+    rank: int | None = None,
+    base_name: str | None = None,
+    int8: bool = False,
+    allow_base_mismatch: bool = False,
+) -> Output:
+    """Write what the reader `to` takes of a run folder or an adapter folder; lines say what was changed.
+
+    Raises:
+        OutputError: `out` exists or cannot be written; nothing is left half written.
+        AdapterError: the reader cannot use such an adapter.
+    """
+    if to in WHOLE and (rank is not None or base_name is not None):
+        raise ConfigError(f"--rank and --base-name are for adapters; --to {to} needs neither")
+    if int8 and to != "onnx":
+        raise ConfigError(f"--int8 goes with --to onnx, not with --to {to}")
+    check_free(out)
+    from lorakit.app.export.adapters import export_adapter, left_out, merge  # after mistakes in options: needs torch
+    from lorakit.app.export.onnx import export_onnx
+    from lorakit.inference.adapter_folder import read_side, shipped_folder
+
+    if to not in WHOLE:
+        return export_adapter(path, to, out, rank=rank, base_name=base_name, allow_base_mismatch=allow_base_mismatch)
+    side = read_side(shipped_folder(path))
+    if to == "sentence-transformers" and side.pooling != "mean":
+        raise ConfigError(
+            f"--to {to}: {path} does not read the mean over tokens; export it --to merged, or train it with model.pooling=mean"
+        )
+    if to == "onnx":
+        onnx = export_onnx(path, out, int8=int8, allow_base_mismatch=allow_base_mismatch)
+        return Output(left_out(side), {}).plus(onnx)
+    return merge(path, out, allow_base_mismatch=allow_base_mismatch)

@@ -1,9 +1,8 @@
-"""`lorakit export`: an adapter in the form that another program reads, with what was changed and a check of the result."""
+"""An adapter in the form that another program reads, with what was changed and a check of the result; and merged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.app.arguments import check_free
 from lorakit.app.export.check import agree, check_exact, texts_of
-from lorakit.app.export.onnx import ONNX, export_onnx
 from lorakit.app.printing import Output
 from lorakit.errors import ConfigError
 from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
@@ -34,23 +31,11 @@ from lorakit.models import MINILM_HUB, BaseModel, find, load_base
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import make_task, task_layers
 
-MERGED = "merged"
-SENTENCES = "sentence-transformers"
 HEAD = Path("head") / "model.safetensors"  # LoRAX reads every safetensors file beside the config
 PROBES = ("The quick brown fox jumps over the lazy dog.", "Ada Lovelace met Charles Babbage in London in 1833!")
 TOLERANCE = 1e-4  # of the largest weight change: far above fp32 rounding, far below any real mistake
 READ_BACK = "exported"  # the name under which the written adapter is loaded again
 SERVED_RANKS = (8, 16, 32, 64, 128, 256)  # what vLLM takes for --max-lora-rank
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may ask for besides the consumer."""
-
-    rank: int | None = None  # cut updates to it where the consumer cannot take them whole
-    base_name: str | None = None  # what the consumer calls the base model
-    int8: bool = False  # with onnx: the same in int8 too
-    allow_base_mismatch: bool = False
 
 
 class Parity(NamedTuple):
@@ -68,57 +53,53 @@ class Parity(NamedTuple):
         )
 
 
-def export(path: Path, to: str, out: Path, options: Options = Options()) -> Output:
-    """Write what the consumer reads from a run folder or an adapter folder; tells what was changed.
+def export_adapter(
+    path: Path,
+    to: str,
+    out: Path,
+    *,
+    rank: int | None = None,
+    base_name: str | None = None,
+    allow_base_mismatch: bool = False,
+) -> Output:
+    """Write the adapter of a run folder or an adapter folder as one of `PROFILES` reads it.
+
+    `rank` cuts updates to it where the reader cannot take them whole; `base_name` is what it calls the base model.
 
     Raises:
-        OutputError: `out` exists or cannot be written; nothing is left half written.
-        AdapterError: the consumer cannot read such an adapter.
+        OutputError: `out` cannot be written; nothing is left half written.
+        AdapterError: the reader cannot use such an adapter.
     """
-    if to not in PROFILES and (options.rank is not None or options.base_name is not None):
-        raise ConfigError(f"--rank and --base-name are for adapters; --to {to} needs neither")
-    if options.int8 and to != ONNX:
-        raise ConfigError(f"--int8 goes with --to onnx, not with --to {to}")
-    check_free(out)
-    if to == SENTENCES and read_side(shipped_folder(path)).pooling != "mean":
-        raise ConfigError(
-            f"--to {to}: {path} does not read the mean over tokens; export it --to merged, or train it with model.pooling=mean"
-        )
-    if to in (MERGED, SENTENCES):
-        return merge(path, out, allow_base_mismatch=options.allow_base_mismatch)
-    if to == ONNX:
-        onnx = export_onnx(path, out, int8=options.int8, allow_base_mismatch=options.allow_base_mismatch)
-        return Output(_left_out(read_side(shipped_folder(path))), {}).plus(onnx)
     folder = shipped_folder(path)
     side = read_side(folder)
     if side.method == "full":
         raise ConfigError(f"{path}: the whole model was trained, there is no adapter; export it --to merged")
-    base = load_shipped(folder, side, allow_base_mismatch=options.allow_base_mismatch)
+    base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
     base.model.eval()
     make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)  # refuses what does not fit the task
     config, saved_as = read_adapter_config(folder)
     profile = PROFILES[to]
-    name, note = _public_name(side, options)
+    name, note = _public_name(side, base_name)
     with atomic_folder(out) as place:
-        conformed = conform(base.model, config, profile, rank=options.rank)
+        conformed = conform(base.model, config, profile, rank=rank)
         head = left_behind(base.model, conformed)
         task_type = None if head else saved_as.task_type  # with SEQ_CLS and the like peft insists on a head in the file
         info = BaseInfo(name, saved_as.revision, task_type)
         save_adapter(base.model, place, conformed.config, info, conformed.name)
         changes = [*conformed.changes, *note, *_split_head(head, profile, place)]
         parity = _parity(base, place)
-        _check(parity, exact=options.rank is None)
+        _check(parity, exact=rank is None)
     r = conformed.config.r
     use = profile.use.format(out=out, r=r, served_r=next((n for n in SERVED_RANKS if n >= r), r))
-    told = [*_told_labels(side, profile), *_left_out(side)]
-    lines = [*(changes or ["nothing had to be changed"]), parity.line(), *told, f"use: {use}"]
+    needed = [*_label_lines(side, profile), *left_out(side)]
+    lines = [*(changes or ["nothing had to be changed"]), parity.line(), *needed, f"use: {use}"]
     return Output(lines, {"check": parity._asdict()})
 
 
-def _public_name(side: Side, options: Options) -> tuple[str, list[str]]:
+def _public_name(side: Side, base_name: str | None) -> tuple[str, list[str]]:
     """What others call the base model, and a line where that differs from the recipe's name."""
-    if options.base_name is not None:
-        return options.base_name, [f"base model: called {options.base_name}"]
+    if base_name is not None:
+        return base_name, [f"base model: called {base_name}"]
     if side.base.name == "minilm":
         return MINILM_HUB, [f"base model: called {MINILM_HUB}, which is where minilm comes from"]
     if side.base.name == "t5-demo":
@@ -137,7 +118,7 @@ def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) ->
     return [f"head: {names} split off into {HEAD}, since {profile.consumer} takes LoRA factors alone"]
 
 
-def _told_labels(side: Side, profile: Profile) -> list[str]:
+def _label_lines(side: Side, profile: Profile) -> list[str]:
     names = side.task.info.outputs(side.labels)
     if side.pooling == "mean":
         head = f"`classifier`, a linear layer to {len(names)} outputs" if profile.everything else f"the head in {HEAD}"
@@ -148,7 +129,7 @@ def _told_labels(side: Side, profile: Profile) -> list[str]:
     return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
 
 
-def _left_out(side: Side) -> list[str]:
+def left_out(side: Side) -> list[str]:
     """What answers need besides the model's output, which others must do themselves."""
     task, tuned = side.task, side.tuned
     lines = ["crf: its transitions are left out, a plain model answers each word by itself"] * task.crf
@@ -217,13 +198,12 @@ def _check(parity: Parity, exact: bool) -> None:
 
 
 def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output:
-    """Fold the adapter into its base model, in fp32: a plain transformers folder. Tells what of the answers is left out.
+    """Fold the adapter into its base model, in fp32: a plain transformers folder; lines say what of the answers is left out.
 
     Raises:
-        OutputError: `out` exists or cannot be written; nothing is left half written.
+        OutputError: `out` cannot be written; nothing is left half written.
         RuntimeError: the folder's logits are not the run's; nothing is written.
     """
-    check_free(out)
     folder = shipped_folder(path)
     side = read_side(folder)
 
@@ -240,7 +220,7 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output
             after.add_module(name, before.model.get_submodule(name))
         agreement = agree(before.task, side, texts_of(path, side), before.model, after)
         check_exact(agreement)
-    lines = _left_out(side)
+    lines = left_out(side)
     if side.pooling == "mean":
         lines.append(
             "layout: of sentence-transformers, whose `encode` gives the logits; transformers' classes have no such head"
