@@ -155,7 +155,7 @@ def onnx(tmp_path_factory: pytest.TempPathFactory, bert_run: Path) -> Any:
 def client(folder: Path) -> Any:
     """The class that docs/exports.md shows, over an export."""
     pytest.importorskip("tokenizers")
-    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert "torch" not in code
     names: dict[str, Any] = {}
     exec(code.replace('"reviews-onnx"', repr(str(folder))), names)
