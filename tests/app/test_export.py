@@ -20,7 +20,7 @@ from lorakit.app.commands.export import CONSUMERS, WHOLE, export_run
 from lorakit.app.export.adapters import Parity
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.hashing import Fingerprint
-from lorakit.inference import predictor
+from lorakit.inference import adapter_folder
 from lorakit.lora import Layer, hosts
 from lorakit.lora.export_profiles import PROFILES
 from tests.app.conftest import Cli
@@ -220,7 +220,7 @@ def test_full_fine_tuning_has_no_adapter(bert: Path, files: Path, tmp_path: Path
 
 
 def test_another_base_is_refused_unless_told(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "fingerprint_of", lambda _: Fingerprint("0" * 64))
+    monkeypatch.setattr(adapter_folder, "fingerprint_of", lambda _: Fingerprint("0" * 64))
     with pytest.raises(AdapterError, match="trained on another"):
         export_run(bert_run, "peft", tmp_path / "out")
     export_run(bert_run, "peft", tmp_path / "out", allow_base_mismatch=True)
