@@ -41,13 +41,13 @@ def pages() -> dict[str, str]:
 
 
 def cli() -> str:
-    """`--help` of the program and of every verb."""
-    parts = ["# The command line", "", "What `lorakit --help` and `lorakit VERB --help` print."]
+    """`--help` of the program and of every command."""
+    parts = ["# The command line", "", "What `lorakit --help` and `lorakit COMMAND --help` print."]
     program = click.Context(
         commands, info_name="lorakit", terminal_width=WIDTH, max_content_width=WIDTH, **commands.context_settings
     )
-    verbs = [click.Context(commands.load(name), program, name) for name in commands.list_commands(program)]
-    for context in (program, *verbs):
+    each = [click.Context(commands.load(name), program, name) for name in commands.list_commands(program)]
+    for context in (program, *each):
         parts += ["", f"## {context.command_path}", "", "```text", context.get_help().rstrip(), "```"]
     return "\n".join(parts) + "\n"
 
@@ -139,7 +139,7 @@ def comments(path: Path) -> dict[tuple[str, str], str]:
 
 def python() -> str:
     """The public names of `lorakit` and of `lorakit.lora`, with their docstrings."""
-    parts = ["# Python", "", "The verbs and estimators of `lorakit`, and the LoRA core in `lorakit.lora`."]
+    parts = ["# Python", "", "The functions and estimators of `lorakit`, and the LoRA core in `lorakit.lora`."]
     for module in (lorakit, lorakit.lora):
         parts += ["", f"## {module.__name__}"]
         for name in sorted(module.__all__, key=str.lower):

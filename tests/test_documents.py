@@ -176,7 +176,7 @@ def typed() -> Iterator[tuple[str, list[str]]]:
         for fence in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
             for line in fence[2].replace("\\\n", " ").splitlines():
                 line = line.removeprefix("$ ")
-                if line.startswith("lorakit ") and "VERB" not in line:
+                if line.startswith("lorakit ") and "COMMAND" not in line:
                     words = shlex.split(re.split(r"\s{3,}", line)[0], comments=True)
                     yield f"{page.stem}: {line}", words[1:]
 

@@ -20,7 +20,7 @@ __all__ = ["EntityRecognizer", "TextClassifier", "TextRegressor", "__version__",
 
 
 def __getattr__(name: str) -> Any:
-    """Import verbs and estimators when they are first used: `import lorakit.lora` needs torch and safetensors alone."""
+    """Import functions and estimators when they are first used: `import lorakit.lora` needs torch and safetensors alone."""
     if name == "train":
         from lorakit.app.api import train
 

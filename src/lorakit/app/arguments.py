@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
+from lorakit.data.example import Columns
 from lorakit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None])
     if options["model"] is None:
         raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm; recipes end in .toml")
     raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
-    raw["data"].update({"text": options["text"], "label": split_commas(options["label"])})
+    raw["data"].update({"text": options["text"], "label": _split_commas(options["label"])})
     if options["task"]:
         raw["task"] = {"name": options["task"]}
     elif not any(word.startswith("task.name=") for word in changes):
@@ -45,8 +46,12 @@ def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None])
     return make_recipe(raw, changes, where="command line")
 
 
-def split_commas(words: str | None) -> str | tuple[str, ...] | None:
-    """One name, or those that commas part."""
+def named_columns(text: str | None, pair: str | None, label: str | None) -> Columns:
+    """What --text, --pair and --label name; of labels several with commas."""
+    return Columns(text, pair, _split_commas(label))
+
+
+def _split_commas(words: str | None) -> str | tuple[str, ...] | None:
     return tuple(words.split(",")) if words is not None and "," in words else words
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "check": "Say whether DATA, or the data of a RECIPE, are fit to train on, and what in them is likely to be wrong.",
     "combine": "Make one adapter of several RUNs of one task and base, with given weights or with the best of a search.",
     "compare": "Say whether RUNs differ by more than chance, by paired tests over the same examples.",
-    "completion": "Print what makes SHELL complete verbs, options, recipe keys and run folders.",
+    "completion": "Print what makes SHELL complete commands, options, recipe keys and run folders.",
     "doctor": "Look at versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 where something prevents work.",
     "evaluate": "Score RUN (a run folder or an adapter) on labelled DATA.",
     "export": "Write RUN's model or adapter in the form that another program reads, say what was changed, and check it.",
@@ -132,8 +132,8 @@ def how_to_go_on(words: Sequence[str]) -> str:
         return f"; to go on: {shlex.join(['lorakit', *(word for word in words if word != '--resume'), '--resume'])}"
     if words[0] != "train":
         return ""
-    kept = [word for i, word in enumerate(words) if not word.startswith("--resume") and words[i - 1] != "--resume"]
-    return f"; to go on: {shlex.join(['lorakit', *kept, '--resume', 'auto'])}"
+    others = [word for i, word in enumerate(words) if not word.startswith("--resume") and words[i - 1] != "--resume"]
+    return f"; to go on: {shlex.join(['lorakit', *others, '--resume', 'auto'])}"
 
 
 if __name__ == "__main__":

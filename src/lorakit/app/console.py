@@ -112,10 +112,10 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     return [*lines, *(f"test {line}" for line in test)]
 
 
-def _temperature(found: dict[str, Any]) -> str:
-    changes = (f"{name} {found['unscaled'][name]:.3f} to {found['scaled'][name]:.3f}" for name in ("ece", "nll"))
-    kept = "in the answers" if found["applied"] else "left out of the answers (task.calibrate)"
-    return f"  a temperature of {found['temperature']:.2f}, {kept}, takes {', '.join(changes)}"
+def _temperature(scores: dict[str, Any]) -> str:
+    changes = (f"{name} {scores['unscaled'][name]:.3f} to {scores['scaled'][name]:.3f}" for name in ("ece", "nll"))
+    where = "in the answers" if scores["applied"] else "left out of the answers (task.calibrate)"
+    return f"  a temperature of {scores['temperature']:.2f}, {where}, takes {', '.join(changes)}"
 
 
 def _spread(deviation: float | None) -> str:

@@ -14,7 +14,7 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def visible(text: str) -> str:
     """The text with control characters as Python and JSON write them; within JSON it means the same."""
-    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def echo(text: str, *, err: bool = False) -> None:

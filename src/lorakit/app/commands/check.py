@@ -13,7 +13,7 @@ from lorakit.app.arguments import Change, TaskType, recipe_of
 @click.argument("what", metavar="DATA|RECIPE")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Count lengths in this base model's tokens; unset: the recipe's, or words.")
-@click.option("--task", type=TaskType(), help="Task for DATA; told from the file where it can be.")
+@click.option("--task", type=TaskType(), help="Task for DATA; unset: as the file shows.")
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label.")
 @click.option("--run", type=click.Path(path_type=Path), help="A trained run: suspect labels that it does not believe.")
@@ -36,5 +36,4 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
         recipe = recipe_of(what, (*changes, *([f"model.base={base}"] if base else [])), options)
     from lorakit.app.checking import check as check_data  # after mistakes of a recipe: needs torch
 
-    found = check_data(recipe, run, whole)
-    found.show(as_json)
+    check_data(recipe, run, whole).show(as_json)

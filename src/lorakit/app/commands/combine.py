@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorakit.app.arguments import RUN, check_free, split_commas
+from lorakit.app.arguments import RUN, check_free, named_columns
 from lorakit.app.printing import Output
 from lorakit.data.example import Columns
 from lorakit.errors import ConfigError
@@ -66,7 +66,7 @@ def combine(
     """
     from lorakit.app.console import Screen
 
-    columns = Columns(options["text"], options["pair"], split_commas(options["label"]))
+    columns = named_columns(options["text"], options["pair"], options["label"])
     judge = None if on is None else Judge(on, columns, options["search"])
     way = Way(options["method"], options["density"], options["rank"], options["seed"])
     mismatch = options["allow_base_mismatch"]
@@ -353,7 +353,7 @@ def search_weights(
     def loss(x: Sequence[float]) -> float:
         point = tuple(round(float(weight), 6) for weight in x)
         if point not in known and any(point):
-            known[point] = found if math.isfinite(found := value(point)) else UNUSABLE
+            known[point] = score if math.isfinite(score := value(point)) else UNUSABLE
         return -known.get(point, UNUSABLE)
 
     best = np.array(min(starts, key=loss))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import RUN, split_commas
+from lorakit.app.arguments import RUN, named_columns
 
 
 @click.command()
@@ -24,8 +24,5 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
     Runs that differ in the seed alone are taken together; the first recipe is compared with each of the others.
     """
     from lorakit.app.comparing import compare_runs
-    from lorakit.data.example import Columns
 
-    asked = Columns(columns["text"], columns["pair"], split_commas(columns["label"]))
-    found = compare_runs(runs, on, asked)
-    found.show(as_json)
+    compare_runs(runs, on, named_columns(**columns)).show(as_json)

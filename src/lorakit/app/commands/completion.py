@@ -15,21 +15,21 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete verbs, options, recipe keys and run folders.
+    """Print what makes SHELL complete commands, options, recipe keys and run folders.
 
     \b
     bash  put this into ~/.bashrc:                             eval "$(lorakit completion bash)"
     zsh   put this into ~/.zshrc, below compinit:              eval "$(lorakit completion zsh)"
     fish  put this into ~/.config/fish/completions/lorakit.fish: lorakit completion fish | source
     """
-    found = get_completion_class(shell)
-    assert found is not None
-    script = found(context.find_root().command, {}, "lorakit", VARIABLE)
+    script_class = get_completion_class(shell)
+    assert script_class is not None
+    script = script_class(context.find_root().command, {}, "lorakit", VARIABLE)
     text = script.source_template % script.source_vars()
     echo(_without_space_after_equals(text) if isinstance(script, BashComplete) else text)
 
 
 def _without_space_after_equals(script: str) -> str:
-    """After `lora.r=` a value follows, so bash is told to leave the space out."""
+    """After `lora.r=` a value follows, so bash leaves the space out."""
     added = "            COMPREPLY+=($value)\n"
     return script.replace(added, f"{added}            if [[ $value == *= ]]; then compopt -o nospace; fi\n", 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import RUN, split_commas
+from lorakit.app.arguments import RUN, named_columns
 from lorakit.app.printing import echo
 
 
@@ -25,12 +25,10 @@ def evaluate(
 ) -> None:
     """Score RUN (a run folder or an adapter) on labelled DATA."""
     from lorakit.app.console import Screen, score_lines
-    from lorakit.data.example import Columns
     from lorakit.inference.predictor import load
 
     predictor = load(run, allow_base_mismatch=allow_base_mismatch, report=Screen())
-    asked = Columns(columns["text"], columns["pair"], split_commas(columns["label"]))
-    dataset = predictor.read_labelled(data, asked, format_)
+    dataset = predictor.read_labelled(data, named_columns(**columns), format_)
     for note in dataset.notes:
         echo(note, err=True)
     scores = predictor.evaluate(dataset.examples)

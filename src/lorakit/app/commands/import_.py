@@ -30,7 +30,7 @@ HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # t
 @click.option("--labels", metavar="A,B,...", help="The labels, in the order of its head's rows.")
 @click.option("--pair", metavar="COLUMN", help="The second text's column, where it was trained on pairs.")
 @click.option("--dry-run", is_flag=True, help="Check the adapter, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print what it is as JSON.")
 def import_(folder: Path, out: Path, labels: str | None, dry_run: bool, as_json: bool, **options: str | None) -> None:
     """Check an adapter that peft has written and adopt it: predict, evaluate, merge and export work on it then."""
     names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()

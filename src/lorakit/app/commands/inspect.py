@@ -162,13 +162,13 @@ def inspect_adapter(folder: Path) -> Output:
 
     config, info = read_adapter_config(folder)
     shapes = {key.removeprefix(PREFIX): tensor.shape for key, tensor in read_header(folder / WEIGHTS_FILE).items()}
-    ranks = {found[1]: shape[0] for key, shape in shapes.items() if (found := FACTOR_A.fullmatch(key))}
+    ranks = {factor[1]: shape[0] for key, shape in shapes.items() if (factor := FACTOR_A.fullmatch(key))}
     counts: Counter[str] = Counter()
     whole = {}
     for key, shape in shapes.items():
-        found = OF_UPDATE.fullmatch(key)
-        if found and found[1] in ranks:
-            counts[found[1]] += math.prod(shape)
+        update = OF_UPDATE.fullmatch(key)
+        if update and update[1] in ranks:
+            counts[update[1]] += math.prod(shape)
         else:
             whole[key] = math.prod(shape)
     rows = [Row(path, _matched_by(path, config), r, _alpha(path, config), counts[path]) for path, r in ranks.items()]

@@ -212,4 +212,4 @@ def _in_words_of_options() -> Iterator[None]:
         yield
     except DataError as err:
         options = {"data.text": "--text", "data.pair": "--pair", "data.label": "--adapter-column"}
-        raise DataError(reduce(lambda said, key: said.replace(key, options[key]), options, str(err))) from err
+        raise DataError(reduce(lambda text, key: text.replace(key, options[key]), options, str(err))) from err

@@ -21,9 +21,7 @@ SHUTDOWN_S = 60  # from a signal until the processes are killed; they need a ste
 @click.argument("what")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
-@click.option(
-    "--task", type=TaskType(), help="Task for DATA, by this word or its full name; told from the file where it can be."
-)
+@click.option("--task", type=TaskType(), help="Task for DATA, by this word or its full name; unset: as the file shows.")
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label, or several with commas.")
 @click.option(
@@ -102,10 +100,10 @@ def launch(words: Sequence[str], nproc: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     options = {"nproc-per-node": nproc, "signals-to-handle": SIGNALS, "shutdown-timeout": SHUTDOWN_S}
-    told = parse_args(["--standalone", *(f"--{name}={value}" for name, value in options.items()), "-m", "lorakit"])
-    told.training_script_args = list(words)  # which argparse would look through for options of its own
+    arguments = parse_args(["--standalone", *(f"--{name}={value}" for name, value in options.items()), "-m", "lorakit"])
+    arguments.training_script_args = list(words)  # which argparse would look through for options of its own
     try:
-        run(told)
+        run(arguments)
     except ChildFailedError as err:
         rank, failure = err.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
