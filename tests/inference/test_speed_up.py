@@ -54,7 +54,7 @@ def test_a_run_learns_the_same(base: str, task: str, request: pytest.FixtureRequ
 def test_what_was_changed_is_said() -> None:
     assert str(PLAIN) == "plain"
     words = str(Kernels(fused=36, first_row=True))
-    assert words == "36 adapted linear layers in one function each; of the last block what token 0 needs"
+    assert words == "36 adapted linear layers in one function each; last block: first token only"
 
 
 @pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "T5ForConditionalGeneration"])

@@ -21,7 +21,7 @@ class Kernels:
     def __str__(self) -> str:
         parts = {
             f"{self.fused} adapted linear layers in one function each": self.fused,
-            "of the last block what token 0 needs": self.first_row,
+            "last block: first token only": self.first_row,
             "attention in fp32": self.fp32_attention,
         }
         return "; ".join(words for words, used in parts.items() if used) or "plain"

@@ -36,10 +36,8 @@ class AdapterHost(nn.Module):
         self.kept: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base's answer, that to each example changed by its own adapter: of low-rank updates W x + b + s B A x.
-
-        This is the reference: what computes the same by another way is an optimisation of it.
-        """
+        # The reference: the base's answer, that to each example changed by its own adapter (of low-rank updates
+        # W x + b + s B A x). What computes the same in another way is an optimisation of it.
         y: Tensor = self.base(x, *args, **kwargs)
         if self.merged:
             return y
@@ -106,8 +104,8 @@ class Layer(AdapterHost):
         self.geometry = geometry
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The reference, or where it may an optimisation: the same to rounding, with fewer passes over x and y."""
         if self.fused and not self.merged and (updates := self._plain_updates(len(x))):
+            # an optimisation: the same to rounding, with fewer passes over x and y
             return adapted_linear(x, self.weight, self.base.bias, updates)
         return super().forward(x, *args, **kwargs)
 

@@ -202,23 +202,13 @@ class Several:
 
     def cache_frozen_blocks(self, items: Sequence[Item], report: Report) -> None:
         """Compute what the blocks below all of the adapters answer once for each text."""
-        from lorakit.inference.answer import batches_of
-        from lorakit.lora import Prefix, adapter_parameters, frozen_blocks
-        from lorakit.runtime.device import to_device
-        from lorakit.runtime.events import Note
-        from lorakit.tasks.base import inputs_of
+        from lorakit.lora import adapter_parameters
+        from lorakit.training.prefix_cache import cache_frozen_blocks
 
         for name in self.names:
             for parameter in adapter_parameters(self.model, name).values():
                 parameter.requires_grad_(True)
-        if blocks := frozen_blocks(self.model):
-            batches = (
-                self.task.collate([items[i] for i in b]) for b in batches_of(self.model, self.task, items, self.device)
-            )
-            prefix = Prefix(self.model, blocks)
-            inputs = (to_device(inputs_of(batch), self.device) for batch in batches)
-            prefix.fill(inputs, sum(len(item["input_ids"]) for item in items))
-            report(Note(str(prefix)))
+        cache_frozen_blocks(self.model, self.task, items, self.device, report)
 
     def combine(self, weights: Sequence[float]) -> Combined:
         """Put the combination into the model, and make it the active adapter; weights of 0 take no part of its rank."""
