@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from math import ceil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.errors import LorakitError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL
-from lorakit.inference.answer import answer_all, as_wanted
+from lorakit.inference.answer import answer_all, as_wanted, batches_of
 from lorakit.inference.side import Side
 from lorakit.recipe import read_recipe
-from lorakit.tasks.base import Task
+from lorakit.tasks.base import Item, Task, inputs_of
 from lorakit.tasks.metrics.bootstrap import Scores
+from lorakit.tasks.text2text.decoding import Decoder
 from lorakit.training.prepare import read_parts
 
 OWN = 1000  # texts of the run that are asked at most
@@ -94,19 +95,11 @@ def _own(run: Path) -> tuple[list[Example], int]:
     try:
         parts, _, _ = read_parts(read_recipe(run / "recipe.toml"))
     except (LorakitError, OSError):  # an adapter alone, or data that are elsewhere now
-        return [_asked(line) for line in _lines(run / "predictions.jsonl")[:OWN]], 0
+        answers = run / "predictions.jsonl"
+        lines = answers.read_text(encoding="utf-8").splitlines()[:OWN] if answers.is_file() else []
+        return [Example(line["text"], None, line.get("pair")) for line in map(json.loads, lines)], 0
     own = [example for name in ("validation", "test", "train") for example in parts.get(name, ())][:OWN]
     return own, min(len(own), len(parts["validation"]))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _asked(line: dict[str, Any]) -> Example:
-    return Example(line["text"], None, line.get("pair"))
 
 
 def _made_up(texts: Sequence[str], side: Side) -> list[Example]:
@@ -120,23 +113,40 @@ def _made_up(texts: Sequence[str], side: Side) -> list[Example]:
 
 
 def agree(task: Task, side: Side, texts: Texts, model: nn.Module, export: nn.Module) -> Agreement:
-    """Ask the model and the export alike, in batches of all sizes, on the CPU.
-
-    Logits are compared side by side, of a model that writes at each step of its own output; answers are what each gives
-    by itself.
-    """
+    """Ask the model and the export alike, in batches of all sizes, on the CPU."""
     asked = [bare(task, example) for example in texts.examples]
     items = task.encode(asked)
-    both = Beside(model, export)
+    difference = largest = torch.zeros(())
     with torch.inference_mode():
-        before = answer_all(both, task, asked, items, CPU)
-        after = answer_all(export, task, asked, items, CPU)
+        before, after = (answer_all(each, task, asked, items, CPU) for each in (model, export))
+        for one, other in _logits(task, [item for own in items for item in own], model, export):
+            difference = torch.maximum(difference, (one - other).abs().max())  # NaN stays NaN
+            largest = torch.maximum(largest, one.abs().max())
     near = NEAR * float(side.tuned.get("spread", 1.0))
     shown = [[_shown(task.to_json(e, a)) for e, a in zip(asked, answers, strict=True)] for answers in (before, after)]
     gold = texts.examples[: texts.n_gold]
     scores = [task.evaluate(gold, answers[: len(gold)]).scores if gold else {} for answers in (before, after)]
-    differing = sum(not _is_same(one, other, near) for one, other in zip(*shown, strict=True))
-    return Agreement(texts, float(both.difference), float(both.largest), differing, *scores)
+    differing = sum(
+        abs(one - other) > near if isinstance(one, float) else one != other for one, other in zip(*shown, strict=True)
+    )
+    return Agreement(texts, float(difference), float(largest), differing, *scores)
+
+
+def _logits(task: Task, items: Sequence[Item], model: nn.Module, export: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits of both, batch by batch; of a model that writes, at each step of its own output."""
+    for rows in batches_of(model, task, items, CPU):
+        batch = task.collate([items[i] for i in rows])
+        inputs = inputs_of(batch)
+        if task.info.model_kind == "text2text":
+            decoders = [Decoder(each, batch) for each in (model, export)]
+            written = [(decoders[0].start, *raw.ids) for raw in task.predict(model, batch)]
+            for tokens in list(zip_longest(*written, fillvalue=decoders[0].eos))[:-1]:
+                one, other = (decoder.logits(torch.tensor(tokens)[:, None], None) for decoder in decoders)
+                yield one.float(), other.float()
+            continue
+        one, other = (each(**inputs).logits.float() for each in (model, export))
+        real = inputs["attention_mask"].bool()  # what stands at padding is nobody's answer
+        yield (one[real], other[real]) if one.ndim == 3 else (one, other)
 
 
 def bare(task: Task, example: Example) -> Example:
@@ -156,64 +166,3 @@ def _shown(line: dict[str, Any]) -> Any:
     if "entities" in line and "generated" not in line:
         return [(entity["entity_group"], entity["start"], entity["end"]) for entity in line["entities"]]
     return next(line[key] for key in ("generated", "labels", "label", "value") if key in line)
-
-
-def _is_same(one: Any, other: Any, near: float) -> bool:
-    return abs(one - other) <= near if isinstance(one, float) else bool(one == other)
-
-
-class Caches(NamedTuple):
-    """What two decoders keep of the tokens before."""
-
-    one: Any
-    other: Any
-
-    def batch_select_indices(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
-        for cache in self:
-            cache.batch_select_indices(rows)
-
-
-class Beside(nn.Module):
-    """Two models asked alike. It answers as the first one does, and keeps the largest difference of the logits."""
-
-    def __init__(self, model: nn.Module, export: nn.Module) -> None:
-        super().__init__()
-        self.both = nn.ModuleList([model, export])
-        self.config = model.config
-        self.difference = self.largest = torch.zeros(())
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """A layer of the first one's, which an export may lack: a CRF."""
-        return self.both[0].get_submodule(target)
-
-    def get_output_embeddings(self) -> None:
-        """None that could be asked for some rows alone."""
-
-    def get_encoder(self) -> Any:
-        """Both encoders, whose answers go side by side into one tensor (B, T, 2 d)."""
-
-        def encode(**inputs: Tensor) -> Any:
-            each = [model.get_encoder()(**inputs).last_hidden_state for model in self.both]  # type: ignore[operator]
-            return SimpleNamespace(last_hidden_state=torch.cat(each, dim=-1))
-
-        return encode
-
-    def forward(
-        self, encoder_outputs: tuple[Tensor] | None = None, past_key_values: Caches | None = None, **inputs: Any
-    ) -> Any:
-        """The first one's logits. Shapes: (B, C), (B, T, C) or, of a decoder, (B, steps, V)."""
-        own: list[dict[str, Any]] = [{}, {}]
-        if encoder_outputs is not None:
-            halves = encoder_outputs[0].chunk(2, dim=-1)
-            caches = past_key_values or Caches(None, None)
-            own = [{"encoder_outputs": (h,), "past_key_values": c} for h, c in zip(halves, caches, strict=True)]
-        outs = [model(**inputs, **more) for model, more in zip(self.both, own, strict=True)]
-        one, other = (out.logits.float() for out in outs)
-        if encoder_outputs is None and one.ndim == 3:  # what stands at padding is nobody's answer
-            real = inputs["attention_mask"].bool()
-            one, other = one[real], other[real]
-        self.difference = torch.maximum(self.difference, (one - other).abs().max())  # NaN stays NaN
-        self.largest = torch.maximum(self.largest, one.abs().max())
-        caches = Caches(*(getattr(out, "past_key_values", None) for out in outs))
-        return SimpleNamespace(logits=outs[0].logits, past_key_values=caches)
