@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorakit.app.printing import Output
-from lorakit.app.seeds import runs_of
+from lorakit.app.report.page import p_value, sentences
 from lorakit.data.example import Columns
 from lorakit.errors import ConfigError, DataError
-from lorakit.inference.predictor import load
-from lorakit.tasks.metrics.bootstrap import LOWER, SIGNIFICANT, Difference, difference, resample
-from lorakit.tasks.registry import check_labels
-from lorakit.training.run_files import Sampled, read_resamples, sampled
+from lorakit.tasks.metrics.bootstrap import SIGNIFICANT, Difference, difference, resample
+from lorakit.training.run_files import Sampled, read_resamples, runs_of, sampled
 
 # Standard errors of a difference that a test at 5 % finds 4 times in 5.
 DETECTABLE = statistics.NormalDist().inv_cdf(1 - SIGNIFICANT / 2) + statistics.NormalDist().inv_cdf(0.8)
@@ -84,6 +82,9 @@ def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns 
 
 
 def _predicted(path: Path, on: str, columns: Columns) -> Sampled:
+    from lorakit.inference.predictor import load  # late: torch
+    from lorakit.tasks.registry import check_labels
+
     predictor = load(path)
     examples = predictor.read_labelled(on, columns).examples
     check_labels(predictor.side.task.name, examples, predictor.side.labels)
@@ -118,7 +119,8 @@ def _compare(first: Group, second: Group) -> Comparison:
     sides = [[pair[i].found.scores for pair in pairs] for i in (0, 1)]
     n = pairs[0][0].found.n
     scores = {name: difference(*([run[name] for run in side] for side in sides)) for name in names}
-    verdict = _verdict(first, second, metric, scores[metric], n)
+    detectable = DETECTABLE * scores[metric].spread
+    (verdict,) = sentences("difference", first.letter, second.letter, metric, scores[metric], n, detectable)
     return Comparison(first, second, pairs, metric, scores, verdict)
 
 
@@ -166,45 +168,6 @@ def _shown(entry: tuple[Any, ...] | None) -> str:
     return " / ".join(repr(part)[:60] for part in (text, pair, expected) if part is not None)
 
 
-# Words
-
-
-def _verdict(first: Group, second: Group, metric: str, found: Difference, n: int) -> str:
-    direction = -1 if metric in LOWER else 1
-    is_gain = direction * found.value > 0
-    better, worse = (second, first) if is_gain else (first, second)
-    if found.least_p >= SIGNIFICANT:
-        amount = _bare(metric, found.value, "+")
-        return f"no verdict: {n} example{'s' * (n > 1)} cannot show a difference in {metric} (here {amount}); take more"
-    if found.p < SIGNIFICANT:
-        sign = direction if is_gain else -direction
-        low, high = sorted((sign * found.low, sign * found.high))
-        return (
-            f"{better.letter} is better than {worse.letter} by {_amount(metric, abs(found.value))} {metric}, "
-            f"95 % interval {_bare(metric, low)} to {_bare(metric, high)}, {_p(found.p)}"
-        )
-    if found.spread == 0:
-        return f"no difference between {first.letter} and {second.letter}: the same {metric} on every resample"
-    return (
-        f"no difference between {first.letter} and {second.letter} that {n} examples can show: {metric} "
-        f"{_bare(metric, found.value, '+')}, 95 % interval {_bare(metric, found.low)} to {_bare(metric, found.high)}, "
-        f"{_p(found.p)}; they can show about {_amount(metric, DETECTABLE * found.spread)}"
-    )
-
-
-def _bare(score: str, value: float, sign: str = "") -> str:
-    """A difference in points of a hundred, or in the score's own unit."""
-    return f"{value:{sign}.3g}" if score in LOWER else f"{100 * value:{sign}.1f}"
-
-
-def _amount(score: str, value: float) -> str:
-    return _bare(score, value) if score in LOWER else f"{_bare(score, value)} points"
-
-
-def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p {p:.2g}"
-
-
 def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[str]:
     lines = [f"{group.letter}  {', '.join(str(run.path) for run in group.runs)}{_seeds(group)}" for group in groups]
     for group in groups:
@@ -218,7 +181,7 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[s
             sides = zip(*comparison.pairs, strict=True)
             means = [statistics.fmean(run.found.scores[name].value for run in side) for side in sides]
             numbers = f"{means[0]:8.4f} {means[1]:8.4f}  {found.value:+8.4f}"
-            told = f"[{found.low:+.4f}, {found.high:+.4f}]  {_p(found.p)}, {found.test}"
+            told = f"[{found.low:+.4f}, {found.high:+.4f}]  {p_value(found.p)}, {found.test}"
             lines.append(f"{name:<22} {numbers}   {told if found.least_p < SIGNIFICANT else 'too few examples'}")
         lines.append(comparison.verdict)
     if len(comparisons) > 1:

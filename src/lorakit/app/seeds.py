@@ -13,10 +13,10 @@ from lorakit.recipe import Recipe
 from lorakit.runtime.events import Report
 from lorakit.runtime.files import atomic_text
 from lorakit.training.results import COSTS, Result
+from lorakit.training.run_files import MEMBER
 from lorakit.training.run_folder import RECIPE, run_folder
 
 BOOKS = (RECIPE, "sweep.json", "optuna.log", "optuna.db")  # what may be written before the first run begins
-MEMBER = "seed-"  # and the seed: the name of a member's folder
 
 
 @contextmanager
@@ -49,12 +49,6 @@ def with_seed(recipe: Recipe, seed: int, folder: Path) -> Recipe:
     train = recipe.train.model_copy(update={"seed": seed, "seeds": ()})
     output = recipe.output.model_copy(update={"dir": str(folder)})
     return recipe.model_copy(update={"train": train, "output": output})
-
-
-def runs_of(folder: Path) -> list[Path]:
-    """The runs in the folder of several seeds, by seed; of any other folder itself."""
-    members = [path for path in folder.glob(f"{MEMBER}*") if path.name.removeprefix(MEMBER).isdecimal()]
-    return sorted(members, key=lambda path: int(path.name.removeprefix(MEMBER))) or [folder]
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import RESAMPLES, Resampled
 
 RESAMPLES_FILE = "resamples.json"
+MEMBER = "seed-"  # and the seed: the name of a run in the folder of several seeds
 DIGITS = 9  # after the point, of a resampled score
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -168,6 +169,12 @@ class RunFiles:
         """A table of the recipe; empty where it has none."""
         found = self.recipe.get(name)
         return dict(found) if isinstance(found, Mapping) else {}
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The runs in the folder of several seeds, by seed; of any other folder itself."""
+    members = [path for path in folder.glob(f"{MEMBER}*") if path.name.removeprefix(MEMBER).isdecimal()]
+    return sorted(members, key=lambda path: int(path.name.removeprefix(MEMBER))) or [folder]
 
 
 def read_run(path: Path) -> RunFiles:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from lorakit.app.arguments import RUN
-from lorakit.app.printing import echo
 
 
 @click.command()
@@ -41,5 +39,4 @@ def report(
     """Write the report of RUN from its folder alone, one HTML file; of several RUNs, a page that compares them."""
     from lorakit.app.report.build import build
 
-    built = build(runs, beside, out, figures, dry_run=dry_run)
-    echo(json.dumps(built.facts) if as_json else "\n".join(built.lines))
+    build(runs, beside, out, figures, dry_run=dry_run).show(as_json)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from lorakit.app.printing import Output
 from lorakit.app.report.comparison import Comparison, comparison_of
 from lorakit.app.report.comparison import beside as sentences
 from lorakit.app.report.drawing import write_chart, write_csv
@@ -13,16 +13,9 @@ from lorakit.app.report.label_errors import suspects_of_run
 from lorakit.app.report.page import FILE, Content, content_of, html
 from lorakit.errors import ConfigError, OutputError
 from lorakit.runtime.files import atomic_text, make_folder
-from lorakit.training.run_files import read_run
+from lorakit.training.run_files import read_run, runs_of
 
 COMPARISON = "comparison.html"
-
-
-class Built(NamedTuple):
-    """The same for a reader and for a program."""
-
-    lines: list[str]
-    facts: dict[str, Any]
 
 
 def build(
@@ -32,14 +25,14 @@ def build(
     figures: Path | None = None,
     *,
     dry_run: bool = False,
-) -> Built:
+) -> Output:
     """Write a page about a run, or about several; a folder of several seeds stands for the runs in it.
 
     Raises:
         ConfigError: --beside with several runs.
         OutputError: a folder holds no finished run, a file is damaged, or a place cannot be written to.
     """
-    runs = [run for path in paths for run in _members(path)]
+    runs = [run for path in paths for run in runs_of(path)]
     if len(runs) > 1 and beside:
         raise ConfigError("--beside goes with one RUN; of several, each is compared with the first one")
     page = paths[0] / FILE if len(paths) == 1 else Path(COMPARISON)
@@ -53,18 +46,10 @@ def build(
         content = content_of(read[0], list(others), suspects_of_run(read[0]))
     text = html(content)
     if dry_run:
-        return Built(content.sentences, content.json)
+        return Output(content.sentences, content.json)
     atomic_text(page, text)
     lines = [*content.sentences, *_write_figures(figures, content), f"report: {page}"]
-    return Built(lines, {**content.json, "report": str(page)})
-
-
-def _members(path: Path) -> list[Path]:
-    if not any(path.glob("seed-*")):
-        return [path]
-    from lorakit.app.seeds import runs_of  # late: needs torch
-
-    return runs_of(path)
+    return Output(lines, {**content.json, "report": str(page)})
 
 
 def _place(out: Path) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lorakit.app.comparing import compare_runs
 from lorakit.app.report.charts import curves, interval_chart, points_of, scores_over_steps, smoothed
 from lorakit.app.report.drawing import Cell, Chart, short
 from lorakit.app.report.page import METHODS, Table, fact_rows, number, sentences
@@ -35,8 +36,6 @@ class Comparison:
 
 def tested(runs: Sequence[RunFiles]) -> dict[str, Any] | str:
     """The paired tests of `lorakit compare`, or why there are none."""
-    from lorakit.app.comparing import compare_runs  # late: needs torch
-
     for run in runs:
         if not (run.path / RESAMPLES_FILE).is_file():
             return f"{run.name} has no {RESAMPLES_FILE}"

@@ -235,9 +235,14 @@ def hash_rows(run: RunFiles) -> Iterator[tuple[str, str]]:
 # Numbers in words
 
 
-def difference(metric: str, value: float, sign: str = "") -> str:
+def bare(metric: str, value: float, sign: str = "") -> str:
     """A difference in points of a hundred, or in the score's own unit."""
-    return f"{value:{sign}.3g}" if metric in LOWER else f"{100 * value:{sign}.1f} points"
+    return f"{value:{sign}.3g}" if metric in LOWER else f"{100 * value:{sign}.1f}"
+
+
+def amount(metric: str, value: float) -> str:
+    """The same with its unit."""
+    return bare(metric, value) + ("" if metric in LOWER else " points")
 
 
 def number(value: float | None) -> str:
@@ -294,7 +299,7 @@ def _templates() -> Any:
         "WORST": WORST,
         "SAMPLES": SAMPLES,
     }
-    found.globals |= {"difference": difference, "p_value": p_value}
+    found.globals |= {"amount": amount, "bare": bare, "p_value": p_value}
     return found
 
 
