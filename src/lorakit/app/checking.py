@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorakit.app.printing import Output
-from lorakit.app.report.label_errors import Suspect, suspects
+from lorakit.app.report.label_errors import suspects
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example
@@ -47,10 +47,25 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Outpu
     Raises:
         DataError: a source cannot be read. ConfigError: the run answers another kind of task.
     """
-    if run is not None:
-        _check_same_kind(run, recipe)
     notes: list[str] = []
-    parts, sums, left_out = _read(recipe, whole, notes, by_run=run is not None)
+
+    def keep(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    if run is None:
+        recipe = with_usual_pair(recipe, keep)  # a run says itself whether it takes pairs
+    else:
+        trained = read_side(shipped_folder(run)).task
+        if trained.info.wants != recipe.task.info.wants:
+            raise ConfigError(f"--run {run} was trained for {trained.name}, the data are for {recipe.task.name}")
+    parts: Parts
+    if whole and recipe.data.train is not None:
+        dataset: Dataset = read_part(recipe, recipe.data.train, "train", keep)
+        parts, sums = {"train": dataset.examples}, {dataset.source: dataset.sha256}
+        left_out = {dataset.source: dataset.left_out} if dataset.left_out else {}
+    else:
+        parts, sums, left_out = read_parts(recipe, keep)
     findings = audit.audit(parts)
     tokens: dict[str, Tokens] = {}
     try:
@@ -61,36 +76,24 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Outpu
             tokens = _tokens(recipe, parts, labels)
     except DataError as err:  # one label, no entity, or a label that is none
         findings.insert(0, Finding("labels", 1, str(err), [], True))
-    findings = [*_cuts(tokens), *findings]
-    facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "left_out": left_out, "parts": {}}
-    lines = list(notes)
-    for name, part in parts.items():
-        facts["parts"][name] = _part_facts(part, tokens.get(name))
-        lines += _part_lines(name, facts["parts"][name])
-    lines += [line for finding in findings for line in _finding_lines(finding)]
+    findings = [  # parts of which so much is cut that it matters
+        Finding(f"cut in {name}", found.texts + found.targets, f"{name}: {_cut(found)}", [], True)
+        for name, found in tokens.items()
+        if found.entities or found.targets or found.texts > CUT * found.examples
+    ] + findings
+    of_parts = {name: _part_facts(part, tokens.get(name)) for name, part in parts.items()}
+    facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "left_out": left_out, "parts": of_parts}
+    lines = [*notes, *(line for name, of_part in of_parts.items() for line in _part_lines(name, of_part))]
+    for finding in findings:
+        lines.append(f"{'problem' if finding.is_problem else 'note'}: {finding.text}")
+        lines += [f"  {place}" for place in finding.places]
+        lines += ["  ..."] * (finding.count > len(finding.places) > 0)
     if run is not None:
-        facts["suspects"], told = _suspects(run, parts, sums)
-        lines += told
+        facts["suspects"], of_run = _suspects(run, parts, sums)
+        lines += of_run
     ending = audit.verdict(findings)
-    facts |= {
-        "findings": [dataclasses.asdict(f) for f in findings],
-        "verdict": ending,
-        "ready": ending == "ready to train",
-    }
-    return Output([*lines, ending], facts)
-
-
-def _read(recipe: Recipe, whole: bool, notes: list[str], by_run: bool) -> tuple[Parts, dict[str, str], dict[str, int]]:
-    def keep(event: Event) -> None:
-        if isinstance(event, Note):
-            notes.append(event.text)
-
-    recipe = recipe if by_run else with_usual_pair(recipe, keep)  # a run says itself whether it takes pairs
-    if whole and recipe.data.train is not None:
-        dataset: Dataset = read_part(recipe, recipe.data.train, "train", keep)
-        left_out = {dataset.source: dataset.left_out} if dataset.left_out else {}
-        return {"train": dataset.examples}, {dataset.source: dataset.sha256}, left_out
-    return read_parts(recipe, keep)
+    facts["findings"] = [dataclasses.asdict(finding) for finding in findings]
+    return Output([*lines, ending], {**facts, "verdict": ending, "ready": ending == "ready to train"})
 
 
 def _tokens(recipe: Recipe, parts: Parts, labels: tuple[str, ...]) -> dict[str, Tokens]:
@@ -101,35 +104,25 @@ def _tokens(recipe: Recipe, parts: Parts, labels: tuple[str, ...]) -> dict[str, 
     found = {}
     for name, part in parts.items():
         items = task.encode(part)
-        lengths = [max(len(item["input_ids"]) for item in own) for own in items]
+        lengths = spread([max(len(item["input_ids"]) for item in own) for own in items])
         windows = sum(len(own) > 1 for own in items)
         target_limit = recipe.task.max_target_length
-        found[name] = Tokens(len(part), limit, target_limit, spread(lengths), *task.cut(part, items), windows)
+        found[name] = Tokens(len(part), limit, target_limit, lengths, *task.cut(part, items), windows)
     return found
 
 
-def _cuts(tokens: Mapping[str, Tokens]) -> list[Finding]:
-    """Parts of which so much is cut that it matters."""
-    return [
-        Finding(f"cut in {name}", of_part.texts + of_part.targets, f"{name}: {_cut(of_part)}", [], True)
-        for name, of_part in tokens.items()
-        if of_part.entities or of_part.targets or of_part.texts > CUT * of_part.examples
-    ]
-
-
 def _cut(tokens: Tokens) -> str:
-    told = [f"texts cut at {tokens.limit} tokens: {tokens.texts:,} ({tokens.texts / tokens.examples:.1%})"]
-    told += [f"entities lost: {tokens.entities:,}"] * bool(tokens.entities)
-    told += [f"targets cut at {tokens.target_limit}: {tokens.targets:,}"] * bool(tokens.targets)
-    return ", ".join(told)
+    lost = f", entities lost: {tokens.entities:,}" if tokens.entities else ""
+    lost += f", targets cut at {tokens.target_limit}: {tokens.targets:,}" if tokens.targets else ""
+    return f"texts cut at {tokens.limit} tokens: {tokens.texts:,} ({tokens.texts / tokens.examples:.1%}){lost}"
 
 
 def _part_facts(part: Sequence[Example], tokens: Tokens | None) -> dict[str, Any]:
-    values = numbers(part)
+    values, counts = numbers(part), label_counts(part)
     return {
         "examples": len(part),
-        "labels": label_counts(part),
-        "entities": sum(label_counts(part).values()) if any(example.words for example in part) else None,
+        "labels": counts,
+        "entities": sum(counts.values()) if any(example.words for example in part) else None,
         "without_label": 0 if values else sum(not labels_of(example) for example in part),
         "numbers": spread(values) if values else None,
         "words": spread([audit.words(example) for example in part]),
@@ -137,40 +130,20 @@ def _part_facts(part: Sequence[Example], tokens: Tokens | None) -> dict[str, Any
     }
 
 
-def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
-    lines = [f"{name}: {facts['examples']:,} examples"]
+def _part_lines(name: str, facts: dict[str, Any]) -> Iterator[str]:
+    yield f"{name}: {facts['examples']:,} examples"
     if facts["labels"]:
         total, what = (facts["entities"], "entity types") if facts["entities"] else (facts["examples"], "labels")
-        balance = _balance(facts["labels"], total)
-        lines.append(f"  {len(facts['labels'])} {what}: {balance}; none: {facts['without_label']:,}")
-    for what in ("numbers", "words"):
-        if facts[what]:
-            lines.append(f"  {what}: {_spread(facts[what])}")
-    if facts["tokens"]:
-        tokens = Tokens(**facts["tokens"])
-        windows = f", read in several windows: {tokens.in_windows:,}" if tokens.in_windows else ""
-        lines.append(f"  tokens: {_spread(tokens.lengths)}; {_cut(tokens)}{windows}")
-    return lines
-
-
-def _balance(counts: dict[str, int], total: int) -> str:
-    shown = [f"{label}: {count:,} ({count / total:.1%})" for label, count in counts.items()]
-    if len(shown) > MANY:
-        shown = [*shown[: MANY // 2], f"... {len(shown) - MANY} more ...", *shown[-MANY // 2 :]]
-    return "; ".join(shown)
-
-
-def _spread(values: dict[str, float]) -> str:
-    return f"median {values['median']:g}, 95 % up to {values['p95']:g}, from {values['min']:g} to {values['max']:g}"
-
-
-def _finding_lines(finding: Finding) -> list[str]:
-    more = ["  ..."] if finding.count > len(finding.places) > 0 else []
-    return [
-        f"{'problem' if finding.is_problem else 'note'}: {finding.text}",
-        *(f"  {place}" for place in finding.places),
-        *more,
-    ]
+        shown = [f"{label}: {count:,} ({count / total:.1%})" for label, count in facts["labels"].items()]
+        if (n := len(shown)) > MANY:
+            shown = [*shown[: MANY // 2], f"... {n - MANY} more ...", *shown[-MANY // 2 :]]
+        yield f"  {n} {what}: {'; '.join(shown)}; none: {facts['without_label']:,}"
+    tokens = facts["tokens"] and Tokens(**facts["tokens"])
+    for what, of in (("numbers", facts["numbers"]), ("words", facts["words"]), ("tokens", tokens and tokens.lengths)):
+        if of:
+            text = f"  {what}: median {of['median']:g}, 95 % up to {of['p95']:g}, from {of['min']:g} to {of['max']:g}"
+            windows = f", read in several windows: {tokens.in_windows:,}" if tokens and tokens.in_windows else ""
+            yield f"{text}; {_cut(tokens)}{windows}" if what == "tokens" else text
 
 
 # With a run
@@ -195,16 +168,9 @@ def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mappi
     return make_recipe(raw, changes, where="command line")
 
 
-def _check_same_kind(run: Path, recipe: Recipe) -> None:
-    trained = read_side(shipped_folder(run)).task
-    if trained.info.wants != recipe.task.info.wants:
-        raise ConfigError(f"--run {run} was trained for {trained.name}, the data are for {recipe.task.name}")
-
-
 def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """Suspected label errors of each part, and lines that tell them; without cleanlab a line that says so."""
+    """Suspected label errors of each part, as facts and in lines; without cleanlab a line that says so."""
     predictor = load(run)
-    seen = set(predictor.side.data.values()) & set(sums.values())
     facts: dict[str, Any] = {}
     lines = []
     for name, part in parts.items():
@@ -213,21 +179,16 @@ def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, 
         except ConfigError as err:
             return None, [f"note: {err}"]
         facts[name] = [suspect._asdict() for suspect in found]
-        lines += _suspect_lines(name, found)
-    if seen:
+        lines.append(f"suspected label errors in {name}: {len(found):,}")
+        for each in found[:SHOWN]:
+            claim = f"{each.given!r}, the run says {each.suggested!r} ({each.probability:.0%})"
+            lines.append(f"  {each.where}: {claim}: {each.text[:100]!r}")
+        if len(found) > SHOWN:
+            swaps = Counter((each.given, each.suggested) for each in found).most_common(3)
+            lines.append("  most often: " + ", ".join(f"{a!r} for {b!r} {n}x" for (a, b), n in swaps))
+    if set(predictor.side.data.values()) & set(sums.values()):
         lines.append(
             f"note: {run} has used these data, to train or to choose its best checkpoint; errors that it has learned "
             "by heart are not suspected: a run over other examples finds more"
         )
     return facts, lines
-
-
-def _suspect_lines(name: str, found: Sequence[Suspect]) -> list[str]:
-    lines = [f"suspected label errors in {name}: {len(found):,}"]
-    for suspect in found[:SHOWN]:
-        claim = f"{suspect.given!r}, the run says {suspect.suggested!r} ({suspect.probability:.0%})"
-        lines.append(f"  {suspect.where}: {claim}: {suspect.text[:100]!r}")
-    swaps = Counter((suspect.given, suspect.suggested) for suspect in found).most_common(3)
-    if len(found) > SHOWN:
-        lines.append("  most often: " + ", ".join(f"{a!r} for {b!r} {n}x" for (a, b), n in swaps))
-    return lines

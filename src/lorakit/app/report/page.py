@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -285,7 +285,7 @@ def _templates() -> Any:
 
     found = Environment(
         loader=PackageLoader("lorakit.app.report", ""),
-        autoescape=lambda name: name != "sentences.jinja",  # those are texts, escaped where a page shows them
+        autoescape=lambda name: name not in ("sentences.jinja", "card.md.jinja"),  # which give texts
         undefined=StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
@@ -301,6 +301,13 @@ def _templates() -> Any:
     }
     found.globals |= {"amount": amount, "bare": bare, "p_value": p_value}
     return found
+
+
+def template(name: str, **filters: Callable[..., str]) -> Any:
+    """A template of this folder, with filters beside its own."""
+    found = _templates().overlay()
+    found.filters = {**found.filters, **filters}
+    return found.get_template(name)
 
 
 def html(content: Any) -> str:
