@@ -102,7 +102,7 @@ def test_correlation_with_a_constant_is_undefined_wherever_it_is_shown(
     assert (scores["pearson"], scores["best_step"]) == (None, 2)
     assert "pearson" not in scores["intervals"] and "mae" in scores["intervals"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    write_loss(tmp_path / "loss.png", lines, "pearson")
+    write_loss(tmp_path / "loss.png", lines, scores)
     assert cli("report", "run").code == 0
     assert "undefined" in (tmp_path / "run" / "report.html").read_text()
 

@@ -13,7 +13,7 @@ from lorakit.app.report.answers import Answer
 from lorakit.app.report.drawing import AMBER, BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, Chart, short
 from lorakit.tasks.metrics.bootstrap import around_mean, wilson
 from lorakit.tasks.metrics.calibration import bins_of, calibration_error
-from lorakit.training.run_files import Confusion, LabelScores, Line, RunFiles
+from lorakit.training.run_files import Confusion, LabelScores, Line, RunFiles, RunScores
 
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot
@@ -26,27 +26,27 @@ Points = Sequence[tuple[float, float]]
 # Over steps
 
 
-def training_charts(run: RunFiles) -> Iterator[Chart]:
+def training_charts(lines: Sequence[Line], scores: RunScores) -> Iterator[Chart]:
     """Loss in training and in validation, validation score, learning rate and norm of the gradient."""
-    metric, per_epoch = run.scores.metric, steps_per_epoch(run.lines)
-    losses, scored = points_of(run.lines, "loss"), scores_over_steps(run.lines, metric)
+    metric, per_epoch = scores.metric, steps_per_epoch(lines)
+    losses, scored = points_of(lines, "loss"), scores_over_steps(lines, metric)
     if losses:
         smooth = smoothed(losses)
         alt = f"training from {losses[0][1]:.3g} at step {losses[0][0]} to {smooth[-1][1]:.3g} (smoothed) at step {losses[-1][0]}"
         series = {"each logged step": losses, "training, smoothed": smooth}
-        if judged := scores_over_steps(run.lines, "nll"):  # of classes, the same as the loss of training
+        if judged := scores_over_steps(lines, "nll"):  # of classes, the same as the loss of training
             lowest = min(judged, key=lambda point: point[1])
             alt += f"; validation lowest at step {lowest[0]}, {lowest[1]:.3g}"
             series["validation"] = judged
         yield curves("loss", "Loss", f"{alt}.", series, per_epoch)
     if scored:
-        best = max((line.step for line in run.lines if line.is_best), default=scored[-1][0])
-        of_best = run.scores.intervals.get(metric) if best == run.scores.best_step else None
+        best = max((line.step for line in lines if line.is_best), default=scored[-1][0])
+        of_best = scores.intervals.get(metric) if best == scores.best_step else None
         alt = f"{len(scored)} evaluations, from {scored[0][1]:.4f} to {scored[-1][1]:.4f}; the best, circled, at step {best}"
         alt += ", with its 95 % interval." if of_best else "."
         yield curves("validation", f"Validation {metric}", alt, {metric: scored}, per_epoch, mark=(best, of_best))
     for key, name in (("lr", "Learning rate"), ("grad_norm", "Norm of the gradient")):
-        if points := points_of(run.lines, key):
+        if points := points_of(lines, key):
             alt = f"at most {max(y for _, y in points):.3g}, {points[-1][1]:.3g} at the last logged step."
             yield curves(key, name, alt, {name: points}, per_epoch)
 

@@ -10,13 +10,15 @@ from xml.sax.saxutils import escape
 
 from torch import nn
 
-from lorakit.app.report.charts import smoothed
+from lorakit.app.report.charts import training_charts
+from lorakit.app.report.drawing import STYLE as CHART
 from lorakit.lora import Layer, SavedModule, count_parameters, hosts
 from lorakit.lora.targets import linear_layers, walk
 from lorakit.lora.weight_layouts import matrix_shape
 from lorakit.runtime.files import atomic_file, atomic_text
 from lorakit.training.prepare import Prepared
 from lorakit.training.results import Result
+from lorakit.training.run_files import Line, RunScores
 
 FROZEN, ADAPTED, TRAINED = "frozen", "adapted", "trained"
 STYLE = """<style>
@@ -30,38 +32,27 @@ BOX, ROW, LEFT, TOP = 144, 46, 190, 96  # pixels: width of a box, height of a ro
 
 def write_figures(result: Result, lines: Sequence[Mapping[str, Any]], prepared: Prepared) -> None:
     """Write loss.png and architecture.svg into the run folder."""
-    write_loss(result.folder / "loss.png", lines, str(result.scores["metric"]))
+    write_loss(result.folder / "loss.png", lines, result.scores)
     title = f"{prepared.base.name}: {prepared.recipe.train.method}"
     atomic_text(result.folder / "architecture.svg", architecture(prepared.model, title, prepared.adapter))
 
 
-def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Training loss over steps, with the validation score on a second axis and the best one marked."""
+def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> None:
+    """The first two charts of a report's training, loss and validation score, beside each other."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # without pyplot: no global state, no window system
 
-    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    scored = [line for line in lines if metric in line.get("validation", {})]  # it may be undefined in some
-    figure = Figure(figsize=(8, 4.5))
-    figure.subplots_adjust(left=0.08, right=0.92, bottom=0.2, top=0.96)  # a layout engine takes half a second
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot(*zip(*losses, strict=True), color="#c44e52", linewidth=1, alpha=0.35)
-    axes.plot(*zip(*smoothed(losses), strict=True), color="#c44e52", linewidth=1.8, label="training loss")
-    axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    axes.grid(alpha=0.25)
-    right = axes.twinx()
-    points = [(line["step"], line["validation"][metric]) for line in scored]
-    right.plot([x for x, _ in points], [y for _, y in points], "o-", color="#4c72b0", label=f"validation {metric}")
-    right.margins(x=0.02)
-    if points:
-        best = [point for point, line in zip(points, scored, strict=True) if line["is_best"]][-1]
-        side = "right" if best[0] > 0.8 * points[-1][0] else "center"  # or it would lie on the axis
-        right.annotate(f"best {best[1]:.4f}", best, textcoords="offset points", xytext=(0, 8), ha=side)
-    right.set(ylabel=f"validation {metric}", ylim=(0, 1.05) if all(0 <= y <= 1 for _, y in points) else None)
-    figure.legend(loc="lower center", ncols=2)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
+    charts = training_charts([Line.model_validate(line) for line in lines], RunScores.model_validate(scores))
+    with rc_context(CHART):
+        figure = Figure(figsize=(9.6, 3.6))
+        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.9)  # a layout engine takes half a second
+        FigureCanvasAgg(figure)
+        for axes, chart in zip(figure.subplots(1, 2), charts, strict=False):
+            chart.draw(axes)
+            axes.set_title(chart.title)
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
 
 
 @dataclass(frozen=True)
