@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -33,6 +34,7 @@ class Fit(NamedTuple):
 
     task: Task
     head_bias: Tensor | None = None  # (outputs,): where the bias of a new output layer starts; None: at random
+    tuned: Mapping[str, Any] = MappingProxyType({})  # what `with_tuned` makes the same task of, ready for JSON
 
 
 class Task(Protocol):
@@ -81,7 +83,7 @@ class Task(Protocol):
         ...
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
-        """The task with what an evaluation found, or a run kept; answers stay as they are, scores and JSON change."""
+        """The task with what `fit` or an evaluation gave; answers stay as they are, scores and JSON change."""
         return self
 
     def to_json(self, example: Example, answer: Any) -> dict[str, Any]:

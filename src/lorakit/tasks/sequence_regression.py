@@ -40,7 +40,7 @@ class SequenceRegression(SequenceTask):
         if len(set(numbers)) == 1:
             place = examples[0].where.rpartition(":")[0]
             raise DataError(f"{place}: every training example has the number {numbers[0]:g}; nothing can be learned")
-        return Fit(replace(self, mean=mean, spread=spread))
+        return Fit(replace(self, mean=mean, spread=spread), tuned={"mean": mean, "spread": spread})
 
     def target(self, example: Example) -> list[float]:
         return [(self.expected(example) - self.mean) / self.spread]
@@ -55,7 +55,7 @@ class SequenceRegression(SequenceTask):
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[float]) -> Evaluation:
         statistics = number_statistics([self.expected(example) for example in examples], answers)
-        return Evaluation(values(statistics), statistics, {"mean": self.mean, "spread": self.spread})
+        return Evaluation(values(statistics), statistics)
 
     def with_tuned(self, tuned: Mapping[str, Any]) -> Self:
         return replace(self, mean=float(tuned["mean"]), spread=float(tuned["spread"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -98,6 +98,7 @@ class Prepared:
     base: BaseModel
     task: Task
     labels: tuple[str, ...]
+    tuned: Mapping[str, Any]  # what answers need besides the model
     config: LoraConfig | None  # None with train.method = full
     targets: Sequence[Target]
     parameters: ParameterCount
@@ -192,7 +193,9 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         _tell_cut(fit.task, parts, max_length, report)
         return fit, parts
 
-    (task, head_bias), parts = once((source, recipe.task.model_dump_json(), base.fingerprint, max_length), encoded)
+    (task, head_bias, tuned), parts = once(
+        (source, recipe.task.model_dump_json(), base.fingerprint, max_length), encoded
+    )
     if head_bias is not None and (head := base.new_head()) is not None:
         head.bias.data.copy_(head_bias)
     items = parts["train"].flat
@@ -215,6 +218,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         base=base,
         task=task,
         labels=labels,
+        tuned=tuned,
         config=config,
         targets=targets,
         parameters=_count(base.model, config),

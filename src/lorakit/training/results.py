@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lorakit.models import save_model, save_tokenizer, versions
 from lorakit.runtime.device import machine_name, peak_memory
 from lorakit.runtime.files import atomic_folder, atomic_text
 from lorakit.tasks.base import Task
-from lorakit.tasks.metrics.bootstrap import Evaluation, Scores, intervals, resample
+from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample
 from lorakit.tasks.token_classification import entity_dicts
 from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
@@ -48,10 +48,15 @@ def write_results(
         NumericsError: an answer is not finite.
     """
     part = prepared.parts["validation"]
-    task = prepared.task.with_tuned(prepared.task.evaluate(part.examples, answers).tuned)
-    evaluation = task.evaluate(part.examples, answers)
+    task, evaluation = prepared.task, prepared.task.evaluate(part.examples, answers)
+    if evaluation.tuned:
+        task, prepared = (
+            task.with_tuned(evaluation.tuned),
+            replace(prepared, tuned={**prepared.tuned, **evaluation.tuned}),
+        )
+        evaluation = task.evaluate(part.examples, answers)
     resampled, scores = resample(evaluation.statistics), evaluation.scores
-    write_shipped(folder, prepared, evaluation)
+    write_shipped(folder, prepared, scores)
     write_resamples(folder, sampled(part.examples, prepared.recipe.task.selection_metric, resampled))
     scores["intervals"] = intervals(resampled, len(part.examples))
     if "test" in prepared.parts:
@@ -114,7 +119,7 @@ def write_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> 
     atomic_text(folder / name, text)
 
 
-def write_shipped(run: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
+def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
     """Write run/adapter (with full fine-tuning: run/model) as one unit, replacing the one before."""
     target = run / (MODEL if prepared.config is None else ADAPTER)
     with atomic_folder(target, replace=True) as folder:
@@ -125,16 +130,16 @@ def write_shipped(run: Path, prepared: Prepared, evaluation: Evaluation) -> Path
             info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
             save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)
             save_tokenizer(prepared.base.tokenizer, folder)
-        write_side(folder, _side(prepared, evaluation))
+        write_side(folder, _side(prepared, scores))
     return target
 
 
-def _side(prepared: Prepared, evaluation: Evaluation) -> Side:
+def _side(prepared: Prepared, scores: Scores) -> Side:
     recipe, base = prepared.recipe, prepared.base
     return Side(
         task=recipe.task,
         labels=prepared.labels,
-        tuned=dict(evaluation.tuned),
+        tuned=dict(prepared.tuned),
         max_length=recipe.data.max_length or base.max_length,
         base=Base.of(base.name, base.revision, base.fingerprint),
         dtype="fp32" if prepared.dtype.itemsize == 4 else "bf16",
@@ -143,6 +148,6 @@ def _side(prepared: Prepared, evaluation: Evaluation) -> Side:
         method=recipe.train.method,
         columns=columns_of(recipe.data),
         data=prepared.fingerprints,
-        scores={key: value for key, value in evaluation.scores.items() if isinstance(value, float)},
+        scores={key: value for key, value in scores.items() if isinstance(value, float)},
         versions=versions(),
     )

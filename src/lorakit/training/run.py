@@ -161,21 +161,21 @@ class Run:
         self._check_finite(number)
         history, prepared, part = self.history, self.prepared, self.prepared.parts["validation"]
         # nothing is lost where a signal breaks it off
-        evaluation = prepared.task.evaluate(part.examples, self._answers(part))
-        value = goodness(evaluation.scores, prepared.recipe.task.selection_metric)
+        scores = prepared.task.evaluate(part.examples, self._answers(part)).scores
+        value = goodness(scores, prepared.recipe.task.selection_metric)
         # a tie keeps the earlier step; as long as the metric is undefined, the last one counts
         is_best = value > history.best or history.best == float("-inf")
         if is_best:
             history.best, history.best_step, history.since_best = value, number, 0
             self.best_state = {name: p.detach().clone() for name, p in self.member.named_parameters.items()}
-            self.ranks.first(write_shipped, self.folder, prepared, evaluation)
+            self.ranks.first(write_shipped, self.folder, prepared, scores)
         else:
             history.since_best += 1
-        plain = {key: number for key, number in evaluation.scores.items() if isinstance(number, float)}
+        plain = {key: number for key, number in scores.items() if isinstance(number, float)}
         epoch = number / prepared.plan.steps_per_epoch
         self._log({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
         self.ranks.first(write_lines, self.folder, "metrics.jsonl", history.lines)
-        self.report(Evaluated(number, evaluation.scores, is_best))
+        self.report(Evaluated(number, scores, is_best))
 
     def _answers(self, part: Part) -> list[Any]:
         prepared = self.prepared

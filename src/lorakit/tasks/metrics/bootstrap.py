@@ -53,8 +53,7 @@ class Evaluation(NamedTuple):
 
     scores: Scores
     statistics: Mapping[str, Statistic | Ranking]  # those of the scores that can be resampled, by their names
-    # what answers need besides the model (thresholds, say), of `fit` or the best for these examples; ready for JSON
-    tuned: Mapping[str, Any] = MappingProxyType({})
+    tuned: Mapping[str, Any] = MappingProxyType({})  # the best for these examples (thresholds, say), ready for JSON
 
     def with_intervals(self) -> Scores:
         """The scores, and under `intervals` the 95 % interval of each that can be resampled."""
