@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from lorakit.app.estimators import TextClassifier as TextClassifier
     from lorakit.app.estimators import TextRegressor as TextRegressor
     from lorakit.inference.predictor import load as load
+    from lorakit.task_info import register_task as register_task
 
 __version__ = "0.1.0"
-__all__ = ["EntityRecognizer", "TextClassifier", "TextRegressor", "__version__", "load", "train"]
+__all__ = ["EntityRecognizer", "TextClassifier", "TextRegressor", "__version__", "load", "register_task", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from lorakit.inference.predictor import load
 
         return load
+    if name == "register_task":
+        from lorakit.task_info import register_task
+
+        return register_task
     if name in __all__:
         from lorakit.app import estimators
 
