@@ -155,9 +155,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     for part in examples.values():
         check_labels(recipe.task.name, part, labels)
     if groups := [" / ".join(map(repr, group)) for group in alike(labels)]:
-        report(
-            Note(f"labels that differ in case, number format or invisible characters alone: {', '.join(groups[:5])}")
-        )
+        shown = ", ".join(groups[:5])
+        report(Note(f"labels that differ in case, number format or invisible characters alone: {shown}"))
     base = load_base(
         recipe.model.base,
         recipe.task.info.model_kind,
@@ -176,11 +175,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pooling": base.pooling})})
     max_length = _max_length(recipe.data.max_length, base)
     if depends_on_batch(base.model):
-        report(
-            Note(
-                f"{base.name}: its answer to a text depends on padding; only texts of the same length are answered together"
-            )
-        )
+        apart = "only texts of the same length are answered together"
+        report(Note(f"{base.name}: its answer to a text depends on padding; {apart}"))
 
     def encoded() -> tuple[Fit, dict[str, Part]]:
         fit = make_task(recipe.task, base.tokenizer, labels, max_length).fit(examples["train"])
@@ -193,9 +189,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         _tell_cut(fit.task, parts, max_length, report)
         return fit, parts
 
-    (task, head_bias, tuned), parts = once(
-        (source, recipe.task.model_dump_json(), base.fingerprint, max_length), encoded
-    )
+    made_for = (source, recipe.task.model_dump_json(), base.fingerprint, max_length)
+    (task, head_bias, tuned), parts = once(made_for, encoded)
     if head_bias is not None and (head := base.new_head()) is not None:
         head.bias.data.copy_(head_bias)
     items = parts["train"].flat
