@@ -19,8 +19,15 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 import lorakit
-from lorakit.app.estimators import EntityRecognizer, LoraEstimator, TextClassifier, TextRegressor, in_order
-from lorakit.app.views import COLORS, EntityView
+from lorakit.app.estimators import (
+    COLORS,
+    EntityRecognizer,
+    EntityView,
+    LoraEstimator,
+    TextClassifier,
+    TextRegressor,
+    in_order,
+)
 from lorakit.data.read import read
 from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.recipe import read_recipe

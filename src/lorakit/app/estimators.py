@@ -10,6 +10,7 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from lorakit.app.api import train_recipe
-from lorakit.app.views import EntityView, card
+from lorakit.app.report.drawing import printable
 from lorakit.data.tags import is_tag
 from lorakit.errors import ConfigError, DataError, LorakitError, OutputError
 from lorakit.inference.adapter_folder import shipped_folder
@@ -50,6 +51,7 @@ KNOBS = {
     "folder": "output.dir",
 }
 OURS = ("data.train", "data.format", "data.text", "data.pair", "data.label", "task.name", "train.seeds")
+COLORS = ("#cfe3ff", "#ffe0b8", "#cdeed3", "#f5d0e6", "#e3d9ff", "#f3edb2")  # by type of entity; all under dark letters
 EXAMPLES = "fit(X, y)"  # what messages call the file that the examples are written to
 
 
@@ -158,8 +160,8 @@ class LoraEstimator(BaseEstimator):
 
     def _repr_html_(self) -> str:
         """For notebooks: the arguments and, once fitted, the scores."""
-        found = getattr(self, "scores_", {})
-        scores = {key: value for key, value in found.items() if isinstance(value, float) and key not in COSTS}
+        every = getattr(self, "scores_", {})
+        scores = {key: value for key, value in every.items() if isinstance(value, float) and key not in COSTS}
         return card(type(self).__name__, self.get_params(deep=False), scores)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
@@ -269,6 +271,62 @@ class EntityRecognizer(LoraEstimator):
     def show_entities(self, text: str) -> EntityView:
         """The entities of a raw text, highlighted in a notebook."""
         return EntityView(text, self.as_pipeline([text])[0])
+
+
+# What notebooks show: small pieces of HTML without scripts, in which every text is escaped
+
+
+def _html(value: object) -> str:
+    """A text or a number for a page; its writing direction stays its own."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"<bdi>{escape(printable(text))}</bdi>"
+
+
+def card(title: str, settings: Mapping[str, Any], scores: Mapping[str, float]) -> str:
+    """Settings and scores beside each other; without scores it says that there are none yet."""
+    tables = {"arguments": settings, "scores on the validation examples": scores}
+    parts = [_table(caption, rows) for caption, rows in tables.items() if rows]
+    state = "" if scores else " (not fitted)"
+    return (
+        f"<div><strong>{_html(title)}</strong>{state}"
+        f'<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">{"".join(parts)}</div></div>'
+    )
+
+
+def _table(caption: str, rows: Mapping[str, Any]) -> str:
+    body = "".join(f'<tr><th scope="row">{_html(k)}</th><td>{_html(v)}</td></tr>' for k, v in rows.items())
+    return f"<table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True)
+class EntityView:
+    """A text and its entities in order, as pipelines give them; a notebook shows them highlighted."""
+
+    text: str
+    entities: Sequence[Mapping[str, Any]]
+
+    def __str__(self) -> str:
+        """The text with each entity in brackets before its type."""
+        return self._joined("[{}]{}".format, str)
+
+    def _repr_html_(self) -> str:
+        types = list(dict.fromkeys(entity["entity_group"] for entity in self.entities))
+        color = {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(types)}
+
+        def mark(text: str, kind: str) -> str:
+            style = f"background:{color[kind]};color:#1f2328;border-radius:.2em;padding:.1em .3em"
+            return f'<mark style="{style}">{_html(text)} <small>{_html(kind)}</small></mark>'
+
+        inner = self._joined(mark, lambda text: escape(printable(text)))
+        return f'<div style="white-space:pre-wrap;line-height:1.9"><bdi>{inner}</bdi></div>'
+
+    def _joined(self, mark: Any, plain: Any) -> str:
+        parts, end = [], 0
+        for entity in self.entities:
+            between, inside = self.text[end : entity["start"]], self.text[entity["start"] : entity["end"]]
+            parts += [plain(between), mark(inside, entity["entity_group"])]
+            end = entity["end"]
+        return "".join([*parts, plain(self.text[end:])])
 
 
 # Training
