@@ -63,12 +63,12 @@ def test_trials_of_killed_workers_are_all_accounted_for(tmp_path: Path) -> None:
     states = Counter(trial.state.name for trial in study.trials)
     failed = [trial for trial in study.trials if trial.state.name == "FAIL"]
     print(f"{dict(states)} in {time.monotonic() - began:.0f} s; asked again: {[t.number for t in failed]}")
-    assert states["COMPLETE"] == TRIALS and states["RUNNING"] == states["WAITING"] == 0
-    asked_again = [trial.params for trial in failed if "run" in trial.user_attrs]
+    assert states["COMPLETE"] >= TRIALS and states["RUNNING"] == states["WAITING"] == 0
+    asked_again = [trial.params for trial in failed if "members" in trial.user_attrs]
     done = [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
     assert asked_again and all(params in done for params in asked_again)
     members = json.loads((folder / "sweep.json").read_text())["members"]
-    assert len({member["name"] for member in members}) == TRIALS
+    assert len({member["name"] for member in members}) == states["COMPLETE"]
     for member in members:
         assert member["status"] == "done" and (folder / member["name"] / "scores.json").is_file()
     assert {path.parent.name for path in folder.glob("*/scores.json")} == {member["name"] for member in members}
