@@ -370,8 +370,9 @@ def test_copy_of_an_adapted_model_is_one_of_its_own(name: str, way: str) -> None
     with disabled(model):
         plain = logits(model, batch)
     answer = logits(model, batch)
-    with routed(model, []):  # which holds for this thread and this model
-        other = copied(model)
+    other = copied(model)
+    with routed(model, []):  # which holds for this model
+        assert torch.equal(logits(other, batch), answer)
     assert torch.equal(logits(other, batch), answer)
     with disabled(other):
         assert torch.equal(logits(other, batch), plain)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -204,27 +202,3 @@ def test_heads_of_different_widths_share_a_batch_padded_with_zeros() -> None:
     torch.testing.assert_close(y[:1, :2], host.adapters["two"](x[:1]))
     torch.testing.assert_close(y[1:], host.adapters["five"](x[1:]))
     assert not y[:1, 2:].any()
-
-
-def test_threads_route_apart() -> None:
-    routing = Routing()
-    routing.use("all")
-    inside, left = threading.Event(), threading.Event()
-    seen = []
-
-    def other() -> None:
-        with routing.routed([("one", 0)]):
-            inside.set()
-            left.wait(timeout=10)
-            seen.append(routing.only())
-        seen.append(routing.only())
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    inside.wait(timeout=10)
-    with routing.routed([]):
-        assert routing.only() is None
-    assert routing.only() == "all"
-    left.set()
-    thread.join()
-    assert seen == ["one", "all"]

@@ -73,6 +73,10 @@ MIXED = {  # by name: the words of each member
         ["train.batch_size=5", "train.max_steps=9"],
         ["train.micro_batch_size=3", "train.max_steps=6"],
     ),
+    "blocks below that are looked up": (
+        ["lora.layers_to_transform=1,", "train.seed=1"],
+        ["lora.layers_to_transform=1,", "train.batch_size=5"],
+    ),
 }
 LONG = "ranks, scalings, targets"  # in which rounding has 50 steps to grow
 
@@ -152,12 +156,10 @@ def test_members_of_one_order_share_forwards_within_the_limit(
     seen: list[list[int]] = []
 
     def spy(*arguments: object) -> object:
-        work = plan_forwards(*arguments)  # type: ignore[arg-type]
-        seen.append([len(forward.parts) for forwards in work for forward in forwards])
+        seen.append([len(forward.parts) for forward in plan_forwards(*arguments)])  # type: ignore[arg-type]
         raise Stopped  # the first step's are enough
 
     monkeypatch.setattr(loop, "plan_forwards", spy)
-    monkeypatch.setattr(loop, "most_workers", lambda *_: 1)
     with pytest.raises(Stopped):
         fit_all(runs_of(recipes, tmp_path / "all"))
     longest = 8 * 12  # tokens of a member's batch, at most
@@ -169,29 +171,6 @@ def test_members_of_one_order_share_forwards_within_the_limit(
         fit_all(runs_of(recipes, tmp_path / "one"))
     assert (seen[0], seen[2]) == ([3], [1, 1, 1])
     assert max(seen[1]) < 3
-
-
-def test_threads_change_no_member(bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Three members in two threads, where blocks below the adapters are looked up; a step is the same as in one."""
-    words = ("lora.layers_to_transform=1,", "train.batch_size=5", "train.max_steps=4")
-    recipes = [changed(sections(bert, files), *STILL, *words, f"train.seed={seed}") for seed in (1, 2, 3)]
-    threads = torch.get_num_threads()
-    workers: list[int] = []
-
-    def spy(*arguments: object) -> object:
-        work = plan_forwards(*arguments)  # type: ignore[arg-type]
-        workers.append(len(work))
-        return work
-
-    monkeypatch.setattr(loop, "plan_forwards", spy)
-    torch.set_num_threads(2)
-    try:
-        results = fit_jointly(recipes, tmp_path / "joint")
-    finally:
-        torch.set_num_threads(threads)
-    assert set(workers) == {2}
-    for recipe, result in zip(recipes, results, strict=True):
-        assert_alike(result.folder, fit(recipe, tmp_path / f"alone-{recipe.train.seed}").folder)
 
 
 def test_memory_that_is_short_of_room_for_several_has_them_one_by_one(

@@ -267,7 +267,7 @@ def set_adapter(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def routed(model: nn.Module, segments: Segments) -> Iterator[None]:
-    """Inside this context, in this thread, these segments (see Routing) say which adapter serves which rows."""
+    """Inside this context these segments (see Routing) say which adapter serves which rows."""
     routing = routing_of(model)
     if routing is None:  # nothing but the base, trained in full perhaps
         yield
@@ -280,16 +280,8 @@ def routed(model: nn.Module, segments: Segments) -> Iterator[None]:
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside this context the model answers as the base model does."""
     check_unmerged(model)
-    routing = routing_of(model)
-    if routing is None:
+    with routed(model, []):
         yield
-        return
-    before = routing.segments
-    routing.use(BASE)
-    try:
-        yield
-    finally:
-        routing.segments = before
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:

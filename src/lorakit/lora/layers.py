@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -217,35 +216,16 @@ class Routing:
     """
 
     def __init__(self) -> None:
-        self._segments: Segments = []
-        self._of_thread: dict[int, Segments] = {}  # where a thread has said so, for it alone
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, or in another process, no thread is within anything yet."""
-        return {"_segments": self._segments, "_of_thread": {}}
-
-    @property
-    def segments(self) -> Segments:
-        """What holds here: what this thread is within (see `routed`), else what was last set."""
-        return self._of_thread.get(threading.get_ident(), self._segments)
-
-    @segments.setter
-    def segments(self, segments: Segments) -> None:
-        self._segments = segments
+        self.segments: Segments = []
 
     @contextmanager
     def routed(self, segments: Segments) -> Iterator[None]:
-        """Within this block, in this thread, these segments hold: several threads can share a model."""
-        thread = threading.get_ident()
-        before = self._of_thread.get(thread)
-        self._of_thread[thread] = segments
+        """Within this block these segments hold."""
+        before, self.segments = self.segments, segments
         try:
             yield
         finally:
-            if before is None:
-                del self._of_thread[thread]
-            else:
-                self._of_thread[thread] = before
+            self.segments = before
 
     def use(self, adapter: str | None) -> None:
         """Send every example to one adapter, or to the base model."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -100,7 +99,9 @@ class Prefix:
         self._places: dict[bytes, tuple[int, int]] = {}  # of each text: its first row in the file, and how many
         self._rows = torch.empty(0)  # (rows of all texts, d)
         self._end = 0  # rows in use
-        self._batch = _Batch()
+        self._texts: Sequence[bytes] = ()  # of the batch in hand
+        self._lengths: Sequence[int] = ()  # in tokens
+        self._found = False  # whether all of them are kept
         self._one_row = False  # whether the last of these blocks answers one row a text
 
     def __str__(self) -> str:
@@ -133,28 +134,28 @@ class Prefix:
     def _look(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before the model's forward: which texts it is given, and whether all of them are kept."""
         columns = [inputs[key].tolist() for key in ("input_ids", "token_type_ids") if key in inputs]
-        self._batch.lengths = inputs["attention_mask"].sum(1).tolist()
-        rows = zip(self._batch.lengths, *columns, strict=True)
-        self._batch.texts = [array("q", (id for ids in of_text for id in ids[:n])).tobytes() for n, *of_text in rows]
-        self._batch.found = all(text in self._places for text in self._batch.texts)
+        self._lengths = inputs["attention_mask"].sum(1).tolist()
+        rows = zip(self._lengths, *columns, strict=True)
+        self._texts = [array("q", (id for ids in of_text for id in ids[:n])).tobytes() for n, *of_text in rows]
+        self._found = all(text in self._places for text in self._texts)
 
     def _answer(self, i: int, hidden: Tensor, *args: Any, **options: Any) -> Any:
         """In place of block i's forward. Shapes: hidden (B, T, d)."""
-        if not self._batch.found:
+        if not self._found:
             block = self._blocks[i]
             return type(block).forward(block, hidden, *args, **options)
         return self._kept(hidden.shape[1]).to(hidden.device) if i == 0 else hidden
 
     def _kept(self, length: int) -> Tensor:
         """The last block's answers to the batch; what stands where a text has ended is masked. Shapes: (B, T, d)."""
-        first, count = torch.tensor([self._places[text] for text in self._batch.texts]).T
+        first, count = torch.tensor([self._places[text] for text in self._texts]).T
         offsets = torch.arange(1 if self._one_row else length)
         return self._rows[first[:, None] + torch.minimum(offsets, count[:, None] - 1)]
 
     def _keep(self, block: nn.Module, args: tuple[Tensor, ...], hidden: Tensor) -> None:
         """After the last block while the file is filled. Shapes: hidden (B, T, d), or (B, 1, d)."""
         self._one_row = hidden.shape[1] < args[0].shape[1]
-        for text, n, rows in zip(self._batch.texts, self._batch.lengths, hidden, strict=True):
+        for text, n, rows in zip(self._texts, self._lengths, hidden, strict=True):
             if text not in self._places:
                 rows = rows[:n]
                 self._rows[self._end : self._end + len(rows)] = rows
@@ -169,17 +170,6 @@ def _reserve(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.truncate(descriptor, size)
-
-
-class _Batch(threading.local):
-    """What a thread has in hand: its texts, their lengths in tokens, and whether all of them are kept."""
-
-    texts: Sequence[bytes] = ()
-    lengths: Sequence[int] = ()
-    found = False
-
-    def __reduce__(self) -> tuple[type[_Batch], tuple[()]]:
-        return _Batch, ()
 
 
 class _Kept(Exception):

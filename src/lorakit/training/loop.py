@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
-from lorakit.lora import hosts, routed
-from lorakit.lora.special_layers import BiasHost
+from lorakit.lora import routed
 from lorakit.runtime.device import is_out_of_memory, random_state, set_random_state, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Step
 from lorakit.tasks.base import Batch, Item, Task
-from lorakit.training.schedule import Plan, lr_factor, set_rate
+from lorakit.training.schedule import Plan, lr_factor
 
 FORWARD_TOKENS = {"cpu": 1536, "cuda": 32768}  # of several members in one forward; more do not fit a CPU's caches
 
@@ -86,11 +83,6 @@ class MemberBatch:
     positions: Sequence[int]
     own: Sequence[int]
 
-    @property
-    def tokens(self) -> int:
-        """Real tokens in this process's share."""
-        return sum(self.member.plan.lengths[i] for i in self.own)
-
     def micro_batches(self) -> Iterator[list[Item]]:
         """This process's items, cut into what one forward takes of the member."""
         for start in range(0, len(self.own), self.member.rows):
@@ -126,44 +118,35 @@ def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> I
         ConfigError: memory has no room for one example.
     """
     device = next(model.parameters()).device
-    most_tokens, workers = FORWARD_TOKENS[device.type], most_workers(model, members, device)
+    most_tokens = FORWARD_TOKENS[device.type]
     model.train()
     while live := [member for member in members if member.done < member.plan.steps]:
         batches = [member.next_batch(ranks) for member in live]
-        work = plan_forwards(batches, most_tokens, device, workers)
-        counts = count_targets(batches, work, ranks)
+        forwards = plan_forwards(batches, most_tokens, device)
+        counts = count_targets(batches, forwards, ranks)
         states = [member.random_state for member in live]
         while True:
             try:
-                losses = backward(model, work, counts, device)
+                losses = backward(model, forwards, counts, device)
                 break
             except OutOfMemory as err:
                 for member, state in zip(live, states, strict=True):
                     member.optimizer.zero_grad()
                     member.random_state = state
-                if len(err.batches) > 1 or len(work) > 1:
-                    most_tokens, workers = 0, 1
+                if len(err.batches) > 1:
+                    most_tokens = 0
                 else:
                     _halve_micro_batch(err.batches[0])
-                work = plan_forwards(batches, most_tokens, device, workers)
-        _match_forward_count(model, batches[0], len(work[0]), ranks, device)
+                forwards = plan_forwards(batches, most_tokens, device)
+        _match_forward_count(model, batches[0], len(forwards), ranks, device)
         yield {batch.member: update(batch, losses[batch], ranks) for batch in batches}
 
 
-def plan_forwards(
-    batches: Sequence[MemberBatch], most_tokens: int, device: torch.device, workers: int = 1
-) -> list[list[Forward]]:
-    """The forwards of a step, for each worker thread. A member's stay in one thread; the threads have about as much to do each.
+def plan_forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torch.device) -> list[Forward]:
+    """The forwards of a step.
 
     Members of one task share a forward where it stays within `most_tokens`, padding counted: neighbours in length together.
     """
-    by_worker: list[list[MemberBatch]] = [[] for _ in range(min(workers, len(batches)))]
-    for batch in sorted(batches, key=lambda batch: -batch.tokens):
-        min(by_worker, key=lambda own: sum(other.tokens for other in own)).append(batch)
-    return [_forwards([batch for batch in batches if batch in own], most_tokens, device) for own in by_worker]
-
-
-def _forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torch.device) -> list[Forward]:
     alone: list[list[tuple[MemberBatch, list[Item]]]] = []
     by_task: dict[int, list[tuple[MemberBatch, list[Item]]]] = {}
     for batch in batches:
@@ -196,55 +179,27 @@ def _longest(items: Sequence[Item]) -> int:
     return max(len(item["input_ids"]) for item in items)
 
 
-def count_targets(
-    batches: Sequence[MemberBatch], work: Sequence[Sequence[Forward]], ranks: Ranks
-) -> dict[MemberBatch, int]:
+def count_targets(batches: Sequence[MemberBatch], forwards: Sequence[Forward], ranks: Ranks) -> dict[MemberBatch, int]:
     """The labelled positions of each member's whole batch, at least 1."""
     own = dict.fromkeys(batches, 0)
-    for forward in chain.from_iterable(work):
-        by_part = forward.n_targets.split([rows for _, rows in forward.parts])
-        for (batch, _), n_targets in zip(forward.parts, by_part, strict=True):
-            own[batch] += int(n_targets.sum())
+    for _, parts, n_targets in forwards:
+        for (batch, _), n in zip(parts, n_targets.split([rows for _, rows in parts]), strict=True):
+            own[batch] += int(n.sum())
     counts = ranks.sum_(torch.tensor(list(own.values()))).clamp_min(1).tolist()
     return dict(zip(batches, counts, strict=True))
 
 
 def backward(
-    model: nn.Module, work: Sequence[Sequence[Forward]], counts: Mapping[MemberBatch, int], device: torch.device
+    model: nn.Module, forwards: Sequence[Forward], counts: Mapping[MemberBatch, int], device: torch.device
 ) -> dict[MemberBatch, Tensor]:
     """Add up each member's gradient, and give its mean loss over its `counts` labelled positions, detached: this process's part.
-
-    Several workers are a thread each, this one among them, in which torch's operations have one core.
 
     Raises:
         OutOfMemory: memory had no room.
     """
     losses = {batch: torch.zeros((), device=device) for batch in counts}
-    if len(work) == 1:
-        _backward(model, work[0], counts, losses)
-        return losses
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(len(work) - 1) as pool:
-            others = [pool.submit(_backward, model, forwards, counts, losses) for forwards in work[1:]]
-            _backward(model, work[0], counts, losses)  # here, since each thread has an arena of freed memory of its own
-            for other in others:
-                other.result()
-    finally:
-        torch.set_num_threads(threads)
-    return losses
-
-
-def _backward(
-    model: nn.Module,
-    forwards: Sequence[Forward],
-    counts: Mapping[MemberBatch, int],
-    losses: Mapping[MemberBatch, Tensor],
-) -> None:
     for inputs, parts, _ in forwards:
         first = parts[0][0].member
-        device = losses[parts[0][0]].device
         if first.draws:  # and is alone
             set_random_state(first.random_state, device)
         try:
@@ -261,16 +216,7 @@ def _backward(
             losses[batch].add_(mean.detach())
         if first.draws:
             first.random_state = random_state(device)
-
-
-def most_workers(model: nn.Module, members: Sequence[Member], device: torch.device) -> int:
-    """In how many threads the members can go through the model at a time: one a core, where nothing in it is in the way.
-
-    Cores that work on different members need not wait for each other after each operation. Dropout would be drawn from
-    one generator by all threads, and a trained bias stands for a while in its module.
-    """
-    in_the_way = any(member.draws for member in members) or any(isinstance(host, BiasHost) for _, host in hosts(model))
-    return 1 if device.type != "cpu" or in_the_way else torch.get_num_threads()
+    return losses
 
 
 def _halve_micro_batch(batch: MemberBatch) -> None:
@@ -306,7 +252,8 @@ def update(batch: MemberBatch, loss: Tensor, ranks: Ranks) -> Step:
     """Sum the gradients over the ranks, clip them and take the step, unless something in them is not finite."""
     member, plan = batch.member, batch.member.plan
     factor = lr_factor(member.done, plan.steps, plan.config)
-    set_rate(member.optimizer, factor)
+    for group in member.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
     loss = ranks.sum_gradients(member.parameters, loss)
     grad_norm = nn.utils.clip_grad_norm_(member.parameters, plan.config.max_grad_norm)
     values = torch.stack([loss, grad_norm]).tolist()  # waits for the device
