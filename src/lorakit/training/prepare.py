@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.data.audit import alike
 from lorakit.data.batches import split
@@ -135,7 +135,9 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once:
     with ranks.together():
         prepared = _prepare(with_usual_pair(recipe, report), report, device, dtype, once or Once())
     _check_alike(prepared, ranks)
-    ranks.copy_first_(_start_tensors(prepared.model))
+    model = prepared.model  # of which the first rank has what is trained, and what adapters start from or keep frozen
+    buffers = [buffer for name, buffer in model.named_buffers() if ".adapters." in name]
+    ranks.copy_first_([*(p for p in model.parameters() if p.requires_grad), *buffers])
     if recipe.train.shard_base:
         if ranks.size > 1:
             shard_frozen_(prepared.model)
@@ -149,14 +151,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     seed = recipe.train.seed if recipe.data.validation is None else None  # of the split
     source = (recipe.data.model_dump_json(), recipe.task.name, seed)
     examples, fingerprints, left_out = once(source, lambda: read_parts(recipe, report, again=True))
-    held_out = examples["validation"] if recipe.data.validation is None else ()
-    every = chain(examples["train"], held_out)  # a rare label may be held out by chance
-    labels = find_labels(recipe.task.name, every, recipe.task.order)
-    for part in examples.values():
-        check_labels(recipe.task.name, part, labels)
-    if groups := [" / ".join(map(repr, group)) for group in alike(labels)]:
-        shown = ", ".join(groups[:5])
-        report(Note(f"labels that differ in case, number format or invisible characters alone: {shown}"))
+    labels = _labels_in(recipe, examples, report)
     base = load_base(
         recipe.model.base,
         recipe.task.info.model_kind,
@@ -173,7 +168,9 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         )
         report(Note(f"{own}; {does} (model.pooling = {base.pooling!r})"))
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pooling": base.pooling})})
-    max_length = _max_length(recipe.data.max_length, base)
+    max_length = recipe.data.max_length or base.max_length
+    if max_length > base.max_length:
+        raise ConfigError(f"data.max_length = {max_length}: {base.name} takes {base.max_length} tokens at most")
     if depends_on_batch(base.model):
         apart = "only texts of the same length are answered together"
         report(Note(f"{base.name}: its answer to a text depends on padding; {apart}"))
@@ -194,7 +191,8 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     if head_bias is not None and (head := base.new_head()) is not None:
         head.bias.data.copy_(head_bias)
     items = parts["train"].flat
-    plan = _plan(recipe, items)
+    written = [len(item["labels"]) for item in items] if recipe.task.info.model_kind == "text2text" else ()
+    plan = Plan([len(item["input_ids"]) for item in items], recipe.train, written)
     if recipe.lora.init in DATA_INIT_NAMES:
         base.model.to(device)
     if recipe.train.method == "lora":
@@ -208,6 +206,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     cast_frozen_(base.model, dtype)
     # with shard_base weights come and go around a module's own call
     plain = recipe.model.kernels == "plain" or recipe.train.shard_base
+    total = sum(p.numel() for p in base.model.parameters())
     return Prepared(
         recipe=recipe,
         base=base,
@@ -216,7 +215,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         tuned=tuned,
         config=config,
         targets=targets,
-        parameters=_count(base.model, config),
+        parameters=count_parameters(base.model) if config else ParameterCount(lora=0, saved=total, total=total),
         parts=parts,
         plan=plan,
         fingerprints=fingerprints,
@@ -228,10 +227,17 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
     )
 
 
-def _plan(recipe: Recipe, items: Sequence[Item]) -> Plan:
-    writes = recipe.task.info.model_kind == "text2text"
-    written = [len(item["labels"]) for item in items] if writes else ()
-    return Plan([len(item["input_ids"]) for item in items], recipe.train, written)
+def _labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report: Report) -> tuple[str, ...]:
+    """The labels of the training examples, which every other example has to have; a note where some look alike."""
+    held_out = examples["validation"] if recipe.data.validation is None else ()
+    every = chain(examples["train"], held_out)  # a rare label may be held out by chance
+    labels = find_labels(recipe.task.name, every, recipe.task.order)
+    for part in examples.values():
+        check_labels(recipe.task.name, part, labels)
+    if groups := [" / ".join(map(repr, group)) for group in alike(labels)]:
+        shown = ", ".join(groups[:5])
+        report(Note(f"labels that differ in case, number format or invisible characters alone: {shown}"))
+    return labels
 
 
 def _check_alike(prepared: Prepared, ranks: Ranks) -> None:
@@ -248,12 +254,6 @@ def _check_alike(prepared: Prepared, ranks: Ranks) -> None:
             for what, value in theirs.items():
                 if value != every[0][what]:
                     raise ConfigError(f"rank {rank} has another {what} than rank 0")
-
-
-def _start_tensors(model: nn.Module) -> list[Tensor]:
-    """What is trained, and what adapters start from or keep frozen."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return trained + [b for name, b in model.named_buffers() if ".adapters." in name]
 
 
 def with_usual_pair(recipe: Recipe, report: Report = ignore) -> Recipe:
@@ -327,12 +327,6 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     return dataset
 
 
-def _max_length(asked: int | None, base: BaseModel) -> int:
-    if asked is not None and asked > base.max_length:
-        raise ConfigError(f"data.max_length = {asked}: {base.name} takes {base.max_length} tokens at most")
-    return asked or base.max_length
-
-
 def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Plan, device: torch.device) -> Data:
     """The first batches of training, for an initialisation that looks at data; collated as they are asked for."""
     size = plan.micro_batch_size
@@ -345,41 +339,27 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Pl
 
 
 def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | None, Sequence[Target]]:
-    """Make trainable what the method trains."""
-    method = recipe.train.method
+    """Make trainable what the method trains: look at data and quantise the base if the recipe says so, and add the adapter."""
+    model, method = base.model, recipe.train.method
     if method == "full":
-        base.model.requires_grad_(True)
+        model.requires_grad_(True)
         return None, ()
     config = recipe.lora.config(modules_to_save=base.saved_modules)
     if method == "head":
         if not config.modules_to_save:
             raise ModelError(f"train.method = 'head': {base.name} has no head to train for {recipe.task.name}")
         config = LoraConfig(target_modules=(), modules_to_save=config.modules_to_save)
-    return _add_adapter(base.model, config, recipe, data)
-
-
-def _add_adapter(
-    model: nn.Module, config: LoraConfig, recipe: Recipe, data: Data
-) -> tuple[LoraConfig, Sequence[Target]]:
-    """Look at data and quantise the base if the recipe says so, and add the adapter."""
-    format, starts_by_loftq, seed = recipe.model.quantize, recipe.lora.init == LOFTQ, recipe.train.seed
+    starts_by_loftq, seed = recipe.lora.init == LOFTQ, recipe.train.seed
     original = model.state_dict() if starts_by_loftq else {}
     start = Start(config, {})
     if config.init_lora_weights in DATA_INIT_NAMES:
         start = start_from_data(model, config, data, seed)
-    if format != "none":
-        quantize(model, format, skip=config.modules_to_save)
+    if recipe.model.quantize != "none":
+        quantize(model, recipe.model.quantize, skip=config.modules_to_save)
     targets = add_adapter(model, start.config, seed=seed, factors=start.factors)
     if starts_by_loftq and targets:
         loftq(model, original)
     return start.config, targets
-
-
-def _count(model: nn.Module, config: LoraConfig | None) -> ParameterCount:
-    if config is not None:
-        return count_parameters(model)
-    total = sum(p.numel() for p in model.parameters())
-    return ParameterCount(lora=0, saved=total, total=total)
 
 
 def trained_parameters(

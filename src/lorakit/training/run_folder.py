@@ -32,7 +32,14 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, sha
         if resume not in (None, "auto") and not Path(resume).is_dir():
             raise OutputError(f"--resume {resume}: no such checkpoint; say auto, or the folder of one")
 
-    made = _make(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"output.dir = {str(folder)!r} exists already, and is not a folder")
+        made = make_folder(folder)
+    except OSError as err:
+        if err.errno in STORAGE:
+            raise cannot_write(folder, err) from err
+        raise OutputError(f"output.dir = {str(folder)!r} cannot be made: {err.strerror}") from err
     try:
         with locked(folder, check, "training", "output.dir", report, shared=shared):
             if (folder / CHECKPOINTS).is_dir():
@@ -42,17 +49,6 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, sha
         with suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
-
-
-def _make(folder: Path) -> list[Path]:
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"output.dir = {str(folder)!r} exists already, and is not a folder")
-        return make_folder(folder)
-    except OSError as err:
-        if err.errno in STORAGE:
-            raise cannot_write(folder, err) from err
-        raise OutputError(f"output.dir = {str(folder)!r} cannot be made: {err.strerror}") from err
 
 
 def is_run(folder: Path) -> bool:

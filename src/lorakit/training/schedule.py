@@ -83,9 +83,3 @@ def make_optimizer(
         if parameters
     ]
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate to this share of its peak."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
