@@ -6,6 +6,7 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lorakit.errors import ConfigError, DataError, ModelError, NumericsError
 from lorakit.lora import count_parameters
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
-from lorakit.tasks.metrics.bootstrap import intervals
+from lorakit.tasks.metrics.bootstrap import Evaluation, intervals
 from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.training.prepare import prepare
 from lorakit.training.results import SAMPLES
@@ -142,8 +143,12 @@ def test_bf16_base_keeps_what_is_trained_in_fp32(raw: Sections, tmp_path: Path) 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
     """Let the evaluations of a run come out as written here."""
-    coming = iter(accuracies)
-    monkeypatch.setattr(SequenceClassification, "score", lambda *_: {"accuracy": next(coming)})
+    coming = chain(accuracies, repeat(accuracies[-1]))  # at the end it is evaluated with what was tuned once more
+
+    def evaluate(*_: object) -> Evaluation:
+        return Evaluation({"accuracy": next(coming)}, {}, {"temperature": 1.0})
+
+    monkeypatch.setattr(SequenceClassification, "evaluate", evaluate)
 
 
 def run_with(raw: Sections, folder: Path, *words: str) -> tuple[list[Event], dict[int, dict[str, Tensor]]]:
