@@ -42,7 +42,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "training": BELOW_INFERENCE | {"inference"},
     "app": BELOW_INFERENCE | {"inference", "training"},
     "": frozenset(
-        {"app", "inference", "task_info"}
+        {"app", "data", "inference", "task_info"}
     ),  # the root's verbs and estimators, imported when they are first used
     "__main__": frozenset({"app"}),
 }

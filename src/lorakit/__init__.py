@@ -13,11 +13,21 @@ if TYPE_CHECKING:
     from lorakit.app.estimators import EntityRecognizer as EntityRecognizer
     from lorakit.app.estimators import TextClassifier as TextClassifier
     from lorakit.app.estimators import TextRegressor as TextRegressor
+    from lorakit.data.read import register_reader as register_reader
     from lorakit.inference.predictor import load as load
     from lorakit.task_info import register_task as register_task
 
 __version__ = "0.1.0"
-__all__ = ["EntityRecognizer", "TextClassifier", "TextRegressor", "__version__", "load", "register_task", "train"]
+__all__ = [
+    "EntityRecognizer",
+    "TextClassifier",
+    "TextRegressor",
+    "__version__",
+    "load",
+    "register_reader",
+    "register_task",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +40,10 @@ def __getattr__(name: str) -> Any:
         from lorakit.inference.predictor import load
 
         return load
+    if name == "register_reader":
+        from lorakit.data.read import register_reader
+
+        return register_reader
     if name == "register_task":
         from lorakit.task_info import register_task
 

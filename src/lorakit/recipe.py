@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -38,7 +38,7 @@ MOST_BYTES = 2**24  # of a recipe's file
 MOST_NESTED = 8
 LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
 Pooling = Literal["auto", "cls", "mean"]
-DataFormat = Literal[
+FORMATS = [  # of data; data/read.py has their readers
     "auto",
     "csv",
     "tsv",
@@ -58,6 +58,23 @@ DataFormat = Literal[
     "parallel",
     "datasets",
 ]
+
+
+def _one_of(known: Collection[str]) -> BeforeValidator:
+    """A check like that of a Literal, by names that may become more."""
+
+    def check(name: Any) -> Any:
+        if not isinstance(name, str) or name not in known:
+            *others, last = map(repr, known)
+            expected = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("unknown_name", "Input should be {expected}", {"expected": expected})
+        return name
+
+    return BeforeValidator(check)
+
+
+DataFormat = Annotated[str, _one_of(FORMATS), WithJsonSchema({"enum": FORMATS})]
+TaskName = Annotated[str, _one_of(TASKS), WithJsonSchema({"enum": list(TASKS)})]
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # 3 means "3"
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "\\t": "\t"}
 Delimiter = Annotated[  # in key=value words a comma parts the items of a list
@@ -72,17 +89,6 @@ ClassWeights = Annotated[  # told apart by hand, so that an error speaks of the 
     | Annotated[dict[str, Annotated[float, Field(gt=0)]], Tag("table")],
     Discriminator(lambda value: "table" if isinstance(value, dict) else "word"),
 ]
-
-
-def _known_task(name: Any) -> Any:
-    if not isinstance(name, str) or name not in TASKS:
-        *others, last = map(repr, TASKS)
-        expected = f"{', '.join(others)} or {last}"
-        raise PydanticCustomError("unknown_task", "Input should be {expected}", {"expected": expected})
-    return name
-
-
-TaskName = Annotated[str, BeforeValidator(_known_task), WithJsonSchema({"enum": list(TASKS)})]
 Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from lorakit.data.columns import USUAL
 from lorakit.data.example import Columns
 from lorakit.data.read import FORMATS, LIBRARY, holds_words, read, usual_pair
 from lorakit.errors import DataError, did_you_mean
-from lorakit.recipe import DataFormat
+from lorakit.recipe import FORMATS as NAMES
 
 CSV = "text,label\na,x\nb,y\n"
 TAGGED = "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n"
@@ -355,7 +354,7 @@ def test_did_you_mean_names_what_there_is(wrong, known, end):
 
 
 def test_recipe_knows_every_format():
-    assert set(get_args(DataFormat)) == {"auto", LIBRARY, *FORMATS}
+    assert {*NAMES} == {"auto", LIBRARY, *FORMATS}
 
 
 def test_unknown_format_is_refused_with_the_nearest_name(save):

@@ -73,7 +73,7 @@ def _guess_task(data: DataSection, model: str) -> str:
 @cache
 def recipe_keys() -> dict[str, tuple[str, ...]]:
     """Every section.key of a recipe, and the words that it may be."""
-    from lorakit.recipe import Recipe  # late: --help does without pydantic
+    from lorakit.recipe import FORMATS, Recipe  # late: --help does without pydantic
     from lorakit.task_info import TASKS
 
     sections: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
@@ -81,7 +81,7 @@ def recipe_keys() -> dict[str, tuple[str, ...]]:
         f"{name}.{key}": _words(field.annotation)
         for name, section in sections.items()
         for key, field in section.model_fields.items()
-    } | {"task.name": tuple(TASKS)}
+    } | {"task.name": tuple(TASKS), "data.format": tuple(FORMATS)}
 
 
 def _words(annotation: Any) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from lorakit import recipe
 from lorakit.data.annotation_files import is_brat, read_brat, read_docbin, with_spans
 from lorakit.data.columnar import read_arrow, read_hub, read_parquet, read_saved
 from lorakit.data.columns import SAMPLE, Table, examples_of, is_annotated, never_given
@@ -48,7 +49,7 @@ from lorakit.data.text import (
     listed,
     stream_lines,
 )
-from lorakit.errors import DataError, did_you_mean
+from lorakit.errors import ConfigError, DataError, did_you_mean
 from lorakit.hashing import file_sha256
 
 # Rows as a tool writes them to rows of plain columns, and notes.
@@ -75,7 +76,7 @@ def _alone(read: Callable[[Path], Iterable[Row]]) -> Reader:
 
 
 OF_SPLITS = {"folders": read_class_folders, "parallel": read_parallel}  # which take the files of a split
-FORMATS: Mapping[str, Format] = {
+FORMATS: dict[str, Format] = {
     "csv": Format(partial(csv_rows, by_name=False), (".csv",)),
     "tsv": Format(partial(csv_rows, kind="tsv", by_name=False), (".tsv",)),
     "jsonl": Format(read_json, (".jsonl", ".ndjson")),
@@ -93,12 +94,25 @@ FORMATS: Mapping[str, Format] = {
     **{name: Format(read) for name, read in OF_SPLITS.items()},
 }
 ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
-FILE_LIKE = (*ENDINGS, *COMPRESSED, ".txt", ".train", ".dev", ".test")
+FILE_LIKE = (*COMPRESSED, ".txt", ".train", ".dev", ".test")
 COMPRESSIBLE = ("csv", "tsv", "jsonl", "json", "conll")
 BINARY = ("parquet", "arrow", "spacy", "excel")
 OF_FOLDERS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx", ".conll")
 LIBRARY = "datasets"  # a folder that the library of this name saved
 HEAD = 400  # lines or rows that are looked at to tell what a file holds
+
+
+def register_reader(name: str, read: Reader, *endings: str) -> None:
+    """Let files of a format from outside of this package be read: those with these endings, and where data.format says so.
+
+    Raises:
+        ConfigError: a reader has the name already, or one of the endings.
+    """
+    if taken := [known for known in (name, *endings) if known in FORMATS or known in ENDINGS]:
+        raise ConfigError(f"a reader of {taken[0]!r} is registered already")
+    FORMATS[name] = Format(read, endings)
+    ENDINGS.update(dict.fromkeys(endings, name))
+    recipe.FORMATS.append(name)
 
 
 def read(
@@ -298,7 +312,7 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
             "files, .txt with .ann (brat), or a data set saved by `datasets`"
         )
     if not path.exists():
-        if path.suffix.lower() in FILE_LIKE or source.startswith((".", "/", "~")):
+        if path.suffix.lower() in (*ENDINGS, *FILE_LIKE) or source.startswith((".", "/", "~")):
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(f"{source}: no such file; {did_you_mean(path.name, siblings)}")
         return "hub"
