@@ -225,15 +225,17 @@ def _patterns(
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
-    have = {path: (len(update.parts()["A"]), update.scaling) for path, update in updates.items()}
-    said = {
+    actual = {path: (len(update.parts()["A"]), update.scaling) for path, update in updates.items()}
+    expected = {
         target.path: (target.r, config.scaling(target.alpha, target.r)) for target in select_targets(model, written)
     }
-    if all(r == said[path][0] and math.isclose(s, said[path][1], rel_tol=1e-9) for path, (r, s) in have.items()):
+    if all(
+        r == expected[path][0] and math.isclose(s, expected[path][1], rel_tol=1e-9) for path, (r, s) in actual.items()
+    ):
         return ranks, alphas
     power = 0.5 if config.use_rslora else 1.0
-    places = {path: "^" + path.removesuffix(OUT_PROJ) for path in have}  # nothing but this path
-    return {places[p]: r for p, (r, _) in have.items()}, {places[p]: s * r**power for p, (r, s) in have.items()}
+    places = {path: "^" + path.removesuffix(OUT_PROJ) for path in actual}  # nothing but this path
+    return {places[p]: r for p, (r, _) in actual.items()}, {places[p]: s * r**power for p, (r, s) in actual.items()}
 
 
 def _listed(model: nn.Module, config: LoraConfig) -> Any:

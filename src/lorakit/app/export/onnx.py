@@ -90,11 +90,11 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
         del base  # the model it is compared with is another one, whose adapter is not merged
         model = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch).model.eval()
         trial = Trial(side, task, texts, model)
-        told = _prove(trial, form.read(place, model), files)
+        output = _prove(trial, form.read(place, model), files)
         if int8:
             _quantize(files)
-            told = told.plus(_prove_int8(trial, form.read(place, model, QUANTIZED), files))
-    return told
+            output = output.plus(_prove_int8(trial, form.read(place, model, QUANTIZED), files))
+    return output
 
 
 def _free(side: Side, base: BaseModel) -> Task:
