@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
-from lorakit.data.example import Columns
 from lorakit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
+    from lorakit.data.example import Columns
     from lorakit.recipe import DataSection, Recipe
 
 
@@ -48,6 +48,8 @@ def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None])
 
 def named_columns(text: str | None, pair: str | None, label: str | None) -> Columns:
     """What --text, --pair and --label name; of labels several with commas."""
+    from lorakit.data.example import Columns
+
     return Columns(text, pair, _split_commas(label))
 
 
