@@ -152,9 +152,11 @@ def combine_runs(
     facts = {
         "out": out and str(out),
         "weights": list(weights),
-        **comparison.facts,
+        "metric": comparison.facts["metric"],
+        "combinations": comparison.facts["combinations"],
         "searched": tried,
         "examples": {"searched": len(seen.examples), "scored": len(unseen.examples)},
+        "gain": comparison.facts["gain"],
         "r": made.r,
         "largest_error": error,
     }
