@@ -109,22 +109,6 @@ def test_check_tells_what_training_would_refuse(cli: Cli, tmp_path: Path, conten
     assert message in facts(cli, "one.csv")["verdict"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("nowhere.csv",), "nowhere.csv: no such file"),
-        (("bad.csv",), "bad.csv:3: 1 columns, the header has 2: text, label"),
-        (("nowhere.toml",), "recipe nowhere.toml does not exist"),
-        (("bad.csv", "data.lable=x"), "data.lable=x: unknown key 'data.lable'; did you mean 'data.label'"),
-    ],
-)
-def test_check_gives_the_errors_of_the_readers(cli: Cli, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    (tmp_path / "bad.csv").write_text("text,label\na,good\nb\n")
-    code, out, err = cli("check", *words)
-    assert (code, out) == (3 if ".csv:" in message else 2, "")
-    assert err.startswith(f"error: {message}")
-
-
 # Suspected label errors
 
 
@@ -206,20 +190,6 @@ def test_tasks_without_probabilities_have_no_suspects(t5_run: Path, files: Path)
         ConfigError, match="text2text_ner: label errors are suspected where each label has a probability"
     ):
         suspects(load(t5_run), read(str(files / "validation.conll"), "words").examples[:1])
-
-
-def test_run_of_another_kind_of_task_is_refused(
-    cli: Cli, bert: Path, files: Path, tagger_run: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "small.toml").write_text(changed(sections(bert, files)).to_toml())
-    code, _, err = cli("check", "small.toml", "--run", tagger_run)
-    assert code == 2
-    assert "was trained for token_classification, the data are for sequence_classification" in err
-
-
-def test_task_of_the_data_is_that_of_the_run(cli: Cli, files: Path, bert_run: Path) -> None:
-    code, _, err = cli("check", files / "train.csv", "--run", bert_run, "--task", "ner")
-    assert (code, err) == (2, "error: --task goes without --run, which says what its task is\n")
 
 
 def test_held_out_examples_share_no_group_with_training(cli: Cli, bert: Path, tmp_path: Path) -> None:

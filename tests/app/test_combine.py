@@ -93,19 +93,6 @@ def _texts(predictor: object) -> list:
     return [Example("the superb film"), Example("a stale plot and a boring cast")]
 
 
-def test_combine_refuses_what_cannot_be(runs: list[Path], tagger_run: Path, files: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="its task is"):
-        combine_runs([runs[0], tagger_run], (1, 1))
-    with pytest.raises(ConfigError, match="say --weights, or --on DATA"):
-        combine_runs(runs)
-    with pytest.raises(ConfigError, match="--weights: 3 weights for 2 runs"):
-        combine_runs(runs, (1, 1, 1))
-    with pytest.raises(ConfigError, match="two runs at least"):
-        combine_runs(runs[:1], (1,))
-    with pytest.raises(ConfigError, match="--search 2: 2 adapters alone and their mean are 3 already"):
-        combine_runs(runs, judge=Judge(str(files / "validation.csv"), trials=2))
-
-
 def test_command_prints_a_table_and_json(cli: Cli, runs: list[Path], files: Path) -> None:
     words = ("combine", *runs, "--on", files / "train.csv", "--search", 5)
     code, out, err = cli(*words)

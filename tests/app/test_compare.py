@@ -172,11 +172,6 @@ def test_runs_without_a_score_in_common_are_refused(tmp_path: Path) -> None:
         compare_runs(runs)
 
 
-def test_one_run_is_not_compared(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="two runs at least"):
-        compare_runs([made(tmp_path / "a", rights(0.8))])
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -205,12 +204,6 @@ def test_out_that_exists_is_left_alone(bert_run: Path, tmp_path: Path) -> None:
     for to in CONSUMERS:
         with pytest.raises(OutputError, match="exists already"):
             export_run(bert_run, to, tmp_path / "out")
-
-
-@pytest.mark.parametrize("options", [{"rank": 2}, {"base_name": "a/b"}])
-def test_merged_takes_no_adapter_s_options(bert_run: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="--to merged needs neither"):
-        export_run(bert_run, "merged", tmp_path / "out", **options)
 
 
 def test_full_fine_tuning_has_no_adapter(bert: Path, files: Path, tmp_path: Path) -> None:

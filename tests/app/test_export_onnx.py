@@ -129,18 +129,6 @@ def test_missing_package_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("to", "option", "message"),
-    [
-        ("merged", "--int8", "--int8 goes with --to onnx, not with --to merged"),
-        ("peft", "--int8", "--int8 goes with --to onnx, not with --to peft"),
-        ("onnx", "--rank=2", "--rank and --base-name are for adapters; --to onnx needs neither"),
-    ],
-)
-def test_options_of_other_readers_are_refused(bert_run: Path, cli: Cli, to: str, option: str, message: str) -> None:
-    assert cli("export", bert_run, "--to", to, "--out", "out", option)[::2] == (2, f"error: {message}\n")
-
-
 # Real exports
 
 

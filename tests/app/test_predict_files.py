@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 
 from lorakit.app.cli import how_to_go_on
 from lorakit.inference import batch_scoring
+from lorakit.inference.predictor import load
 from tests.app.conftest import Cli
 from tests.runs import reviews
 from tests.shipped import ship
@@ -30,26 +32,27 @@ def adapters(bert: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapters"
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_shards_have_the_answers_of_one_file(cli: Cli, adapters: Path, tmp_path: Path) -> None:
-    options = ("--keep", "id", "--shard-rows", 7, "--json")
-    found = cli("predict", adapters / "north", "--file", "in-*.parquet", "--out", "out", *options)
-    assert (found.code, json.loads(found.out)) == (0, {"rows": N, "answered": N, "rejected": 0})
-    shards = {record["id"]: record for record in pq.read_table(tmp_path / "out").to_pylist()}
-    assert cli("predict", adapters / "north", "--file", "in.jsonl", "--out", "out.jsonl").code == 0
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [shards[i]["score"] for i in range(N)] == pytest.approx([line["score"] for line in lines], abs=1e-5)
-    assert [dict(shards[i]["probabilities"]).keys() for i in range(N)] == [
-        line["probabilities"].keys() for line in lines
-    ]
-    merged = cli("predict", adapters / "north", "--merge", "--file", "in.jsonl", "--out", "merged.jsonl")
-    assert merged.code == 0
-    assert [
-        json.loads(line)["score"] for line in (tmp_path / "merged.jsonl").read_text().splitlines()
-    ] == pytest.approx([line["score"] for line in lines], abs=1e-5)
-    again = cli("predict", adapters / "north", "--merge", "--file", "in-*.parquet", "--out", "out", *options)
-    assert (again.code, "merged" in again.err.splitlines()[-1]) == (2, True)  # one folder, one way to answer
-    other = cli("predict", adapters / "south", "--file", "in-*.parquet", "--out", "out", *options)
-    assert (other.code, "adapter changed since the answers there were begun" in other.err.splitlines()[-1]) == (2, True)
+    shards = ("--file", "in-*.parquet", "--out", "out", "--keep", "id", "--shard-rows", 7, "--json")
+    done = cli("predict", adapters / "north", *shards)
+    assert (done.code, json.loads(done.out)) == (0, {"rows": N, "answered": N, "rejected": 0})
+    rows = sorted(pq.read_table(tmp_path / "out").to_pylist(), key=lambda row: int(row["id"]))
+    for name, options in (("plain", ()), ("merged", ("--merge",))):
+        assert cli("predict", adapters / "north", *options, "--file", "in.jsonl", "--out", f"{name}.jsonl").code == 0
+        answers = lines_of(tmp_path / f"{name}.jsonl")
+        assert [row["score"] for row in rows] == pytest.approx([answer["score"] for answer in answers], abs=1e-5)
+        for row, answer in zip(rows, answers, strict=True):
+            assert dict(row["probabilities"]).keys() == answer["probabilities"].keys()
+    for words, message in (
+        (("north", "--merge"), "merged"),  # one folder, one way to answer
+        (("south",), "adapter changed since the answers there were begun"),
+    ):
+        code, _, err = cli("predict", adapters / words[0], *words[1:], *shards)
+        assert (code, message in err.splitlines()[-1]) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["bert_run", "tagger_run"])
@@ -73,43 +76,18 @@ def test_ending_of_out_says_the_format(
         assert found == wanted
 
 
-def test_ending_that_says_no_format_is_refused_before_anything_is_read(cli: Cli, tmp_path: Path) -> None:
-    code, _, err = cli("predict", "nowhere", "a text", "--out", "answers.txt")
-    assert (code, list(tmp_path.iterdir())) == (2, [])
-    assert "--out answers.txt: answers are written as .jsonl, .ndjson, .csv, .tsv, .parquet" in err
-
-
 def test_each_row_is_answered_by_its_adapter(cli: Cli, adapters: Path, tmp_path: Path) -> None:
     words = ("--adapters", adapters, "--adapter-column", "shop", "--file", "in.jsonl")
     assert cli("predict", *words, "--out", "out", "--format", "jsonl", "--keep", "shop").code == 0
-    assert cli("predict", *words, "--out", "out.jsonl").code == 0
-    shard, single = (
-        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
-        for name in ("out/part-00000-000000000000.jsonl", "out.jsonl")
-    )
+    assert cli("predict", *words, "--out", "out.jsonl")[:2] == (0, "")
+    shard = lines_of(tmp_path / "out/part-00000-000000000000.jsonl")
     assert [line["shop"] for line in shard] == ["north", "south"] * (N // 2)
-    assert [line["score"] for line in shard] == [line["score"] for line in single]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--file", "in-0.parquet", "in-1.parquet", "--out", "out"), "a pattern needs quotes"),
-        (
-            ("--file", "in-0.parquet", "--file", "in-1.parquet", "--out", "a.jsonl"),
-            "2 files are answered into a folder",
-        ),
-        (("--file", "in.jsonl", "--out", "a.jsonl", "--keep", "id"), "--keep goes with --out FOLDER"),
-        (("--file", "in.jsonl", "--out", "out", "--part", "3/2"), "'3/2': I/N, for example 1/4"),
-        (("a text", "--merge", "--adapters", "adapters"), "--merge is for one RUN"),
-        (("a text", "--out", "out"), "takes its texts by --file"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(cli: Cli, adapters: Path, words: tuple[str, ...], message: str) -> None:
-    found = cli("predict", adapters / "north", *words)
-    (line,) = found.err.splitlines()
-    assert (found.code, found.out) == (2, "")
-    assert message in line
+    single = lines_of(tmp_path / "out.jsonl")
+    assert [line["text"] for line in single] == [text for text, _ in reviews(N)]
+    loaded = {name: load(adapters / name) for name in ("north", "south")}
+    alone = [loaded[line["shop"]].predict([each["text"]])[0]["score"] for line, each in zip(shard, single, strict=True)]
+    for answers in (shard, single):
+        assert [line["score"] for line in answers] == pytest.approx(alone, abs=1e-5)
 
 
 def test_stopped_command_is_repeated_to_go_on() -> None:

@@ -538,25 +538,6 @@ def test_cell_is_no_formula(tmp_path: Path) -> None:
     assert found[0] == ["'=a"]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("nowhere",), "nowhere: no such run folder"),
-        ((".",), r"\.: no scores\.json in it, which a finished run has"),
-        (("RUN", "--out", "no/page.html"), r"--out no/page\.html: its folder does not exist"),
-        (("RUN", "--out", "."), r"--out \.: is a folder; name a file in it, report\.html say"),
-        (
-            ("RUN", "--out", "x.html", "--figures", "RUN/scores.json"),
-            r"--figures .*: exists already, and is not a folder",
-        ),
-    ],
-)
-def test_wrong_place_is_one_line(cli: Cli, bert_run: Path, words: tuple[str, ...], said: str) -> None:
-    code, _, err = cli("report", *(word.replace("RUN", str(bert_run)) for word in words))
-    assert (code, err.count("\n")) == (2, 1)
-    assert re.search(said, err)
-
-
 # Several runs
 
 
@@ -605,12 +586,6 @@ def test_folder_of_seeds_is_a_comparison(cli: Cli, bert_run: Path) -> None:
     assert (code, err) == (0, "")
     assert "over 2 seeds" in out
     check_page(Path("group/report.html").read_text())
-
-
-def test_beside_goes_with_one_run(cli: Cli, bert_run: Path) -> None:
-    code, _, err = cli("report", bert_run, bert_run, "--beside", bert_run)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "--beside goes with one RUN" in err
 
 
 def test_a_label_without_an_average_precision_is_read() -> None:

@@ -155,30 +155,3 @@ def test_ordinal_adapter_without_its_order_is_refused(cli: Cli, bert: Path, tmp_
     code, _, err = cli("import", "theirs", "--out", "ours", "--task", "ordinal_classification")
     assert code == 2
     assert "name the labels from lowest to highest with --labels" in err
-
-
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (("--task", "ordinal"), ("task.order is missing", "bad, good")),
-        (("--task", "ordinal", "task.order=bad,god"), ("train.csv:", "label 'good' is not in the order", "'god'")),
-        (("--task", "ordinal", "task.order=bad,bad"), ("task.order", "none of them twice")),
-        (("--task", "regression"), ("train.csv:2: column 'label' holds 'good', not a finite number",)),
-        (("--task", "multi-label", "task.metric=macro_f1"), ("task.metric = 'macro_f1'", "'macro_f1_at_0.5'")),
-        (("task.metric=f2",), ("task.metric = 'f2' is not a score of sequence_classification; known: accuracy, brier")),
-        (("task.class_weights=balance",), ("task.class_weights", "'balance'")),
-        (("task.class_weights={god=2}",), ("task.class_weights", "'god'", "did you mean 'good'?")),
-        (("task.class_weights={good=-1}",), ("task.class_weights = -1", "greater than 0")),
-        (
-            ("--task", "regression", "task.calibrate=true"),
-            ("task.calibrate = True belongs to sequence_classification",),
-        ),
-        (("--task", "regression", "--label", "text,label"), ("data.label names 2 columns", "wants one number")),
-    ],
-)
-def test_mistake_is_named_in_one_line(cli: Cli, bert: Path, files: Path, words: Any, parts: tuple[str, ...]) -> None:
-    code, out, err = cli("train", files / "train.csv", "--model", bert, *words)
-    assert (code, out) == (3 if "train.csv:" in parts[0] else 2, "")
-    assert err.splitlines()[-1].startswith("error: ")
-    for part in parts:
-        assert part in err.splitlines()[-1]

@@ -37,6 +37,8 @@ def build(
         raise ConfigError("--beside goes with one RUN; of several, each is compared with the first one")
     page = paths[0] / FILE if len(paths) == 1 else Path(COMPARISON)
     page = page if out is None else _place(out)
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise OutputError(f"--figures {figures}: exists already, and is not a folder")
     read = [read_run(run) for run in runs]
     content: Content | Comparison
     if len(read) > 1:
@@ -63,8 +65,6 @@ def _place(out: Path) -> Path:
 def _write_figures(folder: Path | None, content: Content | Comparison) -> list[str]:
     if folder is None:
         return []
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--figures {folder}: exists already, and is not a folder")
     make_folder(folder)
     for chart in content.charts:
         write_chart(chart, folder)
