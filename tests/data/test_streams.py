@@ -12,7 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from lorakit.data import delimited, streaming
+from lorakit.data import columnar, delimited
 from lorakit.data.delimited import Row
 from lorakit.data.read import FORMATS
 from lorakit.data.streaming import stream
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stream_from_any_row_gives_what_the_reader_gives(
     folder: Path, name: str, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "BATCH", 4)
+    monkeypatch.setattr(columnar, "BATCH", 4)
     path = folder / name
     whole = list(FORMATS[path.suffix[1:]].read(path))
     assert len(whole) == N

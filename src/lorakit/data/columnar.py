@@ -3,63 +3,68 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lorakit.data.delimited import Row
-from lorakit.data.text import read_bytes
+from lorakit.data.example import Columns
+from lorakit.data.text import opened
 from lorakit.errors import DataError, did_you_mean, first_line
 
 READ_AHEAD = 2**20  # bytes of each column of a Parquet file; without it a whole row group is read at once
+BATCH = 4096  # rows that are turned into Python's objects together
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file; `where` counts rows from 1."""
+def read_parquet(
+    path: Path,
+    asked: Columns = Columns(),
+    notes: list[str] | None = None,
+    start: int = 0,
+    columns: Sequence[str] | None = None,
+) -> Iterator[Row]:
+    """Rows of a Parquet file from the row group on that holds row `start`, of these columns; `where` counts rows from 1."""
     import pyarrow.parquet as pq  # late: 0.1 s that other formats do not need
 
-    read_bytes(path)
-    with _damage_told(path, "Parquet"):
-        table = pq.read_table(path)
-    return rows_of_batch(table, path)
-
-
-def read_arrow(path: Path) -> Iterator[Row]:
-    """Rows of an Arrow file (also called Feather) or stream; `where` counts rows from 1."""
-    data = read_bytes(path)
-    with _damage_told(path, "Arrow"):
-        table = _reader(data).read_all()
-    return rows_of_batch(table, path)
-
-
-def parquet_batches(path: Path, start: int, columns: Sequence[str] | None, size: int) -> Iterator[tuple[int, Any]]:
-    """Record batches of at most `size` rows from the row group on that holds row `start`, each with its first row's number."""
-    import pyarrow.parquet as pq
-
-    with _damage_told(path, "Parquet"), pq.ParquetFile(path, buffer_size=READ_AHEAD) as file:
+    with _checked(path, "Parquet"), pq.ParquetFile(path, buffer_size=READ_AHEAD) as file:
+        present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
         first = 0
         for group in range(file.num_row_groups):
-            n_rows = file.metadata.row_group(group).num_rows
-            if first + n_rows > start:
-                position = first
-                for batch in file.iter_batches(size, row_groups=[group], columns=_there(columns, file.schema_arrow)):
-                    yield position, batch
-                    position += batch.num_rows
-            first += n_rows
+            end = first + file.metadata.row_group(group).num_rows
+            if end > start:
+                batches = file.iter_batches(BATCH, row_groups=[group], columns=present)
+                yield from _rows_of_batches(batches, path, first, start)
+            first = end
 
 
-def arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
-    """The record batches of an Arrow file or stream, mapped into memory, each with its first row's number."""
+def read_arrow(
+    path: Path,
+    asked: Columns = Columns(),
+    notes: list[str] | None = None,
+    start: int = 0,
+    columns: Sequence[str] | None = None,
+) -> Iterator[Row]:
+    """The same of an Arrow file (also called Feather) or stream, which is mapped into memory."""
     import pyarrow as pa
 
-    with _damage_told(path, "Arrow"), pa.memory_map(str(path)) as data:
+    with _checked(path, "Arrow"), pa.memory_map(str(path)) as data:
         reader = _reader(data)
-        files = hasattr(reader, "num_record_batches")
-        first = 0
-        for batch in map(reader.get_batch, range(reader.num_record_batches)) if files else reader:
-            yield first, batch if columns is None else batch.select(_there(columns, reader.schema))
-            first += batch.num_rows
+        is_file = hasattr(reader, "num_record_batches")
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        if columns is not None:
+            present = [name for name in columns if name in reader.schema.names]
+            batches = (batch.select(present) for batch in batches)
+        yield from _rows_of_batches(batches, path, 0, start)
+
+
+def _rows_of_batches(batches: Iterable[Any], path: Path, first: int, start: int) -> Iterator[Row]:
+    """The rows of record batches from row `start` on; `first` is the number of their first row. Both count from 0."""
+    for batch in batches:
+        features = _features(batch.schema.metadata or {})
+        for begin in range(max(0, start - first), batch.num_rows, BATCH):
+            yield from _rows(batch.slice(begin, BATCH).to_pylist(), features, str(path), first + begin)
+        first += batch.num_rows
 
 
 def schema_of(path: Path) -> Any:
@@ -68,20 +73,15 @@ def schema_of(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     if path.suffix.lower() == ".parquet":
-        with _damage_told(path, "Parquet"):
+        with _checked(path, "Parquet"):
             schema = pq.read_schema(path)
     elif path.suffix.lower() in (".arrow", ".feather"):
-        with _damage_told(path, "Arrow"), pa.memory_map(str(path)) as data:
+        with _checked(path, "Arrow"), pa.memory_map(str(path)) as data:
             schema = _reader(data).schema
     else:
         return None
     named = [name for name, feature in _features(schema.metadata or {}).items() if "ClassLabel" in json.dumps(feature)]
     return pa.schema([field.with_type(pa.string()) if field.name in named else field for field in schema])
-
-
-def _there(columns: Sequence[str] | None, schema: Any) -> list[str] | None:
-    """Those of the columns that the file has; who reads a row says which one it lacks."""
-    return None if columns is None else [name for name in columns if name in schema.names]
 
 
 def _reader(data: Any) -> Any:
@@ -97,22 +97,25 @@ def _reader(data: Any) -> Any:
 
 
 @contextmanager
-def _damage_told(path: Path, format: str) -> Iterator[None]:
+def _checked(path: Path, format: str) -> Iterator[None]:
+    """A block in which whatever reading a columnar file meets becomes a DataError."""
     from pyarrow import ArrowException
 
-    try:
-        yield
-    except (ArrowException, OSError) as err:
-        raise DataError(f"{path}: no {format} file: {first_line(err)}") from err
+    with opened(path) as file:
+        if not file.read(1):
+            raise DataError(f"{path}: the file is empty")
+        try:
+            yield
+        except (ArrowException, OSError) as err:
+            raise DataError(f"{path}: no {format} file: {first_line(err)}") from err
 
 
-def rows_of_batch(table: Any, path: Path, first: int = 0) -> Iterator[Row]:
-    """The rows of a table or a batch of it, of which the first one is number `first` of its file, counted from 0."""
-    features = _features(table.schema.metadata or {})
-    for number, values in enumerate(table.to_pylist(), start=first + 1):
+def _rows(records: Iterable[Mapping[str, Any]], features: Mapping[str, Any], source: str, first: int) -> Iterator[Row]:
+    """Records as rows, class numbers as their names; `first` is the number of the first one, from 0."""
+    for number, values in enumerate(records, start=first + 1):
         if features:
             values = {column: named_classes(value, features.get(column)) for column, value in values.items()}
-        yield Row(values, f"{path}:{number}")
+        yield Row(values, f"{source}:{number}")
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
@@ -143,47 +146,28 @@ def named_classes(value: Any, feature: Any) -> Any:
 SOURCE = "ID[:CONFIG][@REVISION][#SPLIT]"
 
 
-def read_hub(source: str, split: str) -> Iterator[Row]:
-    """Rows of ID[:CONFIG][@REVISION][#SPLIT]; class numbers are given back as their names."""
-    name, _, wanted = source.partition("#")
-    name, _, revision = name.partition("@")
-    name, _, config = name.partition(":")
-    datasets = _library(source)
-    try:
-        found = datasets.load_dataset(name, config or None, revision=revision or None)
-    except Exception as err:  # the library raises many kinds for an unknown id, a script, no network
-        raise DataError(
-            f"{source}: no such file, and the data set cannot be loaded from the hub: {first_line(err)}"
-        ) from err
-    yield from _rows(found, wanted or split, source)
-
-
-def read_saved(folder: Path, split: str) -> Iterator[Row]:
-    """Rows of a folder written by `save_to_disk`; a folder with several splits needs the right one to be there."""
-    datasets = _library(str(folder))
-    name, _, wanted = str(folder).partition("#")
-    try:
-        found = datasets.load_from_disk(name)
-    except Exception as err:  # any damage inside the folder
-        raise DataError(f"{folder}: no data set saved by `datasets`: {first_line(err)}") from err
-    yield from _rows(found, wanted or split, str(folder))
-
-
-def _library(source: str) -> Any:
+def read_datasets(source: str, split: str, *, is_saved: bool = False) -> Iterator[Row]:
+    """Rows that the library `datasets` reads: of `SOURCE` from the hub, or of FOLDER[#SPLIT] that `save_to_disk` wrote."""
     try:
         import datasets
     except ImportError as err:
         raise DataError(f"{source}: reading data sets needs the extra: pip install 'lorakit[hub]'") from err
     datasets.disable_progress_bars()
-    return datasets
-
-
-def _rows(found: Any, split: str, source: str) -> Iterator[Row]:
+    name, _, wanted = source.partition("#")
+    split = wanted or split
+    try:
+        if is_saved:
+            found = datasets.load_from_disk(name)
+        else:
+            name, _, revision = name.partition("@")
+            name, _, config = name.partition(":")
+            found = datasets.load_dataset(name, config or None, revision=revision or None)
+    except Exception as err:  # the library raises many kinds: for an unknown id, a script, no network, a damaged file
+        what = "no such file, and the data set cannot be loaded from the hub"
+        what = "no data set saved by `datasets`" if is_saved else what
+        raise DataError(f"{source}: {what}: {first_line(err)}") from err
     if isinstance(found, dict):
         if split not in found:
             raise DataError(f"{source}: no split {split!r}; {did_you_mean(split, found)}")
         found = found[split]
-    features = found.features.to_dict()
-    for number, values in enumerate(found, start=1):
-        named = {column: named_classes(value, features[column]) for column, value in values.items()}
-        yield Row(named, f"{source}:{number}")
+    yield from _rows(found, found.features.to_dict(), source, 0)

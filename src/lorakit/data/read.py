@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lorakit import recipe
 from lorakit.data.annotation_files import is_brat, read_brat, read_docbin, with_spans
-from lorakit.data.columnar import read_arrow, read_hub, read_parquet, read_saved
+from lorakit.data.columnar import read_arrow, read_datasets, read_parquet
 from lorakit.data.columns import SAMPLE, Table, examples_of, is_annotated, never_given
 from lorakit.data.delimited import (
     Row,
@@ -66,30 +66,21 @@ class Format(NamedTuple):
     adapt: Adapter | None = None
 
 
-def _alone(read: Callable[[Path], Iterable[Row]]) -> Reader:
-    """A reader of files that say themselves how they are written."""
-
-    def rows(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterable[Row]:
-        return read(path)
-
-    return rows
-
-
 OF_SPLITS = {"folders": read_class_folders, "parallel": read_parallel}  # which take the files of a split
 FORMATS: dict[str, Format] = {
     "csv": Format(partial(csv_rows, by_name=False), (".csv",)),
     "tsv": Format(partial(csv_rows, kind="tsv", by_name=False), (".tsv",)),
     "jsonl": Format(read_json, (".jsonl", ".ndjson")),
     "json": Format(read_json, (".json",)),
-    "parquet": Format(_alone(read_parquet), (".parquet",)),
-    "arrow": Format(_alone(read_arrow), (".arrow", ".feather")),
+    "parquet": Format(read_parquet, (".parquet",)),
+    "arrow": Format(read_arrow, (".arrow", ".feather")),
     "conll": Format(read_conll, (".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes")),
     "label-first": Format(read_label_first),
     "label-studio": Format(read_json, adapt=flattened),
     "doccano": Format(read_json),
     "prodigy": Format(read_json, adapt=accepted),
-    "brat": Format(_alone(read_brat), (".ann",), with_spans),
-    "spacy": Format(_alone(read_docbin), (".spacy",)),
+    "brat": Format(read_brat, (".ann",), with_spans),
+    "spacy": Format(read_docbin, (".spacy",)),
     "excel": Format(read_excel, (".xlsx", ".xls", ".xlsb", ".ods")),
     **{name: Format(read) for name, read in OF_SPLITS.items()},
 }
@@ -230,10 +221,9 @@ def _rows(
     """The rows of a source (the first ones where there is a `most`) as plain columns; what is wrong with one is added."""
     kind = _format(source, path, asked.encoding, split) if format == "auto" else format
     if kind in ("hub", LIBRARY):
-        rows = list(read_hub(source, split) if kind == "hub" else read_saved(Path(source), split))
-        if not rows:
-            raise DataError(f"{source}: no record")
-        return rows
+        if rows := list(read_datasets(source, split, is_saved=kind == LIBRARY)):
+            return rows
+        raise DataError(f"{source}: no record")
     if kind not in FORMATS:
         raise DataError(f"{source}: format = {kind!r} is not known; {did_you_mean(kind, [*FORMATS, LIBRARY])}")
     read, is_table = FORMATS[kind].read, kind in ("csv", "tsv")
@@ -242,8 +232,6 @@ def _rows(
         read = partial(csv_rows, kind=kind)
     if kind in OF_SPLITS:
         read = partial(OF_SPLITS[kind], split=split)
-    if most is not None and kind in ("parquet", "arrow"):  # whose other reader holds all
-        return [row for row in islice(stream(path, asked=asked), most) if isinstance(row, Row)]
     rows, wrong = list[Row](), len(bad)
     for row in islice(read(path, asked, notes), most):
         if isinstance(row, Row):
@@ -271,10 +259,8 @@ def _rows(
 def _reading(source: str, paths: Sequence[Path], asked: Columns, format: str, split: str) -> Reading | None:
     """What reads a source again and again without holding it; None where all of it is needed at once."""
     kind = _format(source, paths[0], asked.encoding, split) if format == "auto" else format
-    if kind == "hub":
-        return lambda notes: read_hub(source, split)
-    if kind == LIBRARY:
-        return lambda notes: read_saved(Path(source), split)
+    if kind in ("hub", LIBRARY):
+        return lambda notes: read_datasets(source, split, is_saved=kind == LIBRARY)
     return reading_of(paths, asked) if all(_is_by_rows(path, asked, format) for path in paths) else None
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.columnar import arrow_batches, parquet_batches, rows_of_batch
+from lorakit.data.columnar import read_arrow, read_parquet
 from lorakit.data.columns import Table, choose_columns, examples_of
 from lorakit.data.delimited import Row, csv_rows, read_lines
 from lorakit.data.example import Columns, Example, Wants, examples_sha256
@@ -18,16 +18,21 @@ from lorakit.data.spans import CODE_UNITS
 from lorakit.data.text import MOST_BAD, bad_records, encoding_note, in_order, inner_name, left_out
 from lorakit.errors import DataError
 
-BATCH = 4096  # rows that are turned into Python's objects together
 PIECE = 4096  # rows that become examples together
 MOST_NOTES = 20  # of one source; a note that lists places comes once a piece
 
 Rows = Iterator[Row | DataError]
-Reading = Callable[
-    [list[str]], Iterable[Row | DataError]
-]  # begins anew at each call; what is to be said goes into the list
-# The file, the first row (from 0), the columns that are needed (None: all), how it is said to be written, and notes.
-Stream = Callable[[Path, int, Sequence[str] | None, Columns, list[str]], Rows]
+# Begins anew at each call; what the user is to be told goes into the list.
+Reading = Callable[[list[str]], Iterable[Row | DataError]]
+COLUMNAR = {".parquet": read_parquet, ".arrow": read_arrow, ".feather": read_arrow}
+BY_LINE: dict[str, Callable[[Path, Columns, list[str]], Rows]] = {
+    ".csv": csv_rows,
+    ".tsv": partial(csv_rows, kind="tsv"),
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".txt": read_lines,
+}
+STREAMS = (*COLUMNAR, *BY_LINE)
 
 
 def stream(
@@ -46,49 +51,19 @@ def stream(
     """
     if not path.is_file():
         raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
-    if (found := STREAMS.get(inner_name(path).suffix.lower())) is None:
+    ending, notes = inner_name(path).suffix.lower(), [] if notes is None else notes
+    if ending in COLUMNAR:
+        return COLUMNAR[ending](path, asked, notes, start, columns)
+    if ending not in BY_LINE:
         raise DataError(f"{path}: cannot be read row by row; these can: {', '.join(STREAMS)}")
-    return found(path, start, columns, asked, [] if notes is None else notes)
+    notes += encoding_note(path, asked.encoding)
+    return islice(BY_LINE[ending](path, asked, notes), start, None)
 
 
 def stamp_of(path: Path) -> str:
     """What changes with a file, in words; it must stay the same while the file is read."""
     stat = path.stat()
     return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns} ns"
-
-
-def _from(read: Callable[[Path, Columns, list[str]], Rows]) -> Stream:
-    """A stream of what the reader of whole files gives, so that both give the same."""
-
-    def rows(path: Path, start: int, columns: Sequence[str] | None, asked: Columns, notes: list[str]) -> Rows:
-        notes += encoding_note(path, asked.encoding)
-        return islice(read(path, asked, notes), start, None)
-
-    return rows
-
-
-def _parquet(path: Path, start: int, columns: Sequence[str] | None, asked: Columns, notes: list[str]) -> Rows:
-    return _columnar(path, parquet_batches(path, start, columns, BATCH), start)
-
-
-def _arrow(path: Path, start: int, columns: Sequence[str] | None, asked: Columns, notes: list[str]) -> Rows:
-    return _columnar(path, arrow_batches(path, columns), start)
-
-
-def _columnar(path: Path, batches: Iterator[tuple[int, Any]], start: int) -> Rows:
-    for first, batch in batches:
-        for begin in range(max(0, start - first), batch.num_rows, BATCH):
-            yield from rows_of_batch(batch.slice(begin, BATCH), path, first + begin)
-
-
-STREAMS: dict[str, Stream] = {
-    ".parquet": _parquet,
-    **dict.fromkeys((".arrow", ".feather"), _arrow),
-    ".csv": _from(csv_rows),
-    ".tsv": _from(partial(csv_rows, kind="tsv")),
-    **dict.fromkeys((".jsonl", ".ndjson"), _from(read_json)),
-    ".txt": _from(read_lines),
-}
 
 
 class Streamed(Sequence[Example]):
@@ -132,9 +107,9 @@ class Streamed(Sequence[Example]):
             yield from examples
 
     def _pieces(self) -> Iterator[tuple[list[Example], list[str], list[DataError]]]:
-        """The examples of some thousand rows, what is to be told of these, and what is wrong with the others."""
-        told: list[str] = []
-        reading, columns = iter(self._reading(told)), self._columns
+        """The examples of some thousand rows, the notes on them, and what is wrong with the others."""
+        of_reading: list[str] = []
+        reading, columns = iter(self._reading(of_reading)), self._columns
         with closing(reading) if isinstance(reading, Generator) else nullcontext():
             while some := list(islice(reading, PIECE)):
                 rows = [row for row in some if isinstance(row, Row)]
@@ -145,7 +120,7 @@ class Streamed(Sequence[Example]):
                     raise DataError(
                         f"{rows[0].where}: {CODE_UNITS}, which takes the whole file: leave data.cache unset"
                     )
-                yield examples, [*told, *table.notes], in_order(bad)
+                yield examples, [*of_reading, *table.notes], in_order(bad)
                 columns = choose_columns(table, self._wants) if rows else columns
 
 
