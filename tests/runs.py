@@ -147,7 +147,7 @@ def sections(base: Path, data: Path, task: str = "sequence_classification") -> S
         "data": {"train": str(data / f"train.{ending}"), "validation": str(data / f"validation.{ending}"), **columns},
         "task": {"name": task} | ({"max_target_length": 12} if task == "text2text_ner" else {}),
         "lora": {"r": 4, "dropout": DROPOUT},
-        "train": {"epochs": 2, "batch_size": 8, "lr": 2e-2},
+        "train": {"epochs": 2, "batch_size": 8, "lr": 2e-2, "head_start": "random"},
     }
 
 

@@ -274,11 +274,14 @@ class TrainSection(Section):
     """How it is trained. A step is one optimizer update; `batch_size` counts its examples over all micro-batches."""
 
     method: Literal["lora", "full", "head"] = "lora"
-    epochs: Annotated[int, Field(ge=1)] = 3
+    epochs: Annotated[int, Field(ge=1)] | None = None  # unset: by the number of examples, as batch_size and lr
     max_steps: Annotated[int, Field(ge=1)] | None = None  # ends the run earlier than `epochs` does
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1)] | None = None
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples per forward; unset: the whole batch
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: Annotated[float, Field(gt=0)] | None = None
+    head_start: Literal["probe", "random"] = (
+        "probe"  # of a new output layer: the best one over the frozen base, or at random
+    )
     head_lr: Annotated[float, Field(gt=0)] | None = None  # of modules trained in full; unset: lr
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # LoRA+: the learning rate of B over that of A
     warmup: Annotated[float, Field(ge=0)] = 0.06  # below 1: a share of all steps; else a number of steps
@@ -287,7 +290,7 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     seeds: Seeds = ()  # instead: a run for each, and mean and spread of their scores
-    eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: at the end of each epoch
+    eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: each epoch or, if epochs is unset, 8 times
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: with each evaluation
     patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
     non_finite: Literal["stop", "skip"] = "stop"  # what becomes of a step whose loss or gradient is not finite
@@ -301,6 +304,14 @@ class TrainSection(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"train.seeds = {list(self.seeds)}: the same seed twice would give the same run")
         return self
+
+
+class ChosenTrain(TrainSection):
+    """The same with nothing left open: `training/budget.py` chooses it for a number of examples."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
 
 
 class OutputSection(Section):

@@ -126,7 +126,7 @@ def test_dry_run_tells_the_task_from_the_data_and_writes_nothing(
     assert code == 0
     assert f'name = "{task}"' in out
     assert "parameters: " in out
-    assert "steps: 3 (1 an epoch), base in float32" in out
+    assert "steps: 8 (1 an epoch), base in float32" in out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -147,8 +147,8 @@ def test_classifier_answers_as_the_run_it_leaves(bert: Path, tmp_path: Path) -> 
     assert kept.predict_proba(TEXTS).tolist() == wanted
     assert kept.as_pipeline(TEXTS) == [{key: answer[key] for key in ("label", "score")} for answer in answers]
     assert kept.scores_["parameters"]["lora"] > 0
-    (note,) = kept.notes_
-    assert "held out" in note
+    note, budget = kept.notes_
+    assert "held out" in note and "22 training examples: train." in budget
     kept_examples = read(read_recipe(tmp_path / "run" / "recipe.toml").data.train or "").examples
     assert [(example.text, example.label) for example in kept_examples] == list(zip(TEXTS, numerals, strict=True))
     with pytest.raises(OutputError, match=r"run\.jsonl exists already; choose another one"):

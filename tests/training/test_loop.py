@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from lorakit.inference.answer import answer_all
-from lorakit.recipe import TrainSection
+from lorakit.recipe import ChosenTrain
 from lorakit.task_info import TASKS
 from lorakit.training.loop import Member, train
 from lorakit.training.prepare import Prepared, prepare, trained_parameters
@@ -26,6 +26,10 @@ BASES = {
     "text2text_ner": "t5",
     "text2text_classification": "t5",
 }  # bert for all others
+
+
+def chosen(**keys: Any) -> ChosenTrain:
+    return ChosenTrain.model_validate({"epochs": 3, "batch_size": 32, "lr": 5e-4, **keys})
 
 
 @pytest.fixture(params=[*TASKS, "crf", "weighted"])
@@ -44,12 +48,12 @@ def task_sections(request: pytest.FixtureRequest, files: Path) -> Iterator[dict]
 
 @pytest.mark.parametrize("start", range(0, 19, 3))
 def test_batches_from_a_step_are_the_tail_of_all_batches(start: int) -> None:
-    plan = Plan(LENGTHS, TrainSection(epochs=3, batch_size=6))
+    plan = Plan(LENGTHS, chosen(epochs=3, batch_size=6))
     assert list(plan.batches(start)) == list(plan.batches(0))[start:]
 
 
 def test_batches_hold_every_example_once_an_epoch() -> None:
-    plan = Plan(LENGTHS, TrainSection(epochs=2, batch_size=6))
+    plan = Plan(LENGTHS, chosen(epochs=2, batch_size=6))
     batches = list(plan.batches(0))
     assert len(batches) == plan.steps == 2 * plan.steps_per_epoch
     epochs = batches[: plan.steps_per_epoch], batches[plan.steps_per_epoch :]
@@ -58,15 +62,15 @@ def test_batches_hold_every_example_once_an_epoch() -> None:
 
 
 def test_batches_depend_on_the_seed_alone() -> None:
-    first, again, other = (list(Plan(LENGTHS, TrainSection(batch_size=6, seed=seed)).batches(0)) for seed in (1, 1, 2))
+    first, again, other = (list(Plan(LENGTHS, chosen(batch_size=6, seed=seed)).batches(0)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("max_steps", [1, 7, 8, 100])
 def test_max_steps_ends_the_plan_early(max_steps: int) -> None:
-    whole = Plan(LENGTHS, TrainSection(epochs=2, batch_size=6))
-    plan = Plan(LENGTHS, TrainSection(epochs=2, batch_size=6, max_steps=max_steps))
+    whole = Plan(LENGTHS, chosen(epochs=2, batch_size=6))
+    plan = Plan(LENGTHS, chosen(epochs=2, batch_size=6, max_steps=max_steps))
     assert plan.steps == min(max_steps, whole.steps)
     assert list(plan.batches(0)) == list(whole.batches(0))[:max_steps]
 
@@ -87,7 +91,7 @@ def reference(name: str, warmup: int, steps: int) -> list[float]:
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_lr_factor_equals_transformers_schedule(schedule: str, warmup: int) -> None:
     steps = 40
-    config = TrainSection(schedule=schedule, warmup=float(warmup))
+    config = chosen(schedule=schedule, warmup=float(warmup))
     ours = [lr_factor(step, steps, config) for step in range(steps)]
     theirs = reference(schedule, warmup, steps)
     assert ours[warmup:] == pytest.approx(theirs[warmup:])
@@ -95,7 +99,7 @@ def test_lr_factor_equals_transformers_schedule(schedule: str, warmup: int) -> N
 
 
 def test_lr_factor_reads_a_warmup_below_one_as_a_share() -> None:
-    share, number = TrainSection(warmup=0.25), TrainSection(warmup=10)
+    share, number = chosen(warmup=0.25), chosen(warmup=10)
     assert [lr_factor(i, 40, share) for i in range(40)] == [lr_factor(i, 40, number) for i in range(40)]
 
 

@@ -71,9 +71,9 @@ class LoraEstimator(BaseEstimator):
     r: int = 8
     alpha: float = 16.0
     target_modules: str | Sequence[str] = "all-linear"
-    epochs: int = 3
-    lr: float = 1e-3
-    batch_size: int = 32
+    epochs: int | None = None  # unset: by the number of examples, as the next two
+    lr: float | None = None
+    batch_size: int | None = None
     seed: int = 0
     validation_share: float = 0.1  # of the examples, held out to choose the best checkpoint
     folder: str | Path | None = (

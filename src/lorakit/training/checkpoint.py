@@ -224,6 +224,7 @@ def restore(checkpoint: Checkpoint, prepared: Prepared, member: Member, report: 
 
 
 # Keys that a resumed run may change: no number of the steps done, or of those to come, depends on them.
+BUDGET = ("epochs", "batch_size", "lr", "eval_every")  # keys that are chosen where the recipe leaves them open
 MAY_CHANGE = (
     *("output.dir", "output.trackers", "output.project"),
     *("data.test", "train.checkpoint_every", "train.non_finite"),
@@ -266,16 +267,19 @@ def identity(prepared: Prepared) -> dict[str, Any]:
 
 
 def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recipe:
-    """The recipe to go on with: its own, where dtype and pooling = auto take what was chosen when the run began.
+    """The recipe to go on with: its own, where what it leaves open takes what was chosen when the run began.
 
     Raises:
         ConfigError: a key differs from the checkpoint's that may not.
     """
     raw = tomllib.loads(checkpoint.state["recipe"])
-    raw["model"].setdefault("pooling", "cls")  # all that an older lorakit had
+    raw["model"].setdefault("pooling", "cls")  # as older versions had them
+    raw["train"].setdefault("head_start", "random")
     saved = make_recipe(raw)
     chosen = {key: getattr(saved.model, key) for key in ("dtype", "pooling") if getattr(recipe.model, key) == "auto"}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=chosen)})
+    budget = {key: getattr(saved.train, key) for key in BUDGET if getattr(recipe.train, key) is None}
+    sections = {"model": recipe.model.model_copy(update=chosen), "train": recipe.train.model_copy(update=budget)}
+    recipe = recipe.model_copy(update=sections)
     was, now = _flat(saved), _flat(recipe)
     changed = {key: f"{key} was {was[key]!r}, now {now[key]!r}" for key in now if was[key] != now[key]}
     if refused := [text for key, text in changed.items() if key not in MAY_CHANGE]:

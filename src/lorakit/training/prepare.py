@@ -46,10 +46,13 @@ from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Fit, Item, Task
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
+from lorakit.training.budget import choose
 from lorakit.training.encode import CachedItems, encode
+from lorakit.training.head_start import probe
 from lorakit.training.schedule import Plan
 
 T = TypeVar("T")
+FEW = 50  # validation examples
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 
 
@@ -109,6 +112,7 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     kernels: Kernels
+    probed: bool = False  # whether its head starts at the linear probe
     ranks: Ranks = ALONE
     adapter: str = "default"  # its name in the model, which others may share
     draws: bool = True  # whether anything is dropped at random in training
@@ -116,6 +120,11 @@ class Prepared:
     @property
     def model(self) -> nn.Module:
         return self.base.model
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last step is kept: a few examples held out at random say little of which step is the best."""
+        return self.recipe.data.validation is None and len(self.parts["validation"].examples) < FEW
 
 
 def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once: Once | None = None) -> Prepared:
@@ -188,21 +197,21 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
 
     made_for = (source, recipe.task.model_dump_json(), base.fingerprint, max_length)
     (task, head_bias, tuned), parts = once(made_for, encoded)
-    if head_bias is not None and (head := base.new_head()) is not None:
-        head.bias.data.copy_(head_bias)
     items = parts["train"].flat
+    head = base.new_head()
+    probed = head is not None and recipe.train.head_start == "probe"
+    if head is not None and probed:
+        over = ("probe", *made_for, recipe.model.model_dump_json(), recipe.train.seed)
+        head.load_state_dict(once(over, lambda: probe(base.model.to(device), head, task, items)))
+    elif head is not None and head_bias is not None:
+        head.bias.data.copy_(head_bias)
+    chosen = choose(recipe.train, len(items), report)
+    recipe = recipe.model_copy(update={"train": chosen})
     written = [len(item["labels"]) for item in items] if recipe.task.info.model_kind == "text2text" else ()
-    plan = Plan([len(item["input_ids"]) for item in items], recipe.train, written)
+    plan = Plan([len(item["input_ids"]) for item in items], chosen, written)
     if recipe.lora.init in DATA_INIT_NAMES:
         base.model.to(device)
-    if recipe.train.method == "lora":
-        asked = recipe.lora.config(modules_to_save=base.saved_modules)
-        if small := passed_by(base.model, asked):
-            more = "" if len(small) == 1 else f" and {len(small) - 1} more"
-            report(
-                Note(f"lora.target_modules = '{ALL_LINEAR}' leaves out {small[0]}{more}: too small for r = {asked.r}")
-            )
-    config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device))
+    config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device), report)
     cast_frozen_(base.model, dtype)
     # with shard_base weights come and go around a module's own call
     plain = recipe.model.kernels == "plain" or recipe.train.shard_base
@@ -222,6 +231,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         left_out=left_out,
         device=device,
         dtype=dtype,
+        probed=probed,
         kernels=PLAIN if plain else speed_up(base, dtype, device),
         draws=has_dropout(base.model),
     )
@@ -304,6 +314,7 @@ def read_parts(
             Note(
                 f"no validation set named: {n} examples ({n / every:.0%}) are held out of training, chosen by seed {seed}, "
                 f"the same share of each label{apart}"
+                + (f"; fewer than {FEW} say little of how good it is, so the last step is kept" if n < FEW else "")
             )
         )
     left_out = {dataset.source: dataset.left_out for dataset in found.values() if dataset.left_out}
@@ -338,7 +349,7 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Pl
     return Data(batches, lambda batch: task.losses(model, dict(batch)).sum())
 
 
-def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | None, Sequence[Target]]:
+def _adapt(recipe: Recipe, base: BaseModel, data: Data, report: Report) -> tuple[LoraConfig | None, Sequence[Target]]:
     """Make trainable what the method trains: look at data and quantise the base if the recipe says so, and add the adapter."""
     model, method = base.model, recipe.train.method
     if method == "full":
@@ -349,6 +360,9 @@ def _adapt(recipe: Recipe, base: BaseModel, data: Data) -> tuple[LoraConfig | No
         if not config.modules_to_save:
             raise ModelError(f"train.method = 'head': {base.name} has no head to train for {recipe.task.name}")
         config = LoraConfig(target_modules=(), modules_to_save=config.modules_to_save)
+    elif small := passed_by(model, config):
+        more = "" if len(small) == 1 else f" and {len(small) - 1} more"
+        report(Note(f"lora.target_modules = '{ALL_LINEAR}' leaves out {small[0]}{more}: too small for r = {config.r}"))
     starts_by_loftq, seed = recipe.lora.init == LOFTQ, recipe.train.seed
     original = model.state_dict() if starts_by_loftq else {}
     start = Start(config, {})

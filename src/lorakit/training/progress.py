@@ -30,6 +30,11 @@ class History:
         line = next((line for line in reversed(self.lines) if "validation" in line), None)
         return {} if line is None else {**line["validation"], "step": line["step"]}
 
+    def first_score(self, metric: str) -> float | None:
+        """The metric before the first step, where it was taken."""
+        line = next((line for line in self.lines if "validation" in line), None)
+        return line["validation"].get(metric) if line is not None and line["step"] == 0 else None
+
 
 @dataclass
 class Interval:

@@ -55,7 +55,7 @@ class Run:
         self.stop = stop or Stop()
         self.history = History()
         lora, saved = trained_parameters(prepared.model, prepared.adapter)
-        optimizer = make_optimizer(lora, saved, prepared.recipe.train)
+        optimizer = make_optimizer(lora, saved, prepared.plan.config)
         if prepared.config is not None and prepared.config.update == "adalora":
             target_r = prepared.recipe.lora.target_r or max(1, prepared.config.r // 2)
             RankBudget(prepared.model, target_r, prepared.plan.steps, prepared.adapter).attach(optimizer)
@@ -72,7 +72,8 @@ class Run:
         self.best_state: dict[str, Tensor] = {}
         self.interval = Interval(max(1, prepared.plan.steps // LOG_LINES))
         self.watch = LossWatch()
-        self.start = self.saved = 0  # steps done when the run began, and in the newest checkpoint
+        self.start = 0  # steps done when the run began
+        self.saved: int | None = None  # and in the newest checkpoint
         self.pause_after = None if pause_after is None else max(1, round(pause_after * prepared.plan.steps))
         self.is_paused = False
 
@@ -144,7 +145,7 @@ class Run:
         save = evaluate if config.checkpoint_every is None else number % config.checkpoint_every == 0
         if evaluate and self.history.last_scores.get("step") != number:
             self._evaluate(number)
-            self.saved = 0  # a checkpoint of this step from before knows nothing of it
+            self.saved = None  # a checkpoint of this step from before knows nothing of it
         since = self.history.since_best
         is_out_of_patience = config.patience is not None and since >= config.patience
         if is_out_of_patience:
@@ -152,7 +153,7 @@ class Run:
         elif self.pause_after is not None and not is_last:
             self.is_paused = self.pause_after <= self.history.last_scores.get("step", 0)
         is_over = is_last or is_out_of_patience or self.is_paused
-        if save or is_over:
+        if (save and number) or is_over:
             self.save()
         return is_over
 
@@ -163,8 +164,8 @@ class Run:
         # nothing is lost where a signal breaks it off
         scores = prepared.task.evaluate(part.examples, self._answers(part)).scores
         value = goodness(scores, prepared.recipe.task.selection_metric)
-        # a tie keeps the earlier step; as long as the metric is undefined, the last one counts
-        is_best = value > history.best or history.best == float("-inf")
+        # a tie keeps the earlier step; as long as the metric is undefined, or where few examples decide, the last one counts
+        is_best = value > history.best or history.best == float("-inf") or prepared.keeps_last
         if is_best:
             history.best, history.best_step, history.since_best = value, number, 0
             self.best_state = {name: p.detach().clone() for name, p in self.member.named_parameters.items()}
@@ -252,7 +253,7 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
         run.history.seconds += (time.perf_counter() - clock) / len(runs)
     members = [run.member for run in runs]
     with stop.deferred():
-        # before the first step comes what is due after the step of a checkpoint
+        # before the first step comes what is due after the step of a checkpoint, or of a probe its score
         for steps in chain([dict[Member, Step]()], train(first.prepared.model, members, ranks=ranks)):
             seconds, tokens = time.perf_counter() - clock, sum(step.tokens for step in steps.values())
             over: list[Run] = []
@@ -261,7 +262,7 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
                     with _ends_alone(run, runs, results):
                         if step := steps.get(run.member):
                             run.on_step(step, seconds * step.tokens / tokens)
-                        if run.member.done and run.evaluate_and_save_if_due():
+                        if (run.member.done or run.prepared.probed) and run.evaluate_and_save_if_due():
                             over.append(run)
                 if ranks.any(bool(stop.asked)):
                     stop.asked = stop.asked or ELSEWHERE

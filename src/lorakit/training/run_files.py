@@ -37,6 +37,7 @@ class About(_Open):
 
     metric: str
     best_step: int = 0
+    linear_probe: float | None = None  # the metric before the first step, of the best head over the frozen base
     evaluations: int = 1
     last: dict[str, Any] = {}  # scores of the last evaluation
     examples: dict[str, int] = {}

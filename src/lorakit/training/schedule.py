@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorakit.data.batches import bucketed_batches
-from lorakit.recipe import TrainSection
+from lorakit.recipe import ChosenTrain
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Plan:
     """Which examples each step sees: a pure function of (seed, step), so that a resumed run needs no sampler state."""
 
     lengths: Sequence[int]  # tokens of each example
-    config: TrainSection
+    config: ChosenTrain
     targets: Sequence[int] = ()  # tokens to be written for each example, where there are such
 
     @property
@@ -50,7 +50,7 @@ class Plan:
             yield from batches[max(start - begin, 0) : self.steps - begin]
 
 
-def lr_factor(step: int, steps: int, config: TrainSection) -> float:
+def lr_factor(step: int, steps: int, config: ChosenTrain) -> float:
     """The schedule's value at a step (0 is the first): a linear warm-up to 1, then linear or cosine decay, or none.
 
     The warm-up reaches 1 at the end of its last step; the decay reaches 0 just after the last step.
@@ -65,7 +65,7 @@ def lr_factor(step: int, steps: int, config: TrainSection) -> float:
 
 
 def make_optimizer(
-    lora: Mapping[str, nn.Parameter], saved: Mapping[str, nn.Parameter], config: TrainSection
+    lora: Mapping[str, nn.Parameter], saved: Mapping[str, nn.Parameter], config: ChosenTrain
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with a group for LoRA factors and one for whole modules.
 

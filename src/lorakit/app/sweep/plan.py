@@ -20,6 +20,7 @@ from lorakit.app.printing import Output
 from lorakit.errors import ConfigError, DataError, first_line
 from lorakit.hashing import open_regular, parse_toml
 from lorakit.recipe import Recipe, read_recipe, toml_value
+from lorakit.training.budget import EVALUATIONS
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -176,7 +177,7 @@ def halving_shares(n: int, eta: int, recipe: Recipe) -> list[float]:
     depth = math.floor(math.log(n, eta) + 1e-9)
     train = recipe.train
     if train.eval_every is None and train.max_steps is None:
-        depth = min(depth, math.floor(math.log(train.epochs, eta) + 1e-9))
+        depth = min(depth, math.floor(math.log(train.epochs or EVALUATIONS, eta) + 1e-9))
         if n >= eta and not depth:
             raise ConfigError(
                 f"--halving {eta}: train.epochs = {train.epochs} has no evaluation after a part of 1/{eta}; "

@@ -1,0 +1,88 @@
+"""Where a new head starts: at the linear probe, the best head over the frozen base.
+
+A head that starts at random sends a random gradient through the adapter until it has learned something, and with few examples
+those are most of the steps. Probing first, then training (Kumar et al. 2022, arXiv:2202.10054) spares them; and the probe,
+scored before the first step, is what a run has to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.inference.answer import batches_of
+from lorakit.runtime.device import evaluating, to_device
+from lorakit.tasks.base import Batch, Item, Task, inputs_of
+
+EXAMPLES = 2000  # items that are probed, at even distances; more of them move a linear layer little
+STRENGTH = 10.0  # of the fit against the penalty, as C of scikit-learn's LogisticRegression
+ITERATIONS = 100
+
+
+class Probe(nn.Module):
+    """A model whose forward is the head's alone, over states of the base that were computed once."""
+
+    def __init__(self, model: nn.Module, head: nn.Linear, states: Tensor) -> None:
+        super().__init__()
+        self.head, self.states = head, states
+        self._model = [model]  # not a child: nothing else of it is trained
+
+    def forward(self, **inputs: Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(self.states))
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """A layer that the task adds to the model (a CRF), as it starts."""
+        return self._model[0].get_submodule(target)
+
+
+def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) -> dict[str, Tensor]:
+    """Weight and bias of the head that fits these labelled items best over the model as it is, by the task's own loss.
+
+    The states are centred and divided by their root mean square, so that the penalty |W|^2 / (2 STRENGTH) means the same over
+    each base. Shapes: weight (C, d), bias (C).
+    """
+    device = head.weight.device
+    step = max(1, len(items) // EXAMPLES)
+    some = [items[i] for i in range(0, len(items), step)]
+    batches = [
+        to_device(task.collate([some[i] for i in batch]), device) for batch in batches_of(model, task, some, device)
+    ]
+    states = _states_before(model, head, batches)
+    every = torch.cat([state.flatten(0, -2) for state in states])
+    mean = every.mean(0)
+    size = (every - mean).square().sum(1).mean().sqrt().clamp_min(1e-6)
+    n = sum(int(batch["n_targets"].sum()) for batch in batches)
+    fitted = nn.Linear(head.in_features, head.out_features, device=device)
+    nn.init.zeros_(fitted.weight)
+    nn.init.zeros_(fitted.bias)
+    probes = [Probe(model, fitted, (state - mean) / size) for state in states]
+    optimizer = torch.optim.LBFGS(fitted.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = fitted.weight.square().sum() / (2 * STRENGTH)
+        loss = loss + torch.stack([task.losses(p, batch).sum() for p, batch in zip(probes, batches, strict=True)]).sum()
+        (loss / n).backward()
+        return loss.detach() / n
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    weight = fitted.weight.detach() / size
+    return {"weight": weight, "bias": fitted.bias.detach() - weight @ mean}
+
+
+def _states_before(model: nn.Module, head: nn.Linear, batches: Sequence[Batch]) -> list[Tensor]:
+    """What the head reads in the forward of each batch. Shapes: (B, ..., d)."""
+    states: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, args: states.append(args[0].float()))
+    try:
+        with evaluating(model):
+            for batch in batches:
+                model(**inputs_of(batch))
+    finally:
+        hook.remove()
+    return [state.clone() for state in states]  # out of inference mode
