@@ -1,7 +1,7 @@
-"""Data files and recipes that are made to break a reader; run as a program it checks each and says how it went.
+"""Data files and recipes that are made to break a reader; run as a program it checks each and prints how it went.
 
 `python -m tests.data.hostile FOLDER` writes them into a folder, runs `lorakit check` on each in a process of its own, and prints
-a line of JSON for each: its name, exit code, CPU seconds, the most memory in MB, and what was said.
+a line of JSON for each: its name, exit code, CPU seconds, the most memory in MB, and the message.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ def cases(folder: Path) -> Iterator[Path]:
 def checked(path: Path) -> dict[str, Any]:
     from lorakit.app.cli import main
 
-    said, begun, code = io.StringIO(), time.process_time(), 0
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    message, begun, code = io.StringIO(), time.process_time(), 0
+    with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
         try:
             main(["check", str(path)])
         except SystemExit as end:
@@ -202,12 +202,12 @@ def checked(path: Path) -> dict[str, Any]:
         "code": code,
         "seconds": round(time.process_time() - begun, 2),
         "memory": memory,
-        "said": said.getvalue().strip(),
+        "message": message.getvalue().strip(),
     }
 
 
 if __name__ == "__main__":
-    import lorakit.app.checking  # noqa: F401 (before the forks, each of which checks one case)
+    import lorakit.app.commands.check  # noqa: F401 (before the forks, each of which checks one case)
 
     for path in cases(Path(sys.argv[1])):
         if (child := os.fork()) == 0:

@@ -7,7 +7,10 @@ import io
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,35 +33,36 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tools")
 
 
-def words(path, **options):
+def words(path: Path, **options: Any) -> list[Document]:
     return [found(example) for example in read(str(path), "words", **options).examples]
 
 
 # Label Studio
 
 
-def region(document, entry, units=False):
+def region(document: Document, entry: tuple[int, int, str], units: bool = False) -> dict[str, Any]:
     start, end, kind = entry
     offsets = [code_units(document.text, at) if units else at for at in (start, end)]
     own = document.text[start:end].replace("\n", "\\n")  # as its page does
     return {"start": offsets[0], "end": offsets[1], "text": own, "labels": [kind]}
 
 
-def result(value, kind="labels", name="label"):
+def result(value: object, kind: str = "labels", name: str = "label") -> dict[str, Any]:
     return {"id": "f3", "from_name": name, "to_name": "text", "type": kind, "value": value}
 
 
-def task(document, *more, units=False, number=1, **annotation):
+def task(document: Document, *more: object, units: bool = False, number: int = 1) -> dict[str, Any]:
     results = [*(result(region(document, entry, units)) for entry in document.spans), *more]
-    return {"id": number, "data": {"text": document.text}, "annotations": [{"result": results, **annotation}]}
+    return {"id": number, "data": {"text": document.text}, "annotations": [{"result": results}]}
 
 
-def minimal(document, units=False):
+def minimal(document: Document, units: bool = False) -> dict[str, Any]:
     spans = [region(document, entry, units) for entry in document.spans]
-    return {"id": 1, "text": document.text, "annotation_id": 4, **({"label": spans} if spans else {})}
+    record = {"id": 1, "text": document.text, "annotation_id": 4, "annotator": 1, "lead_time": 2.5}
+    return {**record, **({"label": spans} if spans else {})}
 
 
-def as_csv(records) -> str:
+def as_csv(*records: dict[str, Any]) -> str:
     """The CSV export, by pandas as Label Studio does: what is no string is JSON, and what is missing is empty."""
     columns = dict.fromkeys(key for record in records for key in record)
     text = io.StringIO()
@@ -69,53 +73,36 @@ def as_csv(records) -> str:
     return text.getvalue()
 
 
-@given(file=FILES, units=st.booleans())
-@settings(max_examples=20, deadline=None)
-def test_reading_csv_of_label_studio_gives_back_what_was_written(folder, file, units):
-    file = [ANCHOR, *file]
-    path = folder / "export.csv"
-    records = [{**minimal(document, units), "annotator": 1, "lead_time": 3.2} for document in file]
-    path.write_text(as_csv(records), encoding="utf-8", newline="")
-    assert words(path) == file
-    assert holds_words(str(path))
+def as_json(*records: dict[str, Any]) -> str:
+    return json.dumps(records, indent=1)
 
 
-def test_choices_in_csv_of_label_studio_are_labels(save):
-    common = {"annotation_id": 1, "annotator": 1, "lead_time": 2.5}
-    choices = ["positive", {"choices": ["positive", "ironic"]}]
-    path = save("a.csv", as_csv([{**common, "text": '{"a": 1}', "sentiment": choice} for choice in choices]))
-    found = read(str(path), "labels").examples
-    assert [(e.text, e.label) for e in found] == [('{"a": 1}', ("positive",)), ('{"a": 1}', ("positive", "ironic"))]
-
-
-@pytest.mark.parametrize("kind", ["hypertextlabels", "paragraphlabels"])
-@pytest.mark.parametrize("export", ["json", "json_min", "csv"])
+@pytest.mark.parametrize(
+    ("export", "kind"), [("json", "hypertextlabels"), ("json_min", "paragraphlabels"), ("csv", "paragraphlabels")]
+)
 def test_spans_that_are_not_of_a_text_are_refused(save, kind, export):
     """Left out, they would be words outside of every entity."""
     value = {"start": "/p[1]", "end": "/p[1]", "startOffset": 0, "endOffset": 5, kind: ["PER"]}
-    record = {**minimal(PETER), "annotator": 1, "lead_time": 2.5, "label": [value]}
-    bad, name = (as_csv([record]), "a.csv") if export == "csv" else (as_json(record), "a.json")
-    if export == "json":
-        bad = as_json(task(PETER, result(value, kind)))
+    record = task(PETER, result(value, kind)) if export == "json" else {**minimal(PETER), "label": [value]}
+    path = save("a.csv", as_csv(record)) if export == "csv" else save("a.json", as_json(record))
     with pytest.raises(DataError, match=rf"a\..*'label' has a result of type '{kind}', which marks places in .*<Text>"):
-        read(str(save(name, bad)), "words")
+        read(str(path), "words")
 
 
-@pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("write", [task, minimal], ids=["json", "json_min"])
-@given(file=FILES, units=st.booleans())
+@pytest.mark.parametrize("write", [task, minimal, as_csv], ids=["json", "json_min", "csv"])
+@given(file=FILES, units=st.booleans(), indent=st.sampled_from([None, 2]))
 @settings(max_examples=20, deadline=None)
 def test_reading_label_studio_gives_back_what_was_written(folder, write, indent, file, units):
     file = [ANCHOR, *file]
-    path = folder / "export.json"
-    path.write_text(json.dumps([write(document, units=units) for document in file], indent=indent), encoding="utf-8")
-    assert words(path) == words(path, format="label-studio") == file
+    records = [(task if write is task else minimal)(document, units=units) for document in file]
+    path = folder / ("a.csv" if write is as_csv else "a.json")
+    content = as_csv(*records) if write is as_csv else json.dumps(records, indent=indent)
+    path.write_text(content, encoding="utf-8", newline="")
+    assert words(path) == file
     assert holds_words(str(path))
-    assert f"{path}: read as label-studio" in read(str(path), "words").notes
-
-
-def as_json(*records) -> str:
-    return json.dumps(records, indent=1)
+    if write is not as_csv:
+        assert words(path, format="label-studio") == file
+        assert f"{path}: read as label-studio" in read(str(path), "words").notes
 
 
 POSITIVE = result({"choices": ["positive"]}, "choices", "sentiment")
@@ -134,6 +121,10 @@ POSITIVE = result({"choices": ["positive"]}, "choices", "sentiment")
 def test_choices_of_label_studio_are_labels(save, record):
     (example,) = read(str(save("a.json", as_json(record))), "label").examples
     assert (example.text, example.label) == (PETER.text, "positive")
+    if "sentiment" in record:
+        texts = [{**minimal(Document('{"a": 1}', ())), "sentiment": x} for x in ("x", {"choices": ["x", "y"]})]
+        examples = read(str(save("a.csv", as_csv(*texts))), "labels").examples
+        assert [(e.text, e.label) for e in examples] == [('{"a": 1}', ("x",)), ('{"a": 1}', ("x", "y"))]
 
 
 @pytest.mark.parametrize(
@@ -143,92 +134,70 @@ def test_choices_of_label_studio_are_labels(save, record):
         ("rating", {"rating": 4}, [{"rating": 4}], "number", 4.0),
         ("number", {"number": 3.5}, [{"number": 3.5}], "number", 3.5),
         ("taxonomy", {"taxonomy": [["Bird", "Owl"]]}, [{"taxonomy": [["Bird", "Owl"]]}], "label", "Bird / Owl"),
-        (
-            "taxonomy",
-            {"taxonomy": [["Bird", "Owl"], ["Cat"]]},
-            {"taxonomy": [["Bird", "Owl"], ["Cat"]]},
-            "labels",
-            ("Bird / Owl", "Cat"),
-        ),
+        ("taxonomy", *[{"taxonomy": [["Bird", "Owl"], ["Cat"]]}] * 2, "labels", ("Bird / Owl", "Cat")),
         ("textarea", {"text": ["an owl"]}, "an owl", "label", "an owl"),
     ],
 )
 def test_labels_of_other_kinds_of_label_studio_are_read(save, kind, value, short, wants, label):
     full = {"id": 1, "data": {"text": PETER.text}, "annotations": [{"result": [result(value, kind, "mine")]}]}
-    record = {"id": 1, "text": PETER.text, "annotation_id": 4, "annotator": 1, "lead_time": 2.5, "mine": short}
-    for name, content in (("a.json", as_json(full)), ("a.json", as_json(record)), ("a.csv", as_csv([record]))):
+    record = {**minimal(Document(PETER.text, ())), "mine": short}
+    for name, content in (("a.json", as_json(full)), ("a.json", as_json(record)), ("a.csv", as_csv(record))):
         (example,) = read(str(save(name, content)), wants, columns=Columns(label="mine")).examples
         assert (example.text, example.label) == (PETER.text, label)
 
 
-def test_columns_of_label_studio_may_be_named(save):
-    record = task(PETER, result(region(PETER, (6, 11, "ACT")), name="verbs"))
-    path = save("a.json", as_json(record))
-    assert words(path, columns=Columns(label="verbs")) == [Document(PETER.text, ((6, 11, "ACT"),))]
-
-
-def test_results_that_are_no_spans_are_said(save):
-    first = task(PETER, {"type": "relation"})
+def test_results_that_are_not_spans_are_noted_and_columns_may_be_named(save):
+    first = task(PETER, {"type": "relation"}, result(region(PETER, (6, 11, "ACT")), name="verbs"))
     path = save("a.json", as_json(first, task(PETER, {"type": "datetime"}, number=2)))
-    notes = read(str(path), "words").notes
+    notes = read(str(path), "words", columns=Columns(label="label")).notes
     line = len(as_json(first).splitlines())
     assert f"{path}: results of type 'relation', which are not read: 1 ({path}:2, record 1 (id 1))" in notes
     assert f"{path}: results of type 'datetime', which are not read: 1 ({path}:{line}, record 2 (id 2))" in notes
+    path = save("b.json", as_json(first))
+    assert words(path, columns=Columns(label="verbs")) == [Document(PETER.text, ((6, 11, "ACT"),))]
 
 
 def test_cancelled_annotations_and_other_opinions_do_not_count(save):
-    annotated = task(PETER)
-    nothing = {"result": []}
-    for others in ([{**nothing, "was_cancelled": True}], [annotated["annotations"][0]]):
-        record = {**annotated, "annotations": [*others, *annotated["annotations"]]}
-        assert words(save("a.json", as_json(record))) == [PETER]
-    truth = {**annotated["annotations"][0], "ground_truth": True}
-    assert words(save("a.json", as_json({**annotated, "annotations": [nothing, truth]}))) == [PETER]
+    annotated, nothing = task(PETER), {"result": []}
+    (own,) = annotated["annotations"]
+    for both in ([{**nothing, "was_cancelled": True}, own], [own, own], [nothing, {**own, "ground_truth": True}]):
+        assert words(save("a.json", as_json({**annotated, "annotations": both}))) == [PETER]
+    path = save("a.json", as_json({**annotated, "annotations": []}))  # to predict on
+    assert [example.text for example in read(str(path), "text").examples] == [PETER.text]
 
 
-BAD_TASKS = [
-    (
-        {"annotations": [{"result": []}, {"result": [result(region(PETER, (0, 5, "PER")))]}]},
-        "2 annotations that differ;",
-    ),
-    ({"annotations": []}, "not annotated; a text without any entity says []"),
-    ({"annotations": [{"was_cancelled": True, "result": []}]}, "not annotated"),
-    ({"annotations": {}}, "annotations is not a list of annotations with a list of results each"),
-    ({"annotations": [{"result": None}]}, "annotations is not a list of annotations"),
-    ({"annotations": [{"result": [7]}]}, "annotations is not a list of annotations"),
-    ({"annotations": [{"result": [result("x")]}]}, "a result of type 'labels' without a value or a from_name"),
-    ({"annotations": [{"result": [result({"start": "/p[1]", "end": "/p[1]", "labels": ["X"]})]}]}, "{'start': '/p[1]'"),
-]
-
-
-@pytest.mark.parametrize(("bad", "message"), BAD_TASKS)
-def test_bad_task_of_label_studio_is_refused_with_line_and_id(save, bad, message):
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([{"result": []}, {"result": [result(region(PETER, (0, 5, "PER")))]}], "2 annotations that differ;"),
+        ([], "not annotated; a text without any entity says []"),
+        ([{"was_cancelled": True, "result": []}], "not annotated"),
+        ({}, "annotations is not a list of annotations with a list of results each"),
+        ([{"result": None}], "annotations is not a list of annotations"),
+        ([{"result": [7]}], "annotations is not a list of annotations"),
+        ([{"result": [result("x")]}], "a result of type 'labels' without a value or a from_name"),
+        ([{"result": [result({"start": "/p[1]", "end": "/p[1]", "labels": ["X"]})]}], "{'start': '/p[1]'"),
+    ],
+)
+def test_bad_task_of_label_studio_is_refused_with_line_and_id(save, annotations, message):
     good = task(PETER)
-    path = save("a.json", as_json(good, {**task(PETER, number=9), **bad}))
+    path = save("a.json", as_json(good, {**task(PETER, number=9), "annotations": annotations}))
     line = len(as_json(good).splitlines())
     with pytest.raises(DataError, match=refusal(f"{path}:{line}, record 2 (id 9)", message)):
         read(str(path), "words")
 
 
-def test_texts_of_tasks_that_nobody_annotated_can_be_predicted(save):
-    path = save("a.json", as_json({"id": 1, "data": {"text": "a"}, "annotations": []}))
-    assert [example.text for example in read(str(path), "text").examples] == ["a"]
-
-
 # Prodigy
 
 
-def prodigy(document, tokens=None, answer="accept"):
+def prodigy(document: Document, tokens: Sequence[tuple[int, int]] = (), answer: str = "accept") -> dict[str, Any]:
     spans = [dict(zip(("start", "end", "label"), entry, strict=True)) for entry in document.spans]
     record = {"text": document.text, "_input_hash": 5, "answer": answer, **({"spans": spans} if spans else {})}
-    if tokens is not None:
-        record["tokens"] = [
-            {"text": document.text[a:b], "start": a, "end": b, "id": i} for i, (a, b) in enumerate(tokens)
-        ]
-    return record
+    pieces = [{"text": document.text[a:b], "start": a, "end": b, "id": i} for i, (a, b) in enumerate(tokens)]
+    return {**record, **({"tokens": pieces} if tokens else {})}
 
 
-def lines(records) -> str:
+def lines(records: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
@@ -236,26 +205,22 @@ def lines(records) -> str:
 @settings(max_examples=20, deadline=None)
 def test_reading_prodigy_gives_back_what_was_written(folder, file, tokenised):
     path = folder / "a.jsonl"
-    tokens = [[(0, len(document.text))] if tokenised else None for document in file]
+    tokens = [[(0, len(document.text))] if tokenised else [] for document in file]
     path.write_text(lines(map(prodigy, file, tokens)), encoding="utf-8", newline="")
     assert words(path) == words(path, format="prodigy") == file
 
 
-def test_tokens_of_prodigy_are_the_words(save):
-    path = save("a.jsonl", lines([prodigy(Document("don't go", ()), [(0, 2), (2, 5), (5, 6), (6, 8)])]))
-    (example,) = read(str(path), "words").examples
-    assert example.words == ("do", "n't", "go")
-
-
-def test_records_that_were_not_accepted_are_left_out_and_said(save):
+def test_records_that_were_not_accepted_are_left_out_and_noted(save):
+    document, tokens = Document("don't go", ()), [(0, 2), (2, 5), (5, 6), (6, 8)]
     answers = ["accept", "reject", "ignore", "accept"]
-    path = save("a.jsonl", lines(prodigy(PETER, answer=answer) for answer in answers))
-    dataset = read(str(path), "words")
-    assert [example.where for example in dataset.examples] == [f"{path}:1", f"{path}:4"]
-    assert dataset.notes[:2] == [
-        f"{path}: read as prodigy",
-        f"{path}: records that were not accepted, left out: 2 ({path}:2 (reject), {path}:3 (ignore))",
-    ]
+    path = save("a.jsonl", lines(prodigy(document, tokens, answer) for answer in answers))
+    dataset = read(str(path), "words", format="prodigy")
+    assert [(e.words, e.where) for e in dataset.examples] == [(("do", "n't", "go"), f"{path}:{i}") for i in (1, 4)]
+    note = f"{path}: records that were not accepted, left out: 2 ({path}:2 (reject), {path}:3 (ignore))"
+    assert note in dataset.notes
+    path = save("b.jsonl", lines([prodigy(PETER, answer="reject")]))
+    with pytest.raises(DataError, match=refusal(path, "no record was accepted")):
+        read(str(path), "words")
 
 
 def test_rejected_records_of_one_label_are_the_other_class(save):
@@ -277,23 +242,17 @@ def test_accepted_labels_of_prodigy_are_labels(save, more):
 
 
 @pytest.mark.parametrize(
-    ("bad", "where", "message"),
+    ("bad", "message"),
     [
-        ({"answer": None}, ":2", "answer None; expected accept, reject, ignore"),
-        ({"answer": "yes"}, ":2", "answer 'yes'; expected accept, reject, ignore"),
-        ({"tokens": [{"text": "Peter"}]}, ":2", "tokens have no start and end"),
-        ({"tokens": [{"start": 0, "end": 5}]}, ":2", "'spoke' at 5 is in no token"),
+        ({"answer": None}, "answer None; expected accept, reject, ignore"),
+        ({"answer": "yes"}, "answer 'yes'; expected accept, reject, ignore"),
+        ({"tokens": [{"text": "Peter"}]}, "tokens have no start and end"),
+        ({"tokens": [{"start": 0, "end": 5}]}, "'spoke' at 5 is in no token"),
     ],
 )
-def test_bad_record_of_prodigy_is_refused_with_its_line(save, bad, where, message):
+def test_bad_record_of_prodigy_is_refused_with_its_line(save, bad, message):
     path = save("a.jsonl", lines([prodigy(PETER), {**prodigy(PETER), **bad}]))
-    with pytest.raises(DataError, match=refusal(f"{path}{where}", message)):
-        read(str(path), "words")
-
-
-def test_file_without_an_accepted_record_is_refused(save):
-    path = save("a.jsonl", lines([prodigy(PETER, answer="reject")]))
-    with pytest.raises(DataError, match=refusal(path, "no record was accepted")):
+    with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
         read(str(path), "words")
 
 
@@ -339,7 +298,7 @@ def test_folder_of_brat_is_a_source_of_words_whose_records_are_documents(brat):
     assert dataset.notes[0] == f"{brat}: read as brat"
 
 
-def test_lines_of_brat_that_are_no_entities_are_said(brat):
+def test_lines_of_brat_that_are_not_entities_are_noted(brat):
     others = [
         "R1\tSees Arg1:T1 Arg2:T1",
         "E1\tX:T1",
@@ -351,10 +310,9 @@ def test_lines_of_brat_that_are_no_entities_are_said(brat):
     (brat / "doc.0.ann").write_text(annotations(PETER) + "\n".join(others))
     dataset = read(str(brat), "words")
     assert [found(example) for example in dataset.examples] == [PETER]
-    kinds = ["relations", "events", "attributes", "notes", "equivalences"]
+    kinds = enumerate(["relations", "events", "attributes", "notes", "equivalences"], start=2)
     assert dataset.notes[1:6] == [
-        f"{brat}: {kind}, which are not read: 1 ({brat / 'doc.0.ann'}:{line})"
-        for line, kind in enumerate(kinds, start=2)
+        f"{brat}: {k}, which are not read: 1 ({brat / 'doc.0.ann'}:{line})" for line, k in kinds
     ]
 
 
@@ -391,18 +349,15 @@ def test_bad_line_of_brat_is_refused_with_its_number(brat, bad, message):
         read(str(brat), "words")
 
 
-@pytest.mark.parametrize(("left", "lost"), [("txt", "ann"), ("ann", "txt")])
-def test_half_of_a_pair_of_brat_is_refused(brat, left, lost):
-    save_brat(brat, [PETER, PETER])
-    (brat / f"doc.0.{lost}").unlink()
-    with pytest.raises(DataError, match=refusal(brat / f"doc.0.{left}", f"there is no doc.0.{lost} beside it; ")):
-        read(str(brat), "words")
-
-
-def test_empty_text_of_brat_is_refused(brat):
+def test_empty_text_and_half_of_a_pair_of_brat_are_refused(brat):
     (brat / "doc.0.txt").write_text("\n")
     with pytest.raises(DataError, match=refusal(brat / "doc.0.txt", "the file is empty")):
         read(str(brat), "words")
+    for left, lost in (("txt", "ann"), ("ann", "txt")):
+        save_brat(brat, [PETER, PETER])
+        (brat / f"doc.0.{lost}").unlink()
+        with pytest.raises(DataError, match=refusal(brat / f"doc.0.{left}", f"there is no doc.0.{lost} beside it; ")):
+            read(str(brat), "words")
 
 
 # spaCy
@@ -441,35 +396,26 @@ def test_reading_docbin_gives_back_what_was_written(folder, vocab, file):
 def test_docbin_keeps_the_tokens_and_knows_its_rows(tmp_path, vocab):
     from spacy.tokens import Doc
 
+    path = tmp_path / "a.spacy"
     doc = Doc(vocab, words=["do", "n't", "go"], spaces=[False, True, False], ents=["O", "O", "B-ACT"])
-    save_docs(tmp_path / "a.spacy", [doc])
-    assert holds_words(str(tmp_path / "a.spacy"))
-    (example,) = read(str(tmp_path / "a.spacy"), "words").examples
+    save_docs(path, [doc])
+    assert holds_words(str(path))
+    (example,) = read(str(path), "words").examples
     assert (example.text, example.words, example.tags) == ("don't go", ("do", "n't", "go"), ("O", "O", "B-ACT"))
-    assert example.where == f"{tmp_path / 'a.spacy'}:1"
+    assert example.where == f"{path}:1"
+    save_docs(path, [doc, Doc(vocab, words=["a"])])
+    with pytest.raises(DataError, match=refusal(f"{path}:2", "not annotated; ")):
+        read(str(path), "words")
 
 
-@pytest.mark.parametrize("cats", [{"x": 1.0, "y": 0.0}, {"x": 1, "y": 0}])
-def test_categories_of_docbin_are_labels(tmp_path, vocab, cats):
-    doc = doc_of(PETER, vocab)
-    doc.cats = cats
-    save_docs(tmp_path / "a.spacy", [doc])
-    assert [example.label for example in read(str(tmp_path / "a.spacy")).examples] == ["x"]
-
-
-def test_span_group_of_docbin_may_be_named(tmp_path, vocab):
-    doc = doc_of(Document(PETER.text, ((6, 11, "ACT"),)), vocab)
+def test_categories_of_docbin_are_labels_and_span_groups_may_be_named(tmp_path, vocab):
+    path, doc = tmp_path / "a.spacy", doc_of(Document(PETER.text, ((6, 11, "ACT"),)), vocab)
     doc.spans["sc"] = [doc.char_span(0, 6, "PER")]
-    save_docs(tmp_path / "a.spacy", [doc])
-    assert words(tmp_path / "a.spacy", columns=Columns(label="sc")) == [PETER]
-
-
-def test_docbin_without_entities_is_refused_for_words(tmp_path, vocab):
-    from spacy.tokens import Doc
-
-    save_docs(tmp_path / "a.spacy", [doc_of(PETER, vocab), Doc(vocab, words=["a"])])
-    with pytest.raises(DataError, match=refusal(f"{tmp_path / 'a.spacy'}:2", "not annotated; ")):
-        read(str(tmp_path / "a.spacy"), "words")
+    for cats in ({"x": 1.0, "y": 0.0}, {"x": 1, "y": 0}):
+        doc.cats = cats
+        save_docs(path, [doc])
+        assert [example.label for example in read(str(path)).examples] == ["x"]
+    assert words(path, columns=Columns(label="sc")) == [PETER]
 
 
 @pytest.mark.parametrize("content", ["text,label\na,b\n", b"\x78\x9c\x03\x00\x00\x00\x00\x01"])

@@ -12,7 +12,6 @@ from itertools import accumulate
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,13 +51,6 @@ def test_csv_keeps_every_text_in_order(save, newline, quoting, bom):
     assert records(save("a.csv", bom + as_csv(rows, newline, quoting))) == rows
 
 
-def test_csv_field_longer_than_the_csv_modules_limit_is_read(save):
-    limit = 131_072  # characters, of a fresh csv module
-    csv.field_size_limit(limit)
-    text = "x" * (limit + 1)
-    assert records(save("a.csv", as_csv([(text, "a")]))) == [(text, "a")]
-
-
 def test_limit_of_the_csv_module_is_put_back(save):
     before = 131_072  # characters, of a fresh csv module
     csv.field_size_limit(before)
@@ -69,11 +61,11 @@ def test_limit_of_the_csv_module_is_put_back(save):
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
-@pytest.mark.parametrize("text", ['"', '"a', 'a "b" c', '"a" b', "'", "a,b", "\\", "a ", "\u2028x", "NA", "null"])
-def test_tsv_knows_no_quotes(save, text, newline):
-    rows = [(text, "1"), ("next", "2")]
-    lines = ["text\tlabel", *("\t".join(row) for row in rows), ""]
-    assert records(save("a.tsv", newline.join(lines))) == rows
+def test_tsv_knows_no_quotes(save, newline):
+    for text in ('"', '"a', 'a "b" c', '"a" b', "'", "a,b", "\\", "a ", "\u2028x", "NA", "null"):
+        rows = [(text, "1"), ("next", "2")]
+        lines = ["text\tlabel", *("\t".join(row) for row in rows), ""]
+        assert records(save("a.tsv", newline.join(lines))) == rows
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
@@ -91,14 +83,9 @@ def test_jsonl_takes_whole_numbers_blank_lines_and_carriage_returns(save, conten
     assert records(save("a.jsonl", content)) == [("a", "1"), ("b", "-1")]
 
 
-def test_parquet_keeps_every_text_in_order(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": NASTY, "label": list(range(len(NASTY)))}), path)
-    assert records(path) == [(text, str(i)) for i, text in enumerate(NASTY)]
-
-
-@pytest.mark.parametrize("gap", [" ", "\t", "  "], ids=["space", "tab", "spaces"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize(
+    ("gap", "newline"), [(" ", "\n"), ("\t", "\r\n"), ("  ", "\r")], ids=["space", "tab", "spaces"]
+)
 def test_label_first_lines_are_split_at_the_first_gap(save, newline, gap):
     rows = [("a fine film", "1"), ('"dull" , and long', "0"), ("a\u00a0b c", "1")]
     path = save("a.txt", newline.join([*(f"{label}{gap}{text}" for text, label in rows), ""]))
@@ -116,75 +103,32 @@ def test_csv_rows_know_their_first_line(save, newline, quoting):
     ]
 
 
-@pytest.mark.parametrize("blank", ["", "\n", "\n\n"])
-def test_csv_skips_blank_lines_but_counts_them(save, blank):
-    path = save("a.csv", f"{blank}text,label\n{blank}a,b\n")
-    (example,) = read(str(path)).examples
-    assert (example.text, example.where) == ("a", f"{path}:{2 * len(blank) + 2}")
-
-
-def test_jsonl_and_label_first_rows_know_their_line(save):
-    path = save("a.jsonl", "\n" + as_jsonl([("a", "1")]))
-    assert [example.where for example in read(str(path)).examples] == [f"{path}:2"]
-    path = save("a.txt", "\n1 a\n")
-    assert [example.where for example in read(str(path), format="label-first").examples] == [f"{path}:2"]
+def test_blank_lines_are_skipped_but_counted(save):
+    for blank in ("", "\n", "\n\n"):
+        path = save("a.csv", f"{blank}text,label\n{blank}a,b\n")
+        (example,) = read(str(path)).examples
+        assert (example.text, example.where) == ("a", f"{path}:{2 * len(blank) + 2}")
+    for name, content in (("a.jsonl", "\n" + as_jsonl([("a", "1")])), ("a.txt", "\n1 a\n")):
+        path = save(name, content)
+        examples = read(str(path), format="label-first" if name == "a.txt" else "auto").examples
+        assert [example.where for example in examples] == [f"{path}:2"]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
 @pytest.mark.parametrize(
-    ("before", "lines"),
-    [([], 0), (["a,b"], 1), (['"two\nlines",b'], 2), (['"a ""quoted""\r\nline\n",b', "c,d"], 4)],
+    ("before", "lines", "bad"),
+    [
+        ([], 0, "lonely"),
+        (["a,b"], 1, "one,too,many"),
+        (['"two\nlines",b'], 2, '"x,y"'),
+        (['"a ""quoted""\r\nline\n",b', "c,d"], 4, "lonely"),
+    ],
     ids=["first", "second", "after a newline", "after more"],
 )
-@pytest.mark.parametrize("bad", ["lonely", "one,too,many", '"x,y"'])
 def test_csv_row_of_another_length_is_refused_with_its_line(save, before, lines, bad, newline):
     path = save("a.csv", newline.join(["text,label", *before, bad, "c,d", ""]))
-    columns = len(next(csv.reader([bad])))
-    with pytest.raises(
-        DataError, match=refusal(f"{path}:{lines + 2}", f"{columns} columns, the header has 2: text, label")
-    ):
-        read(str(path))
-
-
-def test_tsv_row_of_another_length_is_refused_with_its_line(save):
-    path = save("a.tsv", 'text\tlabel\n"a\tb\nlonely\n')
-    with pytest.raises(DataError, match=refusal(f"{path}:3", "1 columns, the header has 2: text, label")):
-        read(str(path))
-
-
-@pytest.mark.parametrize("bad", ['"never closed,b\nc,d\ne,f\n', '"closed" early,b\n'])
-def test_csv_with_broken_quotes_is_refused_where_the_record_begins(save, bad):
-    path = save("a.csv", f'text,label\n"two\nlines",b\n{bad}')
-    with pytest.raises(DataError, match=refusal(f"{path}:4", "not valid CSV: ")):
-        read(str(path))
-
-
-def test_column_named_twice_is_refused(save):
-    path = save("a.csv", "text,label,text\na,b,c\n")
-    with pytest.raises(
-        DataError, match=refusal(f"{path}:1", "a column name stands twice in the header: text, label, text")
-    ):
-        read(str(path))
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ('{"text": "a"', "not JSON: Expecting ',' delimiter at column 13"),
-        ("text", "not JSON: Expecting value at column 1"),
-        ('["a", "b"]', "a list, not a JSON object"),
-        ('"a"', "a str, not a JSON object"),
-        ("null", "a NoneType, not a JSON object"),
-        (r'{"text": "a\ud800", "label": "b"}', r"a lone surrogate escape such as \ud800 is not text"),
-        (r'{"text": "a", "la\udc00bel": "b"}', r"a lone surrogate escape such as \ud800 is not text"),
-        ('{"text": "a", "label": ' + "1" * 5000 + "}", "not JSON: "),
-        ("[" * 100_000, "not JSON: "),
-    ],
-    ids=["cut", "bare", "list", "string", "null", "surrogate", "surrogate in a key", "endless number", "deep"],
-)
-def test_jsonl_line_that_is_no_record_is_refused_with_its_number(save, bad, message):
-    path = save("a.jsonl", as_jsonl([("a\u2028b", "1")], ascii_only=False) + bad + "\n")
-    with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
+    message = f"{len(next(csv.reader([bad])))} columns, the header has 2: text, label"
+    with pytest.raises(DataError, match=refusal(f"{path}:{lines + 2}", message)):
         read(str(path))
 
 
@@ -192,49 +136,11 @@ def test_pair_of_surrogates_is_a_character(save):
     assert records(save("a.jsonl", r'{"text": "\ud83d\ude00", "label": "b"}')) == [("\U0001f600", "b")]
 
 
-def test_file_that_is_no_parquet_is_refused(save):
-    path = save("a.parquet", "text,label\n")
-    with pytest.raises(DataError, match=refusal(path, "no Parquet file: ")):
-        read(str(path))
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll", "a.txt", "a.train"])
-@pytest.mark.parametrize("content", [b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
-def test_empty_file_is_refused(save, name, content):
-    path = save(name, content)
-    with pytest.raises(DataError, match=refusal(path, "the file is empty")):
-        read(str(path))
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll", "a.txt"])
-@pytest.mark.parametrize(
-    ("encoding", "line", "message"),
-    [
-        ("latin-1", 2, "byte 14 (0xe9) is not valid UTF-8; name the file's encoding, for example data.encoding=cp1252"),
-        ("utf-16", 1, "the file is UTF-16: say data.encoding=utf-16"),
-        ("utf-16-le", 1, "a NUL character"),
-    ],
-)
-def test_other_encodings_are_refused_with_their_line(save, name, encoding, line, message):
-    path = save(name, "text,label\ncafé,x\n".encode(encoding))
-    with pytest.raises(DataError, match=refusal(f"{path}:{line}", message)):
-        read(str(path))
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.conll", "a.txt"])
-def test_nul_character_is_refused_with_its_line(save, name):
-    path = save(name, "text,label\na,b\nc\0,d\n")
-    with pytest.raises(DataError, match=refusal(f"{path}:3", "a NUL character; text has none")):
-        read(str(path))
-
-
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
-@pytest.mark.parametrize("end", [True, False], ids=["ended", "open"])
+@pytest.mark.parametrize(("newline", "end"), [("\n", True), ("\r\n", False), ("\r", True)], ids=["lf", "crlf", "cr"])
 def test_texts_of_a_txt_file_are_its_lines(save, newline, end):
     texts = ["first", " second, \u2028 still ", "NA"]
-    assert [
-        example.text for example in read_texts(save("a.txt", newline.join(texts) + newline * end)).examples
-    ] == texts
+    path = save("a.txt", newline.join(texts) + newline * end)
+    assert [example.text for example in read_texts(path).examples] == texts
 
 
 def test_empty_line_of_a_txt_file_is_refused_with_its_number(save):
@@ -326,11 +232,3 @@ def test_reading_tsv_gives_back_what_was_written(folder, rows, newline):
     path.write_bytes(newline.join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())
     found = read(str(path), format="tsv").examples  # which keeps quotes that all fields have
     assert [(example.text, example.label) for example in found] == rows
-
-
-@given(rows=ROWS)
-@settings(max_examples=30, deadline=None)
-def test_reading_parquet_gives_back_what_was_written(folder, rows):
-    path = folder / "a.parquet"
-    pq.write_table(pa.table(dict(zip(("text", "label"), zip(*rows, strict=True), strict=True))), path)
-    assert records(path) == rows

@@ -12,17 +12,7 @@ from seqeval.metrics import v1 as seqeval_v1
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2
 
-from lorakit.data.tags import (
-    OUTSIDE,
-    SCHEMES,
-    Entity,
-    entities,
-    is_tag,
-    odd_tags,
-    scheme,
-    strict_entities,
-    to_tags,
-)
+from lorakit.data.tags import OUTSIDE, SCHEMES, Entity, entities, is_tag, odd_tags, scheme, strict_entities, to_tags
 from lorakit.tasks.metrics.entities import entity_scores
 
 TYPES = ("LOC", "ORG", "PER")

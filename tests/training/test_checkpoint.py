@@ -22,13 +22,7 @@ from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.runtime.files import HOST, atomic_file, atomic_folder, atomic_text
 from lorakit.training import run as run_module
-from lorakit.training.checkpoint import (
-    KEEP,
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from lorakit.training.checkpoint import KEEP, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from lorakit.training.results import COSTS
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, stop_after, weights, without_timings
 

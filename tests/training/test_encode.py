@@ -54,12 +54,7 @@ def test_items_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFa
     ],
 )
 def test_cache_gives_what_memory_gives(
-    base: str,
-    task: str,
-    files: Path,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
+    base: str, task: str, files: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = sections(request.getfixturevalue(base), files, task)
     words = ("data.max_length=12",) if task == "token_classification" else ()  # so that there are windows
