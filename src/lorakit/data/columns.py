@@ -1,14 +1,13 @@
-"""Rows to examples: which column plays which role, and every value checked. Columns that are guessed are said aloud."""
+"""Rows to examples: which column plays which role, and every value checked. Columns that are guessed are named in a note."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain
-from operator import attrgetter
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 from lorakit.data.delimited import MOST_COLUMNS, NO_HEADER, QUOTED_LIST, Row, plain_name, written_list
 from lorakit.data.example import Columns, Example, Label, Wants, of_spans, of_words
@@ -19,53 +18,15 @@ from lorakit.errors import ConfigError, DataError, did_you_mean
 
 S = TypeVar("S")
 T = TypeVar("T")
-USUAL = {  # as `plain_name` writes them
+USUAL = {  # names of columns by role, as `plain_name` writes them
     "text": (
-        "text",
-        "sentence",
-        "review",
-        "sentence1",
-        "content",
-        "question",
-        "premise",
-        "message",
-        "title",
-        "data",
-        "comment",
-        "body",
-        "tweet",
-        "text1",
-        "text_a",
-        "sentence_a",
-        "question1",
-        "query",
-        "utterance",
-        "document",
-        "post",
-        "description",
-        "headline",
-        "abstract",
-        "review_text",
-        "review_body",
-        "comment_text",
+        *("text", "sentence", "review", "sentence1", "content", "question", "premise", "message", "title", "data"),
+        *("comment", "body", "tweet", "text1", "text_a", "sentence_a", "question1", "query", "utterance", "document"),
+        *("post", "description", "headline", "abstract", "review_text", "review_body", "comment_text"),
     ),
     "label": (
-        "label",
-        "labels",
-        "category",
-        "class",
-        "sentiment",
-        "target",
-        "intent",
-        "rating",
-        "stars",
-        "score",
-        "topic",
-        "emotion",
-        "gold_label",
-        "gold",
-        "is_duplicate",
-        "cats",
+        *("label", "labels", "category", "class", "sentiment", "target", "intent", "rating", "stars", "score"),
+        *("topic", "emotion", "gold_label", "gold", "is_duplicate", "cats"),
     ),
     "words": ("tokens", "words"),
     "tags": ("ner_tags", "tags", "labels", "ner", "ner_tag"),
@@ -83,17 +44,17 @@ PAIRS = {  # names of first texts and of the second ones that go with them
     "query": ("passage", "document"),
 }
 SECOND = {name for seconds in PAIRS.values() for name in seconds} - {"document", "passage", "sentence"}
-VALUES = attrgetter("values")  # in C, since all rows are asked for their columns
 TOKENS = "token_offsets"  # where readers of tokenised texts put the (start, end) of each token
 SAMPLE = 100  # rows that are looked at where values choose a column; the same ones, however the rows are read
 
 
-class Table(NamedTuple):
-    """The rows of one source, and the columns asked for; what is found out about them goes into the notes."""
+@dataclass(frozen=True)
+class Table:
+    """The rows of one source, and how the recipe says they are read; what is found out about them goes into the notes."""
 
     source: str
     rows: Sequence[Row]
-    asked: Columns
+    options: Columns
     notes: list[str]
     bad: list[DataError] | None = None  # what is wrong with rows that are left out; None: the first one is raised
 
@@ -101,30 +62,31 @@ class Table(NamedTuple):
         """What is made of each item; one of which nothing can be made is left out where the bad ones are collected."""
         if self.bad is None:
             return [make(item) for item in items]
-        found = []
+        made = []
         for item in items:
             try:
-                found.append(make(item))
+                made.append(make(item))
             except DataError as err:
                 self.bad.append(err)
-        return found
+        return made
 
-    @property
-    def there(self) -> list[str]:
-        """All columns; a record of JSON may lack some."""
-        found = list(dict.fromkeys(chain.from_iterable(map(VALUES, self.rows))))
-        if len(found) > MOST_COLUMNS:
-            raise DataError(f"{self.source}: {len(found):,} columns; a table has {MOST_COLUMNS:,} at most")
-        return found
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of all columns; a record of JSON may lack some."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row.values))
+        if len(names) > MOST_COLUMNS:
+            raise DataError(f"{self.source}: {len(names):,} columns; a table has {MOST_COLUMNS:,} at most")
+        return names
 
-    def column(self, role: str, asked: str | None) -> str | None:
-        """The column that plays a role: the one asked for, or the first of the usual names that is there."""
-        there = self.there
-        if asked is not None:
-            if asked not in there:
+    def column(self, role: str, name: str | None) -> str | None:
+        """The column that plays a role: the one of this name, or without a name the first usual one."""
+        if name is not None:
+            if name not in self.names:
                 key = {"words": "text", "tags": "label"}.get(role, role)
-                raise DataError(f"{self.source}: data.{key} = {asked!r} is not a column; {did_you_mean(asked, there)}")
-            return asked
+                raise DataError(
+                    f"{self.source}: data.{key} = {name!r} is not a column; {did_you_mean(name, self.names)}"
+                )
+            return name
         names = self.usual(role)
         if role == "label":  # records may carry spans beside a label
             names.sort(key=self.holds_spans)
@@ -133,10 +95,31 @@ class Table(NamedTuple):
             return next((name for name in names if self.second(name) == longest), longest)
         return next(iter(names), None)
 
+    def required(self, role: str, name: str | None) -> str:
+        """The same, with a note where the name is guessed. Raises a DataError where there is no such column."""
+        column = self.column(role, name)
+        if column is None:
+            looks_like_values = self.options.header is None and any(
+                finite_number(name) is not None
+                or name.count(" ") > 3
+                or any(row.values.get(name) == name for row in self.rows[:SAMPLE])
+                for name in self.names[:MOST_NAMES]
+            )
+            raise DataError(
+                f"{self.source}: which column is the {role}? say data.{role}=NAME; columns: {listed(self.names)}"
+                + (f"; {NO_HEADER}" if looks_like_values else "")
+            )
+        if name is None:
+            rivals = self.usual(role) if role == "text" else []
+            others = [name for name in rivals if name not in (column, self.second(column)) and self.length(name) > 0]
+            longest = f", the longest of {', '.join(map(repr, (column, *others)))}" if others else ""
+            self.notes.append(f"{self.source}: {role} is column {column!r}{longest}")
+        return column
+
     def usual(self, role: str) -> list[str]:
         """The columns whose names are usual for a role, in the order of these names, whatever their case."""
         plain: dict[str, list[str]] = {}
-        for name in self.there:
+        for name in self.names:
             plain.setdefault(plain_name(name), []).append(name)
         return [name for usual in USUAL[role] for name in sorted(plain.get(usual, ()), key=lambda n: n != usual)]
 
@@ -149,61 +132,41 @@ class Table(NamedTuple):
 
     def second(self, text: str) -> str | None:
         """The column of the second texts that goes with one of first texts by its name."""
-        plain = {plain_name(name): name for name in self.there}
+        plain = {plain_name(name): name for name in self.names}
         return next((plain[name] for name in PAIRS.get(plain_name(text), ()) if name in plain), None)
-
-    def said(self, role: str, asked: str | None) -> str:
-        """The same, said aloud where it is guessed. Raises a DataError where there is none."""
-        found = self.column(role, asked)
-        if found is None:
-            raise DataError(
-                f"{self.source}: which column is the {role}? say data.{role}=NAME; columns: {listed(self.there)}"
-                + (f"; {NO_HEADER}" if self.is_headless() else "")
-            )
-        if asked is None:
-            others = (
-                [name for name in self.usual(role) if name not in (found, self.second(found)) and self.length(name) > 0]
-                if role == "text"
-                else []
-            )
-            longest = f", the longest of {', '.join(map(repr, (found, *others)))}" if others else ""
-            self.notes.append(f"{self.source}: {role} is column {found!r}{longest}")
-        return found
-
-    def is_headless(self) -> bool:
-        """Whether the names of the columns look like values: one stands among its column's own, is a number or a sentence."""
-        if self.asked.header is not None:
-            return False
-        return any(
-            finite_number(name) is not None or name.count(" ") > 3 or any(row.values.get(name) == name for row in head)
-            for name, head in ((name, self.rows[:SAMPLE]) for name in self.there[:MOST_NAMES])
-        )
 
     @property
     def label(self) -> str | None:
-        """The one column asked for, where words are wanted or looked for."""
-        asked = self.asked.label
-        if isinstance(asked, tuple):
+        """The one column that data.label names, where words are wanted or looked for."""
+        label = self.options.label
+        if isinstance(label, tuple):
             raise DataError(f"{self.source}: data.label names several columns; tags and spans stand in one")
-        return asked
+        return label
 
     def holds_spans(self, column: str) -> bool:
         """Whether a column has a filled list of spans somewhere."""
         return any(is_spans(row.values.get(column)) for row in self.rows)
 
-    def holds_tags(self, column: str) -> bool:
-        """Whether a column has a filled list of names somewhere."""
-        lists = (value for row in self.rows if isinstance(value := row.values.get(column), list))
-        return any(value and all(isinstance(name, str) for name in value) for value in lists)
-
     def spans(self) -> str | None:
-        """The column of spans: the one asked for, or the first of the usual names that holds some."""
-        asked = self.label
-        names = self.usual("spans") if asked is None else [asked]
-        empty = next((name for name in names if name == asked or plain_name(name) in ("spans", "entities")), None)
-        if (found := next(filter(self.holds_spans, names), empty)) is None and not self.usual("label"):
-            return next(filter(self.holds_spans, self.there), None)  # annotation tools name it as their users do
-        return found
+        """The column of spans: the one that data.label names, or the first of the usual names that holds some."""
+        label = self.label
+        names = self.usual("spans") if label is None else [label]
+        empty = next((name for name in names if name == label or plain_name(name) in ("spans", "entities")), None)
+        column = next(filter(self.holds_spans, names), empty)
+        if column is None and not self.usual("label"):  # annotation tools name it as their users do
+            return next(filter(self.holds_spans, self.names), None)
+        return column
+
+    def words_and_tags(self) -> tuple[str, str] | None:
+        """The columns of words and of their tags, where there are such."""
+        words, tags = self.column("words", self.options.text), self.column("tags", self.label)
+        if not words or not tags:
+            return None
+        if tags == self.spans():  # a name that is usual for both
+            lists = (value for row in self.rows if isinstance(value := row.values.get(tags), list))
+            if not any(value and all(isinstance(name, str) for name in value) for value in lists):
+                return None
+        return words, tags
 
 
 def is_annotated(table: Table) -> bool:
@@ -226,39 +189,39 @@ def examples_of(table: Table, wants: Wants) -> list[Example]:
         DataError: a column is not there, or a record is incomplete; the message names file and line.
     """
     try:
-        found = _examples(table, wants)
+        examples = _examples(table, wants)
     except DataError as err:
-        if table.bad and table.asked.on_bad == "stop":  # of damaged lines columns may be lacking
+        if table.bad and table.options.on_bad == "stop":  # of damaged lines columns may be lacking
             raise bad_records(table.source, in_order(table.bad)) from err
         raise
-    if table.asked.group is None:
-        return [example for _, example in found]
-    column = table.said("group", table.asked.group)
-    return table.usable(found, lambda pair: replace(pair[1], group=_group(pair[0], column)))
+    if table.options.group is None:
+        return [example for _, example in examples]
+    column = table.required("group", table.options.group)
 
+    def with_group(row_and_example: tuple[Row, Example]) -> Example:
+        row, example = row_and_example
+        value = row.values.get(column)
+        if value is None or isinstance(value, (dict, list)) or not str(value).strip():
+            raise DataError(f"{row.where}: column {column!r} holds {value!r}, not the name of a group")
+        return replace(example, group=str(value))
 
-def _group(row: Row, column: str) -> str:
-    value = row.values.get(column)
-    if value is None or isinstance(value, (dict, list)) or not str(value).strip():
-        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not the name of a group")
-    return str(value)
+    return table.usable(examples, with_group)
 
 
 def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     if table.rows[0].lined:  # columns without names
-        table = table._replace(asked=Columns())
-    asked = table.asked
-    words = table.column("words", asked.text if wants == "words" else None)
+        table = replace(table, options=Columns())
     if wants == "words":
-        if found := _tag_columns(table):
-            return _tagged(table, *found)
+        if columns := table.words_and_tags():
+            return _tagged(table, *columns)
         if spans := table.spans():
             return _spanned(table, spans)
         raise DataError(
             f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', "
-            f"or texts with 'spans'; columns: {listed(table.there)}"
+            f"or texts with 'spans'; columns: {listed(table.names)}"
         )
-    if words and table.column("text", asked.text) is None:
+    words = table.column("words", None)
+    if words and table.column("text", table.options.text) is None:
         if wants == "text":
             return table.usable(table.rows, lambda row: (row, of_words(_strings(row, words), where=row.where)))
         raise DataError(
@@ -269,18 +232,13 @@ def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
 
 
 def choose_columns(table: Table, wants: Wants) -> Columns:
-    """The columns asked for, with names for those that `examples_of` found in these rows: the rows that follow have them too."""
-    asked = table.asked
+    """The options with names for those columns that `examples_of` found in these rows: the rows that follow have them too."""
+    options = table.options
     if wants == "words":
-        words, tags = _tag_columns(table) or (table.column("text", asked.text), table.spans())
-        return replace(asked, text=words, label=tags)
-    return replace(asked, text=table.column("text", asked.text), label=asked.label or table.column("label", None))
-
-
-def _tag_columns(table: Table) -> tuple[str, str] | None:
-    """The columns of words and of their tags, where there are such."""
-    words, tags = table.column("words", table.asked.text), table.column("tags", table.label)
-    return (words, tags) if words and tags and (tags != table.spans() or table.holds_tags(tags)) else None
+        words, tags = table.words_and_tags() or (table.column("text", options.text), table.spans())
+        return replace(options, text=words, label=tags)
+    label = options.label or table.column("label", None)
+    return replace(options, text=table.column("text", options.text), label=label)
 
 
 def never_given(source: str, labels: Sequence[str], examples: Iterable[Example]) -> list[str]:
@@ -291,25 +249,19 @@ def never_given(source: str, labels: Sequence[str], examples: Iterable[Example])
 
 
 def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
-    asked = table.asked
-    text = table.said("text", asked.text)
-    label = _label_columns(table) if wants != "text" or asked.label else None
-    pair = table.said("pair", asked.pair) if asked.pair else None
-    if asked.pair is None and (second := table.second(text)):
+    options = table.options
+    text = table.required("text", options.text)
+    label: str | tuple[str, ...] | None = None
+    if isinstance(options.label, tuple):
+        label = tuple(table.required("label", name) for name in options.label)
+    elif options.label or wants != "text":
+        label = table.required("label", options.label)
+    pair = table.required("pair", options.pair) if options.pair else None
+    if options.pair is None and (second := table.second(text)):
         table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
-    if wants == "labels" and isinstance(label, str) and _is_vectors(table, label, asked.label_separator):
-        raise DataError(
-            f"{table.source}: column {label!r} holds a 0 or 1 for each label, but not their names; write a column for each, "
-            "named as its label, and say data.label=NAME,NAME,..."
-        )
-    to_label = None if label is None else label_reader(wants, label, asked.label_separator)
     if isinstance(label, str):
-        table.notes.extend(_label_notes(table, label, wants))
-    if isinstance(label, str) and wants == "label" and asked.header is None and _is_value(table, label):
-        raise DataError(
-            f"{table.source}: the label column {label!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
-            "data.header=true"
-        )
+        _check_labels(table, label, wants)
+    to_label = None if label is None else label_reader(wants, label, options.label_separator)
 
     def example(row: Row) -> tuple[Row, Example]:
         return row, Example(
@@ -322,41 +274,45 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     return table.usable(table.rows, example)
 
 
-def _label_notes(table: Table, label: str, wants: Wants) -> list[str]:
-    """What the cells of a column of labels may mean instead."""
+def _check_labels(table: Table, column: str, wants: Wants) -> None:
+    """Refuse a column of labels that means something else, or add a note of what it may mean instead."""
+    source, separator = table.source, table.options.label_separator
     rows = table.rows[:SAMPLE] if wants == "label" else table.rows
-    cells = [cell for row in rows if isinstance(cell := row.values.get(label), str) and cell.strip()]
+    cells = [cell for row in rows if isinstance(cell := row.values.get(column), str) and cell.strip()]
     if wants == "number" and any(map(has_decimal_comma, cells)):
         if point := next((cell for cell in cells if "." in cell), None):  # 1.000 may be a thousand there
             raise DataError(
-                f"{table.source}: column {label!r} holds decimal commas and {point!r}; write all numbers in one way"
+                f"{source}: column {column!r} holds decimal commas and {point!r}; write all numbers in one way"
             )
-        return [f"{table.source}: numbers with a decimal comma in column {label!r}"]
-    numbers = [finite_number(cell) for cell in cells]
-    if wants == "label" and None not in numbers and any(x % 1 for x in numbers if x is not None):
-        return [
-            f"{table.source}: column {label!r} holds decimal numbers, each a label of its own; to predict the number say "
-            "task.name=sequence_regression"
-        ]
-    if wants == "labels" and not any(table.asked.label_separator in cell for cell in cells):
+        table.notes.append(f"{source}: numbers with a decimal comma in column {column!r}")
+    if wants == "labels":
+        lists = [_items(row.values.get(column), separator) for row in table.rows[:SAMPLE]]
+        flags = [[finite_number(item, flags=True) for item in items] for items in lists if items]
+        is_vectors = len(flags) > 1 and len(set(map(len, flags))) == 1 < len(flags[0])
+        if is_vectors and {x for f in flags for x in f} <= {0.0, 1.0}:
+            raise DataError(
+                f"{source}: column {column!r} holds a 0 or 1 for each label, but not their names; write a column for each, "
+                "named as its label, and say data.label=NAME,NAME,..."
+            )
         marks = [mark for mark in ";|" if any(mark in cell for cell in cells)]
-        return [
-            f"{table.source}: column {label!r} holds {mark!r}; if it stands between labels, say data.label_separator={mark}"
-            for mark in marks
-        ]
-    return []
-
-
-def _is_value(table: Table, label: str) -> bool:
-    """Whether a column has its own name as a value, which is not a usual one."""
-    return plain_name(label) not in USUAL["label"] and any(row.values.get(label) == label for row in table.rows)
-
-
-def _label_columns(table: Table) -> str | tuple[str, ...]:
-    asked = table.asked.label
-    return (
-        tuple(table.said("label", name) for name in asked) if isinstance(asked, tuple) else table.said("label", asked)
-    )
+        if not any(separator in cell for cell in cells):
+            table.notes.extend(
+                f"{source}: column {column!r} holds {mark!r}; if it stands between labels, say data.label_separator={mark}"
+                for mark in marks
+            )
+    if wants == "label":
+        numbers = [finite_number(cell) for cell in cells]
+        if None not in numbers and any(x % 1 for x in numbers if x is not None):
+            table.notes.append(
+                f"{source}: column {column!r} holds decimal numbers, each a label of its own; to predict the number say "
+                "task.name=sequence_regression"
+            )
+        is_usual = table.options.header is not None or plain_name(column) in USUAL["label"]
+        if not is_usual and any(row.values.get(column) == column for row in table.rows):
+            raise DataError(
+                f"{source}: the label column {column!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
+                "data.header=true"
+            )
 
 
 def _text(row: Row, column: str) -> str:
@@ -370,22 +326,35 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _tagged(table: Table, words: str, tags: str) -> list[tuple[Row, Example]]:
+def _tagged(table: Table, words: str, column: str) -> list[tuple[Row, Example]]:
     """Sentences of words and tags of any scheme, converted to IOB2."""
+
+    def sentence(row: Row) -> tuple[Row, list[str], list[str]]:
+        own, tags = _strings(row, words), [standard(tag) for tag in _strings(row, column)]
+        if len(tags) != len(own):
+            raise DataError(f"{row.where}: {len(own)} words but {len(tags)} tags")
+        for i, tag in enumerate(tags):
+            if not is_tag(tag):
+                raise DataError(
+                    f"{row.word(i)}: {tag!r} is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and "
+                    "BILOU)" + ("" if "-" in tag else f"; if it is a type, write I-{short(tag)[1:-1]}")
+                )
+        return row, own, tags
+
     if not table.rows[0].lined:
-        table.notes.append(f"{table.source}: words are column {words!r}, tags are column {tags!r}")
-    sentences = table.usable(table.rows, lambda row: (row, _strings(row, words), _tags(row, words, tags)))
-    table.notes.append(f"{table.source}: {_scheme_note([(row, found) for row, _, found in sentences])}")
-    return [(row, of_words(w, to_tags(entities(found), len(w)), row.where)) for row, w, found in sentences]
-
-
-def _scheme_note(sentences: Sequence[tuple[Row, Sequence[str]]]) -> str:
-    kind = scheme(tags for _, tags in sentences)
-    odd = [f"{row.word(i)} {tags[i]}" for row, tags in sentences for i in odd_tags(tags, kind)]
-    if odd:
-        (note,) = counted(f"tags that are not {kind}", odd)
-        return f"tag scheme mixed, mostly {kind}, read as conlleval does and converted to IOB2; {note}"
-    return f"tag scheme {kind}" + ("" if kind == "IOB2" else ", read as conlleval does and converted to IOB2")
+        table.notes.append(f"{table.source}: words are column {words!r}, tags are column {column!r}")
+    sentences = table.usable(table.rows, sentence)
+    kind = scheme(tags for _, _, tags in sentences)
+    note = f"{table.source}: tag scheme {kind}"
+    if odd := [f"{row.word(i)} {tags[i]}" for row, _, tags in sentences for i in odd_tags(tags, kind)]:
+        (places,) = counted(f"tags that are not {kind}", odd)
+        note = (
+            f"{table.source}: tag scheme mixed, mostly {kind}, read as conlleval does and converted to IOB2; {places}"
+        )
+    elif kind != "IOB2":
+        note += ", read as conlleval does and converted to IOB2"
+    table.notes.append(note)
+    return [(row, of_words(own, to_tags(entities(tags), len(own)), row.where)) for row, own, tags in sentences]
 
 
 def _strings(row: Row, column: str) -> list[str]:
@@ -406,33 +375,20 @@ def _strings(row: Row, column: str) -> list[str]:
     return value
 
 
-def _tags(row: Row, words: str, column: str) -> list[str]:
-    tags, n_words = [standard(tag) for tag in _strings(row, column)], len(row.values[words])
-    if len(tags) != n_words:
-        raise DataError(f"{row.where}: {n_words} words but {len(tags)} tags")
-    for i, tag in enumerate(tags):
-        if not is_tag(tag):
-            raise DataError(
-                f"{row.word(i)}: {tag!r} is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU)"
-                + ("" if "-" in tag else f"; if it is a type, write I-{short(tag)[1:-1]}")
-            )
-    return tags
-
-
 def _spanned(table: Table, column: str) -> list[tuple[Row, Example]]:
     """Texts with spans, cut into words that carry them exactly."""
-    text = table.said("text", table.asked.text)
-    if table.asked.label is None:
+    text = table.required("text", table.options.text)
+    if table.options.label is None:
         table.notes.append(f"{table.source}: spans are column {column!r}")
     rows = table.usable(
         table.rows,
         lambda row: (row, Marked(_text(row, text), spans_of(row.values.get(column), row.place), row.place)),
     )
-    resolved, notes = settle([record for _, record in rows], table.asked.overlaps, table.source)
+    resolved, notes = settle([record for _, record in rows], table.options.overlaps, table.source)
     table.notes.extend(notes)
 
-    def example(found: tuple[tuple[Row, Marked], list[Span] | DataError]) -> tuple[Row, Example]:
-        (row, record), spans = found
+    def example(row_and_spans: tuple[tuple[Row, Marked], list[Span] | DataError]) -> tuple[Row, Example]:
+        (row, record), spans = row_and_spans
         if isinstance(spans, DataError):
             raise spans
         return row, of_spans(record.text, spans, row.values.get(TOKENS), row.where)
@@ -486,11 +442,12 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
 
 def shares(row: Row, values: Mapping[str, Any]) -> dict[str, float]:
     """A soft label: shares of at least 0 that sum to 1 within 1e-3; what is missing to 1 is made up for."""
-    found = {name: finite_number(value) for name, value in values.items()}
-    for name, share in found.items():
+    given: dict[str, float] = {}
+    for name, value in values.items():
+        share = finite_number(value)
         if share is None or share < 0:
-            raise DataError(f"{row.where}: label {name!r} has {values[name]!r}, not a share from 0 to 1")
-    given = {name: share for name, share in found.items() if share is not None}
+            raise DataError(f"{row.where}: label {name!r} has {value!r}, not a share from 0 to 1")
+        given[name] = share
     total = sum(given.values())
     if abs(total - 1) > SHARES_OFF:
         several = "; for several labels say task.name=multi_label_classification" if {*given.values()} <= {0, 1} else ""
@@ -504,17 +461,17 @@ def several_labels(row: Row, column: str, separator: str) -> tuple[str, ...]:
     if isinstance(value, dict) and all(finite_number(mark, flags=True) in (0, 1) for mark in value.values()):
         value = [name for name, mark in value.items() if finite_number(mark, flags=True)]
     items = _items(value, separator)
-    names = [None] if items is None else [_name(item) for item in items]
-    found = tuple(name for name in names if name is not None)
-    if len(found) < len(names):
+    names = [_name(item) for item in items or ()]
+    labels = tuple(name for name in names if name is not None)
+    if items is None or len(labels) < len(names):
         raise DataError(
             f"{row.where}: column {column!r} holds {short(row.values.get(column))}, not labels "
             f"(a list of names, names between which {separator!r} stands, or 0 or 1 under each name; empty for none)"
         )
-    for i, name in enumerate(found):
-        if name in found[:i]:
+    for i, name in enumerate(labels):
+        if name in labels[:i]:
             raise DataError(f"{row.where}: label {name!r} stands twice in column {column!r}")
-    return found
+    return labels
 
 
 def _items(value: Any, separator: str) -> list[Any] | None:
@@ -522,24 +479,9 @@ def _items(value: Any, separator: str) -> list[Any] | None:
     if not isinstance(value, str):
         return value if isinstance(value, list) else None
     cell = value.strip()
-    return (
-        written_list(cell, separator)
-        if cell[:1] == "[" and cell[-1:] == "]"
-        else value.split(separator)
-        if cell
-        else []
-    )
-
-
-def _is_vectors(table: Table, column: str, separator: str) -> bool:
-    """Whether a column of several labels holds 0 and 1 for labels whose names are not in it."""
-    cells = [_items(row.values.get(column), separator) for row in table.rows[:SAMPLE]]
-    flags = [[finite_number(item, flags=True) for item in cell] for cell in cells if cell]
-    return (
-        len(flags) > 1
-        and len(set(map(len, flags))) == 1 < len(flags[0])
-        and {x for f in flags for x in f} <= {0.0, 1.0}
-    )
+    if cell[:1] == "[" and cell[-1:] == "]":
+        return written_list(cell, separator)
+    return value.split(separator) if cell else []
 
 
 def marked_labels(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
@@ -581,7 +523,7 @@ def finite_number(value: Any, *, flags: bool = False) -> float | None:
     if isinstance(value, str) and "_" in value:  # Python's float reads 1_0 as 10
         return None
     try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):  # no number; an integer of hundreds of digits
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):  # not a number; an integer of hundreds of digits
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None

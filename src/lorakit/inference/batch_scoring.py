@@ -125,8 +125,8 @@ def _settled(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Sco
     if not head:
         raise DataError(f"{path}: no record" + (", and none in the other files" if len(job.files) > 1 else ""))
     table = Table(str(path), head, answerer.asked(job.columns), [])
-    words = table.column("text", table.asked.text) is None and table.column("words", None) is not None
-    columns = table.asked if words else replace(table.asked, text=table.said("text", table.asked.text))
+    words = table.column("text", table.options.text) is None and table.column("words", None) is not None
+    columns = table.options if words else replace(table.options, text=table.required("text", table.options.text))
     for note in table.notes:
         report(Note(note))
     for path, head in heads.items():
