@@ -138,7 +138,9 @@ def test_random_tables_are_read_back_or_refused(tmp_path: Path) -> None:
         ):
             wrong.append((path, held.notes))
         elif path.suffix != ".txt":
-            found = [list(row.values.values()) for row in stream(path, asked=columns) if not isinstance(row, DataError)]
+            found = [
+                list(row.values.values()) for row in stream(path, options=columns) if not isinstance(row, DataError)
+            ]
             if found != rows or list(again.notes) != list(held.notes):
                 wrong.append((path, found))
     print(dict(fates))

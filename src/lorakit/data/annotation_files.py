@@ -32,7 +32,7 @@ def is_brat(path: Path) -> bool:
     return any(path.glob("*.ann")) if path.is_dir() else path.with_suffix(".ann").is_file()
 
 
-def read_brat(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+def read_brat(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
     """A row for each document of a folder, in the order of names, or for one document: its text and its annotations.
 
     Raises:
@@ -87,7 +87,7 @@ def _entity(line: str, text: str, where: str) -> Span:
     return Span(start, end, found["type"], found["text"], where)
 
 
-def read_docbin(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+def read_docbin(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
     """A row for each document: its text, where its tokens are, its entities and categories, and a column a span group.
 
     Categories that are all 0 or 1 become the list of those that are 1.

@@ -19,7 +19,7 @@ BATCH = 4096  # rows that are turned into Python's objects together
 
 def read_parquet(
     path: Path,
-    asked: Columns = Columns(),
+    options: Columns = Columns(),
     notes: list[str] | None = None,
     start: int = 0,
     columns: Sequence[str] | None = None,
@@ -40,7 +40,7 @@ def read_parquet(
 
 def read_arrow(
     path: Path,
-    asked: Columns = Columns(),
+    options: Columns = Columns(),
     notes: list[str] | None = None,
     start: int = 0,
     columns: Sequence[str] | None = None,

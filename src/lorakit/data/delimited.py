@@ -6,7 +6,7 @@ import ast
 import csv
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import chain, islice, pairwise, takewhile
 from pathlib import Path
@@ -52,7 +52,7 @@ def sound(rows: Iterable[Row | DataError]) -> Iterator[Row]:
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 HEAD = 50  # lines in which the first record is looked for
-SAMPLE = 10_000  # records that are cut at each delimiter where the first one can be cut at several
+TRIED = 10_000  # records that are cut at each delimiter where the first one can be cut at several
 
 
 class Dialect(NamedTuple):
@@ -62,161 +62,140 @@ class Dialect(NamedTuple):
     quoted: bool = True
     above: int = 0  # Excel's line `sep=;`
 
-    def reader(self, lines: Iterable[str]) -> Any:
-        """The csv module's reader of lines that begin with the first one of the file."""
-        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        return csv.reader(islice(lines, self.above, None), delimiter=self.delimiter, quoting=quoting, strict=True)
-
 
 def csv_rows(
-    path: Path, asked: Columns = Columns(), notes: list[str] | None = None, *, kind: str = "csv", by_name: bool = True
+    path: Path, options: Columns = Columns(), notes: list[str] | None = None, *, kind: str = "csv", by_name: bool = True
 ) -> Generator[Row | DataError]:
     """Rows of a table whose values are all strings, and in place of a record what is wrong with it.
 
-    The delimiter is the one asked for, or told from the first record; `kind` is csv (quoted fields as in RFC 4180) or tsv,
-    where without an asked format (`by_name`) it is told from all fields whether some are quoted. What is not as the file's
+    The delimiter is `options.delimiter`, or told from the first record; `kind` is csv (quoted fields as in RFC 4180) or tsv,
+    where the format is not named (`by_name`) it is told from all fields whether some are quoted. What is not as the file's
     name says goes into `notes`. Without a header the columns are 1, 2, ....
 
     Raises:
         DataError: the file cannot be decoded, the header is wrong, or the first record can be cut in several ways.
     """
-    dialect, told = dialect_of(path, asked, kind, by_name)
+    dialect, dialect_notes = _dialect(path, options, kind, by_name)
     names: list[str] = []
-    with _field_limit():
-        for where, fields in _records(dialect, path, stream_lines(path, asked.encoding)):
-            if not names:
-                if notes is not None:
-                    notes += told
-                if asked.header is False and not isinstance(fields, DataError):
-                    names = [str(number) for number in range(1, len(fields) + 1)]
-                else:
-                    names = _header(fields, where)
-                    continue
-            if isinstance(fields, DataError):
-                yield fields
-            elif len(fields) != len(names):
-                hint = "; remove what stands above the header, or say data.delimiter" if len(names) == 1 else ""
-                yield DataError(f"{where}: {len(fields)} columns, the header has {len(names)}: {listed(names)}{hint}")
+    for where, fields in _records(dialect, path, stream_lines(path, options.encoding)):
+        if not names:
+            if notes is not None:
+                notes += dialect_notes
+            if options.header is False and not isinstance(fields, DataError):
+                names = [str(number) for number in range(1, len(fields) + 1)]
             else:
-                yield Row(dict(zip(names, fields, strict=True)), where)
+                names = _header(fields, where)
+                continue
+        if isinstance(fields, DataError):
+            yield fields
+        elif len(fields) != len(names):
+            hint = "; remove what stands above the header, or say data.delimiter" if len(names) == 1 else ""
+            yield DataError(f"{where}: {len(fields)} columns, the header has {len(names)}: {listed(names)}{hint}")
+        else:
+            yield Row(dict(zip(names, fields, strict=True)), where)
 
 
-def dialect_of(path: Path, asked: Columns, kind: str, by_name: bool) -> tuple[Dialect, list[str]]:
-    """How a table is written, and what is to be said of it aloud. A function of the file alone, whoever reads it."""
+def _dialect(path: Path, options: Columns, kind: str, by_name: bool) -> tuple[Dialect, list[str]]:
+    """How a table is written, and the notes on it. A function of the file alone, whoever reads it."""
     usual = "\t" if kind == "tsv" else ","
-    head = list(islice(stream_lines(path, asked.encoding), HEAD))
-    above, delimiter = 0, asked.delimiter
+    head = list(islice(stream_lines(path, options.encoding), HEAD))
+    above, delimiter = 0, options.delimiter
     if found := re.fullmatch(r'"?sep=(.)"?\s*', head[0]):
         above, delimiter = 1, delimiter or found[1]
     if delimiter is None and (by_name or kind == "csv"):
-        delimiter = _delimiter(path, asked, usual, head)
+        delimiter = _delimiter(path, options, usual, head)
     dialect = Dialect(delimiter or usual, above=above)
     notes = [] if dialect.delimiter == usual else [f"{path}: fields are separated by {_shown(dialect.delimiter)}"]
     if kind == "tsv" and not by_name:
         return dialect._replace(quoted=False), notes
     if dialect.delimiter == "\t" and by_name:
-        quoted, more = _quotes(path, asked, dialect)
+        quoted, more = _quotes(path, options, dialect)
         return dialect._replace(quoted=quoted), notes + more
     return dialect, notes
 
 
-def _delimiter(path: Path, asked: Columns, usual: str, head: Sequence[str]) -> str:
+def _delimiter(path: Path, options: Columns, usual: str, head: Sequence[str]) -> str:
     """The one delimiter at which the first record can be cut, or the one of several at which all records can."""
     ways = {d: [Dialect(d), *([Dialect(d, quoted=False)] if d == "\t" else [])] for d in DELIMITERS}
-    fields = {d: max((_first_record(way, path, head) for way in ways[d]), key=len) for d in DELIMITERS}
-    if (columns := max(map(len, fields.values()))) > MOST_COLUMNS:
+    counts: dict[str, int] = {}  # of the fields of the first record
+    for delimiter, dialects in ways.items():
+        records = [next(_records(dialect, path, head), ("", list[str]()))[1] for dialect in dialects]
+        counts[delimiter] = max(0 if isinstance(fields, DataError) else len(fields) for fields in records)
+    if (columns := max(counts.values())) > MOST_COLUMNS:
         raise DataError(f"{path}:1: {columns:,} columns; a table has {MOST_COLUMNS:,} at most")
-    able = [delimiter for delimiter in DELIMITERS if len(fields[delimiter]) > 1]
+    able = [delimiter for delimiter in DELIMITERS if counts[delimiter] > 1]
     if len(able) < 2:
         return able[0] if able else usual
-    good = [
-        delimiter
-        for delimiter in able
-        if any((_shape(way, path, asked, SAMPLE) or (0, 0))[1] > 1 for way in ways[delimiter])
-    ]
+    good = [d for d in able if any((_shape(way, path, options, TRIED) or (0, 0))[1] > 1 for way in ways[d])]
     if len(good) > 1:
-        each = " or ".join(f"{_shown(d)} ({len(fields[d])} columns)" for d in good)
+        each = " or ".join(f"{_shown(d)} ({counts[d]} columns)" for d in good)
         raise DataError(f"{path}: the fields could be separated by {each}: say data.delimiter")
-    return good[0] if good else usual if usual in able else max(able, key=lambda delimiter: len(fields[delimiter]))
+    return good[0] if good else usual if usual in able else max(able, key=counts.__getitem__)
 
 
 def _shown(delimiter: str) -> str:
     return f"{DELIMITERS[delimiter]} ({delimiter!r})" if delimiter in DELIMITERS else repr(delimiter)
 
 
-def _first_record(dialect: Dialect, path: Path, lines: Iterable[str]) -> list[str]:
-    with _field_limit():
-        fields = next((fields for _, fields in _records(dialect, path, lines)), [])
-    return [] if isinstance(fields, DataError) else fields
-
-
-def _quotes(path: Path, asked: Columns, dialect: Dialect) -> tuple[bool, list[str]]:
-    """Whether fields between tabs are quoted, as spreadsheets and pandas write them, or a quote is text; said where it matters.
+def _quotes(path: Path, options: Columns, dialect: Dialect) -> tuple[bool, list[str]]:
+    """Whether fields between tabs are quoted, as spreadsheets and pandas write them, or a quote is text; a note where it matters.
 
     Who quotes fields, quotes all of them, all of a column, or those alone that hold a quote, a tab or a line end.
     """
     with opened(path) as file:  # most files are decided by their bytes
         if not any(b'"' in block for block in iter(partial(file.read, 2**20), b"")):
             return False, []
-    if not any(line[0] == '"' or '\t"' in line for line in stream_lines(path, asked.encoding)):
+    if not any(line[0] == '"' or '\t"' in line for line in stream_lines(path, options.encoding)):
         return False, []
     raw = dialect._replace(quoted=False)
-    if (shape := _shape(dialect, path, asked)) is None:
+    if (shape := _shape(dialect, path, options)) is None:
         return False, []
-    told = [f"{path}: fields stand in quotes, which are not part of them; data.format=tsv keeps them"]
-    if (raw_shape := _shape(raw, path, asked)) is None:
-        return True, told  # a quoted field holds a tab or a line end
+    notes = [f"{path}: fields stand in quotes, which are not part of them; data.format=tsv keeps them"]
+    if (raw_shape := _shape(raw, path, options)) is None:
+        return True, notes  # a quoted field holds a tab or a line end
     if raw_shape != shape:
         ways = " or, if they are text, ".join(f"{n:,} lines of {columns} columns" for n, columns in (shape, raw_shape))
         raise DataError(f"{path}: if quotes stand around fields, {ways}: say data.format=csv or data.format=tsv")
     n, columns = shape
     begin, hold = [0] * columns, [0] * columns  # how many fields of a column begin with a quote, and hold one too
-    with _field_limit():
-        for _, fields in _records(raw, path, stream_lines(path, asked.encoding)):
-            for k, field in enumerate(fields if isinstance(fields, list) else ()):
-                begin[k] += field.startswith('"')
-                hold[k] += field.startswith('"') and '""' in field
+    for _, fields in _records(raw, path, stream_lines(path, options.encoding)):
+        for k, field in enumerate(fields if isinstance(fields, list) else ()):
+            begin[k] += field.startswith('"')
+            hold[k] += field.startswith('"') and '""' in field
     if all(count in (0, n) for count in begin) or begin == hold:
-        return True, told
+        return True, notes
     return False, [f"{path}: some fields stand in quotes, which are taken as text; data.format=csv drops them"]
 
 
-def _shape(dialect: Dialect, path: Path, asked: Columns, most: int | None = None) -> tuple[int, int] | None:
+def _shape(dialect: Dialect, path: Path, options: Columns, most: int | None = None) -> tuple[int, int] | None:
     """The number of records (of many the first) and of their columns; None where they differ in it or one is not valid."""
     n, columns = 0, 0
-    with _field_limit():
-        for _, fields in islice(_records(dialect, path, stream_lines(path, asked.encoding)), most):
-            columns = columns or len(fields if isinstance(fields, list) else ())
-            if not isinstance(fields, list) or len(fields) != columns:
-                return None
-            n += 1
+    for _, fields in islice(_records(dialect, path, stream_lines(path, options.encoding)), most):
+        columns = columns or len(fields if isinstance(fields, list) else ())
+        if not isinstance(fields, list) or len(fields) != columns:
+            return None
+        n += 1
     return n, columns
 
 
 def _records(dialect: Dialect, path: Path, lines: Iterable[str]) -> Iterator[tuple[str, list[str] | DataError]]:
-    """The fields of each record that is not empty, and where it begins."""
-    reader = dialect.reader(lines)
+    """The fields of each record that is not empty, and where it begins; `lines` begin with the first one of the file."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
+    lines = islice(lines, dialect.above, None)
+    reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=quoting, strict=True)
     while True:
         where = f"{path}:{reader.line_num + dialect.above + 1}"
+        limit = csv.field_size_limit(LONGEST)  # one for the whole process; it is put back, since others may count on it
         try:
-            fields = next(reader)
+            fields: list[str] | DataError = next(reader)
         except StopIteration:
             return
         except csv.Error as err:
-            yield where, DataError(f"{where}: not valid CSV: {err}; a quote inside a quoted field is written twice")
-        else:
-            if fields:
-                yield where, fields
-
-
-@contextmanager
-def _field_limit() -> Iterator[None]:
-    """The csv module has one limit for the whole process; it is put back, since others may count on it."""
-    before = csv.field_size_limit(LONGEST)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+            fields = DataError(f"{where}: not valid CSV: {err}; a quote inside a quoted field is written twice")
+        finally:
+            csv.field_size_limit(limit)
+        if fields:
+            yield where, fields
 
 
 def _header(fields: list[str] | DataError, where: str) -> list[str]:
@@ -231,7 +210,7 @@ def _header(fields: list[str] | DataError, where: str) -> list[str]:
     return header
 
 
-def read_excel(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+def read_excel(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
     """Rows of the first sheet of a workbook that holds something, all values as strings: 5.0 is 5, a date is 2026-01-31.
 
     Raises:
@@ -252,29 +231,29 @@ def read_excel(path: Path, asked: Columns = Columns(), notes: list[str] | None =
     filled = {name: rows for name, rows in sheets.items() if any(any(cell != "" for cell in row) for row in rows)}
     if len(filled) > 1 and notes is not None:
         notes.append(f"{path}: sheet {next(iter(filled))!r} is read, {listed(list(filled)[1:])} not")
-    cells = [[_cell(value) for value in row] for row in next(iter(filled.values()), [])]
+
+    def text(value: Any) -> str:
+        if isinstance(value, float) and value.is_integer():
+            return str(int(value))
+        return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+    cells = [[text(value) for value in row] for row in next(iter(filled.values()), [])]
     used = [k for k in range(max(map(len, cells), default=0)) if any(row[k] for row in cells)]
     rows = ([row[k] for k in used] for row in cells)
     names: list[str] = []
     for number, fields in enumerate(rows, start=1):
         if not any(fields):
             continue
-        if names or asked.header is False:
+        if names or options.header is False:
             names = names or [str(k) for k in range(1, len(used) + 1)]
             yield Row(dict(zip(names, fields, strict=True)), f"{path}:{number}")
         else:
             names = _header(fields, f"{path}:{number}")
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def read_lines(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+def read_lines(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
     """Each line as a text."""
-    lines = enumerate(stream_lines(path, asked.encoding), start=1)
+    lines = enumerate(stream_lines(path, options.encoding), start=1)
     return (Row({"text": line.rstrip("\r\n")}, f"{path}:{number}") for number, line in lines)
 
 
@@ -291,9 +270,9 @@ def is_label_first(lines: Sequence[str]) -> bool:
     return alike and len(lines) >= 20 and len(set(firsts)) <= len(lines) // 5
 
 
-def read_label_first(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+def read_label_first(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
     """Lines of a label, white space and the text, without a header. Of fastText's, all labels in a list, without their mark."""
-    for number, line in enumerate(stream_lines(path, asked.encoding), start=1):
+    for number, line in enumerate(stream_lines(path, options.encoding), start=1):
         if not line.strip():
             continue
         labels = [word.removeprefix(MARK) for word in takewhile(lambda word: word.startswith(MARK), line.split())]
@@ -306,21 +285,10 @@ DOCSTART = "-DOCSTART-"
 # types of phrases, in CoNLL's column of chunks
 CHUNKS = {"ADJP", "ADVP", "CONJP", "INTJ", "LST", "NP", "PP", "PRT", "SBAR", "UCP", "VP"}
 HEADERS = {
-    "tag",
-    "tags",
-    "ner",
-    "ner_tag",
-    "ner_tags",
-    "ner-tag",
-    "label",
-    "labels",
-    "iob",
-    "bio",
-    "entity",
-    "entities",
+    *("tag", "tags", "ner", "ner_tag", "ner_tags", "ner-tag", "label", "labels", "iob", "bio", "entity", "entities"),
 }
 MOST_TAG_COLUMNS = 100
-LAYOUT_LINES = 5000  # from which the layout of CoNLL columns is told
+LAYOUT_LINES = 5000  # that show the layout of CoNLL columns
 MOSTLY = 0.9  # share of lines whose field is a tag in a column of tags; the others are mistakes
 
 
@@ -337,7 +305,7 @@ class Layout(NamedTuple):
         return len(fields) == self.columns and is_tag(standard(fields[self.tag]))
 
 
-def read_conll(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
+def read_conll(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
     """The sentences of lines with two or more columns (tab or space): `tokens` and `ner_tags`, the tags as they stand.
 
     Lines that begin with # before the first word of a sentence are comments, unless they are a word with its tag.
@@ -346,13 +314,15 @@ def read_conll(path: Path, asked: Columns = Columns(), notes: list[str] | None =
         DataError: a line has one column or another number of columns than the first, a word is empty, there is no
             sentence, or several columns could be the tags.
     """
-    layout = layout_of(path, list(islice(stream_lines(path, asked.encoding), LAYOUT_LINES)), asked)
-    if notes is not None:
-        notes += _layout_notes(path, layout)
+    layout = _layout(path, list(islice(stream_lines(path, options.encoding), LAYOUT_LINES)), options)
+    if notes is not None and layout.header:
+        notes.append(f"{path}: line {layout.header} is a header")
+    if notes is not None and (layout.word, layout.tag) not in ((0, layout.columns - 1), (0, -1)):
+        notes.append(f"{path}: words are column {layout.word + 1}, tags are column {layout.tag + 1}")
     words: list[str] = []
     tags: list[str] = []
     begin, sentences = 1, 0
-    for number, line in enumerate(chain(stream_lines(path, asked.encoding), [""]), start=1):
+    for number, line in enumerate(chain(stream_lines(path, options.encoding), [""]), start=1):
         fields = columns_of(line)
         if not any(fields) or fields[0] == DOCSTART:
             if words:
@@ -389,7 +359,7 @@ def is_tagged_lines(lines: Sequence[str]) -> bool:
     if max((len(columns_of(line)) for line in lines), default=0) > MOST_TAG_COLUMNS:
         return False
     try:
-        layout = layout_of(Path(), lines, Columns())
+        layout = _layout(Path(), lines, Columns())
     except DataError:  # several columns of tags
         return True
     tokens = [fields for _, fields in chain(*_sentences(lines, layout.header))]
@@ -401,8 +371,8 @@ def is_tagged_lines(lines: Sequence[str]) -> bool:
     )
 
 
-def layout_of(path: Path, lines: Sequence[str], asked: Columns) -> Layout:
-    """Which columns are words and which are tags: those asked for, or what the lines show.
+def _layout(path: Path, lines: Sequence[str], options: Columns) -> Layout:
+    """Which columns are words and which are tags: those that data.columns names, or what the lines show.
 
     Words are the first column but for one that counts the words of each sentence (or names it) and for tags; tags are the
     only column of tags, those of phrases left out, or the last column.
@@ -415,22 +385,23 @@ def layout_of(path: Path, lines: Sequence[str], asked: Columns) -> Layout:
     n = len(fields)
     if n > MOST_TAG_COLUMNS:
         raise DataError(f"{path}: {n:,} columns; lines of words and tags have {MOST_TAG_COLUMNS} at most")
-    is_header = n > 1 and not any(is_tag(standard(field)) for field in fields) and fields[-1].lower() in HEADERS
-    is_header = is_header or (
-        n > 1
-        and bool({field.lower() for field in fields} & {"word", "token"})
-        and bool({field.lower() for field in fields} & HEADERS)
+    lower = [field.lower() for field in fields]
+    is_header = n > 1 and (
+        (lower[-1] in HEADERS and not any(is_tag(standard(field)) for field in fields))
+        or not ({"word", "token"}.isdisjoint(lower) or HEADERS.isdisjoint(lower))
     )
-    sentences = _sentences(lines, header if is_header else 0)
+    header = header if is_header else 0
+    sentences = _sentences(lines, header)
     tokens = [f for sentence in sentences for _, f in sentence if len(f) == n]
     columns = {k: [standard(f[k]) for f in tokens] for k in range(n)}
-    tags = [k for k, found in columns.items() if found and sum(map(is_tag, found)) >= MOSTLY * len(found)]
-    for without in (_all_phrases, _all_outside):
-        tags = [k for k in tags if not without(columns[k])] or tags
+    tags = [k for k, column in columns.items() if column and sum(map(is_tag, column)) >= MOSTLY * len(column)]
+    types = {k: {tag.partition("-")[2] for tag in columns[k] if tag != OUTSIDE} for k in tags}
+    tags = [k for k in tags if not types[k] or not types[k] <= CHUNKS] or tags
+    tags = [k for k in tags if types[k]] or tags
     words = [
         k for k in range(n) if k not in tags and not _is_index([[f[k] for _, f in s if len(f) == n] for s in sentences])
     ]
-    named = {role: number - 1 for role, number in (asked.columns or {}).items()}
+    named = {role: number - 1 for role, number in (options.columns or {}).items()}
     if outside := [number + 1 for number in named.values() if number >= n]:
         raise DataError(f"{path}: data.columns names column {outside[0]}; the lines have {n}")
     if len(tags) > 1 and "tag" not in named:
@@ -441,14 +412,7 @@ def layout_of(path: Path, lines: Sequence[str], asked: Columns) -> Layout:
         )
     tag = named.get("tag", tags[0] if tags else n - 1)
     word = named.get("word", next((k for k in words if k != tag), 0))
-    return Layout(word, tag, n, header if is_header else 0)
-
-
-def _layout_notes(path: Path, layout: Layout) -> list[str]:
-    notes = [f"{path}: line {layout.header} is a header"] if layout.header else []
-    if (layout.word, layout.tag) not in ((0, layout.columns - 1), (0, -1)):
-        notes.append(f"{path}: words are column {layout.word + 1}, tags are column {layout.tag + 1}")
-    return notes
+    return Layout(word, tag, n, header)
 
 
 def _sentences(lines: Sequence[str], header: int = 0) -> list[list[tuple[int, list[str]]]]:
@@ -471,15 +435,6 @@ def _sentences(lines: Sequence[str], header: int = 0) -> list[list[tuple[int, li
     return [sentence for sentence in sentences if sentence]
 
 
-def _all_outside(tags: Sequence[str]) -> bool:
-    return all(tag == OUTSIDE for tag in tags)
-
-
-def _all_phrases(tags: Sequence[str]) -> bool:
-    types = {tag.partition("-")[2] for tag in tags if tag != OUTSIDE}
-    return bool(types) and types <= CHUNKS
-
-
 def _is_index(sentences: Sequence[Sequence[str]]) -> bool:
     """Whether a column counts the words of each sentence, or all words, or says of each word in which sentence it is."""
     longer = [cells for cells in sentences if len(cells) > 1]
@@ -497,7 +452,7 @@ WORD = ("word", "words", "token", "tokens")
 TAG = ("tag", "tags", "ner", "ner_tag", "ner_tags", "label", "labels")
 
 
-def word_rows(rows: Sequence[Row], asked: Columns, source: str) -> tuple[list[Row], list[str]] | None:
+def word_rows(rows: Sequence[Row], options: Columns, source: str) -> tuple[list[Row], list[str]] | None:
     """The sentences of a table with a row a word: a column of sentences, of words and of tags; None of another table.
 
     Lists of words and tags that pandas wrote into cells are read too. A cell of the sentence that is empty means the
@@ -507,38 +462,37 @@ def word_rows(rows: Sequence[Row], asked: Columns, source: str) -> tuple[list[Ro
         DataError: there are words and tags but no sentences, or a sentence goes on after another one.
     """
     names = {plain_name(name): name for name in reversed(list(rows[0].values))}
-    label = asked.label if isinstance(asked.label, str) else None
-    word, tag = asked.text or _first_of(WORD, names), label or _first_of(TAG, names)
+    label = options.label if isinstance(options.label, str) else None
+    word, tag = options.text or _first_of(WORD, names), label or _first_of(TAG, names)
     head = [row.values for row in rows[:100]]
     if not word or not tag or plain_name(word) not in WORD or not all(isinstance(v.get(word), str) for v in head):
         return None
     if all(QUOTED_LIST.fullmatch(v[word].strip()) and str(v.get(tag)).lstrip().startswith("[") for v in head):
-        return [_with_lists(row, (word, tag)) for row in rows], [f"{source}: a row a sentence, its words in a list"]
+        with_lists = []
+        for row in rows:
+            cells = {column: row.values.get(column) for column in (word, tag)}
+            lists = {column: written_list(cell.strip(), ",") for column, cell in cells.items() if isinstance(cell, str)}
+            with_lists.append(row._replace(values={**row.values, **lists}))
+        return with_lists, [f"{source}: a row a sentence, its words in a list"]
     if not all(isinstance(cell := v.get(tag), str) and is_tag(standard(cell)) for v in head):
         return None
     sentence = _first_of(SENTENCE, names)
     if sentence is None:
         raise DataError(f"{source}: a row a word, but no column says which sentence a word is in: call it sentence_id")
-    found: dict[str, Row] = {}
+    sentences: dict[str, Row] = {}
     last = ""
     for row in rows:
         name = str(row.values.get(sentence) or "").strip() or last
-        if name not in found:
-            words, tags = list[Any](), list[Any]()  # under the names that were asked for too
-            values = {"tokens": words, "ner_tags": tags, asked.text or "tokens": words, label or "ner_tags": tags}
-            found[name] = Row(values, row.where)
+        if name not in sentences:
+            words, tags = list[Any](), list[Any]()  # under the names that the recipe has for them too
+            values = {"tokens": words, "ner_tags": tags, options.text or "tokens": words, label or "ner_tags": tags}
+            sentences[name] = Row(values, row.where)
         elif name != last:
             raise DataError(f"{row.where}: sentence {name!r} goes on after another one; sort the rows")
         last = name
         for key, column in (("tokens", word), ("ner_tags", tag)):
-            found[name].values[key].append(row.values.get(column))
-    return list(found.values()), [f"{source}: a row a word: words are column {word!r}, sentences {sentence!r}"]
-
-
-def _with_lists(row: Row, columns: Sequence[str]) -> Row:
-    cells = {column: row.values.get(column) for column in columns}
-    lists = {column: written_list(cell.strip(), ",") for column, cell in cells.items() if isinstance(cell, str)}
-    return row._replace(values={**row.values, **lists})
+            sentences[name].values[key].append(row.values.get(column))
+    return list(sentences.values()), [f"{source}: a row a word: words are column {word!r}, sentences {sentence!r}"]
 
 
 # A list as Python prints it, with names in quotes: ['x', 'y'], and ['x' 'y'] of numpy. No text matches in two ways, so
@@ -552,8 +506,8 @@ def written_list(cell: str, separator: str) -> list[Any]:
     try:
         if QUOTED_LIST.fullmatch(cell):  # item by item, since to literal_eval 'x' 'y' are one string
             return [ast.literal_eval(item) if "\\" in item else item[1:-1] for item in re.findall(QUOTED, cell)]
-        found = ast.literal_eval(cell)
-        return found if isinstance(found, list) else [found]
+        items = ast.literal_eval(cell)
+        return items if isinstance(items, list) else [items]
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # names without quotes
         inner = cell[1:-1].strip()
         return inner.split(separator if separator in inner else None) if inner else []

@@ -161,13 +161,13 @@ def _is_text(file: Path) -> bool:
     )
 
 
-def read_class_folders(path: Path, asked: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
+def read_class_folders(path: Path, options: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
     """A text a file, whose label is the name of its folder; other files are counted in a note."""
     others: list[str] = []
     for folder in class_folders(path, split):
         for file in sorted(folder.iterdir()):
             if _is_text(file):
-                yield Row({"text": read_text(file, asked.encoding), "label": folder.name}, f"{file}:1")
+                yield Row({"text": read_text(file, options.encoding), "label": folder.name}, f"{file}:1")
             elif not file.name.startswith("."):
                 others.append(file.name)
     notes += counted(f"{path}: files that are not .txt, not read", others)
@@ -196,7 +196,7 @@ def parallel_files(path: Path, split: str) -> dict[str, Path]:
     return next(named, None) or whole.get("") or next(inner, {})
 
 
-def read_parallel(path: Path, asked: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
+def read_parallel(path: Path, options: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
     """A record for each line of texts and of the files beside it; lines of tags are as many as the words of the text.
 
     A file mapping.txt of numbers and names, as TweetEval has it, names the labels.
@@ -206,14 +206,14 @@ def read_parallel(path: Path, asked: Columns, notes: list[str], split: str = "tr
     """
     files = parallel_files(path, split)
     notes.append(f"{path}: " + ", ".join(f"{role} is {file.name}" for role, file in files.items()))
-    lines = {role: lines_of(file, asked.encoding) for role, file in files.items()}
+    lines = {role: lines_of(file, options.encoding) for role, file in files.items()}
     n = len(lines["text"])
     for role, found in lines.items():
         if len(found) != n:
             raise DataError(f"{files[role]}: {len(found):,} lines, but {files['text'].name} has {n:,}")
     if "tags" not in lines and _are_tags(lines["text"], lines["label"]):
         lines["tags"], files["tags"] = lines.pop("label"), files["label"]
-    names = _mapping(files["text"].with_name("mapping.txt"), asked)
+    names = _mapping(files["text"].with_name("mapping.txt"), options)
     for i, text in enumerate(lines["text"]):
         values: dict[str, Any] = {"text": text}
         if "label" in lines:
@@ -233,6 +233,6 @@ def _are_tags(texts: Sequence[str], labels: Sequence[str]) -> bool:
     return all(len(words) == len(found) for words, found in rows) and all(map(is_tag, tags)) and set(tags) != {OUTSIDE}
 
 
-def _mapping(path: Path, asked: Columns) -> dict[str, str]:
-    rows = [line.split(maxsplit=1) for line in lines_of(path, asked.encoding)] if path.is_file() else []
+def _mapping(path: Path, options: Columns) -> dict[str, str]:
+    rows = [line.split(maxsplit=1) for line in lines_of(path, options.encoding)] if path.is_file() else []
     return {row[0]: row[1].strip() for row in rows if len(row) == 2 and row[0].isdecimal()}

@@ -29,7 +29,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def read_json(path: Path, asked: Columns = Columns(), notes: list[str] | None = None) -> Generator[Row | DataError]:
+def read_json(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Generator[Row | DataError]:
     """The records of a file, or what is wrong with one: a record a line, or those of one value that takes up the whole file.
 
     Such a value is an array, an object that holds one (`{"data": [...]}`), SQuAD's nesting, columns as pandas writes
@@ -38,15 +38,15 @@ def read_json(path: Path, asked: Columns = Columns(), notes: list[str] | None = 
     Raises:
         DataError: what comes after cannot be read: an array is damaged, or the text cannot be decoded.
     """
-    if (kind := whole_value(path, asked.encoding)) is None:
-        for number, line in enumerate(stream_lines(path, asked.encoding), start=1):
+    if (kind := whole_value(path, options.encoding)) is None:
+        for number, line in enumerate(stream_lines(path, options.encoding), start=1):
             if line.strip():
                 try:
                     yield _line(line.rstrip("\r\n"), number, f"{path}:{number}")
                 except DataError as err:
                     yield err
         return
-    text = read_text(path, asked.encoding)
+    text = read_text(path, options.encoding)
     if kind == "array":
         yield from _array(path, text, text.index("["))
     else:
@@ -190,14 +190,19 @@ def _paragraphs(row: Row) -> Iterator[Row]:
         yield row
         return
     for i, paragraph in enumerate(paragraphs, start=1):
-        for j, asked in enumerate(paragraph["qas"], start=1):
+        for j, question in enumerate(paragraph["qas"], start=1):
             where = f"{row.where}, paragraph {i}, question {j}"
-            if not isinstance(asked, dict):
-                raise DataError(f"{where}: a {type(asked).__name__}, not a JSON object")
-            answers = asked.get("answers")
+            if not isinstance(question, dict):
+                raise DataError(f"{where}: a {type(question).__name__}, not a JSON object")
+            answers = question.get("answers")
             first = answers[0] if isinstance(answers, list) and answers else None
             answer = first.get("text") if isinstance(first, dict) else ""
-            values = {**asked, "question": asked.get("question"), "context": paragraph.get("context"), "answer": answer}
+            values = {
+                **question,
+                "question": question.get("question"),
+                "context": paragraph.get("context"),
+                "answer": answer,
+            }
             yield row._replace(values=values, where=where)
 
 

@@ -210,7 +210,7 @@ def _path(source: str) -> Path:
 def _rows(
     source: str,
     path: Path,
-    asked: Columns,
+    options: Columns,
     format: str,
     notes: list[str],
     bad: list[DataError],
@@ -219,7 +219,7 @@ def _rows(
     most: int | None = None,
 ) -> list[Row]:
     """The rows of a source (the first ones where there is a `most`) as plain columns; what is wrong with one is added."""
-    kind = _format(source, path, asked.encoding, split) if format == "auto" else format
+    kind = _format(source, path, options.encoding, split) if format == "auto" else format
     if kind in ("hub", LIBRARY):
         if rows := list(read_datasets(source, split, is_saved=kind == LIBRARY)):
             return rows
@@ -227,13 +227,13 @@ def _rows(
     if kind not in FORMATS:
         raise DataError(f"{source}: format = {kind!r} is not known; {did_you_mean(kind, [*FORMATS, LIBRARY])}")
     read, is_table = FORMATS[kind].read, kind in ("csv", "tsv")
-    notes += [] if kind in BINARY or path.is_dir() else encoding_note(path, asked.encoding)
+    notes += [] if kind in BINARY or path.is_dir() else encoding_note(path, options.encoding)
     if is_table and format == "auto":
         read = partial(csv_rows, kind=kind)
     if kind in OF_SPLITS:
         read = partial(OF_SPLITS[kind], split=split)
     rows, wrong = list[Row](), len(bad)
-    for row in islice(read(path, asked, notes), most):
+    for row in islice(read(path, options, notes), most):
         if isinstance(row, Row):
             rows.append(row)
         else:
@@ -248,7 +248,7 @@ def _rows(
             notes.append(f"{source}: read as {kind}")
     if adapt := FORMATS[kind].adapt:
         rows, more = adapt(rows, source)
-    elif found := word_rows(rows, asked, source):
+    elif found := word_rows(rows, options, source):
         rows, more = found
     else:
         more = []
@@ -256,26 +256,26 @@ def _rows(
     return rows
 
 
-def _reading(source: str, paths: Sequence[Path], asked: Columns, format: str, split: str) -> Reading | None:
+def _reading(source: str, paths: Sequence[Path], options: Columns, format: str, split: str) -> Reading | None:
     """What reads a source again and again without holding it; None where all of it is needed at once."""
-    kind = _format(source, paths[0], asked.encoding, split) if format == "auto" else format
+    kind = _format(source, paths[0], options.encoding, split) if format == "auto" else format
     if kind in ("hub", LIBRARY):
         return lambda notes: read_datasets(source, split, is_saved=kind == LIBRARY)
-    return reading_of(paths, asked) if all(_is_by_rows(path, asked, format) for path in paths) else None
+    return reading_of(paths, options) if all(_is_by_rows(path, options, format) for path in paths) else None
 
 
-def _is_by_rows(path: Path, asked: Columns, format: str) -> bool:
+def _is_by_rows(path: Path, options: Columns, format: str) -> bool:
     """Whether a file has a record a row, none of which an annotation tool wrote."""
     suffix = inner_name(path).suffix.lower()
     kind = ENDINGS.get(suffix, "")
     if suffix not in STREAMS or format not in ("auto", kind) or (format != "auto" and kind in ("csv", "tsv")):
-        return False  # an asked format of a table says how its quotes are read, which `stream` tells from the fields
-    if _format(str(path), path, asked.encoding) != kind:
+        return False  # data.format says of a table how its quotes are read, which `stream` tells from the fields
+    if _format(str(path), path, options.encoding) != kind:
         return False
-    if kind == "jsonl" and whole_value(path, asked.encoding) is not None:
+    if kind == "jsonl" and whole_value(path, options.encoding) is not None:
         return False
-    rows = [row for row in islice(stream(path, asked=asked), HEAD) if isinstance(row, Row)]
-    return bool(rows) and _tool(kind, rows) == kind and word_rows(rows, asked, str(path)) is None
+    rows = [row for row in islice(stream(path, options=options), HEAD) if isinstance(row, Row)]
+    return bool(rows) and _tool(kind, rows) == kind and word_rows(rows, options, str(path)) is None
 
 
 def _tool(kind: str, rows: Sequence[Row]) -> str:

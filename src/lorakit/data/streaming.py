@@ -39,7 +39,7 @@ def stream(
     path: Path,
     start: int = 0,
     columns: Sequence[str] | None = None,
-    asked: Columns = Columns(),
+    options: Columns = Columns(),
     notes: list[str] | None = None,
 ) -> Rows:
     """The rows of a file from row `start` (0 is the first) on, and in place of a row what is wrong with it.
@@ -53,11 +53,11 @@ def stream(
         raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     ending, notes = inner_name(path).suffix.lower(), [] if notes is None else notes
     if ending in COLUMNAR:
-        return COLUMNAR[ending](path, asked, notes, start, columns)
+        return COLUMNAR[ending](path, options, notes, start, columns)
     if ending not in BY_LINE:
         raise DataError(f"{path}: cannot be read row by row; these can: {', '.join(STREAMS)}")
-    notes += encoding_note(path, asked.encoding)
-    return islice(BY_LINE[ending](path, asked, notes), start, None)
+    notes += encoding_note(path, options.encoding)
+    return islice(BY_LINE[ending](path, options, notes), start, None)
 
 
 def stamp_of(path: Path) -> str:
@@ -124,13 +124,13 @@ class Streamed(Sequence[Example]):
                 columns = choose_columns(table, self._wants) if rows else columns
 
 
-def reading_of(files: Sequence[Path], asked: Columns = Columns()) -> Reading:
+def reading_of(files: Sequence[Path], options: Columns = Columns()) -> Reading:
     """The rows of files that `stream` can read, one file after the other; they must stay as they are now."""
     stamps = [stamp_of(path) for path in files]
 
     def rows(notes: list[str]) -> Iterator[Row | DataError]:
         for path, stamp in zip(files, stamps, strict=True):
-            yield from stream(path, asked=asked, notes=notes)
+            yield from stream(path, options=options, notes=notes)
             if stamp_of(path) != stamp:
                 raise DataError(f"{path}: changed while it was read")
 
