@@ -15,8 +15,10 @@ import transformers
 import lorakit
 from lorakit.app.api import default_folder
 from lorakit.app.commands import quickstart
+from lorakit.app.report.page import verdict
 from lorakit.models import find
 from lorakit.recipe import known_keys, make_recipe, read_recipe
+from lorakit.training.run_files import read_run
 from tests.app.conftest import Cli
 from tests.runs import Sections, changed, sections, write_reviews
 
@@ -65,7 +67,8 @@ def test_train_recipe_takes_changes_and_names_the_run_after_itself(
     assert f"accuracy           {scores['accuracy']:.4f} [{low:.3f}, {high:.3f}]" in out
     counts = scores["parameters"]
     assert f"trained {counts['trainable']:,} of {counts['total']:,} parameters" in out
-    assert out.splitlines()[-1] == f"run folder: {Path('runs') / 'small'}"
+    assert f"run folder: {Path('runs') / 'small'}\n" in out
+    assert out.endswith("\n".join(["", *verdict(read_run(Path("runs/small"))).lines, ""]))
     assert f"validation accuracy {scores['accuracy']:.4f}  (best so far)" in err
 
 
@@ -75,6 +78,7 @@ def test_train_data_prints_json_alone_on_stdout(cli: Cli, bert: Path, files: Pat
     scores = json.loads(out)
     assert scores["run"] == str(Path("runs") / "train")
     assert {"accuracy", "macro_f1", "parameters"} <= scores.keys()
+    assert scores["verdict"] == verdict(read_run(Path("runs/train"))).lines
     assert "text is column 'text'" in err
     assert "held out of training, chosen by seed 0" in err
 

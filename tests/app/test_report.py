@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import time
 from collections import Counter
@@ -25,10 +26,11 @@ from lorakit.app.report.answers import answer_of, baseline, marked
 from lorakit.app.report.charts import calibration_chart, grouped
 from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED, write_csv
 from lorakit.app.report.label_errors import suspects_of_run
-from lorakit.app.report.page import content_of, html
+from lorakit.app.report.page import content_of, html, verdict
+from lorakit.recipe import Recipe
 from lorakit.task_info import TASKS
 from lorakit.tasks.metrics.bootstrap import wilson
-from lorakit.training.run_files import Prediction, RunScores, Span, read_run
+from lorakit.training.run_files import Line, Prediction, RunFiles, RunScores, Span, read_run
 from tests.app.conftest import Cli
 from tests.browser import PATH, Tab, browser
 from tests.runs import changed, fit, sections
@@ -293,6 +295,72 @@ def test_suspects_are_said_to_be_missing(bert_run: Path, tagger_run: Path, monke
     assert "no probability of each label" in suspects_of_run(read_run(tagger_run))
     monkeypatch.setattr("lorakit.app.report.label_errors.find_spec", lambda name: None)
     assert "pip install 'lorakit[cleanlab]'" in suspects_of_run(read_run(bert_run))
+
+
+# The verdict: what it says of runs that went so or so, and the one thing that it tells to do
+
+
+def run_that(folder: Path, scored: list[float], n: int = 100, right: float = 0.8, **scores: Any) -> RunFiles:
+    """A run of two labels, half of each, that answers with this share of right answers after these evaluations."""
+    labels, others = ["good", "bad"] * (n // 2), ["bad", "good"] * (n // 2)
+    pairs = [(a, a if i < right * n else b) for i, (a, b) in enumerate(zip(labels, others, strict=True))]
+    about = {"metric": "accuracy", "accuracy": right, "intervals": {"accuracy": [right - 0.1, right + 0.1]}}
+    about |= {"examples": {"train": 400, "validation": n}, "evaluations": len(scored), "best_step": 10}
+    by_label = {label: {"f1": right, "support": n / 2} for label in ("good", "bad")}
+    return RunFiles(
+        path=folder / "a run",
+        scores=RunScores.model_validate({**about, "per_class": by_label, **scores}),
+        lines=[Line(step=10 * i, validation={"accuracy": value}) for i, value in enumerate(scored)],
+        predictions=[Prediction(text="x", expected=gold, label=given) for gold, given in pairs],
+        side=None,
+        recipe={"train": {"lr": 6e-4, "epochs": 4}, "data": {"max_length": 64}},
+        recipe_text="",
+        missing=[],
+    )
+
+
+VERDICTS = {
+    "early": ([0.5, 0.8, 0.7, 0.7, 0.7], {}, "the run (0.8000) is better by 30.0 points", "train.lr=0.0003"),
+    "late": ([0.5, 0.6, 0.7, 0.8], {}, "The best of 4 evaluations", "train.epochs=8"),
+    "chance": ([0.5, 0.5, 0.5], {"right": 0.5}, "is not better than that by more than chance", "train.lr=0.002"),
+    "below": ([0.9, 0.8, 0.7], {"linear_probe": 0.95}, "accuracy 0.9500: the run is worse than that, by 15.0", "train.lr=0.0002"),
+    "probe": ([0.6, 0.7, 0.8], {"linear_probe": 0.6}, "accuracy 0.6000: the run is better by 20.0 points", "train.epochs=8"),
+    "few": ([0.5, 0.5], {"right": 0.5, "examples": {"train": 20, "validation": 100}}, "Always", "train.epochs=8"),
+    "cut": ([0.8], {"cut": {"train": 90}}, "Always", "data.max_length=128"),
+    "guess": ([0.5], {"right": 0.5, "n": 20}, "Only 20 validation examples", "data.validation=FILE"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_verdict_says_how_the_run_went_and_what_would_help(tmp_path: Path, name: str) -> None:
+    scored, changes, sentence, remedy = VERDICTS[name]
+    run = run_that(tmp_path, scored, **changes)
+    first, *said, command = verdict(run).lines
+    assert first.startswith(f"accuracy {run.scores.values['accuracy']:.4f} (95 % interval ")
+    assert sentence in " ".join(said)
+    *_, what = re.split(r"lorakit train (?=')", command)
+    recipe, *words = shlex.split(what.partition(", or ")[0])
+    assert recipe == str(run.path / "recipe.toml")
+    assert remedy in words and f"output.dir={run.path}-2" in words
+    known = [word.partition("=")[0].split(".") for word in words]
+    assert all(key in Recipe.model_fields[section].annotation.model_fields for section, key in known)
+
+
+def test_verdict_says_that_one_answer_is_all(tmp_path: Path) -> None:
+    run = run_that(tmp_path, [0.5], right=0.5)
+    lines = [p.model_copy(update={"label": "good"}) for p in run.predictions]
+    said = "It answers 'good' to every validation example."
+    assert said in verdict(replace(run, predictions=lines)).sentences
+    assert said not in verdict(run).sentences
+    alike = [p.model_copy(update={"expected": "good"}) for p in lines]
+    assert said not in verdict(replace(run, predictions=alike)).sentences
+
+
+def test_few_examples_that_choose_no_step_are_not_called_optimistic(tmp_path: Path) -> None:
+    few = run_that(tmp_path, [0.5, 0.8], n=20)
+    assert "optimistic" not in str(verdict(few).sentences)
+    named = replace(few, recipe={**few.recipe, "data": {"validation": "some.csv"}})
+    assert "optimistic" in str(verdict(named).sentences)
 
 
 # Hostile texts

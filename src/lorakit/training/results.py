@@ -62,7 +62,7 @@ def write_results(
     if "test" in prepared.parts:
         scores["test"] = task.evaluate(prepared.parts["test"].examples, test_answers).with_intervals()
     about = _about(prepared, history)
-    scores.update(about.model_dump(exclude=None if about.left_out else {"left_out"}))
+    scores.update(about.model_dump(exclude={key for key in ("left_out", "cut") if not getattr(about, key)}))
     lines = [task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
     expected = [_expected(task, example) for example in part.examples]
     both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
@@ -92,6 +92,7 @@ def _about(prepared: Prepared, history: History) -> About:
         last={key: value for key, value in history.last_scores.items() if key != "step"},
         examples={name: len(part.examples) for name, part in prepared.parts.items()},
         left_out=prepared.left_out,
+        cut=prepared.cut,
         method=prepared.recipe.train.method,
         parameters={
             "trainable": counts.trainable,

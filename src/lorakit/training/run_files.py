@@ -42,6 +42,7 @@ class About(_Open):
     last: dict[str, Any] = {}  # scores of the last evaluation
     examples: dict[str, int] = {}
     left_out: dict[str, int] = {}  # rows without a label
+    cut: dict[str, int] = {}  # texts not read to their end, by part
     method: str = "lora"
     parameters: dict[str, int] = {}
     train_seconds: float | None = None

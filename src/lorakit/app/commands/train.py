@@ -56,6 +56,8 @@ def train(
         return launch(words, nproc)
     from lorakit.app.api import train_recipe
     from lorakit.app.console import Screen, score_lines
+    from lorakit.app.report.page import verdict as verdict_of
+    from lorakit.training.run_files import read_run
 
     screen = Screen()
     try:
@@ -68,8 +70,9 @@ def train(
         screen.close()
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
         return
+    verdict = [] if recipe.train.seeds else verdict_of(read_run(result.folder)).lines
     if as_json:
-        echo(json.dumps({**result.scores, "run": str(result.folder)}))
+        echo(json.dumps({**result.scores, "verdict": verdict, "run": str(result.folder)}))
         return
     counts = result.scores["parameters"]
     echo("\n".join(score_lines(result.scores)))
@@ -80,6 +83,7 @@ def train(
     echo(f"run folder: {result.folder}")
     if (page := result.folder / "report.html").is_file():  # several seeds have one each
         echo(f"report: {page}")
+    echo("\n".join(verdict))
 
 
 # Several processes

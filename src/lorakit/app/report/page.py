@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from lorakit.app.report.answers import Answer, answer_of, baseline
-from lorakit.app.report.charts import answer_charts, most_confused, training_charts
+from lorakit.app.report.charts import answer_charts, most_confused, scores_over_steps, training_charts
 from lorakit.app.report.drawing import Cell, Chart, printable, short
 from lorakit.app.report.label_errors import Suspect
 from lorakit.runtime.files import atomic_text
-from lorakit.tasks.metrics.bootstrap import LOWER, SIGNIFICANT
+from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
 from lorakit.training.run_files import RunFiles, read_run
 
 FILE = "report.html"
@@ -43,6 +43,12 @@ class Verdict(NamedTuple):
     value: str
     about: str
     sentences: list[str]
+    next_steps: list[str]  # what would most likely help, the first one first
+
+    @property
+    def lines(self) -> list[str]:
+        """What a terminal shows of it: with the one thing that would help most."""
+        return [f"{self.metric} {self.value} ({self.about})", *self.sentences, self.next_steps[0]]
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,6 @@ class Content:
         """Answers with a mistake, the most surprising first."""
         wrong = [answer for answer in self.answers if answer.error > 0]
         return sorted(wrong, key=lambda answer: -answer.surprise)[:WORST]
-
-    @property
-    def next_steps(self) -> list[str]:
-        """What would most likely help."""
-        found = baseline(self.run.predictions, self.run.scores)
-        return sentences("next_steps", self.run, found, isinstance(self.suspects, Table))
 
     @property
     def notes(self) -> list[str]:
@@ -143,7 +143,7 @@ def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Sequence[Sus
     answers = [answer_of(prediction) for prediction in run.predictions]
     return Content(
         run=run,
-        verdict=verdict(run, beside),
+        verdict=verdict(run, beside, is_suspected=not isinstance(suspects, str) and bool(suspects)),
         scores=score_table(run),
         training=list(training_charts(run.lines, run.scores)),
         quality=list(answer_charts(run, answers)),
@@ -155,14 +155,48 @@ def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Sequence[Sus
     )
 
 
-def verdict(run: RunFiles, beside: Sequence[str] = ()) -> Verdict:
-    """The score in words."""
+def verdict(run: RunFiles, beside: Sequence[str] = (), *, is_suspected: bool = False) -> Verdict:
+    """The score in words, and what to try next; `is_suspected` where a label may be wrong."""
     scores, between = run.scores, ""
     if interval := scores.intervals.get(scores.metric):
         between = f"95 % interval {number(interval[0])} to {number(interval[1])}, "
     n = scores.examples.get("validation", len(run.predictions))
-    said = sentences("verdict", scores, baseline(run.predictions, scores), beside)
-    return Verdict(scores.metric, number(scores.values.get(scores.metric)), f"{between}{n:,} validation examples", said)
+    base, course = baseline(run.predictions, scores), course_of(run)
+    return Verdict(
+        scores.metric,
+        number(scores.values.get(scores.metric)),
+        f"{between}{n:,} validation examples",
+        sentences("verdict", run, base, course, beside),
+        sentences("next_steps", run, base, course, is_suspected),
+    )
+
+
+class Course(NamedTuple):
+    """How a run went, as far as its verdict needs it."""
+
+    only: str | None  # the answer to every validation example, where they are to be told apart
+    keeps_last: bool  # whether too few examples were held out to choose a step
+    evaluations: int
+    best: int  # step, by the metric
+    last: int  # evaluated step
+
+
+def course_of(run: RunFiles) -> Course:
+    """What the answers and the evaluations say."""
+    metric, n = run.scores.metric, len(run.predictions)
+    answers = map(answer_of, run.predictions)
+    first = next(answers, None)
+    is_one = first is not None and n > 1 and all(answer.given == first.given for answer in answers)
+    is_one = is_one and len({str(prediction.expected) for prediction in run.predictions}) > 1
+    scored = scores_over_steps(run.lines, metric)
+    best = max(scored, key=lambda point: -point[1] if metric in LOWER else point[1], default=(0, 0.0))
+    return Course(
+        only=first.given if first is not None and is_one else None,
+        keeps_last=n < FEW and not run.section("data").get("validation"),
+        evaluations=len(scored),
+        best=round(best[0]),
+        last=round(scored[-1][0]) if scored else 0,
+    )
 
 
 # Tables
@@ -291,9 +325,11 @@ def _templates() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters |= {"quoted": shlex.quote}
     found.filters |= {"short": short, "cut": cut, "number": number, "as_address": as_address, "duration": duration}
     found.globals |= {
         "METHODS": METHODS,
+        "FEW": FEW,
         "LOWER": LOWER,
         "SIGNIFICANT": SIGNIFICANT,
         "WORST": WORST,
