@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
@@ -176,6 +177,12 @@ def fit(recipe: Recipe, folder: Path, report: Report = ignore) -> Result:
     """Train without the pictures, which take longer than the training."""
     with run_folder(folder, None):
         return start(recipe, folder, report).fit()
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let runs of the API leave out pictures and pages, which take longer than the training."""
+    for name in ("write_figures", "write_report"):
+        patch.setattr(f"lorakit.app.api.{name}", lambda *_: None)
 
 
 class Stopped(Exception):

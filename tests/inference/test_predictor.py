@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
@@ -14,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorakit.data.example import of_text, of_words
+from lorakit.data.example import Example, of_text, of_words
 from lorakit.data.read import read
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.inference import answer
@@ -24,8 +25,7 @@ from lorakit.lora import adapter_names
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
 from lorakit.task_info import TASKS
-from lorakit.training.prepare import prepare
-from tests.runs import Sections, changed, fit, save_bert, sections
+from tests.runs import changed, fit, save_bert, sections
 from tests.tiny import items_of
 
 RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
@@ -36,6 +36,37 @@ def predictor(bert_run: Path) -> Predictor:
     return load(bert_run)
 
 
+class Loaded(NamedTuple):
+    """A run folder, what was loaded from it, and the examples that it was validated with."""
+
+    folder: Path
+    predictor: Predictor
+    examples: Sequence[Example]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request: pytest.FixtureRequest) -> Loaded:
+    folder: Path = request.getfixturevalue(request.param)
+    predictor, recipe = load(folder), read_recipe(folder / "recipe.toml")
+    data = read(str(recipe.data.validation), TASKS[recipe.task.name].wants, columns=predictor.side.columns)
+    return Loaded(folder, predictor, data.examples)
+
+
+def assert_answers_as_in_training(loaded: Predictor, examples: Sequence[Example], folder: Path) -> None:
+    answers, lines = loaded.lines(examples), read_lines(folder / "predictions.jsonl")
+    assert answers == [{key: line[key] for key in answer} for answer, line in zip(answers, lines, strict=True)]
+
+
+def test_load_restores_the_answers_and_scores_of_training_exactly(run: Loaded) -> None:
+    assert_answers_as_in_training(run.predictor, run.examples, run.folder)
+    answers, task = run.predictor.lines(run.examples), run.predictor.task
+    assert {*answers[0]} == {"text", *task.info.answer_columns}
+    assert pa.Table.from_pylist(answers, answer_schema([task.info.name], {})).num_rows == len(run.examples)
+    scores = json.loads((run.folder / "scores.json").read_text(encoding="utf-8"))
+    again = run.predictor.evaluate(run.examples)
+    assert again == {key: scores[key] for key in again}
+
+
 def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -43,42 +74,18 @@ def read_lines(path: Path) -> list[dict]:
 # From the folder alone
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_load_restores_the_predictions_of_training_exactly(name: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(name)
-    recipe = read_recipe(folder / "recipe.toml")
-    examples = prepare(recipe).parts["validation"].examples
-    loaded = load(folder)
-    answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
-    lines = read_lines(folder / "predictions.jsonl")
-    assert answers == [{key: line[key] for key in answer} for answer, line in zip(answers, lines, strict=True)]
-    assert {*answers[0]} == {"text", *recipe.task.info.answer_columns}
-    assert pa.Table.from_pylist(answers, answer_schema([recipe.task.name], {})).num_rows == len(examples)
-
-
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_load_restores_other_methods_exactly(
     bert: Path, files: Path, tmp_path: Path, method: str, each_auto_dtype: str
 ) -> None:
-    recipe = changed(sections(bert, files), f"train.method={method}", "model.dtype=auto")
-    fit(recipe, tmp_path)
-    loaded = load(tmp_path)
-    examples = read(str(files / "validation.csv")).examples
-    answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
-    lines = read_lines(tmp_path / "predictions.jsonl")
-    assert answers == [{key: line[key] for key in answer} for answer, line in zip(answers, lines, strict=True)]
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_merged_predictor_is_plain_and_answers_alike(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    folder = request.getfixturevalue(name)
-    loaded, merged = load(folder), load(folder, merge=True)
-    assert adapter_names(loaded.model)
-    assert not adapter_names(merged.model)
-    examples = prepare(read_recipe(folder / "recipe.toml")).parts["validation"].examples
-    assert merged.lines(examples) == nearly(loaded.lines(examples))
-    merged.merge_to(tmp_path / "merged")
-    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    words = (f"train.method={method}", "model.dtype=auto", "train.max_steps=3")
+    fit(changed(sections(bert, files), *words), tmp_path / "run")
+    loaded = load(tmp_path / "run")
+    assert_answers_as_in_training(loaded, read(str(files / "validation.csv")).examples, tmp_path / "run")
+    if (method, each_auto_dtype) == ("full", "fp32"):
+        loaded.merge_to(tmp_path / "merged")
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
 
 
 def nearly(value: Any) -> Any:
@@ -88,17 +95,6 @@ def nearly(value: Any) -> Any:
     if isinstance(value, list):
         return [nearly(each) for each in value]
     return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_evaluate_gives_the_scores_of_training(name: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(name)
-    loaded = load(folder)
-    recipe = read_recipe(folder / "recipe.toml")
-    data = read(str(recipe.data.validation), TASKS[recipe.task.name].wants, columns=loaded.side.columns)
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    found = loaded.evaluate(data.examples)
-    assert found == {key: scores[key] for key in found}
 
 
 def test_load_takes_the_adapter_folder_too(bert_run: Path, predictor: Predictor, tmp_path: Path) -> None:
@@ -126,12 +122,8 @@ def test_texts_are_encoded_a_chunk_at_a_time(
     seen: list[int] = []
     encode = type(loaded.task).encode
     monkeypatch.setattr(type(loaded.task), "encode", lambda task, some: seen.append(len(some)) or encode(task, some))
-    assert [answer["text"] for answer in loaded.predict(texts)] == texts
+    assert loaded.predict(texts) == nearly(whole)
     assert seen == [2, 2, 1]
-    score = "score" if name == "bert_run" else "entities"
-    if score == "score":
-        found = [answer[score] for answer in loaded.predict(texts)]
-        assert found == pytest.approx([answer[score] for answer in whole], abs=1e-5)
 
 
 def test_answers_have_the_documented_keys(predictor: Predictor) -> None:
@@ -154,48 +146,31 @@ def test_entities_have_offsets_into_the_text(tagger_run: Path) -> None:
 SENTENCES = [["Ada", "visited", "Oslo", "."], ["Omar"], ["a", "film", "in", "Rome", "and", "Cairo"] * 9]
 
 
-def test_words_are_answered_by_a_tag_each(tagger_run: Path) -> None:
+def test_words_are_answered_by_a_tag_each(tagger_run: Path, t5_run: Path, predictor: Predictor) -> None:
     loaded = load(tagger_run)
     examples = [of_words(words) for words in SENTENCES]
-    found = loaded.predict_words(SENTENCES)
-    assert [line["words"] for line in found] == SENTENCES
-    assert [tuple(line["tags"]) for line in found] == [answer.tags for answer in loaded.answers(examples)]
-    assert {tag for line in found for tag in line["tags"]} > {"O"}
-    whole = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
-    assert [{key: line[key] for key in ("text", "entities")} for line in found] == whole
-
-
-def test_words_are_answered_by_a_generator_too(t5_run: Path) -> None:
-    found = load(t5_run).predict_words(SENTENCES[:2])
-    assert [len(line["tags"]) for line in found] == [4, 1]
-
-
-def test_words_need_a_run_that_answers_words(predictor: Predictor) -> None:
+    lines = loaded.predict_words(SENTENCES)
+    assert [line["words"] for line in lines] == SENTENCES
+    assert [tuple(line["tags"]) for line in lines] == [answer.tags for answer in loaded.answers(examples)]
+    assert {tag for line in lines for tag in line["tags"]} > {"O"}
+    assert [{key: line[key] for key in ("text", "entities")} for line in lines] == loaded.lines(examples)
+    for sentence in ("Ada visited Oslo", [], ["Ada", " "], ["Ada", ""]):
+        with pytest.raises(DataError, match=r"sentence 2 of 2: .* is not a list of words"):
+            loaded.predict_words([["Ada"], sentence])  # type: ignore[list-item]
+    assert [len(line["tags"]) for line in load(t5_run).predict_words(SENTENCES[:2])] == [4, 1]
     with pytest.raises(DataError, match="this run is one of sequence_classification, which answers texts"):
         predictor.predict_words(SENTENCES)
-
-
-@pytest.mark.parametrize("sentence", ["Ada visited Oslo", [], ["Ada", " "], ["Ada", ""]])
-def test_sentence_that_is_no_list_of_words_is_refused(tagger_run: Path, sentence: list[str]) -> None:
-    with pytest.raises(DataError, match=r"sentence 2 of 2: .* is not a list of words"):
-        load(tagger_run).predict_words([["Ada"], sentence])
 
 
 def test_text_by_itself_has_one_answer(predictor: Predictor) -> None:
     alone: dict[str, Any] = predictor.predict("a superb film")
     assert [alone] == predictor.predict(["a superb film"])
+    assert predictor.predict([]) == []
     with pytest.raises(DataError, match="text 1 of 1 is empty"):
         predictor.predict(" ")
-
-
-def test_no_text_has_no_answer(predictor: Predictor) -> None:
-    assert predictor.predict([]) == []
-
-
-@pytest.mark.parametrize("text", ["", " \n"])
-def test_empty_text_is_refused(predictor: Predictor, text: str) -> None:
-    with pytest.raises(DataError, match="text 2 of 2 is empty"):
-        predictor.predict(["a film", text])
+    for text in ("", " \n"):
+        with pytest.raises(DataError, match="text 2 of 2 is empty"):
+            predictor.predict(["a film", text])
 
 
 def test_label_that_training_lacked_is_refused(predictor: Predictor, tmp_path: Path) -> None:
@@ -219,12 +194,9 @@ def other_base(bert_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_base_with_another_sha256_is_refused(other_base: Path) -> None:
+def test_base_with_another_sha256_is_refused_or_allowed(other_base: Path, predictor: Predictor) -> None:
     with pytest.raises(AdapterError, match=r"trained on another .*sha256 .*--allow-base-mismatch"):
         load(other_base)
-
-
-def test_base_with_another_sha256_loads_when_allowed(other_base: Path, predictor: Predictor) -> None:
     texts = ["a superb film"]
     assert load(other_base, allow_base_mismatch=True).predict(texts) != predictor.predict(texts)
 
@@ -234,25 +206,6 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "missing")
     with pytest.raises(OutputError, match="neither a run folder nor an adapter"):
         load(tmp_path)
-
-
-def test_newer_format_is_refused(other_base: Path) -> None:
-    path = other_base / "lorakit.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(AdapterError, match="format 2 was written by a newer lorakit"):
-        load(other_base)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"task": {"name": "poetry"}}, {"base": {}}, {"labels": None}, {"dtype": "fp8"}, {"max_length": "long"}],
-    ids=lambda change: next(iter(change)),
-)
-def test_damaged_side_file_is_named(other_base: Path, change: dict) -> None:
-    path = other_base / "lorakit.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(AdapterError, match=r"lorakit\.json: damaged"):
-        load(other_base)
 
 
 # The same folder elsewhere
@@ -280,49 +233,33 @@ def outputs(loaded: Predictor) -> tuple[str, ...]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft and transformers about layers that the adapter then fills
-@pytest.mark.parametrize("name", RUNS)
-def test_adapter_folder_loads_in_transformers_with_the_same_logits(name: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(name)
-    loaded = load(folder)
-    labels = {} if name == "t5_run" else {"num_labels": len(outputs(loaded))}
-    theirs = auto_class(loaded).from_pretrained(folder / "adapter", dtype=torch.float32, **labels)
-    torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
+def test_adapter_folder_loads_in_transformers_and_peft_with_the_same_logits(run: Loaded) -> None:
+    peft, loaded, adapter = pytest.importorskip("peft"), run.predictor, run.folder / "adapter"
+    labels = {} if loaded.model.config.is_encoder_decoder else {"num_labels": len(outputs(loaded))}
+    read_by = auto_class(loaded).from_pretrained
+    by_transformers = read_by(adapter, dtype=torch.float32, **labels)
+    base = read_by(loaded.side.base.name, dtype=torch.float32, **labels)
+    for theirs in (by_transformers, peft.PeftModel.from_pretrained(base, adapter)):
+        torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", RUNS)
-def test_adapter_folder_loads_in_peft_with_the_same_logits(name: str, request: pytest.FixtureRequest) -> None:
-    peft = pytest.importorskip("peft")
-    folder = request.getfixturevalue(name)
-    loaded = load(folder)
-    labels = {} if name == "t5_run" else {"num_labels": len(outputs(loaded))}
-    base = auto_class(loaded).from_pretrained(loaded.side.base.name, dtype=torch.float32, **labels)
-    theirs = peft.PeftModel.from_pretrained(base, folder / "adapter")
-    torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
-
-
-def test_layers_that_the_checkpoint_lacked_are_shipped(bert_run: Path) -> None:
-    config = json.loads((bert_run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["modules_to_save"] == ["bert.pooler.dense", "classifier"]
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_merged_model_is_plain_and_has_the_same_logits(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    loaded = load(request.getfixturevalue(name))
+def test_merged_model_is_plain_and_answers_alike(run: Loaded, tmp_path: Path) -> None:
+    loaded, merged = run.predictor, load(run.folder, merge=True)
+    assert adapter_names(loaded.model)
+    assert not adapter_names(merged.model)
+    assert merged.lines(run.examples) == nearly(loaded.lines(run.examples))
     batch = inputs(loaded)
-    before = logits(loaded.model, batch)
-    loaded.merge_to(tmp_path / "merged")
-    theirs, info = auto_class(loaded).from_pretrained(
-        tmp_path / "merged", dtype=torch.float32, output_loading_info=True
-    )
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    torch.testing.assert_close(logits(theirs, batch), before, atol=1e-4, rtol=1e-4)
-    if name != "t5_run":
-        assert tuple(theirs.config.id2label.values()) == outputs(loaded)
-        assert theirs.config.problem_type == KINDS[loaded.task.info.model_kind].problem_type
+    for name, other in (("merged", merged), ("by itself", load(run.folder))):
+        other.merge_to(tmp_path / name)
+        theirs, info = auto_class(loaded).from_pretrained(
+            tmp_path / name, dtype=torch.float32, output_loading_info=True
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        torch.testing.assert_close(logits(theirs, batch), logits(loaded.model, batch), atol=1e-4, rtol=1e-4)
+        if not theirs.config.is_encoder_decoder:
+            assert tuple(theirs.config.id2label.values()) == outputs(loaded)
+            assert theirs.config.problem_type == KINDS[loaded.task.info.model_kind].problem_type
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer("a film").input_ids == loaded.task.tokenizer("a film").input_ids
 
@@ -353,12 +290,3 @@ def test_run_over_bf16_is_merged_in_fp32(bert: Path, files: Path, tmp_path: Path
     after = logits(loaded.model, inputs(loaded))
     torch.testing.assert_close(logits(theirs, inputs(loaded)), after)
     torch.testing.assert_close(after, before.float(), atol=0.1, rtol=0)  # bf16 rounds to 1/256
-
-
-def test_merged_full_model_has_the_same_logits(bert: Path, files: Path, tmp_path: Path) -> None:
-    raw: Sections = sections(bert, files)
-    fit(changed(raw, "train.method=full"), tmp_path / "run")
-    loaded = load(tmp_path / "run")
-    loaded.merge_to(tmp_path / "merged")
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))

@@ -72,7 +72,7 @@ def stop_and_resume(recipe: Recipe, folder: Path, step: int) -> None:
     run.fit()
 
 
-@pytest.mark.parametrize("step", [4, 6, 7, 10], ids="stopped after step {}".format)
+@pytest.mark.parametrize("step", [6, 10], ids="stopped after step {}".format)
 def test_resumed_run_equals_the_one_that_never_stopped(
     raw: Sections, straight: Path, tmp_path: Path, step: int
 ) -> None:
@@ -108,24 +108,21 @@ def test_resumed_run_equals_the_one_that_never_stopped_with_lines_over_several_s
 def test_resumed_run_of_another_method_equals_the_one_that_never_stopped(
     raw: Sections, tmp_path: Path, method: str
 ) -> None:
-    recipe = changed(raw, f"train.method={method}")
+    recipe = changed(raw, f"train.method={method}", "train.max_steps=6")
     fit(recipe, tmp_path / "straight")
-    stop_and_resume(recipe, tmp_path / "stopped", 7)
+    stop_and_resume(recipe, tmp_path / "stopped", 5)
     results = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("straight", "stopped")]
     assert results[0] == results[1]
 
 
 VARIANTS = {
     "DoRA": ["lora.use_dora=true"],
-    "LoRA-FA": ["lora.update=lora_fa"],
+    "all biases, token rows": ["lora.bias=all", "lora.lora_bias=true", "lora.trainable_token_indices=[5, 6, 7]"],
+    "LoRA-FA, orthogonal": ["lora.update=lora_fa", "lora.init=orthogonal"],
     "VeRA": ["lora.update=vera"],
-    "AdaLoRA": ["lora.update=adalora", "lora.target_r=2"],
+    "AdaLoRA, fast PiSSA": ["lora.update=adalora", "lora.target_r=2", "lora.init=pissa_niter_4"],
     "EVA": ["lora.init=eva"],
     "LoRA-GA": ["lora.init=lora_ga"],
-    "orthogonal": ["lora.init=orthogonal"],
-    "fast PiSSA": ["lora.init=pissa_niter_4"],
-    "all biases": ["lora.bias=all", "lora.lora_bias=true"],
-    "token rows": ["lora.trainable_token_indices=[5, 6, 7]"],
 }
 
 
@@ -193,69 +190,64 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=["truncated", "bit flipped", "deleted"])
-@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 def test_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
-    tmp_path: Path, harm: Callable[[Path], None], name: str
+    tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    for step in (3, 6):
-        save_checkpoint(tmp_path, Checkpoint(step, {"x": torch.full((3,), float(step))}, {"note": step}))
-    harm(tmp_path / "step-00000006" / name)
-    checkpoint, notes = newest_checkpoint(tmp_path)
-    assert (checkpoint.step, checkpoint.state, checkpoint.tensors["x"].tolist()) == (3, {"note": 3}, [3.0] * 3)
-    (note,) = notes
-    assert "step-00000006" in note
-    assert "taking the one before" in note
+    for name in ("state.safetensors", "state.json", "manifest.json"):
+        folder = tmp_path / name
+        for step in (3, 6):
+            save_checkpoint(folder, Checkpoint(step, {"x": torch.full((3,), float(step))}, {"note": step}))
+        harm(folder / "step-00000006" / name)
+        checkpoint, (note,) = newest_checkpoint(folder)
+        assert (checkpoint.step, checkpoint.state, checkpoint.tensors["x"].tolist()) == (3, {"note": 3}, [3.0] * 3)
+        assert "step-00000006" in note
+        assert "taking the one before" in note
 
 
-def test_empty_folder_of_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, Checkpoint(3, {"x": torch.zeros(1)}, {}))
-    (tmp_path / "step-00000009").mkdir()
-    assert newest_checkpoint(tmp_path)[0].step == 3
-
-
-def test_run_goes_on_from_the_one_before_a_damaged_checkpoint(raw: Sections, straight: Path, tmp_path: Path) -> None:
+def test_run_goes_on_from_the_one_before_a_damaged_checkpoint(raw: Sections, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         fit(changed(raw), tmp_path, stop_after(8))
     flip_a_bit(tmp_path / "checkpoints" / "step-00000006" / "state.safetensors")
-    told: list[Event] = []
-    run = resumed(changed(raw), tmp_path, told.append)
-    run.fit()
-    assert "step-00000006" in next(event.text for event in told if isinstance(event, Note))
-    assert outcome(tmp_path) == outcome(straight)
-
-
-def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "step-00000009").mkdir()
-    with pytest.raises(OutputError, match="no whole checkpoint"):
-        newest_checkpoint(tmp_path)
+    events: list[Event] = []
+    assert resumed(changed(raw), tmp_path, events.append).start == 3
+    assert "step-00000006" in next(event.text for event in events if isinstance(event, Note))
 
 
 def test_load_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
+    (tmp_path / "step-00000009").mkdir()
+    with pytest.raises(OutputError, match="no whole checkpoint"):
+        newest_checkpoint(tmp_path)
     saved = Checkpoint(7, {"a": torch.randn(2, 3), "b": torch.arange(4)}, {"k": [1.5, None]})
     save_checkpoint(tmp_path, saved)
-    found = load_checkpoint(tmp_path / "step-00000007")
-    assert (found.step, found.state) == (saved.step, saved.state)
-    assert all(torch.equal(found.tensors[key], value) for key, value in saved.tensors.items())
+    for loaded in (load_checkpoint(tmp_path / "step-00000007"), newest_checkpoint(tmp_path)[0]):
+        assert (loaded.step, loaded.state) == (saved.step, saved.state)
+        assert all(torch.equal(loaded.tensors[key], value) for key, value in saved.tensors.items())
 
 
 # All or nothing
 
 
-@pytest.mark.parametrize("there_before", [False, True])
 @pytest.mark.parametrize(
-    "error", [OSError("no space"), SafetensorError("no space"), ValueError("a bug"), KeyboardInterrupt()]
+    ("error", "caught"),
+    [
+        (OSError("no space"), OutputError),
+        (SafetensorError("no space"), OutputError),
+        (ValueError("a bug"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
 )
-def test_atomic_folder_leaves_no_half_folder(tmp_path: Path, there_before: bool, error: BaseException) -> None:
-    target = tmp_path / "adapter"
-    if there_before:
-        target.mkdir()
-        (target / "old").write_text("whole")
-    known = {OSError: OutputError, SafetensorError: OutputError}
-    with pytest.raises(known.get(type(error), type(error))), atomic_folder(target) as folder:
-        (folder / "new").write_text("half")
-        raise error
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"] * there_before
-    assert [p.name for p in target.glob("*")] == ["old"] * there_before
+def test_atomic_folder_leaves_no_half_folder(tmp_path: Path, error: BaseException, caught: type[BaseException]) -> None:
+    target = tmp_path / "above" / "adapter"
+    for before in ([], ["old"]):  # what is there
+        for name in before:
+            target.mkdir(parents=True)
+            (target / name).write_text("whole")
+        with pytest.raises(caught), atomic_folder(target) as folder:
+            (folder / "new").write_text("half")
+            raise error
+        assert [path.name for path in tmp_path.rglob("*")] == ["above", "adapter", "old"] * bool(before)
+    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(target / "old" / "adapter"):
+        pytest.fail("there is nothing to fill")
 
 
 def test_atomic_folder_puts_the_old_one_back_when_the_rename_fails(
@@ -317,13 +309,7 @@ def test_one_of_three_that_write_the_same_folder_wins(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out", "out/winner"]
 
 
-def test_parents_of_a_folder_that_is_not_written_are_removed(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a" / "b" / "out"):
-        raise ZeroDivisionError
-    assert [*tmp_path.iterdir()] == []
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+@pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_written_files_have_the_modes_of_new_files(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
@@ -334,9 +320,9 @@ def test_written_files_have_the_modes_of_new_files(tmp_path: Path, mask: int) ->
         atomic_text(tmp_path / "text", "")
     finally:
         os.umask(before)
-    found = {path: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
-    assert found == {path: oct((0o777 if path.is_dir() else 0o666) & ~mask) for path in found}
-    assert len(found) == 5
+    modes = {path: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert modes == {path: oct((0o777 if path.is_dir() else 0o666) & ~mask) for path in modes}
+    assert len(modes) == 5
 
 
 @pytest.mark.parametrize("following", [atomic_file, atomic_folder])
@@ -376,12 +362,6 @@ def test_old_checkpoint_goes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: (path / "manifest.json").unlink(missing_ok=True))
     save_checkpoint(tmp_path, Checkpoint(3, {}, {}))
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000003"]
-
-
-def test_atomic_folder_names_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(tmp_path / "file" / "adapter"):
-        pytest.fail("there is nothing to fill")
 
 
 def test_atomic_text_keeps_the_old_file_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,13 +78,13 @@ MIXED = {  # by name: the words of each member
         ["lora.layers_to_transform=1,", "train.batch_size=5"],
     ),
 }
-LONG = "ranks, scalings, targets"  # in which rounding has 50 steps to grow
+LONG = "ranks, scalings, targets"  # in which rounding has 25 steps to grow
 
 
 @pytest.mark.parametrize("mixed", MIXED)
 def test_a_member_learns_what_it_learns_alone(mixed: str, bert: Path, files: Path, tmp_path: Path) -> None:
     raw = sections(bert, files)
-    long = ["train.epochs=10", "train.max_steps=50", "train.eval_every=50"] if mixed == LONG else ["train.max_steps=7"]
+    long = ["train.epochs=5", "train.max_steps=25", "train.eval_every=25"] if mixed == LONG else ["train.max_steps=7"]
     recipes = [changed(raw, *STILL, *long, *words) for words in MIXED[mixed]]  # into a second epoch at least
     for i, result in enumerate(fit_jointly(recipes, tmp_path / "joint")):
         alone = fit(recipes[i], tmp_path / f"alone-{i}")
@@ -152,7 +152,7 @@ def test_what_is_not_finite_ends_one_member_alone(bert: Path, files: Path, tmp_p
 def test_members_of_one_order_share_forwards_within_the_limit(
     bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    recipes = [changed(sections(bert, files), *STILL, f"lora.r={r}") for r in (1, 2, 3)]
+    runs = runs_of([changed(sections(bert, files), *STILL, f"lora.r={r}") for r in (1, 2, 3)], tmp_path)
     seen: list[list[int]] = []
 
     def spy(*arguments: object) -> object:
@@ -160,15 +160,10 @@ def test_members_of_one_order_share_forwards_within_the_limit(
         raise Stopped  # the first step's are enough
 
     monkeypatch.setattr(loop, "plan_forwards", spy)
-    with pytest.raises(Stopped):
-        fit_all(runs_of(recipes, tmp_path / "all"))
-    longest = 8 * 12  # tokens of a member's batch, at most
-    monkeypatch.setattr(loop, "FORWARD_TOKENS", {"cpu": 2 * longest})
-    with pytest.raises(Stopped):
-        fit_all(runs_of(recipes, tmp_path / "two"))
-    monkeypatch.setattr(loop, "FORWARD_TOKENS", {"cpu": 1})
-    with pytest.raises(Stopped):
-        fit_all(runs_of(recipes, tmp_path / "one"))
+    for tokens in (loop.FORWARD_TOKENS["cpu"], 2 * 8 * 12, 1):  # 8 * 12: of a member's batch, at most
+        monkeypatch.setattr(loop, "FORWARD_TOKENS", {"cpu": tokens})
+        with pytest.raises(Stopped):
+            fit_all(runs)
     assert (seen[0], seen[2]) == ([3], [1, 1, 1])
     assert max(seen[1]) < 3
 

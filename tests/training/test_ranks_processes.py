@@ -23,7 +23,7 @@ from lorakit.errors import DataError, LorakitError, NumericsError
 from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Event
 from lorakit.training.prepare import prepare
-from tests.runs import Sections, changed, children, sections, weights
+from tests.runs import Sections, changed, children, sections, weights, without_pictures
 
 RANKS = 2
 COUNTED = ("accuracy", "macro_f1", "mcc", "f1", "best_step")  # scores that are shares of counts
@@ -93,13 +93,22 @@ def on_rank(rank: int, ports: Sequence[int], works: Sequence[Work]) -> list[Any]
     """What the works of one process give, one after the other."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
-    found = []
-    for port, (function, *arguments) in zip(ports, works, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
-        found.append(function(*arguments))
-        if dist.is_initialized():  # after a failure
-            dist.destroy_process_group()
-    return found
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        for port, (function, *arguments) in zip(ports, works, strict=True):
+            os.environ["MASTER_PORT"] = str(port)
+            results.append(function(*arguments))
+            if dist.is_initialized():  # after a failure
+                dist.destroy_process_group()
+    return results
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        yield
 
 
 def free_ports(n: int) -> list[int]:
