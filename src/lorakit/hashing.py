@@ -70,7 +70,7 @@ def read_object(path: Path, most: int) -> dict[str, Any]:
     with open_regular(path, most) as stream:
         data = stream.read()
     try:
-        raw = json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_int=_int)
+        raw = json.loads(data.decode(), object_pairs_hook=unique_keys, parse_int=_int)
     except UnicodeDecodeError as err:
         raise ValueError(f"not valid UTF-8 at byte {err.start:,}") from err
     except json.JSONDecodeError as err:
@@ -88,12 +88,13 @@ def read_object(path: Path, most: int) -> dict[str, Any]:
     return raw
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys stand once each. Raises a ValueError."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:80]!r} stands twice in an object")
-    return found
+    return values
 
 
 def _int(digits: str) -> int:

@@ -177,8 +177,8 @@ BAD = [
             (records(["b\\u0000"]), "column 'text' holds a NUL character"),
             (records(["b\\ud800"]), SURROGATE),
             (r'{"text": "a", "la\udc00bel": "b"}', SURROGATE),
-            ('{"text": "a", "text": "b"}', "not JSON: key 'text' stands twice in an object"),
-            ('{"text": "b", "more": {"x": 1, "x": 1}}', "not JSON: key 'x' stands twice in an object"),
+            ('{"text": "a", "text": "b"}', "not JSON: the key 'text' stands twice in an object"),
+            ('{"text": "b", "more": {"x": 1, "x": 1}}', "not JSON: the key 'x' stands twice in an object"),
             ('{"text": "a", "label": ' + "1" * 5000 + "}", "not JSON: "),
             ("[" * 100_000, "not JSON: "),
             ('{"label": "x"}', "column 'text' holds None, not a text"),
@@ -213,7 +213,10 @@ BAD = [
                 ('[{"text": "a"},\n["b"]]', ":2, record 2: a list, not a JSON object"),
                 ('[{"text": "a"},\n{"text": ' + "1" * 5000 + "}]", ":2: not JSON: "),
                 ('[{"text": "a"},\n' + "[" * 100_000, ":2: not JSON: "),
-                ('[{"text": "a"},\n{"text": "b", "text": "c"}]', ":2: not JSON: key 'text' stands twice in an object"),
+                (
+                    '[{"text": "a"},\n{"text": "b", "text": "c"}]',
+                    ":2: not JSON: the key 'text' stands twice in an object",
+                ),
                 ("[]", ": no record"),
                 ("[ \n ]", ": no record"),
             )

@@ -13,8 +13,8 @@ from lorakit.data.delimited import MOST_COLUMNS, NO_HEADER, QUOTED_LIST, Row, pl
 from lorakit.data.example import Columns, Example, Label, Wants, of_spans, of_words
 from lorakit.data.spans import Marked, Span, is_spans, settle, spans_of
 from lorakit.data.tags import entities, is_tag, odd_tags, scheme, standard, to_tags
-from lorakit.data.text import MOST_NAMES, bad_records, counted, in_order, listed, short
-from lorakit.errors import ConfigError, DataError, did_you_mean
+from lorakit.data.text import MOST_NAMES, bad_records, counted, in_order, listed
+from lorakit.errors import ConfigError, DataError, did_you_mean, short
 
 S = TypeVar("S")
 T = TypeVar("T")

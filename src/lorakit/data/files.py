@@ -12,8 +12,8 @@ from typing import Any
 from lorakit.data.delimited import Row
 from lorakit.data.example import Columns
 from lorakit.data.tags import OUTSIDE, is_tag
-from lorakit.data.text import counted, inner_name, lines_of, listed, read_text, short
-from lorakit.errors import DataError, first_line
+from lorakit.data.text import counted, inner_name, lines_of, listed, read_text
+from lorakit.errors import DataError, first_line, short
 
 COPIES = "files"  # below the folder that copies are put into
 

@@ -13,20 +13,12 @@ from lorakit.data.delimited import MOST_COLUMNS, Row
 from lorakit.data.example import Columns
 from lorakit.data.text import counted, listed, read_text, stream_lines
 from lorakit.errors import DataError
+from lorakit.hashing import unique_keys
 
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys stand once each; json would take the last one and say nothing."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"key {twice!r} stands twice in an object")
-    return values
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)  # json would take the last of two
 
 
 def read_json(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Generator[Row | DataError]:
@@ -40,11 +32,16 @@ def read_json(path: Path, options: Columns = Columns(), notes: list[str] | None 
     """
     if (kind := whole_value(path, options.encoding)) is None:
         for number, line in enumerate(stream_lines(path, options.encoding), start=1):
-            if line.strip():
-                try:
-                    yield _line(line.rstrip("\r\n"), number, f"{path}:{number}")
-                except DataError as err:
-                    yield err
+            where = f"{path}:{number}"
+            try:
+                if line.strip():
+                    yield _record(DECODER.decode(line.rstrip("\r\n")), where)
+            except json.JSONDecodeError as err:
+                yield DataError(f"{where}: not JSON: {err.msg} at column {err.colno}")
+            except (ValueError, RecursionError) as err:  # a number of thousands of digits, or as many open brackets
+                yield DataError(f"{where}: not JSON: {err}")
+            except DataError as err:
+                yield err
         return
     text = read_text(path, options.encoding)
     if kind == "array":
@@ -79,16 +76,8 @@ def _is_pair(value: Any) -> bool:
 
 
 PAIR = re.compile(r"\[\s*\"")
-CONTAINERS = (
-    "data",
-    "records",
-    "examples",
-    "items",
-    "rows",
-    "documents",
-    "instances",
-    "entries",
-)  # usual names of arrays
+# usual names of arrays
+CONTAINERS = ("data", "records", "examples", "items", "rows", "documents", "instances", "entries")
 WORDS = {"tokens", "words", "tags", "ner_tags", "pos_tags"}  # of one record, whose lists are not columns
 
 
@@ -206,16 +195,6 @@ def _paragraphs(row: Row) -> Iterator[Row]:
             yield row._replace(values=values, where=where)
 
 
-def _line(line: str, number: int, where: str) -> Row:
-    try:
-        values = DECODER.decode(line)
-    except json.JSONDecodeError as err:
-        raise DataError(f"{where}: not JSON: {err.msg} at column {err.colno}") from err
-    except (ValueError, RecursionError) as err:  # a number of thousands of digits, or as many open brackets
-        raise DataError(f"{where}: not JSON: {err}") from err
-    return _record(values, where)
-
-
 def _array(path: Path, text: str, position: int, *, is_all: bool = True) -> Iterator[Row]:
     """Record by record, so that each knows the line it begins on, and its number: tools write all of it in one line.
 
@@ -274,7 +253,7 @@ def is_prodigy(row: Row) -> bool:
     return row.values.get("answer") in ANSWERS or any(key in row.values for key in HASHES)
 
 
-def accepted(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
+def accepted_records(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     """The accepted records and a note of the others; no spans are an empty list, chosen options are the label.
 
     Where one label was accepted or rejected of each text, the rejected ones are the class `not LABEL`.
@@ -282,7 +261,7 @@ def accepted(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
     Raises:
         DataError: a record has no answer, or none was accepted.
     """
-    kept, left_out = [], []
+    accepted, left_out = [], []
     label = rows[0].values.get("label")
     is_yes_or_no = isinstance(label, str) and not any(
         row.values.get("label") != label or row.values.get("spans") or "options" in row.values for row in rows
@@ -293,16 +272,16 @@ def accepted(rows: Sequence[Row], source: str) -> tuple[list[Row], list[str]]:
         if answer not in ANSWERS:
             raise DataError(f"{row.where}: answer {answer!r}; expected {', '.join(ANSWERS)}")
         if answer == "accept":
-            kept.append(_plain(row))
+            accepted.append(_plain(row))
         elif answer == "reject" and is_yes_or_no:
-            kept.append(_plain(row._replace(values={**row.values, "label": f"not {label}"})))
+            accepted.append(_plain(row._replace(values={**row.values, "label": f"not {label}"})))
             rejected.append(row.where)
         else:
             left_out.append(f"{row.where} ({answer})")
-    if not kept:
+    if not accepted:
         raise DataError(f"{source}: no record was accepted")
     notes = counted(f"{source}: rejected records, which have the label 'not {label}'", rejected)
-    return kept, [*notes, *counted(f"{source}: records that were not accepted, left out", left_out)]
+    return accepted, [*notes, *counted(f"{source}: records that were not accepted, left out", left_out)]
 
 
 def _plain(row: Row) -> Row:
@@ -310,17 +289,10 @@ def _plain(row: Row) -> Row:
     if "accept" in values:  # of a choice among options
         values["label"] = values["accept"]
     if "tokens" in values:
-        values["token_offsets"] = [(token["start"], token["end"]) for token in _tokens(row)]
-        del values["tokens"]
+        tokens = values.pop("tokens")
+        if not isinstance(tokens, list) or not all(
+            isinstance(token, dict) and type(token.get("start")) is type(token.get("end")) is int for token in tokens
+        ):
+            raise DataError(f"{row.where}: tokens have no start and end")
+        values["token_offsets"] = [(token["start"], token["end"]) for token in tokens]
     return row._replace(values=values)
-
-
-def _tokens(row: Row) -> Sequence[dict[str, int]]:
-    tokens = row.values["tokens"]
-    whole = isinstance(tokens, list) and all(
-        isinstance(token, dict) and type(token.get("start")) is type(token.get("end")) is int for token in tokens
-    )
-    if not whole:
-        raise DataError(f"{row.where}: tokens have no start and end")
-    found: Sequence[dict[str, int]] = tokens
-    return found

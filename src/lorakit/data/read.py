@@ -35,7 +35,7 @@ from lorakit.data.files import (
     read_parallel,
     tables_of,
 )
-from lorakit.data.json_files import accepted, is_prodigy, read_json, whole_value
+from lorakit.data.json_files import accepted_records, is_prodigy, read_json, whole_value
 from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
 from lorakit.data.text import (
@@ -78,7 +78,7 @@ FORMATS: dict[str, Format] = {
     "label-first": Format(read_label_first),
     "label-studio": Format(read_json, adapt=flattened),
     "doccano": Format(read_json),
-    "prodigy": Format(read_json, adapt=accepted),
+    "prodigy": Format(read_json, adapt=accepted_records),
     "brat": Format(read_brat, (".ann",), with_spans),
     "spacy": Format(read_docbin, (".spacy",)),
     "excel": Format(read_excel, (".xlsx", ".xls", ".xlsb", ".ods")),
@@ -290,6 +290,7 @@ def _tool(kind: str, rows: Sequence[Row]) -> str:
 
 
 def _format(source: str, path: Path, encoding: str | None = None, split: str = "train") -> str:
+    """The format of a file or folder: by its name, or where that says nothing by its first lines."""
     if path.is_dir():
         if kind := _kind_of_folder(path, split):
             return kind
@@ -303,22 +304,19 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
             raise DataError(f"{source}: no such file; {did_you_mean(path.name, siblings)}")
         return "hub"
     kind = ENDINGS.get(inner_name(path).suffix.lower())
-    if kind is None:
-        return "brat" if is_brat(path) else "parallel" if parallel_files(path, split) else _sniffed(path, encoding)
-    if inner_name(path) != path and kind not in COMPRESSIBLE:
+    if kind is None and is_brat(path):
+        return "brat"
+    if kind is None and parallel_files(path, split):
+        return "parallel"
+    if kind is not None and inner_name(path) != path and kind not in COMPRESSIBLE:
         raise DataError(f"{path}: a compressed file of {kind} is not read; unpack it first")
-    return "conll" if kind == "tsv" and is_tagged_lines(_head(path, encoding)) else kind
-
-
-def _head(path: Path, encoding: str | None) -> list[str]:
-    return list(islice(stream_lines(path, encoding), HEAD))
-
-
-def _sniffed(path: Path, encoding: str | None) -> str:
-    """The format of a file whose ending says nothing, from its first lines."""
-    head = _head(path, encoding)
+    if kind not in (None, "tsv"):
+        return kind
+    head = list(islice(stream_lines(path, encoding), HEAD))
     if is_tagged_lines(head):
         return "conll"
+    if kind is not None:
+        return kind
     lines = [line for line in head if line.strip()]
     if lines and lines[0].lstrip()[0] in "{[":
         return "jsonl" if lines[0].lstrip()[0] == "{" else "json"

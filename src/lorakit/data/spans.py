@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from lorakit.data.text import counted
-from lorakit.errors import DataError
+from lorakit.errors import DataError, short
 
 Overlaps = Literal["error", "longest"]
 # Keys of a span by its part; the first that is there counts.
@@ -80,7 +80,7 @@ def spans_of(value: Any, where: str) -> list[Span]:
     if value is None:
         raise DataError(f"{where}: not annotated; a text without any entity says []")
     if not isinstance(value, list):
-        raise DataError(f"{where}: {_short(value)} is not a list of spans")
+        raise DataError(f"{where}: {short(value)} is not a list of spans")
     return [span for item in value for span in _read(item, where)]
 
 
@@ -91,30 +91,25 @@ def _read(item: Any, where: str) -> Iterable[Span]:
         item = dict(zip(("start", "end", "label"), item, strict=True))
     if not isinstance(item, dict):
         raise DataError(
-            f"{where}: {_short(item)} is not a span; expected [start, end, type] or an object with these keys"
+            f"{where}: {short(item)} is not a span; expected [start, end, type] or an object with these keys"
         )
     start, end, types = (_first(item, keys) for keys in (START, END, TYPE))
     types = types if isinstance(types, list) else [types]
     if type(start) is not int or type(end) is not int:
-        raise DataError(f"{where}: {_short(item)}: start and end of a span are whole numbers of characters")
+        raise DataError(f"{where}: {short(item)}: start and end of a span are whole numbers of characters")
     if any(type(kind) is int for kind in types):
         raise DataError(
-            f"{where}: {_short(item)}: the type is a number, whose name is not in the file; export with names (of doccano: "
+            f"{where}: {short(item)}: the type is a number, whose name is not in the file; export with names (of doccano: "
             "JSONL with label names)"
         )
     if not types or not all(isinstance(kind, str) and kind.strip() for kind in types):
-        raise DataError(f"{where}: {_short(item)}: a span needs a type under one of the keys {', '.join(TYPE)}")
+        raise DataError(f"{where}: {short(item)}: a span needs a type under one of the keys {', '.join(TYPE)}")
     own = item.get("text")
     return [Span(start, end, kind.strip(), own if isinstance(own, str) else None, where) for kind in types]
 
 
 def _first(item: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((item[key] for key in keys if key in item), None)
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def settle(
@@ -178,7 +173,7 @@ def _cut_words(records: Sequence[Marked], source: str) -> list[str]:
     if not cut:
         return []
     record, span = cut[0]
-    first = f"first {span.where}: {span} reads {_short(record.text[span.start : span.end])}"
+    first = f"first {span.where}: {span} reads {short(record.text[span.start : span.end])}"
     message = f"{source}: {len(cut)} of {n} spans begin or end inside a word ({first})"
     for what, convert in OTHER_OFFSETS.items():
         if len(_inside([convert(record) for record in bare])) <= WRONG * len(cut):
@@ -262,7 +257,7 @@ def _check(span: Span, text: str) -> None:
     if span.text is not None and not _alike(piece, span.text):
         at = _nearest(span.text, text, span.start)
         hint = "" if at is None else f"; that stands at {at}-{at + len(span.text)}"
-        raise DataError(f"{span.where}: {span} reads {_short(piece)}, but should read {_short(span.text)}{hint}")
+        raise DataError(f"{span.where}: {span} reads {short(piece)}, but should read {short(span.text)}{hint}")
 
 
 def _nearest(own: str, text: str, start: int) -> int | None:

@@ -284,12 +284,6 @@ def listed(names: Iterable[str]) -> str:
     return shown if len(found) <= MOST_NAMES else f"{shown}, ... ({len(found):,} in all)"
 
 
-def short(value: Any) -> str:
-    """A value for a message, its end left out where it is long."""
-    shown = repr(value[:MOST_SHOWN] if isinstance(value, (str, list)) else value)
-    return shown if len(shown) <= MOST_SHOWN else shown[: MOST_SHOWN - 3] + "..."
-
-
 def counted(what: str, places: Sequence[str]) -> list[str]:
     """The note `what: how many (the first places)`, or none where there is no place."""
     if not places:
