@@ -31,12 +31,8 @@ LAYER_COUNT = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)?layers?")
 LONGEST = 512  # tokens; the default limit where a model would allow more
 RATE = re.compile(r"(.*_)?(pdrop|dropout(_prob|_rate|_p)?)")  # how transformers calls a dropout rate
 LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that are skipped
-READ_EACH_TIME = (
-    "attention_dropout",
-    "attn_pdrop",
-    "dropout",
-    "hidden_dropout",
-)  # in the config, by Falcon, GPT-J, ...
+# in the config, by Falcon, GPT-J, ...
+READ_EACH_TIME = ("attention_dropout", "attn_pdrop", "dropout", "hidden_dropout")
 SHORT, LONG = "a", "a b c d e f g h i"  # two texts to be read together
 NEAR = 1e-3  # of the largest answer: by so much one may differ from another that should be the same
 # Families with byte-level BPE, where a word given alone must be told that a space stands before it.
@@ -122,7 +118,13 @@ def load_base(
         if pooling == "auto":
             pooling = "mean" if says == "mean" and not config.is_encoder_decoder else "cls"
         if pooling == "mean":
-            known = _over_tokens(known, config, name)
+            if known.peft_task_type != "SEQ_CLS" or config.is_encoder_decoder:
+                what = "an encoder with a decoder" if config.is_encoder_decoder else f"used by {known.auto_class}"
+                raise ModelError(
+                    f"model.pooling = 'mean': {name} is {what}; the mean is for encoders that answer whole texts"
+                )
+            # for transformers and peft an encoder without a head
+            known = replace(known, auto_class="AutoModel", peft_task_type="FEATURE_EXTRACTION")
         model, missing = _model(folder, name, known, config, seed)
         if pooling == "mean":
             classify_by_mean(model, config.num_labels, seed)
@@ -159,18 +161,6 @@ def load_base(
         pooling=pooling,
         own_pooling=says,
     )
-
-
-def _over_tokens(kind: Kind, config: Any, name: str) -> Kind:
-    """The kind of model that answers by the mean over its tokens: for transformers and peft an encoder without a head.
-
-    Raises:
-        ModelError: the mean is not for such a model.
-    """
-    if kind.peft_task_type != "SEQ_CLS" or config.is_encoder_decoder:
-        what = "an encoder with a decoder" if config.is_encoder_decoder else f"used by {kind.auto_class}"
-        raise ModelError(f"model.pooling = 'mean': {name} is {what}; the mean is for encoders that answer whole texts")
-    return replace(kind, auto_class="AutoModel", peft_task_type="FEATURE_EXTRACTION")
 
 
 def load_tokenizer(name: str, kind: str, revision: str | None = None) -> tuple[Any, int]:
@@ -528,11 +518,6 @@ def save_model(
         tokenizer.save_pretrained(folder)
     if reads_mean(model):
         save_layout(model, folder, max_length)
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's files and nothing else (a config.json would spoil an adapter folder)."""
-    tokenizer.save_pretrained(folder)
 
 
 def save_plain(base: BaseModel, folder: Path) -> None:

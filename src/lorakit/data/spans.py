@@ -18,17 +18,8 @@ END = ("end", "end_offset")
 TYPE = ("label", "type", "entity_group", "labels", "entity")
 ASTRAL = "\uffff"  # characters above this one are two code units in UTF-16
 CODE_UNITS = "offsets count UTF-16 code units, as JavaScript does; converted to characters"  # a note
-
-
 # Scripts that put no space between words, or put endings behind names: Thai and Lao, Burmese, Khmer, kana, Han, Hangul.
-UNSPACED = (
-    "\u0e00-\u0eff",
-    "\u1000-\u109f",
-    "\u1780-\u17ff",
-    "\u3040-\u9fff",
-    "\uac00-\ud7af",
-    "\U00020000-\U0003ffff",
-)
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 ENOUGH, WRONG = 10, 0.3  # spans, and the share of them that may begin or end inside a word before all are refused
 
 
@@ -93,7 +84,7 @@ def _read(item: Any, where: str) -> Iterable[Span]:
         raise DataError(
             f"{where}: {short(item)} is not a span; expected [start, end, type] or an object with these keys"
         )
-    start, end, types = (_first(item, keys) for keys in (START, END, TYPE))
+    start, end, types = (next((item[key] for key in keys if key in item), None) for keys in (START, END, TYPE))
     types = types if isinstance(types, list) else [types]
     if type(start) is not int or type(end) is not int:
         raise DataError(f"{where}: {short(item)}: start and end of a span are whole numbers of characters")
@@ -106,10 +97,6 @@ def _read(item: Any, where: str) -> Iterable[Span]:
         raise DataError(f"{where}: {short(item)}: a span needs a type under one of the keys {', '.join(TYPE)}")
     own = item.get("text")
     return [Span(start, end, kind.strip(), own if isinstance(own, str) else None, where) for kind in types]
-
-
-def _first(item: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    return next((item[key] for key in keys if key in item), None)
 
 
 def settle(
@@ -144,12 +131,12 @@ def settle(
                 if inner != (span.start, span.end):
                     trimmed.append(span.where)
                 spans.append(span._replace(start=inner[0], end=inner[1]))
-            kept = _without_overlaps(spans, overlaps)
+            apart = _without_overlaps(spans, overlaps)
         except DataError as err:
             resolved.append(err)
             continue
-        resolved.append(kept)
-        left_out += [record.where] * (len(spans) - len(kept))
+        resolved.append(apart)
+        left_out += [record.where] * (len(spans) - len(apart))
     notes += counted(f"{source}: spans cut at white space at their ends", trimmed)
     notes += counted(f"{source}: spans of white space alone, left out", blank)
     notes += counted(f"{source}: spans that overlap longer ones, left out", left_out)
@@ -161,7 +148,7 @@ def inside_word(text: str, start: int, end: int) -> bool:
     return any(
         0 < at < len(text)
         and all(map(str.isalpha if text[at].isalpha() else str.isdigit, text[at - 1 : at + 1]))
-        and not re.match(f"[{''.join(UNSPACED)}]", text[at])
+        and not re.match(f"[{UNSPACED}]", text[at])
         for at in (start, end)
     )
 
@@ -234,17 +221,14 @@ def _in_characters(record: Marked, width: Callable[[str], int] = lambda c: 1 + (
     return record._replace(spans=spans)
 
 
-def _with_ends_after(record: Marked) -> Marked:
-    """Inclusive ends, which are offsets of last characters, as offsets after these."""
-    return record._replace(spans=[span._replace(end=span.end + 1) for span in record.spans])
-
-
 OTHER_OFFSETS: Mapping[str, Callable[[Marked], Marked]] = {
     "offsets count UTF-16 code units (JavaScript, Java)": _in_characters,
     "offsets count bytes of UTF-8": partial(_in_characters, width=lambda c: len(c.encode("utf-8", "surrogatepass"))),
     "line ends count two characters (\\r\\n)": partial(_in_characters, width=lambda c: 1 + (c == "\n")),
     "line ends (\\r\\n) count one character": partial(_in_characters, width=lambda c: int(c != "\r")),
-    "ends are those of last characters": _with_ends_after,
+    "ends are those of last characters": lambda record: record._replace(
+        spans=[span._replace(end=span.end + 1) for span in record.spans]
+    ),
 }
 
 
@@ -255,17 +239,11 @@ def _check(span: Span, text: str) -> None:
         raise DataError(f"{span.where}: {span} is empty; its end is the offset after its last character")
     piece = text[span.start : span.end]
     if span.text is not None and not _alike(piece, span.text):
-        at = _nearest(span.text, text, span.start)
-        hint = "" if at is None else f"; that stands at {at}-{at + len(span.text)}"
+        own, start = span.text, span.start
+        places = [at for at in (text.rfind(own, 0, start + len(own)), text.find(own, start)) if own and at >= 0]
+        at = min(places, key=lambda at: abs(at - start), default=None)
+        hint = "" if at is None else f"; that stands at {at}-{at + len(own)}"
         raise DataError(f"{span.where}: {span} reads {short(piece)}, but should read {short(span.text)}{hint}")
-
-
-def _nearest(own: str, text: str, start: int) -> int | None:
-    """Where the text of a span stands that is nearest to where it should."""
-    if not own:
-        return None
-    found = [at for at in (text.rfind(own, 0, start + len(own)), text.find(own, start)) if at >= 0]
-    return min(found, key=lambda at: abs(at - start), default=None)
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int] | None:
@@ -276,7 +254,6 @@ def trim(text: str, start: int, end: int) -> tuple[int, int] | None:
 
 
 def _without_overlaps(spans: Sequence[Span], overlaps: Overlaps) -> list[Span]:
-    kept: list[Span] = []
     ordered = sorted(spans, key=lambda span: (span.start, span.end))
     if overlaps == "error":
         for one, other in pairwise(ordered):
@@ -286,7 +263,8 @@ def _without_overlaps(spans: Sequence[Span], overlaps: Overlaps) -> list[Span]:
                     "ones with data.overlaps=longest"
                 )
         return ordered
+    longest: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.start - span.end, span.start)):  # the longest first
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
-    return sorted(kept)
+        if all(span.end <= other.start or other.end <= span.start for other in longest):
+            longest.append(span)
+    return sorted(longest)

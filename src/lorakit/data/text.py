@@ -14,19 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from lorakit.errors import DataError
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-LONGEST = (
-    2**24
-)  # characters of a line, and of a field of a table; a quote that is never closed would take in the whole file
+# characters of a line, and of a field of a table; a quote that is never closed would take in the whole file
+LONGEST = 2**24
 MAGIC = {
     b"\x1f\x8b": "gzip data, whose name ends in .gz",
     b"PK\3\4": "a zip archive or an Excel workbook (.zip, .xlsx)",
-}
-MAGIC |= {
     b"PAR1": "Parquet, whose name ends in .parquet",
     b"\x28\xb5\x2f\xfd": "Zstandard data, whose name ends in .zst",
 }
@@ -42,23 +39,6 @@ def inner_name(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """A file to read from its beginning, unpacked where its name ends as that of a compressed one.
-
-    Raises:
-        DataError: it is missing, or is a folder, a pipe or a device, or what unpacks it is missing.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            what = "a folder" if path.is_dir() else "a pipe or a device; write what comes from it to a file first"
-            raise DataError(f"{path}: not a regular file but {what}")
-        return cast(BinaryIO, COMPRESSED.get(path.suffix.lower(), _plain)(path))
-    except OSError as err:
-        raise _unreadable(path, err) from err
-    except DAMAGE as err:
-        raise DataError(f"{path}: damaged: {err}") from err
-
-
 def check_unpacked(path: Path) -> None:
     """Raise a DataError where what is in a zip archive is so much that it is a trap."""
     if zipfile.is_zipfile(path):
@@ -66,10 +46,6 @@ def check_unpacked(path: Path) -> None:
             size = sum(member.file_size for member in archive.infolist())
         if size > max(MOST_UNPACKED[0] * path.stat().st_size, MOST_UNPACKED[1]):
             raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size")
-
-
-def _plain(path: Path) -> Any:
-    return path.open("rb")
 
 
 def _zip(path: Path) -> Any:
@@ -108,12 +84,19 @@ def _member(path: Path) -> zipfile.ZipInfo:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The same within a block, in which whatever reading meets becomes a DataError too."""
+    """A file to read from its beginning within a block, unpacked where its name ends as that of a compressed one.
+
+    Raises:
+        DataError: it is missing, or is a folder, a pipe or a device, or what unpacks it is missing; or reading fails.
+    """
     try:
-        with open_bytes(path) as file:
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a pipe or a device; write what comes from it to a file first"
+            raise DataError(f"{path}: not a regular file but {what}")
+        with COMPRESSED.get(path.suffix.lower(), partial(Path.open, mode="rb"))(path) as file:
             yield file
     except OSError as err:
-        raise _unreadable(path, err) from err
+        raise DataError(f"{path}: cannot be read: {err.strerror or err}") from err
     except DAMAGE as err:
         raise DataError(f"{path}: damaged: {err}") from err
 
@@ -125,10 +108,6 @@ def read_bytes(path: Path) -> bytes:
     if not data.strip():
         raise DataError(f"{path}: the file is empty")
     return data
-
-
-def _unreadable(path: Path, err: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read: {err.strerror or err}")
 
 
 def read_text(path: Path, encoding: str | None = None) -> str:
@@ -156,7 +135,13 @@ def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONG
         _check_stream(path, path.stat().st_size, path.stat().st_mtime_ns)
     try:
         with opened(path) as raw, io.TextIOWrapper(raw, codec, newline="") as text:
-            _check_beginning(path, raw.read(4), encoding)
+            head = raw.read(4)
+            if encoding is None and head[:2] in UTF16:
+                raise DataError(f"{path}:1: the file is UTF-16: say data.encoding=utf-16")
+            if what := next((what for magic, what in MAGIC.items() if head.startswith(magic)), None):
+                raise DataError(f"{path}: not text but {what}")
+            if b"\0" in head and encoding is None:
+                raise _nul(path, 1, encoding)
             raw.seek(0)
             for number, line in enumerate(iter(partial(text.readline, longest), ""), start=1):
                 if "\0" in line:
@@ -182,15 +167,6 @@ def _check_stream(path: Path, size: int, changed: int) -> None:
         while block := raw.read(2**20):
             if (left := left - len(block)) < 0:
                 raise DataError(f"{path}: unpacks to more than {MOST_UNPACKED[0]} times its size; unpack it first")
-
-
-def _check_beginning(path: Path, head: bytes, encoding: str | None) -> None:
-    if encoding is None and head[:2] in UTF16:
-        raise DataError(f"{path}:1: the file is UTF-16: say data.encoding=utf-16")
-    if what := next((what for magic, what in MAGIC.items() if head.startswith(magic)), None):
-        raise DataError(f"{path}: not text but {what}")
-    if b"\0" in head and encoding is None:
-        raise _nul(path, 1, encoding)
 
 
 def _nul(path: Path, line: int, encoding: str | None) -> DataError:
@@ -233,9 +209,8 @@ def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
             try:
                 decoder.decode(block)
             except UnicodeDecodeError as found:
-                start = found.start - (
-                    len(found.object) - len(block)
-                )  # of the block; before it lies what was incomplete
+                # from the block's beginning, before which lies what was incomplete
+                start = found.start - (len(found.object) - len(block))
                 line += found.object[: found.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
                 position += start
                 byte = found.object[found.start]
@@ -272,16 +247,14 @@ def _guessed(path: Path) -> str:
 MOST = 5  # places that a note lists
 MOST_BAD = 10  # records that an error lists
 MOST_NAMES = 12  # that a message lists
-MOST_SHOWN = 80  # characters of a value in a message
+MOST_SHOWN = 80  # characters of a name in a message
 
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message: the first ones, and how many there are."""
-    found = list(names)
-    shown = ", ".join(
-        name if len(name) <= MOST_SHOWN else name[: MOST_SHOWN - 3] + "..." for name in found[:MOST_NAMES]
-    )
-    return shown if len(found) <= MOST_NAMES else f"{shown}, ... ({len(found):,} in all)"
+    every = list(names)
+    shown = ", ".join(n if len(n) <= MOST_SHOWN else n[: MOST_SHOWN - 3] + "..." for n in every[:MOST_NAMES])
+    return shown if len(every) <= MOST_NAMES else f"{shown}, ... ({len(every):,} in all)"
 
 
 def counted(what: str, places: Sequence[str]) -> list[str]:
@@ -299,8 +272,8 @@ def bad_records(source: str, bad: Sequence[DataError], n: int | None = None, *, 
         return bad[0]
     what = "none of its records can be used" if of_all else f"{n:,} records cannot be used"
     what += "; correct them" + ("" if of_all else ", or leave them out with data.on_bad=skip")
-    told = [*map(str, bad[:MOST_BAD]), *[f"and {n - MOST_BAD:,} more"] * (n > MOST_BAD)]
-    return DataError(f"{source}: {what}: {'; '.join(told)}")
+    reasons = [*map(str, bad[:MOST_BAD]), *[f"and {n - MOST_BAD:,} more"] * (n > MOST_BAD)]
+    return DataError(f"{source}: {what}: {'; '.join(reasons)}")
 
 
 def left_out(source: str, bad: Sequence[DataError], n: int | None = None) -> list[str]:

@@ -19,7 +19,6 @@ from lorakit.data.streaming import Streamed
 from lorakit.errors import DataError, OutputError
 from lorakit.hashing import folder_sha256
 from lorakit.inference.answer import chunks
-from lorakit.models import save_tokenizer
 from lorakit.runtime.files import atomic_folder, remove_folder
 from lorakit.tasks.base import Item, Task
 
@@ -64,7 +63,7 @@ def _tokenizer_sha256(tokenizer: Any) -> str:
     """sha256 of its files, but for how its last call has cut and padded texts."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        save_tokenizer(tokenizer, place)
+        tokenizer.save_pretrained(place)
         if (path := place / "tokenizer.json").is_file():
             facts = json.loads(path.read_text(encoding="utf-8"))
             path.write_text(json.dumps({**facts, "truncation": None, "padding": None}), encoding="utf-8")

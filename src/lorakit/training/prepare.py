@@ -412,9 +412,9 @@ def _count_cut(task: Task, parts: dict[str, Part], max_length: int, report: Repo
             texts[name] = cut["texts"]
         if cut.total():
             counts = {"texts": cut["texts"], "targets": cut["targets"], "entities lost": cut["entities"]}
-            told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            shown = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
             share = cut["texts"] / len(part.examples)
-            report(Note(f"{name}: cut at {max_length} tokens: {told}, of {len(part.examples)} texts ({share:.1%})"))
+            report(Note(f"{name}: cut at {max_length} tokens: {shown}, of {len(part.examples)} texts ({share:.1%})"))
         if longer:
             report(Note(f"{name}: longer than {max_length} tokens: {longer} texts, read in {n} overlapping windows"))
     return texts

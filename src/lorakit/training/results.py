@@ -15,7 +15,7 @@ from lorakit.errors import NumericsError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, write_side
 from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, save_adapter
-from lorakit.models import save_model, save_tokenizer, versions
+from lorakit.models import save_model, versions
 from lorakit.runtime.device import machine_name, peak_memory
 from lorakit.runtime.files import atomic_folder, atomic_text
 from lorakit.tasks.base import Task
@@ -131,7 +131,7 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
         else:
             info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
             save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)
-            save_tokenizer(prepared.base.tokenizer, folder)
+            prepared.base.tokenizer.save_pretrained(folder)
         write_side(folder, _side(prepared, scores))
     return target
 

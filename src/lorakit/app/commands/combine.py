@@ -304,14 +304,13 @@ class Several:
         """Write the combination as an adapter folder that says what it was made of."""
         from lorakit.inference.adapter_folder import write_side
         from lorakit.lora import read_adapter_config, save_adapter
-        from lorakit.models import save_tokenizer
         from lorakit.runtime.files import atomic_folder
 
         runs = {"runs": [str(run) for run in self.runs], "weights": list(weights), **dataclasses.asdict(self.way)}
         side = self.side.model_copy(update={"scores": {}, **more, "combined": runs})
         with atomic_folder(out) as folder:
             save_adapter(self.model, folder, made.config, read_adapter_config(self.folders[0])[1], INTO)
-            save_tokenizer(self.tokenizer, folder)
+            self.tokenizer.save_pretrained(folder)
             write_side(folder, side)
 
 

@@ -64,7 +64,7 @@ def import_adapter(
     from lorakit.inference.side import Base, Side
     from lorakit.lora import BaseInfo, count_parameters, load_adapter, read_adapter_config, save_adapter
     from lorakit.lora.peft_files import WEIGHTS_FILE, read_header
-    from lorakit.models import KINDS, save_tokenizer, versions
+    from lorakit.models import KINDS, versions
     from lorakit.recipe import TaskSection
     from lorakit.runtime.files import atomic_folder
     from lorakit.task_info import TASKS
@@ -92,7 +92,7 @@ def import_adapter(
     config = load_adapter(model.model, source)
     with atomic_folder(out) as folder:
         save_adapter(model.model, folder, config, BaseInfo(name, model.revision, model.kind.peft_task_type))
-        save_tokenizer(model.tokenizer, folder)
+        model.tokenizer.save_pretrained(folder)
         side = Side(
             task=section,
             labels=labels,
