@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tokenize
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -56,8 +57,6 @@ def _last_line(code: CodeType) -> int:
 
 def package() -> str:
     """Files and lines of the package, and which share of its lines of code are imports."""
-    from tests.test_architecture import code_lines, docstring_lines
-
     files = sorted(PACKAGE.rglob("*.py"))
     lines = code = imports = 0
     for path in files:
@@ -69,6 +68,20 @@ def package() -> str:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 imports += (node.end_lineno or node.lineno) - node.lineno + 1
     return f"package  {len(files)} files, {lines:,} lines, {code:,} of code, {imports / code:.1%} of them imports"
+
+
+def code_lines(source: str) -> set[int]:
+    """The lines that are not blank and not a comment alone."""
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {line for t in tokens if t.type not in layout for line in range(t.start[0], t.end[0] + 1)}
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    """The lines of docstrings."""
+    owners = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    strings = [n.body[0] for n in owners if ast.get_docstring(n) is not None]
+    return {line for s in strings for line in range(s.lineno, (s.end_lineno or 0) + 1)}
 
 
 def main() -> None:

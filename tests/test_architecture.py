@@ -1,14 +1,12 @@
-"""The direction of imports and the size budgets, held as data; a violation is a failed test that names the place."""
+"""What each file may import, held as data, and what one file alone may do; a violation is a test that names the place."""
 
 from __future__ import annotations
 
 import ast
 import functools
-import io
 import subprocess
 import sys
-import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -58,9 +56,8 @@ OWNERS = {
 NEVER = {"peft", "accelerate", "lightning", "pytorch_lightning"}
 LORA_NEEDS = {"torch", "safetensors", "lorakit"}
 VAGUE = {"utils", "util", "helpers", "common", "misc"}
-
-LONGEST_FUNCTION, LONGEST_FILE = 80, 600  # lines of code; of a file, all lines
-POSITIONAL, PARAMETERS = 6, 8
+RUNS_CODE = {"from_pretrained", "from_config", "get_class_from_dynamic_module", "pipeline"}  # that a file brings
+PRINTS = {"click.echo", "click.secho", "print"}
 
 
 class Import(NamedTuple):
@@ -72,20 +69,26 @@ class Import(NamedTuple):
 
 
 @functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Every node of a file."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
 def imports_of(path: Path) -> list[Import]:
     """Every import of a file, inside functions too; those under TYPE_CHECKING left out."""
-    return list(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+    return list(_imports(nodes_of(path)))
 
 
-def _imports(tree: ast.Module) -> Iterator[Import]:
+def _imports(nodes: Sequence[ast.AST]) -> Iterator[Import]:
     typing_only = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for statement in node.body
         for inner in ast.walk(statement)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
@@ -155,46 +158,6 @@ def _targets(entry: Import, names: Mapping[str, Path]) -> set[str]:
     return {inner} if inner in names else {entry.module} & names.keys()
 
 
-class Function(NamedTuple):
-    """The size of one function: lines with code in them, docstring and comments left out."""
-
-    place: str
-    lines: int
-    positional: int
-    parameters: int
-
-
-def functions(path: Path) -> Iterator[Function]:
-    """The functions and methods of a file."""
-    source = path.read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    code = code_lines(source) - docstring_lines(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            lines = sum(node.lineno <= line <= (node.end_lineno or 0) for line in code)
-            positional = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")]
-            yield Function(
-                f"{path.relative_to(PACKAGE.parent)}:{node.lineno} {node.name}",
-                lines,
-                len(positional),
-                len(positional) + len(node.args.kwonlyargs),
-            )
-
-
-def code_lines(source: str) -> set[int]:
-    """The lines that are not blank and not a comment alone."""
-    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {line for t in tokens if t.type not in layout for line in range(t.start[0], t.end[0] + 1)}
-
-
-def docstring_lines(tree: ast.Module) -> set[int]:
-    """The lines of docstrings."""
-    owners = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
-    strings = [n.body[0] for n in owners if ast.get_docstring(n) is not None]
-    return {line for s in strings for line in range(s.lineno, (s.end_lineno or 0) + 1)}
-
-
 # The package
 
 
@@ -214,23 +177,26 @@ def test_table_has_every_part_of_the_package() -> None:
     assert {part_of(path.relative_to(PACKAGE)) for path in FILES} == set(ALLOWED)
 
 
-@pytest.fixture(scope="module")
-def every() -> list[Function]:
-    """Every function of the package."""
-    return [function for path in FILES for function in functions(path)]
+def test_one_function_reads_by_transformers_and_trusts_no_code() -> None:
+    found = []
+    for path in FILES:
+        functions = [node for node in nodes_of(path) if isinstance(node, ast.FunctionDef)]
+        for node in nodes_of(path):
+            place = ""
+            if isinstance(node, ast.Attribute) and node.attr in RUNS_CODE:
+                place = node.attr
+            elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                place = f"trust_remote_code={ast.unparse(node.value)}"
+            if place:
+                around = [f.name for f in functions if f.lineno <= node.lineno <= (f.end_lineno or 0)]
+                found.append((path.name, around, place))
+    here = ("models.py", ["_from_pretrained"])
+    assert sorted(found) == [(*here, "from_pretrained"), (*here, "trust_remote_code=False")]
 
 
-def test_no_function_is_longer_than_a_page(every: list[Function]) -> None:
-    assert [f for f in every if f.lines > LONGEST_FUNCTION] == []
-
-
-def test_functions_have_few_parameters(every: list[Function]) -> None:
-    assert [f for f in every if f.positional > POSITIONAL or f.parameters > PARAMETERS] == []
-
-
-def test_no_file_is_longer_than_a_chapter() -> None:
-    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    assert {path: n for path, n in lines.items() if n > LONGEST_FILE} == {}
+def test_every_command_prints_in_one_way() -> None:
+    calls = [(path, node) for path in FILES for node in nodes_of(path) if isinstance(node, ast.Call)]
+    assert [path.name for path, call in calls if ast.unparse(call.func) in PRINTS] == ["printing.py"]
 
 
 # The checks themselves
@@ -284,14 +250,6 @@ def test_cycle_is_found(tmp_path: Path) -> None:
     assert set(cycle(package)) == {"lorakit.a", "lorakit.b"}
 
 
-def test_function_size_leaves_docstring_and_comments_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
-    path = tmp_path / "m.py"
-    path.write_text('def f(a, *, b):\n    """One.\n\n    Two."""\n\n    # three\n    return (\n        a\n    )\n')
-    (found,) = functions(path)
-    assert found[1:] == (4, 1, 2)
-
-
 # What a fresh interpreter loads
 
 
@@ -320,9 +278,9 @@ def test_settings_know_the_names_of_all_variants() -> None:
     assert (tuple(INITS), tuple(DATA_INITS), tuple(UPDATES)) == (INIT_NAMES, DATA_INIT_NAMES, UPDATE_NAMES)
 
 
-@pytest.mark.parametrize("module", ["lorakit.task_info", "lorakit.recipe", "lorakit.lora.config"])
-def test_floor_does_without_torch(module: str) -> None:
-    assert loaded(f"import {module}", {"torch", "transformers", "numpy", "safetensors", module}) == {module}
+def test_floor_does_without_torch() -> None:
+    code = "import lorakit.task_info, lorakit.recipe, lorakit.lora.config"
+    assert loaded(code, {"torch", "transformers", "numpy", "safetensors", "lorakit.recipe"}) == {"lorakit.recipe"}
 
 
 def test_metrics_and_reports_need_numpy_alone() -> None:
@@ -341,31 +299,21 @@ def test_help_imports_no_command_and_help_of_a_command_no_torch() -> None:
 
 
 def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
-    mistakes = [
-        ("train.lrr=1",),
-        ("train.lr=fast",),
-        ("task.name=poetry",),
-        ("task.metric=entity_f1",),
-        ("lora.init=pizza",),
-        ("lora.init=loftq",),
-        ("lora.update=adalroa",),
-        ("lora.use_dora=true", "lora.lora_bias=true"),
-        ("lora.rank_pattern={query=0}",),
-        ("lora.target_modules=[]",),
-        ("lora.target_modules=(",),
-        ("lora.target_r=4",),
-        ("model.quantize=nf4", "train.method=full"),
-        ("model.dtype=bf16", "train.method=full"),
-        ("model.quantize=nf4", "train.shard_base=true"),
-        ("task.name=token_classification", "task.crf=true", "train.method=full"),
-        ("task.name=ordinal_classification", "task.order=[low,low]"),
-    ]
+    mistakes = """
+        train.lrr=1 | train.lr=fast | task.name=poetry | task.metric=entity_f1 | lora.init=pizza | lora.init=loftq |
+        lora.update=adalroa | lora.use_dora=true lora.lora_bias=true | lora.rank_pattern={query=0} |
+        lora.target_modules=[] | lora.target_modules=( | lora.target_r=4 | model.quantize=nf4 train.method=full |
+        model.dtype=bf16 train.method=full | model.quantize=nf4 train.shard_base=true |
+        task.name=token_classification task.crf=true train.method=full |
+        task.name=ordinal_classification task.order=[low,low]
+    """
     recipe = PACKAGE.parent.parent / "recipes" / "sst2-bert.toml"
     code = (
         "from lorakit.app.cli import main\n"
-        f"of_recipe = [('train', {str(recipe)!r}, *words) for words in {mistakes!r}]\n"
+        f"of_recipe = [('train', {str(recipe)!r}, *words.split()) for words in {mistakes!r}.split('|')]\n"
         f"others = [(verb, {str(recipe)!r}, 'train.lrr=1') for verb in ('check', 'inspect')]\n"
-        "for words in (('train', 'nowhere.csv', '--model', 'minilm', 'train.lrr=1'), *others, *of_recipe):\n"
+        f"sweep = ('sweep', {str(recipe)!r}, 'lora.rr=1,2', '--optuna', '--trials', '2')\n"
+        "for words in (('train', 'nowhere.csv', '--model', 'minilm', 'train.lrr=1'), sweep, *others, *of_recipe):\n"
         "    try:\n"
         "        main(words)\n"
         "    except SystemExit as end:\n"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-import lorakit
 from lorakit.app.console import Screen, score_lines
 from lorakit.app.printing import visible
 from lorakit.runtime.events import Note
@@ -62,12 +60,3 @@ def test_labels_names_and_texts_do_nothing_to_a_terminal(cli: Cli, bert_run: Pat
 def test_notes_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     Screen()(Note(f"file {TITLE}"))
     assert capsys.readouterr().err == "file \\u001b]0;owned\\u0007\\u009b2J\n"
-
-
-def test_every_command_prints_in_one_way() -> None:
-    found = []
-    for path in sorted(Path(lorakit.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "print", "click.secho"):
-                found.append(path.name)
-    assert found == ["printing.py"]

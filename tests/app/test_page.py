@@ -32,14 +32,16 @@ def running(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator[Ru
     folder = tmp_path_factory.mktemp("shown")
     ship(folder / "mood", bert, "sequence_classification", (RUNS, "good"), seed=1)
     ship(folder / "topic", bert, "sequence_classification", ("one", "two", "three"), seed=2)
-    yield from serve(folder)
+    with serve(folder) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def tagging(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("marked")
     ship(folder / NAME, bert, "token_classification", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), seed=3)
-    yield from serve(folder)
+    with serve(folder) as server:
+        yield server
 
 
 def ask(page: Tab, running: Running, adapter: str, text: str) -> None:

@@ -45,6 +45,13 @@ LIMITS = Limits(body_bytes=20_000, body_s=0.4, characters=2_000, inputs=4)
 TEXTS = [text for text, _ in reviews(24)]
 
 
+def head(*lines: str) -> bytes:
+    """The first bytes of a request to /predict."""
+    return "\r\n".join(
+        ("POST /predict HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines, "", "")
+    ).encode()
+
+
 class Reply(NamedTuple):
     """What came back."""
 
@@ -140,23 +147,23 @@ def test_documented_requests_of_text_embeddings_inference_are_answered(running: 
 
 def test_requests_together_get_the_answers_that_each_gets_alone(running: Running) -> None:
     names = ("mood", "topic", "tags")
-    asked = [(text, names[i % 3]) for i, text in enumerate(TEXTS)]
+    requests = [(text, names[i % 3]) for i, text in enumerate(TEXTS)]
     with ThreadPoolExecutor(8) as clients:
-        together = list(clients.map(lambda each: running.predict(each[0], adapter=each[1]).json, asked))
+        together = list(clients.map(lambda each: running.predict(each[0], adapter=each[1]).json, requests))
     loaded = {name: load(running.root / name) for name in names}
-    for (text, name), entries in zip(asked, together, strict=True):
+    for (text, name), entries in zip(requests, together, strict=True):
         (answer,) = loaded[name].predict([text])
         assert scores(entries) == pytest.approx(answer["probabilities"], abs=1e-5)
 
 
-def test_kserve_protocol_tells_and_answers(running: Running) -> None:
+def test_kserve_protocol_describes_and_answers(running: Running) -> None:
     assert running.ask("/v2/health/ready").status == 200
     model = running.ask("/v2/models/topic").json
     assert (model["name"], [tensor["name"] for tensor in model["inputs"]]) == ("topic", ["text"])
     tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": TEXTS[:2]}
-    found = running.ask("/v2/models/topic/infer", {"id": "7", "inputs": [tensor]}).json
-    outputs = {output["name"]: output for output in found["outputs"]}
-    assert (found["id"], found["model_name"], outputs["probabilities"]["shape"]) == ("7", "topic", [2, 3])
+    reply = running.ask("/v2/models/topic/infer", {"id": "7", "inputs": [tensor]}).json
+    outputs = {output["name"]: output for output in reply["outputs"]}
+    assert (reply["id"], reply["model_name"], outputs["probabilities"]["shape"]) == ("7", "topic", [2, 3])
     expected = [load(running.root / "topic").predict([text])[0] for text in TEXTS[:2]]
     assert outputs["label"]["data"] == [answer["label"] for answer in expected]
     assert outputs["score"]["data"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
@@ -189,19 +196,19 @@ def test_answers_of_every_task_have_a_form(
     answer: dict[str, Any], entries: list[dict[str, Any]], outputs: dict[str, list[Any]]
 ) -> None:
     assert prediction(answer) == entries
-    found = tensors([answer] * 2)
-    assert {tensor["name"]: tensor["data"] for tensor in found} == outputs
-    assert all(math.prod(tensor["shape"]) == len(tensor["data"]) for tensor in found)
+    made = tensors([answer] * 2)
+    assert {tensor["name"]: tensor["data"] for tensor in made} == outputs
+    assert all(math.prod(tensor["shape"]) == len(tensor["data"]) for tensor in made)
     assert [math.exp(e["score"]) for e in prediction(answer, raw=True) if "probabilities" in answer] == pytest.approx(
         [entry["score"] for entry in entries if "probabilities" in answer]
     )
 
 
-def test_metrics_and_info_are_told(running: Running) -> None:
+def test_metrics_and_info_name_the_adapters(running: Running) -> None:
     running.predict("a film", adapter="mood")
-    told = running.ask("/metrics").body.decode()
-    assert 'lorakit_requests_total{route="/predict",status="200"}' in told
-    assert 'lorakit_texts_total{adapter="mood"}' in told
+    metrics = running.ask("/metrics").body.decode()
+    assert 'lorakit_requests_total{route="/predict",status="200"}' in metrics
+    assert 'lorakit_texts_total{adapter="mood"}' in metrics
     info = running.ask("/info").json
     assert (info["default_adapter"], info["adapters"]) == ("mood", ["mood", "tags", "topic"])
     assert {entry["name"] for entry in running.ask("/adapters").json} == set(info["adapters"])
@@ -258,12 +265,22 @@ def test_documents_say_which_errors_there_are(running: Running) -> None:
         assert f"| {status} | {when} |" in page
 
 
-def test_body_beyond_the_limit_is_refused_before_it_comes(running: Running) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+@pytest.mark.parametrize(
+    ("content", "reply"),
+    [
+        (head("Content-Length: 300000000") + b"{", [b" 413 "]),
+        (head("Transfer-Encoding: chunked") + b"ffff\r\n" + b"a" * 65535 + b"\r\n", [b" 413 "]),
+        (head("Content-Length: 90") + b"{", [b" 408 ", b"connection: close"]),  # and no more
+        (head("Content-Length: 4", "Transfer-Encoding: chunked") + b"0\r\n\r\n", [b" 400 "]),  # smuggled
+    ],
+)
+def test_bodies_that_are_too_long_too_slow_or_of_two_lengths_are_refused(
+    running: Running, content: bytes, reply: list[bytes]
+) -> None:
     begun = time.monotonic()
-    assert b" 413 " in running.raw(head + b"Content-Length: 300000000\r\n\r\n{")
-    assert b" 413 " in running.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b"a" * 65535 + b"\r\n")
+    received = running.raw(content).lower()
     assert time.monotonic() - begun < LIMITS.body_s + 2
+    assert all(part in received for part in reply)
 
 
 def test_headers_without_end_are_not_collected(running: Running) -> None:
@@ -273,28 +290,15 @@ def test_headers_without_end_are_not_collected(running: Running) -> None:
             connection.sendall(b"a: " + b"b" * 10_000 + b"\r\n")
 
 
-def test_slow_body_is_refused_in_time(running: Running) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
-    reply = running.raw(head)
-    assert b" 408 " in reply
-    assert b"connection: close" in reply.lower()
-
-
 def test_client_that_leaves_within_its_body_is_no_failure_of_the_server(running: Running) -> None:
     with socket.create_connection(("127.0.0.1", running.port)) as leaving:
-        leaving.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
-        )
+        leaving.sendall(head("Content-Length: 90") + b"{")
         time.sleep(0.1)
     until(lambda: 'status="499"' in running.ask("/metrics").body.decode(), "an end")
     assert 'status="5' not in running.ask("/metrics").body.decode()
 
 
-def test_smuggled_and_foreign_requests_are_refused(running: Running) -> None:
-    both = (
-        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    )
-    assert b" 400 " in running.raw(both)
+def test_request_for_another_host_is_refused(running: Running) -> None:
     assert running.ask("/info", headers={"Host": "evil.example"}).status == 400
 
 
@@ -325,13 +329,17 @@ def test_nothing_but_the_open_routes_answers_without_the_token(root: Path) -> No
         answered = set()
         connection = http.client.HTTPConnection("127.0.0.1", guarded.port, timeout=20)
         for path in sorted(routes | {"/nowhere"}):
-            for target in spellings(path.replace("{model}", "mood")):
-                for method in METHODS:
-                    connection.request(method, target, b'{"inputs": "a"}', JSON)
-                    answer = connection.getresponse()
-                    answer.read()
-                    if answer.status not in (400, 401):
-                        answered.add((method, unquote(urlsplit(target).path)))
+            plain, *others = spellings(path.replace("{model}", "mood"))
+            requests = [
+                *((method, plain) for method in METHODS),
+                *((m, other) for m in METHODS[:2] for other in others),
+            ]
+            for method, target in requests:
+                connection.request(method, target, b'{"inputs": "a"}', JSON)
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status not in (400, 401):
+                    answered.add((method, unquote(urlsplit(target).path)))
         connection.close()
         assert answered == OPEN
         for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", f"bearer{TOKEN}"):
@@ -396,10 +404,8 @@ async def longest_hold(root: Path, bodies: Mapping[str, bytes]) -> dict[str, flo
         running.service.batcher.submit = lambda *asked, **options: future  # type: ignore[method-assign]
         assert len(running.predict([["a"]] * 32).json) == 32
         name = "chunks of a byte"
-        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        assert b" 400 " in running.raw(
-            head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 100_000 + b"0\r\n\r\n", 60
-        )
+        chunks = b"1\r\na\r\n" * 100_000 + b"0\r\n\r\n"
+        assert b" 400 " in running.raw(head("Transfer-Encoding: chunked") + chunks, 60)
 
     with AdapterPool(find_adapters(root)) as pool, process.listen("127.0.0.1", 0) as listener:
         service = Service(pool, [root], Limits(body_s=60))
@@ -414,6 +420,7 @@ async def longest_hold(root: Path, bodies: Mapping[str, bytes]) -> dict[str, flo
     return held
 
 
+@pytest.mark.slow
 def test_no_request_holds_the_event_loop(root: Path) -> None:
     held = asyncio.run(longest_hold(root, WORST))
     assert max(held.values()) < 0.1, sorted(held.items(), key=lambda entry: -entry[1])[:5]
@@ -501,18 +508,6 @@ def test_overload_is_refused_and_what_was_accepted_is_answered() -> None:
         batcher.submit(texts("y"))
 
 
-def test_full_queue_refuses_before_a_body_is_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = running.service.metrics.requests.labels("none", "429")._value
-    before = refused.get()
-    monkeypatch.setattr(running.service.batcher, "_waiting", LIMITS.waiting)
-    reply = running.raw(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90\r\n\r\n")
-    assert reply.split()[1] == b"429"
-    assert b"retry-after: 1" in reply.lower()
-    assert b"nosniff" in reply
-    assert running.ask("/health").status == 200
-    assert refused.get() == before + 1
-
-
 def test_requests_inside_that_are_not_queued_yet_have_places(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[Future[Any]] = []
 
@@ -523,13 +518,13 @@ def test_requests_inside_that_are_not_queued_yet_have_places(running: Running, m
     monkeypatch.setattr(running.service.batcher, "submit", submit)
     monkeypatch.setattr(running.service.batcher, "_most_waiting", 2)
     body = json.dumps({"inputs": "a"}).encode()
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    start = head(f"Content-Length: {len(body)}")
     with ThreadPoolExecutor(2) as clients, socket.create_connection(("127.0.0.1", running.port)) as slow:
-        slow.sendall(head.encode() + body[:3])  # who has not said everything has no place yet
+        slow.sendall(start + body[:3])  # who has not said everything has no place yet
         answered = clients.submit(running.predict, "b")
         until(lambda: len(inside) == 1, "a request inside")
         with socket.create_connection(("127.0.0.1", running.port)) as leaving:
-            leaving.sendall(head.encode() + body)
+            leaving.sendall(start + body)
             until(lambda: len(inside) == 2, "a request inside")
             assert running.predict("c").status == 429
         until(inside[1].cancelled, "the client's leaving")  # who has left leaves a place
@@ -564,16 +559,20 @@ def test_connection_that_was_refused_goes_on_with_its_next_request(
     connection.close()
 
 
-@pytest.mark.parametrize("head", [b"Connection: close", b"Expect: 100-continue"])
-def test_refused_connection_that_cannot_go_on_is_closed(
-    running: Running, monkeypatch: pytest.MonkeyPatch, head: bytes
+@pytest.mark.parametrize("line", ["Connection: close", "Expect: 100-continue"])
+def test_full_queue_refuses_before_a_body_is_read_and_closes_what_cannot_go_on(
+    running: Running, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
+    refused = running.service.metrics.requests.labels("none", "429")._value
+    before = refused.get()
     monkeypatch.setattr(running.service.batcher, "_waiting", LIMITS.waiting)
     with socket.create_connection(("127.0.0.1", running.port), timeout=5) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n" + head + b"\r\n\r\n")
-        content = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert content.startswith(b"HTTP/1.1 429")
-    assert b"connection: close" in content.lower()
+        connection.sendall(head("Content-Length: 9", line))
+        content = b"".join(iter(lambda: connection.recv(65536), b"")).lower()
+    assert content.startswith(b"http/1.1 429")
+    assert all(part in content for part in (b"connection: close", b"retry-after: 1", b"nosniff"))
+    assert running.ask("/health").status == 200
+    assert refused.get() == before + 1
 
 
 def test_failure_is_of_the_request_that_causes_it_and_who_left_costs_nothing() -> None:
@@ -596,88 +595,69 @@ def test_failure_is_of_the_request_that_causes_it_and_who_left_costs_nothing() -
 
 def test_stop_answers_every_accepted_request(root: Path) -> None:
     with serve(root) as stopping, ThreadPoolExecutor(16) as clients:
-        asked = [clients.submit(stopping.predict, text) for text in TEXTS[:16]]
-        while stopping.service.batcher.waiting == 0 and not all(future.done() for future in asked):
+        answers = [clients.submit(stopping.predict, text) for text in TEXTS[:16]]
+        while stopping.service.batcher.waiting == 0 and not all(future.done() for future in answers):
             time.sleep(0.001)
         time.sleep(0.05)  # they are all within by now
         stopping.server.should_exit = True
-        assert [future.result(10).status for future in asked] == [200] * 16
+        assert [future.result(10).status for future in answers] == [200] * 16
 
 
-def test_new_versions_and_new_adapters_are_served_without_a_restart(root: Path, bert: Path, tmp_path: Path) -> None:
-    shutil.copytree(root / "mood", tmp_path / "served" / "mood")
-    with serve(tmp_path / "served") as fresh:
-        before = fresh.predict("a film").json
-        ship(tmp_path / "next", bert, "sequence_classification", ("bad", "good"), seed=9)
-        (fresh.root / "mood").rename(tmp_path / "gone")
-        (tmp_path / "next").rename(fresh.root / "mood")
+def test_new_adapters_are_served_without_a_restart_and_those_gone_are_not(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "mood", tmp_path / "mood")
+    with serve(tmp_path) as fresh:
         shutil.copytree(root / "topic", fresh.root / "topic")
-        asyncio.run(fresh.service.reload())
-        after = fresh.predict("a film").json
-        assert before != after
-        assert scores(after) == pytest.approx(alone(fresh.root / "mood", "a film"), abs=1e-5)
-        assert fresh.predict("a film", adapter="topic").status == 200
-        shutil.rmtree(fresh.root / "topic")
-        asyncio.run(fresh.service.reload())
-        assert fresh.predict("a film", adapter="topic").status == 404
+        for status in (200, 404):
+            asyncio.run(fresh.service.reload())
+            assert fresh.predict("a film", adapter="topic").status == status
+            shutil.rmtree(fresh.root / "topic", ignore_errors=True)
 
 
-def spoil_with_list(folder: Path) -> None:
-    (folder / "lorakit.json").write_text("[]")
+def side(folder: Path, **changes: Any) -> None:
+    raw = json.loads((folder / "lorakit.json").read_text())
+    (folder / "lorakit.json").write_text(json.dumps({**raw, **changes}))
 
 
-def spoil_with_types(folder: Path) -> None:
-    side = json.loads((folder / "lorakit.json").read_text())
-    (folder / "lorakit.json").write_text(json.dumps({**side, "labels": 3, "columns": [], "task": None}))
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
-def spoil_with_pipe(folder: Path) -> None:
-    (folder / "adapter_model.safetensors").unlink()
-    os.mkfifo(folder / "adapter_model.safetensors")
+WEIGHTS = "adapter_model.safetensors"
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "no-object": lambda folder: (folder / "lorakit.json").write_text("[]"),
+    "types": lambda folder: side(folder, labels=3, columns=[], task=None),
+    "pipe": lambda folder: pipe(folder / WEIGHTS),
+    "no-sums": lambda folder: (side(folder, files={}), pipe(folder / "adapter_config.json")),
+    "device": lambda folder: ((folder / "zero").symlink_to("/dev/zero"), side(folder, files={"zero": "00"})),
+    "size": lambda folder: os.truncate(folder / WEIGHTS, 30 * 2**30),
+    "cut-off": lambda folder: (folder / WEIGHTS).write_bytes(b"{}"),
+}
 
 
-def spoil_without_sums(folder: Path) -> None:
-    side = json.loads((folder / "lorakit.json").read_text())
-    (folder / "lorakit.json").write_text(json.dumps({**side, "files": {}}))
-    (folder / "adapter_config.json").unlink()
-    os.mkfifo(folder / "adapter_config.json")
-
-
-def spoil_with_device(folder: Path) -> None:
-    side = json.loads((folder / "lorakit.json").read_text())
-    (folder / "zero").symlink_to("/dev/zero")
-    (folder / "lorakit.json").write_text(json.dumps({**side, "files": {**side["files"], "zero": "00"}}))
-
-
-def spoil_with_size(folder: Path) -> None:
-    with (folder / "adapter_model.safetensors").open("r+b") as file:
-        file.truncate(30 * 2**30)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [spoil_with_list, spoil_with_types, spoil_with_pipe, spoil_without_sums, spoil_with_device, spoil_with_size],
-)
-def test_bad_version_of_one_adapter_keeps_no_other_from_its_new_one(
-    root: Path, bert: Path, tmp_path: Path, spoil: Callable[[Path], None]
-) -> None:
-    for name in ("mood", "topic"):
-        shutil.copytree(root / name, tmp_path / "served" / name)
+def test_bad_versions_of_adapters_keep_no_other_from_its_new_one(root: Path, bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "mood", tmp_path / "served" / "mood")
+    for kind in SPOILT:
+        shutil.copytree(root / "topic", tmp_path / "served" / kind)
     ship(tmp_path / "next", bert, "sequence_classification", ("bad", "good"), seed=9)
     with serve(tmp_path / "served") as fresh:
-        before = [fresh.predict("a film", adapter=name).json for name in ("mood", "topic")]
-        spoil(fresh.root / "topic")
-        spoil(shutil.copytree(fresh.root / "mood", fresh.root / "new"))
+        before = {name: fresh.predict("a film", adapter=name).json for name in ("mood", *SPOILT)}
+        for kind, spoil in SPOILT.items():
+            spoil(fresh.root / kind)
+            spoil(shutil.copytree(fresh.root / "mood", fresh.root / f"new-{kind}"))
         (fresh.root / "mood").rename(tmp_path / "gone")
         (tmp_path / "next").rename(fresh.root / "mood")
         begun = time.monotonic()
         asyncio.run(fresh.service.reload())
         assert time.monotonic() - begun < 5
-        assert fresh.predict("a film", adapter="mood").json != before[0]
-        assert fresh.predict("a film", adapter="topic").json == before[1]
-        assert fresh.predict("a film", adapter="new").status == 424
+        after = fresh.predict("a film", adapter="mood").json
+        assert after != before["mood"]
+        assert scores(after) == pytest.approx(alone(fresh.root / "mood", "a film"), abs=1e-5)
+        for kind in SPOILT:
+            assert fresh.predict("a film", adapter=kind).json == before[kind]
+            assert fresh.predict("a film", adapter=f"new-{kind}").status == 424
         metrics = fresh.ask("/metrics").body.decode()
-        assert 'lorakit_reloads_total{outcome="refused"} 2.0' in metrics
+        assert f'lorakit_reloads_total{{outcome="refused"}} {2 * len(SPOILT)}.0' in metrics
         assert 'lorakit_reloads_total{outcome="served"} 1.0' in metrics
 
 
@@ -743,7 +723,7 @@ main(["serve", {folder!r}, "--port", "0", "--timeout", "1", "--json"])
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("patch", "asked", "codes"),
+    ("patch", "sent", "codes"),
     [
         ("", b"", {0}),
         ("", b"{", {0}),
@@ -752,7 +732,7 @@ main(["serve", {folder!r}, "--port", "0", "--timeout", "1", "--json"])
     ],
     ids=["idle", "half a request", "a load that hangs", "a model that hangs"],
 )
-def test_signal_ends_the_server_in_any_state(root: Path, patch: str, asked: bytes | None, codes: set[int]) -> None:
+def test_signal_ends_the_server_in_any_state(root: Path, patch: str, sent: bytes | None, codes: set[int]) -> None:
     program = STUCK.format(patch=patch, folder=str(root / "mood"))
     with (
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server,
@@ -760,10 +740,9 @@ def test_signal_ends_the_server_in_any_state(root: Path, patch: str, asked: byte
     ):
         assert server.stdout is not None
         first = server.stdout.readline()
-        if asked is not None:
+        if sent is not None:
             asking.connect(("127.0.0.1", int(json.loads(first)["url"].rstrip("/").rpartition(":")[2])))
-            head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            asking.sendall(f"{head}Content-Length: 14\r\n\r\n".encode() + asked if asked else b"")
+            asking.sendall(head("Content-Length: 14") + sent if sent else b"")
             time.sleep(0.2)
             if "answer" in patch:
                 assert server.stdout.readline() == "hanging\n"
@@ -773,19 +752,10 @@ def test_signal_ends_the_server_in_any_state(root: Path, patch: str, asked: byte
         assert time.monotonic() - begun < 12
 
 
-def test_adapter_that_cannot_be_loaded_harms_no_other(root: Path, tmp_path: Path) -> None:
-    for name in ("mood", "topic"):
-        shutil.copytree(root / name, tmp_path / "served" / name)
-    (tmp_path / "served" / "topic" / "adapter_model.safetensors").write_bytes(b"{}")
-    with serve(tmp_path / "served") as fresh:
-        assert fresh.predict("a film", adapter="topic").status == 424
-        assert fresh.predict("a film", adapter="mood").status == 200
-
-
 # The page and the command
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0:0:0:0:0:0:0:1", "::"])
+@pytest.mark.parametrize("host", ["localhost", "0:0:0:0:0:0:0:1", "::"])
 def test_served_address_is_one_that_answers(root: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`lorakit serve --host HOST` up to its first answer, by the URL that it prints."""
     answers: list[int] = []
@@ -817,8 +787,8 @@ def test_page_runs_its_own_script_and_loads_nothing(running: Running) -> None:
 
 
 def test_serve_says_what_it_would_serve(cli: Cli, root: Path, tagger_run: Path) -> None:
-    found = cli("serve", root, "--dry-run", "--json")
-    assert (found.code, json.loads(found.out)["adapters"]) == (0, ["mood", "tags", "topic"])
+    shown = cli("serve", root, "--dry-run", "--json")
+    assert (shown.code, json.loads(shown.out)["adapters"]) == (0, ["mood", "tags", "topic"])
     twice = cli("serve", root, root / "mood", "--dry-run")
     assert (twice.code, "two adapters are called 'mood'" in twice.err) == (3, True)
     other = cli("serve", root, tagger_run, "--dry-run")
