@@ -33,7 +33,7 @@ slow = pytest.mark.slow
 # The check itself
 
 
-def asked(predictor: Predictor, run: Path, export: Any) -> Agreement:
+def compared(predictor: Predictor, run: Path, export: Any) -> Agreement:
     return agree(predictor.task, predictor.side, texts_of(run, predictor.side), predictor.model, export)
 
 
@@ -70,13 +70,13 @@ def test_texts_come_from_answers_where_the_data_are_gone(bert_run: Path, tmp_pat
 def test_a_model_agrees_with_itself_and_not_with_another(request: pytest.FixtureRequest, run: str) -> None:
     folder = request.getfixturevalue(run)
     predictor = lorakit.load(folder)
-    same = asked(predictor, folder, predictor.model)
+    same = compared(predictor, folder, predictor.model)
     assert (same.logits, same.differing, same.same) == (0, 0, 1)
     assert same.before == same.after
     other = copy.deepcopy(predictor.model)
     with torch.no_grad():
         other.classifier.adapters["default"].bias[0] += 30  # every answer is the first label
-    far = asked(predictor, folder, other)
+    far = compared(predictor, folder, other)
     assert far.logits == pytest.approx(30, abs=1e-3)
     assert far.differing > 0
     assert far.before == same.before != far.after
@@ -100,7 +100,7 @@ def test_logits_that_are_no_number_are_not_overlooked(tagger_run: Path) -> None:
             logits = predictor.model(**inputs).logits
             return SimpleNamespace(logits=logits.masked_fill(inputs["input_ids"][..., None] == 0, torch.nan))
 
-    assert not asked(predictor, tagger_run, Broken()).is_exact
+    assert not compared(predictor, tagger_run, Broken()).is_exact
 
 
 def test_merged_model_that_differs_is_not_published(
@@ -132,14 +132,6 @@ def test_missing_package_is_named(
 # Real exports
 
 
-@pytest.fixture(scope="module")
-def onnx(tmp_path_factory: pytest.TempPathFactory, bert_run: Path) -> Any:
-    """An export of the classifier, with what was said of it."""
-    pytest.importorskip("onnxruntime")
-    folder = tmp_path_factory.mktemp("onnx") / "out"
-    return SimpleNamespace(folder=folder, told=export_run(bert_run, "onnx", folder))
-
-
 def client(folder: Path) -> Any:
     """The class that docs/exports.md shows, over an export."""
     pytest.importorskip("tokenizers")
@@ -150,16 +142,24 @@ def client(folder: Path) -> Any:
     return names["Classifier"]
 
 
-def test_export_tells_what_was_checked(onnx: Any) -> None:
-    n = N_TRAIN + N_VALIDATION
-    check, sizes, *_ = onnx.told.lines
+def test_classifier_is_exported_and_the_documented_client_answers_as_the_run_does(
+    bert_run: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out, n = tmp_path / "out", N_TRAIN + N_VALIDATION
+    exported = export_run(bert_run, "onnx", out)
+    check, sizes, *_ = exported.lines
     assert check.startswith(f"check: read back from the files, on {n + MADE} texts ({n} of the run's, {MADE} made up)")
     assert check.endswith("no answers differ")
     assert re.fullmatch(r"model.onnx: \d+\.\d MB, opset 20; 32 texts take \d+ ms, in PyTorch \d+ ms \(.*\)", sizes)
-    assert onnx.told.facts["check"]["logits"] <= BOUND * onnx.told.facts["check"]["largest_logit"]
-    assert {"model.onnx", "config.json", "lorakit.json", "tokenizer.json"} <= {
-        path.name for path in onnx.folder.iterdir()
-    }
+    assert exported.facts["check"]["logits"] <= BOUND * exported.facts["check"]["largest_logit"]
+    assert {"model.onnx", "config.json", "lorakit.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    with pytest.raises(AdapterError, match="an export to onnx, for other programs"):
+        lorakit.load(out)
+
+    texts = ["the film was superb", "dreadful", "a rather " * 40 + "boring plot"]
+    ours = [line["probabilities"] for line in lorakit.load(bert_run).predict(texts)]
+    assert client(out)(out)(texts) == [pytest.approx(row, abs=1e-4) for row in ours]
 
 
 @slow
@@ -168,18 +168,6 @@ def test_int8_tells_what_it_costs(bert_run: Path, tmp_path: Path) -> None:
     assert re.match(r"int8 \(_quantized\): \d+\.\d MB, .* \d+\.\d% of the answers are the same", int8)
     assert scores.startswith(f"accuracy on {N_VALIDATION} validation texts: ")
     assert (tmp_path / "out" / "model_quantized.onnx").is_file()
-
-
-def test_documented_client_answers_as_the_run_does(onnx: Any, bert_run: Path) -> None:
-    texts = ["the film was superb", "dreadful", "a rather " * 40 + "boring plot"]
-    ours = [line["probabilities"] for line in lorakit.load(bert_run).predict(texts)]
-    theirs = client(onnx.folder)(onnx.folder)(texts)
-    assert theirs == [pytest.approx(row, abs=1e-4) for row in ours]
-
-
-def test_an_export_is_no_run(onnx: Any) -> None:
-    with pytest.raises(AdapterError, match="an export to onnx, for other programs"):
-        lorakit.load(onnx.folder)
 
 
 @slow

@@ -37,26 +37,12 @@ from tests.runs import changed, fit, sections
 
 RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
 VOID = {"meta", "img", "br", "path", "use", "rect"}
-HTML = (
-    "html head meta title style body header nav main section footer h1 h2 h3 p ul li a div table thead tbody tr th td"
-)
-HTML_MORE = "figure figcaption bdi mark small span strong pre code details summary img"
 SVG = "svg g defs path use text clippath rect"
-SAFE = {
-    "class",
-    "id",
-    "lang",
-    "charset",
-    "content",
-    "name",
-    "http-equiv",
-    "href",
-    "role",
-    "tabindex",
-    "scope",
-    "alt",
-    "src",
-}
+TAGS = (
+    "html head meta title style body header nav main section footer h1 h2 h3 p ul li a div table thead tbody tr th td "
+    "figure figcaption bdi mark small span strong pre code details summary img"
+)
+ATTRIBUTES = "class id lang charset content name http-equiv href role tabindex scope alt src aria-label aria-labelledby"
 
 
 class Page(HTMLParser):
@@ -94,11 +80,11 @@ def check_page(text: str) -> Page:
     """A page that stands alone, of known elements alone, with nothing in it that could run."""
     page = Page(text)
     assert page.open == []
-    assert {tag for tag, _ in page.elements} <= set(f"{HTML} {HTML_MORE} {SVG}".split())
+    assert {tag for tag, _ in page.elements} <= set(f"{TAGS} {SVG}".split())
     for tag, attributes in page.elements:
         assert not any(key.startswith("on") for key in attributes), (tag, attributes)
         if tag not in SVG.split():
-            assert set(attributes) <= SAFE | {"aria-label", "aria-labelledby"}, (tag, attributes)
+            assert set(attributes) <= set(ATTRIBUTES.split()), (tag, attributes)
         assert attributes.get("href", "#").startswith("#")
     assert all(image["src"].startswith("data:image/svg+xml;base64,") and image["alt"] for image in page.all("img"))
     assert "default-src 'none'" in page.all("meta")[1]["content"]
@@ -177,13 +163,8 @@ def test_calibration_is_that_of_the_scores(bert_run: Path) -> None:
 
 
 def test_bins_of_the_chart_hold_each_answer_once() -> None:
-    pairs = [
-        (0.6, True),
-        (0.61, False),
-        (0.59, True),
-        (1.0, True),
-        (0.01, False),
-    ]  # on the edge of a bin, and beside it
+    # on the edge of a bin, and beside it
+    pairs = [(0.6, True), (0.61, False), (0.59, True), (1.0, True), (0.01, False)]
     bins = grouped(pairs)
     assert [(each.n, each.right) for each in bins] == [(1, 0.0), (2, 1.0), (1, 0.0), (1, 1.0)]
 
@@ -235,16 +216,13 @@ def test_every_wrong_entity_says_why(written: bool) -> None:
     more = {"generated": "other text"} if written else {}
     answer = answer_of(Prediction(text="Ada Oslo Kones Mira at", entities=found, **expected, **more))
     assert answer.error == 1
+    faults = ("", "other type", "other boundary")
     assert [(p.text, p.fault) for p in answer.gold if p.label] == [
-        ("Ada", ""),
-        ("Oslo", "other type"),
-        ("Kones", "other boundary"),
+        *zip(("Ada", "Oslo", "Kones"), faults, strict=True),
         ("at", "missed"),
     ]
     assert [(p.text, p.fault) for p in answer.found if p.label] == [
-        ("Ada", ""),
-        ("Oslo", "other type"),
-        ("Kon", "other boundary"),
+        *zip(("Ada", "Oslo", "Kon"), faults, strict=True),
         ("Mira", "not there"),
     ]
     right = answer_of(Prediction(text="Ada Oslo", entities=gold[:1], expected=gold[:1]))
@@ -291,7 +269,9 @@ def test_suspects_are_cleanlab_s(bert_run: Path) -> None:
     assert ("1", "abc"[given[0]], f"not {'abc'[given[0]]}") in wanted
 
 
-def test_suspects_are_said_to_be_missing(bert_run: Path, tagger_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_says_why_there_are_no_suspects(
+    bert_run: Path, tagger_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "no probability of each label" in suspects_of_run(read_run(tagger_run))
     monkeypatch.setattr("lorakit.app.report.label_errors.find_spec", lambda name: None)
     assert "pip install 'lorakit[cleanlab]'" in suspects_of_run(read_run(bert_run))
@@ -365,34 +345,18 @@ def test_few_examples_that_choose_no_step_are_not_called_optimistic(tmp_path: Pa
 
 # Hostile texts
 
-EVENTS = ("onload", "onerror", "onclick", "onmouseover", "onfocus", "ontoggle", "onbegin", "onanimationstart")
-EVENTS += ("onpointerenter", "onscroll", "onwheel")
-TAGS = ("img src=x", "svg", "body", "details open", "video", "iframe", "input autofocus", "math")
+EVENTS = "onload onerror onclick onmouseover onfocus ontoggle onbegin onanimationstart onpointerenter onscroll onwheel"
+ELEMENTS = ("img src=x", "svg", "body", "details open", "video", "iframe", "input autofocus", "math")
+SCRIPT = "<script>alert(1)</script>"
 PAYLOADS = [
-    *(f"<{tag} {event}=alert(1)>" for tag in TAGS for event in EVENTS),
-    *(
-        f"{close}<script>alert(1)</script>"
-        for close in ("", '">', "'>", "</style>", "</title>", "-->", "]]>", "</text>")
-    ),
-    *(f"{close}<svg><script>alert(1)</script></svg>" for close in ("", "</svg>", "</bdi>", "</mark>", "</table>")),
-    *(f'" {event}="alert(1)' for event in EVENTS),
-    *(f"' {event}='alert(1)" for event in EVENTS),
-    *(
-        f"{scheme}alert(1)"
-        for scheme in ("javascript:", "JaVaScRiPt:", "data:text/html,", "vbscript:", "java\tscript:")
-    ),
+    *(f"<{tag} {event}=alert(1)>" for tag in ELEMENTS for event in EVENTS.split()),
+    *(f"{close}{SCRIPT}" for close in ("", '">', "'>", "</style>", "</title>", "-->", "]]>", "</text>")),
+    *(f"{close}<svg>{SCRIPT}</svg>" for close in ("", "</svg>", "</bdi>", "</mark>", "</table>")),
+    *(f"{quote} {event}={quote}alert(1)" for quote in "\"'" for event in EVENTS.split()),
+    *(f"{s}alert(1)" for s in ("javascript:", "JaVaScRiPt:", "data:text/html,", "vbscript:", "java\tscript:")),
     *(f"{{{{ {code} }}}}" for code in ("7*7", "config", "self.__init__.__globals__", "''.__class__", "page")),
     *("{% for x in page %}{{ x }}{% endfor %}", "{% include 'style.css.jinja' %}", "${7*7}", "#{7*7}", "<%= 7*7 %>"),
-    *(
-        "&lt;script&gt;",
-        "&#60;script&#62;",
-        "&amp;lt;",
-        "&notanentity;",
-        "&#x0;",
-        "\x00<script>",
-        "\x1b[31m",
-        "\ufffe\uffff",
-    ),
+    *("&lt;script&gt;", "&#60;script&#62;", "&amp;lt;", "&notanentity;", "&#x0;", "\x00<script>", "\x1b[31m"),
     *("\u202e<script>\u202c", "\u2066\u2067\u2068", "\u200f<b>", "\ufeff<i>", "\u2028\u2029", "\x85\x0b\x0c"),
     *(
         r"$\frac{",
@@ -407,28 +371,17 @@ PAYLOADS = [
         "=cmd|'/c calc'!A1",
         "@SUM(1)",
     ),
-    *(
-        "<!--",
-        "-->",
-        "<![CDATA[",
-        "]]>",
-        "<?php",
-        "<!DOCTYPE html>",
-        "<!ENTITY x SYSTEM 'file:///etc/passwd'>",
-        "<",
-        ">",
-    ),
+    *("<!--", "-->", "<![CDATA[", "]]>", "<?php", "<!DOCTYPE html>", "<", ">", "\ufffe\uffff"),
+    "<!ENTITY x SYSTEM 'file:///etc/passwd'>",
     *(f"<a href={quote}javascript:alert(1){quote}>x" for quote in ("", "'", '"')),
-    *(
-        f"<style>{css}</style>"
-        for css in ("*{display:none}", "@import 'http://x'", "a{background:url(javascript:alert(1))}")
-    ),
+    *("<style>*{display:none}</style>", "<style>@import 'http://x'</style>"),
+    "<style>a{background:url(javascript:alert(1))}</style>",
     *("<base href=//x>", "<meta http-equiv=refresh content=0>", "<link rel=stylesheet href=//x>", "<form action=//x>"),
     *("<object data=x>", "<embed src=x>", "<template><script>", "<noscript><p title='</noscript><img src=x>'>"),
     *(f"<{tag}>" for tag in ("plaintext", "xmp", "textarea", "title", "select", "frameset", "marquee", "use href=//x")),
     *("<image href=x>", "<foreignObject><script>", "<animate attributeName=href>", "<set onbegin=alert(1)>"),
     *(f"<scr{c}ipt>alert(1)" for c in ("\x00", "\t", "\n", "/", "\u200b", "<script>")),
-    *("\u0130\u017f\u212a", "\U000e0041\U000e007f", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")),
+    *("\u0130\u017f\u212a", "\U000e0041\U000e007f", "\U0001f600"),
     *(f"<{'x' * n}>" for n in (1, 100, 5000)),
     *(f"{name}<script>" for name in ("مرحبا", "漢字", "a\u0301" * 50, "🤖" * 20)),
     "<script>" * 125_000,  # one megabyte
@@ -452,10 +405,8 @@ def hostile(run: Path, folder: Path, *, entities: bool) -> Path:
     scores = json.loads((place / "scores.json").read_text())
     rows = {payload: {"precision": 0.1, "recall": 0.2, "f1": 0.1, "support": 3} for payload in PAYLOADS}
     few = [*PAYLOADS[:4], *(payload for payload in PAYLOADS if "$" in payload), *PAYLOADS[-8:]][:16]
-    scores |= {
-        "per_class": rows,
-        "confusion": {"labels": few, "matrix": [[i + j for j in range(16)] for i in range(16)]},
-    }
+    matrix = [[i + j for j in range(16)] for i in range(16)]
+    scores |= {"per_class": rows, "confusion": {"labels": few, "matrix": matrix}}
     scores |= {"dtype": PAYLOADS[0], "examples": dict.fromkeys(PAYLOADS, 1), PAYLOADS[1]: 0.5}
     (place / "scores.json").write_text(json.dumps(scores))
     side = json.loads((place / "adapter" / "lorakit.json").read_text())
@@ -521,86 +472,73 @@ def copied(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors")))
 
 
-def test_missing_file_is_said(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+def test_missing_file_is_named(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
     run = copied(bert_run, tmp_path / "run")
-    for name in ("metrics.jsonl", "predictions.jsonl", "recipe.toml", "architecture.svg", "adapter/lorakit.json"):
+    names = ("metrics.jsonl", "predictions.jsonl", "recipe.toml", "architecture.svg", "adapter/lorakit.json")
+    for name in names:
         (run / name).unlink()
     code, out, err = cli("report", run)
     assert (code, err) == (0, "")
     text = "".join(check_page((run / "report.html").read_text()).texts)
-    for name in ("metrics.jsonl", "predictions.jsonl", "recipe.toml", "architecture.svg", "adapter/lorakit.json"):
+    for name in names:
         assert f"{name} is not in the run folder" in text
     assert out.splitlines()[-1] == f"report: {run / 'report.html'}"
 
 
+LINE = '{"text": "a", "expected": "b"'
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
-        ("scores.json", "{", r"scores\.json: damaged: JSONDecodeError"),
-        ("scores.json", "[" * 100_000, r"scores\.json: damaged: RecursionError"),
-        ("scores.json", '{"metric": 3}', r"scores\.json: damaged: metric = 3: should be text"),
-        (
-            "metrics.jsonl",
-            '{"step": 1}\n{"step": "x"}',
-            r"metrics\.jsonl:2: damaged: step = 'x': should be",
-        ),
-        (
-            "predictions.jsonl",
-            '{"text": "a", "expected": "b"}\n7\n',
-            r"predictions\.jsonl:2: damaged: 7: should be an object",
-        ),
-        (
-            "predictions.jsonl",
-            '{"text": "a", "expected": "b", "score": NaN}',
-            r"predictions\.jsonl:1: damaged: score = nan: should be a finite number",
-        ),
-        (
-            "predictions.jsonl",
-            '{"text": "a", "expected": "b", "value": 1}',
-            r":1: damaged: .*a number is answered where none",
-        ),
-        (
-            "scores.json",
-            '{"metric": "a", "confusion": {"labels": ["a"], "matrix": []}}',
-            r"confusion = .*a row and a column",
-        ),
-        ("recipe.toml", "[x", r"recipe\.toml: damaged: "),
-        ("adapter/lorakit.json", "\xff", r"lorakit\.json: damaged: not valid UTF-8"),
+        ("scores.json", "{", "JSONDecodeError"),
+        ("scores.json", "[" * 100_000, "RecursionError"),
+        ("scores.json", '{"metric": 3}', "metric = 3: should be text"),
+        ("scores.json", '{"metric": "a", "confusion": {"labels": ["a"], "matrix": []}}', ".*a row and a column"),
+        ("metrics.jsonl", '{"step": 1}\n{"step": "x"}', "step = 'x': should be"),
+        ("predictions.jsonl", f"{LINE}}}\n7\n", "7: should be an object"),
+        ("predictions.jsonl", f'{LINE}, "score": NaN}}', "score = nan: should be a finite number"),
+        ("predictions.jsonl", f'{LINE}, "value": 1}}', ".*a number is answered where none"),
+        ("recipe.toml", "[x", ""),
+        ("adapter/lorakit.json", "\xff", "not valid UTF-8"),
     ],
 )
-def test_damaged_file_is_one_line(cli: Cli, bert_run: Path, tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_damaged_file_is_one_line(
+    cli: Cli, bert_run: Path, tmp_path: Path, name: str, content: str, message: str
+) -> None:
     run = copied(bert_run, tmp_path / "run")
     (run / name).write_bytes(content.encode("latin-1"))
     before = (run / "report.html").read_bytes()
     code, out, err = cli("report", run)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert re.search(said, err)
+    line = f":{content.count(chr(10), 0, -1) + 1}" if name.endswith(".jsonl") else ""
+    assert re.search(rf"{re.escape(name)}{line}: damaged: {message}", err)
     assert (run / "report.html").read_bytes() == before
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
 
 
 def test_figures_are_files_with_their_numbers(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
     code, out, err = cli("report", bert_run, "--out", "page.html", "--figures", "figures", "--json")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["report"] == "page.html"
+    assert json.loads(out)["report"] == "page.html"
     folder = tmp_path / "figures"
     for name in ("loss", "validation", "lr", "grad_norm", "confusion", "calibration", "length"):
         assert (folder / f"{name}.svg").read_text().startswith("<?xml")
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     scores = json.loads((bert_run / "scores.json").read_text())
-    with (folder / "confusion.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert [int(row[2]) for row in rows[1:]] == [count for row in scores["confusion"]["matrix"] for count in row]
-    with (folder / "scores.csv").open(newline="") as file:
-        table = {row[0]: row[1] for row in csv.reader(file)}
-    assert table["accuracy"] == f"{scores['accuracy']:.4f}"
+    counts = [int(row[2]) for row in rows_of(folder / "confusion.csv")[1:]]
+    assert counts == [count for row in scores["confusion"]["matrix"] for count in row]
+    assert dict(row[:2] for row in rows_of(folder / "scores.csv"))["accuracy"] == f"{scores['accuracy']:.4f}"
 
 
 def test_cell_is_no_formula(tmp_path: Path) -> None:
     rows = [("=1+1", "+1", "-1", "@a", "\tx", -1.5), ("a=1", "", 'a "b", c', None, "1\n2", "\x00")]
     write_csv(tmp_path / "x.csv", ["=a"], rows)
-    with (tmp_path / "x.csv").open(newline="") as file:
-        found = list(csv.reader(file))
+    found = rows_of(tmp_path / "x.csv")
     assert found[1] == ["'=1+1", "'+1", "'-1", "'@a", "'\tx", "-1.5"]
     assert found[2] == ["a=1", "", 'a "b", c', "", "1\n2", "\ufffd"]
     assert found[0] == ["'=a"]
@@ -624,8 +562,7 @@ def test_runs_are_compared_as_compare_does(cli: Cli, bert_run: Path, head_run: P
     assert verdict in out
     assert verdict in text
     assert "a linear probe" in text
-    with Path("figures/settings.csv").open(newline="") as file:
-        settings = {row[0]: row[1:] for row in csv.reader(file)}
+    settings = {row[0]: row[1:] for row in rows_of(Path("figures/settings.csv"))}
     assert settings["train.method"] == ["lora", "head"]
     assert settings.keys() == {"key", "train.method", "train.lr"}
 
