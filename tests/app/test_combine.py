@@ -10,11 +10,14 @@ import torch
 
 from lorakit.app.commands.combine import FIRST_STEP, LAST_STEP, Judge, Several, Way, combine_runs, search_weights
 from lorakit.data.batches import split
+from lorakit.data.example import Example
 from lorakit.errors import ConfigError, OutputError
 from lorakit.inference.predictor import load
 from lorakit.lora import combine as combine_adapters
 from tests.app.conftest import Cli
 from tests.runs import changed, fit, sections, write_reviews
+
+TEXTS = [Example("the superb film"), Example("a stale plot and a boring cast")]
 
 # The search
 
@@ -75,7 +78,7 @@ def test_combine_with_given_weights_is_the_sum_of_the_updates(runs: list[Path], 
     several = Several(runs, Way())
     combine_adapters(several.model, several.names, (0.25, 2.0), "ours")
     one, other = load(tmp_path / "sum"), several
-    batch = one.task.collate([item for e in one.task.encode(_texts(one)) for item in e])
+    batch = one.task.collate([item for e in one.task.encode(TEXTS) for item in e])
     ids = {key: batch[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         assert torch.allclose(one.model(**ids).logits, other.model(**ids).logits, atol=1e-5)
@@ -85,12 +88,6 @@ def test_a_weight_of_zero_takes_no_part_of_the_rank(runs: list[Path]) -> None:
     assert [combine_runs(runs, weights).facts["r"] for weights in ((1, 0), (0, 2), (1, 2))] == [4, 2, 6]
     with pytest.raises(ConfigError, match="all of them are 0"):
         combine_runs(runs, (0, 0))
-
-
-def _texts(predictor: object) -> list:
-    from lorakit.data.example import Example
-
-    return [Example("the superb film"), Example("a stale plot and a boring cast")]
 
 
 def test_command_prints_a_table_and_json(cli: Cli, runs: list[Path], files: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from lorakit.tasks.metrics.bootstrap import Statistic, resample
 from lorakit.tasks.metrics.labels import accuracy
 from lorakit.training.run_files import RESAMPLES_FILE, read_resamples, sampled, write_resamples
 from tests.app.conftest import Cli
-from tests.runs import Sections, changed, fit, sections
+from tests.runs import changed, fit, sections
 
 N = 400
 
@@ -50,14 +51,14 @@ def made(
 
 def test_verdict_names_the_better_run_with_mcnemar_s_p(tmp_path: Path) -> None:
     first, second = rights(0.8, seed=1), rights(0.9, seed=2)
-    found = compare_runs([made(tmp_path / "a", first), made(tmp_path / "b", second, lr=1e-2)])
+    shown = compare_runs([made(tmp_path / "a", first), made(tmp_path / "b", second, lr=1e-2)])
     gained = sum(b and not a for a, b in zip(first, second, strict=True))
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
-    (comparison,) = found.facts["comparisons"]
+    (comparison,) = shown.facts["comparisons"]
     p = stats.binomtest(gained, gained + lost).pvalue
     assert comparison["differences"]["accuracy"]["p"] == pytest.approx(p)
     assert comparison["verdict"].startswith("B is better than A by 10.0 points accuracy, 95 % interval ")
-    assert found.lines[-1] == comparison["verdict"]
+    assert shown.lines[-1] == comparison["verdict"]
     swapped = compare_runs([tmp_path / "b", tmp_path / "a"]).lines[-1]
     assert swapped == comparison["verdict"].replace("B is better than A", "A is better than B")
 
@@ -71,11 +72,6 @@ def test_verdict_says_what_the_examples_could_have_shown(tmp_path: Path) -> None
     assert float(shown.split()[0]) == pytest.approx(100 * 2.8 * variance**0.5, rel=0.2)
 
 
-def test_verdict_of_equal_answers_claims_nothing(tmp_path: Path) -> None:
-    runs = [made(tmp_path / name, rights(0.8), lr=lr) for name, lr in (("a", 1e-3), ("b", 1e-2))]
-    assert compare_runs(runs).lines[-1] == "no difference between A and B: the same accuracy on every resample"
-
-
 def test_lower_errors_are_better_and_have_their_own_unit(tmp_path: Path) -> None:
     runs = [made(tmp_path / name, rights(share, 1), lr=share, metric="mae") for name, share in (("a", 0.9), ("b", 0.5))]
     assert compare_runs(runs).lines[-1].startswith("A is better than B by 12 mae, 95 % interval ")
@@ -85,19 +81,19 @@ def test_lower_errors_are_better_and_have_their_own_unit(tmp_path: Path) -> None
 def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> None:
     shares = (0.7, 0.72, 0.8)
     runs = [made(tmp_path / str(seed), rights(share), seed=seed) for seed, share in enumerate(shares)]
-    found = compare_runs(runs)
-    assert found.facts["comparisons"] == []
-    assert found.facts["groups"]["A"]["seeds"] == [0, 1, 2]
+    shown = compare_runs(runs)
+    assert shown.facts["comparisons"] == []
+    assert shown.facts["groups"]["A"]["seeds"] == [0, 1, 2]
     wanted = {"mean": statistics.mean(shares), "deviation": statistics.stdev(shares), "n": 3}
-    assert found.facts["groups"]["A"]["scores"]["accuracy"] == {k: pytest.approx(v) for k, v in wanted.items()}
-    assert found.lines[-1] == f"{'accuracy':<22} {statistics.mean(shares):.4f} ± {statistics.stdev(shares):.4f}"
+    assert shown.facts["groups"]["A"]["scores"]["accuracy"] == {k: pytest.approx(v) for k, v in wanted.items()}
+    assert shown.lines[-1] == f"{'accuracy':<22} {statistics.mean(shares):.4f} ± {statistics.stdev(shares):.4f}"
 
 
 def test_groups_are_compared_over_pairs_of_equal_seeds(tmp_path: Path) -> None:
     first = [made(tmp_path / f"a{seed}", rights(0.7, seed), seed=seed) for seed in (0, 1, 2)]
     second = [made(tmp_path / f"b{seed}", rights(0.9, seed + 9), seed=seed, lr=1e-2) for seed in (2, 1, 5)]
-    found = compare_runs([*first, *second])
-    (comparison,) = found.facts["comparisons"]
+    shown = compare_runs([*first, *second])
+    (comparison,) = shown.facts["comparisons"]
     assert comparison["pairs"] == 2
     difference = comparison["differences"]["accuracy"]
     assert difference["value"] == pytest.approx(0.2)
@@ -115,9 +111,9 @@ def test_groups_without_an_equal_seed_are_refused(tmp_path: Path) -> None:
 
 def test_every_later_group_is_compared_with_the_first(tmp_path: Path) -> None:
     runs = [made(tmp_path / name, rights(0.7, i), lr=i + 1) for i, name in enumerate("abc")]
-    found = compare_runs(runs)
-    assert [(c["first"], c["second"]) for c in found.facts["comparisons"]] == [("A", "B"), ("A", "C")]
-    assert "2 comparisons" in found.lines[-1]
+    shown = compare_runs(runs)
+    assert [(c["first"], c["second"]) for c in shown.facts["comparisons"]] == [("A", "B"), ("A", "C")]
+    assert "2 comparisons" in shown.lines[-1]
 
 
 def test_verdict_is_about_another_score_where_the_headline_cannot_be_resampled(tmp_path: Path) -> None:
@@ -125,9 +121,9 @@ def test_verdict_is_about_another_score_where_the_headline_cannot_be_resampled(t
     for run in runs:
         raw = json.loads((run / RESAMPLES_FILE).read_text())
         (run / RESAMPLES_FILE).write_text(json.dumps({**raw, "metric": "macro_average_precision"}))
-    found = compare_runs(runs)
-    assert found.facts["comparisons"][0]["metric"] == "accuracy"
-    assert "the same accuracy" in found.lines[-1]
+    shown = compare_runs(runs)
+    assert shown.facts["comparisons"][0]["metric"] == "accuracy"
+    assert shown.lines[-1] == "no difference between A and B: the same accuracy on every resample"
 
 
 @pytest.mark.parametrize(
@@ -139,11 +135,11 @@ def test_too_few_examples_give_no_verdict(tmp_path: Path, n: int, verdict: str) 
     for run in runs:
         raw = json.loads((run / RESAMPLES_FILE).read_text())
         assert raw["scores"]["nll"]["each"] == [float(run.name == "a")] * n
-    found = compare_runs(runs)
-    (difference,) = found.facts["comparisons"][0]["differences"].values()
-    assert found.lines[-1].startswith(verdict.replace("-1)", "-30)"))
+    shown = compare_runs(runs)
+    (difference,) = shown.facts["comparisons"][0]["differences"].values()
+    assert shown.lines[-1].startswith(verdict.replace("-1)", "-30)"))
     assert (difference["p"], difference["least_p"]) == (2 / 2**n, 2 / 2**n)
-    assert "95 %" not in found.lines[-1] and "too few examples" in found.lines[-2]
+    assert "95 %" not in shown.lines[-1] and "too few examples" in shown.lines[-2]
 
 
 # Refused
@@ -156,10 +152,6 @@ def test_runs_over_other_examples_are_refused_with_the_first_that_differs(tmp_pa
     longer = made(tmp_path / "c", [*rights(0.8), True], lr=9, word="a")
     with pytest.raises(DataError, match=rf"c/predictions\.jsonl:{N + 1}: 'a {N}' / 'yes', in .*a nothing"):
         compare_runs([runs[0], longer])
-
-
-def test_runs_over_other_examples_are_refused_without_their_predictions(tmp_path: Path) -> None:
-    runs = [made(tmp_path / name, rights(0.8), lr=i + 1, word=name) for i, name in enumerate("ab")]
     for run in runs:
         (run / "predictions.jsonl").unlink()
     with pytest.raises(DataError, match="scored on other examples than"):
@@ -173,18 +165,20 @@ def test_runs_without_a_score_in_common_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("changes", "message"),
     [
-        (lambda raw: "{", "damaged: JSONDecodeError"),
-        (lambda raw: json.dumps({**raw, "examples": 3}), "damaged: TypeError"),
-        (lambda raw: json.dumps({**raw, "scores": {"accuracy": {}}}), "damaged: KeyError"),
-        (lambda raw: json.dumps({**raw, "examples": {**raw["examples"], "n": 3}}), "numbers are missing"),
-        (lambda raw: json.dumps({**raw, "scores": []}), "damaged: AttributeError"),
+        ({"examples": 3}, "damaged: TypeError"),
+        ({"examples": {"n": 3}}, "numbers are missing"),
+        ({"scores": {"accuracy": {}}}, "damaged: KeyError"),
+        ({"scores": []}, "damaged: AttributeError"),
     ],
 )
-def test_damaged_resamples_are_refused(tmp_path: Path, edit, message: str) -> None:
+def test_damaged_resamples_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = made(tmp_path / "a", rights(0.8)) / RESAMPLES_FILE
-    path.write_text(edit(json.loads(path.read_text())))
+    raw = json.loads(path.read_text())
+    for key, value in changes.items():
+        raw[key] = {**raw[key], **value} if "n" in str(value) else value
+    path.write_text(json.dumps(raw))
     with pytest.raises(OutputError, match=message):
         read_resamples(tmp_path / "a")
 
@@ -194,25 +188,23 @@ def test_folders_without_resamples_are_refused(tmp_path: Path) -> None:
         read_resamples(tmp_path / "nowhere")
     with pytest.raises(OutputError, match=r"no resamples\.json in it, .*--on DATA"):
         read_resamples(tmp_path)
+    (tmp_path / RESAMPLES_FILE).write_text("{")
+    with pytest.raises(OutputError, match="damaged: JSONDecodeError"):
+        read_resamples(tmp_path)
 
 
 # The command
 
 
-@pytest.fixture(scope="module")
-def raw(bert: Path, files: Path) -> Sections:
-    return sections(bert, files)
-
-
 def test_command_compares_runs_by_their_folders_and_by_predicting(
-    cli: Cli, bert_run: Path, raw: Sections, files: Path, tmp_path: Path
+    cli: Cli, bert: Path, bert_run: Path, files: Path, tmp_path: Path
 ) -> None:
-    fit(changed(raw, "train.lr=1e-9"), tmp_path / "untrained")
-    kept = json.loads(cli("compare", bert_run, "untrained", "--json").out)
+    fit(changed(sections(bert, files), "train.lr=1e-9"), tmp_path / "untrained")
+    of_files = json.loads(cli("compare", bert_run, "untrained", "--json").out)
     predicted = json.loads(cli("compare", bert_run, "untrained", "--on", files / "validation.csv", "--json").out)
-    found = [c["comparisons"][0]["differences"]["accuracy"] for c in (kept, predicted)]
-    assert found[0] == {key: pytest.approx(v) if key != "test" else v for key, v in found[1].items()}
-    assert cli("compare", bert_run, "untrained").out.splitlines()[-1] == kept["comparisons"][0]["verdict"]
+    one, other = (c["comparisons"][0]["differences"]["accuracy"] for c in (of_files, predicted))
+    assert one == {key: pytest.approx(v) if key != "test" else v for key, v in other.items()}
+    assert cli("compare", bert_run, "untrained").out.splitlines()[-1] == of_files["comparisons"][0]["verdict"]
 
 
 def test_command_compares_other_tasks_over_the_same_examples(
@@ -225,8 +217,7 @@ def test_command_compares_other_tasks_over_the_same_examples(
 
 def test_command_takes_columns_with_on(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.csv").write_text("review,verdict\na superb film,good\nstale,bad\n")
-    code, out, err = cli(
-        "compare", bert_run, bert_run / "adapter", "--on", "odd.csv", "--text", "review", "--label", "verdict"
-    )
+    words = ("--on", "odd.csv", "--text", "review", "--label", "verdict")
+    code, out, err = cli("compare", bert_run, bert_run / "adapter", *words)
     assert (code, err) == (0, "")
     assert "no verdict: 2 examples cannot show a difference in accuracy" in out

@@ -77,7 +77,7 @@ def test_labels_come_from_the_base_and_may_be_numbers(cli: Cli, bert: Path, tmp_
     assert "labels: LABEL_0, LABEL_1\nthe labels are numbered, not named: --labels gives them names" in out
 
 
-def test_pairs_are_asked_for(cli: Cli, bert: Path, tmp_path: Path) -> None:
+def test_pairs_are_answered(cli: Cli, bert: Path, tmp_path: Path) -> None:
     foreign(bert, tmp_path / "theirs", **WITH_POOLER)
     assert cli("import", "theirs", "--out", "ours", "--pair", "hypothesis").code == 0
     assert lorakit.load(tmp_path / "ours").predict([("a film", "a plot")])[0]["label"].startswith("LABEL_")
@@ -119,14 +119,14 @@ def test_adapter_that_lacks_what_the_base_lacks_is_refused(bert: Path, tmp_path:
         imported(tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_task_that_is_not_told_is_asked_for(bert: Path, tmp_path: Path) -> None:
+def test_task_that_is_not_in_the_file_has_to_be_given(bert: Path, tmp_path: Path) -> None:
     foreign(bert, tmp_path / "theirs", task_type=None, modules_to_save=["classifier", "pooler"])
     with pytest.raises(ConfigError, match=r"task_type None tells no task; say it with --task"):
         imported(tmp_path / "theirs", tmp_path / "ours")
     assert imported(tmp_path / "theirs", tmp_path / "ours", task="sequence_classification")
 
 
-def test_base_that_is_not_named_is_asked_for(bert: Path, tmp_path: Path) -> None:
+def test_base_that_is_not_named_has_to_be_given(bert: Path, tmp_path: Path) -> None:
     foreign(bert, tmp_path / "theirs", **WITH_POOLER)
     path = tmp_path / "theirs" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
@@ -169,7 +169,7 @@ def test_imported_adapter_knows_its_base(cli: Cli, bert: Path, tmp_path: Path) -
 # inspect
 
 
-def test_inspect_tells_the_table_from_foreign_files_alone(cli: Cli, bert: Path, tmp_path: Path) -> None:
+def test_inspect_shows_the_table_from_foreign_files_alone(cli: Cli, bert: Path, tmp_path: Path) -> None:
     settings = {"rank_pattern": {"layer.0.attention.self.query": 5}, "alpha_pattern": {"value": 4.5}, "use_dora": True}
     model = foreign(bert, tmp_path / "theirs", **settings)
     code, out, _ = cli("inspect", "theirs", "--json")

@@ -139,7 +139,7 @@ def recipe(raw: Sections, folder: Path, *names: str) -> Recipe:
     return changed(raw, f"output.dir={folder}", f"output.trackers={json.dumps(names)}")
 
 
-def told(folder: Path) -> Heard:
+def metrics_of(folder: Path) -> Heard:
     """The numbers of metrics.jsonl, under the names that trackers give them."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [
@@ -170,13 +170,13 @@ def test_each_tracker_hears_each_line_once_in_one_run(
     scores = json.loads((folder / "scores.json").read_text())
     for service in (wandb, mlflow, trackio):
         (id,) = service.heard
-        assert service.heard[id] == told(folder)
+        assert service.heard[id] == metrics_of(folder)
         assert service.summary[id]["best/accuracy"] == scores["accuracy"]
         assert str(service.settings[id]["train.seed"]) == str(scores["seed"])
         assert service.ended[id] is True
         if service is not trackio:  # which keeps no files
             assert service.files[id] == {"recipe.toml", "scores.json"}
-    assert sorted(told(folder)) == sorted(in_tensorboard(folder))
+    assert sorted(metrics_of(folder)) == sorted(in_tensorboard(folder))
     assert set(json.loads((folder / "trackers.json").read_text())) == set(NAMES)
     assert capsys.readouterr().out == ""
 
@@ -197,7 +197,7 @@ def test_runs_trained_together_have_a_tracker_run_each(
     made = recipe(five_steps, tmp_path / "run", "wandb", "mlflow")
     train_recipe(made.model_copy(update={"train": made.train.model_copy(update={"seeds": (1, 2)})}))
     for service in (wandb, mlflow):
-        assert list(service.heard.values()) == [told(tmp_path / "run" / f"seed-{seed}") for seed in (1, 2)]
+        assert list(service.heard.values()) == [metrics_of(tmp_path / "run" / f"seed-{seed}") for seed in (1, 2)]
         assert [str(settings["train.seed"]) for settings in service.settings.values()] == ["1", "2"]
 
 
@@ -252,7 +252,7 @@ def test_run_that_breaks_off_ends_as_failed(mlflow: Service, five_steps: Section
     assert mlflow.summary == {}
 
 
-def test_tracker_that_is_not_installed_is_told_before_anything_is_done(
+def test_tracker_that_is_not_installed_is_named_before_anything_is_done(
     monkeypatch: pytest.MonkeyPatch, five_steps: Sections, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)

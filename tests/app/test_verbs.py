@@ -62,16 +62,7 @@ def test_table_has_every_command_and_its_line() -> None:
 def test_each_verb_has_json_and_each_that_writes_has_dry_run() -> None:
     assert {verb for verb in COMMANDS if "--json" not in options(verb)} <= set(PLAIN)
     assert {verb for verb in WRITE if "--dry-run" not in options(verb)} == set()
-    assert set(COMMANDS) - WRITE == {
-        "check",
-        "combine",
-        "compare",
-        "completion",
-        "doctor",
-        "evaluate",
-        "inspect",
-        "predict",
-    }
+    assert (set(COMMANDS) - WRITE).isdisjoint(verb for verb in COMMANDS if "--dry-run" in options(verb))
 
 
 HEAVY = ("combine", "evaluate", "export", "merge", "report", "serve")  # which have tests of their own with --json

@@ -129,6 +129,11 @@ def nothing(folder: Path) -> None:
     """The folder as it was written."""
 
 
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({}, folder / "adapter_model.bin")
+
+
 def header(raw: bytes, data: bytes = b"", length: int | None = None) -> Edit:
     return write(WEIGHTS, (len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
 
@@ -164,56 +169,32 @@ TEXTS: dict[str, bytes | str] = {
 }
 
 
+DECIDING = "format task task.name labels max_length base base.name base.sha256 columns dtype"
+TELLING = "method quantize tuned files data columns.label base.revision versions scores"
+SHAPING = "r lora_alpha target_modules rank_pattern modules_to_save base_model_name_or_path"
+BESIDE = "bias lora_dropout alpha_pattern exclude_modules layers_to_transform use_dora task_type"
+ANY, FEW, OTHER = tuple(WRONG), ("null", "text", "a list"), ("text", "a list", "an object")
+
+
 def kinds() -> dict[str, Edit]:
     """The edits of an adapter's folder, by name."""
-    found: dict[str, Edit] = {"untouched": nothing}
+    edits: dict[str, Edit] = {"untouched": nothing}
     for name in (SIDE, CONFIG, WEIGHTS):
-        found |= {f"{name}: {kind}": place(name, kind) for kind in FILES}
-        found |= {f"{name}: {kind}": write(name, text) for kind, text in TEXTS.items()}
-    for dotted in (
-        "format",
-        "task",
-        "task.name",
-        "labels",
-        "max_length",
-        "base",
-        "base.name",
-        "base.sha256",
-        "columns",
-        "dtype",
+        edits |= {f"{name}: {kind}": place(name, kind) for kind in FILES}
+        edits |= {f"{name}: {kind}": write(name, text) for kind, text in TEXTS.items()}
+    for name, keys, values in (
+        (SIDE, DECIDING, ANY),
+        (SIDE, TELLING, FEW),
+        (CONFIG, SHAPING, ANY),
+        (CONFIG, BESIDE, OTHER),
     ):
-        found |= {f"{SIDE}: {dotted} = {kind}": key(SIDE, dotted, value) for kind, value in WRONG.items()}
-    for dotted in (
-        "method",
-        "quantize",
-        "tuned",
-        "files",
-        "data",
-        "columns.label",
-        "base.revision",
-        "versions",
-        "scores",
-    ):
-        found |= {f"{SIDE}: {dotted} = {kind}": key(SIDE, dotted, WRONG[kind]) for kind in ("null", "text", "a list")}
-    for name in ("r", "lora_alpha", "target_modules", "rank_pattern", "modules_to_save", "base_model_name_or_path"):
-        found |= {f"{CONFIG}: {name} = {kind}": key(CONFIG, name, value) for kind, value in WRONG.items()}
-    for name in (
-        "bias",
-        "lora_dropout",
-        "alpha_pattern",
-        "exclude_modules",
-        "layers_to_transform",
-        "use_dora",
-        "task_type",
-    ):
-        found |= {
-            f"{CONFIG}: {name} = {kind}": key(CONFIG, name, WRONG[kind]) for kind in ("text", "a list", "an object")
-        }
-    found |= {
-        f"{SIDE}: without {name}": key(SIDE, name, ...) for name in ("task", "labels", "base", "columns", "method")
-    }
-    found |= {f"{CONFIG}: without {name}": key(CONFIG, name, ...) for name in ("peft_type", "r", "target_modules")}
-    return found | _settings() | _weights() | _bases()
+        for dotted in keys.split():
+            edits |= {f"{name}: {dotted} = {kind}": key(name, dotted, WRONG[kind]) for kind in values}
+    for name in ("task", "labels", "base", "columns", "method"):
+        edits[f"{SIDE}: without {name}"] = key(SIDE, name, ...)
+    for name in ("peft_type", "r", "target_modules"):
+        edits[f"{CONFIG}: without {name}"] = key(CONFIG, name, ...)
+    return edits | _settings() | _weights() | _bases()
 
 
 def _settings() -> dict[str, Edit]:
@@ -252,10 +233,11 @@ def _settings() -> dict[str, Edit]:
         "scores.json: a pipe": place("scores.json", "pipe"),
         "adapter/: a file": write("adapter", "x"),
         "tokenizer.json: a pipe": place("tokenizer.json", "pipe"),
-        "pickled weights": lambda folder: ((folder / WEIGHTS).unlink(), torch.save({}, folder / "adapter_model.bin"))[
-            1
-        ],
+        "pickled weights": pickled,
     }
+
+
+FOUR = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
 def _weights() -> dict[str, Edit]:
@@ -277,36 +259,36 @@ def _weights() -> dict[str, Edit]:
         "header of nothing": header(b""),
         "20,000 tensors": header(many.encode()),
         "shape of 300,000 numbers": header(huge, bytes(4)),
-        "overlapping": header(
-            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-            bytes(4),
-        ),
+        "overlapping": header(f'{{"a":{FOUR},"b":{FOUR}}}'.encode(), bytes(4)),
         "negative shape": header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', bytes(4)),
         "metadata of numbers": header(b'{"__metadata__":{"a":1}}'),
     }
 
 
+NAMES = ("", ".", "..", "/", "/dev/null", "/dev/zero", "hostile", "x" * 5000, "a\0b", "https://example.org/x", "a/b")
+NAMES += ("\x1b[2J", "a/" * 2000, "~", "/proc/self", "--help", " ")
+OF_CONFIG: dict[str, Sequence[Any]] = {
+    "model_type": (None, "x", ["bert"]),
+    "hidden_size": (0, "16"),
+    "num_hidden_layers": (10**6, -1),
+    "num_attention_heads": (3, 0),
+    "vocab_size": (-5, 10**9),
+    "hidden_act": ("x",),
+    "max_position_embeddings": (0,),
+    "pad_token_id": (10**6,),
+    "quantization_config": ({"quant_method": "x"},),
+    "attn_implementation": ("own/kernel",),
+    "dtype": ("x",),
+    "layer_norm_eps": ("x",),
+    "id2label": ([],),
+    "rope_parameters": (3,),
+    "is_decoder": (True,),
+    "transformers_weights": ("../../x.safetensors",),
+}
+
+
 def _bases() -> dict[str, Edit]:
-    names = {
-        "nothing": "",
-        "a dot": ".",
-        "two dots": "..",
-        "the root": "/",
-        "/dev/null": "/dev/null",
-        "/dev/zero": "/dev/zero",
-        "itself": "hostile",
-        "5,000 letters": "x" * 5000,
-        "a NUL": "a\0b",
-        "an URL": "https://example.org/x",
-        "a hub's": "a/b",
-        "escapes": "\x1b[2J",
-        "3,000 parts": "a/" * 2000,
-        "home": "~",
-        "/proc": "/proc/self",
-        "dashes": "--help",
-        "spaces": " ",
-    }
-    found = {f"base: {kind}": named(name) for kind, name in names.items()}
+    found = {f"base: {name[:30]!r}": named(name) for name in NAMES}
     auto = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
 
     def with_code(folder: Path) -> None:
@@ -316,54 +298,21 @@ def _bases() -> dict[str, Edit]:
 
     edits: dict[str, Edit] = {"with code": with_code, "untouched": nothing}
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        edits |= {
-            f"{name}: {kind}": place(name, kind) for kind in ("pipe", "folder", "nothing", "/dev/zero", "nowhere")
-        }
-        edits |= {
-            f"{name}: {kind}": write(name, TEXTS[kind])
-            for kind in ("empty", "a list", "cut off", "nested deep", "not UTF-8")
-        }
-    for name, value in (
-        *(
-            ("model_type", None),
-            ("model_type", "x"),
-            ("model_type", ["bert"]),
-            ("hidden_size", 0),
-            ("hidden_size", "16"),
-        ),
-        *(
-            ("num_hidden_layers", 10**6),
-            ("num_hidden_layers", -1),
-            ("num_attention_heads", 3),
-            ("num_attention_heads", 0),
-        ),
-        *(
-            ("vocab_size", -5),
-            ("vocab_size", 10**9),
-            ("hidden_act", "x"),
-            ("max_position_embeddings", 0),
-            ("pad_token_id", 10**6),
-        ),
-        *(
-            ("quantization_config", {"quant_method": "x"}),
-            ("attn_implementation", "own/kernel"),
-            ("dtype", "x"),
-            ("layer_norm_eps", "x"),
-        ),
-        *(
-            ("id2label", []),
-            ("rope_parameters", 3),
-            ("transformers_weights", "../../x.safetensors"),
-            ("is_decoder", True),
-        ),
-    ):
-        edits[f"config.json: {name} = {str(value)[:20]}"] = key("config.json", name, value)
+        for kind in ("pipe", "folder", "nothing", "/dev/zero", "nowhere"):
+            edits[f"{name}: {kind}"] = place(name, kind)
+        for kind in ("empty", "a list", "cut off", "nested deep", "not UTF-8"):
+            edits[f"{name}: {kind}"] = write(name, TEXTS[kind])
+    for name, values in OF_CONFIG.items():
+        for value in values:
+            edits[f"config.json: {name} = {str(value)[:20]}"] = key("config.json", name, value)
     edits["30 GB of weights"] = place("model.safetensors", "30 GB")
     edits["an adapter beside it"] = write("adapter_config.json", "{}")
-    edits["weights elsewhere"] = lambda folder: (
-        (folder / "model.safetensors").rename(folder / "x.safetensors"),
-        write("model.safetensors.index.json", '{"weight_map": {"a": "../../base/model.safetensors"}}')(folder),
-    )[1]
+
+    def elsewhere(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "x.safetensors")
+        write("model.safetensors.index.json", '{"weight_map": {"a": "../../base/model.safetensors"}}')(folder)
+
+    edits["weights elsewhere"] = elsewhere
     return found | {f"base: {kind}": base(edit) for kind, edit in edits.items()}
 
 
@@ -392,10 +341,10 @@ def resum(folder: Path) -> None:
 
 def outcome(words: Sequence[str], room: Path) -> tuple[int, float, int, str]:
     """Exit code, seconds, bytes and stderr of a command in a process of its own, in a folder."""
-    began, said = time.perf_counter(), room / "said"
+    began, stderr = time.perf_counter(), room / "stderr"
     if (child := os.fork()) == 0:
         os.chdir(room)
-        for number, path in ((0, "/dev/null"), (1, "/dev/null"), (2, said)):
+        for number, path in ((0, "/dev/null"), (1, "/dev/null"), (2, stderr)):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         code = 0
         try:
@@ -414,7 +363,7 @@ def outcome(words: Sequence[str], room: Path) -> tuple[int, float, int, str]:
         if time.perf_counter() - began > GIVE_UP:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
-    text = said.read_text(errors="replace") if said.exists() else ""
+    text = stderr.read_text(errors="replace") if stderr.exists() else ""
     return os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_maxrss * 1024, text
 
 
@@ -442,11 +391,11 @@ def _faults(kind: str, edit: Edit, commands: Sequence[str], room: Path, figures:
     edit(folder)
     resum(folder)
     for command in commands:
-        code, seconds, size, said = outcome(COMMANDS[command], room)
+        code, seconds, size, printed = outcome(COMMANDS[command], room)
         figures.codes[code] += 1
         figures.seconds, figures.bytes = max(figures.seconds, seconds), max(figures.bytes, size)
-        last = said.splitlines()[-1][:200] if said else ""
-        if code not in (0, 2, 3) or (code and said.count("\n") > 3):
+        last = printed.splitlines()[-1][:200] if printed else ""
+        if code not in (0, 2, 3) or (code and printed.count("\n") > 3):
             yield f"{command}: {kind}: code {code}: {last}"
         if kind == "untouched" and code:
             yield f"{command}: {kind}: refused: {last}"

@@ -22,13 +22,13 @@ from tests.runs import Sections, changed, resumed, start
 
 def checkpoint_of(step: int) -> Checkpoint:
     """Tensors and state all of which say the step."""
-    return Checkpoint(step, {"a": torch.full((7,), step), "b": torch.full((3, 3), float(step))}, {"said": step})
+    return Checkpoint(step, {"a": torch.full((7,), step), "b": torch.full((3, 3), float(step))}, {"of": step})
 
 
 def assert_one_step(found: Checkpoint, steps: tuple[int, ...]) -> None:
     """All of the checkpoint is of the same step, one of these."""
     assert found.step in steps
-    assert found.state["said"] == found.step
+    assert found.state["of"] == found.step
     assert all((tensor == found.step).all() for tensor in found.tensors.values())
 
 
@@ -115,8 +115,8 @@ def test_death_while_a_folder_is_replaced_leaves_the_old_or_the_new_one(
             if folder.is_dir():
                 remove_leftovers(folder, alone=True)
             texts = [(folder / "adapter" / name) for name in ("one", "two")]
-            said = {path.read_text() if path.is_file() else None for path in texts}
-            assert said in ([{"old"}, {"new"}] if there_before else [{None}, {"new"}])
+            written = {path.read_text() if path.is_file() else None for path in texts}
+            assert written in ([{"old"}, {"new"}] if there_before else [{None}, {"new"}])
         else:
             assert at > 10
             break
@@ -172,15 +172,9 @@ def flips_found(folder: Path, n: int) -> int:
     return found
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    assert flips_found(tmp_path, 200) == 200
-
-
-@pytest.mark.faults
-def test_every_one_of_many_flipped_bits_is_found(tmp_path: Path) -> None:
-    found = flips_found(tmp_path, 1000)
-    print(f"1,000 flipped bits: {found} found")
-    assert found == 1000
+@pytest.mark.parametrize("flips", [200, pytest.param(1000, marks=pytest.mark.faults)])
+def test_every_flipped_bit_is_found(tmp_path: Path, flips: int) -> None:
+    assert flips_found(tmp_path, flips) == flips
 
 
 # Whole runs
