@@ -113,8 +113,8 @@ def option(words: list[str], name: str) -> str:
 
 def assert_ours(words: list[str]) -> None:
     """The command is known, and each of its options."""
-    told = CliRunner().invoke(commands, [words[0], "--help"])
-    assert told.exit_code == 0
+    shown = CliRunner().invoke(commands, [words[0], "--help"])
+    assert shown.exit_code == 0
     for word in words[1:]:
         if word.startswith("--"):
-            assert word.partition("=")[0] in told.output, word
+            assert word.partition("=")[0] in shown.output, word

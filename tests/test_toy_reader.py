@@ -16,7 +16,7 @@ from lorakit.errors import ConfigError
 from lorakit.recipe import DataSection
 
 
-def read_mood(path: Path, asked: Columns, notes: list[str]) -> Iterable[Row]:
+def read_mood(path: Path, columns: Columns, notes: list[str]) -> Iterable[Row]:
     """Lines such as `good| what a film`."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         label, _, text = line.partition("|")
@@ -33,7 +33,7 @@ def registered() -> Iterator[None]:
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(("name", "format"), [("x.mood", "auto"), ("x.txt", "mood")])
-def test_reader_from_outside_is_told_by_ending_or_name(tmp_path: Path, name: str, format: str) -> None:
+def test_reader_from_outside_is_chosen_by_ending_or_name(tmp_path: Path, name: str, format: str) -> None:
     (tmp_path / name).write_text("good| what a film\nbad|dull\n")
     found = reading.read(str(tmp_path / name), format=DataSection(format=format).format)
     assert [(e.text, e.label) for e in found.examples] == [("what a film", "good"), ("dull", "bad")]

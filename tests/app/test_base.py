@@ -42,7 +42,7 @@ def base(bert: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def agreeable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks on the terminal is told yes."""
+    """Every question on the terminal is answered with yes."""
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
 
 
@@ -132,12 +132,8 @@ def alike(base: Path) -> None:
     """Edits that change no answer: other names, another version, keys that say nothing, another layout of the files."""
     names = {"transformers_version": "5.99.0", "_name_or_path": "elsewhere", "id2label": {"0": "x"}, "dtype": "float16"}
     edit(base / "config.json", **names, architectures=["BertForMaskedLM"])
-    edit(
-        base / "tokenizer_config.json",
-        name_or_path="elsewhere",
-        tokenizer_class="BertTokenizerFast",
-        strip_accents=None,
-    )
+    changes = {"name_or_path": "elsewhere", "tokenizer_class": "BertTokenizerFast", "strip_accents": None}
+    edit(base / "tokenizer_config.json", **changes)
     content = json.loads((base / "tokenizer.json").read_text())
     cut = {"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
     (base / "tokenizer.json").write_text(json.dumps({**dict(reversed(content.items())), "truncation": cut}, indent=3))
@@ -178,14 +174,11 @@ def test_base_that_answers_the_same_is_taken(base: Path, run: Path) -> None:
 
 
 def test_fingerprint_is_the_same_in_another_process(base: Path, t5: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from lorakit.fingerprints import fingerprint_of as f; "
-        "print(*f(Path(sys.argv[1])))"
-    )
-    for folder in (base, t5):
-        environment = {**os.environ, "PYTHONHASHSEED": "7"}
-        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, env=environment)
-        assert done.stdout.split() == list(fingerprint_of(folder)), done.stderr
+    code = "import sys; from pathlib import Path; from lorakit.fingerprints import fingerprint_of as f\n"
+    code += "for folder in sys.argv[1:]: print(*f(Path(folder)))"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", code, base, t5], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == [" ".join(fingerprint_of(folder)) for folder in (base, t5)], done.stderr
 
 
 def test_vocabulary_without_tokenizer_json_counts(roberta: Path, tmp_path: Path) -> None:

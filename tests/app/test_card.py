@@ -72,9 +72,9 @@ def test_its_python_answers_without_lorakit(kind: str, request: pytest.FixtureRe
     assert isinstance(found["model"], peft.PeftModel)
     (answer,) = lorakit.load(run).predict(["the film was superb"])
     if kind == "bert_run":
-        (said,) = eval(out.getvalue())
-        assert said["label"] == answer["label"]
-        assert said["score"] == pytest.approx(answer["score"], abs=1e-5)
+        (printed,) = eval(out.getvalue())
+        assert printed["label"] == answer["label"]
+        assert printed["score"] == pytest.approx(answer["score"], abs=1e-5)
     if kind == "tagger_run":
         assert found["model"].config.id2label == dict(enumerate(side["labels"]))
 

@@ -136,22 +136,22 @@ def test_cross_validation_trains_each_fold_and_leaves_nothing_on_the_disk(
 @pytest.mark.usefixtures("no_pictures")
 def test_classifier_answers_as_the_run_it_leaves(bert: Path, tmp_path: Path) -> None:
     numerals = ["9" if label == "good" else "10" for label in LABELS]  # in order as numbers, not as texts
-    kept = TextClassifier(**short(bert, folder=tmp_path / "run")).fit(TEXTS, numerals)
+    fitted = TextClassifier(**short(bert, folder=tmp_path / "run")).fit(TEXTS, numerals)
     answers = lorakit.load(tmp_path / "run").predict(TEXTS)
-    assert kept.predict(TEXTS).tolist() == [answer["label"] for answer in answers]
+    assert fitted.predict(TEXTS).tolist() == [answer["label"] for answer in answers]
     wanted = [[answer["probabilities"][label] for label in ("10", "9")] for answer in answers]
-    assert kept.predictor_.task.labels == ("9", "10") and kept.classes_.tolist() == ["10", "9"]
-    assert kept.predict_proba(TEXTS).tolist() == wanted
-    assert kept.as_pipeline(TEXTS) == [{key: answer[key] for key in ("label", "score")} for answer in answers]
-    assert kept.scores_["parameters"]["lora"] > 0
-    note, budget = kept.notes_
+    assert fitted.predictor_.task.labels == ("9", "10") and fitted.classes_.tolist() == ["10", "9"]
+    assert fitted.predict_proba(TEXTS).tolist() == wanted
+    assert fitted.as_pipeline(TEXTS) == [{key: answer[key] for key in ("label", "score")} for answer in answers]
+    assert fitted.scores_["parameters"]["lora"] > 0
+    note, budget = fitted.notes_
     assert "held out" in note and "22 training examples: train." in budget
-    kept_examples = read(read_recipe(tmp_path / "run" / "recipe.toml").data.train or "").examples
-    assert [(example.text, example.label) for example in kept_examples] == list(zip(TEXTS, numerals, strict=True))
+    examples = read(read_recipe(tmp_path / "run" / "recipe.toml").data.train or "").examples
+    assert [(example.text, example.label) for example in examples] == list(zip(TEXTS, numerals, strict=True))
     with pytest.raises(OutputError, match=r"run\.jsonl exists already; choose another one"):
-        clone(kept).fit(TEXTS, LABELS)
+        clone(fitted).fit(TEXTS, LABELS)
     with pytest.raises(DataError, match=r"fit\(X, y\):1: column 'text' is empty"):
-        clone(kept).set_params(folder=tmp_path / "other").fit(["", "a"], [0, 1])
+        clone(fitted).set_params(folder=tmp_path / "other").fit(["", "a"], [0, 1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.jsonl"]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peft
 import pytest
@@ -61,25 +62,40 @@ def test_imported_adapter_answers_as_peft_does(cli: Cli, bert: Path, tmp_path: P
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_imported_adapter_is_exported_and_read_by_peft_again(cli: Cli, bert: Path, tmp_path: Path) -> None:
-    theirs = foreign(bert, tmp_path / "theirs", **WITH_POOLER)
-    assert cli("import", "theirs", "--out", "ours").code == 0
+class Theirs(NamedTuple):
+    """An adapter of peft's with two labels, in a folder that is not to be changed."""
+
+    folder: Path
+    model: peft.PeftModel
+
+    def edited(self, folder: Path, **changes: Any) -> Path:
+        """A copy with other settings."""
+        shutil.copytree(self.folder, folder)
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Theirs:
+    folder = tmp_path_factory.mktemp("theirs")
+    return Theirs(folder, foreign(bert, folder, **WITH_POOLER))
+
+
+def test_imported_adapter_is_exported_and_read_by_peft_again(
+    cli: Cli, bert: Path, theirs: Theirs, tmp_path: Path
+) -> None:
+    assert cli("import", theirs.folder, "--out", "ours").code == 0
     assert cli("export", "ours", "--to", "peft", "--out", "back").code == 0
     base = transformers.AutoModelForSequenceClassification.from_pretrained(bert)
     again = peft.PeftModel.from_pretrained(base, tmp_path / "back").eval()
-    torch.testing.assert_close(probabilities(again, bert), probabilities(theirs, bert), rtol=0, atol=1e-6)
+    torch.testing.assert_close(probabilities(again, bert), probabilities(theirs.model, bert), rtol=0, atol=1e-6)
 
 
-def test_labels_come_from_the_base_and_may_be_numbers(cli: Cli, bert: Path, tmp_path: Path) -> None:
-    foreign(bert, tmp_path / "theirs", **WITH_POOLER)
-    code, out, _ = cli("import", "theirs", "--out", "ours")
+def test_labels_come_from_the_base_and_pairs_are_answered(cli: Cli, theirs: Theirs, tmp_path: Path) -> None:
+    code, out, _ = cli("import", theirs.folder, "--out", "ours", "--pair", "hypothesis")
     assert code == 0
     assert "labels: LABEL_0, LABEL_1\nthe labels are numbered, not named: --labels gives them names" in out
-
-
-def test_pairs_are_answered(cli: Cli, bert: Path, tmp_path: Path) -> None:
-    foreign(bert, tmp_path / "theirs", **WITH_POOLER)
-    assert cli("import", "theirs", "--out", "ours", "--pair", "hypothesis").code == 0
     assert lorakit.load(tmp_path / "ours").predict([("a film", "a plot")])[0]["label"].startswith("LABEL_")
 
 
@@ -119,31 +135,28 @@ def test_adapter_that_lacks_what_the_base_lacks_is_refused(bert: Path, tmp_path:
         imported(tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_task_that_is_not_in_the_file_has_to_be_given(bert: Path, tmp_path: Path) -> None:
-    foreign(bert, tmp_path / "theirs", task_type=None, modules_to_save=["classifier", "pooler"])
-    with pytest.raises(ConfigError, match=r"task_type None tells no task; say it with --task"):
-        imported(tmp_path / "theirs", tmp_path / "ours")
-    assert imported(tmp_path / "theirs", tmp_path / "ours", task="sequence_classification")
+@pytest.mark.parametrize(
+    ("changes", "needs", "message"),
+    [
+        ({"task_type": None}, {"task": "sequence_classification"}, r"task_type None tells no task; say it with --task"),
+        ({"base_model_name_or_path": None}, {"base": "bert"}, "does not name its base model; say it with --base"),
+    ],
+)
+def test_what_the_settings_leave_open_has_to_be_given(
+    theirs: Theirs, bert: Path, tmp_path: Path, changes: dict[str, Any], needs: dict[str, str], message: str
+) -> None:
+    folder = theirs.edited(tmp_path / "theirs", **changes)
+    with pytest.raises(ConfigError, match=message):
+        imported(folder, tmp_path / "ours")
+    assert imported(folder, tmp_path / "ours", **{key: str(bert) if key == "base" else needs[key] for key in needs})
 
 
-def test_base_that_is_not_named_has_to_be_given(bert: Path, tmp_path: Path) -> None:
-    foreign(bert, tmp_path / "theirs", **WITH_POOLER)
-    path = tmp_path / "theirs" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    with pytest.raises(ConfigError, match="does not name its base model; say it with --base"):
-        imported(tmp_path / "theirs", tmp_path / "ours")
-    assert imported(tmp_path / "theirs", tmp_path / "ours", base=str(bert))
-
-
-def test_adapter_of_another_architecture_is_refused(bert: Path, t5: Path, tmp_path: Path) -> None:
-    foreign(bert, tmp_path / "theirs", **WITH_POOLER)
+def test_adapter_of_another_architecture_or_with_nan_is_refused_and_nothing_is_left(
+    theirs: Theirs, t5: Path, tmp_path: Path
+) -> None:
     with pytest.raises(AdapterError, match="does not fit this model"):
-        imported(tmp_path / "theirs", tmp_path / "ours", base=str(t5), task="text2text_ner", labels=("PER",))
-
-
-def test_damaged_adapter_is_refused_and_nothing_is_left(bert: Path, tmp_path: Path) -> None:
-    foreign(bert, tmp_path / "theirs", **WITH_POOLER)
-    weights = tmp_path / "theirs" / "adapter_model.safetensors"
+        imported(theirs.folder, tmp_path / "ours", base=str(t5), task="text2text_ner", labels=("PER",))
+    weights = theirs.edited(tmp_path / "theirs") / "adapter_model.safetensors"
     tensors = load_file(weights)
     tensors[next(iter(tensors))].fill_(float("nan"))
     save_file(tensors, weights)
@@ -198,20 +211,13 @@ def test_inspect_prints_a_line_for_each_layer_of_a_run(cli: Cli, bert_run: Path)
     assert "trained in full: bert.pooler.dense, classifier" in out
 
 
-@pytest.mark.parametrize("what", ["run", "model", "recipe"])
-def test_inspect_json_is_json_alone(cli: Cli, bert_run: Path, bert: Path, tmp_path: Path, what: str) -> None:
-    source = {"run": bert_run, "model": bert, "recipe": bert_run / "recipe.toml"}[what]
-    code, out, _ = cli("inspect", source, "--json")
-    facts = json.loads(out)
-    assert code == 0
-    key = {"run": "targets", "model": "linear", "recipe": "targets"}[what]
-    assert len(facts[key]) > 1
+@pytest.mark.parametrize(("what", "key"), [("run", "targets"), ("model", "linear"), ("recipe", "targets")])
+def test_inspect_json_is_json_alone(cli: Cli, bert_run: Path, bert: Path, what: str, key: str) -> None:
+    code, out, _ = cli("inspect", {"run": bert_run, "model": bert, "recipe": bert_run / "recipe.toml"}[what], "--json")
+    assert (code, len(json.loads(out)[key]) > 1) == (0, True)
 
 
-def test_inspect_refuses_a_pattern_that_would_take_for_ever(cli: Cli, bert: Path, tmp_path: Path) -> None:
-    foreign(bert, tmp_path / "theirs", **WITH_POOLER)
-    path = tmp_path / "theirs" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": {"((a)": 1.0}}))
-    code, _, err = cli("inspect", "theirs")
+def test_inspect_refuses_a_pattern_that_would_take_for_ever(cli: Cli, theirs: Theirs, tmp_path: Path) -> None:
+    code, _, err = cli("inspect", theirs.edited(tmp_path / "theirs", alpha_pattern={"((a)": 1.0}))
     assert code == 2
     assert "alpha_pattern: '((a)' cannot be used" in err

@@ -18,9 +18,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorakit.app.commands.inspect.ATTENTION", (2, 2, 8, 16))
 
 
-def test_the_gains_are_measured_and_said() -> None:
-    told = CliRunner().invoke(commands, ["inspect", "--kernels"]).output
-    assert "adapted linear layer, 64 rows of 32 to 48" in told
+def test_the_gains_are_measured_and_printed() -> None:
+    printed = CliRunner().invoke(commands, ["inspect", "--kernels"]).output
+    assert "adapted linear layer, 64 rows of 32 to 48" in printed
     facts = json.loads(CliRunner().invoke(commands, ["inspect", "--kernels", "--json"]).output)
     assert facts["threads"] == torch.get_num_threads()
     assert all(facts[key] > 0 for key in ("bf16_gain", "adapted_linear_gain", "fp32_attention_gain"))

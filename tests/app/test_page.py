@@ -85,7 +85,7 @@ def test_page_marks_entities_where_they_are(page: Tab, tagging: Running) -> None
     marks = page.run("[...document.querySelectorAll('#shown mark')].map(mark => mark.firstChild.textContent)")
     assert marks == [text[entity["start"] : entity["end"]] for entity in entities]
     whole = "document.querySelector('#shown .text').cloneNode(true)"
-    page.run(f"window.copied = {whole}; copied.querySelectorAll('small').forEach(said => said.remove())")
+    page.run(f"window.copied = {whole}; copied.querySelectorAll('small').forEach(label => label.remove())")
     assert page.run("copied.textContent") == text
     assert_harmless(page)
 

@@ -36,9 +36,9 @@ class Hub:
         if self.status != 200:
             return self.status, {"error": "no"}
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            self.repositories[asked["name"]] = asked
-            return 200, {"url": f"{self.url}/you/{asked['name']}"}
+            new = json.loads(body)
+            self.repositories[new["name"]] = new
+            return 200, {"url": f"{self.url}/you/{new['name']}"}
         if "/branch/" in path:
             self.branches.append(path.rpartition("/")[2])
             return 200, {}

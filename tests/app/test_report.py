@@ -572,7 +572,7 @@ def test_run_is_measured_beside_others(cli: Cli, bert_run: Path, head_run: Path,
     code, out, err = cli("report", bert_run, *words)
     assert (code, err) == (0, "")
     verdict = json.loads(out)["verdict"]
-    head, tagger, itself = (said for said in verdict if said.startswith(("A linear probe (", "LoRA (")))
+    head, tagger, itself = (line for line in verdict if line.startswith(("A linear probe (", "LoRA (")))
     found = cli("compare", head_run, bert_run, "--json").out
     (comparison,) = json.loads(found)["comparisons"]
     score = json.loads((head_run / "scores.json").read_text())["accuracy"]

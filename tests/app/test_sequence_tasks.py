@@ -1,4 +1,4 @@
-"""Tasks over whole texts on the command line: trained, asked, scored, looked at, merged, and adopted from peft."""
+"""Tasks over whole texts on the command line: calibrated, merged, scored, and adopted from peft."""
 
 from __future__ import annotations
 

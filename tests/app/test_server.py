@@ -401,7 +401,7 @@ async def longest_hold(root: Path, bodies: Mapping[str, bytes]) -> dict[str, flo
         entity = {"entity_group": "PER", "word": "a", "start": 0, "end": 1, "score": 0.123456789}
         future: Future[Any] = Future()
         future.set_result([{"entities": [entity] * 3_000}] * 32)
-        running.service.batcher.submit = lambda *asked, **options: future  # type: ignore[method-assign]
+        running.service.batcher.submit = lambda *requests, **options: future  # type: ignore[method-assign]
         assert len(running.predict([["a"]] * 32).json) == 32
         name = "chunks of a byte"
         chunks = b"1\r\na\r\n" * 100_000 + b"0\r\n\r\n"
@@ -477,13 +477,13 @@ class SlowPool:
         self.batches: list[int] = []
         self.seen: set[str] = set()
 
-    def answer(self, asked: list[Asked]) -> list[dict[str, Any]]:
+    def answer(self, requests: list[Asked]) -> list[dict[str, Any]]:
         self.may.wait(5)
-        self.batches.append(len(asked))
-        self.seen |= {each.example.text for each in asked}
-        if any(each.example.text == "bad" for each in asked):
+        self.batches.append(len(requests))
+        self.seen |= {each.example.text for each in requests}
+        if any(each.example.text == "bad" for each in requests):
             raise ValueError("bad")
-        return [{"text": each.example.text} for each in asked]
+        return [{"text": each.example.text} for each in requests]
 
 
 def texts(*some: str) -> list[Asked]:

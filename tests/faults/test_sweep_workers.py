@@ -53,20 +53,20 @@ def test_trials_of_killed_workers_are_all_accounted_for(tmp_path: Path) -> None:
             victim.send_signal(signal.SIGKILL)
             victim.communicate()
             print(f"killed a worker after {time.monotonic() - began:.0f} s, {held} trials in hand of all")
-        said = [worker.communicate(timeout=WAIT_S)[0] for worker in workers[KILLED:]]
+        printed = [worker.communicate(timeout=WAIT_S)[0] for worker in workers[KILLED:]]
     finally:
         for worker in workers:
             worker.kill()
-    assert [worker.returncode for worker in workers[KILLED:]] == [0, 0], said
+    assert [worker.returncode for worker in workers[KILLED:]] == [0, 0], printed
     study = study_of(folder, storage)
     assert study is not None
     states = Counter(trial.state.name for trial in study.trials)
     failed = [trial for trial in study.trials if trial.state.name == "FAIL"]
-    print(f"{dict(states)} in {time.monotonic() - began:.0f} s; asked again: {[t.number for t in failed]}")
+    print(f"{dict(states)} in {time.monotonic() - began:.0f} s; trained again: {[t.number for t in failed]}")
     assert states["COMPLETE"] >= TRIALS and states["RUNNING"] == states["WAITING"] == 0
-    asked_again = [trial.params for trial in failed if "members" in trial.user_attrs]
+    again = [trial.params for trial in failed if "members" in trial.user_attrs]
     done = [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
-    assert asked_again and all(params in done for params in asked_again)
+    assert again and all(params in done for params in again)
     members = json.loads((folder / "sweep.json").read_text())["members"]
     assert len({member["name"] for member in members}) == states["COMPLETE"]
     for member in members:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorakit.tasks.metrics.bootstrap import Scores
+if TYPE_CHECKING:
+    from lorakit.tasks.metrics.bootstrap import Scores
 
 
 @dataclass(frozen=True)
