@@ -40,15 +40,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "b.arrow", "a.csv", "a.tsv", "a.jsonl"])
-@pytest.mark.parametrize("start", [0, 1, 8, 9, 17, N - 1, N, N + 3])
 def test_stream_from_any_row_gives_what_the_reader_gives(
-    folder: Path, name: str, start: int, monkeypatch: pytest.MonkeyPatch
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(columnar, "BATCH", 4)
     path = folder / name
     whole = list(FORMATS[path.suffix[1:]].read(path))
     assert len(whole) == N
-    assert list(stream(path, start)) == whole[start:]
+    for start in (0, 1, 8, 9, 17, N - 1, N, N + 3):
+        assert list(stream(path, start)) == whole[start:]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

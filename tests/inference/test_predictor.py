@@ -101,6 +101,8 @@ def test_load_takes_the_adapter_folder_too(bert_run: Path, predictor: Predictor,
     shutil.copytree(bert_run / "adapter", tmp_path / "shipped")
     texts = ["a superb film", "the plot was stale"]
     assert load(tmp_path / "shipped").predict(texts) == predictor.predict(texts)
+    config = json.loads((bert_run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["modules_to_save"] == ["bert.pooler.dense", "classifier"]  # what the checkpoint lacked
 
 
 def test_answers_come_in_the_order_of_the_inputs(predictor: Predictor) -> None:

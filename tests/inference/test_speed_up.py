@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.inference.speed_up import PLAIN
+from lorakit.inference.speed_up import PLAIN, Kernels
 from lorakit.models import FP32_ATTENTION, attend_in_fp32
 from lorakit.training.loop import Member, train
 from lorakit.training.prepare import Prepared, prepare, trained_parameters
@@ -46,6 +46,8 @@ def test_a_run_learns_the_same(base: str, task: str, request: pytest.FixtureRequ
     assert fast.kernels.first_row == (base == "bert")
     assert plain.kernels == PLAIN
     assert str(PLAIN) == "plain"
+    words = "36 adapted linear layers in one function each; last block: first token only"
+    assert str(Kernels(fused=36, first_row=True)) == words
     (losses, learned), (plain_losses, plain_learned) = stepped(fast), stepped(plain)
     assert losses == pytest.approx(plain_losses, rel=1e-4)
     for name, parameter in plain_learned.items():

@@ -86,11 +86,11 @@ def trained(prepared: Prepared, ranks: Ranks, spoil: Callable[[Ranks, nn.Module]
 
 
 @pytest.mark.parametrize("costs", COSTS, ids=str)
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_share_cuts_into_about_equal_pieces(costs: Sequence[int], size: int) -> None:
-    shares = [Ranks(rank, size).share(costs) for rank in range(size)]
-    assert [i for share in shares for i in share] == list(range(len(costs)))
-    assert max(sum(costs[i] for i in share) for share in shares) <= sum(costs) / size + max(costs)
+def test_share_cuts_into_about_equal_pieces(costs: Sequence[int]) -> None:
+    for size in (1, 2, 3, 5):
+        shares = [Ranks(rank, size).share(costs) for rank in range(size)]
+        assert [i for share in shares for i in share] == list(range(len(costs)))
+        assert max(sum(costs[i] for i in share) for share in shares) <= sum(costs) / size + max(costs)
 
 
 # Values and errors

@@ -51,7 +51,7 @@ def test_every_bundled_gold_output_can_be_written(name: str) -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize(("kind", "every"), [("t5_tokenizer", 4), ("byte_tokenizer", 16)])  # all: benchmarks/
+@pytest.mark.parametrize(("kind", "every"), [("t5_tokenizer", 12), ("byte_tokenizer", 48)])  # all: benchmarks/
 def test_every_gold_output_of_wnut17_can_be_written(request, kind: str, every: int, name: str) -> None:
     tokenizer = request.getfixturevalue(kind)
     if not SHARED.is_dir():

@@ -170,10 +170,10 @@ def test_faults_of_an_output_are_counted(task, said, output, ended, shares):
     assert scores["entity_recall"] == named / 3  # lost entities count as missed
 
 
-@pytest.mark.parametrize("n_open", range(len(EXAMPLES) + 1))
-def test_truncated_is_the_share_of_outputs_that_did_not_end(task, said, n_open):
-    answers = [said(t, e, ended=i >= n_open) for i, (t, e) in enumerate(zip(TARGETS, EXAMPLES, strict=True))]
-    assert task.evaluate(EXAMPLES, answers).scores["truncated"] == n_open / len(EXAMPLES)
+def test_truncated_is_the_share_of_outputs_that_did_not_end(task, said):
+    for n_open in range(len(EXAMPLES) + 1):
+        answers = [said(t, e, ended=i >= n_open) for i, (t, e) in enumerate(zip(TARGETS, EXAMPLES, strict=True))]
+        assert task.evaluate(EXAMPLES, answers).scores["truncated"] == n_open / len(EXAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -270,13 +270,13 @@ def test_type_that_does_not_survive_is_refused_with_its_name(byte_tokenizer, nam
         _ = Text2TextNer(byte_tokenizer, ("PER", kind), 64, format=name).form
 
 
-@pytest.mark.parametrize("kind", ["geo-loc", "group name", "B-PER", "ns.PER", "日", "O", "None"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_odd_types_survive(byte_tokenizer, said, name, kind):
-    task = Text2TextNer(byte_tokenizer, (kind,), 64, format=name)
-    example = of_words(["a", "b", "c"], ["O", f"B-{kind}", f"I-{kind}"])
-    raw = Written(tuple(byte_tokenizer(task.expected(example))["input_ids"]), True, 1.0)
-    assert entities(task.answer(example, [raw]).tags) == entities(example.tags)
+def test_odd_types_survive(byte_tokenizer, name):
+    for kind in ("geo-loc", "group name", "B-PER", "ns.PER", "日", "O", "None"):
+        task = Text2TextNer(byte_tokenizer, (kind,), 64, format=name)
+        example = of_words(["a", "b", "c"], ["O", f"B-{kind}", f"I-{kind}"])
+        raw = Written(tuple(byte_tokenizer(task.expected(example))["input_ids"]), True, 1.0)
+        assert entities(task.answer(example, [raw]).tags) == entities(example.tags)
 
 
 @pytest.mark.parametrize(("name", "sign"), [("list", "|"), ("tanl", "["), ("sentinel", "<extra_id_0>")])

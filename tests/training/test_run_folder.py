@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -83,25 +84,22 @@ def test_leftovers_of_a_dead_process_are_cleared_and_nothing_else(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ["", "somebody", "process 7 on node3\n", f"process 7 on {'x' * 600}", None])
-@pytest.mark.parametrize("resume", [None, "auto"])
-@pytest.mark.parametrize("is_run", [False, True])
-def test_lock_of_another_program_is_left_as_it_is(
-    tmp_path: Path, content: str | None, resume: str | None, is_run: bool
-) -> None:
+def test_lock_of_another_program_is_left_as_it_is(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "target").write_text("mine")
-    folder = tmp_path / "other"
-    folder.mkdir()
-    if is_run:
-        (folder / "recipe.toml").write_text(f"{UNSET}data.test")
-    if content is None:
-        (folder / LOCK).symlink_to(tmp_path / "target")
-    else:
-        (folder / LOCK).write_text(content)
-    before = (folder / LOCK).lstat()
-    with pytest.raises(OutputError, match="other"), run_folder(folder, resume):
-        pytest.fail("it is not ours")
-    assert (folder / LOCK).lstat() == before
-    assert (folder / LOCK).read_text() == ("mine" if content is None else content)
+    for i, (resume, is_run) in enumerate(product((None, "auto"), (False, True))):
+        folder = tmp_path / f"other-{i}"
+        folder.mkdir()
+        if is_run:
+            (folder / "recipe.toml").write_text(f"{UNSET}data.test")
+        if content is None:
+            (folder / LOCK).symlink_to(tmp_path / "target")
+        else:
+            (folder / LOCK).write_text(content)
+        before = (folder / LOCK).lstat()
+        with pytest.raises(OutputError, match="other-"), run_folder(folder, resume):
+            pytest.fail("it is not ours")
+        assert (folder / LOCK).lstat() == before
+        assert (folder / LOCK).read_text() == ("mine" if content is None else content)
 
 
 def test_pipe_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
