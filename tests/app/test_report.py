@@ -23,7 +23,7 @@ from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 
 from lorakit.app.report.answers import answer_of, baseline, marked
-from lorakit.app.report.charts import calibration_chart, grouped
+from lorakit.app.report.charts import calibration_chart, grouped, training_charts
 from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED, write_csv
 from lorakit.app.report.label_errors import suspects_of_run
 from lorakit.app.report.page import content_of, html, verdict
@@ -334,6 +334,39 @@ def test_verdict_says_that_one_answer_is_all(tmp_path: Path) -> None:
     assert said not in verdict(run).sentences
     alike = [p.model_copy(update={"expected": "good"}) for p in lines]
     assert said not in verdict(replace(run, predictions=alike)).sentences
+
+
+@pytest.mark.parametrize(
+    ("trained", "judged", "overfits"),
+    [
+        ([0.6, 0.5, 0.4, 0.2, 0.1], [0.7, 0.5, 0.6, 0.6, 0.8], True),
+        ([0.6, 0.5, 0.4, 0.2, 0.1], [0.7, 0.5, 0.51, 0.6, 0.8], False),  # hardly more than the lowest
+        ([0.6, 0.5, 0.4, 0.2, 0.1], [0.7, 0.6, 0.5, 0.6, 0.8], False),  # for two evaluations alone
+        ([0.6, 0.5, 0.6, 0.8, 0.9], [0.7, 0.5, 0.6, 0.6, 0.8], False),  # training diverges too
+    ],
+)
+def test_over_fitting_is_said_where_validation_loss_rises_and_training_loss_falls(
+    tmp_path: Path, trained: list[float], judged: list[float], overfits: bool
+) -> None:
+    run = run_that(tmp_path, [0.5, 0.8, 0.7, 0.7, 0.7])
+    lines = [
+        line.model_copy(update={"validation": {"accuracy": 0.7, "loss": loss}})
+        for line, loss in zip(run.lines, judged, strict=True)
+    ]
+    lines += [Line(step=10 * i, loss=loss) for i, loss in enumerate(trained)]
+    found = verdict(replace(run, lines=lines))
+    said = "validation loss was lowest at step 10 (0.5) and rose to 0.8 while training loss fell"
+    assert (said in str(found.sentences)) == overfits
+    assert ("To over-fit less" in found.next_steps[0]) == overfits
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_loss_of_training_and_validation_share_an_axis(request: pytest.FixtureRequest, name: str) -> None:
+    run = read_run(request.getfixturevalue(name))
+    chart = next(chart for chart in training_charts(run.lines, run.scores) if chart.name == "loss")
+    drawn = [(step, loss) for series, step, loss in chart.rows if series == "validation"]
+    assert drawn == [(line.step, line.validation["loss"]) for line in run.lines if line.validation]
+    assert len(drawn) == run.scores.evaluations
 
 
 def test_few_examples_that_choose_no_step_are_not_called_optimistic(tmp_path: Path) -> None:

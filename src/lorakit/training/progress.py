@@ -26,9 +26,11 @@ class History:
 
     @property
     def last_scores(self) -> dict[str, Any]:
-        """Those of the last evaluation, with its `step`; empty before the first."""
+        """Those of the last evaluation, without its loss but with its `step`; empty before the first."""
         line = next((line for line in reversed(self.lines) if "validation" in line), None)
-        return {} if line is None else {**line["validation"], "step": line["step"]}
+        if line is None:
+            return {}
+        return {**{key: value for key, value in line["validation"].items() if key != "loss"}, "step": line["step"]}
 
     def first_score(self, metric: str) -> float | None:
         """The metric before the first step, where it was taken."""

@@ -22,6 +22,7 @@ from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Step, ignore
 from lorakit.runtime.files import atomic_text
 from lorakit.runtime.signals import ELSEWHERE, Stop
+from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.checkpoint import Checkpoint, Progress, checkpoint_of, restore, save_checkpoint
 from lorakit.training.loop import Member, train
@@ -31,6 +32,7 @@ from lorakit.training.progress import History, Interval, LossWatch
 from lorakit.training.results import Result, write_lines, write_results, write_shipped
 from lorakit.training.run_folder import CHECKPOINTS, RECIPE
 from lorakit.training.schedule import make_optimizer
+from lorakit.training.validation import Judged, mean_loss, with_loss
 
 LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length
 SKIPS_IN_A_ROW, SKIPS = 5, 50  # steps that train.non_finite = "skip" leaves out at most
@@ -162,7 +164,8 @@ class Run:
         self._check_finite(number)
         history, prepared, part = self.history, self.prepared, self.prepared.parts["validation"]
         # nothing is lost where a signal breaks it off
-        scores = prepared.task.evaluate(part.examples, self._answers(part)).scores
+        judged: list[Judged] = self._answers(part, with_loss(prepared.task))
+        scores = prepared.task.evaluate(part.examples, [each.answer for each in judged]).scores
         value = goodness(scores, prepared.recipe.task.selection_metric)
         # a tie keeps the earlier step; as long as the metric is undefined, or where few examples decide, the last one counts
         is_best = value > history.best or history.best == float("-inf") or prepared.keeps_last
@@ -173,14 +176,16 @@ class Run:
         else:
             history.since_best += 1
         plain = {key: number for key, number in scores.items() if isinstance(number, float)}
+        if (loss := mean_loss(judged)) is not None:
+            plain["loss"] = loss
         epoch = number / prepared.plan.steps_per_epoch
         self._log({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
         self.ranks.first(write_lines, self.folder, "metrics.jsonl", history.lines)
         self.report(Evaluated(number, scores, is_best))
 
-    def _answers(self, part: Part) -> list[Any]:
+    def _answers(self, part: Part, task: Task) -> list[Any]:
         prepared = self.prepared
-        arguments = (prepared.model, prepared.task, part.examples, part.items, prepared.device)
+        arguments = (prepared.model, task, part.examples, part.items, prepared.device)
         with routed(prepared.model, [(prepared.adapter, 0)]):
             if prepared.recipe.train.shard_base and self.ranks.size > 1:
                 return answer_all(*arguments)  # every rank answers all, in step and to the end
@@ -230,9 +235,9 @@ class Run:
             return Result(self.folder, scores, is_paused=True)
         for name, parameter in self.member.named_parameters.items():
             parameter.copy_(self.best_state[name])
-        parts = self.prepared.parts
-        test = self._answers(parts["test"]) if "test" in parts else []
-        answers = self._answers(parts["validation"])
+        parts, task = self.prepared.parts, self.prepared.task
+        test = self._answers(parts["test"], task) if "test" in parts else []
+        answers = self._answers(parts["validation"], task)
         return self.ranks.first(write_results, self.folder, self.prepared, self.history, answers, test)
 
 

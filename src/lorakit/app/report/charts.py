@@ -34,7 +34,7 @@ def training_charts(lines: Sequence[Line], scores: RunScores) -> Iterator[Chart]
         smooth = smoothed(losses)
         alt = f"training from {losses[0][1]:.3g} at step {losses[0][0]} to {smooth[-1][1]:.3g} (smoothed) at step {losses[-1][0]}"
         series = {"each logged step": losses, "training, smoothed": smooth}
-        if judged := scores_over_steps(lines, "nll"):  # of classes, the same as the loss of training
+        if judged := scores_over_steps(lines, "loss"):
             lowest = min(judged, key=lambda point: point[1])
             alt += f"; validation lowest at step {lowest[0]}, {lowest[1]:.3g}"
             series["validation"] = judged

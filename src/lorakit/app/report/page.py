@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from lorakit.app.report.answers import Answer, answer_of, baseline
-from lorakit.app.report.charts import answer_charts, most_confused, scores_over_steps, training_charts
+from lorakit.app.report.charts import (
+    Points,
+    answer_charts,
+    most_confused,
+    points_of,
+    scores_over_steps,
+    smoothed,
+    training_charts,
+)
 from lorakit.app.report.drawing import Cell, Chart, printable, short
 from lorakit.app.report.label_errors import Suspect
 from lorakit.runtime.files import atomic_text
@@ -23,6 +31,7 @@ FILE = "report.html"
 WORST = 20  # mistakes that are shown
 SAMPLES = 8  # answers that are shown, right or wrong
 SUSPECTS = 30  # labels that are shown
+RISES, RISEN = 3, 1.05  # evaluations with a validation loss this many times the lowest one, where a run over-fits
 UNASKED = "not looked for while training; lorakit report RUN looks where the extra lorakit[cleanlab] is installed"
 METHODS = {"head": "a linear probe", "full": "full fine-tuning", "lora": "LoRA"}
 
@@ -179,6 +188,8 @@ class Course(NamedTuple):
     evaluations: int
     best: int  # step, by the metric
     last: int  # evaluated step
+    turned: tuple[int, float] | None = None  # step and validation loss from which on that rose while training's fell
+    last_loss: float = 0.0  # on the validation examples
 
 
 def course_of(run: RunFiles) -> Course:
@@ -196,7 +207,18 @@ def course_of(run: RunFiles) -> Course:
         evaluations=len(scored),
         best=round(best[0]),
         last=round(scored[-1][0]) if scored else 0,
+        turned=_turned(losses := scores_over_steps(run.lines, "loss"), smoothed(points_of(run.lines, "loss"))),
+        last_loss=losses[-1][1] if losses else 0.0,
     )
+
+
+def _turned(judged: Points, trained: Points) -> tuple[int, float] | None:
+    """Where the validation loss was lowest, if it is clearly above that in all of several evaluations at the end."""
+    step, lowest = min(judged, key=lambda point: point[1], default=(0, 0.0))
+    later = [loss for at, loss in judged if at > step][-RISES:]
+    at_turn = next((loss for at, loss in trained if at >= step), None)
+    has_fallen = at_turn is not None and trained[-1][1] < at_turn
+    return (round(step), lowest) if len(later) == RISES and min(later) > RISEN * lowest and has_fallen else None
 
 
 # Tables
