@@ -596,9 +596,8 @@ def test_failure_is_of_the_request_that_causes_it_and_who_left_costs_nothing() -
 def test_stop_answers_every_accepted_request(root: Path) -> None:
     with serve(root) as stopping, ThreadPoolExecutor(16) as clients:
         answers = [clients.submit(stopping.predict, text) for text in TEXTS[:16]]
-        while stopping.service.batcher.waiting == 0 and not all(future.done() for future in answers):
-            time.sleep(0.001)
-        time.sleep(0.05)  # they are all within by now
+        state = stopping.server.server_state
+        until(lambda: state.total_requests + len(state.tasks) >= len(answers), "all requests inside")
         stopping.server.should_exit = True
         assert [future.result(10).status for future in answers] == [200] * 16
 
