@@ -32,7 +32,7 @@ from tests.shipped import ship
 from lorakit.data.example import Example
 from lorakit.inference import answer
 from lorakit.inference.adapter_folder import Side, write_side
-from lorakit.inference.adapter_pool import AdapterPool, Asked
+from lorakit.inference.adapter_pool import AdapterPool, Query
 from lorakit.inference.side import read_facts
 from lorakit.lora.peft_files import WEIGHTS_FILE
 
@@ -61,10 +61,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def throughput(pool: AdapterPool, names: Sequence[str], some: Sequence[str], rounds: int) -> dict[str, Any]:
     """Texts a second by one adapter and by all, each adapter with as many texts, and the ratio of a round's two."""
-    alone = [Asked(names[0], Example(text)) for text in some]
-    mixed = [Asked(names[i % len(names)], Example(text)) for i, text in enumerate(some)]
-    for asked in (alone, mixed):
-        pool.answer(asked[:256])  # warm up
+    alone = [Query(names[0], Example(text)) for text in some]
+    mixed = [Query(names[i % len(names)], Example(text)) for i, text in enumerate(some)]
+    for queries in (alone, mixed):
+        pool.answer(queries[:256])  # warm up
     times: dict[str, list[float]] = {"alone": [], "mixed": []}
     for _ in range(rounds):
         times["alone"].append(seconds(lambda: pool.answer(alone)))
@@ -76,7 +76,7 @@ def throughput(pool: AdapterPool, names: Sequence[str], some: Sequence[str], rou
 
 def stalls(pool: AdapterPool, names: Sequence[str], folders: Sequence[Path], some: Sequence[str]) -> dict[str, Any]:
     """Milliseconds that loading takes beside nothing and beside answers, and gaps between forwards with and without it."""
-    mixed = [Asked(names[i % len(names)], Example(text)) for i, text in enumerate(some)]
+    mixed = [Query(names[i % len(names)], Example(text)) for i, text in enumerate(some)]
     idle: list[float] = []
     cpu: list[float] = []
     for folder in folders[: len(folders) // 2]:  # in this thread, whose CPU time can be told
@@ -114,33 +114,33 @@ def stalls(pool: AdapterPool, names: Sequence[str], folders: Sequence[Path], som
 
 def main() -> None:
     """Measure and print."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--adapters", type=int, default=256)
-    options.add_argument("--rows", type=int, default=2048)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--dora", action="store_true")
-    options.add_argument("--base", default="minilm")
-    options.add_argument("--out", type=Path)
-    asked = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapters", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dora", action="store_true")
+    parser.add_argument("--base", default="minilm")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
     extra = 16
     with tempfile.TemporaryDirectory() as place:
-        folders = ship_many(Path(place), asked.base, asked.adapters + extra, asked.dora)
+        folders = ship_many(Path(place), options.base, options.adapters + extra, options.dora)
         with AdapterPool({folder.name: folder for folder in folders}) as pool:
-            names = [folder.name for folder in folders[: asked.adapters]]
+            names = [folder.name for folder in folders[: options.adapters]]
             for name in names:
                 pool.load(name).result()
             gc.freeze()  # as the server does
-            some = texts(asked.rows)
+            some = texts(options.rows)
             found = {
-                "adapters": asked.adapters,
+                "adapters": options.adapters,
                 "threads": torch.get_num_threads(),
                 "megabytes": pool.size / 1e6,
-                **throughput(pool, names, some, asked.rounds),
-                **stalls(pool, names, folders[asked.adapters :], some),
+                **throughput(pool, names, some, options.rounds),
+                **stalls(pool, names, folders[options.adapters :], some),
             }
     print(json.dumps(found, indent=1))
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def ship_many(place: Path, base: str, n: int, dora: bool) -> list[Path]:

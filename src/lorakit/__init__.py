@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import functions and estimators when they are first used: `import lorakit.lora` needs torch and safetensors alone."""
+    """Import functions and estimators on first use: `import lorakit.lora` needs only torch and safetensors."""
     if name == "train":
         from lorakit.app.api import train
 

@@ -1,11 +1,11 @@
-"""Every failure a user can meet. The command line prints one line for each and exits with its code; nothing else is caught."""
+"""The errors a user can see. The command line prints one line for each and exits with its code; nothing else is caught."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# What a process's exit code says to whatever started it.
+# What each exit code means.
 EXIT_CODES = {
     0: "done",
     1: "a fault of lorakit's",
@@ -18,23 +18,23 @@ EXIT_CODES = {
 
 
 class LorakitError(Exception):
-    """A mistake outside this package's code: what is wrong with which value, where, and what would do."""
+    """A mistake outside this package's code: what is wrong with which value, where, and what to do."""
 
     exit_code = 2
 
 
 class ConfigError(LorakitError):
-    """A knob (recipe key, command-line value, LoRA setting) has a value that cannot be used."""
+    """A setting (recipe key, command-line value, LoRA setting) has a value that cannot be used."""
 
 
 class DataError(LorakitError):
-    """An input file cannot be read as what it was said to be; the message starts with `file:line`."""
+    """An input file cannot be read in its format; the message starts with `file:line`."""
 
     exit_code = 3
 
 
 class ModelError(LorakitError):
-    """A base model cannot be found, loaded, or adapted as asked."""
+    """A base model cannot be found, loaded, or adapted as requested."""
 
 
 class AdapterError(LorakitError):
@@ -42,17 +42,17 @@ class AdapterError(LorakitError):
 
 
 class OutputError(LorakitError):
-    """The place to write to, or a run folder to read, cannot be used."""
+    """A folder or file to write, or a run folder to read, cannot be used."""
 
 
 class StorageError(OutputError):
-    """A disk is full or failing, or may not be written to; what was there before is whole."""
+    """A disk is full, failing or not writable; what was there before is intact."""
 
     exit_code = 5
 
 
 class NumericsError(LorakitError):
-    """A loss or a gradient is not finite; nothing non-finite has been stored."""
+    """A loss or a gradient is not finite; nothing non-finite was stored."""
 
     exit_code = 4
 
@@ -64,7 +64,7 @@ class RankLost(LorakitError):
 
 
 class RankError(LorakitError):
-    """Another process of the run has failed, and has said why; this one ends with the same exit code."""
+    """Another process of the run has failed and reported why; this one ends with the same exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -78,15 +78,15 @@ class Interrupted(LorakitError):
 
 
 def first_line(err: BaseException, otherwise: str | None = None) -> str:
-    """The first line of what somebody else's error says; where that is nothing, `otherwise`, or the error's type."""
+    """The first line of a library's error message; if it is empty, `otherwise`, or the error's type."""
     return (str(err).strip() or otherwise or type(err).__name__).splitlines()[0]
 
 
-MOST_CHARACTERS = 255  # of a file's name, say
+MOST_CHARACTERS = 255  # for example of a file's name
 
 
 def short(value: object, most: int = 80) -> str:
-    """A value as a message shows it, its end left out where it is long."""
+    """A value as messages show it, shortened if it is long."""
     if isinstance(value, (list, dict)) and len(value) > 100:
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
     try:
@@ -97,9 +97,9 @@ def short(value: object, most: int = 80) -> str:
 
 
 def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
-    """The end of an error message: the names nearest to `wrong`, or a short list of what there is."""
+    """The end of an error message: the names nearest to `wrong`, or a short list of all names."""
     names = sorted(set(known))
-    # how near a long name is takes as long as it is; of a long one nobody means a short one
+    # comparing long names is slow, and a long name is not a misspelling of a short one
     if len(wrong) <= MOST_CHARACTERS and (close := difflib.get_close_matches(wrong, names, n=most, cutoff=0.6)):
         return f"did you mean {' or '.join(repr(name) for name in close)}?"
     if not names:

@@ -23,7 +23,7 @@ def weights_sha256(folder: Path) -> str:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder}: no *.safetensors file; pickled weights (.bin) are never read, convert them first")
+        raise ModelError(f"{folder}: no *.safetensors file; pickled weights (.bin) are never read; convert them first")
     for file in files:
         _check_layout(file)
     digests = [file_sha256(file) for file in files]

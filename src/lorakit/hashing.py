@@ -30,10 +30,10 @@ class Fingerprint(NamedTuple):
     config: str | None = None  # but for names in it
     tokenizer: str | None = None  # what decides which ids a text has
 
-    def differences(self, found: Fingerprint) -> list[str]:
+    def differences(self, other: Fingerprint) -> list[str]:
         """A phrase for each part that is known of both and differs."""
         pairs = (
-            (part, was, now) for part, was, now in zip(PARTS, self, found, strict=True) if was and now and was != now
+            (part, was, now) for part, was, now in zip(PARTS, self, other, strict=True) if was and now and was != now
         )
         return [
             f"its {PARTS[part][0]} sha256 {was[:12]}..., {PARTS[part][1]} found {now[:12]}..."
@@ -112,8 +112,8 @@ def parse_toml(text: str) -> dict[str, Any]:
     except ValueError as err:
         if isinstance(err, tomllib.TOMLDecodeError):
             raise
-        found = re.search(rf"\d[\d_]{{{MOST_DIGITS},}}", text)  # Python's own words are about a setting of Python's
-        line = text[: found.start() if found else 0].count("\n") + 1
+        match = re.search(rf"\d[\d_]{{{MOST_DIGITS},}}", text)  # Python's own words are about a setting of Python's
+        line = text[: match.start() if match else 0].count("\n") + 1
         raise ValueError(f"line {line}: a number of too many digits") from err
 
 

@@ -43,7 +43,7 @@ def own_pooling(folder: Path, name: str) -> str:
     try:
         config = read_object(path, MOST_BYTES)
     except (OSError, ValueError) as err:
-        raise ModelError(f"model.base = {name!r}: {path}: {err}; say model.pooling = 'mean' or 'cls'") from err
+        raise ModelError(f"model.base = {name!r}: {path}: {err}; set model.pooling = 'mean' or 'cls'") from err
     modes = config.get("pooling_mode")
     if modes is None:
         keys = [key.removeprefix(LEGACY) for key, on in config.items() if key.startswith(LEGACY) and on]

@@ -1,4 +1,5 @@
-"""Every knob of a run, from a TOML file and key=value words; all defaults are here and reach the resolved recipe."""
+"""Every setting of a run, read from a TOML file and key=value arguments. All defaults are here, and are written to the run's
+recipe.toml."""
 
 from __future__ import annotations
 
@@ -33,10 +34,10 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-UNSET = "# not set: "  # begins the comment by which a recipe that we have written can be told from a user's
-MOST_BYTES = 2**24  # of a recipe's file
+UNSET = "# not set: "  # begins a comment that marks a recipe as written by lorakit
+MOST_BYTES = 2**24  # of a recipe file
 MOST_NESTED = 8
-LOFTQ = "loftq"  # a value of lora.init that starts an adapter after it was added, where the base is quantised
+LOFTQ = "loftq"  # a value of lora.init: the adapter is initialised after it was added, from the quantised base
 Pooling = Literal["auto", "cls", "mean"]
 FORMATS = [  # of data; data/read.py has their readers
     "auto",
@@ -61,7 +62,7 @@ FORMATS = [  # of data; data/read.py has their readers
 
 
 def _one_of(known: Collection[str]) -> BeforeValidator:
-    """A check like that of a Literal, by names that may become more."""
+    """A check like that of a Literal, for a set of names that can grow."""
 
     def check(name: Any) -> Any:
         if not isinstance(name, str) or name not in known:
@@ -77,14 +78,14 @@ DataFormat = Annotated[str, _one_of(FORMATS), WithJsonSchema({"enum": FORMATS})]
 TaskName = Annotated[str, _one_of(TASKS), WithJsonSchema({"enum": list(TASKS)})]
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]  # 3 means "3"
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "\\t": "\t"}
-Delimiter = Annotated[  # in key=value words a comma parts the items of a list
+Delimiter = Annotated[  # in key=value arguments a comma separates list items
     str,
     BeforeValidator(lambda value: "," if value == [] else DELIMITER_NAMES.get(str(value), value)),
     Field(min_length=1, max_length=1),
 ]
 ColumnNumbers = dict[Literal["word", "tag"], Annotated[int, Field(ge=1)]]
 LabelNames = Annotated[tuple[Name, ...], Field(strict=False)]
-ClassWeights = Annotated[  # told apart by hand, so that an error speaks of the one that was meant
+ClassWeights = Annotated[  # a discriminated union, so that an error is about the form that was used
     Annotated[Literal["none", "balanced"], Tag("word")]
     | Annotated[dict[str, Annotated[float, Field(gt=0)]], Tag("table")],
     Discriminator(lambda value: "table" if isinstance(value, dict) else "word"),
@@ -97,7 +98,7 @@ Trackers = Annotated[
 
 
 class Section(BaseModel):
-    """A table of the recipe: unknown keys, NaN and values of another type are errors."""
+    """A table of the recipe: unknown keys, NaN and values of the wrong type are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -107,59 +108,59 @@ class ModelSection(Section):
 
     base: str  # hub id, folder, `minilm` or `t5-demo`
     revision: str | None = None  # branch, tag or commit of a hub id
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: what a short measurement finds faster here
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: as its config says
-    quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are kept
-    kernels: Literal["auto", "plain"] = "auto"  # plain: every module computes as transformers wrote it
-    pooling: Pooling = "auto"  # of a classifier: its family's own (cls), or the mean; auto: as 1_Pooling says
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the faster one on this machine, by a short measurement
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: from its config
+    quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are stored
+    kernels: Literal["auto", "plain"] = "auto"  # plain: modules run unchanged, as in transformers
+    pooling: Pooling = (
+        "auto"  # of a classifier: the model family's own (cls), or the mean over tokens; auto: from 1_Pooling
+    )
 
 
 class DataSection(Section):
-    """Where the examples come from: a file, a pattern or URL of files, a folder saved by `datasets`, or a hub's data set.
+    """Where the examples come from: a file, a pattern or URL of files, a folder saved by `datasets`, or a data set of the hub.
 
-    Those of the hub are ID[:CONFIG][@REVISION][#SPLIT]; URLs are what fsspec knows.
+    A data set of the hub is ID[:CONFIG][@REVISION][#SPLIT]; URLs are those that fsspec reads.
     """
 
     train: str | None = None
-    validation: str | None = None  # unset: a share of train, by seed
+    validation: str | None = None  # unset: a share of train, drawn by seed
     test: str | None = None
     format: DataFormat = "auto"
-    text: Name | None = None  # column names; unset: the usual ones, said aloud
+    text: Name | None = None  # column names; unset: the usual ones, as a note states
     pair: Name | None = None
     label: Name | Names | None = None  # several columns: a 0 or 1, or a share, for each label
-    label_separator: Annotated[str, Field(min_length=1)] = ","  # between the labels in one cell
-    overlaps: Literal["error", "longest"] = "error"  # what becomes of character spans that overlap
-    delimiter: Delimiter | None = None  # of a table, or its name (tab); unset: told from the first record, said aloud
-    header: bool | None = None  # false: the first line of a table is a record, and its columns are 1, 2, ...
+    label_separator: Annotated[str, Field(min_length=1)] = ","  # between several labels in one cell
+    overlaps: Literal["error", "longest"] = "error"  # overlapping character spans: refuse, or keep the longest
+    delimiter: Delimiter | None = None  # of a table, or its name (tab); unset: detected, as a note states
+    header: bool | None = None  # false: the first line of a table is a record, and columns are named 1, 2, ...
     encoding: str | None = None  # of text files; unset: UTF-8
-    columns: ColumnNumbers | None = (
-        None  # of CoNLL lines, counted from 1: {word = 2, tag = 3}; unset: told from the lines
+    columns: ColumnNumbers | None = None  # of CoNLL lines, counted from 1: {word = 2, tag = 3}; unset: detected
+    on_bad: Literal["stop", "skip"] = (
+        "stop"  # what to do about records that cannot be used: stop and list them, or skip them
     )
-    on_bad: Literal["stop", "skip"] = "stop"  # at records that cannot be used: all are told; skip leaves them out
-    group: str | None = None  # column of what must not be on both sides of a split: a document, a user
-    validation_share: Share = 0.1  # of each label alike; equal texts stay together
+    group: str | None = None  # column (a document, a user) whose equal values stay on one side of the split
+    validation_share: Share = 0.1  # stratified by label; equal texts stay together
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
-    cache: str | None = (
-        None  # folder for encoded examples and copies of URLs' files, which runs share; unset: in memory
-    )
+    cache: str | None = None  # folder, shared by runs, for encoded examples and downloaded files; unset: in memory
 
 
 class TaskSection(Section):
-    """What is learned; a key that belongs to other tasks is an error."""
+    """What is learned. A key of another task is an error."""
 
     name: TaskName = "sequence_classification"
-    metric: str | None = None  # the score that chooses the best checkpoint; unset: the task's own
-    class_weights: ClassWeights = "none"  # in the loss; labels that a table leaves out have 1
-    calibrate: bool = False  # answer with probabilities at the temperature that validation tuned
-    order: LabelNames = ()  # the labels from lowest to highest; unset: numbers, by value
+    metric: str | None = None  # the score that chooses the best checkpoint; unset: the task's first
+    class_weights: ClassWeights = "none"  # in the loss; labels missing from a table have weight 1
+    calibrate: bool = False  # scale probabilities by a temperature tuned on the validation examples
+    order: LabelNames = ()  # the labels from lowest to highest; unset: by value, if they are numbers
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
-    constrained: bool = False  # let the decoder write nothing but the source's words, known types, or labels
+    constrained: bool = False  # restrict the decoder to words of the source and known types, or to labels
     format: Literal["list", "tanl", "sentinel"] = "list"  # how entities are written
     stride: Annotated[int, Field(ge=0)] | None = None  # tokens shared by neighbouring windows; unset: max_length / 4
-    subwords: Literal["first", "all"] = "first"  # which pieces of a word are trained; the first one answers
-    decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best sequence that is valid IOB2
-    crf: bool = False  # learn how tags follow each other, and train whole paths of words
+    subwords: Literal["first", "all"] = "first"  # which sub-words of a word are trained; the first one predicts
+    decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best valid IOB2 sequence
+    crf: bool = False  # a conditional random field over the tags of a sentence
 
     @model_validator(mode="before")
     @classmethod
@@ -174,14 +175,12 @@ class TaskSection(Section):
             if value != type(self).model_fields[key].default and self.name not in tasks:
                 raise ValueError(f"task.{key} = {value!r} belongs to {' and '.join(tasks)}, not to {self.name}")
         if self.crf and (self.decoding, self.subwords) != ("viterbi", "first"):
-            raise ValueError(
-                "task.crf = true is a path over words: it takes decoding = 'viterbi' and subwords = 'first'"
-            )
+            raise ValueError("task.crf = true scores whole words: it needs decoding = 'viterbi' and subwords = 'first'")
         if self.metric is not None and self.metric not in self.info.metrics:
             hint = did_you_mean(self.metric, self.info.metrics)
             raise ValueError(f"task.metric = {self.metric!r} is not a score of {self.name}; {hint}")
         if self.order and (len(self.order) < 2 or len(set(self.order)) < len(self.order)):
-            raise ValueError(f"task.order = {list(self.order)}: two labels at least, none of them twice")
+            raise ValueError(f"task.order = {list(self.order)}: needs at least two labels, each once")
         return self
 
     @property
@@ -196,13 +195,13 @@ class TaskSection(Section):
 
 
 def task_keys() -> dict[str, list[str]]:
-    """The keys of the [task] table that not all tasks have, and the tasks that have them."""
+    """The keys of the [task] table that only some tasks have, and those tasks."""
     keys = [key for key in TaskSection.model_fields if key not in ("name", "metric")]
     return {key: [info.name for info in TASKS.values() if key in info.keys] for key in keys}
 
 
 def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
-    """A plain dotted name given as a string is one name; anything but a preset with other characters is a regex."""
+    """A string that is a plain dotted name is one name; any other string but a preset is a regex."""
     if isinstance(names, str):
         keep = names in (ALL_LINEAR, *PRESET_NAMES) or not re.fullmatch(r"[\w.]+", names)
         return names if keep else (names,)
@@ -210,7 +209,7 @@ def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
 
 
 class LoraSection(Section):
-    """The adapter; peft's names without the lora_ prefix."""
+    """The adapter. Keys have peft's names without the lora_ prefix."""
 
     r: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] = 16
@@ -221,14 +220,14 @@ class LoraSection(Section):
     use_rslora: bool = False
     use_dora: bool = False
     update: str = "lora"  # lora, dora (the same as use_dora), lora_fa, vera, adalora
-    target_r: Annotated[int, Field(ge=1)] | None = None  # adalora: the rank that is left on average; unset: half of r
+    target_r: Annotated[int, Field(ge=1)] | None = None  # adalora: the average rank after pruning; unset: r / 2
     lora_bias: bool = False
     bias: Literal["none", "lora_only", "all"] = "none"  # biases of the base that are trained
-    trainable_token_indices: Indices | dict[str, Indices] = ()  # rows of the input embedding, or by name
+    trainable_token_indices: Indices | dict[str, Indices] = ()  # rows of the input embedding, or of embeddings by name
     init: str = "kaiming"
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
-    modules_to_save: Names = ()  # besides the head and what the checkpoint lacks, which are always saved
+    modules_to_save: Names = ()  # trained in full, in addition to the head and newly initialised layers
 
     @model_validator(mode="after")
     def _can_be_made(self) -> Self:
@@ -249,7 +248,7 @@ class LoraSection(Section):
         return self
 
     def config(self, modules_to_save: Sequence[str] = ()) -> LoraConfig:
-        """The adapter's settings, with these modules saved besides the named ones."""
+        """The adapter's settings, with these modules saved in addition to the named ones."""
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
@@ -271,17 +270,15 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    """How it is trained. A step is one optimizer update; `batch_size` counts its examples over all micro-batches."""
+    """How it is trained. A step is one optimizer update; `batch_size` is the number of examples in it, over all micro-batches."""
 
     method: Literal["lora", "full", "head"] = "lora"
     epochs: Annotated[int, Field(ge=1)] | None = None  # unset: by the number of examples, as batch_size and lr
-    max_steps: Annotated[int, Field(ge=1)] | None = None  # ends the run earlier than `epochs` does
+    max_steps: Annotated[int, Field(ge=1)] | None = None  # ends the run before `epochs` are done
     batch_size: Annotated[int, Field(ge=1)] | None = None
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples per forward; unset: the whole batch
     lr: Annotated[float, Field(gt=0)] | None = None
-    head_start: Literal["probe", "random"] = (
-        "probe"  # of a new output layer: the best one over the frozen base, or at random
-    )
+    head_start: Literal["probe", "random"] = "probe"  # of a new output layer: fitted over the frozen base, or random
     head_lr: Annotated[float, Field(gt=0)] | None = None  # of modules trained in full; unset: lr
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # LoRA+: the learning rate of B over that of A
     warmup: Annotated[float, Field(ge=0)] = 0.06  # below 1: a share of all steps; else a number of steps
@@ -289,25 +286,25 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
-    seeds: Seeds = ()  # instead: a run for each, and mean and spread of their scores
+    seeds: Seeds = ()  # in place of seed: a run for each, and the mean and spread of their scores
     eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: each epoch or, if epochs is unset, 8 times
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: with each evaluation
     patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
-    non_finite: Literal["stop", "skip"] = "stop"  # what becomes of a step whose loss or gradient is not finite
-    shard_base: bool = False  # with several processes: each keeps a part of the frozen layers and fetches the rest
-    deterministic: bool = False  # on a GPU: the same bits each time, by slower algorithms; a CPU gives them anyway
+    non_finite: Literal["stop", "skip"] = "stop"  # what to do at a step whose loss or gradient is not finite
+    shard_base: bool = False  # with several processes: shard the frozen layers over them (FSDP)
+    deterministic: bool = False  # on a GPU: bitwise reproducible, by slower algorithms; on a CPU always
 
     @model_validator(mode="after")
     def _seed_or_seeds(self) -> Self:
         if self.seeds and self.seed:
-            raise ValueError(f"train.seed = {self.seed} and train.seeds = {list(self.seeds)}: name one of them")
+            raise ValueError(f"train.seed = {self.seed} and train.seeds = {list(self.seeds)}: set one of them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"train.seeds = {list(self.seeds)}: the same seed twice would give the same run")
         return self
 
 
 class ChosenTrain(TrainSection):
-    """The same with nothing left open: `training/budget.py` chooses it for a number of examples."""
+    """The same without unset keys, which `training/budget.py` chooses by the number of examples."""
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
@@ -315,11 +312,11 @@ class ChosenTrain(TrainSection):
 
 
 class OutputSection(Section):
-    """Where the run folder goes, and who else hears of the run."""
+    """Where the run folder goes, and which trackers log the run."""
 
     dir: str | None = None  # unset: runs/<name of the recipe or data file>
     trackers: Trackers = ()
-    project: str | None = None  # under which trackers file the run; unset: what their environment says, or lorakit
+    project: str | None = None  # the trackers' project; unset: from their environment variables, or lorakit
 
 
 class Recipe(Section):
@@ -343,23 +340,21 @@ class Recipe(Section):
             if quantize != "none":
                 raise ValueError(f"model.quantize = {quantize!r}: train.method = 'full' trains the weights themselves")
             if self.task.crf:
-                raise ValueError(
-                    "task.crf = true: train.method = 'full' leaves a plain model, which has no place for it"
-                )
+                raise ValueError("task.crf = true: train.method = 'full' writes a plain model, which cannot hold a CRF")
         if self.model.pooling == "mean" and self.task.info.model_kind in ("token_classification", "text2text"):
             raise ValueError(f"model.pooling = 'mean' is for tasks that answer whole texts, not for {self.task.name}")
         if self.train.shard_base and (method == "full" or quantize != "none"):
             raise ValueError(
-                "train.shard_base = true takes a frozen base in plain numbers: no quantize, no method = 'full'"
+                "train.shard_base = true needs a frozen, unquantised base: no quantize, no method = 'full'"
             )
         if method == "lora" and not self.lora.target_modules:
-            raise ValueError("lora.target_modules is empty; to train the head alone say train.method = 'head'")
+            raise ValueError("lora.target_modules is empty; to train the head alone set train.method = 'head'")
         if self.lora.init == LOFTQ and quantize == "none":
             raise ValueError("lora.init = 'loftq' needs a quantised base: set model.quantize = 'nf4'")
         return self
 
     def to_toml(self) -> str:
-        """The resolved recipe, every key written; those without a value are listed in comments."""
+        """The resolved recipe with every key; keys without a value are listed in comments."""
         parts = []
         for name, section in self.model_dump(mode="json").items():
             unset = [key for key, value in section.items() if value is None]
@@ -369,7 +364,7 @@ class Recipe(Section):
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a TOML file, changed by `key=value` words.
+    """The recipe in a TOML file, changed by `key=value` arguments.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
@@ -390,7 +385,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
-    """A recipe from nested mappings, changed by `key=value` words; errors name `where` or the word they are in."""
+    """A recipe from nested mappings, changed by `key=value` arguments; errors name `where` or the argument they are in."""
     merged = {name: dict(table) if isinstance(table, Mapping) else table for name, table in raw.items()}
     words: dict[str, str] = {}
     for word in overrides:
@@ -399,7 +394,7 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
         if section not in merged:
             merged[section], words[section] = {}, word
         if not isinstance(merged[section], dict):
-            raise ConfigError(f"{where}: {section} is no table")
+            raise ConfigError(f"{where}: {section} is not a table")
         merged[section][name] = value
         words[key] = word
     for section, table in merged.items():
@@ -415,7 +410,7 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
 def _split_override(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not re.fullmatch(r"\w+\.\w+", key):
-        raise ConfigError(f"{short(word)}: changes are written section.key=value, for example train.lr=1e-3")
+        raise ConfigError(f"{short(word)}: write changes as section.key=value, for example train.lr=1e-3")
     try:
         return key, toml_value(text)
     except ValueError as err:
@@ -423,7 +418,7 @@ def _split_override(word: str) -> tuple[str, Any]:
 
 
 def _check_size(value: Any, place: str, depth: int = 0) -> None:
-    """Raise a ConfigError where a value holds what no key takes, and what no message could show."""
+    """Raise a ConfigError for values that are nested too deep or numbers that are too large for any key."""
     if depth > MOST_NESTED:
         raise ConfigError(f"{place}: nested too deep")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -433,7 +428,7 @@ def _check_size(value: Any, place: str, depth: int = 0) -> None:
 
 
 def toml_value(text: str) -> Any:
-    """The value as TOML reads it; bare words are strings, bare words with commas or in brackets lists."""
+    """The value as TOML reads it; bare words are strings, and with commas or in brackets lists of strings."""
     try:
         return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -462,6 +457,6 @@ def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, for example [a,b]")
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", message)
-    if problem["type"] == "value_error":  # of a whole table; it names its keys itself
+    if problem["type"] == "value_error":  # of a whole table; the message names its keys itself
         return f"{next((word for key, word in words.items() if '.' in key and key in message), place)}: {message}"
     return f"{place}: {key} = {short(problem['input'])}: should be {message}"

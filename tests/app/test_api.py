@@ -46,7 +46,7 @@ def test_train_recipes_raises_what_is_wrong_with_all(bert: Path, files: Path, tm
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         train_recipes(both)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigError, match="each of the recipes needs a folder of its own"):
+    with pytest.raises(ConfigError, match="two recipes have the same output folder; give each a different one"):
         train_recipes([both[0], both[0]])
 
 
@@ -96,7 +96,7 @@ def test_train_seeds_leaves_nothing_after_a_mistake(bert: Path, files: Path, tmp
         mistaken = recipe(bert, files, tmp_path / "several", "train.seeds=0,1", "data.train=nowhere.csv")
         train_recipe(mistaken, resume="auto")
     assert sorted(path.name for path in (tmp_path / "several").iterdir()) == ["notes.txt", "recipe.toml"]
-    with pytest.raises(ConfigError, match=r"train\.seed = 4 and train\.seeds = \[0, 1\]: name one of them"):
+    with pytest.raises(ConfigError, match=r"train\.seed = 4 and train\.seeds = \[0, 1\]: set one of them"):
         recipe(bert, files, tmp_path, "train.seeds=0,1", "train.seed=4")
     with pytest.raises(ConfigError, match="the same seed twice"):
         recipe(bert, files, tmp_path, "train.seeds=1,1")

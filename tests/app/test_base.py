@@ -196,7 +196,7 @@ def test_older_folder_is_read_with_a_note(cli: Cli, run: Path) -> None:
     edit(run / "lorakit.json", base=old)
     code, out, err = cli("predict", run, "a superb film")
     assert (code, out.count("\n")) == (0, 1)
-    assert "an older lorakit wrote it: the base's config and tokenizer could not be compared" in err
+    assert "written by an older lorakit: the base's config and tokenizer could not be compared" in err
 
 
 def test_resuming_over_another_base_is_refused(base: Path, files: Path, tmp_path: Path) -> None:

@@ -159,9 +159,9 @@ def test_check_with_a_run_lists_suspects_and_says_that_training_data_hide_errors
     assert shown["parts"]["train"]["tokens"]["limit"] == load(bert_run).side.max_length
     out = cli("check", files / "train.csv", "--run", bert_run).out
     assert "suspected label errors in train: " in out
-    assert "learned by heart are not suspected" in out
+    assert "memorised label errors are not found" in out
     write_reviews(tmp_path / "new.csv", n=12, seed=9)
-    assert "learned by heart" not in cli("check", "new.csv", "--run", bert_run).out
+    assert "memorised label errors" not in cli("check", "new.csv", "--run", bert_run).out
 
 
 def test_check_without_cleanlab_says_how_to_get_it(
@@ -177,7 +177,7 @@ def test_check_without_cleanlab_says_how_to_get_it(
 
 def test_tasks_without_probabilities_have_no_suspects(t5_run: Path, files: Path) -> None:
     with pytest.raises(
-        ConfigError, match="text2text_ner: label errors are suspected where each label has a probability"
+        ConfigError, match="text2text_ner: label errors can only be found for tasks that give each label a probability"
     ):
         suspects(load(t5_run), read(str(files / "validation.conll"), "words").examples[:1])
 

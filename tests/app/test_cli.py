@@ -188,7 +188,7 @@ def test_evaluate_takes_the_pair_of_a_run_trained_on_pairs(cli: Cli, bert: Path,
     answers = parsed(cli("predict", "run", "--file", "pairs.csv").out)
     assert answers == lorakit.load("run").predict(pairs)
     assert [answer["label"] for answer in answers] == [line["label"] for line in lines]
-    assert "trained on a pair of texts" in cli("predict", "run", "the film was superb").err
+    assert "trained on pairs of texts" in cli("predict", "run", "the film was superb").err
 
 
 # predict

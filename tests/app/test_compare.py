@@ -160,7 +160,9 @@ def test_runs_over_other_examples_are_refused_with_the_first_that_differs(tmp_pa
 
 def test_runs_without_a_score_in_common_are_refused(tmp_path: Path) -> None:
     runs = [made(tmp_path / "a", rights(0.8)), made(tmp_path / "b", rights(0.8), lr=1, metric="mae")]
-    with pytest.raises(ConfigError, match=r"is judged by accuracy, .*b by mae: they have no score in common"):
+    with pytest.raises(
+        ConfigError, match=r"is judged by accuracy, .*b by mae: they have no comparable score in common"
+    ):
         compare_runs(runs)
 
 

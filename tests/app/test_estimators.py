@@ -197,7 +197,7 @@ def test_pairs_of_texts_are_two_columns(bert: Path) -> None:
     model = TextClassifier(**short(bert)).fit(pairs, LABELS)
     assert model.predictor_.side.columns.pair == "pair"
     assert np.array_equal(model.predict_proba(np.array(pairs)), model.predict_proba(pairs))
-    with pytest.raises(DataError, match="text 1 of 24: this run was trained on a pair of texts"):
+    with pytest.raises(DataError, match="text 1 of 24: this run was trained on pairs of texts"):
         model.predict(TEXTS)
 
 
@@ -260,14 +260,14 @@ def test_estimator_shows_arguments_and_scores_escaped(classifier: TextClassifier
         ([], [], r"X is empty: a list of texts is expected"),
         ("a film", ["good"], r"X = 'a film': a list is expected"),
         (TEXTS, LABELS[:3], r"X has 24 examples but y has 3"),
-        (TEXTS, ["good"] * 24, r"y: every example has the label 'good'; two classes at least"),
+        (TEXTS, ["good"] * 24, r"y: every example has the label 'good'; at least two classes"),
         (["a", " ", "b"], [0, 1, 1], r"fit\(X, y\):2: column 'text' is empty"),
         (["a", 3], [0, 1], r"X\[1\] = 3 is neither a text nor a pair of texts"),
         (["a", ("b", "c")], [0, 1], r"X\[1\] = \('b', 'c'\): some entries are pairs"),
         (["a", "b\ud800"], [0, 1], r"X\[1\] = .* half of a surrogate pair"),
         (["a", "b"], [0, None], r"y\[1\] = None is not a label"),
         (["a", "b"], [0, ["x"]], r"y\[1\] = \['x'\] is not a label"),
-        (["a", "b"], [1, "1"], r"y: the labels 1 and '1' have one name"),
+        (["a", "b"], [1, "1"], r"y: the labels 1 and '1' have the same name"),
         (["a", "b"], ["x", ""], r"fit\(X, y\):2: column 'label' holds '', not a label"),
     ],
 )
@@ -285,7 +285,7 @@ def test_mistakes_in_texts_and_labels_are_one_line(bert: Path, X: Any, y: Any, m
         ({"recipe": {"lora": {"r": 3}}}, r"recipe: lora\.r = 3: say r=\.\.\. of the estimator"),
         ({"recipe": {"data": {"train": "x.csv"}}}, r"recipe: data\.train = 'x\.csv': fit\(X, y\) sets it"),
         ({"recipe": {"lora": {"drpout": 0.1}}}, r"unknown key 'lora\.drpout'; did you mean 'lora\.dropout'"),
-        ({"recipe": {"lora": 3}}, r"recipe: lora is no table"),
+        ({"recipe": {"lora": 3}}, r"recipe: lora is not a table"),
     ],
 )
 def test_mistakes_in_arguments_are_refused_by_fit(bert: Path, more: dict[str, Any], message: str) -> None:

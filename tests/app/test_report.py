@@ -128,8 +128,8 @@ def test_every_task_has_been_reported(request: pytest.FixtureRequest) -> None:
     lines = [Prediction(text="a", label="good", score=0.6, expected="good")]  # where answers are constrained
     lines += [Prediction(text="a", label=None, generated="goo", score=0.6, expected="good")]
     right, wrong = map(answer_of, lines)
-    assert (right.error, right.given, right.sureness) == (0, "good", [(0.6, True)])
-    assert (wrong.error, wrong.given, wrong.sureness) == (1, "goo", [(0.6, False)])
+    assert (right.error, right.answer, right.sureness) == (0, "good", [(0.6, True)])
+    assert (wrong.error, wrong.answer, wrong.sureness) == (1, "goo", [(0.6, False)])
 
 
 def luminance(color: str) -> float:
@@ -226,7 +226,7 @@ def test_every_wrong_entity_says_why(written: bool) -> None:
         ("Mira", "not there"),
     ]
     right = answer_of(Prediction(text="Ada Oslo", entities=gold[:1], expected=gold[:1]))
-    assert (right.error, [p.fault for p in right.found]) == (0, ["", ""])
+    assert (right.error, [p.fault for p in right.predicted]) == (0, ["", ""])
 
 
 def test_marked_text_is_the_text() -> None:

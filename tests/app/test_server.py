@@ -32,7 +32,7 @@ from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
 from lorakit.app.server.routes import OPEN, Limits, Service, find_all
 from lorakit.data.example import Example
-from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
+from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
 from lorakit.inference.predictor import load
 from lorakit.inference.shared_base import SharedModel
 from tests.app.conftest import Cli
@@ -224,7 +224,7 @@ WRONG: list[tuple[Any, int, str]] = [
     ({"inputs": [["a"]] * 5}, 413, "batch size 5 > maximum allowed batch size 4"),
     ({"inputs": "a" * 2001}, 413, "2001 characters; at most 2000"),
     ({"inputs": "a film " * 60}, 413, "must have less than 32 tokens"),
-    ({"inputs": ["a", "b"]}, 422, "trained on one text"),
+    ({"inputs": ["a", "b"]}, 422, "trained on single texts"),
     ({"inputs": "a\0b"}, 422, "NUL"),
     ({"inputs": "a", "adapter": "mod"}, 404, "did you mean 'mood'?"),
     ({"inputs": "a", "adapter": "../mood"}, 404, "no adapter"),
@@ -486,8 +486,8 @@ class SlowPool:
         return [{"text": each.example.text} for each in requests]
 
 
-def texts(*some: str) -> list[Asked]:
-    return [Asked("a", Example(text)) for text in some]
+def texts(*some: str) -> list[Query]:
+    return [Query("a", Example(text)) for text in some]
 
 
 def test_overload_is_refused_and_what_was_accepted_is_answered() -> None:

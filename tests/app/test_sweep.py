@@ -122,7 +122,7 @@ def test_halving_of_steps_asks_for_evaluations_and_refuses_a_single_epoch(recipe
     words = ("train.lr=1e-3,1e-2,1e-1",)
     plan = make_plan(Options(recipe, (*words, "train.max_steps=100"), halving=3))
     assert plan.recipe_of({}, 0).train.eval_every == 34  # a third of 100, rounded up
-    with pytest.raises(ConfigError, match=r"train\.epochs = 2 has no evaluation after a part of 1/3"):
+    with pytest.raises(ConfigError, match=r"train\.epochs = 2 has no evaluation after 1/3 of the steps"):
         make_plan(Options(recipe, (*words, "train.epochs=2"), halving=3))
 
 
@@ -303,16 +303,16 @@ def test_workers_refuse_another_search(trainer: Trainer, recipe: Path) -> None:
     with pytest.raises(ConfigError, match=r"--worker: .* another sweep: its train\.epochs was 9, now 1"):
         worker(recipe, "train.epochs=1")
     search(recipe, "output.dir=alone", trials=1)
-    with pytest.raises(ConfigError, match="the books of the sweep in alone are in another storage"):
+    with pytest.raises(ConfigError, match="the sweep in alone is recorded in another storage"):
         worker(recipe, "output.dir=alone")
-    with pytest.raises(ConfigError, match=r"the books of the sweep in .* are in another storage"):
+    with pytest.raises(ConfigError, match=r"the sweep in .* is recorded in another storage"):
         search(recipe, resume=True)
     with pytest.raises(ConfigError, match="another sweep: its --worker was True, now False"):
         search(recipe, optuna=str(DATABASE), resume=True)
     Path("other").mkdir()
     for name in ("letters.txt", "recipe.toml"):
         (Path("other") / name).touch()
-        with pytest.raises(OutputError, match="holds no run that could be resumed"):
+        with pytest.raises(OutputError, match="holds no run to resume"):
             worker(recipe, "output.dir=other")
     assert not [*FOLDER.glob(".*"), *Path("other").glob(".*")]  # no locks
 

@@ -54,8 +54,8 @@ def test_brackets_make_lists_and_commas_points(text: str, values: list[Any]) -> 
     [
         (["train.lr"], r"'train\.lr': a sweep takes section\.key=value,value"),
         (["train.lr=1e-3,"], "value 2 of 2 is empty"),
-        (["train.lr=1e-3,0.001"], "1e-3 is there twice"),
-        (["train.lr=1e-3", "train.lr=1e-4"], r"train\.lr is there twice"),
+        (["train.lr=1e-3,0.001"], "1e-3 is given twice"),
+        (["train.lr=1e-3", "train.lr=1e-4"], r"train\.lr is given twice"),
         (["train.lr=1e-2..1e-5"], "the range is empty"),
         (["train.seeds=0,1"], "--seeds 0,1,2"),
         (["lora.target_modules=query,value"], r"say \[query,value\] for one point"),
@@ -154,11 +154,11 @@ def test_plan_has_every_pair_of_a_listed_point_and_one_of_the_grid(tmp_path: Pat
         (("lora.rr=1,2",), {}, r"did you mean 'lora\.r'"),
         (("lora.rr=1..2",), {"optuna": "", "trials": 3}, r"did you mean 'lora\.r'"),
         (("lora.r=4",), {}, "nothing to sweep over"),
-        (("output.dir=a,b",), {}, "a folder within the one folder"),
+        (("output.dir=a,b",), {}, "a folder within the sweep"),
         (("train.seed=0..3",), {}, "seeds are not drawn"),
-        (("lora.r=4,8", "train.seed=1"), {"seeds": (1,)}, "--seeds and train.seed: name one"),
+        (("lora.r=4,8", "train.seed=1"), {"seeds": (1,)}, "--seeds and train.seed: use one"),
         (("lora.r=4,8",), {"optuna": ""}, "--optuna and --trials N go together"),
-        (("lora.r=4,8",), {"optuna": "", "random": 3}, "--random and --optuna: name one"),
+        (("lora.r=4,8",), {"optuna": "", "random": 3}, "--random and --optuna: use one"),
         (("lora.r=4,8",), {"optuna": "", "trials": 3, "halving": 3}, "--halving and --optuna"),
         (("lora.r=4,8",), {"worker": True}, "--worker goes with --optuna"),
     ],
@@ -171,5 +171,5 @@ def test_plan_refuses(tmp_path: Path, words: tuple[str, ...], options: dict[str,
 
 def test_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="a sweep is one process"):
+    with pytest.raises(ConfigError, match="a sweep runs in one process"):
         make_plan(Options(Path("small.toml"), ("lora.r=4,8",)))

@@ -54,8 +54,8 @@ def test_probe_trains_every_rate_over_the_same_batches(cli: Cli, bert: Path, fil
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("train.lr=1e-3,1e-2", "three rates or more"),
-        ("train.lr=0..1e-2", "begins above 0"),
+        ("train.lr=1e-3,1e-2", "at least three rates"),
+        ("train.lr=0..1e-2", "must begin above 0"),
         ("lora.r=4,8", "tries rates alone"),
     ],
 )

@@ -235,9 +235,11 @@ def test_failing_trackers_are_left_out_with_one_note_each(
         monkeypatch.setitem(trackers.TRACKERS, name, ("json", Failing(where, error).open))  # type: ignore[arg-type]
     events: list[Event] = []
     result = train_recipe(recipe(five_steps, tmp_path / "run", *NAMES), report=events.append)
-    notes = [event.text for event in events if isinstance(event, Note) and "goes on without it" in event.text]
+    notes = [event.text for event in events if isinstance(event, Note) and "continues without it" in event.text]
     kinds = ("SystemExit", *("RuntimeError",) * 3)
-    assert notes == [f"{name}: {kind}: no; the run goes on without it" for name, kind in zip(NAMES, kinds, strict=True)]
+    assert notes == [
+        f"{name}: {kind}: no; the run continues without it" for name, kind in zip(NAMES, kinds, strict=True)
+    ]
     assert (result.folder / "scores.json").is_file()
 
 

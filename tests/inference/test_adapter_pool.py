@@ -16,7 +16,7 @@ import torch
 from lorakit.data.example import Example
 from lorakit.errors import AdapterError, DataError, OutputError
 from lorakit.inference import answer
-from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
+from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
 from lorakit.inference.predictor import load
 from lorakit.inference.shared_base import SharedModel
 from lorakit.lora import hosts
@@ -84,17 +84,17 @@ def writers(tmp_path_factory: pytest.TempPathFactory, t5: Path, t5_run: Path) ->
     }
 
 
-def mixed(names: Sequence[str], sentences: Sequence[str], n: int = 60) -> list[Asked]:
+def mixed(names: Sequence[str], sentences: Sequence[str], n: int = 60) -> list[Query]:
     chance = random.Random(1)
-    return [Asked(chance.choice(names), Example(text)) for text in sentences[:n]]
+    return [Query(chance.choice(names), Example(text)) for text in sentences[:n]]
 
 
-def one_by_one(folders: Mapping[str, Path], asked: Sequence[Asked]) -> list[dict[str, Any]]:
+def one_by_one(folders: Mapping[str, Path], queries: Sequence[Query]) -> list[dict[str, Any]]:
     answers: dict[int, dict[str, Any]] = {}
     for name, folder in folders.items():
-        own = [i for i, each in enumerate(asked) if each.adapter == name]
-        answers.update(zip(own, load(folder).predict([asked[i].example.text for i in own]), strict=True))
-    return [answers[i] for i in range(len(asked))]
+        own = [i for i, each in enumerate(queries) if each.adapter == name]
+        answers.update(zip(own, load(folder).predict([queries[i].example.text for i in own]), strict=True))
+    return [answers[i] for i in range(len(queries))]
 
 
 def assert_alike(a: Any, b: Any) -> None:
@@ -118,7 +118,7 @@ def test_answers_of_a_mixed_batch_are_those_of_each_predictor(
     kind: str, request: pytest.FixtureRequest, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = request.getfixturevalue(kind)
-    asked = mixed(list(folders), sentences, 12 if kind == "writers" else len(sentences))
+    queries = mixed(list(folders), sentences, 12 if kind == "writers" else len(sentences))
     in_one: list[int] = []
     forward = answer._forward
 
@@ -128,9 +128,9 @@ def test_answers_of_a_mixed_batch_are_those_of_each_predictor(
 
     monkeypatch.setattr(answer, "_forward", counted)
     with AdapterPool(folders) as pool:
-        found = pool.answer(asked)
+        found = pool.answer(queries)
     monkeypatch.undo()
-    assert_alike(found, one_by_one(folders, asked))
+    assert_alike(found, one_by_one(folders, queries))
     assert max(in_one) == (1 if kind == "writers" else len(folders))
 
 
@@ -141,9 +141,9 @@ def test_least_recently_used_adapters_make_room(readers: dict[str, Path], senten
     names = list(readers)
     with AdapterPool(readers) as pool:
         size = max(pool.load(name).result().size for name in names)
-    asked = [Asked(name, Example(text)) for text in sentences[:3] for name in names]
+    queries = [Query(name, Example(text)) for text in sentences[:3] for name in names]
     with AdapterPool(readers, limit_bytes=2 * size) as pool:
-        found = pool.answer(asked)
+        found = pool.answer(queries)
         assert 0 < pool.size <= pool.limit_bytes
         assert pool.resident[-1] == names[-1]
         kept = {pool._resident[name].key for name in pool.resident}
@@ -153,7 +153,7 @@ def test_least_recently_used_adapters_make_room(readers: dict[str, Path], senten
         pool.load(names[0]).result()
         assert pool.resident[-1] == names[0]
         assert first not in pool.resident or pool.size <= pool.limit_bytes
-    assert_alike(found, one_by_one(readers, asked))
+    assert_alike(found, one_by_one(readers, queries))
 
 
 def test_adapters_of_the_batch_in_hand_stay(readers: dict[str, Path]) -> None:
@@ -181,22 +181,22 @@ def test_new_version_of_a_folder_serves_after_a_refresh_and_none_is_mixed(
     versions = [ship(tmp_path / f"v{i}", bert, task, labels, seed=i, r=2 + i) for i in range(2)]
     served = tmp_path / "served"
     shutil.copytree(versions[0], served)
-    asked = [Asked("served", Example(text)) for text in sentences[:8]]
+    queries = [Query("served", Example(text)) for text in sentences[:8]]
     with AdapterPool({"served": served}) as pool:
         by_version = []
         for version in versions:
             replace(served, version)
             pool.load("served").result()
-            by_version.append(pool.answer(asked))
+            by_version.append(pool.answer(queries))
         assert by_version[0] != by_version[1]
-        assert_alike(by_version[1], one_by_one({"served": versions[1]}, asked))
+        assert_alike(by_version[1], one_by_one({"served": versions[1]}, queries))
         assert pool.refresh() == {}
         seen: list[Any] = []
         done = threading.Event()
 
         def ask() -> None:
             while not done.is_set():
-                seen.append(pool.answer(asked))
+                seen.append(pool.answer(queries))
 
         asking = threading.Thread(target=ask)
         asking.start()
@@ -220,15 +220,15 @@ def replace(folder: Path, other: Path) -> None:
 
 def test_damaged_new_version_leaves_the_old_one_serving(readers: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(readers["dora"], tmp_path / "dora")
-    asked = [Asked("dora", Example("a superb film"))]
+    queries = [Query("dora", Example("a superb film"))]
     with AdapterPool({"dora": tmp_path / "dora"}) as pool:
-        before = pool.answer(asked)
+        before = pool.answer(queries)
         weights = tmp_path / "dora" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1])
         with pytest.raises(AdapterError, match="safetensors: damaged: "):
             pool.refresh()["dora"].result()
         assert pool.refresh() == {}  # it is not tried again until it changes
-        assert pool.answer(asked) == before
+        assert pool.answer(queries) == before
 
 
 def test_load_that_hangs_keeps_no_other_from_loading(readers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_load_that_hangs_keeps_no_other_from_loading(readers: dict[str, Path], m
         time.sleep(0.3)
         assert pool.load("dora").result(5).folder == readers["dora"]
         with pytest.raises(TimeoutError):
-            pool.answer([Asked("wide", Example("a film"))])
+            pool.answer([Query("wide", Example("a film"))])
         may.set()
         with pytest.raises(AdapterError, match=r"not read within 0\.2 s"):
             hanging.result(5)
@@ -303,7 +303,7 @@ def test_what_does_not_belong_beside_the_others_is_refused(
         "in another way": ship(
             tmp_path / "d", bert, *one, r=2, target_modules=("classifier",), modules_to_save=("pooler",)
         ),
-        "no head of its own": ship(tmp_path / "e", bert, one[0], CLASSES, modules_to_save=("pooler",)),
+        "outputs but no head": ship(tmp_path / "e", bert, one[0], CLASSES, modules_to_save=("pooler",)),
     }
     with AdapterPool({**readers, **wrong}) as pool:
         pool.load("trained").result()
@@ -317,7 +317,7 @@ def test_what_does_not_belong_beside_the_others_is_refused(
 def test_unknown_adapters_are_refused(readers: dict[str, Path]) -> None:
     with AdapterPool(readers) as pool:
         with pytest.raises(DataError, match=r"no adapter 'dara'; did you mean 'dora'\?"):
-            pool.answer([Asked("dora", Example("a film")), Asked("dara", Example("a film"))])
+            pool.answer([Query("dora", Example("a film")), Query("dara", Example("a film"))])
         with pytest.raises(DataError, match="no adapter 'x'; known: dora"):
             pool.load("x")
 

@@ -153,7 +153,7 @@ def test_changed_input_is_refused(job: Job, tmp_path: Path) -> None:
     score_files(job, ANSWERER, tmp_path / "out")
     table = pq.read_table(job.files[1])
     pq.write_table(table.slice(1), job.files[1])
-    with pytest.raises(OutputError, match=r"in-1.parquet changed since the answers there were begun"):
+    with pytest.raises(OutputError, match=r"in-1.parquet changed since the folder was begun"):
         score_files(job, ANSWERER, tmp_path / "out")
 
 
@@ -246,7 +246,7 @@ def test_parts_have_whole_files_each(job: Job, tmp_path: Path) -> None:
         (["."], (), DataError, "no such file: it is a folder, whose files are '.*/[*].parquet'"),
         (["in-*.parquet"], ("idd",), DataError, "--keep idd is not a column; did you mean 'id'"),
         (["in-*.parquet", "z.parquet"], ("id",), DataError, "z.parquet: --keep id is string here, and int64 in"),
-        (["z.parquet"], ("score",), ConfigError, "--keep score: answers have a column of that name"),
+        (["z.parquet"], ("score",), ConfigError, "--keep score: answers already have a column of that name"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(

@@ -160,7 +160,7 @@ def test_words_are_answered_by_a_tag_each(tagger_run: Path, t5_run: Path, predic
         with pytest.raises(DataError, match=r"sentence 2 of 2: .* is not a list of words"):
             loaded.predict_words([["Ada"], sentence])  # type: ignore[list-item]
     assert [len(line["tags"]) for line in load(t5_run).predict_words(SENTENCES[:2])] == [4, 1]
-    with pytest.raises(DataError, match="this run is one of sequence_classification, which answers texts"):
+    with pytest.raises(DataError, match="this run.s task, sequence_classification, takes texts"):
         predictor.predict_words(SENTENCES)
 
 
@@ -206,7 +206,7 @@ def test_base_with_another_sha256_is_refused_or_allowed(other_base: Path, predic
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no such run folder"):
         load(tmp_path / "missing")
-    with pytest.raises(OutputError, match="neither a run folder nor an adapter"):
+    with pytest.raises(OutputError, match="neither a run folder nor a lorakit adapter"):
         load(tmp_path)
 
 

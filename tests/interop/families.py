@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from lorakit.app.export.onnx import export_onnx
 from lorakit.data.example import Example
 from lorakit.errors import LorakitError
-from lorakit.inference.answer import as_wanted
+from lorakit.inference.answer import as_input
 from lorakit.inference.predictor import load
 from lorakit.models import load_base
 from lorakit.task_info import TASKS
@@ -217,7 +217,7 @@ class Trained:
     def logits(self, model: Any) -> Tensor:
         """What a model says of the first text, and of some tokens where it writes."""
         task = self.predictor.task
-        batch = inputs_of(task.collate(task.encode([as_wanted(task, Example(TEXTS[0], None))])[0]))
+        batch = inputs_of(task.collate(task.encode([as_input(task, Example(TEXTS[0], None))])[0]))
         if task.info.model_kind == "text2text":
             batch["decoder_input_ids"] = torch.tensor([[2, 5, 9]])
         answer: Tensor = model.eval()(**batch).logits
@@ -235,7 +235,7 @@ def trains(made: Trained) -> float:
 def alone(made: Trained) -> float:
     """A text's answer is the same alone as beside longer and shorter ones."""
     task = made.predictor.task
-    examples = [as_wanted(task, Example(text, None)) for text in TEXTS]
+    examples = [as_input(task, Example(text, None)) for text in TEXTS]
     together = made.predictor.answers(examples)
     return max(
         off(numbers(made.predictor.answers([e])[0]), numbers(t)) for e, t in zip(examples, together, strict=True)

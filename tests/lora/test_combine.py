@@ -284,7 +284,7 @@ def test_combination_of_one_with_biases_equals_it(case: tuple[str, str], method:
 def test_biases_are_summed_with_the_weights(second: str, last: str) -> None:
     model = with_biases(last=last, a="lora_bias", b=second)
     if second == "dora bias" and last == "bare":
-        with pytest.raises(ConfigError, match="lora_bias = true does not go with DoRA"):
+        with pytest.raises(ConfigError, match="lora_bias = true cannot be used with DoRA"):
             combine(model, ["a", "b"], [0.7, -0.4], "c")
         assert adapter_names(model) == ["a", "b"]
         return
@@ -533,7 +533,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "density 0": ((["a"], [1.0], "c"), {"method": "dare", "density": 0.0}, "above 0 and at most 1"),
     "density 2": ((["a"], [1.0], "c"), {"method": "dare", "density": 2.0}, "above 0 and at most 1"),
     "density nan": ((["a"], [1.0], "c"), {"method": "dare", "density": float("nan")}, "above 0 and at most 1"),
-    "density of a sum": ((["a"], [1.0], "c"), {"density": 0.5}, "means nothing to method 'linear'"),
+    "density of a sum": ((["a"], [1.0], "c"), {"density": 0.5}, "has no effect with method 'linear'"),
     "rank 0": ((["a"], [1.0], "c"), {"r": 0}, "r = 0: a rank is a whole number from 1"),
 }
 

@@ -232,7 +232,7 @@ def test_embedding_goes_where_it_is_read(consumer: str, reads: bool, tmp_path: P
     model = trained(tiny_bert, config)
     if not reads:
         with pytest.raises(
-            AdapterError, match=r"takes no such LoRA over bert\.embeddings\.word_embeddings \(Embedding\)"
+            AdapterError, match=r"does not support LoRA over bert\.embeddings\.word_embeddings \(Embedding\)"
         ):
             conform(model, config, PROFILES[consumer])
         return
@@ -250,7 +250,7 @@ def test_adapter_without_factors_is_refused() -> None:
 
 def test_trained_bias_is_refused() -> None:
     config = LoraConfig(r=4, target_modules=("query",), lora_bias=True)
-    with pytest.raises(AdapterError, match=r"reads factors A and B alone, not '.*lora_B\.bias'"):
+    with pytest.raises(AdapterError, match=r"reads factors A and B only, not '.*lora_B\.bias'"):
         conform(trained(tiny_bert, config), config, PROFILES["vllm"])
 
 

@@ -290,9 +290,7 @@ def test_same_data_and_seed_give_the_same_factors(init: str) -> None:
 def test_initialisation_from_data_without_data_is_refused(init: str) -> None:
     model = tiny_bert()
     before = snapshot(model)
-    with pytest.raises(
-        ConfigError, match=rf"'{init}' is computed from data: give add_adapter the factors of start_from"
-    ):
+    with pytest.raises(ConfigError, match=rf"'{init}' is computed from data: pass the factors of start_from"):
         add_adapter(model, LoraConfig(init_lora_weights=init))
     assert_unchanged(model, before)
 

@@ -311,7 +311,7 @@ BAD_FILES = {
     "no weights": (WEIGHTS, None, f"is not an adapter folder: it has no {WEIGHTS}"),
     "config of a list": (JSON, lambda data: b"[]", f"{JSON}: holds a list, not an object"),
     "config in latin-1": (JSON, lambda data: b'{"a": "\xe9"}', f"{JSON}: not valid UTF-8 at byte 7"),
-    "config twice": (JSON, lambda data: b'{"r": 4, "r": 8}', f"{JSON}: the key 'r' stands twice"),
+    "config twice": (JSON, lambda data: b'{"r": 4, "r": 8}', f"{JSON}: the key 'r' appears twice"),
     "truncated header": (WEIGHTS, lambda data: data[:20], f"{WEIGHTS}: damaged"),
     "empty weights": (WEIGHTS, lambda data: b"", f"{WEIGHTS}: damaged"),
 }

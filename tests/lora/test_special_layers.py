@@ -335,10 +335,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such embedding": ({"trainable_token_indices": {"wte": (1,)}}, "nothing matches 'wte'"),
     "unknown bias": ({"bias": "al"}, "bias = 'al' is not known; did you mean 'all'?"),
-    "lora_bias with DoRA": ({"lora_bias": True, "use_dora": True}, "does not go with DoRA"),
+    "lora_bias with DoRA": ({"lora_bias": True, "use_dora": True}, "cannot be used with DoRA"),
     "two ways at once": (
         {"target_modules": ("word_embeddings",), "trainable_token_indices": (1,)},
-        "word_embeddings is adapted or saved as a whole already",
+        "word_embeddings is already adapted or saved as a whole",
     ),
     "unknown update": ({"update": "dorra"}, "update = 'dorra' is not known; did you mean 'dora' or 'lora'"),
 }
@@ -371,14 +371,16 @@ def test_a_module_with_several_names_is_refused(settings: dict[str, Any]) -> Non
     layer, other = nn.Linear(4, 4), nn.Linear(4, 4)
     model = nn.ModuleDict({"first": layer, "inner": nn.ModuleDict({"again": layer, "other": other})})
     before = snapshot(model)
-    with pytest.raises(ConfigError, match=r"first is inner\.again too, and an adapter's file has one name a module"):
+    with pytest.raises(
+        ConfigError, match=r"first is also inner\.again, and an adapter file stores each module under one name"
+    ):
         add_adapter(model, LoraConfig(r=2, **settings))
     assert_unchanged(model, before)
 
 
 def test_rows_of_embeddings_that_are_tied_are_the_same_rows() -> None:
     rows = {"encoder.embed_tokens": (1, 2), "shared": (3,)}
-    with pytest.raises(ConfigError, match="shared and what is tied to it can have but one list"):
+    with pytest.raises(ConfigError, match="shared and the embeddings tied to it must have the same rows"):
         add_adapter(tiny_t5(), LoraConfig(target_modules=("q",), trainable_token_indices=rows))
 
 

@@ -133,11 +133,11 @@ def test_gpt2_adapts_q_and_v_inside_of_c_attn() -> None:
 
 
 MISTAKES = {
-    "letters": ("Wqkv:qx", "after the colon stand some of the letters q, k and v"),
-    "none": ("Wqkv:", "after the colon stand some"),
-    "twice": ("Wqkv:qq", "after the colon stand some"),
-    "no thirds": ("out:q", r"out \(2 x 96\) is not q, k and v one after the other"),
-    "interleaved": ("query_key_value:qv", "is not q, k and v one after the other"),
+    "letters": ("Wqkv:qx", "after the colon write some of the letters q, k and v"),
+    "none": ("Wqkv:", "after the colon write some"),
+    "twice": ("Wqkv:qq", "after the colon write some"),
+    "no thirds": ("out:q", r"out \(2 x 96\) is not q, k and v stacked"),
+    "interleaved": ("query_key_value:qv", "is not q, k and v stacked"),
 }
 
 

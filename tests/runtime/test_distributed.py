@@ -219,13 +219,13 @@ def test_signal_to_one_rank_breaks_off_the_answers_of_all(prepared: Prepared) ->
     def work(ranks: Ranks) -> str:
         stop = Stop()
         if ranks.rank == 1:
-            stop.asked = "SIGTERM"
+            stop.signal = "SIGTERM"
         model = copy.deepcopy(prepared.model)
         with pytest.raises(KeyboardInterrupt):
             predict_all(
                 model, prepared.task, prepared.parts["validation"].items, prepared.device, ranks=ranks, stop=stop
             )
-        return stop.asked
+        return stop.signal
 
     assert on_ranks(3, work) == [ELSEWHERE, "SIGTERM", ELSEWHERE]
 

@@ -57,7 +57,7 @@ def test_signal_waits_to_be_looked_at_and_a_second_one_does_not(monkeypatch: pyt
     stop = Stop()
     with stop.deferred():
         stop(signal.SIGTERM)
-        assert stop.asked == "SIGTERM"
+        assert stop.signal == "SIGTERM"
         stop(signal.SIGTERM)  # the same wish, passed on twice
         with pytest.raises(KeyboardInterrupt, match="SIGINT"):
             stop(signal.SIGINT)
@@ -76,7 +76,7 @@ def test_signals_that_the_process_ignores_stay_ignored() -> None:
     try:
         with stop_on_signals() as stop:
             signal.raise_signal(signal.SIGINT)
-        assert stop.asked == ""
+        assert stop.signal == ""
     finally:
         signal.signal(signal.SIGINT, before)
 

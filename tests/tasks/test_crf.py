@@ -172,7 +172,7 @@ def test_windows_train_the_paths_of_their_own_words(model, word_pieces):
 @pytest.mark.parametrize("other", ["decoding=argmax", "subwords=all"])
 def test_crf_takes_paths_of_words_alone(other):
     raw = {"model": {"base": "minilm"}, "data": {"train": "a.conll"}, "task": {"name": "token_classification"}}
-    with pytest.raises(ConfigError, match=r"task\.crf = true is a path over words"):
+    with pytest.raises(ConfigError, match=r"task\.crf = true scores whole words"):
         make_recipe(raw, ["task.crf=true", f"task.{other}"])
 
 

@@ -127,7 +127,7 @@ def test_order_of_what_is_not_all_different_numbers_is_asked_for(labels):
 @pytest.mark.parametrize("order", [("a",), ("a", "b", "a")])
 def test_order_needs_two_different_labels(order):
     raw = {"model": {"base": "minilm"}, "task": {"name": "ordinal_classification", "order": order}}
-    with pytest.raises(ConfigError, match=r"task\.order = .*two labels at least, none of them twice"):
+    with pytest.raises(ConfigError, match=r"task\.order = .*needs at least two labels, each once"):
         make_recipe(raw)
 
 
@@ -137,5 +137,5 @@ def test_label_outside_of_the_order_is_refused():
 
 
 def test_shares_are_refused():
-    with pytest.raises(DataError, match=r"^a\.csv:2: a label in shares; ordinal_classification takes one label"):
+    with pytest.raises(DataError, match=r"^a\.csv:2: a soft label; ordinal_classification takes one label"):
         check_labels("ordinal_classification", [Example("x", label={"good": 1.0}, where="a.csv:2")], LABELS)

@@ -72,7 +72,7 @@ def test_f1_of_one_label_takes_two_labels(word_pieces):
 
 @pytest.mark.parametrize("name", ["multi_label_classification", "sequence_regression"])
 def test_damaged_tuning_is_refused(name, word_pieces):
-    with pytest.raises(AdapterError, match=f"damaged: what was tuned does not fit {name}"):
+    with pytest.raises(AdapterError, match=f"damaged: tuned values do not fit {name}"):
         make_task(TaskSection(name=name), word_pieces, ("a", "b"), 32, {"thresholds": {"a": 0.5}, "mean": "x"})
 
 

@@ -118,7 +118,7 @@ def test_answer_that_is_not_finite_is_refused(task):
 def test_label_that_the_tokenizer_cannot_write_is_refused(byte_tokenizer, word_pieces):
     section = TaskSection(name="text2text_classification")
     for tokenizer, label in ((byte_tokenizer, "</s>"), (word_pieces, "Unseen")):
-        with pytest.raises(ConfigError, match=f"gives the label '{label}' back as"):
+        with pytest.raises(ConfigError, match=f"decodes the label '{label}' as"):
             make_task(section, tokenizer, ("film", label), 64)
 
 

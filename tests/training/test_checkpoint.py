@@ -201,7 +201,7 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
         checkpoint, (note,) = newest_checkpoint(folder)
         assert (checkpoint.step, checkpoint.state, checkpoint.tensors["x"].tolist()) == (3, {"note": 3}, [3.0] * 3)
         assert "step-00000006" in note
-        assert "taking the one before" in note
+        assert "using the one before" in note
 
 
 def test_run_goes_on_from_the_one_before_a_damaged_checkpoint(raw: Sections, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_head_alone_can_be_trained_with_it(raw: dict, tmp_path: Path) -> None:
 
 
 def test_full_fine_tuning_has_no_place_for_it(raw: dict) -> None:
-    with pytest.raises(ConfigError, match=r"task\.crf = true: train\.method = 'full' leaves a plain model"):
+    with pytest.raises(ConfigError, match=r"task\.crf = true: train\.method = 'full' writes a plain model"):
         prepare(changed(raw, "train.method=full"))
 
 

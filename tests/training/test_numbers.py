@@ -93,7 +93,9 @@ def test_too_many_skips_end_the_run(
     monkeypatch.setattr(run_module, "SKIPS_IN_A_ROW", in_a_row)
     monkeypatch.setattr(run_module, "SKIPS", in_all)
     spoil(2, 3)
-    with pytest.raises(NumericsError, match=rf"step 3: .*as 1 before it: at most {in_a_row} in a row and {in_all} in"):
+    with pytest.raises(
+        NumericsError, match=rf"step 3: .*like 1 before it: the limit is {in_a_row} in a row and {in_all} in"
+    ):
         fit(changed(raw, "train.non_finite=skip"), tmp_path)
 
 
@@ -166,7 +168,7 @@ def test_micro_batch_is_halved_where_memory_is_full(
     assert weights(tmp_path / "halved") == weights(tmp_path / "small")
     texts = [text for text in notes(told) if "memory" in text]
     assert texts == [
-        "out of memory at step 1: 2 examples a forward from now on; a step still has 8, and its gradient is the same"
+        "out of memory at step 1: 2 examples per forward from now on; a step still has 8, and its gradient is the same"
     ]
 
 

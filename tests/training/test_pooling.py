@@ -108,7 +108,7 @@ def test_auto_takes_what_the_base_says_and_tells_it(words: str, bert: Path, file
 
 def test_damaged_file_is_named(bert: Path, tmp_path: Path) -> None:
     base = says(tmp_path / "base", bert, [])
-    with pytest.raises(ModelError, match=r"1_Pooling/config.json: .*; say model.pooling = 'mean' or 'cls'"):
+    with pytest.raises(ModelError, match=r"1_Pooling/config.json: .*; set model.pooling = 'mean' or 'cls'"):
         load_base(str(base), CLASSIFICATION, pooling="auto")
     assert load_base(str(base), "token_classification", pooling="auto").pooling == "cls"
 
@@ -183,7 +183,7 @@ def test_whole_model_is_shipped_with_its_head(sentence_bert: Path, files: Path, 
     for line, answer in zip(lines, lorakit.load(run).predict([line["text"] for line in lines]), strict=True):
         assert answer["probabilities"] == pytest.approx(line["probabilities"], abs=1e-6)
     save_file({"linear.weight": torch.zeros(3, 16)}, run / "model" / "2_Dense" / "model.safetensors")
-    with pytest.raises(AdapterError, match=r"damaged: it lacks classifier.bias"):
+    with pytest.raises(AdapterError, match=r"damaged: classifier.bias is missing"):
         lorakit.load(run)
 
 

@@ -172,10 +172,10 @@ def test_tensor_of_another_shape_is_refused_and_not_stretched(
 def test_no_checkpoint_yet_begins_the_run(tmp_path: Path) -> None:
     told: list[Event] = []
     assert find_checkpoint(tmp_path, "auto", told.append) is None
-    assert told == [Note(f"{tmp_path}: no checkpoint there yet, so the run begins with the first step")]
+    assert told == [Note(f"{tmp_path}: no checkpoint yet; starting from the first step")]
 
 
 def test_checkpoints_of_which_none_is_whole_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
-    with pytest.raises(OutputError, match="no whole checkpoint"):
+    with pytest.raises(OutputError, match="no complete checkpoint"):
         find_checkpoint(tmp_path, "auto", lambda event: None)

@@ -1,4 +1,4 @@
-"""Training from Python and from the command line alike: one call that leaves a complete run folder."""
+"""Training, from Python and from the command line: one call that writes a complete run folder."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def train(*, report: Report = ignore, resume: str | None = None, **sections: Map
     """Train as the sections of a recipe say (`model={"base": ...}, data={"train": ...}, ...`).
 
     Raises:
-        LorakitError: what is asked for cannot be done; nothing is left half written. An Interrupted after a signal:
+        LorakitError: the run is not possible or failed; nothing is left half written. Interrupted after a signal:
             the run can be resumed.
     """
     return train_recipe(make_recipe(sections), report=report, resume=resume)
 
 
 def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None = None) -> Result:
-    """Train a recipe into its run folder, pictures and report included. `resume` is `auto` or a checkpoint's path.
+    """Train a recipe into its run folder, including pictures and report. `resume` is `auto` or a checkpoint's path.
 
-    With train.seeds there is a run for each seed, and the scores are their means. Under torchrun this process is one of
-    several, all of which call this; the first of them writes and reports.
+    With train.seeds there is a run for each seed, and the scores are their means. Under torchrun all processes call
+    this; the first one writes and reports.
     """
     if recipe.train.seeds:
         return _train_seeds(recipe, folder_of(recipe), report, resume)
@@ -60,19 +60,21 @@ def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None 
 def train_recipes(
     recipes: Sequence[Recipe], *, report: Report = ignore, resume: str | None = None, until: float | None = None
 ) -> list[Result | LorakitError]:
-    """Train each recipe into its own `output.dir`; for each its Result, or the error that ended that one alone.
+    """Train each recipe into its own `output.dir`; returns a Result for each, or the error that ended only that one.
 
-    Those that can share a base model are trained together, each as if alone. With `until` each stops at its first
-    evaluation after that share of its steps and is saved. It is a run of its full length that waits: the learning rate is
-    that of the whole schedule, and with resume = "auto" it goes on. Its Result has the scores of that evaluation, with its
-    `step`; there is no scores.json yet.
+    Recipes that can share a base model are trained together, with the same result as alone. With `until` each run pauses
+    at its first evaluation after that share of its steps. The learning rate is that of the whole schedule, and
+    resume = "auto" continues the run. The Result of a paused run has the scores of that evaluation and its `step`; there
+    is no scores.json yet.
 
     Raises:
-        LorakitError: a mistake that all of them share, a full disk, a signal. Two recipes have one folder.
+        LorakitError: all runs failed alike, the disk is full, a signal, or two recipes have the same folder.
     """
     folders = Counter(str(folder_of(recipe)) for recipe in recipes)
     if twice := [folder for folder, n in folders.items() if n > 1]:
-        raise ConfigError(f"output.dir = {twice[0]!r}: each of the recipes needs a folder of its own")
+        raise ConfigError(
+            f"output.dir = {twice[0]!r}: two recipes have the same output folder; give each a different one"
+        )
     for recipe in recipes:
         check_trackers(recipe)
     is_deterministic = any(recipe.train.deterministic for recipe in recipes)
@@ -82,28 +84,28 @@ def train_recipes(
         entered = [place for place in places if isinstance(place, _Place)]
         prepared = prepare_all([place.recipe for place in entered], report, ranks)
         progress = report if len(entered) == 1 else JointProgress(report)
-        found = dict[_Place, Result | LorakitError]()
+        by_place = dict[_Place, Result | LorakitError]()
         for group in groups_of(prepared):
             members = {
                 entered[i]: attempt(_run, entered[i], ready, progress, stop, until) for i, ready in group.items()
             }
-            found |= {place: run for place, run in members.items() if isinstance(run, LorakitError)}
+            by_place |= {place: run for place, run in members.items() if isinstance(run, LorakitError)}
             runs = {place: run for place, run in members.items() if isinstance(run, Run)}
             try:
-                found |= dict(zip(runs, fit_all(list(runs.values())), strict=True)) if runs else {}
+                by_place |= dict(zip(runs, fit_all(list(runs.values())), strict=True)) if runs else {}
                 for place, run in runs.items():
-                    if isinstance(result := found[place], Result) and not result.is_paused:
+                    if isinstance(result := by_place[place], Result) and not result.is_paused:
                         ranks.first(write_figures, result, run.history.lines, run.prepared)
                         ranks.first(write_report, place.folder)
                         ranks.first(write_card, place.folder)
             finally:
                 for place, run in runs.items():
                     if isinstance(run.report, Trackers):
-                        run.report.close(found.get(place))
-        found |= {
+                        run.report.close(by_place.get(place))
+        by_place |= {
             place: member for place, member in zip(entered, prepared, strict=True) if isinstance(member, LorakitError)
         }
-    results = [found[place] if isinstance(place, _Place) else place for place in places]
+    results = [by_place[place] if isinstance(place, _Place) else place for place in places]
     first = results[0]
     if isinstance(first, LorakitError) and not isinstance(first, NumericsError) and len(set(map(str, results))) == 1:
         raise first
@@ -112,7 +114,7 @@ def train_recipes(
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """The folder of a run, held for it alone, and what is in it."""
+    """The locked folder of a run, with its recipe and checkpoint."""
 
     folder: Path
     recipe: Recipe
@@ -120,7 +122,7 @@ class _Place:
 
 
 def _enter(recipe: Recipe, resume: str | None, report: Report, ranks: Ranks, stack: ExitStack) -> _Place:
-    """Take a run's folder, before the work of preparing, and find the checkpoint to go on from."""
+    """Lock a run's folder, before any work, and find the checkpoint to continue from."""
     folder = folder_of(recipe)
     ranks.first(stack.enter_context, run_folder(folder, resume, report))
     checkpoint = None if resume is None else ranks.first(find_checkpoint, folder, resume, report)
@@ -142,14 +144,14 @@ def _run(place: _Place, prepared: Prepared, report: Report | JointProgress, stop
 
 
 class JointProgress:
-    """Reports the events of runs that are trained together as those of one."""
+    """Reports the events of runs that are trained together as if they were one run."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.steps = self.done = 0  # of all runs
 
     def of(self, name: str) -> Report:
-        """What one of the runs reports to: its steps are counted with the others', its notes begin with its name."""
+        """The reporter for one of the runs: its steps are added to the others', its notes begin with its name."""
         metric, steps = "", 0
 
         def report(event: Event) -> None:
@@ -174,7 +176,7 @@ class JointProgress:
 
 def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | None) -> Result:
     if resume not in (None, "auto"):
-        raise ConfigError(f"--resume {resume}: train.seeds has a checkpoint for each seed; say --resume auto")
+        raise ConfigError(f"--resume {resume}: train.seeds has a checkpoint for each seed; use --resume auto")
     is_first = os.environ.get("RANK", "0") == "0"
     with group_folder(folder, recipe, resume, report) if is_first else nullcontext():
         results = train_recipes(seed_recipes(recipe, folder), report=report, resume=resume)
@@ -189,12 +191,12 @@ def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | Non
 
 
 def folder_of(recipe: Recipe) -> Path:
-    """Where a recipe's run goes."""
+    """The folder of a recipe's run."""
     return Path(recipe.output.dir or default_folder(recipe))
 
 
 def default_folder(recipe: Recipe) -> Path:
     """runs/<name of the training file or data set>."""
     source = (recipe.data.train or "run").partition("#")[0].rstrip("/")
-    name = re.sub(r"[-_.]*[*?\[\]]+", "", Path(source).stem)  # of a pattern what is plain
+    name = re.sub(r"[-_.]*[*?\[\]]+", "", Path(source).stem)  # a pattern without its wildcards
     return Path("runs") / (name or "run").replace(":", "-").replace("@", "-")

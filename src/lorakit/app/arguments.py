@@ -1,4 +1,4 @@
-"""What the arguments of several commands stand for: a recipe or data, a task, a run. Shells complete them, without torch."""
+"""Arguments shared by several commands (a recipe or data, a task, a run), with shell completion; without torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
-    """The recipe in a file, or the one that DATA and the options make."""
+    """The recipe in a file, or one made from DATA and the options."""
     from lorakit.recipe import make_recipe, read_recipe
 
     if what.endswith(".toml"):
-        given = [f"--{name}" for name, value in options.items() if value is not None]
-        if given:
-            raise ConfigError(f"{given[0]} goes with DATA; with a recipe say section.key=value")
+        flags = [f"--{name}" for name, value in options.items() if value is not None]
+        if flags:
+            raise ConfigError(f"{flags[0]} goes with DATA; with a recipe use section.key=value")
         recipe = read_recipe(Path(what), changes)
         return recipe if recipe.output.dir else _named(recipe, Path(what).stem)
     if options["model"] is None:
@@ -38,16 +38,14 @@ def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None])
     if options["task"]:
         raw["task"] = {"name": options["task"]}
     elif not any(word.startswith("task.name=") for word in changes):
-        others = [
-            word for word in changes if not word.startswith("task.")
-        ]  # which may belong to the task that is guessed
+        others = [word for word in changes if not word.startswith("task.")]  # which may be keys of the guessed task
         data = make_recipe(raw, others, where="command line").data
         raw["task"] = {"name": _guess_task(data, options["model"])}
     return make_recipe(raw, changes, where="command line")
 
 
 def named_columns(text: str | None, pair: str | None, label: str | None) -> Columns:
-    """What --text, --pair and --label name; of labels several with commas."""
+    """The columns named by --text, --pair and --label; several labels are separated by commas."""
     from lorakit.data.example import Columns
 
     return Columns(text, pair, _split_commas(label))
@@ -63,7 +61,7 @@ def _named(recipe: Recipe, name: str) -> Recipe:
 
 
 def _guess_task(data: DataSection, model: str) -> str:
-    """CoNLL columns are entities to be recognised, by a T5 as text; everything else is classified."""
+    """Entity recognition for CoNLL columns (as text to text with a T5), else classification."""
     from lorakit.data.example import columns_of
     from lorakit.data.read import holds_words
 
@@ -74,8 +72,8 @@ def _guess_task(data: DataSection, model: str) -> str:
 
 @cache
 def recipe_keys() -> dict[str, tuple[str, ...]]:
-    """Every section.key of a recipe, and the words that it may be."""
-    from lorakit.recipe import FORMATS, Recipe  # late: --help does without pydantic
+    """Every section.key of a recipe, and its possible values if they are a fixed set."""
+    from lorakit.recipe import FORMATS, Recipe  # late: --help does not need pydantic
     from lorakit.task_info import TASKS
 
     sections: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
@@ -87,14 +85,14 @@ def recipe_keys() -> dict[str, tuple[str, ...]]:
 
 
 def _words(annotation: Any) -> tuple[str, ...]:
-    """Those of a Literal; true and false of a bool."""
+    """The values of a Literal; true and false for a bool."""
     if annotation is bool:
         return ("true", "false")
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 class TaskType(click.ParamType[str]):
-    """A task, by its name in a recipe or by the word for it."""
+    """A task, by its name in a recipe or its short word."""
 
     name = "task"
 
@@ -114,23 +112,23 @@ class TaskType(click.ParamType[str]):
 
 
 def _tasks() -> dict[str, str]:
-    """Every word for a task, and its name."""
+    """Every short word for a task, with the task's name."""
     from lorakit.task_info import TASKS
 
     return {**{info.word: name for name, info in TASKS.items() if info.word}, **{name: name for name in TASKS}}
 
 
 class Change(click.types.StringParamType):
-    """A section.key=value word."""
+    """A section.key=value argument."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         before = ("", *(ctx.params.get(param.name or "") or ()))
         key, equals, word = incomplete.partition("=")
         if equals:
             return [CompletionItem(f"{key}={value}") for value in _values(key) if value.startswith(word)]
-        if before[-1] == "=":  # bash makes three words of key=value
+        if before[-1] == "=":  # bash splits key=value into three words
             return [CompletionItem(value) for value in _values(before[-2]) if value.startswith(incomplete)]
-        if not incomplete and before[-1] in recipe_keys():  # with nothing behind the =, which click takes away
+        if not incomplete and before[-1] in recipe_keys():  # nothing after the =, which click removes
             return [CompletionItem(value) for value in _values(before[-1])]
         return [CompletionItem(f"{known}=") for known in recipe_keys() if known.startswith(incomplete)]
 
@@ -143,7 +141,7 @@ class Run(click.Path):
     """The folder of a run."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Runs below what is typed or, with nothing typed, below runs/; where there are none, the shell's own folders."""
+        """Runs below the typed path, or below runs/ if nothing is typed; if there are none, the shell's own folders."""
         typed = Path(incomplete or "runs/")
         is_whole = not incomplete or incomplete.endswith("/")
         parent, begin = (typed, "") if is_whole else (typed.parent, typed.name)
@@ -156,10 +154,10 @@ RUN = Run(path_type=Path)
 
 @contextmanager
 def folder_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
-    """Where to write what --out names: there, or with --dry-run in a folder that goes away again.
+    """The folder for --out, or with --dry-run a temporary folder.
 
     Raises:
-        OutputError: `out` exists, or there can be no folder.
+        OutputError: `out` exists or cannot be created.
     """
     check_free(out)
     if not dry_run:
@@ -173,6 +171,6 @@ def folder_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """Raise an OutputError where a command would write over something."""
+    """Raise an OutputError if a command would overwrite something."""
     if os.path.lexists(out):
         raise OutputError(f"--out {out} exists already; choose another folder")

@@ -1,6 +1,6 @@
-"""The model card of what a run ships: README.md beside the adapter, filled from the run folder alone.
+"""The model card of a run: README.md beside its adapter, filled from the run folder alone.
 
-Names that come from data (labels, files, columns) reach it as code only, where neither Markdown nor HTML means anything.
+Names from data (labels, files, columns) are written as inline code, in which neither Markdown nor HTML is interpreted.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ from lorakit.runtime.files import atomic_text
 from lorakit.training.run_files import RunFiles, read_run
 
 FILE = "README.md"
-LONGEST = 120  # characters of a name that the card shows
-RARE = 10  # validation examples of a label below which the card warns of it
+LONGEST = 120  # the most characters of a name to show
+RARE = 10  # the card warns of labels with fewer validation examples
 PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification", "SEQ_2_SEQ_LM": ""}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def write_card(run: Path) -> Path:
-    """Write README.md into what a run ships; errors as `read_shipped`, and an OutputError where it cannot be written."""
+    """Write README.md beside a run's adapter or model; errors as `read_shipped`, and an OutputError if it cannot be written."""
     files = read_shipped(run)
     atomic_text(files.shipped / FILE, str(card_of(files)))
     return files.shipped / FILE
 
 
 def read_shipped(run: Path) -> RunFiles:
-    """The files of a run that ships something.
+    """The files of a finished run.
 
     Raises:
-        OutputError: it is no finished run, or a file in it is damaged.
+        OutputError: it is not a finished run, or a file in it is damaged.
     """
     files = read_run(run)
     if files.side is None:
-        raise OutputError(f"{files.shipped / 'lorakit.json'}: not there, so nothing is known of what the run ships")
+        raise OutputError(
+            f"{files.shipped / 'lorakit.json'}: missing; without it the contents of the adapter are unknown"
+        )
     return files
 
 
 def card_of(run: RunFiles) -> ModelCard:
-    """What the card of a run says."""
+    """The card of a run."""
     assert run.side is not None
     side, full = run.side, run.scores.method == "full"
     kind, outputs = KINDS[side.task.info.model_kind], side.task.info.outputs(side.labels)
@@ -88,7 +90,7 @@ def card_of(run: RunFiles) -> ModelCard:
 
 
 def code(text: str) -> str:
-    """A text as Markdown's inline code, on one line and fit for a cell of a table."""
+    """A text as Markdown inline code, on one line and safe in a table cell."""
     text = _plain(text)[:LONGEST] or " "
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if text.startswith("`") or text.endswith("`") else ""
@@ -96,7 +98,7 @@ def code(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text in which nothing is Markdown or HTML."""
+    """A text with Markdown and HTML escaped."""
     return re.sub(r"([\\`*_\[\]<>|#~&!])", r"\\\1", _plain(text))
 
 
@@ -106,7 +108,7 @@ def _fenced(text: str, language: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text without line breaks, control characters and signs that turn the writing round."""
+    """A text without line breaks, control characters and characters that change the writing direction."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -115,7 +117,7 @@ def _json(value: object) -> str:
 
 
 def _hub_base(name: str) -> str:
-    """What the base model is called on the hub, where it is there."""
+    """The base model's name on the hub, if it is there."""
     return MINILM_HUB if name == "minilm" else name if _is_on_hub(name) else ""
 
 
@@ -124,7 +126,7 @@ def _is_on_hub(name: str) -> bool:
 
 
 def _file_name(source: str) -> str:
-    """A local file by its name alone: where it lies is nobody's business."""
+    """A local file by its name, without its folder, which is private."""
     return Path(source).name if source.startswith(("/", "~", ".")) else source
 
 
@@ -149,7 +151,7 @@ def _results(run: RunFiles, task: str) -> Iterator[EvalResult]:
 
 
 def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with local files by name alone, and without what concerns this machine."""
+    """The recipe with local files by name only, and without settings of this machine."""
     sections = {name: dict(table) for name, table in recipe.items() if isinstance(table, Mapping) and name != "output"}
     for name, keys in (("data", ("train", "validation", "test")), ("model", ("base",))):
         table = sections.get(name, {})

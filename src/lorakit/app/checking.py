@@ -1,4 +1,4 @@
-"""What `lorakit check` shows: whether data are fit to train on, and what in them is likely to be wrong."""
+"""What `lorakit check` shows: whether data are fit to train on, and likely mistakes in them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lorakit.runtime.events import Event, Note
 from lorakit.tasks.registry import check_labels, find_labels, make_task
 from lorakit.training.prepare import read_part, read_parts, with_usual_pair
 
-MANY = 12  # labels; of more only the most frequent and the rarest are shown
-CUT = 0.05  # share of texts that may be cut before it is called a problem
+MANY = 12  # labels; beyond it only the most frequent and the rarest are shown
+CUT = 0.05  # share of cut texts from which it counts as a problem
 
 
 class Tokens(NamedTuple):
-    """Lengths in tokens of one part against the limit, and what is cut there."""
+    """Lengths in tokens of one part, the limit, and what is cut."""
 
     examples: int
     limit: int
@@ -40,12 +40,12 @@ class Tokens(NamedTuple):
 
 
 def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Output:
-    """Check the parts that a recipe names; `whole` takes data.train as one part, of which nothing is held out.
+    """Check the parts that a recipe names; with `whole` nothing of data.train is held out.
 
-    Lengths are counted in tokens where the recipe has a base model ("" is none), else in words.
+    Lengths are counted in tokens if the recipe has a base model ("" is none), else in words.
 
     Raises:
-        DataError: a source cannot be read. ConfigError: the run answers another kind of task.
+        DataError: a source cannot be read. ConfigError: the run was trained for another task.
     """
     notes: list[str] = []
 
@@ -54,7 +54,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Outpu
             notes.append(event.text)
 
     if run is None:
-        recipe = with_usual_pair(recipe, keep)  # a run says itself whether it takes pairs
+        recipe = with_usual_pair(recipe, keep)  # a run knows whether it takes pairs
     else:
         trained = read_side(shipped_folder(run)).task
         if trained.info.wants != recipe.task.info.wants:
@@ -74,12 +74,12 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Outpu
         check_labels(recipe.task.name, every, labels)
         if recipe.model.base:
             tokens = _tokens(recipe, parts, labels)
-    except DataError as err:  # one label, no entity, or a label that is none
+    except DataError as err:  # a single label, no entity, or an invalid label
         findings.insert(0, Finding("labels", 1, str(err), [], True))
-    findings = [  # parts of which so much is cut that it matters
-        Finding(f"cut in {name}", found.texts + found.targets, f"{name}: {_cut(found)}", [], True)
-        for name, found in tokens.items()
-        if found.entities or found.targets or found.texts > CUT * found.examples
+    findings = [  # parts with many cut texts
+        Finding(f"cut in {name}", part_tokens.texts + part_tokens.targets, f"{name}: {_cut(part_tokens)}", [], True)
+        for name, part_tokens in tokens.items()
+        if part_tokens.entities or part_tokens.targets or part_tokens.texts > CUT * part_tokens.examples
     ] + findings
     of_parts = {name: _part_facts(part, tokens.get(name)) for name, part in parts.items()}
     facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "left_out": left_out, "parts": of_parts}
@@ -101,14 +101,14 @@ def _tokens(recipe: Recipe, parts: Parts, labels: tuple[str, ...]) -> dict[str, 
     tokenizer, limit = load_tokenizer(recipe.model.base, recipe.task.info.model_kind, recipe.model.revision)
     limit = recipe.data.max_length or limit
     task = make_task(recipe.task, tokenizer, labels, limit)
-    found = {}
+    counts = {}
     for name, part in parts.items():
         items = task.encode(part)
         lengths = spread([max(len(item["input_ids"]) for item in own) for own in items])
         windows = sum(len(own) > 1 for own in items)
         target_limit = recipe.task.max_target_length
-        found[name] = Tokens(len(part), limit, target_limit, lengths, *task.cut(part, items), windows)
-    return found
+        counts[name] = Tokens(len(part), limit, target_limit, lengths, *task.cut(part, items), windows)
+    return counts
 
 
 def _cut(tokens: Tokens) -> str:
@@ -150,9 +150,9 @@ def _part_lines(name: str, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mapping[str, str | None]) -> Recipe:
-    """How a run would read a source: its task, columns, base model and length limit, but for what is named otherwise."""
+    """The recipe by which a run would read a source: its task, columns, base model and length limit, unless others are named."""
     if options["task"] is not None:
-        raise ConfigError("--task goes without --run, which says what its task is")
+        raise ConfigError("--task and --run: use one of them; a run knows its task")
     side = read_side(shipped_folder(run))
     columns = {
         **dataclasses.asdict(side.columns),
@@ -169,26 +169,26 @@ def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mappi
 
 
 def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """Suspected label errors of each part, as facts and in lines; without cleanlab a line that says so."""
+    """Suspected label errors of each part, as facts and as lines; without cleanlab a line that says so."""
     predictor = load(run)
     facts: dict[str, Any] = {}
     lines = []
     for name, part in parts.items():
         try:
-            found = suspects(predictor, part)
+            doubted = suspects(predictor, part)
         except ConfigError as err:
             return None, [f"note: {err}"]
-        facts[name] = [suspect._asdict() for suspect in found]
-        lines.append(f"suspected label errors in {name}: {len(found):,}")
-        for each in found[:SHOWN]:
+        facts[name] = [suspect._asdict() for suspect in doubted]
+        lines.append(f"suspected label errors in {name}: {len(doubted):,}")
+        for each in doubted[:SHOWN]:
             claim = f"{each.given!r}, the run says {each.suggested!r} ({each.probability:.0%})"
             lines.append(f"  {each.where}: {claim}: {each.text[:100]!r}")
-        if len(found) > SHOWN:
-            swaps = Counter((each.given, each.suggested) for each in found).most_common(3)
+        if len(doubted) > SHOWN:
+            swaps = Counter((each.given, each.suggested) for each in doubted).most_common(3)
             lines.append("  most often: " + ", ".join(f"{a!r} for {b!r} {n}x" for (a, b), n in swaps))
     if set(predictor.side.data.values()) & set(sums.values()):
         lines.append(
-            f"note: {run} has used these data, to train or to choose its best checkpoint; errors that it has learned "
-            "by heart are not suspected: a run over other examples finds more"
+            f"note: {run} has used these data, to train or to choose its best checkpoint; memorised label errors "
+            "are not found: a run over other examples finds more"
         )
     return facts, lines

@@ -1,4 +1,4 @@
-"""The program: its commands, each in a module that is imported when it runs, and how one ends that fails."""
+"""The program: its commands, each imported when it runs, and what happens when one fails."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ import lorakit
 from lorakit.app.printing import echo
 from lorakit.errors import EXIT_CODES, Interrupted, LorakitError, RankError, first_line
 
-# Each is a module of `lorakit.app.commands` with the first sentence of its help.
+# Each command is a module of `lorakit.app.commands`; this is the first sentence of its help.
 COMMANDS = {
-    "card": "Write RUN's model card again, README.md beside its adapter, from the run folder alone.",
-    "check": "Say whether DATA, or the data of a RECIPE, are fit to train on, and what in them is likely to be wrong.",
-    "combine": "Make one adapter of several RUNs of one task and base, with given weights or with the best of a search.",
-    "compare": "Say whether RUNs differ by more than chance, by paired tests over the same examples.",
+    "card": "Write RUN's model card (README.md beside its adapter) again, from the run folder alone.",
+    "check": "Check whether DATA, or the data of a RECIPE, are fit to train on, and list likely mistakes in them.",
+    "combine": "Combine several RUNs of one task and base into one adapter, with fixed weights or the best of a search.",
+    "compare": "Test whether RUNs differ by more than chance, by paired tests over the same examples.",
     "completion": "Print what makes SHELL complete commands, options, recipe keys and run folders.",
-    "doctor": "Look at versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 where something prevents work.",
+    "doctor": "Check versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 if something prevents work.",
     "evaluate": "Score RUN (a run folder or an adapter) on labelled DATA.",
-    "export": "Write RUN's model or adapter in the form that another program reads, say what was changed, and check it.",
-    "import": "Check an adapter that peft has written and adopt it: predict, evaluate, merge and export work on it then.",
+    "export": "Write RUN's model or adapter in the form that another program reads, list what was changed, and check it.",
+    "import": "Check an adapter written by peft and convert it, so that predict, evaluate, merge and export work on it.",
     "inspect": "Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.",
-    "merge": "Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit.",
+    "merge": "Merge RUN's adapter into its base model: a plain transformers folder that needs no lorakit.",
     "predict": "Answer TEXTs, or the texts in a file, one JSON line each, in order.",
-    "push": "Upload RUN's adapter (after full fine-tuning: its model) with its card to REPO_ID on the Hugging Face hub.",
-    "quickstart": "Train on the bundled data, score, and answer sentences never seen; both systems unless one is named.",
-    "report": "Write the report of RUN from its folder alone, one HTML file; of several RUNs, a page that compares them.",
+    "push": "Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.",
+    "quickstart": "Train on the bundled data, score, and answer new sentences; both demo systems unless one is named.",
+    "report": "Write the report of RUN from its folder alone, one HTML file; for several RUNs, a page that compares them.",
     "serve": "Answer over HTTP with the adapters of RUNs, or of FOLDERs of them, all over one base model.",
-    "sweep": "Train RECIPE at many points, and show which is best.",
+    "sweep": "Train RECIPE with many settings, and show which are best.",
     "train": "Train as RECIPE.toml says, or on DATA with --model.",
 }
 CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 
 class Commands(click.Group):
-    """The table above, of which a command is imported when it is run or helped with: `lorakit --help` imports none."""
+    """The table above; a command is imported when it runs or shows its help. `lorakit --help` imports none."""
 
     def load(self, name: str) -> click.Command:
         """The command of this name, out of its module."""
@@ -51,7 +51,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """What the first word stands for, imported."""
+        """The command named by the first word, imported."""
         if args[0] in COMMANDS:
             self.add_command(self.load(args[0]))
         return super().resolve_command(ctx, args)
@@ -73,16 +73,16 @@ def commands() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. A failure ends in one line on stderr and a code of `lorakit.errors.EXIT_CODES`."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    words = [word for word in given if word != "--debug"]
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    words = [word for word in argv if word != "--debug"]
     try:
-        commands.main(words, prog_name="lorakit", standalone_mode=False, obj=given)
+        commands.main(words, prog_name="lorakit", standalone_mode=False, obj=argv)
     except Interrupted as err:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
+        if os.environ.get("RANK", "0") == "0":  # only the first of several processes prints
             echo(f"{err}{how_to_go_on(words)}", err=True)
         sys.exit(err.exit_code)
-    except RankError as err:  # another process has said why
+    except RankError as err:  # another process has reported why
         sys.exit(err.exit_code)
     except LorakitError as err:
         fail(str(err), err.exit_code, debug)
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def program() -> None:
-    """`main` as a process. One that a signal has stopped ends at once: taking torch apart took 1.6 s of a grace period."""
+    """`main` as a process. After a signal it exits at once: unloading torch would take 1.6 s of the grace period."""
     try:
         main()
     except SystemExit as end:
@@ -125,7 +125,7 @@ def fail(message: str, code: int, debug: bool) -> None:
 
 
 def how_to_go_on(words: Sequence[str]) -> str:
-    """The command that goes on with a training, a sweep or answers to files, or nothing after another command."""
+    """The command that continues an interrupted training, sweep or prediction of files; empty for other commands."""
     if words[0] == "predict":
         return f"; to go on: {shlex.join(['lorakit', *words])}"
     if words[0] == "sweep":

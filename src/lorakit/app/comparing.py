@@ -1,6 +1,6 @@
 """What `lorakit compare` shows: scores of runs over the same examples, and whether their differences are more than chance.
 
-Runs whose recipes differ in the seed alone make one group. Two groups are compared over pairs of runs of equal seeds.
+Runs whose recipes differ only in the seed form one group. Two groups are compared over pairs of runs with equal seeds.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ from lorakit.errors import ConfigError, DataError
 from lorakit.tasks.metrics.bootstrap import SIGNIFICANT, Difference, difference, resample
 from lorakit.training.run_files import Sampled, read_resamples, runs_of, sampled
 
-# Standard errors of a difference that a test at 5 % finds 4 times in 5.
+# A difference of so many standard errors is detected by a test at 5 % with power 0.8.
 DETECTABLE = statistics.NormalDist().inv_cdf(1 - SIGNIFICANT / 2) + statistics.NormalDist().inv_cdf(0.8)
 REPORT = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A run and its resampled scores; `recipe` is what tells it from other runs, the seed left out."""
+class ScoredRun:
+    """A run and its resampled scores; `recipe` identifies it, without the seed."""
 
     path: Path
     recipe: str
     seed: int | None
-    found: Sampled
+    resamples: Sampled
 
 
 class Group(NamedTuple):
     """Runs of one recipe, and the letter that stands for them."""
 
     letter: str
-    runs: list[Judged]
+    runs: list[ScoredRun]
 
     @property
     def scores(self) -> dict[str, list[float]]:
-        """Each score that all of the runs have, of each run."""
-        names = [name for name in self.runs[0].found.scores if all(name in run.found.scores for run in self.runs)]
-        return {name: [run.found.scores[name].value for run in self.runs] for name in names}
+        """Each score that all runs have, by run."""
+        names = [
+            name for name in self.runs[0].resamples.scores if all(name in run.resamples.scores for run in self.runs)
+        ]
+        return {name: [run.resamples.scores[name].value for run in self.runs] for name in names}
 
 
 class Comparison(NamedTuple):
@@ -55,8 +57,8 @@ class Comparison(NamedTuple):
 
     first: Group
     second: Group
-    pairs: list[tuple[Judged, Judged]]
-    metric: str  # that the verdict is about
+    pairs: list[tuple[ScoredRun, ScoredRun]]
+    metric: str  # of the verdict
     scores: dict[str, Difference]
     verdict: str
 
@@ -64,16 +66,16 @@ class Comparison(NamedTuple):
 def compare_runs(paths: Sequence[Path], on: str | None = None, columns: Columns = Columns()) -> Output:
     """Compare runs on their validation examples, or on the examples in `on` by predicting them.
 
-    The folder of several seeds stands for its runs.
+    A folder of several seeds counts as its runs.
 
     Raises:
         ConfigError: there is nothing to compare. DataError: runs were scored on different examples.
     """
     paths = [run for path in paths for run in runs_of(path)]
     if len(paths) < 2:
-        raise ConfigError("compare takes two runs at least")
-    runs = [_judged(path, read_resamples(path) if on is None else _predicted(path, on, columns)) for path in paths]
-    by_recipe: dict[str, list[Judged]] = {}
+        raise ConfigError("compare takes at least two runs")
+    runs = [_scored_run(path, read_resamples(path) if on is None else _predicted(path, on, columns)) for path in paths]
+    by_recipe: dict[str, list[ScoredRun]] = {}
     for run in runs:
         by_recipe.setdefault(run.recipe, []).append(run)
     groups = [Group(chr(ord("A") + i), members) for i, members in enumerate(by_recipe.values())]
@@ -88,20 +90,20 @@ def _predicted(path: Path, on: str, columns: Columns) -> Sampled:
     predictor = load(path)
     examples = predictor.read_labelled(on, columns).examples
     check_labels(predictor.side.task.name, examples, predictor.side.labels)
-    found = resample(predictor.task.evaluate(examples, predictor.answers(examples)).statistics)
-    return sampled(examples, predictor.side.task.selection_metric, found)
+    resamples = resample(predictor.task.evaluate(examples, predictor.answers(examples)).statistics)
+    return sampled(examples, predictor.side.task.selection_metric, resamples)
 
 
-def _judged(path: Path, found: Sampled) -> Judged:
-    defined = {name: score for name, score in found.scores.items() if math.isfinite(score.value)}
-    found = replace(found, scores=defined)
+def _scored_run(path: Path, resamples: Sampled) -> ScoredRun:
+    defined = {name: score for name, score in resamples.scores.items() if math.isfinite(score.value)}
+    resamples = replace(resamples, scores=defined)
     try:
         recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
         seed = recipe["train"].pop("seed")
         recipe.pop("output", None)
-        return Judged(path, json.dumps(recipe, sort_keys=True), seed, found)
-    except (OSError, ValueError, KeyError):  # an adapter alone; it is a group of its own
-        return Judged(path, str(path.resolve()), None, found)
+        return ScoredRun(path, json.dumps(recipe, sort_keys=True), seed, resamples)
+    except (OSError, ValueError, KeyError):  # an adapter without a run, which forms its own group
+        return ScoredRun(path, str(path.resolve()), None, resamples)
 
 
 def _compare(first: Group, second: Group) -> Comparison:
@@ -109,23 +111,23 @@ def _compare(first: Group, second: Group) -> Comparison:
     for a, b in pairs:
         _check_same_examples(a, b)
     names = [name for name in first.scores if name in second.scores]
-    headline, other = (run.found.metric for run in pairs[0])
+    headline, other = (run.resamples.metric for run in pairs[0])
     if not names:
         raise ConfigError(
-            f"{pairs[0][0].path} is judged by {headline}, {pairs[0][1].path} by {other}: they have no score in common "
+            f"{pairs[0][0].path} is judged by {headline}, {pairs[0][1].path} by {other}: they have no comparable score in common"
             "that could be compared"
         )
     metric = headline if headline in names else names[0]  # some, such as average precision, cannot be resampled
-    sides = [[pair[i].found.scores for pair in pairs] for i in (0, 1)]
-    n = pairs[0][0].found.n
+    sides = [[pair[i].resamples.scores for pair in pairs] for i in (0, 1)]
+    n = pairs[0][0].resamples.n
     scores = {name: difference(*([run[name] for run in side] for side in sides)) for name in names}
     detectable = DETECTABLE * scores[metric].spread
     (verdict,) = sentences("difference", first.letter, second.letter, metric, scores[metric], n, detectable)
     return Comparison(first, second, pairs, metric, scores, verdict)
 
 
-def _pairs(first: Group, second: Group) -> list[tuple[Judged, Judged]]:
-    """Runs of equal seeds; of two single runs the seeds may differ."""
+def _pairs(first: Group, second: Group) -> list[tuple[ScoredRun, ScoredRun]]:
+    """Pairs of runs with equal seeds; the seeds of two single runs may differ."""
     if len(first.runs) == len(second.runs) == 1:
         return [(first.runs[0], second.runs[0])]
     by_seed = {run.seed: run for run in second.runs}
@@ -139,8 +141,8 @@ def _pairs(first: Group, second: Group) -> list[tuple[Judged, Judged]]:
     return pairs
 
 
-def _check_same_examples(first: Judged, second: Judged) -> None:
-    if first.found.sha256 == second.found.sha256:
+def _check_same_examples(first: ScoredRun, second: ScoredRun) -> None:
+    if first.resamples.sha256 == second.resamples.sha256:
         return
     sides = [_texts(run.path) for run in (first, second)]
     for number, (a, b) in enumerate(zip_longest(*sides), start=1):
@@ -153,7 +155,7 @@ def _check_same_examples(first: Judged, second: Judged) -> None:
 
 
 def _texts(run: Path) -> list[tuple[Any, ...]]:
-    """What a run was asked and what was expected, by line; nothing where that cannot be read."""
+    """The inputs and expected answers of a run, by line; empty if they cannot be read."""
     try:
         lines = (run / REPORT).read_text(encoding="utf-8").split("\n")
         return [tuple(json.loads(line).get(key) for key in ("text", "pair", "expected")) for line in lines if line]
@@ -177,12 +179,12 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[s
     for comparison in comparisons:
         a, b = comparison.first, comparison.second
         lines += ["", f"{'':<22} {a.letter:>8} {b.letter:>8}  {f'{b.letter} - {a.letter}':>8}   95 % interval"]
-        for name, found in comparison.scores.items():
+        for name, gain in comparison.scores.items():
             sides = zip(*comparison.pairs, strict=True)
-            means = [statistics.fmean(run.found.scores[name].value for run in side) for side in sides]
-            numbers = f"{means[0]:8.4f} {means[1]:8.4f}  {found.value:+8.4f}"
-            told = f"[{found.low:+.4f}, {found.high:+.4f}]  {p_value(found.p)}, {found.test}"
-            lines.append(f"{name:<22} {numbers}   {told if found.least_p < SIGNIFICANT else 'too few examples'}")
+            means = [statistics.fmean(run.resamples.scores[name].value for run in side) for side in sides]
+            numbers = f"{means[0]:8.4f} {means[1]:8.4f}  {gain.value:+8.4f}"
+            interval = f"[{gain.low:+.4f}, {gain.high:+.4f}]  {p_value(gain.p)}, {gain.test}"
+            lines.append(f"{name:<22} {numbers}   {interval if gain.least_p < SIGNIFICANT else 'too few examples'}")
         lines.append(comparison.verdict)
     if len(comparisons) > 1:
         lines.append(
@@ -194,7 +196,7 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[s
 def _seeds(group: Group) -> str:
     if len(group.runs) == 1:
         return ""
-    of_other_examples = len({run.found.sha256 for run in group.runs}) > 1
+    of_other_examples = len({run.resamples.sha256 for run in group.runs}) > 1
     apart = ", each scored on examples of its own" if of_other_examples else ""
     return f"  (seeds {', '.join(str(run.seed) for run in group.runs)}{apart})"
 
@@ -226,9 +228,9 @@ def _facts(groups: Sequence[Group], comparisons: Sequence[Comparison], on: str |
                 "first": comparison.first.letter,
                 "second": comparison.second.letter,
                 "pairs": len(comparison.pairs),
-                "examples": comparison.pairs[0][0].found.n,
+                "examples": comparison.pairs[0][0].resamples.n,
                 "metric": comparison.metric,
-                "differences": {name: found._asdict() for name, found in comparison.scores.items()},
+                "differences": {name: gain._asdict() for name, gain in comparison.scores.items()},
                 "verdict": comparison.verdict,
             }
             for comparison in comparisons

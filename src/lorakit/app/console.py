@@ -1,4 +1,4 @@
-"""A run's events on a terminal: a progress bar where there is one, plain lines where there is none."""
+"""A run's events on stderr: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Screen:
-    """Draws events on stderr; results belong to stdout and to the caller."""
+    """Draws events on stderr; results go to stdout."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -37,11 +37,11 @@ class Screen:
                 self._evaluated(event)
 
     def say(self, text: str) -> None:
-        """One line, above the progress bar where there is one."""
+        """Print a line, above the progress bar if there is one."""
         self.console.print(visible(text), markup=False)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -83,12 +83,12 @@ class Screen:
 
 
 def digits(score: float | None) -> str:
-    """Four digits of a score, or that it is undefined, as the correlation with a constant is."""
+    """A score with four digits, or "undefined" (for example the correlation with a constant)."""
     return "undefined" if score is None else f"{score:.4f}"
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:
-    """The scores of a run or an evaluation as a small table, those of the test part behind them."""
+    """The scores of a run or an evaluation as a small table, followed by those of the test part."""
     intervals, deviation = scores.get("intervals", {}), scores.get("deviation", {})
     lines = [
         f"{key:<18} {digits(value)}{_spread(deviation.get(key))}{_between(intervals.get(key))}{READINGS.get(key, '')}"

@@ -1,7 +1,7 @@
-"""scikit-learn's estimators over a run: from lists of texts and labels to predictions, without files or recipes.
+"""scikit-learn estimators: from lists of texts and labels to predictions, without files or recipes.
 
-They train what the same recipe trains on a file of the same examples. A fitted one holds the bytes of the adapter folder and
-answers from them alone, and they are all that a pickle or a copy of it takes along; the base model is found by its name.
+They train exactly what the same recipe trains on a file of the same examples. A fitted estimator holds the bytes of the
+adapter folder, which are all that a pickle or a copy of it contains; the base model is loaded by its name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lorakit.training.run import Run
 from lorakit.training.run_folder import run_folder
 
 Text = str | tuple[str, str]
-# The recipe's keys that arguments of an estimator stand for; others that `fit` sets itself.
+# Recipe keys set by the estimator's arguments, and others set by `fit`.
 KNOBS = {
     "model": "model.base",
     "r": "lora.r",
@@ -51,19 +51,19 @@ KNOBS = {
     "folder": "output.dir",
 }
 OURS = ("data.train", "data.format", "data.text", "data.pair", "data.label", "task.name", "train.seeds")
-COLORS = ("#cfe3ff", "#ffe0b8", "#cdeed3", "#f5d0e6", "#e3d9ff", "#f3edb2")  # by type of entity; all under dark letters
-EXAMPLES = "fit(X, y)"  # what messages call the file that the examples are written to
+COLORS = ("#cfe3ff", "#ffe0b8", "#cdeed3", "#f5d0e6", "#e3d9ff", "#f3edb2")  # by entity type; all for dark text
+EXAMPLES = "fit(X, y)"  # stands for the file of examples in messages
 
 
 class InputError(DataError, ValueError):
-    """X or y cannot be used; scikit-learn's tools expect a ValueError."""
+    """X or y cannot be used; a ValueError, as scikit-learn's tools expect."""
 
 
 @dataclass(eq=False, repr=False, kw_only=True)  # the arguments are stored as they are; `fit` checks them
 class LoraEstimator(BaseEstimator):
-    """What the estimators share: their arguments, training, and answers from the bytes of an adapter folder.
+    """Base of the estimators: arguments, training, and predictions from the bytes of an adapter folder.
 
-    Fitted, it has `scores_` (those of scores.json, on the validation examples), `notes_` (what the run said), `files_`
+    Fitted, it has `scores_` (those of scores.json, on the validation examples), `notes_` (the run's notes), `files_`
     (the adapter folder, name to bytes) and `predictor_` (what `lorakit.load` gives for it).
     """
 
@@ -76,9 +76,7 @@ class LoraEstimator(BaseEstimator):
     batch_size: int | None = None
     seed: int = 0
     validation_share: float = 0.1  # of the examples, held out to choose the best checkpoint
-    folder: str | Path | None = (
-        None  # of the complete run, its examples beside it in FOLDER.jsonl; unset: nothing is kept
-    )
+    folder: str | Path | None = None  # of the complete run, with its examples in FOLDER.jsonl; unset: no files are kept
     recipe: Mapping[str, Mapping[str, Any]] | None = None  # other keys, {"lora": {"use_dora": True}}
 
     task: ClassVar[str]
@@ -113,15 +111,15 @@ class LoraEstimator(BaseEstimator):
         return self
 
     def _recipe(self, ours: Mapping[str, Any]) -> Recipe:
-        """The recipe that the arguments stand for.
+        """The recipe of the arguments.
 
         Raises:
-            ConfigError: `recipe` has a key that an argument stands for or that `fit` sets, or an argument cannot be used.
+            ConfigError: `recipe` has a key that is set by an argument or by `fit`, or an argument cannot be used.
         """
         sections: dict[str, dict[str, Any]] = {}
         for section, table in (self.recipe or {}).items():
             if not isinstance(table, Mapping):
-                raise ConfigError(f'recipe: {section} is no table; expected {{"{section}": {{key: value}}}}')
+                raise ConfigError(f'recipe: {section} is not a table; expected {{"{section}": {{key: value}}}}')
             sections[section] = dict(table)
         of_knobs = {key: getattr(self, knob) for knob, key in KNOBS.items()}
         taken = {key: f"say {knob}=... of the estimator" for knob, key in KNOBS.items()}
@@ -139,10 +137,10 @@ class LoraEstimator(BaseEstimator):
 
     @cached_property
     def predictor_(self) -> Predictor:
-        """What answers, loaded when it is first asked for; so in an unpickled estimator too.
+        """The predictor, loaded on first use, also in an unpickled estimator.
 
         Raises:
-            NotFittedError: there is nothing to load.
+            NotFittedError: the estimator is not fitted.
         """
         check_is_fitted(self, "files_")
         with TemporaryDirectory(prefix="lorakit-") as scratch:
@@ -172,7 +170,7 @@ class LoraEstimator(BaseEstimator):
 
 
 class TextClassifier(ClassifierMixin, LoraEstimator):
-    """A classifier of texts, or of pairs of texts; `classes_` has the labels in order, of the type they were given in."""
+    """A classifier of texts, or of pairs of texts; `classes_` has the labels in order, in their original type."""
 
     task = "sequence_classification"
 
@@ -205,7 +203,7 @@ class TextClassifier(ClassifierMixin, LoraEstimator):
         return np.array([[answer["probabilities"][name] for name in names] for answer in answers])
 
     def as_pipeline(self, X: Any) -> list[dict[str, Any]]:
-        """`{"label", "score"}` for each text, as transformers' text-classification pipeline answers."""
+        """`{"label", "score"}` for each text, as transformers' text-classification pipeline returns."""
         return [{"label": answer["label"], "score": answer["score"]} for answer in self._answers(X)]
 
 
@@ -228,12 +226,12 @@ class TextRegressor(RegressorMixin, LoraEstimator):
         return np.array([answer["value"] for answer in self._answers(X)])
 
     def as_pipeline(self, X: Any) -> list[dict[str, Any]]:
-        """`{"label": "value", "score"}` for each text, as transformers' text-classification pipeline answers."""
+        """`{"label": "value", "score"}` for each text, as transformers' text-classification pipeline returns."""
         return [{"label": "value", "score": answer["value"]} for answer in self._answers(X)]
 
 
 class EntityRecognizer(LoraEstimator):
-    """Sentences cut into words to a tag a word; tags of any scheme are learned and answered as IOB2, `classes_` has them."""
+    """A tag for each word of a sentence. Tags of any scheme are accepted and predicted as IOB2; `classes_` has them."""
 
     task = "token_classification"
 
@@ -241,11 +239,11 @@ class EntityRecognizer(LoraEstimator):
         """Train on sentences (lists of words) and their lists of tags.
 
         Raises:
-            LorakitError: a sentence and its tags differ in length, a tag is none, there is no entity, or an argument
+            LorakitError: a sentence and its tags differ in length, a tag is invalid, there is no entity, or an argument
                 cannot be used.
         """
         sentences, tags = paired(sentences_of(X), [listed(tags, f"y[{i}]") for i, tags in enumerate(listed(y, "y"))])
-        self._fit([{"tokens": words, "ner_tags": found} for words, found in zip(sentences, tags, strict=True)])
+        self._fit([{"tokens": words, "ner_tags": word_tags} for words, word_tags in zip(sentences, tags, strict=True)])
         self.classes_ = np.unique(self.predictor_.side.labels)
         return self
 
@@ -256,10 +254,10 @@ class EntityRecognizer(LoraEstimator):
     def score(self, X: Any, y: Any) -> float:
         """Micro F1 of whole entities, as conlleval counts."""
         predicted, gold = paired(self.predict(X), listed(y, "y"))
-        for i, (found, tags) in enumerate(zip(predicted, gold, strict=True)):
-            if len(found) != len(tags) or not all(map(is_tag, tags)):
+        for i, (answer, tags) in enumerate(zip(predicted, gold, strict=True)):
+            if len(answer) != len(tags) or not all(map(is_tag, tags)):
                 raise InputError(
-                    f"y[{i}] = {list(tags)!r}: a tag (O, B-TYPE, I-TYPE) for each of {len(found)} words is expected"
+                    f"y[{i}] = {list(tags)!r}: a tag (O, B-TYPE, I-TYPE) for each of {len(answer)} words is expected"
                 )
         f1: float = entity_scores(gold, predicted)["entity_f1"]
         return f1
@@ -273,17 +271,17 @@ class EntityRecognizer(LoraEstimator):
         return EntityView(text, self.as_pipeline([text])[0])
 
 
-# What notebooks show: small pieces of HTML without scripts, in which every text is escaped
+# Notebook display: small pieces of HTML without scripts, in which every text is escaped
 
 
 def _html(value: object) -> str:
-    """A text or a number for a page; its writing direction stays its own."""
+    """A text or a number as HTML, with its own writing direction."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return f"<bdi>{escape(printable(text))}</bdi>"
 
 
 def card(title: str, settings: Mapping[str, Any], scores: Mapping[str, float]) -> str:
-    """Settings and scores beside each other; without scores it says that there are none yet."""
+    """Settings and scores side by side, or a note that there are no scores yet."""
     tables = {"arguments": settings, "scores on the validation examples": scores}
     parts = [_table(caption, rows) for caption, rows in tables.items() if rows]
     state = "" if scores else " (not fitted)"
@@ -306,7 +304,7 @@ class EntityView:
     entities: Sequence[Mapping[str, Any]]
 
     def __str__(self) -> str:
-        """The text with each entity in brackets before its type."""
+        """The text with each entity in brackets, followed by its type."""
         return self._joined("[{}]{}".format, str)
 
     def _repr_html_(self) -> str:
@@ -333,17 +331,17 @@ class EntityView:
 
 
 def train_bare(recipe: Recipe, scratch: str, report: Report) -> Result:
-    """A run without pictures and report, which take longer than a small one."""
+    """A run without pictures and report, which take longer than training on few examples."""
     folder = Path(scratch) / "run"
     with deterministic(recipe.train.deterministic), run_folder(folder, None):
         return Run(prepare(recipe, report), folder, report).fit()
 
 
-# What X and y may be: lists, arrays of numpy, columns of pandas
+# X and y can be lists, numpy arrays or pandas columns
 
 
 def listed(values: Any, name: str) -> list[Any]:
-    """The entries of a sequence, an array or a table, as Python's own types. Raises an InputError for a single text."""
+    """The entries of a sequence, an array or a table, as Python types. Raises an InputError for a single text."""
     if hasattr(values, "to_numpy"):
         values = values.to_numpy()
     if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
@@ -352,7 +350,7 @@ def listed(values: Any, name: str) -> list[Any]:
 
 
 def unwrapped(value: Any) -> Any:
-    """A number or string of numpy as Python's own."""
+    """A numpy number or string as a Python one."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -360,7 +358,7 @@ def texts_of(X: Any) -> list[Text]:
     """Texts, or pairs of texts.
 
     Raises:
-        InputError: there is none, one is neither, some are pairs and others are not.
+        InputError: there are none, an entry is neither, or only some are pairs.
     """
     texts = list(starmap(_text, enumerate(listed(X, "X"))))
     if not texts:
@@ -372,12 +370,12 @@ def texts_of(X: Any) -> list[Text]:
 
 
 def _text(i: int, entry: Any) -> Text:
-    found = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, (tuple, list)) else []
-    if len(found) not in (1, 2) or not all(isinstance(text, str) for text in found):
+    texts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, (tuple, list)) else []
+    if len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"X[{i}] = {entry!r} is neither a text nor a pair of texts")
-    if any("\ud800" <= c <= "\udfff" for text in found for c in text):
+    if any("\ud800" <= c <= "\udfff" for text in texts for c in text):
         raise InputError(f"X[{i}] = {entry!r}: half of a surrogate pair is not a text")
-    return found[0] if len(found) == 1 else (found[0], found[1])
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
 def columns(text: Text) -> tuple[str, dict[str, str]]:
@@ -386,7 +384,7 @@ def columns(text: Text) -> tuple[str, dict[str, str]]:
 
 
 def sentences_of(X: Any) -> list[list[str]]:
-    """Sentences as lists of words. Raises an InputError where there is none, or one is a plain text."""
+    """Sentences as lists of words. Raises an InputError if there are none, or one is a plain text."""
     sentences = [listed(words, f"X[{i}]") for i, words in enumerate(listed(X, "X"))]
     if not sentences:
         raise InputError("X is empty: a list of sentences is expected, each a list of words")
@@ -394,14 +392,14 @@ def sentences_of(X: Any) -> list[list[str]]:
 
 
 def paired(xs: list[Any], ys: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Both, if they are equally many."""
+    """Both, if they have equal lengths."""
     if len(xs) != len(ys):
         raise InputError(f"X has {len(xs)} examples but y has {len(ys)}")
     return xs, ys
 
 
 def in_order(labels: Sequence[Any]) -> Any:
-    """The labels that differ, sorted, as numpy keeps them; those that have no order by their names.
+    """The distinct labels, sorted as by numpy; by their names if they have no order.
 
     Raises:
         InputError: one is missing (None, NaN), there is only one, or two have the same name, such as 1 and "1".
@@ -417,9 +415,9 @@ def in_order(labels: Sequence[Any]) -> Any:
     named: dict[str, Any] = {}
     for label in ordered:
         if (other := named.setdefault(str(label).strip(), label)) is not label:
-            raise InputError(f"y: the labels {other!r} and {label!r} have one name")
+            raise InputError(f"y: the labels {other!r} and {label!r} have the same name")
     if len(ordered) == 1:
-        raise InputError(f"y: every example has the label {ordered[0]!r}; two classes at least are needed")
+        raise InputError(f"y: every example has the label {ordered[0]!r}; at least two classes are needed")
     kinds = {type(label) for label in ordered}
     if len(kinds) == 1 and kinds <= {str, int, float, bool}:
         return np.array(ordered)

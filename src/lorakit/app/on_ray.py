@@ -1,4 +1,4 @@
-"""The same training, scoring and server on a Ray cluster: its processes call what one machine's processes call."""
+"""Training, scoring and serving on a Ray cluster, by the same functions as on one machine."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def train_on_ray(
 ) -> Result:
     """Train a recipe as `workers` ranks, each a process of a Ray cluster with a GPU or with `cpus` cores.
 
-    The recipe's files and its `output.dir` must be there for every worker; relative paths are this process's. A worker that
-    dies is replaced up to `max_failures` times, and the run goes on from its newest checkpoint. `storage` is where Ray writes
-    its own notes, on a file system that all nodes see.
+    The recipe's files and its `output.dir` must be visible to every worker; relative paths are this process's. A worker that
+    dies is replaced up to `max_failures` times, and the run continues from its newest checkpoint. `storage` is where Ray
+    keeps its own state, on a file system that all nodes see.
 
     Raises:
-        LorakitError: as `train_recipe`; a mistake is not tried again. ConfigError: Ray is not installed.
+        LorakitError: as `train_recipe`; mistakes are not retried. ConfigError: Ray is not installed.
     """
     with _ray_needed():
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -64,17 +64,17 @@ def train_on_ray(
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
         run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=max_failures)),
     )
-    told = trainer.fit().return_value
-    if isinstance(told, LorakitError):
-        raise told
-    return Result(Path(told["folder"]), told["scores"])
+    outcome = trainer.fit().return_value
+    if isinstance(outcome, LorakitError):
+        raise outcome
+    return Result(Path(outcome["folder"]), outcome["scores"])
 
 
-def _train(told: Mapping[str, Any]) -> dict[str, Any] | LorakitError:
-    """What each worker does. A mistake is given back, since Ray would try again after an error."""
-    os.chdir(told["folder"])
+def _train(settings: Mapping[str, Any]) -> dict[str, Any] | LorakitError:
+    """The work of each worker. A mistake is returned, since Ray would retry after an error."""
+    os.chdir(settings["folder"])
     try:
-        result = train_recipe(make_recipe(told["recipe"]), resume=told["resume"])
+        result = train_recipe(make_recipe(settings["recipe"]), resume=settings["resume"])
     except LorakitError as err:
         if err.exit_code in END_ALL:
             raise
@@ -103,8 +103,8 @@ class Scorer:
 
     def answers(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str]:
         """The answers to some texts, or pairs of them."""
-        asked = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        return [json.dumps(answer, ensure_ascii=False) for answer in self.predictor.predict(asked)]
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return [json.dumps(answer, ensure_ascii=False) for answer in self.predictor.predict(inputs)]
 
 
 def score_on_ray(

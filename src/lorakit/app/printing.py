@@ -1,4 +1,4 @@
-"""The one way in which commands print: what files, labels and texts hold is shown, and does nothing to a terminal."""
+"""How all commands print: control characters in files, labels and texts are escaped, so that they cannot affect a terminal."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """The text with control characters as Python and JSON write them; within JSON it means the same."""
+    """The text with control characters escaped as in Python and JSON; valid JSON keeps its meaning."""
     return UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """A line (or several) on stdout, or on stderr."""
+    """Print one or more lines on stdout, or on stderr."""
     click.echo(visible(text), err=err)
 
 
 class Output(NamedTuple):
-    """What a command has to say: lines for people, and the same as facts for programs (`--json`)."""
+    """The result of a command: lines for people, and the same as facts for programs (`--json`)."""
 
     lines: list[str]
     facts: dict[str, Any]
 
     def plus(self, more: Output) -> Output:
-        """This, and more behind it."""
+        """This output followed by more."""
         return Output([*self.lines, *more.lines], {**self.facts, **more.facts})
 
     def show(self, as_json: bool) -> None:
-        """Print one or the other on stdout."""
+        """Print the lines or the facts on stdout."""
         echo(json.dumps(self.facts) if as_json else "\n".join(self.lines))

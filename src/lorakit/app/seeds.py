@@ -16,16 +16,16 @@ from lorakit.training.results import COSTS, Result
 from lorakit.training.run_files import MEMBER
 from lorakit.training.run_folder import RECIPE, run_folder
 
-BOOKS = (RECIPE, "sweep.json", "optuna.log", "optuna.db")  # what may be written before the first run begins
+BOOKS = (RECIPE, "sweep.json", "optuna.log", "optuna.db")  # files that may be written before the first run begins
 
 
 @contextmanager
 def group_folder(
     folder: Path, recipe: Recipe, resume: str | None, report: Report, *, shared: bool = False
 ) -> Iterator[None]:
-    """Have the folder of several runs to oneself, or `shared` with others, as `run_folder` does; recipe.toml is what they share.
+    """Lock the folder of several runs, or `shared` with other processes, as `run_folder` does; recipe.toml is common to all.
 
-    Where no run has begun in it, what was written is removed again.
+    If no run has begun in it, what was written is removed again.
     """
     with run_folder(folder, resume, report, shared=shared):
         before = set(folder.iterdir())
@@ -40,7 +40,7 @@ def group_folder(
 
 
 def seed_recipes(recipe: Recipe, folder: Path) -> list[Recipe]:
-    """The recipe of each seed, in a folder of its own within `folder`."""
+    """The recipe of each seed, with its own folder within `folder`."""
     return [with_seed(recipe, seed, folder / f"{MEMBER}{seed}") for seed in recipe.train.seeds]
 
 
@@ -52,7 +52,7 @@ def with_seed(recipe: Recipe, seed: int, folder: Path) -> Recipe:
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """The mean of each score over runs, under `deviation` its sample standard deviation, and the runs' own scores."""
+    """The mean of each score over runs, its sample standard deviation under `deviation`, and the scores of each run."""
     every = [result.scores for result in results]
     first = every[0]
     tests = [scores["test"] for scores in every if "test" in scores]

@@ -1,7 +1,7 @@
-"""A run's numbers in TensorBoard, Weights & Biases, MLflow or trackio: the lines of metrics.jsonl, as they come.
+"""Logging to TensorBoard, Weights & Biases, MLflow or trackio: the lines of metrics.jsonl, as they are written.
 
-They subscribe to a run's events, and the loop knows nothing of them. One that fails is dropped for the rest of the run, which
-it never ends.
+Trackers subscribe to a run's events; the training loop does not know them. A tracker that fails is dropped for the rest of
+the run, which continues.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lorakit.runtime.events import Event, Logged, Note, Report, Started
 from lorakit.runtime.files import atomic_text
 from lorakit.training.results import Result
 
-STATE = "trackers.json"  # in the run folder: by what each tracker finds the run again
+STATE = "trackers.json"  # in the run folder: each tracker's id of the run
 PROJECT = "lorakit"
-FILES = ("recipe.toml", "scores.json", "report.html")  # given to a tracker at the end
+FILES = ("recipe.toml", "scores.json", "report.html")  # uploaded at the end
 LONGEST = 500  # characters of a setting, MLflow's oldest limit
 
 
@@ -33,11 +33,11 @@ class Opening:
     """What a tracker needs to start a run, or to continue it."""
 
     name: str
-    project: str | None  # None: what the tracker's environment variable says, else PROJECT
+    project: str | None  # None: from the tracker's environment variable, else PROJECT
     folder: Path
     settings: Mapping[str, Any]  # of the recipe, as section.key
-    id: str | None  # what the tracker called the run before it was stopped
-    step: int  # done before
+    id: str | None  # the tracker's id of the run, if it is resumed
+    step: int  # steps done before
 
 
 class Tracker(Protocol):
@@ -46,13 +46,13 @@ class Tracker(Protocol):
     id: str
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take numbers of a step."""
+        """Log numbers of a step."""
 
     def leave(self, scores: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Take the scores and files that a finished run leaves."""
+        """Log the scores and files of a finished run."""
 
     def close(self, is_whole: bool) -> None:
-        """End, as a run that is finished (or waits to be resumed), or as one that broke off."""
+        """Close the run as finished (or waiting to be resumed), or else as failed."""
 
 
 class TensorBoard:
@@ -62,7 +62,7 @@ class TensorBoard:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.id = "tensorboard"
-        begins = opening.step + 1  # what a killed process has told of later steps is hidden
+        begins = opening.step + 1  # hide what a killed process logged for later steps
         self.writer = SummaryWriter(str(opening.folder / self.id), purge_step=begins)
         if opening.id is None:
             self._text("recipe", json.dumps(opening.settings, indent=2))
@@ -97,7 +97,7 @@ class WandB:
             reinit="create_new",  # several runs of one process at the same time
         )
         self.id = str(self.run.id)
-        self.run.define_metric("*", step_metric="step")  # its own counter refuses a step that is told once more
+        self.run.define_metric("*", step_metric="step")  # wandb's own counter refuses a step that is logged again
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log({**values, "step": step})
@@ -112,7 +112,7 @@ class WandB:
 
 
 class MLflow:
-    """MLflow, at MLFLOW_TRACKING_URI or where it keeps things by default."""
+    """MLflow, at MLFLOW_TRACKING_URI or its default location."""
 
     def __init__(self, opening: Opening) -> None:
         import mlflow
@@ -167,9 +167,7 @@ class Trackio:
         self.run.finish()
 
 
-TRACKERS: Mapping[
-    str, tuple[str, Callable[[Opening], Tracker]]
-] = {  # by the recipe's name: its package, and how it opens
+TRACKERS: Mapping[str, tuple[str, Callable[[Opening], Tracker]]] = {  # name in the recipe -> its package and class
     "tensorboard": ("tensorboard", TensorBoard),
     "wandb": ("wandb", WandB),
     "mlflow": ("mlflow", MLflow),
@@ -182,7 +180,7 @@ def _project(opening: Opening, variable: str) -> str:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise a ConfigError where a tracker that the recipe names is not installed."""
+    """Raise a ConfigError if a tracker that the recipe names is not installed."""
     for name in recipe.output.trackers:
         package, _ = TRACKERS[name]
         if package not in sys.modules and importlib.util.find_spec(package) is None:
@@ -190,7 +188,7 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 class Trackers:
-    """Passes a run's events on, and the lines of its metrics.jsonl to the trackers that its recipe names."""
+    """Forwards a run's events to `report`, and the lines of its metrics.jsonl to the recipe's trackers."""
 
     def __init__(self, recipe: Recipe, folder: Path, report: Report) -> None:
         self.recipe, self.folder, self.report = recipe, folder, report
@@ -207,7 +205,7 @@ class Trackers:
                         tracker.log(line["step"], _values(line))
 
     def _start(self, step: int) -> None:
-        """Open each tracker; one that does not know the run yet is given the lines written before it was stopped."""
+        """Open each tracker; one that does not know a resumed run yet gets all earlier lines."""
         known = _known(self.folder)
         for name in self.recipe.output.trackers:
             opening = Opening(
@@ -229,7 +227,7 @@ class Trackers:
             atomic_text(self.folder / STATE, json.dumps(ids, indent=2) + "\n")
 
     def close(self, outcome: Result | LorakitError | None) -> None:
-        """End: a finished run with its scores and files, a paused one as it is, any other as failed."""
+        """Close all trackers: a finished run with its scores and files, a paused one as it is, any other as failed."""
         files = [self.folder / name for name in FILES if (self.folder / name).is_file()]
         for name, tracker in list(self.open.items()):
             with self._dropped_if_it_fails(name):
@@ -240,20 +238,20 @@ class Trackers:
     @contextmanager
     def _dropped_if_it_fails(self, name: str) -> Iterator[None]:
         try:
-            with redirect_stdout(sys.stderr):  # stdout has the scores alone
+            with redirect_stdout(sys.stderr):  # only scores go to stdout
                 yield
-        except (Exception, SystemExit) as err:  # of another package's code, which may do anything
+        except (Exception, SystemExit) as err:  # third-party code, which may raise anything
             why = first_line(err, "no message")
-            self.report(Note(f"{name}: {type(err).__name__}: {why}; the run goes on without it"))
+            self.report(Note(f"{name}: {type(err).__name__}: {why}; the run continues without it"))
             self.open.pop(name, None)
 
 
 def _known(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return {name: value for name, value in found.items() if isinstance(value, str)}
+        ids = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return {name: value for name, value in ids.items() if isinstance(value, str)}
     except (OSError, ValueError, AttributeError):
-        return {}  # then the tracker begins anew
+        return {}  # then the tracker starts a new run
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -269,5 +267,5 @@ def _values(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _final(scores: Mapping[str, Any]) -> dict[str, float]:
-    found = {f"best/{key}": value for key, value in scores.items() if isinstance(value, float)}
-    return {**found, **{f"test/{key}": v for key, v in scores.get("test", {}).items() if isinstance(v, float)}}
+    best = {f"best/{key}": value for key, value in scores.items() if isinstance(value, float)}
+    return {**best, **{f"test/{key}": v for key, v in scores.get("test", {}).items() if isinstance(v, float)}}

@@ -44,8 +44,8 @@ def shipped_folder(path: Path) -> Path:
     if not path.exists():
         raise OutputError(f"{path}: no such run folder")
     raise OutputError(
-        f"{path}: neither a run folder nor an adapter of lorakit (no {SIDE_FILE}, no {ADAPTER}/{SIDE_FILE}); "
-        "`lorakit import` adopts an adapter of peft's"
+        f"{path}: neither a run folder nor a lorakit adapter (no {SIDE_FILE}, no {ADAPTER}/{SIDE_FILE}); "
+        "`lorakit import` converts a peft adapter"
     )
 
 
@@ -61,10 +61,10 @@ def read_side(folder: Path) -> Side:
         if name == WEIGHTS_FILE:
             read_header(path)  # refuses what is not an adapter before all of it is read
         try:
-            found = file_sha256(path, MOST_WEIGHTS if name == WEIGHTS_FILE else MAX_BYTES)
+            actual = file_sha256(path, MOST_WEIGHTS if name == WEIGHTS_FILE else MAX_BYTES)
         except OSError as err:
             raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
-        if found != sha256:
+        if actual != sha256:
             raise AdapterError(f"{path}: changed since it was written (its sha256 is not the one in {SIDE_FILE})")
     return side
 
@@ -80,15 +80,17 @@ def load_shipped(
     """
     info, name, fingerprint = side.task.info, str(folder), None
     if side.method != "full":
-        name, wanted = side.base.name, side.base.fingerprint
+        name, recorded = side.base.name, side.base.fingerprint
         fingerprint = fingerprint_of(find(name, side.base.revision))
-        if (differences := wanted.differences(fingerprint)) and not allow_base_mismatch:
+        if (differences := recorded.differences(fingerprint)) and not allow_base_mismatch:
             raise AdapterError(
                 f"{folder}: trained on another {name}: {'; '.join(differences)}; "
-                "answers would differ (--allow-base-mismatch loads it all the same)"
+                "answers would differ (--allow-base-mismatch loads it anyway)"
             )
-        if None in wanted:
-            report(Note(f"{folder}: an older lorakit wrote it: the base's config and tokenizer could not be compared"))
+        if None in recorded:
+            report(
+                Note(f"{folder}: written by an older lorakit: the base's config and tokenizer could not be compared")
+            )
     base = load_base(
         name,
         info.model_kind,
@@ -98,7 +100,7 @@ def load_shipped(
         pooling=side.pooling,
     )
     if side.method == "full" and base.missing:
-        raise AdapterError(f"{folder}: damaged: it lacks {base.missing[0]}")
+        raise AdapterError(f"{folder}: damaged: {base.missing[0]} is missing")
     if with_adapter:
         base = base.with_layers(task_layers(side.task, side.labels))
     if side.quantize != "none":

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from lorakit.data.example import Example
 from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, shipped_folder
-from lorakit.inference.answer import as_wanted
+from lorakit.inference.answer import as_input
 from lorakit.inference.shared_base import Resident, SharedModel, Stamp, stamp_of
 from lorakit.inference.side import SIDE_FILE
 from lorakit.lora.peft_files import WEIGHTS_FILE
@@ -27,7 +27,7 @@ CLOSE_S = 5.0  # for which a load in hand is waited for
 SPECIAL = 32  # more tokens than any tokenizer adds to a text, prefixes included
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """A text, and the adapter that is to answer it."""
 
     adapter: str
@@ -111,8 +111,8 @@ class AdapterPool:
         self._loader.start()
 
     def _work(self, loader: int) -> None:
-        while loader == self._loaders and (asked := self._loads.get()) is not None:
-            name, future = asked
+        while loader == self._loaders and (job := self._loads.get()) is not None:
+            name, future = job
             if not future.set_running_or_notify_cancel():
                 continue
             self._load_began = time.monotonic()
@@ -199,10 +199,10 @@ class AdapterPool:
     @contextmanager
     def held(self, names: Iterable[str]) -> Iterator[dict[str, Resident]]:
         """Residents by name, loaded where need be, which stay in memory within this block."""
-        wanted = list(dict.fromkeys(names))
+        distinct = list(dict.fromkeys(names))
         residents: dict[str, Resident] = {}
         try:
-            while missing := [name for name in wanted if name not in residents]:
+            while missing := [name for name in distinct if name not in residents]:
                 with self._lock:
                     for name in missing:
                         if resident := self._resident.pop(name, None):
@@ -219,24 +219,24 @@ class AdapterPool:
 
     # Answering
 
-    def answer(self, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    def answer(self, queries: Sequence[Query]) -> list[dict[str, Any]]:
         """An answer to each, in order, as Predictor's; a few thousand at most, each of which was checked."""
         places: dict[str, list[int]] = {}
-        for place, (name, _) in enumerate(asked):
+        for place, (name, _) in enumerate(queries):
             places.setdefault(name, []).append(place)
         answers: dict[int, dict[str, Any]] = {}
         for names in self._waves(places):
             with self.held(names) as residents:
                 own = [place for name in names for place in places[name]]
-                found = self.shared.answer([(residents[asked[i].adapter], asked[i].example) for i in own])
-                answers.update(zip(own, found, strict=True))
-        return [answers[place] for place in range(len(asked))]
+                group = self.shared.answer([(residents[queries[i].adapter], queries[i].example) for i in own])
+                answers.update(zip(own, group, strict=True))
+        return [answers[place] for place in range(len(queries))]
 
-    def is_cut(self, asked: Asked) -> bool:
+    def is_cut(self, query: Query) -> bool:
         """Whether the text is longer than what its adapter reads."""
-        with self.held([asked.adapter]) as residents:
-            task, most = residents[asked.adapter].task, residents[asked.adapter].side.max_length
-            example = as_wanted(task, asked.example)
+        with self.held([query.adapter]) as residents:
+            task, most = residents[query.adapter].task, residents[query.adapter].side.max_length
+            example = as_input(task, query.example)
             if len(f"{example.text}{example.pair}".encode()) < most - SPECIAL:
                 return False  # a token has a byte at least
             return task.cut([example], task.encode([example])).texts > 0
@@ -268,10 +268,10 @@ def find_adapters(path: Path) -> dict[str, Path]:
     if _is_shipped(path):
         return {(resolved.parent if resolved.name == ADAPTER else resolved).name: path}
     whole = (folder for folder in sorted(path.iterdir()) if not is_leftover(folder.name))
-    found = {folder.name: folder for folder in whole if _is_shipped(folder)}
-    if not found:
-        raise OutputError(f"{path}: neither a run, nor an adapter, nor a folder of them")
-    return found
+    adapters = {folder.name: folder for folder in whole if _is_shipped(folder)}
+    if not adapters:
+        raise OutputError(f"{path}: not a run, an adapter or a folder of them")
+    return adapters
 
 
 def _is_shipped(path: Path) -> bool:

@@ -66,16 +66,16 @@ WRITTEN = Most(128, 128, 8192)  # by those that write token by token
 CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
 
 
-def check_asked(example: Example, side: Side, place: str) -> None:
+def check_input(example: Example, side: Side, place: str) -> None:
     """Raise a DataError that begins with its place where a text is empty, or is no pair where pairs are needed."""
     if not example.text.strip():
         raise DataError(f"{place} is empty")
     if (example.pair is None) != (side.columns.pair is None):
-        wanted = "a pair of texts" if side.columns.pair else "one text"
-        raise DataError(f"{place}: this run was trained on {wanted} an example")
+        form = "pairs of texts" if side.columns.pair else "single texts"
+        raise DataError(f"{place}: this run was trained on {form}")
 
 
-def as_wanted(task: Task, example: Example) -> Example:
+def as_input(task: Task, example: Example) -> Example:
     """A text as the task takes it: cut into words where it answers words."""
     return of_text(example.text) if task.info.wants == "words" else example
 
@@ -163,8 +163,8 @@ def answer_rows(
             raise
         broken_off = True
     if ranks.any(broken_off):
-        if stop and not stop.asked:
-            stop.asked = ELSEWHERE
+        if stop and not stop.signal:
+            stop.signal = ELSEWHERE
         raise KeyboardInterrupt
     gathered = ranks.gather(answered)
     raws: list[Any] = [None] * len(rows)

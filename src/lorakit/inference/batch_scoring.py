@@ -28,8 +28,8 @@ from lorakit.errors import ConfigError, DataError, OutputError, did_you_mean
 from lorakit.fingerprints import fingerprint_of
 from lorakit.hashing import folder_sha256
 from lorakit.inference.adapter_folder import read_side, shipped_folder
-from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
-from lorakit.inference.answer import check_asked, chunks
+from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
+from lorakit.inference.answer import check_input, chunks
 from lorakit.inference.predictor import load
 from lorakit.inference.side import Side
 from lorakit.models import find, versions
@@ -67,10 +67,10 @@ def score_files(job: Job, answerer: Answerer, out: Path, report: Report = ignore
     """
     part, parts = job.part
     if parts > len(job.files):
-        raise ConfigError(f"--part {part}/{parts}: {len(job.files)} input files; parts have whole files each")
+        raise ConfigError(f"--part {part}/{parts}: {len(job.files)} input files; a part takes whole files")
     own = [path for number, path in enumerate(job.files) if number % parts == part - 1]
     folder = out / f"part-{part}-of-{parts}" if parts > 1 else out
-    scoring = _settled(replace(job, files=own), answerer, folder, report)
+    scoring = _start_scoring(replace(job, files=own), answerer, folder, report)
     with _job_folder(folder, scoring.settings(), report), stop_on_signals():
         return scoring.run()
 
@@ -98,10 +98,10 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
 def _read_job(folder: Path) -> dict[str, Any] | None:
     """The job whose answers a folder holds; None where it has none."""
     try:
-        found = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and "answered by" in found else None
+    return job if isinstance(job, dict) and "answered by" in job else None
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -113,18 +113,18 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
                     (k, old.get(k), value.get(k)) for k in {**value, **old} if old.get(k) != value.get(k)
                 )
             raise OutputError(
-                f"--out {folder}: {key} changed since the answers there were begun: {old} then, {value} now; "
+                f"--out {folder}: {key} changed since the folder was begun: {old} then, {value} now; "
                 "choose another folder"
             )
 
 
-def _settled(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Scoring:
+def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Scoring:
     """The job with its columns found in the first rows, and every file looked at, before anything is written."""
     heads = {path: [row for row in islice(stream(path), HEAD) if isinstance(row, Row)] for path in job.files}
     path, head = next(((path, head) for path, head in heads.items() if head), (job.files[0], []))
     if not head:
         raise DataError(f"{path}: no record" + (", and none in the other files" if len(job.files) > 1 else ""))
-    table = Table(str(path), head, answerer.asked(job.columns), [])
+    table = Table(str(path), head, answerer.complete(job.columns), [])
     words = table.column("text", table.options.text) is None and table.column("words", None) is not None
     columns = table.options if words else replace(table.options, text=table.required("text", table.options.text))
     for note in table.notes:
@@ -133,20 +133,20 @@ def _settled(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Sco
         there = [*{name: None for row in head for name in row.values}]
         if lacking := next((name for name in job.keep if head and name not in there), None):
             raise DataError(f"{path}: --keep {lacking} is not a column; {did_you_mean(lacking, there)}")
-    return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, _kept_types(job)))
+    return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, _types_to_keep(job)))
 
 
-def _kept_types(job: Job) -> dict[str, Any]:
+def _types_to_keep(job: Job) -> dict[str, Any]:
     """The types of the columns that are kept: text where the files themselves have no types."""
     schemas = {path: schema_of(path) for path in job.files}
     types: dict[str, Any] = {}
     for name in job.keep:
         if name in TYPES:
-            raise ConfigError(f"--keep {name}: answers have a column of that name")
-        found = {path: schema and schema.field(name).type for path, schema in schemas.items()}
-        types[name] = next(iter(found.values()))
-        if other := next((path for path, type in found.items() if type != types[name]), None):
-            raise DataError(f"{other}: --keep {name} is {found[other]} here, and {types[name]} in {job.files[0]}")
+            raise ConfigError(f"--keep {name}: answers already have a column of that name")
+        by_path = {path: schema and schema.field(name).type for path, schema in schemas.items()}
+        types[name] = next(iter(by_path.values()))
+        if other := next((path for path, type in by_path.items() if type != types[name]), None):
+            raise DataError(f"{other}: --keep {name} is {by_path[other]} here, and {types[name]} in {job.files[0]}")
     return {name: type or TEXT for name, type in types.items()}
 
 
@@ -161,7 +161,7 @@ class _Scoring:
     columns: Columns
     schema: Any
     begun: float = field(default_factory=time.monotonic)
-    told: float = field(default_factory=time.monotonic)
+    last_note: float = field(default_factory=time.monotonic)
     done: int = 0  # rows, since it was begun
 
     def settings(self) -> dict[str, Any]:
@@ -233,38 +233,38 @@ class _Scoring:
         self, path: Path, first: int, rows: Sequence[Row | DataError]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The answers to some rows, and those that have none, each with its place and what is kept of it."""
-        found = self._examples(path, rows)
-        answers = chain.from_iterable(map(self.answerer.lines, chunks([e for e in found if isinstance(e, Example)])))
+        examples = self._examples(path, rows)
+        answers = chain.from_iterable(map(self.answerer.lines, chunks([e for e in examples if isinstance(e, Example)])))
         records: list[dict[str, Any]] = []
         bad: list[dict[str, Any]] = []
-        for number, (row, example) in enumerate(zip(rows, found, strict=True), start=first + 1):
-            place = {**self._kept(row), FILE: str(path), ROW: number}
+        for number, (row, example) in enumerate(zip(rows, examples, strict=True), start=first + 1):
+            place = {**self._values_to_keep(row), FILE: str(path), ROW: number}
             if isinstance(example, DataError):
                 bad.append({**place, "reason": str(example)})
             else:
                 records.append({**next(answers), **place})
         return records, bad
 
-    def _kept(self, row: Row | DataError) -> dict[str, Any]:
+    def _values_to_keep(self, row: Row | DataError) -> dict[str, Any]:
         values = row.values if isinstance(row, Row) else {}
-        found = {name: values.get(name) for name in self.job.keep}
+        chosen = {name: values.get(name) for name in self.job.keep}
         if self.job.format == "parquet":
-            return {name: as_text(v) if self.schema.field(name).type == TEXT else v for name, v in found.items()}
-        return found
+            return {name: as_text(v) if self.schema.field(name).type == TEXT else v for name, v in chosen.items()}
+        return chosen
 
     def _examples(self, path: Path, rows: Sequence[Row | DataError]) -> list[Example | DataError]:
         """An example of each row, or what is wrong with it; all rows together where nothing is, which is quicker."""
         with suppress(DataError):
             return list(self._checked(str(path), rows))
-        found: list[Example | DataError] = []
+        examples: list[Example | DataError] = []
         for row in rows:
             try:
-                found += self._checked(row.where if isinstance(row, Row) else str(path), [row])
+                examples += self._checked(row.where if isinstance(row, Row) else str(path), [row])
             except DataError as err:
                 if not self.job.skips_bad:
                     raise
-                found.append(err)
-        return found
+                examples.append(err)
+        return examples
 
     def _checked(self, place: str, rows: Sequence[Row | DataError]) -> list[Example]:
         examples = examples_of(Table(place, list(sound(rows)), self.columns, []), "text")
@@ -275,8 +275,8 @@ class _Scoring:
     def _tell(self, rows: int) -> None:
         self.done += rows
         now = time.monotonic()
-        if now - self.told > TELL_EVERY_S:
-            self.told = now
+        if now - self.last_note > TELL_EVERY_S:
+            self.last_note = now
             self.report(Note(f"{self.done:,} rows answered, {self.done / (now - self.begun):,.0f} a second"))
 
 
@@ -311,11 +311,11 @@ TYPES: Mapping[str, pa.DataType] = {
 }
 
 
-def answer_schema(tasks: Iterable[str], kept: Mapping[str, pa.DataType]) -> pa.Schema:
+def answer_schema(tasks: Iterable[str], keep: Mapping[str, pa.DataType]) -> pa.Schema:
     """The columns of the answers that these tasks give: where the text stands, what is kept of its row, the answer."""
     keys = {key for task in tasks for key in TASKS[task].answer_columns}
     answer = {key: type for key, type in TYPES.items() if key in keys}
-    return pa.schema({FILE: TYPES[FILE], ROW: TYPES[ROW], **kept, **answer})
+    return pa.schema({FILE: TYPES[FILE], ROW: TYPES[ROW], **keep, **answer})
 
 
 def write_answers(path: Path, records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
@@ -329,7 +329,7 @@ def write_answers(path: Path, records: Sequence[Mapping[str, Any]], schema: pa.S
         try:
             table = pa.Table.from_pylist(records, schema)
         except (pa.ArrowException, ValueError, TypeError) as err:
-            raise DataError(f"{records[0][FILE]}: a column that is kept changes its type: {err}") from err
+            raise DataError(f"{records[0][FILE]}: a --keep column changes its type: {err}") from err
         with atomic_file(path) as unfinished:
             pq.write_table(table, unfinished)
     else:
@@ -415,7 +415,7 @@ class Answerer:
     check: Callable[[Example], None]
     lines: Callable[[Sequence[Example]], list[dict[str, Any]]]
 
-    def asked(self, columns: Columns) -> Columns:
+    def complete(self, columns: Columns) -> Columns:
         """The columns that are named, its own for the others."""
         named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
         return replace(self.columns, **named)
@@ -431,7 +431,7 @@ def by_run(
         replace(side.columns, label=None),
         [side.task.name],
         {**_identity({"": shipped_folder(Path(path))}, side), **({"merged": "yes"} if merge else {})},
-        lambda example: check_asked(example, side, example.where),
+        lambda example: check_input(example, side, example.where),
         predictor.lines,
     )
 
@@ -445,12 +445,12 @@ def by_label(folder: Path) -> Iterator[Answerer]:
     def check(example: Example) -> None:
         if (name := str(example.label)) not in sides:
             raise DataError(f"{example.where}: no adapter {name!r}; {did_you_mean(name, sides)}")
-        check_asked(example, sides[name], example.where)
+        check_input(example, sides[name], example.where)
 
     with AdapterPool(folders) as pool:
 
         def lines(examples: Sequence[Example]) -> list[dict[str, Any]]:
-            return pool.answer([Asked(str(example.label), replace(example, label=None)) for example in examples])
+            return pool.answer([Query(str(example.label), replace(example, label=None)) for example in examples])
 
         tasks = sorted({side.task.name for side in sides.values()})
         yield Answerer(Columns(), tasks, _identity(folders, next(iter(sides.values()))), check, lines)

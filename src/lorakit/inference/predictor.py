@@ -15,7 +15,7 @@ from lorakit.data.read import read
 from lorakit.data.tags import entities, to_tags
 from lorakit.errors import DataError
 from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
-from lorakit.inference.answer import answer_all, as_wanted, check_asked, chunks
+from lorakit.inference.answer import answer_all, as_input, check_input, chunks
 from lorakit.inference.side import Side
 from lorakit.inference.speed_up import speed_up
 from lorakit.lora import adapter_names, merge_and_unload
@@ -58,12 +58,12 @@ class Predictor:
         pairs = [(text, None) if isinstance(text, str) else text for text in texts]
         examples = [Example(text, None, pair) for text, pair in pairs]
         for number, example in enumerate(examples, start=1):
-            check_asked(example, self.side, f"text {number} of {len(texts)}")
+            check_input(example, self.side, f"text {number} of {len(texts)}")
         return self.lines(examples)
 
     def lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
         """The same for examples that have been checked."""
-        examples = [as_wanted(self.task, example) for example in unlabelled]
+        examples = [as_input(self.task, example) for example in unlabelled]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 
     def predict_words(self, sentences: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -75,12 +75,10 @@ class Predictor:
             DataError: the run does not answer words, or a sentence is a plain text, has no words or an empty one.
         """
         if self.task.info.wants != "words":
-            raise DataError(f"words: this run is one of {self.task.info.name}, which answers texts")
+            raise DataError(f"words: this run's task, {self.task.info.name}, takes texts")
         for number, words in enumerate(sentences, start=1):
             if isinstance(words, str) or not words or not all(word.strip() for word in words):
-                raise DataError(
-                    f"sentence {number} of {len(sentences)}: {words!r} is not a list of words, none of them empty"
-                )
+                raise DataError(f"sentence {number} of {len(sentences)}: {words!r} is not a list of non-empty words")
         examples = [of_words(words) for words in sentences]
         return [
             {"words": list(e.words), "tags": to_tags(entities(a.tags), len(e.words)), **self.task.to_json(e, a)}
@@ -98,8 +96,8 @@ class Predictor:
     def read_labelled(self, source: str, columns: Columns = Columns(), format: str = "auto") -> Dataset:
         """Labelled examples as the task wants them; the columns are those of training unless others are named."""
         named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
-        asked = replace(self.side.columns, **named)
-        return read(source, self.task.info.wants, columns=asked, format=format, split="test")
+        complete = replace(self.side.columns, **named)
+        return read(source, self.task.info.wants, columns=complete, format=format, split="test")
 
     def evaluate(self, examples: Sequence[Example]) -> Scores:
         """Scores on labelled examples, with intervals. Raises a DataError for a label that training did not have."""

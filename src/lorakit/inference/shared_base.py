@@ -17,7 +17,7 @@ from lorakit.data.example import Example
 from lorakit.errors import AdapterError, ModelError
 from lorakit.hashing import file_sha256
 from lorakit.inference.adapter_folder import load_shipped, read_side
-from lorakit.inference.answer import Adapter, Row, answer_rows, as_wanted
+from lorakit.inference.answer import Adapter, Row, answer_rows, as_input
 from lorakit.inference.side import SIDE_FILE, Side
 from lorakit.inference.speed_up import speed_up
 from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter
@@ -32,7 +32,7 @@ from lorakit.tasks.registry import make_task, task_layers
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file of a folder: inode, size, time of change in ns
 IN_TEMPLATE = "template"  # an adapter's name there
-MOST_MOULDS = 8
+MOST_TEMPLATES = 8
 READ_AGAIN = 3  # times that a folder may change while it is read
 
 
@@ -86,7 +86,7 @@ class SharedModel:
         self._width = len(info.outputs(side.labels))
         if info.model_kind != "text2text" and last.out_features != self._width:
             raise ModelError(
-                f"{side.base.name}: its output layer is not known: {self._head} has {last.out_features} rows"
+                f"{side.base.name}: its output layer was not recognised: {self._head} has {last.out_features} rows"
             )
         self._plain = _copy(self.model)  # before it is changed
         self._templates: dict[tuple[int, bool, str], nn.Module] = {}  # the one used last at the end
@@ -110,7 +110,7 @@ class SharedModel:
                 continue  # it was being replaced: what was read is of two versions
             if stamp_of(folder) == stamp:
                 return resident
-        raise AdapterError(f"{folder}: changes faster than it can be read")
+        raise AdapterError(f"{folder}: changed while it was read, several times in a row")
 
     def _build(self, folder: Path, stamp: Stamp) -> Resident:
         side = read_side(folder)
@@ -124,9 +124,7 @@ class SharedModel:
         # copied at once, since tied places share their part
         parts = copy.deepcopy([Part(path, type(host), host.adapters[IN_TEMPLATE]) for path, host in places])
         if outputs != self._width and not any(part.holds(self._head) for part in parts):
-            raise AdapterError(
-                f"{folder}: it has {outputs} outputs but no head of its own; the others' has {self._width}"
-            )
+            raise AdapterError(f"{folder}: has {outputs} outputs but no head; the shared head has {self._width}")
         modules = nn.ModuleList(part.module for part in parts).to(self.device).eval().requires_grad_(False)
         for module, (_, host) in zip(modules, places, strict=True):
             if isinstance(module, DoRA) and isinstance(host, Layer):
@@ -184,7 +182,7 @@ class SharedModel:
                 template.add_module(name, layer)
             load_adapter(template, folder, IN_TEMPLATE)
         self._templates[key] = template  # not before: a load that hangs, or fails, must leave none behind
-        if len(self._templates) > MOST_MOULDS:
+        if len(self._templates) > MOST_TEMPLATES:
             del self._templates[next(iter(self._templates))]
         return template
 
@@ -202,7 +200,7 @@ class SharedModel:
             return host
         if type(module) is not part.host:
             raise AdapterError(
-                f"{resident.folder}: {part.path} serves another adapter in another way ({type(module).__name__})"
+                f"{resident.folder}: {part.path} serves another adapter differently ({type(module).__name__})"
             )
         return module
 
@@ -212,17 +210,17 @@ class SharedModel:
             del self.model.get_submodule(part.path).adapters[resident.key]
 
     @torch.inference_mode()
-    def answer(self, asked: Sequence[tuple[Resident, Example]]) -> list[dict[str, Any]]:
+    def answer(self, queries: Sequence[tuple[Resident, Example]]) -> list[dict[str, Any]]:
         """The answer to each example by its resident, as JSON; a resident's examples are best neighbours."""
-        wanted = [(resident, as_wanted(resident.task, example)) for resident, example in asked]
+        inputs = [(resident, as_input(resident.task, example)) for resident, example in queries]
         items: list[list[Item]] = []
-        for resident, own in groupby(wanted, key=itemgetter(0)):
+        for resident, own in groupby(inputs, key=itemgetter(0)):
             items += resident.task.encode([example for _, example in own])
-        rows = [Row(resident, item) for (resident, _), some in zip(wanted, items, strict=True) for item in some]
+        rows = [Row(resident, item) for (resident, _), some in zip(inputs, items, strict=True) for item in some]
         raws = iter(answer_rows(self.model, rows, self.device))
         return [
             resident.task.to_json(example, resident.task.answer(example, [next(raws) for _ in some]))
-            for (resident, example), some in zip(wanted, items, strict=True)
+            for (resident, example), some in zip(inputs, items, strict=True)
         ]
 
 
@@ -240,7 +238,7 @@ def stamp_of(folder: Path) -> Stamp:
 
 def _check_method(folder: Path, side: Side) -> None:
     if side.method == "full":
-        raise AdapterError(f"{folder}: a fully fine-tuned model, which shares no base with others")
+        raise AdapterError(f"{folder}: a fully fine-tuned model, which cannot share a base")
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -34,7 +34,7 @@ def _few(value: Any) -> Any:
 def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(labels)) < len(labels):
         twice = Counter(labels).most_common(1)[0][0]
-        raise ValueError(f"should be different labels; {twice[:80]!r} stands twice")
+        raise ValueError(f"should be different labels; {twice[:80]!r} appears twice")
     return labels
 
 
@@ -123,9 +123,7 @@ def read_facts(folder: Path) -> Side:
     except ValueError as err:
         raise AdapterError(f"{path}: damaged: {err}") from err
     if export := raw.get("export"):
-        raise AdapterError(
-            f"{folder}: an export to {str(export)[:80]}, for other programs; lorakit answers from the run itself"
-        )
+        raise AdapterError(f"{folder}: an export to {str(export)[:80]}, for other programs; use the run itself")
     if (format := raw.get("format")) != FORMAT:
         words = (
             "was written by a newer lorakit; this one reads" if isinstance(format, int) and format > FORMAT else "not"

@@ -1,4 +1,4 @@
-"""What is done with whole adapters: fold one into the base and take it out again, take one to another model, replace one."""
+"""Operations on whole adapters: merge into the base and unmerge, move to another model, replace by another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lorakit.lora.special_layers import set_fast_paths
 def merge(model: nn.Module, name: str = "default") -> None:
     """Fold the adapter into the base: W becomes W + s B A. The old weights are kept, so `unmerge` is exact.
 
-    Over a quantised W the sum is dense, in the dtype of W's products; `unmerge` brings the codes back.
+    Over a quantised W the sum is dense, in the dtype of W's products; `unmerge` restores the codes.
 
     Raises:
         AdapterError: the adapter is unknown, one is merged already, or a merged weight would not be finite;
@@ -54,28 +54,28 @@ def merge(model: nn.Module, name: str = "default") -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge`: every base weight is again the very tensor it was."""
+    """Undo `merge`: every base weight is the same tensor as before."""
     for _, host in hosts(model):
         host.unmerge()
 
 
 def merge_and_unload(model: nn.Module, name: str = "default") -> nn.Module:
-    """The plain model with the adapter folded in and no trace of LoRA or of quantised weights left."""
+    """The plain model with the adapter merged, without LoRA layers or quantised weights."""
     merge(model, name)
     return dequantize(unload(model))
 
 
-# Moving: an adapter is built on a copy of the base model, and then moved into the one that serves
+# Moving: an adapter is built on a copy of the base model, then moved into the model that serves
 
 
 def move_adapter(source: nn.Module, model: nn.Module, name: str, old: str = "default") -> None:
-    """Take the adapter `old` out of one model and let it be the adapter `name` of another of the same architecture.
+    """Move the adapter `old` of one model to another model of the same architecture, as `name`.
 
-    Its tensors stay the same objects, trainable or not as they were; the layers of the two models must be alike.
+    Its tensors stay the same objects, trainable or not as they were; the layers of the two models must match.
 
     Raises:
         AdapterError: there is no such adapter, or one is merged.
-        ConfigError: the name is taken or not usable, or a layer serves another adapter in another way.
+        ConfigError: the name is taken or not usable, or a layer serves another adapter differently.
     """
     check_known(source, old)
     check_new_name(model, name)
@@ -87,21 +87,21 @@ def move_adapter(source: nn.Module, model: nn.Module, name: str, old: str = "def
     delete_adapter(source, old)
 
 
-# Replacing: when anything is wrong with the new one, the one that serves stays
+# Replacing: if anything is wrong with the new adapter, the old one stays
 
 
 class Place(NamedTuple):
-    """A host of the adapter that goes, and all that it held."""
+    """A host of the adapter to replace, and what it held."""
 
     host: AdapterHost
     parts: Mapping[str, nn.Module]
 
 
 def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraConfig:
-    """Replace the adapter `name`, weights and settings, by the one in a folder; give back the new settings.
+    """Replace the adapter `name`, weights and settings, by the one in a folder; returns the new settings.
 
-    Ranks, targets, variants and saved modules may all differ: the model then answers as after a fresh `load_adapter`.
-    What serves which rows and what is trained stay as they were, and a layer that both adapt keeps its wrapper. An
+    Ranks, targets, variants and saved modules may all differ; the model is then as after a fresh `load_adapter`.
+    Routing and what is trained stay as they were, and a layer that both adapt keeps its wrapper. An
     optimizer of the old adapter holds tensors that are no longer in the model.
 
     Raises:
@@ -114,7 +114,7 @@ def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
     segments = routing.segments
     trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
     is_trained = not trainable.isdisjoint(adapter_parameters(model, name).values())
-    # The old one goes first, since the new one may need a layer in another way (a head adapted, not saved, say).
+    # The old one is removed first, since the new one may use a layer differently (a head adapted, not saved).
     places = [Place(host, dict(host.adapters)) for _, host in hosts(model, name)]
     delete_adapter(model, name)
     try:
@@ -135,7 +135,7 @@ def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
 
 
 def _keep_hosts(model: nn.Module, name: str, places: Sequence[Place]) -> None:
-    """Let the new parts move into the old hosts, in the old order, where a host of the same kind is needed again."""
+    """Move the new updates into the old hosts, in the old order, where a host of the same kind is needed again."""
     now = {host.base: host for _, host in hosts(model, name)}
     for old, parts in places:
         new = now.get(old.base)

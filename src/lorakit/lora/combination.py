@@ -46,8 +46,8 @@ def trim(difference: Tensor, density: float, generator: torch.Generator) -> Tens
     Departure: the paper ranks the entries of all layers together, this one tensor at a time, as peft does.
     """
     size = difference.abs().flatten()
-    kept = math.ceil(density * len(size))
-    return difference * (difference.abs() >= size.kthvalue(len(size) - kept + 1).values)
+    count = math.ceil(density * len(size))
+    return difference * (difference.abs() >= size.kthvalue(len(size) - count + 1).values)
 
 
 def drop(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
@@ -182,7 +182,7 @@ def combine(
     if method not in METHODS:
         raise ConfigError(f"combine: method {method!r} is not known; {did_you_mean(method, METHODS)}")
     if METHODS[method].prune is keep and density not in (None, 1):
-        raise ConfigError(f"combine: density = {density} means nothing to method {method!r}, which keeps everything")
+        raise ConfigError(f"combine: density = {density} has no effect with method {method!r}, which keeps everything")
     density = 1.0 if METHODS[method].prune is keep else density
     if density is None or not 0 < density <= 1:
         raise ConfigError(
@@ -254,7 +254,7 @@ def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Reci
     gains = {name: each.gain(layer) if isinstance(each, DoRA) else ones for name, each in updates.items()}  # (d_out,)
     gain = 1 + recipe.merged(f"{path}.gain", {name: gains[name] - 1 for name in names})  # (d_out,)
     if bool((gain <= 0).any()):
-        raise ConfigError(f"combine: at {path} the weights turn a DoRA magnitude to 0 or below; use smaller weights")
+        raise ConfigError(f"combine: at {path} the weights make a DoRA magnitude 0 or negative; use smaller weights")
     parts = {
         name: Factors(update.factors().A, update.scaling * gains[name][:, None] * update.factors().B)
         for name, update in updates.items()
@@ -301,13 +301,13 @@ def _combined_module(path: str, host: AdapterHost, names: Sequence[str], recipe:
     base = {"base_bias": host.base.bias} if isinstance(host, BiasHost) else dict(host.base.named_parameters())
     for key, parameter in made.named_parameters():
         if any(copies[name][key].shape != parameter.shape for name in names):
-            raise ConfigError(f"combine: {path}.{key} has another shape in another adapter (other labels?)")
+            raise ConfigError(f"combine: {path}.{key} has different shapes in the adapters (other labels?)")
         start = base[key].double()
         differences = {name: copies[name][key].double() - start for name in names}
         parameter.copy_(start + recipe.merged(f"{path}.{key}", differences))
     for key, buffer in made.named_buffers():
         if any(not torch.equal(host.adapters[name].get_buffer(key), buffer) for name in names):
-            raise ConfigError(f"combine: {path}.{key} differs, and running statistics of two adapters make no third")
+            raise ConfigError(f"combine: {path}.{key} differs, and running statistics cannot be combined")
     return made
 
 

@@ -1,4 +1,4 @@
-"""What one adapter is: a frozen dataclass with peft's field names, checked when it is made."""
+"""The settings of one adapter: a frozen dataclass with peft's field names, checked when it is created."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class LoraConfig:
     lora_alpha: float = 16  # the update is scaled by lora_alpha / r (use_rslora: by lora_alpha / sqrt(r))
     lora_dropout: float = 0.0  # on the input of A, in training only
     target_modules: str | tuple[str, ...] = ALL_LINEAR  # suffixes; or a regex over whole paths; "all-linear"; a preset
-    exclude_modules: str | tuple[str, ...] = ()  # the same notation; wins over target_modules
+    exclude_modules: str | tuple[str, ...] = ()  # same notation; takes precedence over target_modules
     layers_to_transform: tuple[int, ...] | None = None  # indices of blocks; None means all of them
     rank_pattern: Mapping[str, int] = field(default_factory=dict)  # name suffix or regex -> r; the first match wins
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)  # the same for lora_alpha
     modules_to_save: tuple[str, ...] = ()  # trained and saved in full: a head, a newly initialised layer
     use_rslora: bool = False
-    use_dora: bool = False  # peft's way to say update = "dora"
-    lora_bias: bool = False  # a trained bias inside of the scaled update
+    use_dora: bool = False  # peft's spelling of update = "dora"
+    lora_bias: bool = False  # a trained bias inside the scaled update
     trainable_token_indices: (
         tuple[int, ...] | Mapping[str, tuple[int, ...]]
-    ) = ()  # rows of the input embedding; or by name
-    bias: str = "none"  # biases of the base that are trained: "none", "lora_only" (of the targets), "all"
+    ) = ()  # rows of the input embedding, or of embeddings by name
+    bias: str = "none"  # biases of the base to train: "none", "lora_only" (of the targets), "all"
     init_lora_weights: str = "kaiming"  # a key of INITS or DATA_INITS; pissa_niter_N
     update: str = "lora"  # a key of UPDATES
 
@@ -84,19 +84,19 @@ class LoraConfig:
             raise ConfigError("target_modules is empty: name at least one module, or use 'all-linear'")
 
     def scaling(self, alpha: float, r: int) -> float:
-        """The s of s B A for a layer of this alpha and rank."""
+        """The scaling s of s B A for a layer with this alpha and rank."""
         return SCALINGS["rslora" if self.use_rslora else "standard"](alpha, r)
 
     def _check_update(self) -> None:
         if self.update not in UPDATE_NAMES:
             raise ConfigError(f"update = {self.update!r} is not known; {did_you_mean(self.update, UPDATE_NAMES)}")
         if self.use_dora and self.update not in ("lora", "dora"):
-            raise ConfigError(f"use_dora = true asks for another update than update = {self.update!r}")
-        if self.use_dora or self.update == "dora":  # two spellings of one thing
+            raise ConfigError(f"use_dora = true contradicts update = {self.update!r}")
+        if self.use_dora or self.update == "dora":  # two spellings of one setting
             object.__setattr__(self, "update", "dora")
             object.__setattr__(self, "use_dora", True)
         if self.lora_bias and self.use_dora:
-            raise ConfigError("lora_bias = true does not go with DoRA, which learns no bias; leave one of them out")
+            raise ConfigError("lora_bias = true cannot be used with DoRA, which learns no bias; leave one of them out")
         if not isinstance(self.target_modules, str) and self.update in ("vera", "adalora"):
             for name in self.target_modules:
                 if ":" in name:

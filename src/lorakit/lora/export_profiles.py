@@ -150,11 +150,11 @@ def _check_readable(model: nn.Module, profile: Profile, name: str, rank: int | N
     """Raise unless every tensor of the adapter is a factor of a layer that the consumer takes, or a whole module."""
     layers = dict(_layers(model, name))
     if not layers:
-        raise AdapterError(f"{profile.consumer} reads LoRA factors alone, and this adapter has none")
+        raise AdapterError(f"{profile.consumer} reads LoRA factors only, and this adapter has none")
     for path, layer in layers.items():
         if layer.geometry not in profile.kinds:
             kind = type(layer.base).__name__
-            raise AdapterError(f"{profile.consumer} takes no such LoRA over {path} ({kind}); --to merged keeps it")
+            raise AdapterError(f"{profile.consumer} does not support LoRA over {path} ({kind}); --to merged keeps it")
     whole = [path for path, host in hosts(model, name) if isinstance(host, SavedModule)]
     readable = {f"{PREFIX}{path}.{factor}" for path in layers for factor in FACTORS}
     readable |= {f"{PREFIX}{path}.{MAGNITUDE}" for path in layers if rank is not None}
@@ -163,10 +163,10 @@ def _check_readable(model: nn.Module, profile: Profile, name: str, rank: int | N
             continue
         if key.endswith(MAGNITUDE):
             raise AdapterError(
-                f"{profile.consumer} reads no DoRA, and a DoRA update is of full rank: "
-                "--to merged keeps it exactly, --rank N cuts it to rank N and tells the error"
+                f"{profile.consumer} does not support DoRA, whose update has full rank: "
+                "--to merged keeps it exactly, --rank N approximates it at rank N and prints the error"
             )
-        raise AdapterError(f"{profile.consumer} reads factors A and B alone, not {key!r}; --to merged keeps it")
+        raise AdapterError(f"{profile.consumer} reads factors A and B only, not {key!r}; --to merged keeps it")
 
 
 def _plain(layer: Layer, name: str, rank: int | None) -> _Plain:
@@ -199,12 +199,12 @@ def _type(path: str) -> str:
 
 def _names(model: nn.Module, paths: set[str], saved: Sequence[str]) -> tuple[str, ...]:
     """The last names of these layers where they choose these and no others in the plain model; else the whole paths."""
-    kept = saved_modules(model, saved)
+    saved_paths = saved_modules(model, saved)
     last = sorted({path.rpartition(".")[2] for path in paths})
     chosen = {
         path
         for path in _plain_paths(model)
-        if any(has_suffix(path, name) for name in last) and not any(f"{path}.".startswith(f"{s}.") for s in kept)
+        if any(has_suffix(path, name) for name in last) and not any(f"{path}.".startswith(f"{s}.") for s in saved_paths)
     }
     return tuple(last) if chosen == paths else tuple(sorted(paths))
 

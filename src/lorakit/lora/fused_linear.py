@@ -90,26 +90,26 @@ class AdaptedLinear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, frozen: Frozen, groups: Sequence[Group], *factors: Tensor) -> Tensor:
         weight, bias = frozen
         y = F.linear(rows, weight, bias)
-        kept: list[Tensor] = []
+        arrays: list[Tensor] = []
         rest = iter(factors)
         for group in groups:
             own = list(islice(rest, 2 * group.updates))
             A, B = (torch.stack(own[i::2]).to(rows.dtype) for i in (0, 1))  # (updates, r, d_in), (updates, d_out, r)
             inner = torch.bmm(group.of(rows), A.mT).mul_(group.scaling)  # (updates, rows, r)
             group.of(y).baddbmm_(inner, B.mT)
-            kept += [inner, A, B]
+            arrays += [inner, A, B]
         trains_A = any(ctx.needs_input_grad[3::2])
-        ctx.save_for_backward(rows if trains_A else None, weight, *kept)
+        ctx.save_for_backward(rows if trains_A else None, weight, *arrays)
         ctx.groups, ctx.dtypes = groups, [factor.dtype for factor in factors]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, *kept = ctx.saved_tensors
+        rows, weight, *arrays = ctx.saved_tensors
         by_x = grad @ weight if ctx.needs_input_grad[0] else None
         by_factors: list[Tensor] = []
-        for group, inner, A, B in zip(ctx.groups, kept[::3], kept[1::3], kept[2::3], strict=True):
+        for group, inner, A, B in zip(ctx.groups, arrays[::3], arrays[1::3], arrays[2::3], strict=True):
             by_y = group.of(grad)
             by_inner = torch.bmm(by_y, B).mul_(group.scaling)  # (updates, rows, r)
             if by_x is not None:

@@ -1,4 +1,4 @@
-"""The short axes on which LoRA variants differ. A variant is one small function and one line in a dict.
+"""Initialisations of A and B. Each is a function and a line in INITS.
 
 Shapes: W (d_out, d_in), A (r, d_in), B (d_out, r).
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorakit.lora.config import PISSA_NITER
 
-OVERSAMPLING = 8  # directions drawn beyond those asked for (Halko et al. 2009, section 4.2: 5 or 10)
+OVERSAMPLING = 8  # directions drawn beyond k (Halko et al. 2009, section 4.2: 5 or 10)
 
 
 class Factors(NamedTuple):
@@ -38,7 +38,7 @@ def truncated(M: Tensor, r: int) -> tuple[Factors, float]:
 
 
 def named_generator(seed: int, path: str) -> torch.Generator:
-    """A generator that depends on the seed and the module's path alone, so that what else is injected changes nothing."""
+    """A generator that depends only on the seed and the module's path, so that other injected modules have no influence."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -73,7 +73,7 @@ def pissa_init(weight: Tensor, r: int, scaling: float, generator: torch.Generato
 def fast_pissa_init(weight: Tensor, r: int, scaling: float, generator: torch.Generator, niter: int = 16) -> Factors:
     """PiSSA by randomised SVD, with `niter` power iterations (Meng et al. 2024, arXiv:2404.02948, section 4: fast SVD).
 
-    peft's `pissa_niter_N`; some directions more than r are drawn here, which costs little and comes nearer to `pissa`.
+    peft's `pissa_niter_N`; a few directions more than r are drawn here, which costs little and is closer to `pissa`.
     """
     U, S, Vh = randomised_svd(weight.detach().float(), r, niter, generator)
     root = (S / scaling).sqrt()
@@ -81,9 +81,9 @@ def fast_pissa_init(weight: Tensor, r: int, scaling: float, generator: torch.Gen
 
 
 def randomised_svd(M: Tensor, k: int, niter: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The k largest singular triples of M, nearly (Halko et al. 2009, arXiv:0909.4061, algorithms 4.4 and 5.1).
+    """The k largest singular triples of M, approximately (Halko et al. 2009, arXiv:0909.4061, algorithms 4.4 and 5.1).
 
-    Shapes: M (m, n), the answer U (m, k), S (k,), Vh (k, n); fewer than k where M has fewer.
+    Shapes: M (m, n), returned U (m, k), S (k,), Vh (k, n); fewer than k where M has fewer.
     """
     drawn = torch.empty(M.shape[1], min(k + OVERSAMPLING, *M.shape)).normal_(generator=generator)
     Q = torch.linalg.qr(M @ drawn.to(M.device)).Q
@@ -96,7 +96,7 @@ def randomised_svd(M: Tensor, k: int, niter: int, generator: torch.Generator) ->
 def orthogonal_init(weight: Tensor, r: int, scaling: float, generator: torch.Generator) -> Factors:
     """A from the even, B from the odd rows of one random orthogonal (r, r) matrix, so that B A is 0 (peft's `orthogonal`).
 
-    Source: datta0.github.io/posts/rethink-lora-init. Departures: B A is 0 up to rounding only, so the layer subtracts
+    Source: datta0.github.io/posts/rethink-lora-init. Differences: B A is 0 only up to rounding, so the layer subtracts
     the start; and the rank may be odd, with one row more for A.
     """
     d_out, d_in = weight.shape

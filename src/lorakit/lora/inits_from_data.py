@@ -153,8 +153,8 @@ def _gradients(places: Sequence[Place], data: Data) -> dict[str, Tensor]:
             weight.requires_grad_(True)
         for batch in data.batches:
             with torch.enable_grad():
-                found = torch.autograd.grad(data.loss(batch), weights, allow_unused=True)
-            for place, gradient in zip(places, found, strict=True):
+                grads = torch.autograd.grad(data.loss(batch), weights, allow_unused=True)
+            for place, gradient in zip(places, grads, strict=True):
                 if gradient is not None:
                     sums[place.path] = sums.get(place.path, 0) + gradient.float()
     finally:

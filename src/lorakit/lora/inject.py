@@ -1,4 +1,4 @@
-"""Put adapters into a model and take them out: wrap, freeze, count, switch, disable, delete."""
+"""Add adapters to a model and remove them: wrap, freeze, count, switch, disable, delete."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class ParameterCount(NamedTuple):
-    """Numbers of scalars. `saved` belongs to modules trained in full; with `lora`, all else, it makes up `trainable`."""
+    """Numbers of scalars. `trainable` is the sum of `saved`, in modules trained in full, and `lora`, all others."""
 
     lora: int
     saved: int
@@ -57,16 +57,16 @@ def add_adapter(
     seed: int = 0,
     factors: Mapping[str, Factors] = MappingProxyType({}),
 ) -> list[Target]:
-    """Freeze the model, add one adapter and make it the active one; the adapted layers are given back.
+    """Freeze the model, add an adapter and make it the active one; returns the adapted layers.
 
-    At this point the model answers exactly as before: every update starts at zero. `factors`, by path, take the place
-    of the initialisation's (see start_from_data).
+    The model's output is exactly as before, since every update starts at zero. `factors`, by path, replace those
+    of the initialisation (see start_from_data).
 
     Raises:
         ConfigError: the name is not usable or taken, a setting matches nothing (see select_targets), a rank
             exceeds its layer's smaller side, the initialisation needs data and there are no factors for a layer, or a module
-            to train is one that the model never calls or that stands under several names.
-        AdapterError: an adapter is merged, so that the base weights are not the base's.
+            to train is never called by the model or has several names in it.
+        AdapterError: an adapter is merged, so the base weights are not the original ones.
     """
     targets = select_targets(model, config)
     check_ranks(model, targets)
@@ -74,19 +74,19 @@ def add_adapter(
     main, called = embeddings_in_place_of(model)
     if main in saved:
         raise ConfigError(
-            f"modules_to_save: the model never calls {main}, whose weight it reads with {' and '.join(called)}; name these"
+            f"modules_to_save: the model never calls {main}, whose weight is used through {' and '.join(called)}; name those"
         )
     return insert_adapter(model, config, name, seed, factors)
 
 
 def _check_names(model: nn.Module, paths: Set[str]) -> None:
-    """What is trained must stand in the model under one name: peft, and so the file, has no more for a module."""
+    """A trained module must have one name in the model, since peft's file format stores each module under one name."""
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         first = names.setdefault(module, name)
         if first != name and not paths.isdisjoint((name, first)):
             raise ConfigError(
-                f"{first} is {name} too, and an adapter's file has one name a module: exclude it, or copy it"
+                f"{first} is also {name}, and an adapter file stores each module under one name: exclude it, or copy it"
             )
 
 
@@ -97,7 +97,7 @@ def insert_adapter(
     seed: int = 0,
     factors: Mapping[str, Factors] = MappingProxyType({}),
 ) -> list[Target]:
-    """As add_adapter, for factors that come from a file: a rank above a layer's smaller side is let pass.
+    """Like add_adapter, for factors from a file: a rank above a layer's smaller side is allowed.
 
     peft allows such ranks, and an update with a start is saved with twice its rank.
     """
@@ -111,7 +111,7 @@ def insert_adapter(
     paths = frozenset(target.path for target in targets)
     biases = biased_modules(model, config, paths, saved)
     if both := [path for path in rows if path in paths or path in saved]:
-        raise ConfigError(f"trainable_token_indices: {both[0]} is adapted or saved as a whole already")
+        raise ConfigError(f"trainable_token_indices: {both[0]} is already adapted or saved as a whole")
     _check_names(model, {*paths, *saved, *biases, *rows})
     routing = routing_of(model) or Routing()
     model.requires_grad_(False)
@@ -135,8 +135,8 @@ def insert_adapter(
 
 
 def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], saved: Sequence[str]) -> list[str]:
-    """The modules besides the targets whose bias is trained with bias = "all": as in peft, each parameter named bias."""
-    found: list[str] = []
+    """The modules other than the targets whose bias is trained with bias = "all": as in peft, each parameter named bias."""
+    chosen: list[str] = []
     for path, module in walk(model) if config.bias == "all" else ():
         base = plain(module)
         fused = isinstance(base, nn.MultiheadAttention) and base.in_proj_bias is not None
@@ -146,18 +146,18 @@ def biased_modules(model: nn.Module, config: LoraConfig, targets: Set[str], save
             if next(base.children(), None) is not None:
                 own = "in_proj_bias" if fused else "bias"
                 raise ConfigError(f"bias = 'all': {path}.{own} cannot be trained by itself; use 'lora_only'")
-            found.append(path)
-    return found
+            chosen.append(path)
+    return chosen
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
-    """Raise a ConfigError unless `name` can be given to one more adapter."""
+    """Raise a ConfigError unless `name` can be used for another adapter."""
     if not NAME.fullmatch(name):
         raise ConfigError(f"adapter name {name!r}: use letters, digits, '-' and '_', at most 64 of them")
     if hasattr(nn.ModuleDict(), name):
         raise ConfigError(f"adapter name {name!r} is an attribute of every torch module; choose another")
     if name in adapter_names(model):
-        raise ConfigError(f"adapter {name!r} is there already; delete it first or choose another name")
+        raise ConfigError(f"adapter {name!r} exists already; delete it first or choose another name")
 
 
 def _check_savable(model: nn.Module, paths: Iterable[str]) -> None:
@@ -184,7 +184,7 @@ def _check_factors(
         elif config.init_lora_weights in DATA_INIT_NAMES:
             raise ConfigError(
                 f"init_lora_weights = {config.init_lora_weights!r} is computed from data: "
-                f"give add_adapter the factors of start_from_data; there are none for {target.path}"
+                f"pass the factors of start_from_data to add_adapter; there are none for {target.path}"
             )
 
 
@@ -206,19 +206,19 @@ def _update(layer: Layer, target: Target, config: LoraConfig, start: Factors) ->
 
 
 def hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> Host:
-    """The host at a path, made where there is none."""
+    """The host at a path, created if there is none."""
     module = model.get_submodule(path)
     if not isinstance(module, AdapterHost):
         return put(model, module, kind(module, routing))
     if not isinstance(module, kind):
-        raise ConfigError(f"{path} serves another adapter in another way ({type(module).__name__}); use two models")
+        raise ConfigError(f"{path} serves another adapter differently ({type(module).__name__}); use two models")
     return module
 
 
 def put(model: nn.Module, old: nn.Module, new: Put) -> Put:
-    """Let `new` stand wherever `old` did: a module may have several names."""
+    """Replace `old` by `new` under each of its names."""
     parents, met = [model], {model, new}
-    for parent in parents:  # which grow; model.modules() takes several times as long, once for each layer to adapt
+    for parent in parents:  # the list grows; calling model.modules() for each adapted layer takes several times as long
         for name, child in [*parent._modules.items()]:
             if child is old:
                 setattr(parent, name, new)
@@ -230,12 +230,12 @@ def put(model: nn.Module, old: nn.Module, new: Put) -> Put:
 
 
 def routing_of(model: nn.Module) -> Routing | None:
-    """The routing that the model's hosts share; None where it has none."""
+    """The routing that the model's hosts share, or None."""
     return next((host.routing for _, host in hosts(model)), None)
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """The adapters in the model, in the order of the places that hold them; at one place, of being added."""
+    """The adapters in the model, in the order of their hosts, and within a host in the order they were added."""
     names: dict[str, None] = {}
     for _, host in hosts(model):
         names.update(dict.fromkeys(host.adapters))
@@ -245,18 +245,18 @@ def adapter_names(model: nn.Module) -> list[str]:
 def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
     """The trainable tensors of one adapter by path: its A and B, and the modules it saves."""
     check_known(model, name)
-    found: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()  # tied modules share their part
+    parameters: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()  # tied modules share their update
     for path, host in hosts(model, name):
         for key, parameter in host.adapters[name].named_parameters():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                found[f"{path}.{key}"] = parameter
-    return found
+                parameters[f"{path}.{key}"] = parameter
+    return parameters
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Make one adapter serve every row, and it alone trainable."""
+    """Use one adapter for every example, and make only that one trainable."""
     check_known(model, name)
     check_unmerged(model)
     for _, host in hosts(model):
@@ -267,9 +267,9 @@ def set_adapter(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def routed(model: nn.Module, segments: Segments) -> Iterator[None]:
-    """Inside this context these segments (see Routing) say which adapter serves which rows."""
+    """Within this context these segments (see Routing) choose the adapter of each example."""
     routing = routing_of(model)
-    if routing is None:  # nothing but the base, trained in full perhaps
+    if routing is None:  # only the base, perhaps trained in full
         yield
         return
     with routing.routed(segments):
@@ -278,14 +278,14 @@ def routed(model: nn.Module, segments: Segments) -> Iterator[None]:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside this context the model answers as the base model does."""
+    """Within this context the model behaves as the base model."""
     check_unmerged(model)
     with routed(model, []):
         yield
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Take one adapter out; hosts left without any go with it, so that the base model is as it was."""
+    """Remove an adapter, and hosts without any adapter left, so that the base model is as it was."""
     check_known(model, name)
     check_unmerged(model)
     for _, host in hosts(model, name):
@@ -299,7 +299,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 
 
 def rename_adapter(model: nn.Module, old: str, new: str) -> None:
-    """Give an adapter another name; its place among the others and the rows it serves stay.
+    """Rename an adapter; its position among the others and the examples it serves stay the same.
 
     Raises:
         AdapterError: there is no such adapter, or one is merged.
@@ -316,13 +316,13 @@ def rename_adapter(model: nn.Module, old: str, new: str) -> None:
 
 
 def arrange(host: AdapterHost, parts: Mapping[str, nn.Module]) -> None:
-    """Let a host hold these parts under these names, in this order."""
+    """Make a host hold these updates under these names, in this order."""
     host.adapters.clear()
     host.adapters.update(parts)
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Replace every host by the plain module that answers as it does now: the base, or the merged layer."""
+    """Replace every host by the plain module that computes the same: the base, or the merged layer."""
     for _, host in hosts(model):
         put(model, host, host.unwrapped())
     set_fast_paths(model)
@@ -330,7 +330,7 @@ def unload(model: nn.Module) -> nn.Module:
 
 
 def count_parameters(model: nn.Module, name: str = "default") -> ParameterCount:
-    """How many scalars the adapter trains, and how many there are with the base model (tied ones once)."""
+    """The number of scalars that the adapter trains, and of all scalars including the base's (tied ones once)."""
     names = adapter_parameters(model, name)
     saved = sum(
         p.numel()
@@ -347,14 +347,14 @@ def count_parameters(model: nn.Module, name: str = "default") -> ParameterCount:
 
 
 def check_known(model: nn.Module, name: str) -> None:
-    """Raise an AdapterError that names the adapters there are, unless `name` is one of them."""
+    """Raise an AdapterError that lists the model's adapters, unless `name` is one of them."""
     names = adapter_names(model)
     if name not in names:
         raise AdapterError(f"no adapter {name!r} in this model; {did_you_mean(name, names)}")
 
 
 def check_unmerged(model: nn.Module) -> None:
-    """Raise an AdapterError while an adapter is merged, since the base weights are not the base's then."""
+    """Raise an AdapterError if an adapter is merged, since the base weights are then not the original ones."""
     for _, host in hosts(model):
         if host.merged is not None:
             raise AdapterError(f"adapter {host.merged!r} is merged; unmerge it first")

@@ -32,7 +32,7 @@ class AdapterHost(nn.Module):
         self.adapters = nn.ModuleDict()
         self.routing = routing
         self.merged: str | None = None
-        self.kept: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
+        self.originals: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # The reference: the base's answer, that to each example changed by its own adapter (of low-rank updates
@@ -71,15 +71,15 @@ class AdapterHost(nn.Module):
     def _replace(self, name: str, tensor: Tensor) -> None:
         """Let a new parameter of the base's dtype stand in for one of its own, which may be tied to another module's."""
         old = getattr(self.base, name)
-        self.kept[name] = old
+        self.originals[name] = old
         setattr(self.base, name, nn.Parameter(tensor.to(old.dtype).contiguous(), requires_grad=False))
 
     def unmerge(self) -> None:
         """Undo `merge`, bit for bit."""
         self.merged = None
-        for name, old in self.kept.items():
+        for name, old in self.originals.items():
             setattr(self.base, name, old)
-        self.kept.clear()
+        self.originals.clear()
 
     def replaced(self, adapter: str) -> Iterable[nn.Parameter]:
         """The parameters of the base in whose place the adapter has its own."""
@@ -110,16 +110,16 @@ class Layer(AdapterHost):
 
     def _plain_updates(self, n: int) -> list[Update] | None:
         """What is added for each segment of n examples; None where nothing is, or more than s B A x."""
-        found = []
+        updates = []
         for adapter, size in self.routing.sized(n):
             if adapter is BASE or adapter not in self.adapters:
-                found.append(Update(size))
+                updates.append(Update(size))
                 continue
             update = self.lora(adapter)
             if not update.is_plain():
                 return None
-            found.append(Update(size, *update.factors(), update.scaling))
-        return found if any(update.A is not None for update in found) else None
+            updates.append(Update(size, *update.factors(), update.scaling))
+        return updates if any(update.A is not None for update in updates) else None
 
     def lora(self, adapter: str) -> LoRA:
         """The update that `adapter` adds here."""
@@ -146,7 +146,7 @@ class Layer(AdapterHost):
         self._check_finite(matrix.to(self.weight.dtype), *([] if offset is None else [offset]))
         if offset is not None and getattr(self.base, "bias", None) is None:
             self.merged = None
-            raise AdapterError(f"adapter {adapter!r} trains a bias where the layer has none; it cannot be merged")
+            raise AdapterError(f"adapter {adapter!r} trains a bias where the layer has none, so it cannot be merged")
         self._replace(self.geometry.parameter, self.geometry.weight(matrix, self.base))
         if offset is not None:
             self._replace("bias", self.base.bias + offset.detach())
@@ -234,7 +234,7 @@ class Routing:
     def only(self) -> str | None:
         """The one adapter that serves the whole batch, for modules that cannot be applied to a part of it."""
         if len(self.segments) > 1:
-            raise ValueError("nn.MultiheadAttention serves one adapter a batch")
+            raise ValueError("nn.MultiheadAttention serves one adapter per batch")
         return self.segments[0][0] if self.segments else BASE
 
     def sized(self, n: int) -> Segments:
@@ -265,5 +265,5 @@ class Routing:
 
 def hosts(model: nn.Module, adapter: str | None = None) -> Sequence[tuple[str, AdapterHost]]:
     """Every (path, host) in the model's order; with `adapter`, those that hold a part of it."""
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, AdapterHost)]
-    return found if adapter is None else [(path, host) for path, host in found if adapter in host.adapters]
+    all_hosts = [(path, module) for path, module in model.named_modules() if isinstance(module, AdapterHost)]
+    return all_hosts if adapter is None else [(path, host) for path, host in all_hosts if adapter in host.adapters]

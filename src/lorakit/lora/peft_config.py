@@ -244,8 +244,8 @@ def _listed(model: nn.Module, config: LoraConfig) -> Any:
     if not isinstance(rows, Mapping):
         return list(rows)
     paths = trainable_row_modules(model, config)
-    given = all(any(has_suffix(path, name) for path in paths) for name in rows)
-    return {name: list(indices) for name, indices in (rows if given else paths).items()}
+    is_matched = all(any(has_suffix(path, name) for path in paths) for name in rows)
+    return {name: list(indices) for name, indices in (rows if is_matched else paths).items()}
 
 
 def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:

@@ -152,9 +152,7 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
             tensors = _read_tensors(path)
             factors = [tensors[key] for key in idle if "embedding" in key]
             if factors and all(factor.any() for factor in factors):
-                raise AdapterError(
-                    f"{path}: {min(idle)}: the model never calls {main}, so that peft does nothing with it"
-                )
+                raise AdapterError(f"{path}: {min(idle)}: the model never calls {main}, so peft ignores it")
             replaced = {_path(key) for key in of_base if not _is_copy(model, key, tensors[key])}
             config = _with_replaced_modules(model, config, replaced, of_base)
             shapes = _expected_shapes(model, config)
@@ -229,13 +227,13 @@ def _in_base(model: nn.Module, key: str) -> Tensor | None:
         module = plain(model.get_submodule(_path(key).removesuffix(".base_layer")))
     except AttributeError:
         return None
-    found: Tensor | None = module._parameters.get(parameter) if key.startswith(PREFIX) else None
-    return found
+    tensor: Tensor | None = module._parameters.get(parameter) if key.startswith(PREFIX) else None
+    return tensor
 
 
 def _shape_in_base(model: nn.Module, key: str) -> tuple[int, ...] | None:
-    found = _in_base(model, key)
-    return None if found is None else tuple(found.shape)
+    tensor = _in_base(model, key)
+    return None if tensor is None else tuple(tensor.shape)
 
 
 def _is_copy(model: nn.Module, key: str, stored: Tensor) -> bool:
@@ -255,11 +253,11 @@ def _with_replaced_modules(model: nn.Module, config: LoraConfig, paths: Set[str]
     saved = {*saved_modules(model, config.modules_to_save), *paths}
     for path in sorted(paths):
         adapted = path.endswith(".base_layer") or not path
-        wanted = (
+        expected = (
             set() if adapted else {f"{PREFIX}{path}.{key}" for key in plain(model.get_submodule(path)).state_dict()}
         )
-        tied = tied_to(model, path) if f"{PREFIX}{path}.weight" in wanted else []
-        if adapted or wanted - keys or not saved.issuperset(tied):
+        tied = tied_to(model, path) if f"{PREFIX}{path}.weight" in expected else []
+        if adapted or expected - keys or not saved.issuperset(tied):
             first = min(key for key in keys if _path(key) == path)
             raise ConfigError(f"{first} differs from the model's own: the adapter was trained on another base")
     return dataclasses.replace(config, modules_to_save=(*config.modules_to_save, *sorted(paths)))

@@ -34,7 +34,7 @@ class RankBudget:
         updates = [host.lora(name) for _, host in hosts(model, name) if isinstance(host, Layer)]
         self.updates = [update for update in updates if isinstance(update, AdaLoRA)]
         if not self.updates:
-            raise ConfigError(f"adapter {name!r} has no AdaLoRA update; its config says another one")
+            raise ConfigError(f"adapter {name!r} has no AdaLoRA update; its config names another update")
         self.full = sum(len(update.lora_E) for update in self.updates)
         self.target = target_r * len(self.updates)
         if not 0 < self.target <= self.full:
@@ -95,8 +95,8 @@ class RankBudget:
         scores = [self._importance(update, optimizer) for update in self.updates]
         best = torch.zeros(self.full, device=scores[0].device)
         best[torch.cat(scores).topk(size).indices] = 1
-        for update, kept in zip(self.updates, best.split([len(score) for score in scores]), strict=True):
-            optimizer.state[update.lora_E][KEPT] = kept[:, None]
+        for update, mask in zip(self.updates, best.split([len(score) for score in scores]), strict=True):
+            optimizer.state[update.lora_E][KEPT] = mask[:, None]
 
     def _importance(self, update: AdaLoRA, optimizer: torch.optim.Optimizer) -> Tensor:
         """One number a triplet: that of its singular value, and the means over its two vectors. Shapes: (r,)."""

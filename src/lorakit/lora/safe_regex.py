@@ -87,13 +87,13 @@ class _Match:
 
     def ends(self, alternatives: Sequence[Sequence[Part]], starts: set[int]) -> set[int]:
         """Where a match of one of the alternatives can end."""
-        found: set[int] = set()
+        positions: set[int] = set()
         for parts in alternatives:
             here = starts
             for part in parts:
                 here = self._after(part, here)
-            found |= here
-        return found
+            positions |= here
+        return positions
 
     def _after(self, part: Part, starts: set[int]) -> set[int]:
         """Where a match of the part, as often as it may stand there, can end."""
@@ -114,7 +114,7 @@ class _Match:
             raise re.error("takes too many steps to match")
         if part.one:
             match = part.one.match
-            return {found.end() for i in starts if (found := match(self.text, i))}
+            return {hit.end() for i in starts if (hit := match(self.text, i))}
         if part.token in ("(?=", "(?!"):
             return {i for i in starts if bool(self.ends(part.group, {i})) == (part.token == "(?=")}
         return self.ends(part.group, starts) if starts else starts

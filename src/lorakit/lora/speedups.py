@@ -101,7 +101,7 @@ class Prefix:
         self._end = 0  # rows in use
         self._texts: Sequence[bytes] = ()  # of the batch in hand
         self._lengths: Sequence[int] = ()  # in tokens
-        self._found = False  # whether all of them are kept
+        self._is_stored = False  # whether all of them are kept
         self._one_row = False  # whether the last of these blocks answers one row a text
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ class Prefix:
         was_training = self._model.training
         self._model.eval()
         for batch in batches:
-            with suppress(_Kept):
+            with suppress(_Stored):
                 self._model(**batch)
         self._model.train(was_training)
         ends.remove()
@@ -137,16 +137,16 @@ class Prefix:
         self._lengths = inputs["attention_mask"].sum(1).tolist()
         rows = zip(self._lengths, *columns, strict=True)
         self._texts = [array("q", (id for ids in of_text for id in ids[:n])).tobytes() for n, *of_text in rows]
-        self._found = all(text in self._places for text in self._texts)
+        self._is_stored = all(text in self._places for text in self._texts)
 
     def _answer(self, i: int, hidden: Tensor, *args: Any, **options: Any) -> Any:
         """In place of block i's forward. Shapes: hidden (B, T, d)."""
-        if not self._found:
+        if not self._is_stored:
             block = self._blocks[i]
             return type(block).forward(block, hidden, *args, **options)
-        return self._kept(hidden.shape[1]).to(hidden.device) if i == 0 else hidden
+        return self._stored(hidden.shape[1]).to(hidden.device) if i == 0 else hidden
 
-    def _kept(self, length: int) -> Tensor:
+    def _stored(self, length: int) -> Tensor:
         """The last block's answers to the batch; what stands where a text has ended is masked. Shapes: (B, T, d)."""
         first, count = torch.tensor([self._places[text] for text in self._texts]).T
         offsets = torch.arange(1 if self._one_row else length)
@@ -161,7 +161,7 @@ class Prefix:
                 self._rows[self._end : self._end + len(rows)] = rows
                 self._places[text] = (self._end, len(rows))
                 self._end += len(rows)
-        raise _Kept
+        raise _Stored
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -172,5 +172,5 @@ def _reserve(descriptor: int, size: int) -> None:
         os.truncate(descriptor, size)
 
 
-class _Kept(Exception):
+class _Stored(Exception):
     """The first blocks have answered; what follows them is not needed."""

@@ -73,14 +73,14 @@ def with_presets(model: nn.Module, config: LoraConfig) -> LoraConfig:
     )
 
 
-def _names(key: str, model: nn.Module, wanted: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    if not isinstance(wanted, str) or wanted not in PRESET_NAMES:
-        return wanted
+def _names(key: str, model: nn.Module, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if not isinstance(names, str) or names not in PRESET_NAMES:
+        return names
     family = str(getattr(getattr(model, "config", None), "model_type", ""))
     if family not in PRESETS:
         who = f"the family {family!r}" if family else f"{type(model).__name__}, which has no config.model_type,"
         raise ConfigError(
-            f"{key} = {wanted!r} is not known for {who}; write '{ALL_LINEAR}' or a list of names "
+            f"{key} = {names!r} is not known for {who}; write '{ALL_LINEAR}' or a list of names "
             f"such as ['query', 'value']; families with presets: {', '.join(PRESETS)}"
         )
-    return PRESETS[family][wanted]
+    return PRESETS[family][names]

@@ -41,9 +41,9 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
 
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers an adapter could touch (linear, embedding, convolution), by path, wrapped or not."""
-    found = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
+    layers = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
     # not the root, which has no parent in which to replace it
-    return {path: module for path, module in found if path and geometry_of(module) is not None}
+    return {path: module for path, module in layers if path and geometry_of(module) is not None}
 
 
 def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
@@ -55,32 +55,34 @@ def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tup
         ConfigError: a name matches no embedding, the model has no input embedding, an index is out of range, or two tied
             embeddings are to train different rows.
     """
-    wanted = config.trainable_token_indices
+    rows = config.trainable_token_indices
     embeddings = {path: plain(m) for path, m in walk(model) if isinstance(plain(m), nn.Embedding)}
-    if not wanted:
+    if not rows:
         return {}
-    if not isinstance(wanted, Mapping):
+    if not isinstance(rows, Mapping):
         main = getattr(model, "get_input_embeddings", lambda: None)()
-        chosen = {path: tuple(wanted) for path, module in walk(model) if module is main and path in embeddings}
+        chosen = {path: tuple(rows) for path, module in walk(model) if module is main and path in embeddings}
         if not chosen:
             raise ConfigError(f"trainable_token_indices: name the embedding; there are {', '.join(embeddings)}")
     else:
         chosen = {}
-        for name, indices in wanted.items():
-            found = [path for path in embeddings if has_suffix(path, name)]
-            if not found:
+        for name, indices in rows.items():
+            matches = [path for path in embeddings if has_suffix(path, name)]
+            if not matches:
                 raise ConfigError(
                     f"trainable_token_indices: nothing matches {name!r}; {did_you_mean(name, embeddings)}"
                 )
-            for path in found:
+            for path in matches:
                 tied = tied_to(model, path)
                 first = next(place for place in embeddings if place in tied)
                 if chosen.setdefault(first, tuple(indices)) != tuple(indices):
-                    raise ConfigError(f"trainable_token_indices: {first} and what is tied to it can have but one list")
+                    raise ConfigError(
+                        f"trainable_token_indices: {first} and the embeddings tied to it must have the same rows"
+                    )
     for path, indices in chosen.items():
-        rows = len(embeddings[path].weight)
-        if max(indices) >= rows:
-            raise ConfigError(f"trainable_token_indices: {max(indices)} is not in {path}, which has {rows} rows")
+        size = len(embeddings[path].weight)
+        if max(indices) >= size:
+            raise ConfigError(f"trainable_token_indices: {max(indices)} is not in {path}, which has {size} rows")
     return chosen
 
 
@@ -93,7 +95,7 @@ def tied_to(model: nn.Module, path: str) -> list[str]:
 def _own_weight(module: nn.Module) -> Any:
     """The weight of a plain module, or of a host's as it was before merging."""
     weight = getattr(plain(module), "weight", None)
-    return module.kept.get("weight", weight) if isinstance(module, AdapterHost) else weight
+    return module.originals.get("weight", weight) if isinstance(module, AdapterHost) else weight
 
 
 def embeddings_in_place_of(model: nn.Module) -> tuple[str, list[str]]:
@@ -217,32 +219,32 @@ def saved_modules(model: nn.Module, names: Iterable[str]) -> list[str]:
     paths = [path for path, _ in walk(model) if path]
     chosen: dict[str, None] = {}
     for name in names:
-        found = [path for path in paths if has_suffix(path, name)]
-        if not found:
+        matches = [path for path in paths if has_suffix(path, name)]
+        if not matches:
             hint = did_you_mean(name, {path.rpartition(".")[2] for path in paths})
             raise ConfigError(f"modules_to_save: nothing matches {name!r}; {hint}")
-        chosen.update(dict.fromkeys(found))
+        chosen.update(dict.fromkeys(matches))
     # an inner module of a saved one is saved with it
     return [path for path in chosen if not any(path.startswith(other + ".") for other in chosen)]
 
 
-def _match(key: str, wanted: str | Sequence[str], layers: Mapping[str, nn.Module]) -> dict[str, str]:
-    """path -> the entry of `wanted` that matched it, in the order of `layers`."""
-    if isinstance(wanted, str):
-        found = dict.fromkeys(_matching(key, wanted, layers), wanted)
-        if not found:
+def _match(key: str, names: str | Sequence[str], layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """path -> the entry of `names` that matched it, in the order of `layers`."""
+    if isinstance(names, str):
+        matches = dict.fromkeys(_matching(key, names, layers), names)
+        if not matches:
             raise ConfigError(
-                f"{key}: the pattern {wanted!r} matches no whole path such as {next(iter(layers), '(none)')!r}; "
-                f"for a name give a list: [{wanted!r}]"
+                f"{key}: the pattern {names!r} matches no whole path such as {next(iter(layers), '(none)')!r}; "
+                f"for a name give a list: [{names!r}]"
             )
-        return found
+        return matches
     by: dict[str, str] = {}
-    for entry in wanted:
+    for entry in names:
         name = entry.partition(":")[0]
-        found_paths = [path for path in layers if has_suffix(path, name)]
-        if not found_paths:
+        paths = [path for path in layers if has_suffix(path, name)]
+        if not paths:
             raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, layers)}")
-        for path in found_paths:
+        for path in paths:
             by.setdefault(path, entry)
     return {path: by[path] for path in layers if path in by}
 
@@ -263,7 +265,7 @@ def _matching(key: str, pattern: str, paths: Iterable[str]) -> list[str]:
         compiled = Pattern(pattern)
         return [path for path in paths if compiled.fullmatch(path)]
     except re.error as err:
-        raise ConfigError(f"{key}: {pattern[:80]!r} is not a regular expression that can be used: {err}") from err
+        raise ConfigError(f"{key}: {pattern[:80]!r} is not a usable regular expression: {err}") from err
 
 
 def suffix_pattern(name: str) -> str:
@@ -315,9 +317,9 @@ def _fused_parts(path: str, entry: str, layer: nn.Module) -> str:
         return ""
     d_out, d_in = matrix_shape(layer)
     if not parts or set(parts) - set("qkv") or len(set(parts)) < len(parts):
-        raise ConfigError(f"target_modules: {entry!r}: after the colon stand some of the letters q, k and v")
+        raise ConfigError(f"target_modules: {entry!r}: after the colon write some of the letters q, k and v")
     if d_out != 3 * d_in or name.rpartition(".")[2] in INTERLEAVED:
-        raise ConfigError(f"target_modules: {entry!r}: {path} ({d_out} x {d_in}) is not q, k and v one after the other")
+        raise ConfigError(f"target_modules: {entry!r}: {path} ({d_out} x {d_in}) is not q, k and v stacked")
     return parts
 
 
@@ -325,10 +327,10 @@ def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.
     """path -> value of the first entry that matches it: as a suffix read as a regular expression, like peft."""
     chosen: dict[str, float] = {}
     for name, value in pattern.items():
-        found = _matching(key, suffix_pattern(name), layers)
-        if not found:
+        matches = _matching(key, suffix_pattern(name), layers)
+        if not matches:
             raise ConfigError(f"{key}: nothing matches {name!r}; {_near(name, layers)}")
-        for path in found:
+        for path in matches:
             chosen.setdefault(path, value)
     return chosen
 

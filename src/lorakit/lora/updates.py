@@ -1,4 +1,4 @@
-"""What an adapter adds to one layer: a kind of update is one class and one line in UPDATES.
+"""What an adapter adds to one layer. A kind of update is a class and a line in UPDATES.
 
 Shapes: B rows, T tokens, x (B, ..., d_in), y (B, ..., d_out), A (r, d_in), B (d_out, r), W (d_out, d_in).
 """
@@ -19,7 +19,7 @@ from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, Geometry
 
 
 class Layer(Protocol):
-    """What an update needs of the host it stands in (layers.py has the host itself)."""
+    """What an update needs from its host (defined in layers.py)."""
 
     base: Any
     geometry: Geometry
@@ -38,8 +38,8 @@ class LoRA(nn.Module):
 
     A and B are fp32 parameters; the product is computed in the dtype of x. Where the start B0 A0 is not zero
     (pissa, olora), the update is s (B A - B0 A0), so that W is never edited and the first step equals the base.
-    Two biases may be trained besides, and are None unless asked for: `lora_bias` b, added inside of the scaling
-    (peft's lora_bias: y + s (B A x + b)), and `base_bias`, which takes the place of the layer's own (peft's bias).
+    Two biases can be trained too, and are None otherwise: `lora_bias` b, added inside the scaling
+    (peft's lora_bias: y + s (B A x + b)), and `base_bias`, which replaces the layer's own (peft's bias).
     """
 
     lora_A: Tensor
@@ -64,7 +64,7 @@ class LoRA(nn.Module):
         self.register_parameter("base_bias", None)
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Let B have these of its rows alone, the others staying zero: q and v of a fused projection, say. Shapes: (n,)."""
+        """Keep only these rows of B, the others staying zero: for example q and v of a fused projection. Shapes: (n,)."""
         self.register_buffer("rows", rows, persistent=False)
         self.d_out = len(self.lora_B)
         self.lora_B = nn.Parameter(self.lora_B.detach()[rows])
@@ -72,11 +72,11 @@ class LoRA(nn.Module):
             self.start_B = self.start_B[rows]
 
     def _whole(self, B: Tensor) -> Tensor:
-        """B with zeros for the rows that it does not have. Shapes: (d_out, r)."""
+        """B with zeros in the rows that were left out. Shapes: (d_out, r)."""
         return B if self.rows is None else B.new_zeros(self.d_out, B.shape[1]).index_copy(0, self.rows, B)
 
     def train_biases(self, layer: Layer, lora_bias: bool, base_bias: bool) -> None:
-        """Add the biases asked for; neither changes the layer's answer yet. A layer without a bias has none to train."""
+        """Add trained biases, which do not change the layer's output yet. A layer without a bias gets no `base_bias`."""
         if lora_bias:
             self.lora_bias = nn.Parameter(torch.zeros(len(layer.matrix())))
         bias = getattr(layer.base, "bias", None)
@@ -84,10 +84,10 @@ class LoRA(nn.Module):
             self.base_bias = nn.Parameter(bias.detach().float().clone())
 
     def factors(self) -> Factors:
-        """The factors of the whole update, the start taken off: A (r or 2r, d_in), B (d_out, r or 2r).
+        """The factors of the whole update, with the start subtracted: A (r or 2r, d_in), B (d_out, r or 2r).
 
         B A - B0 A0 is written as (B - B0) A + B0 (A - A0): exactly zero before the first step, and a small change of
-        A or B is not lost in the difference of two large products, in bf16 least of all.
+        A or B is not lost in the difference of two large products, above all in bf16.
         """
         if self.start_A is None or self.start_B is None:
             return Factors(self.lora_A, self._whole(self.lora_B))
@@ -95,7 +95,7 @@ class LoRA(nn.Module):
         return Factors(A, self._whole(torch.cat([self.lora_B - self.start_B, self.start_B], dim=1)))
 
     def parts(self) -> dict[str, Tensor]:
-        """All tensors that define the update, by the name of their role: A, B, and what else there is."""
+        """All tensors that define the update, by role: A, B and others of the variant."""
         A, B = self.factors()
         parts = {"A": A, "B": B, "lora_bias": self.lora_bias, "base_bias": self.base_bias}
         return {role: tensor for role, tensor in parts.items() if tensor is not None}
@@ -105,7 +105,7 @@ class LoRA(nn.Module):
         return layer.geometry.product(x, *self.factors(), layer.base) * self.scaling
 
     def dropped(self, x: Tensor) -> Tensor:
-        """The input after LoRA's dropout; the ids that an embedding takes are left alone."""
+        """The input after LoRA's dropout; the ids of an embedding are left unchanged."""
         dropped: Tensor = self.dropout(x) if x.is_floating_point() else x
         return dropped
 
@@ -121,7 +121,7 @@ class LoRA(nn.Module):
         return self.shifted(y + self.product(self.dropped(x), layer), layer)
 
     def shifted(self, y: Tensor, layer: Layer) -> Tensor:
-        """The output with the trained biases in it."""
+        """The output with the trained biases added."""
         offset = self.offset(layer)
         return y if offset is None else y + layer.along_channels(offset.to(y.dtype), y)
 
@@ -138,7 +138,7 @@ class LoRA(nn.Module):
 
 
 class DoRA(LoRA):
-    """LoRA whose result keeps a learned length per output row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
+    """LoRA with a learned magnitude per output row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
 
     y = m/n (W x + s B A x) + b, n the row norms of W + s B A, held constant in the backward pass (section 4.3).
     It is computed from m/n - 1, which keeps more digits in bf16 than m/n.
@@ -168,11 +168,11 @@ class DoRA(LoRA):
             return norm2.clamp_min(torch.finfo(norm2.dtype).tiny).sqrt()  # a row of zeros must not divide by zero
 
     def fix(self, layer: Layer) -> None:
-        """Compute m / n once for all forwards to come, of an update that is trained no more."""
+        """Compute m / n once for all later forwards of an update that is no longer trained."""
         self.fixed_gain = self.gain(layer).detach()
 
     def gain(self, layer: Layer) -> Tensor:
-        """m / n, what each output row is multiplied with. Shapes: (d_out,)."""
+        """m / n, the factor of each output row. Shapes: (d_out,)."""
         if self.fixed_gain is not None:
             return self.fixed_gain
         return self.magnitude / self.row_norms(layer.matrix())
@@ -193,7 +193,7 @@ class DoRA(LoRA):
                 return once_more
 
             rescaled = rescale(y + self.product(x, layer), gain, bias, again)
-        else:  # what follows an embedding or a convolution may change the answer in place
+        else:  # an operation after an embedding or a convolution may change its output in place
             less = layer.along_channels((1 - gain).to(y.dtype), y)
             end = torch.zeros_like(less) if bias is None else layer.along_channels(bias.to(y.dtype), y)
             rescaled = torch.lerp(y + self.product(x, layer), end, less)
@@ -206,9 +206,9 @@ class DoRA(LoRA):
 
 
 class LoRAFA(LoRA):
-    """LoRA whose A stays as it was drawn, so that x need not be kept for the backward pass (arXiv:2308.03303, eq. 3).
+    """LoRA with a frozen A, so that x need not be saved for the backward pass (arXiv:2308.03303, eq. 3).
 
-    Departure: the paper changes the optimizer's step so that it follows full fine-tuning; here B gets its plain gradient.
+    Difference: the paper corrects the optimizer's step to follow full fine-tuning; here B gets its plain gradient.
     """
 
     def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
@@ -218,11 +218,11 @@ class LoRAFA(LoRA):
 
 
 class VeRA(LoRA):
-    """Two trained vectors around frozen random factors that all layers of a shape share (Kopiczko et al. 2024, arXiv:2310.11454).
+    """Two trained vectors around frozen random factors shared by all layers of a shape (Kopiczko et al. 2024, arXiv:2310.11454).
 
-    y = W x + s diag(b) B diag(d) A x + bias (eq. 2), d starting at 0.1 and b at zero (section 3.2). Departures: s is that of
+    y = W x + s diag(b) B diag(d) A x + bias (eq. 2), d starting at 0.1 and b at zero (section 3.2). Differences: s is that of
     LoRA (alpha = r gives the paper's 1), and A and B are shared by layers of equal shape rather than cut from one
-    largest pair. On disk it is plain LoRA, which is larger than the two vectors but which everything reads.
+    largest pair. On disk it is plain LoRA, larger than the two vectors but readable by every program.
     """
 
     def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
@@ -235,21 +235,21 @@ class VeRA(LoRA):
         self.vera_lambda_b = nn.Parameter(torch.zeros(d_out))
 
     def factors(self) -> Factors:
-        """The factors with the trained vectors in them: A (r, d_in), B (d_out, r)."""
+        """The factors multiplied by the trained vectors: A (r, d_in), B (d_out, r)."""
         return Factors(self.vera_lambda_d[:, None] * self.lora_A, self.vera_lambda_b[:, None] * self.lora_B)
 
 
 @cache
 def _shared_projection(rows: int, columns: int) -> Tensor:
-    """A kaiming-uniform matrix that depends on its shape alone."""
+    """A kaiming-uniform matrix that depends only on its shape."""
     bound = (3 / columns) ** 0.5
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=named_generator(0, f"vera {rows} {columns}"))
 
 
 class AdaLoRA(LoRA):
-    """An update in the form of a singular value decomposition, s B diag(E) A, whose E a RankBudget prunes.
+    """An update in the form of a singular value decomposition, s B diag(E) A; a RankBudget prunes E.
 
-    Zhang et al. 2023, arXiv:2303.10512, eq. 3. Departure: A and B start with orthonormal rows and columns (A's from the
+    Zhang et al. 2023, arXiv:2303.10512, eq. 3. Difference: A and B start with orthonormal rows and columns (A's from the
     drawn one, B's from W A^T), where the paper draws normals, so that its orthogonality loss starts at zero.
     """
 
@@ -265,11 +265,11 @@ class AdaLoRA(LoRA):
         return Factors(self.lora_E * self.lora_A, self.lora_B)
 
     def parts(self) -> dict[str, Tensor]:
-        """As of LoRA, without the directions that were pruned (one is kept where all were)."""
-        kept = self.lora_E.flatten().nonzero().flatten()
-        kept = kept if len(kept) else kept.new_zeros(1)
+        """As in LoRA, without pruned directions (one is left if all were pruned)."""
+        left = self.lora_E.flatten().nonzero().flatten()
+        left = left if len(left) else left.new_zeros(1)
         A, B = self.factors()
-        return {**super().parts(), "A": A[kept], "B": B[:, kept]}
+        return {**super().parts(), "A": A[left], "B": B[:, left]}
 
 
 UPDATES: Mapping[str, type[LoRA]] = {"lora": LoRA, "dora": DoRA, "lora_fa": LoRAFA, "vera": VeRA, "adalora": AdaLoRA}

@@ -1,8 +1,8 @@
-"""How a low-rank update acts in each kind of layer. One dict line a kind; everything else is the same for all of them.
+"""How a low-rank update acts in each kind of layer: a line in a dict for each kind; all other code is the same for every kind.
 
 In memory A is always (r, d_in) and B (d_out, r), matrices over the *matrix view* M (d_out, d_in) of a layer's weight, with d_in
-flattened over a convolution's kernel. So initialisations, norms and merging know matrices alone, and only this file knows
-the layers.
+flattened over a convolution's kernel. Initialisations, norms and merging therefore only see matrices, and only this file
+knows the layers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ CONVOLVE: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
 class Geometry:
     """A kind of layer: its weight as a matrix and back, and the two ways an input passes through it."""
 
-    name: str  # of its constant in this file, by which it is pickled and copied
+    name: str  # of its constant in this file, used to pickle and copy it
     matrix: Callable[[Any], Tensor]  # the weight as M (d_out, d_in)
     weight: Callable[[Tensor, Any], Tensor]  # a matrix like M back in the weight's shape
     product: Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # B A x
     plain: Callable[[Tensor, Any], Tensor]  # W x without the bias
-    channel: int = -1  # the output's dimension that d_out stands in
+    channel: int = -1  # the output's dimension of size d_out
     parameter: str = "weight"  # the name of the layer's weight
 
     def __reduce__(self) -> str:

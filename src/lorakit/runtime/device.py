@@ -1,4 +1,4 @@
-"""Facts of the machine: device, dtype, randomness."""
+"""The machine: device, dtype, memory, random state."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lorakit.lora.inits import named_generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPE = (768, 384, 1536)  # rows, d_in, d_out of a MiniLM feed-forward layer over 32 sentences
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # what torch's allocators say
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # messages of torch's allocators
 GAIN = 1.5  # bf16 must be this much faster in matrix products to make up for its casts
 
 
 def pick_device() -> torch.device:
-    """The GPU if there is one (under torchrun the one that is this process's), else the CPU.
+    """The GPU if there is one (under torchrun this process's own), else the CPU.
 
     Raises:
         ConfigError: this machine runs more processes than it has GPUs.
@@ -45,14 +45,14 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 def is_out_of_memory(err: BaseException) -> bool:
-    """Whether an error says that memory, the GPU's or the machine's, has no room."""
+    """Whether an error means that the GPU or the machine is out of memory."""
     if isinstance(err, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(err, RuntimeError) and any(words in str(err).lower() for words in OUT_OF_MEMORY)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has had up to now, in bytes: the GPU's where it trains, else the machine's."""
+    """The peak memory of this process in bytes: the GPU's if it trains there, else the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, but bytes on macOS
@@ -60,7 +60,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def cpu_name() -> str:
-    """What the CPU calls itself."""
+    """The CPU's model name."""
     lines = []
     with suppress(OSError):  # other systems than Linux
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -69,38 +69,38 @@ def cpu_name() -> str:
 
 
 def machine_name(device: torch.device) -> str:
-    """What a run is trained on, for people."""
+    """A description of the machine that trains a run."""
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     return f"{gpu}{cpu_name()}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def seed_rank(seed: int, rank: int) -> None:
-    """Seed torch's own generator, which dropout draws from: the first rank as a plain run, the others apart from it."""
+    """Seed torch's own generator, which dropout uses: on the first rank as in a plain run, on the others differently."""
     torch.manual_seed(named_generator(seed, f"rank {rank}").initial_seed() if rank else seed)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's own generators by kind of device."""
+    """The state of torch's generators, by kind of device."""
     states = {"cpu": torch.get_rng_state()}
     return states if device.type == "cpu" else {**states, device.type: torch.cuda.get_rng_state(device)}
 
 
 def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put back what `random_state` gave; a kind of device that was not there is left as it is."""
+    """Restore the states of `random_state`; devices missing in it are left unchanged."""
     torch.set_rng_state(states["cpu"])
     if device.type in states and device.type != "cpu":
         torch.cuda.set_rng_state(states[device.type], device)
 
 
-def pick_dtype(asked: str, method: str, device: torch.device) -> torch.dtype:
-    """The dtype of the frozen base: the one asked for, or what is faster here by measurement.
+def pick_dtype(name: str, method: str, device: torch.device) -> torch.dtype:
+    """The dtype of the frozen base: `name`, or for "auto" the faster one by measurement.
 
-    Full fine-tuning takes fp32: bf16 weights would round its updates away.
+    Full fine-tuning uses fp32: bf16 weights would round its updates away.
     """
     if method == "full":
         return torch.float32
-    if asked != "auto":
-        return DTYPES[asked]
+    if name != "auto":
+        return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if bf16_gain() >= GAIN else torch.float32
@@ -114,7 +114,7 @@ def bf16_gain() -> float:
     for dtype in (torch.float32, torch.bfloat16):
         x, w = torch.ones(rows, d_in, dtype=dtype), torch.ones(d_in, d_out, dtype=dtype)
         times = []
-        for _ in range(4):  # the first one warms up
+        for _ in range(4):  # the first is a warm-up
             start = time.perf_counter()
             x @ w
             times.append(time.perf_counter() - start)
@@ -123,24 +123,24 @@ def bf16_gain() -> float:
 
 
 def cast_frozen_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what is not trained, once; what is trained stays in fp32."""
+    """Cast frozen parameters; trained ones stay in fp32."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
 
 
 def shard_frozen_(model: nn.Module) -> None:
-    """Leave on each process its part of every frozen layer, by FSDP2 (Zhao et al. 2023, arXiv:2304.11277).
+    """Shard every frozen layer over the processes, by FSDP2 (Zhao et al. 2023, arXiv:2304.11277).
 
-    The layers are those of the outermost module lists (a transformer's blocks), each fetched whole when it is computed;
-    embeddings, heads and all that is trained stay whole everywhere. From now on every process must call the model
+    The layers are those of the outermost module lists (a transformer's blocks), each gathered when it is computed;
+    embeddings, heads and trained parameters are not sharded. From now on every process must call the model
     equally often.
     """
-    from torch.distributed.fsdp import fully_shard  # seconds to import, for those who need it alone
+    from torch.distributed.fsdp import fully_shard  # takes seconds to import
 
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for block in _blocks(model):
-        fully_shard(block, ignored_params=trained)  # moved to this process's device before it is cut
+        fully_shard(block, ignored_params=trained)  # moves it to this process's device first
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -149,12 +149,12 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def deterministic(asked: bool) -> Iterator[None]:
-    """Where asked, torch takes algorithms that give the same bits each time, or fails where it has none."""
+def deterministic(enabled: bool) -> Iterator[None]:
+    """With `enabled`, torch uses deterministic algorithms, or fails where it has none."""
     before = torch.are_deterministic_algorithms_enabled()
-    if asked:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
-    torch.use_deterministic_algorithms(asked or before)
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS on first use
+    torch.use_deterministic_algorithms(enabled or before)
     try:
         yield
     finally:
@@ -163,7 +163,7 @@ def deterministic(asked: bool) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients; its mode before is restored."""
+    """The model in eval mode without gradients; the mode is restored afterwards."""
     training = model.training
     model.eval()
     try:

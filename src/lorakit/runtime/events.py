@@ -1,4 +1,4 @@
-"""What a run tells its caller while it goes on; the command line draws it, a notebook may ignore it."""
+"""The events that a run reports to its caller; the command line shows them, a notebook may ignore them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Note:
-    """Something the user should know, in one line."""
+    """A message to the user, in one line."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins: steps in all, and the step it begins after (0 unless resumed)."""
+    """Training begins: the total number of steps, and the step it continues from (0 unless resumed)."""
 
     steps: int
     start: int
@@ -28,7 +28,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer update did. `loss` is the mean over labelled positions, `tokens` counts real ones."""
+    """One optimizer update. `loss` is the mean over labelled positions; `tokens` excludes padding."""
 
     number: int  # from 1
     epoch: float  # epochs done after this step

@@ -71,7 +71,7 @@ def atomic_file(path: Path, size: int | None = None) -> Iterator[Path]:
     """A temporary file to write, which becomes `path` by one rename; `size` and errors as `atomic_folder`."""
     try:
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is not a regular file, so it cannot be replaced by one; name another file")
+            raise OutputError(f"{path}: is not a regular file, so it cannot be replaced; name another file")
         remove_leftovers(path.parent)
         temporary, descriptor = locked_temporary(path, lambda path: path.touch(exist_ok=False))
         try:
@@ -118,12 +118,12 @@ def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
     """
     with suppress(OSError):  # may be written to, but not listed
         for path in list(folder.iterdir()):
-            if not (found := LEFTOVER.fullmatch(path.name)):
+            if not (match := LEFTOVER.fullmatch(path.name)):
                 continue
-            whole = folder / found["name"]
-            if found["kind"] == "old" and alone and not os.path.lexists(whole):
+            whole = folder / match["name"]
+            if match["kind"] == "old" and alone and not os.path.lexists(whole):
                 path.rename(whole)
-            elif alone or (found["kind"] == "tmp" and found["host"] == HOST):
+            elif alone or (match["kind"] == "tmp" and match["host"] == HOST):
                 _remove_unlocked(path, without_locks=alone)
 
 
@@ -157,8 +157,8 @@ def temporary_name(path: Path, kind: Literal["tmp", "old"] = "tmp") -> Path:
 def cannot_write(path: Path, err: Exception, size: int | None = None) -> OutputError:
     """The error for a file or folder that an operation failed to write; `size` is what it would take, in bytes."""
     number = getattr(err, "errno", None)
-    if number is None and (found := re.search(r"os error (\d+)", str(err))):  # as libraries in Rust say it
-        number = int(found[1])
+    if number is None and (match := re.search(r"os error (\d+)", str(err))):  # as libraries in Rust say it
+        number = int(match[1])
     words = os.strerror(number) if number else str(err)
     if number not in STORAGE:
         return OutputError(f"{path}: cannot be written: {words}")
@@ -206,9 +206,7 @@ def _move(new: Path, folder: Path) -> None:
     except OSError as err:
         if err.errno not in TAKEN:
             raise
-        raise OutputError(
-            f"{folder} exists already: it appeared while this was written; choose another folder"
-        ) from err
+        raise OutputError(f"{folder} was created by something else in the meantime; choose another folder") from err
     _sync(folder.parent)
 
 
@@ -267,7 +265,7 @@ def locked(
         descriptor = _acquire(path, report, shared=shared)
     except BlockingIOError as err:
         raise OutputError(
-            f"{folder}: {_owner(path) or 'another process'} is {doing} there; wait for its end, or choose another {key}"
+            f"{folder}: {_owner(path) or 'another process'} is {doing} there; wait until it ends, or choose another {key}"
         ) from err
     except OSError as err:
         raise cannot_write(path, err) from err
@@ -346,7 +344,7 @@ def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = F
             except OSError as err:
                 report(
                     Note(
-                        f"{path.parent}: its file system has no locks ({err.strerror}); see that no other run is there"
+                        f"{path.parent}: its file system has no locks ({err.strerror}); make sure no other run uses it"
                     )
                 )
             else:
@@ -405,6 +403,4 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _not_ours(path: Path) -> OutputError:
-    return OutputError(
-        f"{path} is another program's: a lock that lorakit has written names its process; move it elsewhere"
-    )
+    return OutputError(f"{path} was not written by lorakit, whose locks name their process; move it elsewhere")

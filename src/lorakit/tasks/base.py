@@ -95,12 +95,12 @@ class Task(Protocol):
         ...
 
 
-def count_longer(kept: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:
-    """How many of the texts whose kept ids are given have more than `limit` tokens.
+def count_longer(texts: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:
+    """How many texts have more than `limit` tokens; `texts` are their ids, cut at the limit.
 
-    Only those that fill the limit are looked at: `tokenize` gives the ids, not cut, of the texts at some positions.
+    Only those that fill the limit are tokenized again: `tokenize` returns the uncut ids of the texts at some positions.
     """
-    full = [i for i, ids in enumerate(kept) if len(ids) >= limit]
+    full = [i for i, ids in enumerate(texts) if len(ids) >= limit]
     return sum(len(ids) > limit for ids in tokenize(full)) if full else 0
 
 

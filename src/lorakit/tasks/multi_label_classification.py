@@ -54,11 +54,11 @@ class MultiLabelClassification(SequenceTask):
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
         gold = np.array([self.target(example) for example in examples], dtype=bool)  # (N, C)
-        found = np.array(answers)
-        columns = zip(self.labels, gold.T, found.T, strict=True)
+        probabilities = np.array(answers)
+        columns = zip(self.labels, gold.T, probabilities.T, strict=True)
         return Evaluation(
-            multi_label_scores(gold, found, self.labels, self.thresholds),
-            multi_label_statistics(gold, found, self.labels, self.thresholds),
+            multi_label_scores(gold, probabilities, self.labels, self.thresholds),
+            multi_label_statistics(gold, probabilities, self.labels, self.thresholds),
             {"thresholds": {label: best_threshold(truth, p) for label, truth, p in columns}},
         )
 
@@ -67,8 +67,8 @@ class MultiLabelClassification(SequenceTask):
 
     def to_json(self, example: Example, answer: list[float]) -> dict[str, Any]:
         probabilities = dict(zip(self.labels, answer, strict=True))
-        found = [label for label, p in probabilities.items() if p >= self.thresholds.get(label, HALF)]
-        return {**texts_of(example), "labels": found, "probabilities": probabilities}
+        labels = [label for label, p in probabilities.items() if p >= self.thresholds.get(label, HALF)]
+        return {**texts_of(example), "labels": labels, "probabilities": probabilities}
 
     def expected(self, example: Example) -> list[str]:
         assert isinstance(example.label, tuple)

@@ -54,14 +54,14 @@ class OrdinalClassification(SequenceTask):
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
         """Kappa with quadratic weights and the mean absolute error in ranks; scores of the labels; brier and nll."""
-        gold, found = list(map(self.expected, examples)), list(map(self._median, answers))
-        ranks, others = (np.array([self.labels.index(name) for name in names]) for names in (gold, found))
+        gold, predicted = list(map(self.expected, examples)), list(map(self._median, answers))
+        ranks, others = (np.array([self.labels.index(name) for name in names]) for names in (gold, predicted))
         kappa = quadratic_kappa(ranks.astype(np.float64), others.astype(np.float64))
         distances = {"quadratic_kappa": kappa, "mae": mean(np.abs(ranks - others).astype(np.float64))}
         sure = calibration_statistics(ranks.tolist(), np.array(answers))
         return Evaluation(
-            {**values(distances), **classification_scores(gold, found, self.labels), **values(sure)},
-            {**distances, **classification_statistics(gold, found, self.labels), **sure},
+            {**values(distances), **classification_scores(gold, predicted, self.labels), **values(sure)},
+            {**distances, **classification_statistics(gold, predicted, self.labels), **sure},
         )
 
     def _median(self, answer: list[float]) -> str:

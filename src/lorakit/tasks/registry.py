@@ -38,7 +38,7 @@ def find_labels(task_name: str, examples: Iterable[Example], order: Sequence[str
     if info.wants == "words" and not labels:
         raise DataError(f"{place}: no entity in the training data: every tag is O")
     if info.wants == "label" and len(labels) < 2:
-        raise DataError(f"{place}: every training example has the label {labels[0]!r}; two labels at least are needed")
+        raise DataError(f"{place}: every training example has the label {labels[0]!r}; at least two labels are needed")
     if "order" in info.keys:
         labels = _by_value(labels)
     if info.wants == "labels" and not labels:
@@ -63,7 +63,7 @@ def check_labels(task_name: str, examples: Iterable[Example], labels: Sequence[s
     place = "order" if "order" in info.keys else "training data"
     for example in examples:
         if isinstance(example.label, Mapping) and not info.takes_shares:
-            raise DataError(f"{example.where}: a label in shares; {task_name} takes one label an example")
+            raise DataError(f"{example.where}: a soft label; {task_name} takes one label per example")
         for label in _labels_of(example):
             if label not in known:
                 raise DataError(f"{example.where}: label {label!r} is not in the {place}; {did_you_mean(label, known)}")
@@ -109,5 +109,5 @@ def make_task(
         try:
             return task.with_tuned(tuned)
         except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise AdapterError(f"lorakit.json: damaged: what was tuned does not fit {section.name}: {tuned}") from err
+            raise AdapterError(f"lorakit.json: damaged: tuned values do not fit {section.name}: {tuned}") from err
     return task

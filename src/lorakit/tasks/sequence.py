@@ -79,7 +79,7 @@ class SequenceTask(Task):
 
     def answer(self, example: Example, raws: Sequence[Any]) -> Any:
         if not np.isfinite(raws[0]).all():
-            raise NumericsError(f"an answer of the model is not finite: {raws[0]} for {example.text[:40]!r}")
+            raise NumericsError(f"the model's output is not finite: {raws[0]} for {example.text[:40]!r}")
         return raws[0]
 
 

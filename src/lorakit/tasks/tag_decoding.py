@@ -79,8 +79,8 @@ class Crf(nn.Module):
 
 def log_likelihood(emissions: Tensor, transitions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
     """log p of the tags of each sentence; 0 where it has no word. Shapes: emissions (B, W, C), tags (B, W), (B,)."""
-    found = path_score(emissions, transitions, tags, mask) - log_partition(emissions, transitions, mask)
-    return torch.where(mask[:, 0], found, 0.0)
+    log_p = path_score(emissions, transitions, tags, mask) - log_partition(emissions, transitions, mask)
+    return torch.where(mask[:, 0], log_p, 0.0)
 
 
 def path_score(emissions: Tensor, transitions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:

@@ -74,14 +74,14 @@ class TokenClassification(Task):
     ) -> Self:
         if not tokenizer.is_fast:
             raise ModelError(
-                f"task.name = 'token_classification': {type(tokenizer).__name__} cannot tell which sub-word belongs to "
+                f"task.name = 'token_classification': {type(tokenizer).__name__} does not know which sub-word belongs to "
                 "which word; use a base model with a fast tokenizer, or text2text_ner with a T5"
             )
         size = max_length - tokenizer.num_special_tokens_to_add()
         if section.stride is not None and section.stride >= size:
             raise ConfigError(
                 f"task.stride = {section.stride}: a window of {max_length} tokens holds {size} of the text; "
-                f"neighbours can share {size - 1} at most"
+                f"neighbours can share at most {size - 1}"
             )
         knobs = {key: getattr(section, key) for key in ("stride", "subwords", "decoding", "crf")}
         return cls(tokenizer, labels, max_length, **knobs)
@@ -103,12 +103,12 @@ class TokenClassification(Task):
         items: list[Item] = []
         for window in windows(spans, tail - head, size, min(overlap, size - 1)):
             own = spans[window.first : window.last]
-            kept = [*ids[:head], *ids[head + window.start : head + window.end], *ids[tail:]]
+            window_ids = [*ids[:head], *ids[head + window.start : head + window.end], *ids[tail:]]
             first = [head + begin - window.start if begin < stop else ABSENT for begin, stop in own]
-            item = {"input_ids": kept, "first": first}
+            item = {"input_ids": window_ids, "first": first}
             if example.tags:
                 pieces = [min(stop, window.end) - begin for begin, stop in own]
-                item["labels"] = self._targets(len(kept), first, pieces, example.tags[window.first : window.last])
+                item["labels"] = self._targets(len(window_ids), first, pieces, example.tags[window.first : window.last])
             items.append(item)
         return items
 
@@ -189,9 +189,9 @@ class TokenClassification(Task):
         return Evaluation(entity_scores(*tags), entity_statistics(*tags))
 
     def to_json(self, example: Example, answer: Tagged) -> dict[str, Any]:
-        found = entities(answer.tags)
-        scores = [sum(answer.scores[e.start : e.end]) / (e.end - e.start) for e in found]
-        return {"text": example.text, "entities": entity_dicts(example, found, scores)}
+        spans = entities(answer.tags)
+        scores = [sum(answer.scores[e.start : e.end]) / (e.end - e.start) for e in spans]
+        return {"text": example.text, "entities": entity_dicts(example, spans, scores)}
 
     def expected(self, example: Example) -> list[dict[str, Any]]:
         return entity_dicts(example, entities(example.tags))
@@ -217,10 +217,10 @@ def _spans(word_ids: Sequence[int | None], n_words: int) -> list[tuple[int, int]
     return spans
 
 
-def entity_dicts(example: Example, found: Sequence[Entity], scores: Sequence[float] = ()) -> list[dict[str, Any]]:
+def entity_dicts(example: Example, spans: Sequence[Entity], scores: Sequence[float] = ()) -> list[dict[str, Any]]:
     """Entities as transformers' pipelines give them; start and end are offsets into the example's text."""
     dicts: list[dict[str, Any]] = []
-    for entity in found:
+    for entity in spans:
         start, end = example.offsets[entity.start][0], example.offsets[entity.end - 1][1]
         dicts.append({"entity_group": entity.type, "word": example.text[start:end], "start": start, "end": end})
     for entry, score in zip(dicts, scores, strict=False):
@@ -256,14 +256,14 @@ def windows(words: Sequence[tuple[int, int]], length: int, size: int, overlap: i
         while owner + 1 < len(starts) and _is_nearer(begin, stop, starts[owner + 1], ends[owner]):
             owner += 1
         owners.append(owner)
-    found: list[Window] = []
+    chosen: list[Window] = []
     first = 0
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         last = bisect_right(owners, number)
         if last > first or not words:
-            found.append(Window(start, end, first, last))
+            chosen.append(Window(start, end, first, last))
         first = last
-    return found
+    return chosen
 
 
 def _is_nearer(begin: int, stop: int, start: int, end: int) -> bool:

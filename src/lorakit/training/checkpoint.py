@@ -1,4 +1,4 @@
-"""What a run must remember to go on as if it had never stopped, written as one unit: all of it or nothing."""
+"""Checkpoints: the state from which a run continues as if it had never stopped, written atomically."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 STATE = "state.json"
 FORMAT = 2
-KEEP = 2  # checkpoints kept; each holds the best parameters beside the newest
+KEEP = 2  # checkpoints to keep; each holds the best parameters as well as the current ones
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors (parameters, optimizer moments, random state) and the plain values beside them."""
+    """Tensors (parameters, optimizer moments, random state) and plain values."""
 
     step: int
     tensors: Mapping[str, Tensor]
@@ -43,11 +43,11 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder`/step-N with a manifest of sha256 sums; of those there, it and the KEEP - 1 before it remain.
+    """Write `folder`/step-N with a manifest of sha256 sums, and remove all but the KEEP newest checkpoints.
 
     Raises:
         NumericsError: a tensor is not finite; nothing was written.
-        OutputError: it cannot be written; nothing was taken away.
+        OutputError: it cannot be written; no checkpoint was removed.
     """
     for name, value in checkpoint.tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -62,8 +62,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         sums = {name: file_sha256(place / name) for name in (TENSORS, STATE)}
         (place / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sums}), encoding="utf-8")
     paths = _newest_first(folder)
-    kept = paths[paths.index(own) :][:KEEP]  # newer ones were passed over, being damaged
-    for path in set(paths) - set(kept):
+    keep = paths[paths.index(own) :][:KEEP]  # newer ones are damaged
+    for path in set(paths) - set(keep):
         remove_folder(path)
 
 
@@ -72,7 +72,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint whose sums are right, and a note for each newer one that was passed over.
+    """The newest checkpoint with correct sums, and a note for each newer, damaged one.
 
     Raises:
         OutputError: there is none.
@@ -82,23 +82,25 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
         try:
             return load_checkpoint(path), notes
         except OutputError as err:
-            notes.append(f"{err}; taking the one before")
-    raise OutputError(f"{folder}: no whole checkpoint to resume from")
+            notes.append(f"{err}; using the one before")
+    raise OutputError(f"{folder}: no complete checkpoint to resume from")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint, its sums checked. Raises an OutputError that names what is damaged."""
+    """Load a checkpoint and check its sums. Raises an OutputError that names the damaged file."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if (format := manifest.get("format")) != FORMAT:
-            raise OutputError(f"{path}: format {format} is of another lorakit; this one reads {FORMAT}")
+            raise OutputError(
+                f"{path}: format {format} was written by another version of lorakit; this one reads {FORMAT}"
+            )
         for name in (TENSORS, STATE):
             if file_sha256(path / name) != manifest["files"][name]:
                 raise OutputError(f"{path / name}: damaged (its sha256 is not the manifest's)")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         return Checkpoint(state.pop("step"), load_file(path / TENSORS), state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as err:
-        raise OutputError(f"{path}: no whole checkpoint: {type(err).__name__} {err}") from err
+        raise OutputError(f"{path}: not a complete checkpoint: {type(err).__name__} {err}") from err
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave.
+    """Restore the tensors of `optimizer_tensors`.
 
     Raises:
         OutputError: a tensor is missing or has another shape than the parameter it belongs to.
@@ -134,19 +136,19 @@ def _check_shapes(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for kind in kinds:
-                found = tensors.get(f"{kind}/{name}")
-                if found is None and kind.startswith("exp"):
+                tensor = tensors.get(f"{kind}/{name}")
+                if tensor is None and kind.startswith("exp"):
                     continue  # no loss has reached it yet
-                if found is None or found.shape != parameter.shape:
-                    shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
-                    raise OutputError(f"checkpoint: {kind}/{name} is {shape}, and not {tuple(parameter.shape)}")
+                if tensor is None or tensor.shape != parameter.shape:
+                    shape = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                    raise OutputError(f"checkpoint: {kind}/{name} is {shape}, not {tuple(parameter.shape)}")
 
 
 # From a run to a checkpoint, and back.
 
 
 class Progress(NamedTuple):
-    """What a run has learned so far, beside the parameters, the optimizer and the random state of its member."""
+    """The state of a run apart from the parameters, optimizer and random state of its member."""
 
     history: History
     interval: Interval
@@ -154,10 +156,8 @@ class Progress(NamedTuple):
 
 
 def checkpoint_of(prepared: Prepared, member: Member, progress: Progress) -> Checkpoint:
-    """All that a run needs to go on from here; to be asked for on every rank."""
-    every = prepared.ranks.gather(
-        dict(member.random_state)
-    )  # what dropout is drawn from: a generator a rank and device
+    """A checkpoint of the current step; call it on every rank."""
+    every = prepared.ranks.gather(dict(member.random_state))  # the generators of dropout, one for each rank and device
     tensors = {
         **optimizer_tensors(member.optimizer),
         **{f"start/{name}": value for name, value in _starts(prepared).items()},
@@ -172,7 +172,7 @@ def checkpoint_of(prepared: Prepared, member: Member, progress: Progress) -> Che
 
 
 def _starts(prepared: Prepared) -> dict[str, Tensor]:
-    """What the adapter subtracts or keeps frozen; another machine's SVD may give another sign."""
+    """The tensors that the adapter subtracts or keeps frozen; they are saved since another machine's SVD may differ in sign."""
     ends, adapter = (".start_A", ".start_B", ".lora_A"), prepared.adapter
     return {
         as_if_alone(name, adapter): value
@@ -182,9 +182,9 @@ def _starts(prepared: Prepared) -> dict[str, Tensor]:
 
 
 def restore(checkpoint: Checkpoint, prepared: Prepared, member: Member, report: Report) -> Progress:
-    """Put a checkpoint's tensors and random state back, and give the rest of it.
+    """Restore a checkpoint's tensors and random state; returns the rest of it.
 
-    With another number of ranks than before, dropout draws anew; the order of the examples is the same.
+    With a different number of ranks, dropout is seeded anew; the order of the examples is the same.
 
     Raises:
         ConfigError: it belongs to another recipe, other data or another base model.
@@ -220,11 +220,11 @@ def restore(checkpoint: Checkpoint, prepared: Prepared, member: Member, report: 
     return Progress(history, Interval(**checkpoint.state["interval"]), best)
 
 
-# Whether a checkpoint belongs to the run that is to go on from it; what may differ is listed, and told.
+# Whether a checkpoint belongs to the run that continues from it. What may differ is listed, and reported.
 
 
-# Keys that a resumed run may change: no number of the steps done, or of those to come, depends on them.
-BUDGET = ("epochs", "batch_size", "lr", "eval_every")  # keys that are chosen where the recipe leaves them open
+# Keys that a resumed run may change, since they do not influence training.
+BUDGET = ("epochs", "batch_size", "lr", "eval_every")  # keys that are chosen where the recipe does not set them
 MAY_CHANGE = (
     *("output.dir", "output.trackers", "output.project"),
     *("data.test", "train.checkpoint_every", "train.non_finite"),
@@ -232,15 +232,15 @@ MAY_CHANGE = (
 
 
 def find_checkpoint(folder: Path, where: str, report: Report) -> Checkpoint | None:
-    """The checkpoint to go on from: `auto` is the newest whole one of the run folder, None where there is none yet.
+    """The checkpoint to continue from: `auto` is the newest complete one of the run folder, None if there is none yet.
 
     Raises:
-        OutputError: there are checkpoints, but none of them is whole.
+        OutputError: there are checkpoints, but none is complete.
     """
     if where != "auto":
         return load_checkpoint(Path(where))
     if not any((folder / CHECKPOINTS).glob("step-*")):
-        report(Note(f"{folder}: no checkpoint there yet, so the run begins with the first step"))
+        report(Note(f"{folder}: no checkpoint yet; starting from the first step"))
         return None
     checkpoint, notes = newest_checkpoint(folder / CHECKPOINTS)
     for note in notes:
@@ -249,7 +249,7 @@ def find_checkpoint(folder: Path, where: str, report: Report) -> Checkpoint | No
 
 
 def identity(prepared: Prepared) -> dict[str, Any]:
-    """What makes a run the run it is; part of every checkpoint."""
+    """What identifies a run; part of every checkpoint."""
     return {
         "recipe": prepared.recipe.to_toml(),
         "data": prepared.fingerprints,
@@ -267,13 +267,13 @@ def identity(prepared: Prepared) -> dict[str, Any]:
 
 
 def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recipe:
-    """The recipe to go on with: its own, where what it leaves open takes what was chosen when the run began.
+    """The recipe to continue with: `recipe`, with unset keys and dtype and pooling = auto as chosen when the run began.
 
     Raises:
-        ConfigError: a key differs from the checkpoint's that may not.
+        ConfigError: a key differs from the checkpoint's and may not.
     """
     raw = tomllib.loads(checkpoint.state["recipe"])
-    raw["model"].setdefault("pooling", "cls")  # as older versions had them
+    raw["model"].setdefault("pooling", "cls")  # as in older versions
     raw["train"].setdefault("head_start", "random")
     saved = make_recipe(raw)
     chosen = {key: getattr(saved.model, key) for key in ("dtype", "pooling") if getattr(recipe.model, key) == "auto"}
@@ -290,7 +290,7 @@ def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recip
 
 
 def check_identity(checkpoint: Checkpoint, prepared: Prepared, report: Report) -> None:
-    """Compare what the checkpoint was trained on with what there is now, and tell what may differ.
+    """Compare the checkpoint's data and base model with the current ones, and report permitted differences.
 
     Raises:
         ConfigError: the data, the base model or its tokenizer changed.
@@ -315,10 +315,10 @@ def check_identity(checkpoint: Checkpoint, prepared: Prepared, report: Report) -
         _refuse("the tokenizer", [f"the training texts have other tokens now{how}"])
     for source in changed:
         if source not in gone and source in saved["data"]:
-            report(Note(f"--resume: the sha256 of {source} differs; it is scored at the end only"))
+            report(Note(f"--resume: the sha256 of {source} differs; it is only scored at the end"))
     if differs := _changed(saved["machine"], now["machine"]):
-        told = ", ".join(f"{key} was {saved['machine'].get(key)}, now {now['machine'].get(key)}" for key in differs)
-        report(Note(f"--resume: {told}: results may differ slightly from an uninterrupted run"))
+        text = ", ".join(f"{key} was {saved['machine'].get(key)}, now {now['machine'].get(key)}" for key in differs)
+        report(Note(f"--resume: {text}: results may differ slightly from an uninterrupted run"))
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Recipes that are trained together: what several have in common is read, encoded and loaded once, and they share one base."""
+"""Recipes that are trained together: common data are read and encoded once, and they share one base model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Report, ignore
 from lorakit.training.prepare import Once, Prepared, prepare
 
-MEMBERS_BYTES = 2 * 2**30  # that the members of one model may take: parameters, gradients, two moments, the best
+MEMBERS_BYTES = (
+    2 * 2**30
+)  # the most memory for the members of one model: parameters, gradients, two moments, best parameters
 COPIES = 5
-END_ALL = {error.exit_code for error in (Interrupted, StorageError, RankLost)}  # also as another rank tells of them
+END_ALL = {error.exit_code for error in (Interrupted, StorageError, RankLost)}  # also if reported by another rank
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | LorakitError:
-    """What the function gives, or the error that ends one member alone; what ends all of them is raised."""
+    """The function's result, or the error that ends only one member; an error that ends all is raised."""
     try:
         return function(*args, **kwargs)
     except LorakitError as err:
@@ -35,13 +37,13 @@ def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | 
 def prepare_all(
     recipes: Sequence[Recipe], report: Report = ignore, ranks: Ranks = ALONE
 ) -> list[Prepared | LorakitError]:
-    """Each recipe prepared as if alone, or what is wrong with it; those that can share a model have the same one."""
+    """Prepare each recipe as if alone; returns its error if that fails. Recipes that can share a model get the same one."""
     once, groups = Once(), dict[Hashable, list[Prepared]]()
     return [attempt(_join, recipe, report, ranks, once, groups) for recipe in recipes]
 
 
 def _join(recipe: Recipe, report: Report, ranks: Ranks, once: Once, groups: dict[Hashable, list[Prepared]]) -> Prepared:
-    """Prepare a recipe on a model of its own, and move its adapter to a model that it can share where there is one already."""
+    """Prepare a recipe on its own model, then move its adapter to a model that it can share, if there is one."""
     prepared = prepare(recipe, report, ranks, once)
     group = groups.setdefault(_sharing_key(prepared), [])
     if sum(member.parameters.trainable for member in group) * 4 * COPIES > MEMBERS_BYTES:
@@ -58,19 +60,19 @@ def _join(recipe: Recipe, report: Report, ranks: Ranks, once: Once, groups: dict
 
 
 def _sharing_key(prepared: Prepared) -> Hashable:
-    """Equal for members that can share a model: one base, in one form, frozen up to one block, wrapped alike."""
+    """Equal for members that can share a model: same base and form, frozen up to the same block, same kinds of hosts."""
     recipe, model = prepared.recipe, prepared.model
     wrapped = [(path, type(host)) for path, host in hosts(model) if not isinstance(host, Layer)]
-    attention = any(isinstance(host, Attention) for _, host in hosts(model))  # serves one adapter a batch
+    attention = any(isinstance(host, Attention) for _, host in hosts(model))  # serves one adapter per batch
     if recipe.train.method == "full" or recipe.train.shard_base or attention:
         return object()
-    kept = prepared.kernels != PLAIN and not prepared.draws
-    depth = len(frozen_blocks(model)) if kept else None
+    uses_cache = prepared.kernels != PLAIN and not prepared.draws
+    depth = len(frozen_blocks(model)) if uses_cache else None
     return type(model), prepared.base.fingerprint, recipe.model.model_dump_json(), tuple(wrapped), depth
 
 
 def groups_of(prepared: Sequence[Prepared | LorakitError]) -> list[dict[int, Prepared]]:
-    """Those that share a model, by position, model by model."""
+    """The members of each model, by position."""
     by_model: dict[int, dict[int, Prepared]] = {}
     for position, member in enumerate(prepared):
         if isinstance(member, Prepared):

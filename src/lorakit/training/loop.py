@@ -1,12 +1,12 @@
-"""The training loop: a generator that yields after each step. Logging, saving, scoring and stopping are the caller's.
+"""The training loop: a generator that yields after each step. The caller logs, saves, scores and stops.
 
-One loop trains one adapter or many. Each member of a joint run has its own examples, order, optimizer and schedule, and a
+The loop trains one adapter or many. Each member of a joint run has its own examples, order, optimizer and schedule; a
 plain run is a joint run of one. A step, in the order of this file:
 
-    next_batch        each member's next batch, of which this process has a share, cut into micro-batches
+    next_batch        each member's next batch, this process's share of it, cut into micro-batches
     plan_forwards     micro-batches of members that share a task go through the model together, routed to their adapters
-    backward          the loss of each row over its own member's number of labelled positions, and its gradient
-    update            gradients summed over the processes, clipped, the optimizer's step; nothing where they are not finite
+    backward          the loss of each row, divided by its member's number of labelled positions, and its gradient
+    update            sum the gradients over processes, clip, step the optimizer; skipped where they are not finite
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from lorakit.runtime.events import Step
 from lorakit.tasks.base import Batch, Item, Task
 from lorakit.training.schedule import Plan, lr_factor
 
-FORWARD_TOKENS = {"cpu": 1536, "cuda": 32768}  # of several members in one forward; more do not fit a CPU's caches
+FORWARD_TOKENS = {
+    "cpu": 1536,
+    "cuda": 32768,
+}  # the most tokens of several members in one forward; more do not fit a CPU's caches
 
 
 @dataclass(eq=False)
 class Member:
-    """An adapter in training: what it learns from, in which order, by which optimizer, and how far it is."""
+    """An adapter in training: its examples, their order, its optimizer and its progress."""
 
     task: Task
     items: Sequence[Item]
@@ -40,8 +43,8 @@ class Member:
     plan: Plan
     adapter: str = "default"
     done: int = 0  # steps
-    micro_batch_size: int | None = None  # what memory has room for, where that is less than the plan's
-    draws: bool = True  # whether its forwards drop anything at random
+    micro_batch_size: int | None = None  # if memory does not fit the plan's
+    draws: bool = True  # whether its forwards have dropout
     random_state: Mapping[str, Tensor] = field(default_factory=lambda: random_state(torch.device("cpu")))
     _batches: Iterator[Sequence[int]] | None = field(default=None, repr=False)
 
@@ -52,7 +55,7 @@ class Member:
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The same by name."""
+        """The same, by name."""
         groups = self.optimizer.param_groups
         return {name: p for group in groups for name, p in zip(group["names"], group["params"], strict=True)}
 
@@ -63,11 +66,11 @@ class Member:
 
     @property
     def is_alone(self) -> bool:
-        """Whether its forwards have no room for others: memory is short, or dropout is to be drawn as in a plain run."""
+        """Whether its forwards are not shared: memory is short, or dropout must be drawn as in a plain run."""
         return self.draws or self.micro_batch_size is not None or self.plan.config.micro_batch_size is not None
 
     def next_batch(self, ranks: Ranks) -> MemberBatch:
-        """The batch of the step after those done, and this process's share of it."""
+        """The batch of the next step, and this process's share of it."""
         if self._batches is None:
             self._batches = self.plan.batches(self.done)
         positions = next(self._batches)
@@ -77,20 +80,20 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class MemberBatch:
-    """A member's batch in a step, as positions of its items, and those that this process has of them."""
+    """A member's batch in a step, as positions of its items; `own` are those of this process."""
 
     member: Member
     positions: Sequence[int]
     own: Sequence[int]
 
     def micro_batches(self) -> Iterator[list[Item]]:
-        """This process's items, cut into what one forward takes of the member."""
+        """This process's items, cut into micro-batches."""
         for start in range(0, len(self.own), self.member.rows):
             yield [self.member.items[i] for i in self.own[start : start + self.member.rows]]
 
 
 class Forward(NamedTuple):
-    """Rows that go through the model together: in this order, so many of each of these members' batches."""
+    """Rows that go through the model together, in the order of `parts`: a member's batch and its number of rows."""
 
     inputs: Batch
     parts: Sequence[tuple[MemberBatch, int]]
@@ -98,24 +101,24 @@ class Forward(NamedTuple):
 
 
 class OutOfMemory(Exception):
-    """Memory has no room for a forward of these members; gradients are incomplete."""
+    """A forward of these members ran out of memory; gradients are incomplete."""
 
     def __init__(self, batches: Sequence[MemberBatch]) -> None:
         self.batches = batches
 
 
 def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> Iterator[dict[Member, Step]]:
-    """Train the members from where they are, a step of each at a time, to the end of each one's plan.
+    """Train the members from where they are, one step of each at a time, to the end of each plan.
 
-    The caller stops a member by taking it out of `members`.
+    The caller stops a member by removing it from `members`.
 
     The loss of a step is the mean over the labelled positions of the member's whole batch, so neither it nor its gradient
-    depends on how the batch is shared among the ranks, cut into micro-batches and put together with other members'.
-    A step whose loss or gradient is not finite changes nothing; what becomes of it is the caller's. Where memory has no
-    room for several members at a time they go one by one, and then a member's micro-batch is halved, both for good.
+    depends on how the batch is divided among ranks and micro-batches or combined with other members'.
+    A step whose loss or gradient is not finite changes nothing; the caller decides what to do. If memory runs out, members
+    go through the model one by one from then on, and after that a member's micro-batch is halved.
 
     Raises:
-        ConfigError: memory has no room for one example.
+        ConfigError: a single example does not fit into memory.
     """
     device = next(model.parameters()).device
     most_tokens = FORWARD_TOKENS[device.type]
@@ -145,7 +148,7 @@ def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> I
 def plan_forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torch.device) -> list[Forward]:
     """The forwards of a step.
 
-    Members of one task share a forward where it stays within `most_tokens`, padding counted: neighbours in length together.
+    Members of one task share a forward of at most `most_tokens`, padding included; micro-batches of similar length go together.
     """
     alone: list[list[tuple[MemberBatch, list[Item]]]] = []
     by_task: dict[int, list[tuple[MemberBatch, list[Item]]]] = {}
@@ -192,15 +195,15 @@ def count_targets(batches: Sequence[MemberBatch], forwards: Sequence[Forward], r
 def backward(
     model: nn.Module, forwards: Sequence[Forward], counts: Mapping[MemberBatch, int], device: torch.device
 ) -> dict[MemberBatch, Tensor]:
-    """Add up each member's gradient, and give its mean loss over its `counts` labelled positions, detached: this process's part.
+    """Accumulate each member's gradient; returns this process's part of its mean loss over `counts` labelled positions, detached.
 
     Raises:
-        OutOfMemory: memory had no room.
+        OutOfMemory: a forward or backward ran out of memory.
     """
     losses = {batch: torch.zeros((), device=device) for batch in counts}
     for inputs, parts, _ in forwards:
         first = parts[0][0].member
-        if first.draws:  # and is alone
+        if first.draws:  # then it is alone
             set_random_state(first.random_state, device)
         try:
             with routed(model, [(batch.member.adapter, rows) for batch, rows in parts]):
@@ -220,26 +223,26 @@ def backward(
 
 
 def _halve_micro_batch(batch: MemberBatch) -> None:
-    """Let the member go through the model in halves of its micro-batches from now on."""
+    """Halve the member's micro-batch from now on."""
     member, rows = batch.member, min(batch.member.rows, len(batch.own))
-    if rows == 1 or member.plan.config.shard_base:  # whose processes must call the model equally often
+    if rows == 1 or member.plan.config.shard_base:  # all processes must call a sharded model equally often
         lengths = [member.plan.lengths[i] for i in batch.own]
         raise ConfigError(
             f"step {member.done + 1}: out of memory with {rows} of {len(lengths)} examples at a time, the longest of "
-            f"{max(lengths)} tokens: a lower train.micro_batch_size or data.max_length, a smaller model.base or "
-            "model.quantize = 'nf4' takes less"
+            f"{max(lengths)} tokens: lower train.micro_batch_size or data.max_length, or use a smaller model.base or "
+            "model.quantize = 'nf4'"
         )
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # of what the failed attempt held
+        torch.cuda.empty_cache()  # memory of the failed attempt
     member.micro_batch_size = (rows + 1) // 2
 
 
 def _match_forward_count(
     model: nn.Module, batch: MemberBatch, forwards: int, ranks: Ranks, device: torch.device
 ) -> None:
-    """With a base that is sharded over the processes, call the model until each has called it equally often.
+    """With a sharded base (FSDP), run dummy forwards until every process has made equally many.
 
-    A process that has fewer micro-batches than another still has to give its part of each layer.
+    A process with fewer micro-batches than another still has to provide its shard of each layer.
     """
     member = batch.member
     if member.plan.config.shard_base:
@@ -249,7 +252,7 @@ def _match_forward_count(
 
 
 def update(batch: MemberBatch, loss: Tensor, ranks: Ranks) -> Step:
-    """Sum the gradients over the ranks, clip them and take the step, unless something in them is not finite."""
+    """Sum the gradients over the ranks, clip them and step the optimizer, unless something is not finite."""
     member, plan = batch.member, batch.member.plan
     factor = lr_factor(member.done, plan.steps, plan.config)
     for group in member.optimizer.param_groups:

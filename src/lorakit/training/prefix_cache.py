@@ -1,4 +1,4 @@
-"""When the blocks below the adapters are answered from a cache: the answers themselves are kept by lorakit.lora.Prefix."""
+"""When to cache the outputs of the blocks below the adapters; the cache itself is lorakit.lora.Prefix."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Item, Task, inputs_of
 from lorakit.training.prepare import Prepared
 
-MOST_BYTES = 2 * 2**30  # that the answers may take on disk
+MOST_BYTES = 2 * 2**30  # the most disk space for the cache
 
 
 def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
-    """Cache the blocks below all adapters for the texts of training and validation, where that holds and pays.
+    """Cache the outputs of the blocks below all adapters for training and validation texts, if that is valid and worth it.
 
-    It does not hold where the base has dropout, and does not pay where each text is to be read once.
+    It is not valid if the base has dropout, and not worth it if each text is read once.
     """
     first = runs[0]
     parts = {id(part): part for run in runs for part in (run.parts["train"], run.parts["validation"])}
     again = len(parts) < 2 * len(runs) or any(run.plan.steps > run.plan.steps_per_epoch for run in runs)
     if first.kernels != PLAIN and not first.base.drops and again:
-        items: Any = ConcatDataset([cast(Any, part.flat) for part in parts.values()])  # read as they are asked for
+        items: Any = ConcatDataset([cast(Any, part.flat) for part in parts.values()])  # read on demand
         cache_frozen_blocks(first.model, first.task, items, first.device, report)
 
 
 def cache_frozen_blocks(
     model: Any, task: Task, items: Sequence[Item], device: torch.device, report: Report = ignore
 ) -> None:
-    """Compute what the model's frozen blocks answer to these items, and look it up from now on.
+    """Compute the outputs of the model's frozen blocks for these items, and look them up from now on.
 
-    Not where no block is frozen, or the answers take more than MOST_BYTES or the disk has.
+    Does nothing if no block is frozen, or the outputs take more than MOST_BYTES or the free disk space.
     """
     if not (blocks := frozen_blocks(model)):
         return

@@ -1,4 +1,4 @@
-"""What a run has learned about itself so far, and how it is told; part of every checkpoint."""
+"""Scores, counts and times of a run so far; part of every checkpoint."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class History:
     best: float = float("-inf")  # of `goodness`
     best_step: int = 0
     since_best: int = 0  # evaluations
-    seconds: float = 0.0  # of training alone, evaluations left out; of a joint step, the share of its tokens
+    seconds: float = 0.0  # of training without evaluations; a joint step is divided in proportion to tokens
     saving_seconds: float = 0.0  # of checkpoints
     examples: int = 0
-    skipped_in_a_row: int = 0  # steps whose numbers were not finite
-    skipped: int = 0  # the same, in all
-    micro_batch_size: int | None = None  # what memory has room for, where that is less than the recipe's
+    skipped_in_a_row: int = 0  # steps with non-finite loss or gradient
+    skipped: int = 0  # the same, in total
+    micro_batch_size: int | None = None  # if memory does not fit the recipe's
     lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
 
     @property
@@ -40,7 +40,7 @@ class History:
 
 @dataclass
 class Interval:
-    """Means of the loss over intervals of steps, so that metrics.jsonl stays short."""
+    """Mean losses over intervals of steps, so that metrics.jsonl stays short."""
 
     every: int  # steps
     losses: list[float] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Interval:
     seconds: float = 0.0
 
     def add(self, step: Step, seconds: float) -> dict[str, Any] | None:
-        """The line that this step completes, if it does."""
+        """The line of metrics.jsonl that this step completes, or None."""
         self.losses.append(step.loss)
         self.examples += step.examples
         self.seconds += seconds
@@ -66,7 +66,7 @@ class Interval:
         return line
 
 
-# Training that goes wrong without an error: a loss that climbs, or one that stands still.
+# Training that goes wrong without an error: a loss that rises, or does not change.
 
 
 WINDOW = 20  # steps
@@ -76,12 +76,12 @@ STILL = 1e-5  # spread over a window, as a share of its mean
 
 @dataclass
 class LossWatch:
-    """Looks at the loss of each step, and warns once of each thing."""
+    """Watches the loss of each step, and gives each kind of warning once."""
 
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     first: float = float("inf")  # mean over the first window
     lowest: float = float("inf")  # mean over any window
-    told: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
 
     def add(self, number: int, loss: float, lr: float) -> str | None:
         """A warning after step `number`, or None."""
@@ -96,11 +96,11 @@ class LossWatch:
         if mean > CLIMBED * self.lowest and mean > self.first:
             return self._once("climbs", f"{where} is {mean:.4g}, it was {self.lowest:.4g}: lower train.lr (now {lr})")
         if max(self.losses) - min(self.losses) <= STILL * abs(mean):
-            return self._once("still", f"{where} stands at {mean:.4g}: is every label the same, or train.lr too low?")
+            return self._once("still", f"{where} stays at {mean:.4g}: is every label the same, or train.lr too low?")
         return None
 
     def _once(self, what: str, text: str) -> str | None:
-        if what in self.told:
+        if what in self.warned:
             return None
-        self.told.add(what)
+        self.warned.add(what)
         return text

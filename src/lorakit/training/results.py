@@ -1,4 +1,4 @@
-"""What a run leaves at its end: scores, and the answers that they are scores of."""
+"""The results of a run: scores, and the answers that were scored."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
 from lorakit.training.run_files import About, sampled, write_resamples
 
-# Keys of scores.json that say what a run took; all but the first of them differ from one run to the next.
+# Keys of scores.json about cost; all but the first differ between equal runs.
 COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s", "ended", "machine")
 SAMPLES = 20  # validation examples shown in samples.jsonl
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where the run is, and its scores: those of scores.json, or of a paused run those of its last evaluation."""
+    """A run's folder and scores: those of scores.json, or for a paused run those of its last evaluation."""
 
     folder: Path
     scores: Scores
@@ -42,7 +42,7 @@ class Result:
 def write_results(
     folder: Path, prepared: Prepared, history: History, answers: Sequence[Any], test_answers: Sequence[Any]
 ) -> Result:
-    """Tune on the validation answers what the task tunes, and write what ships, the scores and the answers.
+    """Tune the task on the validation answers, then write the adapter or model, scores and answers.
 
     Raises:
         NumericsError: an answer is not finite.
@@ -74,7 +74,7 @@ def write_results(
 
 
 def _expected(task: Task, example: Example) -> dict[str, Any]:
-    """The right answer; entities that are written as a text by their places too."""
+    """The correct answer; for entities written as text, also their positions."""
     answer = task.expected(example)
     if not example.tags or not isinstance(answer, str):
         return {"expected": answer}
@@ -82,7 +82,7 @@ def _expected(task: Task, example: Example) -> dict[str, Any]:
 
 
 def _about(prepared: Prepared, history: History) -> About:
-    """What the scores are scores of, and what they cost."""
+    """Facts about the run and its cost."""
     counts = prepared.parameters
     return About(
         metric=prepared.recipe.task.selection_metric,
@@ -113,16 +113,16 @@ def _about(prepared: Prepared, history: History) -> About:
 
 
 def write_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line. Raises a NumericsError where a number in them is not finite."""
+    """Write one JSON object per line. Raises a NumericsError if a number is not finite."""
     try:
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     except ValueError as err:
-        raise NumericsError(f"{name}: an answer of the model is not finite; nothing of it was written") from err
+        raise NumericsError(f"{name}: the model's output is not finite; nothing was written") from err
     atomic_text(folder / name, text)
 
 
 def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
-    """Write run/adapter (with full fine-tuning: run/model) as one unit, replacing the one before."""
+    """Write run/adapter (with full fine-tuning: run/model) atomically, replacing the one before."""
     target = run / (MODEL if prepared.config is None else ADAPTER)
     with atomic_folder(target, replace=True) as folder:
         if prepared.config is None:

@@ -1,6 +1,6 @@
-"""Runs, one or several over one model: what is due after each step, which step is the best, and when a run is over.
+"""One or several runs over one model: when to evaluate and save, which step is the best, and when a run is over.
 
-What is written is in checkpoint.py and results.py.
+The files of a run are written in checkpoint.py and results.py.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from lorakit.training.run_folder import CHECKPOINTS, RECIPE
 from lorakit.training.schedule import make_optimizer
 from lorakit.training.validation import Judged, mean_loss, with_loss
 
-LOG_LINES = 400  # about so many loss lines in metrics.jsonl, whatever the run's length
-SKIPS_IN_A_ROW, SKIPS = 5, 50  # steps that train.non_finite = "skip" leaves out at most
+LOG_LINES = 400  # about how many loss lines metrics.jsonl has, whatever the run's length
+SKIPS_IN_A_ROW, SKIPS = 5, 50  # the most steps that train.non_finite = "skip" skips
 
 
 class Run:
-    """A prepared run and its folder, from the first step or from a checkpoint to the end."""
+    """A prepared run and its folder, from the first step or a checkpoint to the end."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Run:
         stop: Stop | None = None,
         pause_after: float | None = None,
     ) -> None:
-        """With `pause_after`, a share of its steps, the first evaluation after so many ends the run for now."""
+        """`pause_after`, a share of the steps, pauses the run at the first evaluation after it."""
         self.prepared = prepared
         self.ranks = prepared.ranks
         self.folder = folder
@@ -80,26 +80,26 @@ class Run:
         self.is_paused = False
 
     def fit(self) -> Result:
-        """Train to the end (or until patience is out), then write scores, samples and predictions of the best.
+        """Train to the end (or until patience runs out), then write scores, samples and predictions of the best step.
 
-        Where `stop` was asked for, it saves after the step in hand.
+        After a signal to stop, the run is saved after the current step.
 
         Raises:
-            KeyboardInterrupt: it was asked for.
+            KeyboardInterrupt: a signal stopped it.
         """
         (result,) = fit_all([self])
-        assert isinstance(result, Result), "a run alone raises what ends it"
+        assert isinstance(result, Result), "a single run raises its error"
         return result
 
     def begin(self) -> None:
-        """Write what stands at the beginning of a run's folder, and say that it starts."""
+        """Write the first files of the run folder, and report the start."""
         self.ranks.first(atomic_text, self.folder / RECIPE, self.prepared.recipe.to_toml())
         if self.start:  # a killed run may have written later lines
             self.ranks.first(write_lines, self.folder, "metrics.jsonl", self.history.lines)
         self.report(Started(self.prepared.plan.steps, self.start, self.prepared.recipe.task.selection_metric))
 
     def on_step(self, step: Step, seconds: float) -> None:
-        """Note a step and what it cost, report what is odd about it, and end the run where too many are skipped."""
+        """Record a step and its cost, report warnings about it, and raise if too many steps were skipped."""
         history, config = self.history, self.prepared.recipe.train
         history.seconds += seconds
         history.examples += step.examples
@@ -107,7 +107,7 @@ class Run:
             history.micro_batch_size = step.micro_batch_size
             self.report(
                 Note(
-                    f"out of memory at step {step.number}: {step.micro_batch_size} examples a forward from now on; "
+                    f"out of memory at step {step.number}: {step.micro_batch_size} examples per forward from now on; "
                     f"a step still has {config.batch_size}, and its gradient is the same"
                 )
             )
@@ -122,15 +122,15 @@ class Run:
         history.skipped_in_a_row += 1
         history.skipped += 1
         what = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}"
-        remedy = f"a lower train.lr (now {config.lr}) is the usual remedy"
+        remedy = f"a lower train.lr (now {config.lr}) usually helps"
         if config.non_finite == "stop":
-            with self.ranks.together():  # the sums are the same on all of them
-                raise NumericsError(f"{what}; training stopped before it could do harm; {remedy}")
+            with self.ranks.together():  # the sums are the same on all ranks
+                raise NumericsError(f"{what}; training stopped; {remedy}")
         if history.skipped_in_a_row > SKIPS_IN_A_ROW or history.skipped > SKIPS:
             with self.ranks.together():
                 raise NumericsError(
-                    f"{what}; skipped, as {history.skipped - 1} before it: at most {SKIPS_IN_A_ROW} in a row and {SKIPS} "
-                    f"in all may be; {remedy}"
+                    f"{what}; skipped, like {history.skipped - 1} before it: the limit is {SKIPS_IN_A_ROW} in a row and {SKIPS} "
+                    f"in all; {remedy}"
                 )
         self.report(Note(f"{what}; skipped ({history.skipped} of at most {SKIPS})"))
 
@@ -139,7 +139,7 @@ class Run:
         self.report(Logged(line))
 
     def evaluate_and_save_if_due(self) -> bool:
-        """Do what is due after the last step; whether the run is over, at its end, out of patience or paused."""
+        """Evaluate and save if due. Returns whether the run is over: at its end, out of patience or paused."""
         config, plan, number = self.prepared.recipe.train, self.prepared.plan, self.member.done
         every = config.eval_every or plan.steps_per_epoch
         is_last = number == plan.steps
@@ -147,7 +147,7 @@ class Run:
         save = evaluate if config.checkpoint_every is None else number % config.checkpoint_every == 0
         if evaluate and self.history.last_scores.get("step") != number:
             self._evaluate(number)
-            self.saved = None  # a checkpoint of this step from before knows nothing of it
+            self.saved = None  # an earlier checkpoint of this step lacks these scores
         since = self.history.since_best
         is_out_of_patience = config.patience is not None and since >= config.patience
         if is_out_of_patience:
@@ -160,14 +160,14 @@ class Run:
         return is_over
 
     def _evaluate(self, number: int) -> None:
-        """Score the validation examples, and keep the parameters where they are the best so far."""
+        """Score the validation examples, and store the parameters if they are the best so far."""
         self._check_finite(number)
         history, prepared, part = self.history, self.prepared, self.prepared.parts["validation"]
         # nothing is lost where a signal breaks it off
         judged: list[Judged] = self._answers(part, with_loss(prepared.task))
         scores = prepared.task.evaluate(part.examples, [each.answer for each in judged]).scores
         value = goodness(scores, prepared.recipe.task.selection_metric)
-        # a tie keeps the earlier step; as long as the metric is undefined, or where few examples decide, the last one counts
+        # a tie keeps the earlier step; while the metric is undefined, or with few examples, the last step counts
         is_best = value > history.best or history.best == float("-inf") or prepared.keeps_last
         if is_best:
             history.best, history.best_step, history.since_best = value, number, 0
@@ -188,11 +188,11 @@ class Run:
         arguments = (prepared.model, task, part.examples, part.items, prepared.device)
         with routed(prepared.model, [(prepared.adapter, 0)]):
             if prepared.recipe.train.shard_base and self.ranks.size > 1:
-                return answer_all(*arguments)  # every rank answers all, in step and to the end
+                return answer_all(*arguments)  # every rank predicts all examples, in lockstep
             return answer_all(*arguments, ranks=self.ranks, stop=self.stop)
 
     def _check_finite(self, step: int) -> None:
-        """An update of finite gradients can still overflow; such weights are neither scored nor written."""
+        """Raise if a parameter overflowed in the update; such weights are neither scored nor saved."""
         for name, parameter in self.member.named_parameters.items():
             if not parameter.isfinite().all():
                 lr = self.prepared.recipe.train.lr
@@ -217,7 +217,7 @@ class Run:
         return Progress(self.history, self.interval, self.best_state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, as if the run had never stopped.
+        """Continue from a checkpoint, as if the run had never stopped.
 
         Raises:
             ConfigError: the checkpoint belongs to another recipe, other data or another base model.
@@ -229,7 +229,7 @@ class Run:
 
     @torch.no_grad()
     def finish(self) -> Result:
-        """Write what the best parameters answer; of a run that is paused, give the last scores."""
+        """Write the results of the best parameters; for a paused run, return its last scores."""
         if self.is_paused:
             scores = {**self.history.last_scores, "metric": self.prepared.recipe.task.selection_metric}
             return Result(self.folder, scores, is_paused=True)
@@ -242,11 +242,11 @@ class Run:
 
 
 def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
-    """Train runs whose adapters share one model, each to its own end; what ended one alone is given in its place.
+    """Train runs whose adapters share one model, each to its own end. Returns a Result for each, or the error that ended only it.
 
     Raises:
-        KeyboardInterrupt: it was asked for; every run is saved after the step in hand.
-        LorakitError: what ends all of them; with one run, also what ended it.
+        KeyboardInterrupt: a signal stopped them; every run is saved after the current step.
+        LorakitError: an error that ends all runs, or any error of a single run.
     """
     first, live, results = runs[0], list(runs), dict[Run, Result | LorakitError]()
     stop, ranks = first.stop, first.ranks
@@ -258,7 +258,7 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
         run.history.seconds += (time.perf_counter() - clock) / len(runs)
     members = [run.member for run in runs]
     with stop.deferred():
-        # before the first step comes what is due after the step of a checkpoint, or of a probe its score
+        # first, without a step, what was still due after the step of a checkpoint, or of a probe its score
         for steps in chain([dict[Member, Step]()], train(first.prepared.model, members, ranks=ranks)):
             seconds, tokens = time.perf_counter() - clock, sum(step.tokens for step in steps.values())
             over: list[Run] = []
@@ -269,14 +269,14 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
                             run.on_step(step, seconds * step.tokens / tokens)
                         if (run.member.done or run.prepared.probed) and run.evaluate_and_save_if_due():
                             over.append(run)
-                if ranks.any(bool(stop.asked)):
-                    stop.asked = stop.asked or ELSEWHERE
+                if ranks.any(bool(stop.signal)):
+                    stop.signal = stop.signal or ELSEWHERE
                     stop.check()
                 for run in over:
                     with stop.immediate(), _ends_alone(run, runs, results):
                         results[run] = run.finish()
             except KeyboardInterrupt:
-                if stop.asked:
+                if stop.signal:
                     for run in (run for run in live if run not in results):
                         run.save()
                         run.report(
@@ -284,17 +284,17 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
                         )
                 raise
             live = [run for run in live if run not in results]
-            members[:] = [run.member for run in live]  # which ends the others
+            members[:] = [run.member for run in live]  # the loop stops training the others
             clock = time.perf_counter()
     return [results[run] for run in runs]
 
 
 @contextmanager
 def _ends_alone(run: Run, runs: Sequence[Run], results: dict[Run, Result | LorakitError]) -> Iterator[None]:
-    """What is not finite ends the run that it is in, and no other."""
+    """An error of non-finite numbers ends only its own run."""
     try:
         yield
-    except (NumericsError, RankError) as err:  # the same on every rank, of which the first one tells
+    except (NumericsError, RankError) as err:  # the same on every rank
         if len(runs) == 1 or err.exit_code != NumericsError.exit_code:
             raise
         results[run] = err

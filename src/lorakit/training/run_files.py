@@ -1,4 +1,4 @@
-"""The files of a finished run: one schema for what writes them and what reads them. No torch."""
+"""The files of a finished run: one schema for writing and reading them. No torch."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import RESAMPLES, Resampled
 
 RESAMPLES_FILE = "resamples.json"
-MEMBER = "seed-"  # and the seed: the name of a run in the folder of several seeds
-DIGITS = 9  # after the point, of a resampled score
+MEMBER = "seed-"  # followed by the seed: the name of a run in the folder of several seeds
+DIGITS = 9  # decimals of a resampled score
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Open(BaseModel):
-    """Keys of a later lorakit stay as they are."""
+    """Keys of a newer lorakit are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class About(_Open):
-    """What the scores in scores.json are scores of, and what they cost."""
+    """Facts in scores.json about the run and its cost."""
 
     metric: str
     best_step: int = 0
@@ -49,11 +49,11 @@ class About(_Open):
     saving_seconds: float | None = None
     examples_per_s: float | None = None
     padding: float | None = None  # share of the tokens
-    memory_bytes: int | None = None  # at most
+    memory_bytes: int | None = None  # peak
     dtype: str = ""
     seed: int | None = None
     ended: str = ""  # ISO 8601, UTC
-    machine: str = ""  # that trained it
+    machine: str = ""  # that it was trained on
 
 
 class Confusion(_Open):
@@ -70,7 +70,7 @@ class Confusion(_Open):
 
 
 def _without_none(row: Any) -> Any:
-    """The scores that a label has: one that no example has lacks its average precision."""
+    """The defined scores of a label: without an example it has no average precision."""
     return {name: value for name, value in row.items() if value is not None} if isinstance(row, Mapping) else row
 
 
@@ -78,7 +78,7 @@ LabelScores = Annotated[Mapping[str, float], BeforeValidator(_without_none)]
 
 
 class RunScores(About):
-    """scores.json. Every score is an extra key with a float; `values` has them."""
+    """scores.json. Scores are extra keys with floats; see `values`."""
 
     intervals: dict[str, tuple[float, float]] = {}
     per_class: dict[str, LabelScores] = {}
@@ -113,7 +113,7 @@ class Line(_Open):
 
 
 class Span(_Open):
-    """An entity by its place in the text."""
+    """An entity with its offsets in the text."""
 
     entity_group: str
     start: NonNegativeInt
@@ -122,13 +122,13 @@ class Span(_Open):
 
 
 class Prediction(_Open):
-    """A line of predictions.jsonl, of whichever task."""
+    """A line of predictions.jsonl, of any task."""
 
     model_config = ConfigDict(allow_inf_nan=False)
     text: str
     pair: str | None = None
     expected: str | float | list[Span] | list[str]
-    expected_entities: list[Span] | None = None  # where `expected` is them as a text
+    expected_entities: list[Span] | None = None  # where `expected` is a text
     label: str | None = None
     labels: list[str] | None = None
     score: float | None = None
@@ -140,13 +140,13 @@ class Prediction(_Open):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.value is not None and not isinstance(self.expected, float):
-            raise ValueError("a number is answered where none is expected")
+            raise ValueError("the answer is a number where none is expected")
         return self
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The content of a run folder; `missing` names the files that are not there."""
+    """The content of a run folder; `missing` names absent files."""
 
     path: Path
     scores: RunScores
@@ -169,27 +169,27 @@ class RunFiles:
 
     def section(self, name: str) -> dict[str, Any]:
         """A table of the recipe; empty where it has none."""
-        found = self.recipe.get(name)
-        return dict(found) if isinstance(found, Mapping) else {}
+        table = self.recipe.get(name)
+        return dict(table) if isinstance(table, Mapping) else {}
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The runs in the folder of several seeds, by seed; of any other folder itself."""
+    """The runs in the folder of several seeds, by seed; any other folder itself."""
     members = [path for path in folder.glob(f"{MEMBER}*") if path.name.removeprefix(MEMBER).isdecimal()]
     return sorted(members, key=lambda path: int(path.name.removeprefix(MEMBER))) or [folder]
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read a run folder; only scores.json must be there.
+    """Read a run folder; only scores.json is required.
 
     Raises:
-        OutputError: it is no finished run, or a file in it is damaged.
+        OutputError: it is not a finished run, or a file in it is damaged.
     """
     if not path.is_dir():
         raise OutputError(f"{path}: no such run folder")
     scores = _texts(path / "scores.json")
     if not scores:
-        raise OutputError(f"{path}: no scores.json in it, which a finished run has")
+        raise OutputError(f"{path}: no scores.json; the run is not finished")
     read = RunFiles(
         path=path,
         scores=_checked(RunScores, scores[0], path / "scores.json"),
@@ -235,12 +235,12 @@ def _checked(model: type[Model], text: str, place: object) -> Model:
         raise OutputError(f"{place}: damaged: {type(err).__name__} {err}") from err
 
 
-# The resampled scores, by which runs over the same examples are compared without a model
+# Resampled scores, to compare runs over the same examples without a model
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Scores on each resample of some examples, which their sha256 tells from others; `metric` is the headline."""
+    """Scores on each resample of some examples, identified by their sha256; `metric` is the main score."""
 
     sha256: str
     n: int
@@ -249,12 +249,12 @@ class Sampled:
 
 
 def sampled(examples: Sequence[Example], metric: str, scores: Mapping[str, Resampled]) -> Sampled:
-    """The scores of answers to these examples, in this order."""
+    """The resampled scores of answers to these examples, in this order."""
     return Sampled(examples_sha256(examples), len(examples), metric, scores)
 
 
 def write_resamples(folder: Path, of_run: Sampled) -> None:
-    """Write resamples.json into a run folder; an undefined score is null there."""
+    """Write resamples.json into a run folder; an undefined score is null."""
     scores = {
         name: {
             "value": _or_null(score.value),
@@ -282,9 +282,7 @@ def read_resamples(run: Path) -> Sampled:
     if not run.is_dir():
         raise OutputError(f"{run}: no such run folder")
     if not path.is_file():
-        raise OutputError(
-            f"{run}: no {RESAMPLES_FILE} in it, which a finished run has; --on DATA compares by predicting"
-        )
+        raise OutputError(f"{run}: no {RESAMPLES_FILE}; the run is not finished; --on DATA compares by predicting")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         n = int(raw["examples"]["n"])
@@ -298,7 +296,7 @@ def read_resamples(run: Path) -> Sampled:
             )
             for name, score in raw["scores"].items()
         }
-        sizes = [len(given) for s in scores.values() for given in (s.right, s.each) if given is not None]
+        sizes = [len(numbers) for s in scores.values() for numbers in (s.right, s.each) if numbers is not None]
         if any(s.values.shape != (RESAMPLES,) for s in scores.values()) or set(sizes) - {n}:
             raise ValueError("numbers are missing")
         return Sampled(str(raw["examples"]["sha256"]), n, str(raw["metric"]), scores)

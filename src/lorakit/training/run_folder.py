@@ -1,4 +1,4 @@
-"""The folder of a run: made, locked, cleared of what a killed process left, refused where it holds something else."""
+"""The folder of a run: created, locked, cleared of leftovers of killed processes, refused if it holds something else."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CHECKPOINTS = "checkpoints"
 
 @contextmanager
 def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, shared: bool = False) -> Iterator[None]:
-    """Have a run folder to oneself, or `shared` with others; it is made if need be, and removed again where it stays empty.
+    """Lock a run folder, exclusively or `shared` with others; it is created if needed, and removed again if it stays empty.
 
     Raises:
-        OutputError: another process trains there, it holds something that is not to be resumed, or it cannot be made.
+        OutputError: another process trains there, it holds something that cannot be resumed, or it cannot be created.
     """
 
     def check(holds: set[str]) -> None:
         if resume is None and holds:
             raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
         if resume is not None and holds and not is_run(folder):
-            raise OutputError(f"output.dir = {str(folder)!r} holds no run that could be resumed (no {RECIPE} of one)")
+            raise OutputError(f"output.dir = {str(folder)!r} holds no run to resume (no {RECIPE})")
         if resume not in (None, "auto") and not Path(resume).is_dir():
-            raise OutputError(f"--resume {resume}: no such checkpoint; say auto, or the folder of one")
+            raise OutputError(f"--resume {resume}: no such checkpoint; use auto, or the folder of one")
 
     try:
         if folder.exists() and not folder.is_dir():
@@ -39,7 +39,7 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, sha
     except OSError as err:
         if err.errno in STORAGE:
             raise cannot_write(folder, err) from err
-        raise OutputError(f"output.dir = {str(folder)!r} cannot be made: {err.strerror}") from err
+        raise OutputError(f"output.dir = {str(folder)!r} cannot be created: {err.strerror}") from err
     try:
         with locked(folder, check, "training", "output.dir", report, shared=shared):
             if (folder / CHECKPOINTS).is_dir():
@@ -52,7 +52,7 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, sha
 
 
 def is_run(folder: Path) -> bool:
-    """Whether its recipe is one that a run has written; somebody's own would be written over."""
+    """Whether its recipe was written by a run; a user's own would be overwritten."""
     try:
         return UNSET in (folder / RECIPE).read_text(encoding="utf-8")
     except (OSError, ValueError):

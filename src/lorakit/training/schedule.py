@@ -1,4 +1,4 @@
-"""What a run does before it does it: which examples each step sees, at which learning rate, by which optimizer."""
+"""The plan of a run: the examples of each step, the learning rate, the optimizer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lorakit.recipe import ChosenTrain
 
 @dataclass(frozen=True)
 class Plan:
-    """Which examples each step sees: a pure function of (seed, step), so that a resumed run needs no sampler state."""
+    """Which examples each step sees: a pure function of (seed, step), so a resumed run needs no sampler state."""
 
     lengths: Sequence[int]  # tokens of each example
     config: ChosenTrain
-    targets: Sequence[int] = ()  # tokens to be written for each example, where there are such
+    targets: Sequence[int] = ()  # target tokens of each example, for text to text
 
     @property
     def micro_batch_size(self) -> int:
@@ -37,7 +37,7 @@ class Plan:
 
     @property
     def padding(self) -> float:
-        """The share of padding in what the model reads in the first epoch, 0 to 1."""
+        """The share of padding among the tokens of the first epoch, 0 to 1."""
         batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, 0, self.targets)
         read = sum(len(batch) * max(self.lengths[i] for i in batch) for batch in batches)
         return 1 - sum(self.lengths) / read
@@ -69,7 +69,7 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with a group for LoRA factors and one for whole modules.
 
-    With a ratio other than 1, B has a group and a higher rate of its own (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+    With a ratio other than 1, B has its own group and a higher rate (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
     """
     Bs = {name: p for name, p in lora.items() if config.loraplus_lr_ratio != 1 and name.endswith("lora_B")}
     rates = (

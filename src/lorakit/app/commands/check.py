@@ -12,14 +12,14 @@ from lorakit.app.arguments import Change, TaskType, recipe_of
 @click.command()
 @click.argument("what", metavar="DATA|RECIPE")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
-@click.option("--model", help="Count lengths in this base model's tokens; unset: the recipe's, or words.")
-@click.option("--task", type=TaskType(), help="Task for DATA; unset: as the file shows.")
+@click.option("--model", help="Count lengths in this base model's tokens; unset: the recipe's model, or words.")
+@click.option("--task", type=TaskType(), help="Task for DATA; unset: detected from the file.")
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label.")
-@click.option("--run", type=click.Path(path_type=Path), help="A trained run: suspect labels that it does not believe.")
+@click.option("--run", type=click.Path(path_type=Path), help="A trained run: list labels that it finds unlikely.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, **options: str | None) -> None:
-    """Say whether DATA, or the data of a RECIPE, are fit to train on, and what in them is likely to be wrong.
+    """Check whether DATA, or the data of a RECIPE, are fit to train on, and list likely mistakes in them.
 
     Counts, balance, lengths, duplicates, conflicting labels, overlap of the parts, rare labels; with --run suspected
     label errors too. The last line is the verdict.

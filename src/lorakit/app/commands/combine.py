@@ -1,6 +1,6 @@
-"""`lorakit combine`: one adapter out of several, with weights that are given or searched for on held-out examples.
+"""`lorakit combine`: one adapter from several, with fixed weights or weights searched for on held-out examples.
 
-The search sees one half of the examples, the reported scores are of the other half, which had no part in it.
+The search uses one half of the examples; the reported scores are of the other half.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 INTO = "combined"
 FIRST_STEP, LAST_STEP = 0.5, 0.05  # of a weight, in the search
-UNUSABLE = -1e9  # the value of weights that give no adapter or no score
+UNUSABLE = -1e9  # the value of weights that give no valid adapter or score
 SAME = ("task", "labels", "quantize", "max_length", "dtype")  # of the adapters
 
 
@@ -42,14 +42,16 @@ def _weights(ctx: click.Context, parameter: click.Parameter, text: str | None) -
 
 @click.command()
 @click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN [RUN ...]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write the adapter to; unset: only tell.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write the adapter to; unset: only print.")
 @click.option("--on", metavar="DATA", help="Labelled examples: one half to search on, the other to score.")
-@click.option("--search", type=click.IntRange(min=1), default=32, show_default=True, help="Weights to try at most.")
-@click.option("--weights", callback=_weights, metavar="W,W,...", help="These weights; nothing is searched.")
+@click.option("--search", type=click.IntRange(min=1), default=32, show_default=True, help="The most weights to try.")
+@click.option("--weights", callback=_weights, metavar="W,W,...", help="Use these weights; no search.")
 @click.option("--method", default="linear", show_default=True, help="linear, ties, dare, dare_ties, magnitude_prune.")
-@click.option("--density", type=float, help="Share of entries that the other methods keep.")
-@click.option("--rank", type=click.IntRange(min=1), help="Cut the result to this rank; unset: exact.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the halves, and what dare drops.")
+@click.option("--density", type=float, help="Share of entries to keep, for all methods but linear.")
+@click.option("--rank", type=click.IntRange(min=1), help="Approximate the result at this rank; unset: exact.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the two halves and of dare's random drops."
+)
 @click.option("--text", help="Column of the text; unset: as in training.")
 @click.option("--pair", help="Column of the second text of pairs; unset: as in training.")
 @click.option("--label", help="Column of the label; unset: as in training.")
@@ -58,7 +60,7 @@ def _weights(ctx: click.Context, parameter: click.Parameter, text: str | None) -
 def combine(
     runs: tuple[Path, ...], out: Path | None, on: str | None, weights: tuple[float, ...] | None, **options: Any
 ) -> None:
-    """Make one adapter of several RUNs of one task and base, with given weights or with the best of a search.
+    """Combine several RUNs of one task and base into one adapter, with fixed weights or the best of a search.
 
     \b
     lorakit combine runs/a runs/b --on validation.csv --out runs/ab
@@ -76,7 +78,7 @@ def combine(
 
 @dataclass(frozen=True)
 class Way:
-    """How adapters are made one, besides their weights; see `lorakit.lora.combine`."""
+    """How adapters are combined, apart from their weights; see `lorakit.lora.combine`."""
 
     method: str = "linear"
     density: float | None = None
@@ -86,7 +88,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Judge:
-    """Labelled examples, and how many weights may be tried on them."""
+    """Labelled examples, and the most weights to try on them."""
 
     data: str
     columns: Columns = field(default_factory=Columns)
@@ -117,7 +119,7 @@ def combine_runs(
     if out is not None:
         check_free(out)
     if weights is None and judge is None:
-        raise ConfigError("say --weights, or --on DATA to search them on")
+        raise ConfigError("pass --weights, or --on DATA to search for them")
     if weights is not None and len(weights) != len(runs):
         raise ConfigError(f"--weights: {len(weights)} weights for {len(runs)} runs")
     if weights is not None and not any(weights):
@@ -130,7 +132,9 @@ def combine_runs(
         dataset = several.read(judge)
         examples = list(dataset.examples)
         if len(examples) < 4:
-            raise ConfigError(f"--on {judge.data}: {len(examples)} examples are too few to search on one half of them")
+            raise ConfigError(
+                f"--on {judge.data}: {len(examples)} examples are too few: one half is used for the search"
+            )
         halves = split(examples, 0.5, way.seed) if weights is None else ([], examples)
         seen, unseen = (Part(half, several.task.encode(half) if half else ()) for half in halves)
         several.cache_frozen_blocks([*seen.flat, *unseen.flat], report)
@@ -173,7 +177,7 @@ class Several:
         from lorakit.tasks.registry import make_task
 
         if len(runs) < 2:
-            raise ConfigError("combine takes two runs at least")
+            raise ConfigError("combine takes at least two runs")
         self.runs, self.way = runs, way
         self.folders = [shipped_folder(run) for run in runs]
         self.sides = [read_side(folder) for folder in self.folders]
@@ -203,7 +207,7 @@ class Several:
         return dataset
 
     def cache_frozen_blocks(self, items: Sequence[Item], report: Report) -> None:
-        """Compute what the blocks below all of the adapters answer once for each text."""
+        """Compute the outputs of the blocks below all adapters once for each text."""
         from lorakit.lora import adapter_parameters
         from lorakit.training.prefix_cache import cache_frozen_blocks
 
@@ -213,7 +217,7 @@ class Several:
         cache_frozen_blocks(self.model, self.task, items, self.device, report)
 
     def combine(self, weights: Sequence[float]) -> Combined:
-        """Put the combination into the model, and make it the active adapter; weights of 0 take no part of its rank."""
+        """Put the combination into the model, and make it the active adapter; weights of 0 add nothing to its rank."""
         from lorakit.lora import combine
 
         shares = {name: weight for name, weight in zip(self.names, weights, strict=True) if weight}
@@ -221,7 +225,7 @@ class Several:
         return combine(self.model, list(shares), list(shares.values()), INTO, **options)
 
     def answers(self, weights: Sequence[float], part: Part) -> list[Any]:
-        """Answers of the combination with these weights; of an adapter as it is where it has the only one, 1."""
+        """Answers of the combination with these weights; with a single weight of 1, of that adapter unchanged."""
         from lorakit.inference.answer import answer_all
         from lorakit.lora import delete_adapter, set_adapter
 
@@ -237,7 +241,7 @@ class Several:
                 delete_adapter(self.model, INTO)
 
     def search(self, part: Part, trials: int) -> tuple[tuple[float, ...], int]:
-        """The best weights found, and how many were tried."""
+        """The best weights, and how many were tried."""
         from lorakit.tasks.metrics.bootstrap import goodness
 
         metric = self.side.task.selection_metric
@@ -250,12 +254,12 @@ class Several:
 
         if trials <= len(self.alone):
             raise ConfigError(
-                f"--search {trials}: {len(self.alone)} adapters alone and their mean are {len(self.alone) + 1} already"
+                f"--search {trials}: {len(self.alone)} adapters and their mean already make {len(self.alone) + 1}"
             )
         return search_weights(value, [self.equal, *self.alone], trials)
 
     def compare(self, weights: Sequence[float], part: Part, *, searched_on: int, tried: int) -> Output:
-        """Each adapter alone, equal weights and these ones, on examples that had no part in the search."""
+        """Each adapter alone, equal weights and these weights, on examples that the search did not use."""
         from lorakit.tasks.metrics.bootstrap import difference, goodness, interval
 
         metric = self.side.task.selection_metric
@@ -297,11 +301,11 @@ class Several:
         metric = self.side.task.selection_metric
         scores = resample(self.task.evaluate(part.examples, self.answers(weights, part)).statistics)
         if metric not in scores or not math.isfinite(scores[metric].value):
-            raise ConfigError(f"task.metric = {metric!r} has no interval; combine judges by one that has")
+            raise ConfigError(f"task.metric = {metric!r} has no confidence interval, which combine needs")
         return scores[metric]
 
     def write(self, out: Path, made: Combined, weights: Sequence[float], more: dict[str, Any]) -> None:
-        """Write the combination as an adapter folder that says what it was made of."""
+        """Write the combination as an adapter folder that records its parts."""
         from lorakit.inference.adapter_folder import write_side
         from lorakit.lora import read_adapter_config, save_adapter
         from lorakit.runtime.files import atomic_folder
@@ -317,12 +321,12 @@ class Several:
 def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
     for run, side in zip(runs, sides, strict=True):
         if side.method == "full":
-            raise ConfigError(f"{run}: the whole model was trained, there is no adapter to combine")
+            raise ConfigError(f"{run}: fully fine-tuned, so there is no adapter to combine")
         for key in SAME:
             ours, theirs = getattr(sides[0], key), getattr(side, key)
             if ours != theirs:
                 raise ConfigError(
-                    f"{run}: its {key} is {theirs!r}, that of {runs[0]} {ours!r}: adapters of one task and base "
+                    f"{run}: its {key} is {theirs!r}, that of {runs[0]} {ours!r}: only adapters of one task and base "
                     "can be combined"
                 )
         if differences := sides[0].base.fingerprint.differences(side.base.fingerprint):
@@ -334,7 +338,7 @@ def search_weights(
 ) -> tuple[tuple[float, ...], int]:
     """The best weights, by Nelder and Mead's simplex from the best of the starts, and how many were tried, each once.
 
-    A tie keeps the earlier one.
+    Ties keep the earlier weights.
     """
     import numpy as np
     from scipy.optimize import minimize

@@ -19,9 +19,9 @@ from lorakit.app.arguments import RUN, named_columns
 @click.option("--label", help="With --on: column of the label, or several with commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
-    """Say whether RUNs differ by more than chance, by paired tests over the same examples.
+    """Test whether RUNs differ by more than chance, by paired tests over the same examples.
 
-    Runs that differ in the seed alone are taken together; the first recipe is compared with each of the others.
+    Runs that differ only in the seed form one group; the first group is compared with each of the others.
     """
     from lorakit.app.comparing import compare_runs
 

@@ -1,4 +1,4 @@
-"""`lorakit doctor`: what this machine has, lacks, or has in a bad state, each with what would help."""
+"""`lorakit doctor`: what this machine has, lacks, or has in a bad state, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEMO = Path(lorakit.__file__).parent / "demo"
 SUMS = "SHA256SUMS"  # of the bundled data, as sha256sum writes it
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # of the CPU, that matrix products profit from
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # of the CPU, that speed up matrix products
 GB = 1e9
 LITTLE = 2.0  # GB of memory, or of disk, below which training on a small base is likely to fail
 HUB_TIMEOUT_S = 3.0
@@ -36,7 +36,7 @@ HUB_TIMEOUT_S = 3.0
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
-    """Look at versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 where something prevents work."""
+    """Check versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 if something prevents work."""
     findings = examine()
     fit = all(finding.state != "failure" for finding in findings)
     n = sum(finding.state in ("warning", "failure") for finding in findings)
@@ -49,7 +49,7 @@ def doctor(as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: a failure prevents work, a warning makes some of it worse or impossible."""
+    """The result of one check: a failure prevents work, a warning makes some of it worse or impossible."""
 
     name: str
     text: str
@@ -58,12 +58,12 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The same for people."""
+        """The line to print."""
         return f"{self.state:<8} {self.name}: {self.text}{f'; {self.remedy}' if self.remedy else ''}"
 
 
 def examine() -> list[Finding]:
-    """Look at everything; a check that itself fails is a failure."""
+    """Run all checks; a check that raises counts as a failure."""
     findings: list[Finding] = []
     for check in (packages, cpu, kernels, gpu, memory, disk, hub, data):
         try:
@@ -75,7 +75,7 @@ def examine() -> list[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """The interpreter, what lorakit cannot do without, and what some commands need besides."""
+    """The interpreter, required packages, and those of extras."""
     from packaging.requirements import Requirement  # of transformers' own needs
 
     yield Finding("python", f"{platform.python_version()}, {sys.executable}")
@@ -108,7 +108,7 @@ def _package(need: Requirement) -> Finding:
 
 
 def cpu() -> Iterator[Finding]:
-    """Cores, the instructions that count, and threads."""
+    """Cores, relevant instruction sets, and threads."""
     import torch
 
     from lorakit.runtime.device import cpu_name
@@ -135,7 +135,7 @@ def _proc(file: str, key: str) -> str:
 
 
 def kernels() -> Iterator[Finding]:
-    """Which fast parts pay here, by a measurement of some hundred milliseconds."""
+    """Which speed-ups help on this machine, measured in a few hundred milliseconds."""
     from lorakit.app.commands.inspect import inspect_kernels
 
     facts = inspect_kernels().facts
@@ -147,7 +147,7 @@ def kernels() -> Iterator[Finding]:
 
 
 def gpu() -> Iterator[Finding]:
-    """The accelerators that torch can use."""
+    """The GPUs that torch can use."""
     import torch
 
     if not torch.cuda.is_available():
@@ -159,16 +159,16 @@ def gpu() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """What programs may still take."""
+    """Free memory."""
     if available := _proc("meminfo", "MemAvailable"):
         remedy = "close other programs, or train with model.quantize=int8 or train.micro_batch_size=8"
         yield _room("memory", float(available.split()[0]) * 1024 / GB, remedy)
     else:
-        yield Finding("memory", "this system does not tell", "absent")
+        yield Finding("memory", "unknown on this system", "absent")
 
 
 def disk() -> Iterator[Finding]:
-    """Room and right to write in the working folder."""
+    """Free space and write permission in the working folder."""
     here = Path.cwd()
     if _can_write(here):
         remedy = f"runs and checkpoints go to {here}; set output.dir elsewhere"
@@ -190,7 +190,7 @@ def _can_write(folder: Path) -> bool:
 
 
 def hub() -> Iterator[Finding]:
-    """Where models of the hub are kept, whether it answers (unless offline mode is set), and whether there is a token."""
+    """The hub's cache folder, whether the hub answers (unless offline mode is set), and whether there is a token."""
     from huggingface_hub import constants, get_token
 
     home = Path(constants.HF_HOME)
@@ -206,7 +206,7 @@ def hub() -> Iterator[Finding]:
             request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
             with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S):
                 yield Finding("hub", f"{constants.ENDPOINT} answers")
-        except urllib.error.HTTPError as err:  # an answer, whatever it says
+        except urllib.error.HTTPError as err:  # any response shows that it answers
             yield Finding("hub", f"{constants.ENDPOINT} answers ({err.code})")
         except (OSError, ValueError) as err:
             remedy = f"see to the network or a proxy (HTTPS_PROXY); {without}"
@@ -219,7 +219,7 @@ def hub() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """Whether the bundled data are whole."""
+    """Whether the bundled data are complete."""
     sums = [line.split("  ", 1) for line in (DEMO / SUMS).read_text(encoding="utf-8").splitlines()]
     damaged = [name for sha256, name in sums if not (DEMO / name).is_file() or file_sha256(DEMO / name) != sha256]
     if damaged:

@@ -17,7 +17,7 @@ from lorakit.app.printing import echo
 @click.option("--text", help="Column of the text.")
 @click.option("--pair", help="Column of the second text of pairs; unset: as in training.")
 @click.option("--label", help="Column of the label, or several with commas; unset: as in training.")
-@click.option("--format", "format_", default="auto", help="Format of DATA, where its name does not tell it.")
+@click.option("--format", "format_", default="auto", help="Format of DATA; auto: by its name and content.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def evaluate(

@@ -17,25 +17,27 @@ CONSUMERS = ("peft", *WHOLE, "vllm", "lorax", "llamacpp")
 
 @click.command()
 @click.argument("run", type=RUN)
-@click.option("--to", type=click.Choice(CONSUMERS), required=True, help="What is going to read it.")
+@click.option("--to", type=click.Choice(CONSUMERS), required=True, help="The program that will read it.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
-@click.option("--int8", is_flag=True, help="With onnx: write it in int8 too, and say what that changes.")
-@click.option("--rank", type=click.IntRange(min=1), help="Cut updates of higher rank (DoRA's) to this one, by SVD.")
+@click.option("--int8", is_flag=True, help="With onnx: also write it in int8, and print how much that changes.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Approximate updates of higher rank (DoRA's) at this rank, by SVD."
+)
 @click.option("--base-name", metavar="ID", help="What the reader calls the base model; unset: as in training.")
 @click.option("--dry-run", is_flag=True, help="Export and check, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Write RUN's model or adapter in the form that another program reads, say what was changed, and check it.
+    """Write RUN's model or adapter in the form that another program reads, list what was changed, and check it.
 
     \b
-    peft      the adapter as it is: peft and what is built on it read all of it
-    merged    a plain transformers model, the adapter folded in
+    peft      the adapter unchanged, for peft and programs built on it
+    merged    a plain transformers model with the adapter merged
     sentence-transformers
-              the same of a classifier that reads the mean over tokens
-    onnx      the same for onnxruntime, which needs no torch
+              the same, for a classifier that reads the mean over tokens
+    onnx      the same, for onnxruntime without torch
     vllm, lorax, llamacpp
-              factors A and B with one global alpha / r; the head split off
+              factors A and B with one global alpha / r; the head in a separate file
     """
     with folder_to_write(out, dry_run) as place:
         lines, facts = export_run(run, to, place, **options)
@@ -73,7 +75,7 @@ def export_run(
     side = read_side(shipped_folder(path))
     if to == "sentence-transformers" and side.pooling != "mean":
         raise ConfigError(
-            f"--to {to}: {path} does not read the mean over tokens; export it --to merged, or train it with model.pooling=mean"
+            f"--to {to}: {path} does not read the mean over tokens; use --to merged, or train with model.pooling=mean"
         )
     if to == "onnx":
         onnx = export_onnx(path, out, int8=int8, allow_base_mismatch=allow_base_mismatch)

@@ -1,4 +1,4 @@
-"""`lorakit import`: check an adapter that something else has written, and make it a folder that every command here reads."""
+"""`lorakit import`: check an adapter written by another program, and convert it to a folder that every command reads."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # t
 @click.command(name="import")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
-@click.option("--base", help="Its base model, where the adapter does not name it or it is elsewhere.")
-@click.option("--task", type=TaskType(), help="Its task, where its task_type does not tell it.")
+@click.option("--base", help="Its base model, if the adapter does not name it or it is elsewhere.")
+@click.option("--task", type=TaskType(), help="Its task, if its task_type does not determine it.")
 @click.option("--labels", metavar="A,B,...", help="The labels, in the order of its head's rows.")
-@click.option("--pair", metavar="COLUMN", help="The second text's column, where it was trained on pairs.")
+@click.option("--pair", metavar="COLUMN", help="The second text's column, if it was trained on pairs.")
 @click.option("--dry-run", is_flag=True, help="Check the adapter, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print what it is as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print its facts as JSON.")
 def import_(folder: Path, out: Path, labels: str | None, dry_run: bool, as_json: bool, **options: str | None) -> None:
-    """Check an adapter that peft has written and adopt it: predict, evaluate, merge and export work on it then."""
+    """Check an adapter written by peft and convert it, so that predict, evaluate, merge and export work on it."""
     names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()
     with folder_to_write(out, dry_run) as place:
         lines = import_adapter(folder, place, labels=names, **options)
@@ -74,14 +74,14 @@ def import_adapter(
     header = read_header(source / WEIGHTS_FILE)
     name = base or info.name_or_path
     if name is None:
-        raise ConfigError(f"{source}: the adapter does not name its base model; say it with --base")
+        raise ConfigError(f"{source}: the adapter does not name its base model; pass --base")
     task_type = "SEQ_CLS" if info.task_type == MEAN else info.task_type
     # several tasks may share one of peft's task_types; the first of them is meant unless --task says otherwise
     usual = (name for name, kind in TASKS.items() if KINDS[kind.model_kind].peft_task_type == task_type)
     task = task or next(usual, None)
     if task is None:
         known = ", ".join(TASKS)
-        raise ConfigError(f"{source}: task_type {info.task_type!r} tells no task; say it with --task ({known})")
+        raise ConfigError(f"{source}: task_type {info.task_type!r} does not determine the task; pass --task ({known})")
     # its tags may be IOB1 or IO, under whose rules most of what IOB2 forbids is right
     section = TaskSection.model_validate({"name": task})
     if "decoding" in section.info.keys:
@@ -147,8 +147,8 @@ def _load_base(
     if outputs is not None and len(known) != outputs:
         whose = "--labels has" if labels else f"{name} names"
         raise ConfigError(
-            f"{source}: its head tells {outputs} labels apart, {whose} {len(known)} ({', '.join(known[:5])}); "
-            f"give {outputs} with --labels, in the order of the head's rows"
+            f"{source}: its head has {outputs} labels, {whose} {len(known)} ({', '.join(known[:5])}); "
+            f"pass {outputs} with --labels, in the order of the head's rows"
         )
     return base
 
@@ -167,5 +167,5 @@ def _check_nothing_random(source: Path, base: BaseModel, header: Mapping[str, Te
         raise AdapterError(
             f"{source}: neither the adapter nor {base.name} has {random[0]}"
             f"{f' and {len(random) - 1} more tensors' if len(random) > 1 else ''}, so answers would be random; "
-            "give the base that it was trained on with --base"
+            "pass the base it was trained on with --base"
         )

@@ -30,7 +30,7 @@ REPEATS = 5
 @click.command()
 @click.argument("what", required=False)
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
-@click.option("--kernels", is_flag=True, help="Measure what this machine makes of the fast parts.")
+@click.option("--kernels", is_flag=True, help="Measure the speed-ups on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: bool) -> None:
     """Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.
@@ -38,7 +38,7 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
     Each adapted layer gets a line: module, pattern that matched it, rank, alpha, parameters.
     """
     if kernels == (what is not None):
-        raise click.UsageError("name a model, a run, an adapter or a recipe, or say --kernels")
+        raise click.UsageError("name a model, a run, an adapter or a recipe, or pass --kernels")
     if what is None:
         output = inspect_kernels()
     elif what.endswith(".toml"):

@@ -1,4 +1,4 @@
-"""`lorakit merge`: an adapter folded into its base."""
+"""`lorakit merge`: an adapter merged into its base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lorakit.app.printing import Output
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
-    """Fold RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
+    """Merge RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
     with folder_to_write(out, dry_run) as place:
         from lorakit.app.export.adapters import merge as merge_run
 

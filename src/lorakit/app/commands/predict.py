@@ -44,30 +44,34 @@ def _part(ctx: click.Context, parameter: click.Parameter, text: str | None) -> t
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the answers to this .jsonl, .csv, .tsv or .parquet file, or shards to a FOLDER (a name without ending).",
+    help="Write the answers to this .jsonl, .csv, .tsv or .parquet file, or shards to a FOLDER (a name without suffix).",
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 @click.option(
     "--merge",
     is_flag=True,
-    help="Fold the adapter into the base first: about a tenth faster, the same but for rounding.",
+    help="Merge the adapter into the base first: about 10 % faster, equal up to rounding.",
 )
 @click.option(
     "--adapters",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="In place of RUN: a folder of runs or adapters over one base model.",
+    help="Instead of RUN: a folder of runs or adapters over one base model.",
 )
-@click.option("--adapter-column", metavar="COLUMN", help="With --adapters: the column of --file that names each row's.")
+@click.option(
+    "--adapter-column", metavar="COLUMN", help="With --adapters: the column of --file that names each row's adapter."
+)
 @click.option("--text", help="With --file: column of the text; unset: as in training, or one of the usual names.")
 @click.option("--pair", help="With --file: column of the second text of pairs.")
-@click.option("--keep", multiple=True, metavar="COLUMN", help="With --out FOLDER: put this column beside the answers.")
-@click.option("--format", type=click.Choice(("parquet", "jsonl")), help="With --out FOLDER: of the shards (parquet).")
-@click.option("--shard-rows", type=click.IntRange(min=1), help="With --out FOLDER: rows of a shard (16384).")
+@click.option("--keep", multiple=True, metavar="COLUMN", help="With --out FOLDER: copy this column to the answers.")
+@click.option(
+    "--format", type=click.Choice(("parquet", "jsonl")), help="With --out FOLDER: format of the shards (parquet)."
+)
+@click.option("--shard-rows", type=click.IntRange(min=1), help="With --out FOLDER: rows per shard (16384).")
 @click.option(
     "--on-error",
     type=click.Choice(("stop", "skip")),
-    help="With --out FOLDER: at a bad row stop (unless set), or list it in a _rejected file and go on.",
+    help="With --out FOLDER: stop at a bad row (default), or list it in a _rejected file and continue.",
 )
 @click.option(
     "--part", callback=_part, metavar="I/N", help="With --out FOLDER: answer every N-th file from the I-th on."
@@ -86,7 +90,7 @@ def predict(
 ) -> None:
     """Answer TEXTs, or the texts in a file, one JSON line each, in order.
 
-    With --out FOLDER files of any size are answered shard by shard; stopped or killed, the same command goes on.
+    With --out FOLDER files of any size are answered shard by shard; if interrupted, run the same command to continue.
 
     \b
     lorakit predict runs/reviews "a superb film"
@@ -102,7 +106,7 @@ def predict(
 
         check_ending(out)
         if any(Path(source).resolve() == out.resolve() for source in sources):
-            raise OutputError(f"--out {out}: is what --file reads, and would be replaced; choose another name")
+            raise OutputError(f"--out {out}: is also read by --file and would be overwritten; choose another name")
     if merge and adapters is not None:
         raise ConfigError("predict: --merge is for one RUN; --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
@@ -130,15 +134,13 @@ def predict(
 
 
 def _check_options(options: dict[str, Any], sources: Sequence[str], to_folder: bool) -> None:
-    given = [f"--{'json' if name == 'as_json' else name.replace('_', '-')}" for name in FOLDER_OPTIONS if options[name]]
+    flags = [f"--{'json' if name == 'as_json' else name.replace('_', '-')}" for name in FOLDER_OPTIONS if options[name]]
     if to_folder and not sources:
-        raise ConfigError(
-            "predict --out FOLDER takes its texts by --file; for one file of answers say --out NAME.jsonl"
-        )
-    if given and not to_folder:
-        raise ConfigError(f"predict: {given[0]} goes with --out FOLDER")
+        raise ConfigError("predict --out FOLDER reads texts from --file; for one file of answers use --out NAME.jsonl")
+    if flags and not to_folder:
+        raise ConfigError(f"predict: {flags[0]} goes with --out FOLDER")
     if len(sources) > 1 and not to_folder:
-        raise ConfigError(f"predict: {len(sources)} files are answered into a folder: --out FOLDER")
+        raise ConfigError(f"predict: {len(sources)} files need a folder for their answers: --out FOLDER")
     if named := [f"--{name}" for name in ("text", "pair") if options[name] and not sources]:
         raise ConfigError(f"predict: {named[0]} goes with --file")
 
@@ -150,7 +152,7 @@ def _run(
     if adapters is not None:
         if words or not sources or column is None:
             raise ConfigError(
-                "predict --adapters takes its texts by --file, and the adapters' names by --adapter-column"
+                "predict --adapters reads texts from --file, and the adapters' names from --adapter-column"
             )
         return "", ()
     if column is not None:
@@ -173,7 +175,7 @@ def _examples(answerer: Answerer, texts: Sequence[str], sources: Sequence[str], 
         Example(text, where=f"text {i} of {len(texts)}") for i, text in enumerate(texts, start=1)
     ]
     for source in sources:
-        dataset = read_texts(Path(source), answerer.asked(columns))
+        dataset = read_texts(Path(source), answerer.complete(columns))
         examples = dataset.examples
         for note in dataset.notes:
             echo(note, err=True)

@@ -23,14 +23,14 @@ HTTP_CLIENTS = ("httpx", "httpcore", "requests")  # whose errors huggingface_hub
 @click.command()
 @click.argument("run", type=RUN)
 @click.argument("repo_id", metavar="REPO_ID")
-@click.option("--private", is_flag=True, help="Make the repository private; one that is there must be so already.")
-@click.option("--revision", metavar="BRANCH", help="Push to this branch, made where it is not there; unset: main.")
-@click.option("--dry-run", is_flag=True, help="List the files and their sizes, send nothing.")
+@click.option("--private", is_flag=True, help="Make the repository private; an existing one must be private already.")
+@click.option("--revision", metavar="BRANCH", help="Push to this branch, created if missing; unset: main.")
+@click.option("--dry-run", is_flag=True, help="List the files and their sizes, upload nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the files and the address as JSON.")
 def push(run: Path, repo_id: str, private: bool, revision: str | None, dry_run: bool, as_json: bool) -> None:
-    """Upload RUN's adapter (after full fine-tuning: its model) with its card to REPO_ID on the Hugging Face hub.
+    """Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.
 
-    Checkpoints, predictions and training texts stay here.
+    Checkpoints, predictions and training texts are not uploaded.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None, dry_run: 
         validate_repo_id(repo_id)
     except HFValidationError as err:
         raise ConfigError(
-            f"push: {repo_id!r} is not a repository; say NAMESPACE/NAME, for example you/reviews"
+            f"push: {repo_id!r} is not a repository; use NAMESPACE/NAME, for example you/reviews"
         ) from err
     every = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     sizes = {path.name: path.stat().st_size for path in every if path.suffix in SHIPPED or path.name == CARD}
@@ -68,7 +68,7 @@ def _upload(folder: Path, names: list[str], repo_id: str, private: bool, revisio
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("push: HF_HUB_OFFLINE is set; unset it to reach the hub")
     if get_token() is None:
-        raise ConfigError("push: no token of the hub; `hf auth login`, or set HF_TOKEN to one that may write")
+        raise ConfigError("push: no hub token; run `hf auth login`, or set HF_TOKEN to a token with write access")
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private or None, exist_ok=True)

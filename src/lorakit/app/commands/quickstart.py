@@ -66,15 +66,15 @@ FILES = {
 @click.command()
 @click.argument("which", type=click.Choice(["sentiment", "ner"]), required=False)
 @click.option(
-    "--t5", is_flag=True, help="With ner: as text to text, over t5-small from the hub's cache or the bundled t5-demo."
+    "--t5", is_flag=True, help="With ner: text to text, on t5-small from the hub's cache or the bundled t5-demo."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout, all else on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout, everything else on stderr.")
 def quickstart(which: str | None, t5: bool, out: Path, dry_run: bool, as_json: bool) -> None:
-    """Train on the bundled data, score, and answer sentences never seen; both systems unless one is named."""
+    """Train on the bundled data, score, and answer new sentences; both demo systems unless one is named."""
     if t5 and which == "sentiment":
         raise ConfigError("--t5 goes with ner")
     systems: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {}  # by folder: what it is, and its recipe

@@ -16,18 +16,18 @@ from lorakit.app.arguments import RUN
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="RUN",
-    help="Measure RUN against this one, a linear probe or full fine-tuning say; may be given several times.",
+    help="Compare RUN with this one, for example a linear probe; can be given several times.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The HTML file; unset: report.html in RUN, of several comparison.html here.",
+    help="The HTML file; unset: report.html in RUN, or comparison.html here for several.",
 )
 @click.option(
-    "--figures", type=click.Path(path_type=Path), help="Write each figure here too: SVG, PNG, and its numbers as CSV."
+    "--figures", type=click.Path(path_type=Path), help="Also write each figure here: SVG, PNG, and its numbers as CSV."
 )
-@click.option("--dry-run", is_flag=True, help="Say what was found, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print the result, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(
     runs: tuple[Path, ...],
     beside: tuple[Path, ...],
@@ -36,7 +36,7 @@ def report(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write the report of RUN from its folder alone, one HTML file; of several RUNs, a page that compares them."""
+    """Write the report of RUN from its folder alone, one HTML file; for several RUNs, a page that compares them."""
     from lorakit.app.report.build import build
 
     build(runs, beside, out, figures, dry_run=dry_run).show(as_json)

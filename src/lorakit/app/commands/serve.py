@@ -21,30 +21,38 @@ MIB = 2**20
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; others than this machine's need --token.",
+    help="Address to listen on; any but this machine's needs --token.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free port.")
 @click.option(
-    "--token", envvar="LORAKIT_TOKEN", help="Ask for `Authorization: Bearer TOKEN`; better set as LORAKIT_TOKEN."
+    "--token", envvar="LORAKIT_TOKEN", help="Require `Authorization: Bearer TOKEN`; better set as LORAKIT_TOKEN."
 )
 @click.option(
     "--memory", type=click.IntRange(min=1), default=1024, show_default=True, help="MiB for adapters in memory."
 )
 @click.option(
-    "--waiting", type=click.IntRange(min=1), default=512, show_default=True, help="Texts that may wait; more: 429."
+    "--waiting",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="The most waiting texts; beyond it: 429.",
 )
 @click.option(
-    "--inputs", type=click.IntRange(min=1), default=32, show_default=True, help="Texts of one request; more: 413."
+    "--inputs",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="The most texts in a request; beyond it: 413.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
     default=60.0,
     show_default=True,
-    help="Seconds to an answer, or to load an adapter.",
+    help="Seconds to wait for an answer, or for an adapter to load.",
 )
-@click.option("--dry-run", is_flag=True, help="Load the adapters, say what would be served, and end.")
-@click.option("--json", "as_json", is_flag=True, help="Say what is served as JSON.")
+@click.option("--dry-run", is_flag=True, help="Load the adapters, print what would be served, and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print what is served as JSON.")
 def serve(
     folders: tuple[Path, ...], host: str, port: int, token: str | None, dry_run: bool, as_json: bool, **limits: float
 ) -> None:
@@ -55,11 +63,11 @@ def serve(
     curl 127.0.0.1:8080/predict -X POST -d '{"inputs":"I like you."}' -H 'Content-Type: application/json'
 
     The routes are text-embeddings-inference's /predict (with "adapter" to choose one), KServe's /v2, /metrics, and a page.
-    Adapters that change or come to a FOLDER are served without a restart. Put a proxy (Caddy, nginx) in front of it where
-    other people reach it.
+    Adapters changed in or added to a FOLDER are served without a restart. Put a proxy (Caddy, nginx) in front of it
+    if other people can reach it.
     """
     if host not in LOOPBACK and not token:
-        raise ConfigError(f"--host {host}: whoever reaches this machine could ask; set --token, or LORAKIT_TOKEN")
+        raise ConfigError(f"--host {host}: reachable from other machines; set --token or LORAKIT_TOKEN")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
         raise ConfigError("--token: use visible ASCII characters")
     try:

@@ -40,35 +40,35 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("words", type=Change(), nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
 @click.option("--list", "points", metavar="FILE", type=click.Path(path_type=Path), help="Points: JSONL, or [[point]].")
-@click.option("--random", type=click.IntRange(min=1), metavar="N", help="Draw N points; ranges are LOW..HIGH.")
-@click.option("--draw-seed", type=int, default=0, show_default=True, help="What --random and --optuna draw from.")
+@click.option("--random", type=click.IntRange(min=1), metavar="N", help="Sample N points; ranges are LOW..HIGH.")
+@click.option("--draw-seed", type=int, default=0, show_default=True, help="Seed of --random and --optuna.")
 @click.option("--seeds", callback=_seeds, metavar="0,1,2", help="Train each point with each of these seeds.")
 @click.option(
-    "--halving", type=click.IntRange(min=2), metavar="[ETA]", help="Go on with the best 1/ETA only; unset: 3."
+    "--halving", type=click.IntRange(min=2), metavar="[ETA]", help="Continue only the best 1/ETA of the runs; unset: 3."
 )
 @click.option("--optuna", metavar="[STORAGE]", help="Search with Optuna; unset: its storage is a file in the folder.")
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: points in all.")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: total number of points.")
 @click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
 @click.option(
     "--sampler",
     type=click.Choice(SAMPLERS),
     default="tpe",
     show_default=True,
-    help="With --optuna: how to draw points.",
+    help="With --optuna: how to sample points.",
 )
 @click.option(
     "--pruner",
     type=click.Choice(PRUNERS),
     default="none",
     show_default=True,
-    help="Stop what is behind: by which rule.",
+    help="With --optuna: how to stop trials that fall behind.",
 )
-@click.option("--worker", is_flag=True, help="With --optuna: be one of several processes that share the storage.")
+@click.option("--worker", is_flag=True, help="With --optuna: run as one of several processes that share the storage.")
 @click.option("--lr-probe", is_flag=True, help="Find a learning rate by short runs over a grid of rates.")
 @click.option(
-    "--probe-steps", type=click.IntRange(min=8), default=100, show_default=True, help="Steps of each of those runs."
+    "--probe-steps", type=click.IntRange(min=8), default=100, show_default=True, help="Steps of each of these runs."
 )
-@click.option("--resume", is_flag=True, help="Go on with the sweep in the folder; what is trained stays.")
+@click.option("--resume", is_flag=True, help="Continue the sweep in the folder; finished runs are not repeated.")
 @click.option("--dry-run", is_flag=True, help="Print the points, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sweep as JSON.")
 def sweep(
@@ -80,9 +80,9 @@ def sweep(
     probe_steps: int,
     **values: Any,
 ) -> None:
-    """Train RECIPE at many points, and show which is best.
+    """Train RECIPE with many settings, and show which are best.
 
-    Values with commas are a grid; a list is written in brackets. Each run has a folder of its own beside sweep.json,
+    Values with commas are a grid; a list is written in brackets. Each run has its own folder beside sweep.json,
     sweep.csv, sweep.png and sweep.svg.
 
     \b
@@ -95,7 +95,7 @@ def sweep(
 
     options = Options(recipe, words, **values)
     if lr_probe and dry_run:
-        raise click.UsageError("--lr-probe and --dry-run: name one of them")
+        raise click.UsageError("--lr-probe and --dry-run: use one of them")
     if dry_run:
         output = show_plan(make_plan(options))
     elif lr_probe:

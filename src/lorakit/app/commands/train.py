@@ -13,7 +13,9 @@ from lorakit.app.arguments import Change, TaskType, recipe_of
 from lorakit.app.printing import echo
 from lorakit.errors import Interrupted, RankError
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on; of one that torchrun does not handle, it dies alone
+SIGNALS = (
+    "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on; a signal that torchrun does not handle would end it alone
+)
 SHUTDOWN_S = 60  # from a signal until the processes are killed; they need a step, or a batch of answers, and a save
 
 
@@ -21,17 +23,19 @@ SHUTDOWN_S = 60  # from a signal until the processes are killed; they need a ste
 @click.argument("what")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
-@click.option("--task", type=TaskType(), help="Task for DATA, by this word or its full name; unset: as the file shows.")
+@click.option(
+    "--task", type=TaskType(), help="Task for DATA, by this word or its full name; unset: detected from the file."
+)
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label, or several with commas.")
 @click.option(
     "--resume",
     metavar="auto|PATH",
-    help="Go on from the newest whole checkpoint of the run (auto; none yet: begin), or from this one.",
+    help="Continue from the run's newest complete checkpoint (auto; starts if there is none), or from this one.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, write nothing.")
-@click.option("--nproc", type=click.IntRange(min=1), default=1, help="Processes of this machine, as torchrun's.")
+@click.option("--nproc", type=click.IntRange(min=1), default=1, help="Processes on this machine, as with torchrun.")
 @click.pass_obj
 def train(
     words: list[str],
@@ -52,7 +56,7 @@ def train(
     lorakit train reviews.csv --model minilm
     """
     recipe = recipe_of(what, changes, options)
-    if nproc > 1 and "LOCAL_RANK" not in os.environ:  # which torchrun sets for those that it starts
+    if nproc > 1 and "LOCAL_RANK" not in os.environ:  # set by torchrun for the processes it starts
         return launch(words, nproc)
     from lorakit.app.api import train_recipe
     from lorakit.app.console import Screen, score_lines
@@ -68,7 +72,7 @@ def train(
         result = train_recipe(recipe, report=screen, resume=resume)
     finally:
         screen.close()
-    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
+    if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
         return
     verdict = [] if recipe.train.seeds else verdict_of(read_run(result.folder)).lines
     if as_json:
@@ -81,7 +85,7 @@ def train(
     )
     echo(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
     echo(f"run folder: {result.folder}")
-    if (page := result.folder / "report.html").is_file():  # several seeds have one each
+    if (page := result.folder / "report.html").is_file():  # with several seeds, each has its own
         echo(f"report: {page}")
     echo("\n".join(verdict))
 
@@ -93,14 +97,14 @@ def launch(words: Sequence[str], nproc: int) -> None:
     """Run `lorakit WORDS` in `nproc` processes of this machine and wait for them.
 
     Raises:
-        RankError: one failed, and has said why; with its exit code, or 128 and the signal that killed it. After a
-            signal to this process, with the exit code of what can be resumed.
+        RankError: a process failed and reported why; with its exit code, or 128 and the signal that killed it. After a
+            signal to this process, with the exit code of a run that can be resumed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.getLogger("torch").setLevel(logging.CRITICAL)  # the processes print their own errors
     threads = max(1, (os.cpu_count() or 1) // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     options = {"nproc-per-node": nproc, "signals-to-handle": SIGNALS, "shutdown-timeout": SHUTDOWN_S}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.errors import LorakitError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL
-from lorakit.inference.answer import answer_all, as_wanted, batches_of
+from lorakit.inference.answer import answer_all, as_input, batches_of
 from lorakit.inference.side import Side
 from lorakit.recipe import read_recipe
 from lorakit.tasks.base import Item, Task, inputs_of
@@ -114,16 +114,18 @@ def _made_up(texts: Sequence[str], side: Side) -> list[Example]:
 
 def agree(task: Task, side: Side, texts: Texts, model: nn.Module, export: nn.Module) -> Agreement:
     """Ask the model and the export alike, in batches of all sizes, on the CPU."""
-    asked = [bare(task, example) for example in texts.examples]
-    items = task.encode(asked)
+    examples = [bare(task, example) for example in texts.examples]
+    items = task.encode(examples)
     difference = largest = torch.zeros(())
     with torch.inference_mode():
-        before, after = (answer_all(each, task, asked, items, CPU) for each in (model, export))
+        before, after = (answer_all(each, task, examples, items, CPU) for each in (model, export))
         for one, other in _logits(task, [item for own in items for item in own], model, export):
             difference = torch.maximum(difference, (one - other).abs().max())  # NaN stays NaN
             largest = torch.maximum(largest, one.abs().max())
     near = NEAR * float(side.tuned.get("spread", 1.0))
-    shown = [[_shown(task.to_json(e, a)) for e, a in zip(asked, answers, strict=True)] for answers in (before, after)]
+    shown = [
+        [_shown(task.to_json(e, a)) for e, a in zip(examples, answers, strict=True)] for answers in (before, after)
+    ]
     gold = texts.examples[: texts.n_gold]
     scores = [task.evaluate(gold, answers[: len(gold)]).scores if gold else {} for answers in (before, after)]
     differing = sum(
@@ -152,7 +154,7 @@ def _logits(task: Task, items: Sequence[Item], model: nn.Module, export: nn.Modu
 def bare(task: Task, example: Example) -> Example:
     """The example as the task reads it, without what should be answered."""
     bare = replace(example, label=None, tags=())
-    return bare if bare.words else as_wanted(task, bare)
+    return bare if bare.words else as_input(task, bare)
 
 
 def check_exact(agreement: Agreement) -> None:

@@ -157,8 +157,8 @@ def write_writer(model: nn.Module, batch: Batch, place: Path) -> list[Path]:
         "encoder_hidden_states": Axes(hidden, SOURCE),
     }
     write_onnx(model, _begin, first, ["logits", *(f"present.{name}" for name in names)], place / FIRST)
-    kept = {f"past_key_values.{n}": Axes(v, PAST[n.split(".")[1]]) for n, v in zip(names, past, strict=True)}
-    following = {"encoder_attention_mask": mask, "input_ids": Axes(tokens[:, :1], {0: "batch_size"}), **kept}
+    cached = {f"past_key_values.{n}": Axes(v, PAST[n.split(".")[1]]) for n, v in zip(names, past, strict=True)}
+    following = {"encoder_attention_mask": mask, "input_ids": Axes(tokens[:, :1], {0: "batch_size"}), **cached}
     grown = [f"present.{name}" for name in names if ".decoder." in name]  # what the encoder said stays as it is
     write_onnx(model, _go_on, following, ["logits", *grown], place / NEXT)
     return [place / ENCODER, place / FIRST, place / NEXT]
@@ -174,7 +174,7 @@ def _begin(model: Any, inputs: Tensors) -> tuple[Tensor, ...]:
     out = _decode(model, inputs, inputs["encoder_hidden_states"], None)
     cache = out.past_key_values
     both = zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True)
-    return (out.logits, *(kept for own, cross in both for kept in (own.keys, own.values, cross.keys, cross.values)))
+    return (out.logits, *(tensor for own, cross in both for tensor in (own.keys, own.values, cross.keys, cross.values)))
 
 
 def _go_on(model: Any, inputs: Tensors) -> tuple[Tensor, ...]:
@@ -184,7 +184,7 @@ def _go_on(model: Any, inputs: Tensors) -> tuple[Tensor, ...]:
     hidden = past[0].new_zeros(*mask.shape, model.config.hidden_size)  # asked for its shape alone
     out = _decode(model, inputs, hidden, decoder_cache(past))
     layers = out.past_key_values.self_attention_cache.layers
-    return (out.logits, *(kept for layer in layers for kept in (layer.keys, layer.values)))
+    return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
 
 def _decode(model: Any, inputs: Tensors, hidden: Tensor, cache: Any) -> Any:

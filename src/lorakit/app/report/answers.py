@@ -1,4 +1,4 @@
-"""Answers of every task in one form: what was expected, what was given, how wrong and how sure it was."""
+"""Answers of every task in one form: what was expected, what was answered, how wrong and how sure it was."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lorakit.data.tags import Entity
 from lorakit.tasks.metrics.entities import SCHEMAS, error_kind, match
 from lorakit.training.run_files import Prediction, RunScores, Span
 
-CUT = 480  # characters of a text that are shown
+CUT = 480  # the most characters of a text to show
 LEAD = 120  # of them before the first mistake
 
 
 class Piece(NamedTuple):
-    """A part of a text; `label` marks it as an entity, `fault` says what is wrong with that."""
+    """A segment of a text; `label` marks it as an entity, `fault` says what is wrong with it."""
 
     text: str
     label: str = ""
@@ -25,17 +25,17 @@ class Piece(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One validation example and what the run made of it."""
+    """One validation example and the run's answer."""
 
     text: str
     pair: str
     expected: str
-    given: str
-    error: float  # 0 or 1, or how far a number is off
+    answer: str
+    error: float  # 0 or 1, or the absolute error of a number
     surprise: float  # the most confident, or the largest, mistake first
-    sureness: Sequence[tuple[float, bool]] = ()  # how sure each thing said was, and whether it was right
+    sureness: Sequence[tuple[float, bool]] = ()  # the confidence of each label or entity, and whether it was right
     gold: Sequence[Piece] = ()  # the text with entities marked, where there are some
-    found: Sequence[Piece] = ()
+    predicted: Sequence[Piece] = ()
 
     @property
     def length(self) -> int:
@@ -44,59 +44,61 @@ class Answer(NamedTuple):
 
 
 def answer_of(p: Prediction) -> Answer:
-    """Each task has keys of its own."""
+    """The answer in a line of predictions.jsonl, of any task."""
     if p.entities is not None:
         return _entities(p, p.entities)
-    expected, given, sureness = str(p.expected), p.label or p.generated or "no label", list[tuple[float, bool]]()
+    expected, answer, sureness = str(p.expected), p.label or p.generated or "no label", list[tuple[float, bool]]()
     if p.labels is not None:
-        gold, found, shares = (
+        gold, predicted, shares = (
             set(p.expected if isinstance(p.expected, list) else []),
             set(p.labels),
             p.probabilities or {},
         )
-        wrong = [shares.get(str(label), 1.0) for label in found - gold]
-        wrong += [1 - shares.get(str(label), 0.0) for label in gold - found]
+        wrong = [shares.get(str(label), 1.0) for label in predicted - gold]
+        wrong += [1 - shares.get(str(label), 0.0) for label in gold - predicted]
         error, surprise = float(bool(wrong)), max(wrong, default=0.0)
-        expected, given = (", ".join(sorted(map(str, side))) or "none" for side in (gold, found))
+        expected, answer = (", ".join(sorted(map(str, side))) or "none" for side in (gold, predicted))
         sureness = [(max(share, 1 - share), (share >= 0.5) == (label in gold)) for label, share in shares.items()]
     elif p.value is not None and isinstance(p.expected, float):
-        expected, given = f"{p.expected:.4g}", f"{p.value:.4g}"
+        expected, answer = f"{p.expected:.4g}", f"{p.value:.4g}"
         error = surprise = abs(p.value - p.expected)
     else:
         error, surprise = float(p.label != p.expected), 1.0 if p.score is None else p.score
         sureness = [(p.score, not error)] if p.score is not None else []
-    return Answer(p.text, p.pair or "", expected, given, error, surprise, sureness)
+    return Answer(p.text, p.pair or "", expected, answer, error, surprise, sureness)
 
 
-def _entities(p: Prediction, found: Sequence[Span]) -> Answer:
-    """Entities as tags or as written by a T5, whose expected text older runs have alone: then none is marked as wrong."""
+def _entities(p: Prediction, predicted: Sequence[Span]) -> Answer:
+    """Entities as tags or as written by a T5. Older runs have only the expected text of a T5: then none is marked as wrong."""
     gold = p.expected_entities if p.expected_entities is not None else p.expected
     if not isinstance(gold, list):
         error = float(p.generated != p.expected)
-        pieces = marked(p.text, found, {})
-        return Answer(p.text, "", str(gold) or "nothing", p.generated or "nothing", error, 0.0, found=pieces)
+        pieces = marked(p.text, predicted, {})
+        return Answer(p.text, "", str(gold) or "nothing", p.generated or "nothing", error, 0.0, predicted=pieces)
     gold = [span for span in gold if isinstance(span, Span)]
-    of_gold, of_found = {_entity(span): "" for span in gold}, {_entity(span): "" for span in found}
-    matched = match(list(of_gold), list(of_found), SCHEMAS["strict"])
+    of_gold, of_predicted = {_entity(span): "" for span in gold}, {_entity(span): "" for span in predicted}
+    matched = match(list(of_gold), list(of_predicted), SCHEMAS["strict"])
     for guess, entity in matched.pairs:
         if (kind := error_kind(guess, entity)) != "correct":
-            of_found[guess] = of_gold[entity] = f"other {kind}".replace("_", " ")
+            of_predicted[guess] = of_gold[entity] = f"other {kind}".replace("_", " ")
     of_gold |= dict.fromkeys(matched.missed, "missed")
-    of_found |= dict.fromkeys(matched.spurious, "not there")
-    wrong = [(span, fault) for span in found if (fault := of_found[_entity(span)])]
-    sureness = [(span.score, not of_found[_entity(span)]) for span in found if span.score is not None]
-    start = min((entity.start for side in (of_gold, of_found) for entity, fault in side.items() if fault), default=0)
-    wanted, named = (", ".join(span.entity_group for span in side) or "nothing" for side in (gold, found))
+    of_predicted |= dict.fromkeys(matched.spurious, "not there")
+    wrong = [(span, fault) for span in predicted if (fault := of_predicted[_entity(span)])]
+    sureness = [(span.score, not of_predicted[_entity(span)]) for span in predicted if span.score is not None]
+    start = min(
+        (entity.start for side in (of_gold, of_predicted) for entity, fault in side.items() if fault), default=0
+    )
+    expected, answer = (", ".join(span.entity_group for span in side) or "nothing" for side in (gold, predicted))
     return Answer(
         p.text,
         "",
-        wanted,
-        named,
-        float(any(of_gold.values()) or any(of_found.values())),
+        expected,
+        answer,
+        float(any(of_gold.values()) or any(of_predicted.values())),
         max((span.score or 0.0 for span, _ in wrong), default=0.0),
-        sureness if p.generated is None else (),  # of a T5 the one number of the whole output
+        sureness if p.generated is None else (),  # a T5 has a single number for the whole output
         marked(p.text, gold, of_gold, start),
-        marked(p.text, found, of_found, start),
+        marked(p.text, predicted, of_predicted, start),
     )
 
 
@@ -105,7 +107,7 @@ def _entity(span: Span) -> Entity:
 
 
 def marked(text: str, spans: Sequence[Span], faults: Mapping[Entity, str], around: int = 0) -> list[Piece]:
-    """A text in pieces, its entities marked; a long text is cut to the part around a place."""
+    """A text in segments, its entities marked; a long text is cut around a position."""
     first = max(0, around - LEAD) if len(text) > CUT else 0
     last = min(len(text), first + CUT)
     pieces, at = [Piece("… ")] if first else [], first
@@ -119,7 +121,7 @@ def marked(text: str, spans: Sequence[Span], faults: Mapping[Entity, str], aroun
 
 
 class Baseline(NamedTuple):
-    """What an answer that never looks at the text would score."""
+    """The score of a constant answer."""
 
     what: str
     metric: str
@@ -127,7 +129,7 @@ class Baseline(NamedTuple):
 
 
 def baseline(predictions: Sequence[Prediction], scores: RunScores) -> Baseline | None:
-    """The commonest gold label as every answer, or the middle one of gold numbers; None where there is no such answer."""
+    """The most common gold label, or the median of gold numbers, as every answer; None if there is none."""
     gold = [p.expected for p in predictions if p.entities is None and p.labels is None]
     names = [label for label in gold if isinstance(label, str)]
     numbers = [value for value in gold if isinstance(value, float)]

@@ -34,7 +34,7 @@ def build(
     """
     runs = [run for path in paths for run in runs_of(path)]
     if len(runs) > 1 and beside:
-        raise ConfigError("--beside goes with one RUN; of several, each is compared with the first one")
+        raise ConfigError("--beside goes with one RUN; several runs are all compared with the first")
     page = paths[0] / FILE if len(paths) == 1 else Path(COMPARISON)
     page = page if out is None else _place(out)
     if figures is not None and figures.exists() and not figures.is_dir():
@@ -58,7 +58,7 @@ def _place(out: Path) -> Path:
     if not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: its folder does not exist")
     if out.is_dir():
-        raise OutputError(f"--out {out}: is a folder; name a file in it, {FILE} say")
+        raise OutputError(f"--out {out}: is a folder; name a file in it, for example {FILE}")
     return out
 
 

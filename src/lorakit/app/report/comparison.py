@@ -48,20 +48,20 @@ def tested(runs: Sequence[RunFiles]) -> dict[str, Any] | str:
 def beside(run: RunFiles, others: Sequence[RunFiles]) -> Iterator[str]:
     """How a run does against each of some others, in words."""
     for other in others:
-        found = tested([other, run])
-        reason, comparisons = (found, []) if isinstance(found, str) else ("", found["comparisons"])
+        tests = tested([other, run])
+        reason, comparisons = (tests, []) if isinstance(tests, str) else ("", tests["comparisons"])
         yield from sentences("beside", other, run.scores.metric, reason, next(iter(comparisons), None))
 
 
 def comparison_of(runs: Sequence[RunFiles]) -> Comparison:
     """What the page about several runs says; they have the letters of `lorakit compare`, or where it cannot compare, one each."""
-    found = tested(runs)
+    tests = tested(runs)
     letters = {str(run.path): chr(ord("A") + i) for i, run in enumerate(runs)}
-    if not isinstance(found, str):
-        letters = {path: letter for letter, group in found["groups"].items() for path in group["runs"]}
+    if not isinstance(tests, str):
+        letters = {path: letter for letter, group in tests["groups"].items() for path in group["runs"]}
     by_name = {f"{letters[str(run.path)]} {run.name}": run for run in runs}
     legend = f"Runs: {', '.join(by_name)}."
-    reason, facts = (found, None) if isinstance(found, str) else ("", found)
+    reason, facts = (tests, None) if isinstance(tests, str) else ("", tests)
     return Comparison(
         f"{len(runs)} runs compared",
         [legend, *sentences("compared", reason, facts)],
@@ -80,8 +80,8 @@ def _overview(by_name: Mapping[str, RunFiles]) -> Table:
     return Table("runs", "Runs", ("run", "method", "score", "value", "95 % from", "to", *FACTS), rows)
 
 
-def _differences(found: Mapping[str, Any]) -> Iterator[Table]:
-    for comparison in found["comparisons"]:
+def _differences(tests: Mapping[str, Any]) -> Iterator[Table]:
+    for comparison in tests["comparisons"]:
         a, b = comparison["first"], comparison["second"]
         rows = [
             (name, f"{d['value']:+.4f}", f"{d['low']:+.4f}", f"{d['high']:+.4f}", f"{d['p']:.2g}", d["test"])

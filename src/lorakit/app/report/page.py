@@ -1,4 +1,4 @@
-"""The report of one run: what its files say, put in the order in which a reader asks for it. Its prose is in the templates."""
+"""The report of one run, from its files, in the order of a reader's questions. The prose is in the templates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The first thing to be read: against chance, against an answer that never looks, against other runs."""
+    """The first part of the page: the score compared with chance, a trivial baseline and other runs."""
 
     metric: str
     value: str
@@ -62,7 +62,7 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """All of a run's page."""
+    """The content of a run's page."""
 
     template: ClassVar[str] = "run.html.jinja"
     run: RunFiles
@@ -74,7 +74,7 @@ class Content:
     answers: list[Answer]
     facts: Table
     hashes: Table
-    suspects: Table | str  # or why there is none
+    suspects: Table | str  # or why there are none
 
     @property
     def sentences(self) -> list[str]:
@@ -83,12 +83,12 @@ class Content:
 
     @property
     def n_wrong(self) -> int:
-        """How many answers have a mistake."""
+        """The number of wrong answers."""
         return sum(answer.error > 0 for answer in self.answers)
 
     @property
     def worst(self) -> list[Answer]:
-        """Answers with a mistake, the most surprising first."""
+        """Wrong answers, the most confident first."""
         wrong = [answer for answer in self.answers if answer.error > 0]
         return sorted(wrong, key=lambda answer: -answer.surprise)[:WORST]
 
@@ -107,7 +107,7 @@ class Content:
 
     @property
     def command(self) -> str:
-        """What makes the run again."""
+        """The command that repeats the run."""
         return f"lorakit train {shlex.quote(str(self.run.path / 'recipe.toml'))} output.dir=again"
 
     @property
@@ -134,17 +134,17 @@ class Content:
 
 
 def write_report(path: Path) -> Path:
-    """Write report.html into a run folder, from what lies there.
+    """Write report.html into a run folder, from its files.
 
     Raises:
-        OutputError: it is no finished run, a file in it is damaged, or it cannot be written to.
+        OutputError: it is not a finished run, a file in it is damaged, or it cannot be written to.
     """
     atomic_text(path / FILE, html(content_of(read_run(path))))
     return path / FILE
 
 
 def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Sequence[Suspect] | str = UNASKED) -> Content:
-    """What the page of a run says; `beside` are sentences about other runs."""
+    """The page of a run; `beside` are sentences about other runs."""
     if not isinstance(suspects, str):
         columns = ("line", "text", "label", "the run says", "confidence")
         rows = [(*suspect[:4], round(suspect.probability, 4)) for suspect in suspects[:SUSPECTS]]
@@ -183,7 +183,7 @@ def verdict(run: RunFiles, beside: Sequence[str] = (), *, is_suspected: bool = F
 class Course(NamedTuple):
     """How a run went, as far as its verdict needs it."""
 
-    only: str | None  # the answer to every validation example, where they are to be told apart
+    only: str | None  # the answer to every validation example, if the gold answers differ
     keeps_last: bool  # whether too few examples were held out to choose a step
     evaluations: int
     best: int  # step, by the metric
@@ -197,7 +197,7 @@ def course_of(run: RunFiles) -> Course:
     metric, n = run.scores.metric, len(run.predictions)
     answers = map(answer_of, run.predictions)
     first = next(answers, None)
-    is_one = first is not None and n > 1 and all(answer.given == first.given for answer in answers)
+    is_one = first is not None and n > 1 and all(answer.answer == first.answer for answer in answers)
     is_one = is_one and len({str(prediction.expected) for prediction in run.predictions}) > 1
     scored = scores_over_steps(run.lines, metric)
     best = max(scored, key=lambda point: -point[1] if metric in LOWER else point[1], default=(0, 0.0))
@@ -251,7 +251,7 @@ def _tables(run: RunFiles) -> Iterator[Table]:
 
 
 def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
-    """What the run is and what it cost, by name."""
+    """Facts and costs of the run, by name."""
     scores, side, unknown = run.scores, run.side, "not recorded"
     yield "task", str(run.section("task").get("name", unknown)).replace("_", " ")
     yield "method", METHODS.get(scores.method, scores.method)
@@ -279,7 +279,7 @@ def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
 
 
 def hash_rows(run: RunFiles) -> Iterator[tuple[str, str]]:
-    """Of the base model, the data, what ships, and the versions of libraries."""
+    """Hashes of the base model, the data and the adapter, and versions of libraries."""
     if run.side is None:
         return
     yield f"base model {run.side.base.name}", run.side.base.sha256
@@ -307,7 +307,7 @@ def number(value: float | None) -> str:
 
 
 def p_value(p: float) -> str:
-    """How likely chance alone makes a difference as large."""
+    """A p-value in words."""
     return "p < 0.001" if p < 0.001 else f"p {p:.2g}"
 
 
@@ -326,12 +326,12 @@ def _bytes(size: float) -> str:
 
 
 def cut(text: str, most: int = 480) -> str:
-    """The beginning of a text, with what is left out said."""
+    """The beginning of a text, and how much was left out."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
 def as_address(path: Path) -> str:
-    """An SVG file as an address, for the `img` element, in which nothing of it can run."""
+    """An SVG file as an address, for the `img` element, in which no script can run."""
     return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
@@ -339,17 +339,23 @@ def as_address(path: Path) -> str:
 def _templates() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("lorakit.app.report", ""),
-        autoescape=lambda name: name not in ("sentences.jinja", "card.md.jinja"),  # which give texts
+        autoescape=lambda name: name not in ("sentences.jinja", "card.md.jinja"),  # which produce plain text
         undefined=StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"quoted": shlex.quote}
-    found.filters |= {"short": short, "cut": cut, "number": number, "as_address": as_address, "duration": duration}
-    found.globals |= {
+    environment.filters |= {"quoted": shlex.quote}
+    environment.filters |= {
+        "short": short,
+        "cut": cut,
+        "number": number,
+        "as_address": as_address,
+        "duration": duration,
+    }
+    environment.globals |= {
         "METHODS": METHODS,
         "FEW": FEW,
         "LOWER": LOWER,
@@ -357,15 +363,15 @@ def _templates() -> Any:
         "WORST": WORST,
         "SAMPLES": SAMPLES,
     }
-    found.globals |= {"amount": amount, "bare": bare, "p_value": p_value}
-    return found
+    environment.globals |= {"amount": amount, "bare": bare, "p_value": p_value}
+    return environment
 
 
 def template(name: str, **filters: Callable[..., str]) -> Any:
     """A template of this folder, with filters beside its own."""
-    found = _templates().overlay()
-    found.filters = {**found.filters, **filters}
-    return found.get_template(name)
+    environment = _templates().overlay()
+    environment.filters = {**environment.filters, **filters}
+    return environment.get_template(name)
 
 
 def html(content: Any) -> str:
@@ -374,7 +380,7 @@ def html(content: Any) -> str:
     return text
 
 
-def sentences(macro: str, *given: Any) -> list[str]:
+def sentences(macro: str, *arguments: Any) -> list[str]:
     """What a macro of sentences.jinja says, a line each."""
-    text = str(getattr(_templates().get_template("sentences.jinja").module, macro)(*given))
+    text = str(getattr(_templates().get_template("sentences.jinja").module, macro)(*arguments))
     return [line.strip() for line in text.split("\n") if line.strip()]

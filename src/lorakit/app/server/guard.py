@@ -110,5 +110,5 @@ class Guard:
     def _may(self, scope: Scope, headers: Headers) -> bool:
         if self.token is None or (scope.get("method"), scope["path"]) in self.without_token:
             return True
-        given = headers.get("authorization", "")
-        return secrets.compare_digest(given.encode(), f"Bearer {self.token}".encode())
+        credentials = headers.get("authorization", "")
+        return secrets.compare_digest(credentials.encode(), f"Bearer {self.token}".encode())

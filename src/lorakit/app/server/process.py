@@ -79,9 +79,9 @@ def run(
         with listen(*address) as listener:
             host, port = listener.getsockname()[:2]
             say({**facts, "url": f"http://{_bracketed(host)}:{port}/"})
-            asked = Limits(waiting=limits["waiting"], inputs=limits["inputs"], answer_s=limits["timeout"])
+            service_limits = Limits(waiting=limits["waiting"], inputs=limits["inputs"], answer_s=limits["timeout"])
             hosts = ["*"] if address[0] in EVERYWHERE else [*LOOPBACK, *map(_bracketed, (address[0], host))]
-            make_server(Service(pool, roots, asked), token, hosts).run([listener])
+            make_server(Service(pool, roots, service_limits), token, hosts).run([listener])
 
 
 def _bracketed(host: str) -> str:
@@ -97,4 +97,4 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         return listener
     except (OSError, OverflowError) as err:
-        raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {err}") from err
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there: {err}") from err

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorakit.inference.adapter_pool import AdapterPool, Asked
+from lorakit.inference.adapter_pool import AdapterPool, Query
 
 MOST_TEXTS = 64  # that are answered together; more would have the first wait for the last
 Answers = list[dict[str, Any]]
@@ -31,7 +31,7 @@ class TooLong(Exception):
 class Job:
     """The texts of one request, which are answered together."""
 
-    asked: Sequence[Asked]
+    queries: Sequence[Query]
     truncate: bool
     future: Future[Answers] = field(default_factory=Future)
 
@@ -60,20 +60,20 @@ class Batcher:
         """Whether there is no room for another text, or none is left by so many requests that ask for one each."""
         return max(self._waiting, asking) >= self._most_waiting
 
-    def submit(self, asked: Sequence[Asked], *, truncate: bool = True) -> Future[Answers]:
+    def submit(self, queries: Sequence[Query], *, truncate: bool = True) -> Future[Answers]:
         """Answers to come; TooLong where a text would be cut and must not. One that is cancelled in time costs nothing.
 
         Raises:
             Overloaded: there is no room for so many texts; an empty queue has room for any request.
             Closed: after `close`.
         """
-        job = Job(asked, truncate)
+        job = Job(queries, truncate)
         with self._lock:
             if self._is_closed:
                 raise Closed
-            if self._waiting and self._waiting + len(asked) > self._most_waiting:
+            if self._waiting and self._waiting + len(queries) > self._most_waiting:
                 raise Overloaded
-            self._waiting += len(asked)
+            self._waiting += len(queries)
             self._jobs.put(job)
         return job.future
 
@@ -95,11 +95,11 @@ class Batcher:
             if running:
                 self._answer(running)
             with self._lock:
-                self._waiting -= sum(len(job.asked) for job in jobs)
+                self._waiting -= sum(len(job.queries) for job in jobs)
 
     def _neighbours(self, first: Job) -> tuple[list[Job], Job | None]:
         """The job and those behind it that fit into a batch, and the one that does not fit any more."""
-        jobs, texts = [first], len(first.asked)
+        jobs, texts = [first], len(first.queries)
         while True:
             try:
                 job = self._jobs.get_nowait()
@@ -108,17 +108,17 @@ class Batcher:
             if job is None:
                 self._jobs.put(None)  # to be met again when all before it is done
                 return jobs, None
-            if texts + len(job.asked) > MOST_TEXTS:
+            if texts + len(job.queries) > MOST_TEXTS:
                 return jobs, job
             jobs.append(job)
-            texts += len(job.asked)
+            texts += len(job.queries)
 
     def _answer(self, jobs: Sequence[Job]) -> None:
-        asked = [each for job in jobs for each in job.asked]
+        queries = [each for job in jobs for each in job.queries]
         try:
-            if any(not job.truncate and any(map(self._pool.is_cut, job.asked)) for job in jobs):
+            if any(not job.truncate and any(map(self._pool.is_cut, job.queries)) for job in jobs):
                 raise TooLong
-            answers = iter(self._pool.answer(asked))
+            answers = iter(self._pool.answer(queries))
         except Exception as err:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(err)
@@ -126,6 +126,6 @@ class Batcher:
             for job in jobs:
                 self._answer([job])
             return
-        self._watch(len(asked))
+        self._watch(len(queries))
         for job in jobs:
-            job.future.set_result([next(answers) for _ in job.asked])
+            job.future.set_result([next(answers) for _ in job.queries])

@@ -32,8 +32,8 @@ from lorakit.app.server.guard import Guard
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
 from lorakit.errors import DataError, LorakitError, did_you_mean
-from lorakit.inference.adapter_pool import AdapterPool, Asked, find_adapters
-from lorakit.inference.answer import check_asked
+from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
+from lorakit.inference.answer import check_input
 from lorakit.inference.shared_base import Resident
 
 PAGE = Path(__file__).parent / "page" / "index.html"
@@ -84,7 +84,7 @@ class Service:
 
     def __init__(self, pool: AdapterPool, roots: Sequence[Path] = (), limits: Limits = Limits()) -> None:
         self.pool, self.roots, self.limits = pool, roots, limits
-        self.found: dict[Path, Mapping[str, Path]] = {}  # by root, at the last look that could read it
+        self.folders: dict[Path, Mapping[str, Path]] = {}  # by root, at the last look that could read it
         self.refused: dict[str, str] = {}  # by what it is, what was wrong with it at last
         self.default = next(iter(pool.folders))
         self.batcher = Batcher(pool, limits.waiting, lambda texts: self.metrics.batch.observe(texts))
@@ -102,9 +102,9 @@ class Service:
         if len(texts) > limits.inputs:
             raise HTTPException(413, f"batch size {len(texts)} > maximum allowed batch size {limits.inputs}")
         resident = await self.resident_named(name)
-        asked = [Asked(name, self._example(text, resident)) for text in texts]
+        queries = [Query(name, self._example(text, resident)) for text in texts]
         try:
-            future = self.batcher.submit(asked, truncate=truncate)
+            future = self.batcher.submit(queries, truncate=truncate)
         except Overloaded as err:
             raise HTTPException(429, f"no room for {len(texts)} more texts", {"Retry-After": "1"}) from err
         except Closed as err:
@@ -126,7 +126,7 @@ class Service:
             raise HTTPException(503, message, {"Retry-After": "5"}) from err
         except Exception as err:  # whatever its folder holds
             self._refuse(f"adapter {name!r}", err)
-            raise HTTPException(424, f"adapter {name!r} cannot be loaded; the server's log says why") from err
+            raise HTTPException(424, f"adapter {name!r} cannot be loaded; see the server's log") from err
 
     async def _loaded(self, future: Future[Resident]) -> Resident:
         return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.answer_s)
@@ -142,7 +142,7 @@ class Service:
             raise HTTPException(400, "`inputs` cannot be empty")
         example = Example(text[0], pair=text[1])
         try:
-            check_asked(example, resident.side, "`inputs`")
+            check_input(example, resident.side, "`inputs`")
         except DataError as err:
             raise HTTPException(422, str(err)) from err
         return example
@@ -168,7 +168,7 @@ class Service:
             raise
         except Exception as err:  # whatever the model meets in one request must not end the others
             log.exception("a request failed")
-            raise HTTPException(424, "inference failed; the server's log says why") from err
+            raise HTTPException(424, "inference failed; see the server's log") from err
         finally:
             leaving.cancel()
             future.cancel()
@@ -233,7 +233,7 @@ class Service:
             "adapters": list(self.pool.folders),
         }
 
-    async def told(self) -> Response:
+    async def metrics_page(self) -> Response:
         """Metrics."""
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
@@ -263,14 +263,14 @@ class Service:
         """The adapters of all roots. A root that cannot be read keeps those it had, a name what it stood for first."""
         for root in self.roots:
             try:
-                self.found[root] = find_adapters(root)
+                self.folders[root] = find_adapters(root)
             except (LorakitError, OSError) as err:
                 self._refuse(str(root), err)
         names: dict[str, Path] = {}
-        for name, folder in chain.from_iterable(found.items() for found in self.found.values()):
+        for name, folder in chain.from_iterable(adapters.items() for adapters in self.folders.values()):
             known = names.setdefault(name, folder)
             if known != folder:
-                self._refuse(f"adapter {name!r}", DataError(f"both {known} and {folder} are called so; rename one"))
+                self._refuse(f"adapter {name!r}", DataError(f"{known} and {folder} have the same name; rename one"))
                 if self.pool.folders.get(name) == folder:
                     names[name] = folder
         return names
@@ -321,13 +321,13 @@ def find_all(roots: Iterable[Path]) -> dict[str, Path]:
     Raises:
         DataError: two paths have an adapter of one name.
     """
-    found: dict[str, Path] = {}
+    adapters: dict[str, Path] = {}
     for root in roots:
         for name, folder in find_adapters(root).items():
-            if name in found:
-                raise DataError(f"two adapters are called {name!r}: {found[name]} and {folder}; rename one")
-            found[name] = folder
-    return found
+            if name in adapters:
+                raise DataError(f"two adapters are called {name!r}: {adapters[name]} and {folder}; rename one")
+            adapters[name] = folder
+    return adapters
 
 
 def create_app(service: Service, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
@@ -360,7 +360,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         "/v2/models/{model}/ready": service.model_ready,
         "/adapters": service.adapters,
         "/info": service.info,
-        "/metrics": service.told,
+        "/metrics": service.metrics_page,
         "/": _page(PAGE.read_text(encoding="utf-8")),
         **dict.fromkeys(HEALTH, _healthy),
         "/v2": _about,

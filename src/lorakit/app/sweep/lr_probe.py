@@ -48,25 +48,25 @@ def plan_probe(options: Options) -> Plan:
         "--optuna": options.optuna,
         "--halving": options.halving,
     }
-    if given := [name for name, value in ways.items() if value is not None]:
-        raise ConfigError(f"--lr-probe and {given[0]}: name one of them")
+    if flags := [name for name, value in ways.items() if value is not None]:
+        raise ConfigError(f"--lr-probe and {flags[0]}: use one of them")
     axes = parse_axes(options.words)
     axis = next((axis for axis in axes if axis.key == LR), RATES)
     rates = list(axis.values)
     if not axis.is_range:
         if len(rates) < 3 or not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates):
-            raise ConfigError("--lr-probe: train.lr takes a range such as 1e-5..1e-1, or three rates or more")
+            raise ConfigError("--lr-probe: train.lr takes a range such as 1e-5..1e-1, or at least three rates")
     else:
         low, high = rates
         if not low > 0:
-            raise ConfigError(f"--lr-probe: train.lr={low}..{high}: a grid of ratios begins above 0")
+            raise ConfigError(f"--lr-probe: train.lr={low}..{high}: a logarithmic grid must begin above 0")
         n = max(3, round(PER_DECADE * math.log10(high / low)) + 1)
         rates = [float(f"{rate:.2g}") for rate in np.geomspace(low, high, n)]
     others = [word for word, axis in zip(options.words, axes, strict=True) if axis.key != LR]
     words = [*others, f"{LR}={','.join(map(str, sorted(map(float, rates))))}"]
     plan = make_plan(Options(options.recipe, words, seeds=options.seeds, resume=options.resume))
     if len(plan.axes) > 1 or len(plan.seeds) > 1:
-        raise ConfigError("--lr-probe tries rates alone; say one value for every other key")
+        raise ConfigError("--lr-probe varies train.lr only; give every other key one value")
     return replace(plan, folder=Path(plan.base.output.dir or Path("runs") / f"{options.recipe.stem}-lr-probe"))
 
 
@@ -100,7 +100,7 @@ def run_probe(plan: Plan, steps: int, report: Report | None = None) -> Output:
             raise LorakitError(f"all {len(results)} runs of the probe failed; {folders[0].name}: {results[0]}")
         metric = str(done[0].scores["metric"])
         recommended, is_at_edge = recommend(rates, losses)
-        found = {
+        facts = {
             "folder": str(plan.folder),
             "steps": steps,
             "metric": metric,
@@ -111,9 +111,9 @@ def run_probe(plan: Plan, steps: int, report: Report | None = None) -> Output:
             "is_at_edge": is_at_edge,
             "rule": RULE,
         }
-        atomic_text(plan.folder / "lr-probe.json", json.dumps(found, indent=1) + "\n")
-        write_plots(plan.folder, found)
-    return Output(lines(found, plan.options.recipe), found)
+        atomic_text(plan.folder / "lr-probe.json", json.dumps(facts, indent=1) + "\n")
+        write_plots(plan.folder, facts)
+    return Output(lines(facts, plan.options.recipe), facts)
 
 
 def short(recipe: Recipe, steps: int) -> Recipe:
@@ -154,36 +154,36 @@ def recommend(rates: Sequence[float], losses: Sequence[float | None]) -> tuple[f
     return float(f"{vertex / SHORT_RUNS:.2g}"), False
 
 
-def lines(found: dict[str, Any], recipe: Path) -> list[str]:
+def lines(facts: dict[str, Any], recipe: Path) -> list[str]:
     """The probe for a terminal."""
     rows = [
         f"{rate:<10g} {'diverged' if loss is None else f'{loss:8.4f}'}   {'' if score is None else f'{score:.4f}'}"
-        for rate, loss, score in zip(found["rates"], found["losses"], found["scores"], strict=True)
+        for rate, loss, score in zip(facts["rates"], facts["losses"], facts["scores"], strict=True)
     ]
     return [
-        f"{LR:<10} {'loss':>8}   {found['metric']} after {found['steps']} steps",
+        f"{LR:<10} {'loss':>8}   {facts['metric']} after {facts['steps']} steps",
         *rows,
-        f"recommended: {LR} = {found['recommended']:g}",
-        *(["the lowest loss is at an end of the rates: try more on that side"] if found["is_at_edge"] else []),
+        f"recommended: {LR} = {facts['recommended']:g}",
+        *(["the lowest loss is at an end of the rates: try more on that side"] if facts["is_at_edge"] else []),
         f"by {RULE}",
-        f"plot: {Path(found['folder']) / 'lr-probe.png'}",
-        f"to use it: lorakit train {recipe} {LR}={found['recommended']:g}",
+        f"plot: {Path(facts['folder']) / 'lr-probe.png'}",
+        f"to use it: lorakit train {recipe} {LR}={facts['recommended']:g}",
     ]
 
 
-def write_plots(folder: Path, found: dict[str, Any]) -> None:
+def write_plots(folder: Path, facts: dict[str, Any]) -> None:
     """lr-probe.png and lr-probe.svg: the loss against the rate, the recommended one marked."""
     from lorakit.app.sweep.table import picture
 
-    points = [(rate, loss) for rate, loss in zip(found["rates"], found["losses"], strict=True) if loss is not None]
+    points = [(rate, loss) for rate, loss in zip(facts["rates"], facts["losses"], strict=True) if loss is not None]
     lowest = min(loss for _, loss in points)
     top = min(max(loss for _, loss in points), 3 * max(points[0][1], lowest))  # what diverged would flatten the rest
     with picture(folder, "lr-probe", (6.4, 4)) as figure:
         axes = figure.subplots()
         axes.plot(*zip(*points, strict=True), "o-", color="#c44e52")
         axes.axvline(
-            found["recommended"], color="#4c72b0", linestyle="--", label=f"recommended: {found['recommended']:g}"
+            facts["recommended"], color="#4c72b0", linestyle="--", label=f"recommended: {facts['recommended']:g}"
         )
-        axes.set(xlabel=LR, ylabel=f"training loss after {found['steps']} steps", xscale="log", ylim=(0, 1.05 * top))
+        axes.set(xlabel=LR, ylabel=f"training loss after {facts['steps']} steps", xscale="log", ylim=(0, 1.05 * top))
         axes.grid(alpha=0.25)
         figure.legend(loc="outside lower center")

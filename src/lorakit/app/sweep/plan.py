@@ -113,13 +113,13 @@ def make_plan(options: Options) -> Plan:
         ConfigError: the recipe or a word is wrong, or asks for what does not go together. DataError: the file of points is.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a sweep is one process; `lorakit train` is what several can share")
+        raise ConfigError("a sweep runs in one process; use several with `lorakit train`")
     ways = {"--list": options.points, "--random": options.random, "--optuna": options.optuna}
-    if len(given := [name for name, value in ways.items() if value is not None]) > 1:
-        raise ConfigError(f"{' and '.join(given)}: name one of them")
+    if len(flags := [name for name, value in ways.items() if value is not None]) > 1:
+        raise ConfigError(f"{' and '.join(flags)}: use one of them")
     is_search = options.optuna is not None
     if is_search and options.halving:
-        raise ConfigError("--halving and --optuna: what Optuna thins out is said by --pruner")
+        raise ConfigError("--halving and --optuna: with Optuna use --pruner")
     if is_search != (options.trials is not None):
         raise ConfigError("--optuna and --trials N go together")
     if options.worker and not is_search:
@@ -130,16 +130,16 @@ def make_plan(options: Options) -> Plan:
     seeds: Sequence[int] = options.seeds or base.train.seeds or (base.train.seed,)
     for axis in axes:
         if axis.key == SEED and options.seeds:
-            raise ConfigError("--seeds and train.seed: name one of them")
+            raise ConfigError("--seeds and train.seed: use one of them")
         if axis.key == SEED and axis.is_range:
-            raise ConfigError("train.seed: seeds are not drawn; say --seeds 0,1,2")
+            raise ConfigError("train.seed: seeds are not sampled; use --seeds 0,1,2")
         if axis.key == "output.dir" and len(axis.values) > 1:
-            raise ConfigError("output.dir: each run of a sweep has a folder within the one folder of the sweep")
+            raise ConfigError("output.dir: each run of a sweep needs a folder within the sweep's folder")
         seeds = axis.values if axis.key == SEED else seeds
     seeds = list(dict.fromkeys(seeds))
     axes = [axis for axis in axes if axis.key != SEED and len(axis.values) > 1]
     if not (options.points or axes or len(seeds) > 1):
-        raise ConfigError("nothing to sweep over; say which values, for example train.lr=3e-4,1e-3")
+        raise ConfigError("nothing to sweep over; give values, for example train.lr=3e-4,1e-3")
     settings = [] if is_search else _settings(options, axes, seeds)
     eta = options.halving or (3 if options.pruner != "none" else None)
     shares = halving_shares(PRUNED_AT if is_search else len(settings), eta, base) if eta else []
@@ -180,8 +180,8 @@ def halving_shares(n: int, eta: int, recipe: Recipe) -> list[float]:
         depth = min(depth, math.floor(math.log(train.epochs or EVALUATIONS, eta) + 1e-9))
         if n >= eta and not depth:
             raise ConfigError(
-                f"--halving {eta}: train.epochs = {train.epochs} has no evaluation after a part of 1/{eta}; "
-                f"say train.epochs={eta} or more, train.max_steps or train.eval_every"
+                f"--halving {eta}: train.epochs = {train.epochs} has no evaluation after 1/{eta} of the steps; "
+                f"set train.epochs={eta} or more, train.max_steps or train.eval_every"
             )
     return [eta**-level for level in range(depth, 0, -1)]
 
@@ -219,30 +219,30 @@ def parse_axes(words: Sequence[str]) -> list[Axis]:
             has commas without brackets.
     """
     axes: list[Axis] = []
-    for said in words:
-        if not (match := WORD.fullmatch(said)):
-            raise ConfigError(f"{said!r}: a sweep takes section.key=value,value, for example train.lr=3e-4,1e-3")
+    for word in words:
+        if not (match := WORD.fullmatch(word)):
+            raise ConfigError(f"{word!r}: a sweep takes section.key=value,value, for example train.lr=3e-4,1e-3")
         key, text = match["key"], match["text"]
         if key == "train.seeds":
-            raise ConfigError(f"{said!r}: in a sweep say --seeds 0,1,2")
+            raise ConfigError(f"{word!r}: in a sweep use --seeds 0,1,2")
         if key in (axis.key for axis in axes):
-            raise ConfigError(f"{said!r}: {key} is there twice; say all of its values in one word")
+            raise ConfigError(f"{word!r}: {key} is given twice; give all of its values in one argument")
         pieces = [piece.strip() for piece in PIECE.findall(text)]
         if empty := [i for i, piece in enumerate(pieces, start=1) if not piece]:
-            raise ConfigError(f"{said!r}: value {empty[0]} of {len(pieces)} is empty")
+            raise ConfigError(f"{word!r}: value {empty[0]} of {len(pieces)} is empty")
         if ends := RANGE.fullmatch(text):
             low, high = map(toml_value, ends.groups())
             if not low < high:
-                raise ConfigError(f"{said!r}: the range is empty; write the lower end first")
+                raise ConfigError(f"{word!r}: the range is empty; write the lower end first")
             axes.append(Axis(key, (low, high), is_range=True))
             continue
         if len(pieces) > 1 and _takes_lists(key) and not any(piece[0] in "['\"" for piece in pieces):
             raise ConfigError(
-                f"{said!r}: {key} takes lists, so say [{text}] for one point, or [a],[b] or 'a','b' for several"
+                f"{word!r}: {key} takes lists, so write [{text}] for one point, or [a],[b] or 'a','b' for several"
             )
         values = list(map(toml_value, pieces))
         if twice := [piece for piece, value in zip(pieces, values, strict=True) if values.count(value) > 1]:
-            raise ConfigError(f"{said!r}: {twice[0]} is there twice")
+            raise ConfigError(f"{word!r}: {twice[0]} is given twice")
         axes.append(Axis(key, values))
     return axes
 
@@ -282,7 +282,7 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
     """
     if ranges := [axis for axis in axes if axis.is_range]:
         key, (low, high), _ = ranges[0]
-        raise ConfigError(f"{key}={low}..{high}: a range is drawn from; say how often with --random N, or --optuna")
+        raise ConfigError(f"{key}={low}..{high}: values are sampled from a range; pass --random N or --optuna")
     keys = [axis.key for axis in axes]
     return [dict(zip(keys, values, strict=True)) for values in product(*(axis.values for axis in axes))]
 
@@ -334,7 +334,7 @@ def read_points(path: Path) -> list[Point]:
     except (OSError, ValueError, RecursionError) as err:
         raise DataError(f"{where}: cannot be read as points: {first_line(err)}") from err
     if not rows:
-        raise DataError(f"{path}: no points in it: a JSON object a line, or [[point]] tables of TOML")
+        raise DataError(f"{path}: no points in it; write a JSON object a line, or [[point]] tables of TOML")
     points: list[Point] = []
     for where, row in rows:
         if not isinstance(row, Mapping) or not row:

@@ -195,7 +195,7 @@ class Sweep:
                     self._tell(trial, group.goodness(self.metric))
                 if most is not None:
                     over = sum(trial.state.is_finished() for trial in self._trials())
-                    self.report(Note(f"{over} of {most} trials are over"))
+                    self.report(Note(f"{over} of {most} trials are done"))
             elif all(trial.state.is_finished() for trial in self._trials()):
                 break
             else:  # other workers train them
@@ -317,7 +317,7 @@ class Sweep:
                 del trials[trial]
         if eta and trials:
             names = ", ".join(group.name for group in sorted(trials.values(), key=lambda group: -group.values[rung]))
-            self.report(Note(f"after {share:.0%} of the steps {len(trials)} go on: {names}"))
+            self.report(Note(f"after {share:.0%} of the steps {len(trials)} continue: {names}"))
 
 
 def run_sweep(plan: Plan, report: Report = ignore) -> Sweep:
@@ -342,7 +342,9 @@ def run_sweep(plan: Plan, report: Report = ignore) -> Sweep:
         except StorageInternalError as err:
             raise OutputError(f"--optuna: the storage fails: {first_line(err.__cause__ or err)}") from err
         except UpdateFinishedTrialError as err:
-            raise OutputError(f"--worker: no heartbeat for {GRACE_S} s, so others train these trials now") from err
+            raise OutputError(
+                f"--worker: no heartbeat for {GRACE_S} s, so other workers train these trials now"
+            ) from err
         sweep.best()
         write_csv(sweep)
         write_plots(sweep)
@@ -402,7 +404,7 @@ def _open_study(plan: Plan, storage: BaseStorage) -> optuna.Study:
         study.sampler, study.pruner = SAMPLERS[sampler](seed=seed), PRUNERS[options.pruner]()
     except DuplicatedStudyError as err:
         raise ConfigError(
-            f"--optuna: the study {name!r} is there already; --resume, or choose another output.dir"
+            f"--optuna: the study {name!r} exists already; use --resume, or choose another output.dir"
         ) from err
     except ImportError as err:
         raise ConfigError(f"--sampler {sampler}: {first_line(err)}") from err
@@ -412,14 +414,14 @@ def _open_study(plan: Plan, storage: BaseStorage) -> optuna.Study:
     if not (before := study.user_attrs.get(HOW, {})):
         if (plan.folder / STATE).exists():
             raise ConfigError(
-                f"{option}: the books of the sweep in {plan.folder} are in another storage (a single process has {JOURNAL}, "
-                f"workers {DATABASE} or what --optuna names), or of an older lorakit; choose another output.dir"
+                f"{option}: the sweep in {plan.folder} is recorded in another storage (a single process uses {JOURNAL}, "
+                f"workers {DATABASE} or what --optuna names), or by an older lorakit; choose another output.dir"
             )
         study.set_user_attr(HOW, how)
     for key in {**before, **how} if before else ():
         if before.get(key) != how.get(key):
             was, now = before.get(key), how.get(key)
-            raise ConfigError(f"{option}: {plan.folder} is another sweep: its {key} was {was!r}, now {now!r}")
+            raise ConfigError(f"{option}: {plan.folder} holds another sweep: its {key} was {was!r}, now {now!r}")
     return study
 
 

@@ -90,12 +90,12 @@ def _interval(sweep: Sweep, group: Group) -> tuple[float, float] | None:
     return tuple(quantiles(np.take_along_axis(values, drawn, 0).mean(0)))  # type: ignore[return-value]
 
 
-def _lines(sweep: Sweep, found: dict[str, Any]) -> list[str]:
+def _lines(sweep: Sweep, facts: dict[str, Any]) -> list[str]:
     """A table of the points, the best run, how far it can be told from the next, and its use."""
-    keys, points = _keys(sweep), found["points"]
+    keys, points = _keys(sweep), facts["points"]
     with_seeds = any(len(point["seeds"]) > 1 for point in points)
     table = Table(box=SIMPLE, pad_edge=False)
-    for head in [*keys, found["metric"], *(["± seeds"] if with_seeds else []), "95 % interval", "run", ""]:
+    for head in [*keys, facts["metric"], *(["± seeds"] if with_seeds else []), "95 % interval", "run", ""]:
         table.add_column(head, justify="left" if head in ("run", "") else "right", overflow="fold")
     for point in points:
         values = [_cell(point["point"][key]) if key in point["point"] else "" for key in keys]
@@ -108,7 +108,7 @@ def _lines(sweep: Sweep, found: dict[str, Any]) -> list[str]:
     with console.capture() as captured:
         console.print(table)
     text = [line for row in captured.get().split("\n") if (line := row.rstrip())]
-    run, done = found["best"]["run"], [point for point in points if point["status"] == "done"]
+    run, done = facts["best"]["run"], [point for point in points if point["status"] == "done"]
     text.append(f"best: {run}")
     if len(done) > 1:
         text.append(f"the best of {len(points)} points on the same examples, so a little optimistic")

@@ -72,8 +72,8 @@ def best_temperature(gold: Sequence[int], probabilities: Floats) -> float:
     def nll(log_temperature: float) -> float:
         return -float(np.log(_of_gold(gold, at_temperature(probabilities, np.exp(log_temperature)))).mean())
 
-    found = minimize_scalar(nll, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
-    return float(np.exp(found.x))
+    minimum = minimize_scalar(nll, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
+    return float(np.exp(minimum.x))
 
 
 def _of_gold(gold: Sequence[int], probabilities: Floats) -> Floats:

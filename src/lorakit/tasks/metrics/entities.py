@@ -36,24 +36,24 @@ def _counts(
 ) -> dict[str, tuple[int, int, int]]:
     """type -> numbers of right, predicted and gold entities."""
     right: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    wanted: Counter[str] = Counter()
+    n_predicted: Counter[str] = Counter()
+    n_gold: Counter[str] = Counter()
     for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
         true, guessed = set(read(gold_tags)), set(read(predicted_tags))
-        wanted.update(entity.type for entity in true)
-        found.update(entity.type for entity in guessed)
+        n_gold.update(entity.type for entity in true)
+        n_predicted.update(entity.type for entity in guessed)
         right.update(entity.type for entity in true & guessed)
-    return {kind: (right[kind], found[kind], wanted[kind]) for kind in wanted | found}
+    return {kind: (right[kind], n_predicted[kind], n_gold[kind]) for kind in n_gold | n_predicted}
 
 
 def entity_statistics(gold: Sequence[Tags], predicted: Sequence[Tags]) -> dict[str, Statistic]:
     """Micro F1 as conlleval counts, and in strict IOB2, from each sentence's right, predicted and gold entities."""
-    found = {}
+    statistics = {}
     for reading, read in READINGS.items():
         pairs = [(set(read(g)), set(read(p))) for g, p in zip(gold, predicted, strict=True)]
         counts = [(len(g & p), len(p), len(g)) for g, p in pairs]
-        found[f"entity_f1{reading}"] = Statistic(np.array(counts, dtype=np.float64), micro_f1)
-    return found
+        statistics[f"entity_f1{reading}"] = Statistic(np.array(counts, dtype=np.float64), micro_f1)
+    return statistics
 
 
 # What kinds of mistakes were made on entities: the schemas of SemEval-2013 task 9.1, and boundary against type errors.
@@ -104,7 +104,7 @@ def match(gold: Sequence[Entity], guesses: Sequence[Entity], is_correct: Judge) 
 
 def semeval_scores(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[Entity]]) -> dict[str, dict[str, Any]]:
     """For each schema the numbers of correct, incorrect, partial, missed and spurious entities, precision, recall, F1."""
-    found = {}
+    scores = {}
     for name, is_correct in SCHEMAS.items():
         counts: Counter[str] = Counter()
         for pairs, missed, spurious in (match(*row, is_correct) for row in zip(gold, guesses, strict=True)):
@@ -112,8 +112,8 @@ def semeval_scores(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[
             wrong = "partial" if name == "partial" else "incorrect"
             counts.update({"correct": right, wrong: len(pairs) - right})
             counts.update(missed=len(missed), spurious=len(spurious))
-        found[name] = _with_scores(counts)
-    return found
+        scores[name] = _with_scores(counts)
+    return scores
 
 
 def _with_scores(counts: Counter[str]) -> dict[str, Any]:

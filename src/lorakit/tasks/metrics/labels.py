@@ -34,20 +34,20 @@ def classification_statistics(
 ) -> dict[str, Statistic]:
     """Those of the classification scores that are functions of sums."""
     counts = label_counts(*(np.array([[x == label for label in labels] for x in xs]) for xs in (gold, predicted)))
-    found = {
+    statistics = {
         "accuracy": accuracy([g == p for g, p in zip(gold, predicted, strict=True)]),
         "macro_f1": Statistic(counts, macro_f1),
         "mcc": Statistic(counts, mcc),
     }
     if len(labels) == 2:
-        found["f1"] = Statistic(counts, _second_f1)
-    return found
+        statistics["f1"] = Statistic(counts, _second_f1)
+    return statistics
 
 
 def values(statistics: Mapping[str, Statistic | Ranking]) -> Scores:
     """The scores over all examples; None for one that is undefined, such as the correlation with a constant."""
-    found = {name: float(statistic.of(np.ones(statistic.n))) for name, statistic in statistics.items()}
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    numbers = {name: float(statistic.of(np.ones(statistic.n))) for name, statistic in statistics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def per_label(gold: Any, predicted: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -105,13 +105,13 @@ def mean(numbers: Floats) -> Statistic:
     return Statistic(np.stack([numbers, np.ones_like(numbers)], axis=1), lambda sums: sums[..., 0] / sums[..., 1])
 
 
-def prf(right: float, found: int, wanted: int) -> dict[str, float]:
+def prf(right: float, predicted: int, gold: int) -> dict[str, float]:
     """Precision, recall and F1 from numbers of right, predicted and gold ones; 0 where a denominator is 0."""
     return {
-        "precision": right / found if found else 0.0,
-        "recall": right / wanted if wanted else 0.0,
-        "f1": 2 * right / (found + wanted) if found + wanted else 0.0,
-        "support": wanted,
+        "precision": right / predicted if predicted else 0.0,
+        "recall": right / gold if gold else 0.0,
+        "f1": 2 * right / (predicted + gold) if predicted + gold else 0.0,
+        "support": gold,
     }
 
 
@@ -139,10 +139,8 @@ def multi_label_scores(
     Shapes: gold and probabilities (N, C).
     """
     table = per_label(gold, probabilities >= _row(labels, thresholds), labels)
-    for label, row, truth, found in zip(labels, table.values(), gold.T, probabilities.T, strict=True):
-        row["average_precision"] = (
-            float(average_precision(truth, found).of(np.ones(len(gold)))) if truth.any() else None
-        )
+    for label, row, truth, p in zip(labels, table.values(), gold.T, probabilities.T, strict=True):
+        row["average_precision"] = float(average_precision(truth, p).of(np.ones(len(gold)))) if truth.any() else None
         row["threshold"] = thresholds.get(label, HALF)
     return {**values(multi_label_statistics(gold, probabilities, labels, thresholds)), "per_label": table}
 
@@ -156,24 +154,26 @@ def multi_label_statistics(
 
     Shapes: gold and probabilities (N, C).
     """
-    found: dict[str, Statistic | Ranking] = {"macro_average_precision": macro_average_precision(gold, probabilities)}
+    statistics: dict[str, Statistic | Ranking] = {
+        "macro_average_precision": macro_average_precision(gold, probabilities)
+    }
     for at, limits in {"at_0.5": {}, **({"tuned": thresholds} if thresholds else {})}.items():
         predicted = probabilities >= _row(labels, limits)
         counts = label_counts(gold, predicted)
-        found[f"micro_f1_{at}"] = Statistic(counts, micro_f1)
-        found[f"macro_f1_{at}"] = Statistic(counts, macro_f1)
-        found[f"subset_accuracy_{at}"] = accuracy((gold == predicted).all(axis=1))
-    return found
+        statistics[f"micro_f1_{at}"] = Statistic(counts, micro_f1)
+        statistics[f"macro_f1_{at}"] = Statistic(counts, macro_f1)
+        statistics[f"subset_accuracy_{at}"] = accuracy((gold == predicted).all(axis=1))
+    return statistics
 
 
 def macro_average_precision(gold: Flags, probabilities: Floats) -> Ranking:
     """The mean of the labels' average precision over those that have a gold example, NaN where none has."""
-    each = [average_precision(truth, found) for truth, found in zip(gold.T, probabilities.T, strict=True)]
+    each = [average_precision(truth, p) for truth, p in zip(gold.T, probabilities.T, strict=True)]
 
     def of(weights: Floats) -> Floats:
-        found = np.stack([label.of(weights) for label in each])  # (C, ...)
-        n = (~np.isnan(found)).sum(axis=0)
-        value: Floats = np.where(n > 0, np.nansum(found, axis=0) / np.maximum(n, 1), np.nan)
+        precisions = np.stack([label.of(weights) for label in each])  # (C, ...)
+        n = (~np.isnan(precisions)).sum(axis=0)
+        value: Floats = np.where(n > 0, np.nansum(precisions, axis=0) / np.maximum(n, 1), np.nan)
         return value
 
     return Ranking(len(gold), of)

@@ -56,7 +56,7 @@ class Text2TextClassification(SequenceTask):
         for label in labels:
             if (back := decode(tokenizer, tokenizer(label, add_special_tokens=False)["input_ids"])) != label:
                 raise ConfigError(
-                    f"task.name = 'text2text_classification': the tokenizer of this model gives the label {label!r} back "
+                    f"task.name = 'text2text_classification': the tokenizer of this model decodes the label {label!r} "
                     f"as {back!r}; rename it in the data, or use sequence_classification"
                 )
         return task

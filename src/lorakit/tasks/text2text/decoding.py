@@ -51,13 +51,13 @@ def greedy(model: nn.Module, batch: Batch, limit: int, languages: Sequence[Langu
             log_p[row] += value
             if languages:
                 paths[row] = languages[row].step(paths[row], token)
-        kept = [i for i, row in enumerate(running) if ids[row][-1] != decoder.eos]
-        if not kept:
+        unfinished = [i for i, row in enumerate(running) if ids[row][-1] != decoder.eos]
+        if not unfinished:
             running = []
             break
-        if len(kept) < len(running):
-            running = [running[i] for i in kept]
-            decoder.keep(kept)
+        if len(unfinished) < len(running):
+            running = [running[i] for i in unfinished]
+            decoder.keep(unfinished)
         tokens = [ids[row][-1] for row in running]
     means = torch.tensor([total / len(row) for total, row in zip(log_p, ids, strict=True)]).exp().tolist()
     return [Written(tuple(row), i not in running, mean) for i, (row, mean) in enumerate(zip(ids, means, strict=True))]
@@ -111,7 +111,7 @@ class Decoder:
 
     def logits(self, last: Tensor, rows: Tensor | None) -> Tensor:
         """Logits of the token behind the last ones: all, or of some rows of the output layer. Shapes: (B, T), (R) -> (B, R)."""
-        asked = {"encoder_outputs": Encoded(self.encoded), "attention_mask": self.mask, "decoder_input_ids": last}
+        inputs = {"encoder_outputs": Encoded(self.encoded), "attention_mask": self.mask, "decoder_input_ids": last}
         states: list[Tensor] = []  # what the output layer reads, scaled as the family does it
 
         def take(read: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Decoder:
 
         bare = rows is not None and self._has_bare_head()
         with output_layer_reads(self.model, take) if bare else nullcontext():
-            out = self.model(**asked, past_key_values=self.cache, use_cache=True)
+            out = self.model(**inputs, past_key_values=self.cache, use_cache=True)
         self.cache = out.past_key_values
         if bare:
             return F.linear(states[0], self.model.get_output_embeddings().weight[rows])
@@ -240,10 +240,10 @@ def losses_of_rows(model: Any, batch: Batch) -> Tensor:
     The decoder reads its start token and the tokens before each one, as in prediction; some families shift otherwise.
     """
     labels = batch["labels"]
-    wanted = labels != IGNORE
-    decoder_input = labels.masked_fill(~wanted, model.config.pad_token_id).roll(1, dims=1)
+    is_target = labels != IGNORE
+    decoder_input = labels.masked_fill(~is_target, model.config.pad_token_id).roll(1, dims=1)
     decoder_input[:, 0] = model.config.decoder_start_token_id
-    with output_layer_reads(model, lambda states: states[wanted]):
+    with output_layer_reads(model, lambda states: states[is_target]):
         logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
-    losses = F.cross_entropy(logits.float(), labels[wanted], reduction="none")  # (N,)
-    return losses.new_zeros(labels.shape).masked_scatter(wanted, losses).sum(1)
+    losses = F.cross_entropy(logits.float(), labels[is_target], reduction="none")  # (N,)
+    return losses.new_zeros(labels.shape).masked_scatter(is_target, losses).sum(1)

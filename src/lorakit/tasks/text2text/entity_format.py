@@ -96,17 +96,17 @@ def find(surface: str, words: Sequence[str], used: Sequence[bool], cursor: int) 
     """The first free words at or after `cursor` that spell the surface, else the first free ones before it, else the
     same without regard to case; white space is left out, since a tokenizer may join or split words."""
     for fold in (str, str.casefold):
-        wanted, *there = (fold("".join(text.split())) for text in (surface, *words))
+        target, *there = (fold("".join(text.split())) for text in (surface, *words))
         for start in (*range(cursor, len(words)), *range(cursor)):
-            end = _match(wanted, there, start)
+            end = _match(target, there, start)
             if end is not None and not any(used[start:end]):
                 return start, end
     return None
 
 
-def _match(wanted: str, words: Sequence[str], start: int) -> int | None:
+def _match(target: str, words: Sequence[str], start: int) -> int | None:
     """The end of the words from `start` that spell exactly `wanted`, if any do."""
-    rest = wanted
+    rest = target
     for position in range(start, len(words)):
         if not rest.startswith(words[position]):
             return None

@@ -35,7 +35,7 @@ def make_format(name: str, tokenizer: PreTrainedTokenizerBase, types: Sequence[s
     for delimiter in form.delimiters:
         if (back := _back(tokenizer, delimiter)) != delimiter:
             raise ConfigError(
-                f"{where}: the tokenizer of this model cannot write {delimiter!r} (it comes back as {back!r}); try {others}"
+                f"{where}: the model's tokenizer cannot write {delimiter!r} (it decodes to {back!r}); try {others}"
             )
     for kind in types:
         words, tags = ("x", "y"), (f"B-{kind}", f"I-{kind}")
@@ -43,7 +43,7 @@ def make_format(name: str, tokenizer: PreTrainedTokenizerBase, types: Sequence[s
         back = _back(tokenizer, written)
         if form.read(back, words, types).tags != tags:
             raise ConfigError(
-                f"{where}: the entity type {kind!r} does not survive: written {written!r}, read back as {back!r}; "
+                f"{where}: the entity type {kind!r} is not preserved: {written!r} decodes to {back!r}; "
                 f"rename the type in the data, or try {others}"
             )
     return form
@@ -107,13 +107,13 @@ class ListFormat:
             pieces.pop()
         faults = [piece.fault for piece in pieces]
         mentions = tuple(piece.mention for piece in pieces if piece.mention)
-        found, misordered = align(mentions, words)
+        entities, misordered = align(mentions, words)
         return Reading(
-            tags=tuple(to_tags(found, len(words))),
+            tags=tuple(to_tags(entities, len(words))),
             mentions=mentions,
             malformed=faults.count("malformed"),
             unknown_type=faults.count("unknown_type"),
-            invented=len(mentions) - len(found),
+            invented=len(mentions) - len(entities),
             misordered=misordered,
         )
 
@@ -156,7 +156,7 @@ def align(mentions: Sequence[Mention], words: Sequence[str]) -> tuple[list[Entit
     first free one anywhere, else the same without regard to case.
     """
     used = [False] * len(words)
-    found: list[Entity] = []
+    entities: list[Entity] = []
     cursor = misordered = 0
     for mention in mentions:
         place = find(mention.surface, words, used, cursor)
@@ -164,10 +164,10 @@ def align(mentions: Sequence[Mention], words: Sequence[str]) -> tuple[list[Entit
             continue
         start, end = place
         used[start:end] = [True] * (end - start)
-        found.append(Entity(mention.type, start, end))
+        entities.append(Entity(mention.type, start, end))
         misordered += start < cursor
         cursor = end
-    return sorted(found, key=lambda entity: entity.start), misordered
+    return sorted(entities, key=lambda entity: entity.start), misordered
 
 
 # Entities as a tag behind a sentinel for each word: `<extra_id_0> Peter <extra_id_1> spoke` -> `<extra_id_0> B-PER

@@ -126,15 +126,15 @@ class Text2TextNer(Task):
         """An entity is lost where not all of its words are read, or where the target's kept part does not name it."""
         texts = targets = lost = 0
         for example, own in zip(examples, items, strict=True):
-            kept = [self._kept(window, item) for window, item in zip(self.windows(example), own, strict=True)]
-            texts += any(part.text_is_cut for part in kept)
-            targets += any(part.target_is_cut for part in kept)
-            if any(part.text_is_cut or part.target_is_cut for part in kept):
-                named = [tag for part in kept for tag in part.tags]
+            left = [self._within_limits(window, item) for window, item in zip(self.windows(example), own, strict=True)]
+            texts += any(part.text_is_cut for part in left)
+            targets += any(part.target_is_cut for part in left)
+            if any(part.text_is_cut or part.target_is_cut for part in left):
+                named = [tag for part in left for tag in part.tags]
                 lost += len(set(entities(example.tags)) - set(entities(named)))
         return Cut(texts, targets, lost)
 
-    def _kept(self, window: Window, item: Item) -> Kept:
+    def _within_limits(self, window: Window, item: Item) -> Kept:
         """What the limits leave of a window."""
         n, tags = len(window.words), list(window.tags)
         if len(item["input_ids"]) >= self.max_length:
@@ -191,22 +191,22 @@ class Text2TextNer(Task):
 
     def _surface_f1(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> float:
         """F1 over (sentence, surface, type), duplicates counted."""
-        right = found = wanted = 0
+        right = n_predicted = n_gold = 0
         for example, answer in zip(examples, answers, strict=True):
             words = self.spelling.words(example.words)
             gold = Counter(Mention(" ".join(words[e.start : e.end]), e.type) for e in entities(example.tags))
-            said = Counter(chain.from_iterable(reading.mentions for reading in answer.readings))
-            right += (gold & said).total()
-            found += said.total()
-            wanted += gold.total()
-        return prf(right, found, wanted)["f1"]
+            predicted = Counter(chain.from_iterable(reading.mentions for reading in answer.readings))
+            right += (gold & predicted).total()
+            n_predicted += predicted.total()
+            n_gold += gold.total()
+        return prf(right, n_predicted, n_gold)["f1"]
 
     def to_json(self, example: Example, answer: Extracted) -> dict[str, Any]:
-        found = entities(answer.tags)
+        spans = entities(answer.tags)
         score = min((raw.score for raw in answer.written), default=1.0)
         return {
             "text": example.text,
-            "entities": entity_dicts(example, found, [score] * len(found)),
+            "entities": entity_dicts(example, spans, [score] * len(spans)),
             "generated": " ".join(answer.texts),
         }
 

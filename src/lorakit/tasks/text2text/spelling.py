@@ -34,16 +34,17 @@ class Spelling:
         if new := [word for word in dict.fromkeys(words) if word not in self._known]:
             plain = [self._plain(word) for word in new]
             for word, text, back in zip(new, plain, self._back(plain), strict=True):
-                self._known[word] = text if text and text == back else self._mended(word, back)
+                self._known[word] = text if text and text == back else self._repaired(word, back)
         return [self._known[word] for word in words]
 
-    def _mended(self, word: str, back: str) -> str:
+    def _repaired(self, word: str, back: str) -> str:
         letters = "".join(
-            self._kept(self._back([letter])[0], unicodedata.normalize("NFKD", letter)[:1]) or LOST for letter in word
+            self._first_stable(self._back([letter])[0], unicodedata.normalize("NFKD", letter)[:1]) or LOST
+            for letter in word
         )
-        return self._kept(back, letters) or LOST * len(word) or LOST
+        return self._first_stable(back, letters) or LOST * len(word) or LOST
 
-    def _kept(self, *texts: str) -> str:
+    def _first_stable(self, *texts: str) -> str:
         """The first of the texts that the tokenizer gives back, or none."""
         plain = [self._plain(text) for text in texts]
         return next((text for text, back in zip(plain, self._back(plain), strict=True) if text and text == back), "")
@@ -63,6 +64,6 @@ class Spelling:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of an output, sentinels and unknown pieces kept; end and padding left out."""
     silent = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    kept = [i for i in ids if i not in silent]
-    text: str = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    visible = [i for i in ids if i not in silent]
+    text: str = tokenizer.decode(visible, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text

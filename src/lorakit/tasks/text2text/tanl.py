@@ -25,9 +25,9 @@ class MarkupFormat:
         return " ".join(words)
 
     def write(self, words: Sequence[str], tags: Sequence[str]) -> str:
-        found = entities(tags)
-        before = {entity.start: OPEN for entity in found}
-        after = {entity.end - 1: f"{BAR} {entity.type} {CLOSE}" for entity in found}
+        spans = entities(tags)
+        before = {entity.start: OPEN for entity in spans}
+        after = {entity.end - 1: f"{BAR} {entity.type} {CLOSE}" for entity in spans}
         pieces = [(before.get(i), word, after.get(i)) for i, word in enumerate(words)]
         return " ".join(text for piece in pieces for text in piece if text)
 
@@ -38,7 +38,7 @@ class MarkupFormat:
             if mention is not None and position is not None:
                 places[mention].append(position)
         known = [mention.type in types for mention in marked.mentions]
-        found = [
+        spans = [
             Entity(mention.type, place[0], place[-1] + 1)
             for mention, place, good in zip(marked.mentions, places, known, strict=True)
             if place and good
@@ -46,7 +46,7 @@ class MarkupFormat:
         lost = [m for m, place, good in zip(marked.mentions, places, known, strict=True) if good and not place]
         moved = sum(find(mention.surface, words, [False] * len(words), 0) is not None for mention in lost)
         return Reading(
-            tags=tuple(to_tags(found, len(words))),
+            tags=tuple(to_tags(spans, len(words))),
             mentions=tuple(mention for mention, good in zip(marked.mentions, known, strict=True) if good),
             malformed=marked.malformed + (ended and not marked.words),
             unknown_type=known.count(False),
@@ -110,20 +110,20 @@ class _Marked:
         self.mentions.append(Mention(" ".join(words), kind))
 
 
-def align(said: Sequence[str], words: Sequence[str]) -> list[int | None]:
-    """For each word said the word of the source that it repeats, by a shortest edit script (Levenshtein over words).
+def align(written: Sequence[str], words: Sequence[str]) -> list[int | None]:
+    """For each written word the word of the source that it repeats, by a shortest edit script (Levenshtein over words).
 
     Case counts for half an edit. Words that are inserted or replaced repeat none.
     """
-    if list(said) == list(words):
+    if list(written) == list(words):
         return list(range(len(words)))
-    costs = [[float(j) for j in range(len(words) + 1)]]  # costs[i][j]: from said[:i] to words[:j]
-    for i, word in enumerate(said, start=1):
+    costs = [[float(j) for j in range(len(words) + 1)]]  # costs[i][j]: from written[:i] to words[:j]
+    for i, word in enumerate(written, start=1):
         row = [float(i)]
         for j, other in enumerate(words, start=1):
             row.append(min(costs[-1][j - 1] + _distance(word, other), costs[-1][j] + 1, row[-1] + 1))
         costs.append(row)
-    return list(_matches(said, words, costs))[::-1]
+    return list(_matches(written, words, costs))[::-1]
 
 
 def _distance(word: str, other: str) -> float:
@@ -132,11 +132,11 @@ def _distance(word: str, other: str) -> float:
     return 0.5 if word.casefold() == other.casefold() else 1
 
 
-def _matches(said: Sequence[str], words: Sequence[str], costs: list[list[float]]) -> Iterator[int | None]:
-    """The way back through the costs, from the last word said to the first."""
-    i, j = len(said), len(words)
+def _matches(written: Sequence[str], words: Sequence[str], costs: list[list[float]]) -> Iterator[int | None]:
+    """The way back through the costs, from the last written word to the first."""
+    i, j = len(written), len(words)
     while i:
-        if j and costs[i][j] == costs[i - 1][j - 1] + (distance := _distance(said[i - 1], words[j - 1])):
+        if j and costs[i][j] == costs[i - 1][j - 1] + (distance := _distance(written[i - 1], words[j - 1])):
             i, j = i - 1, j - 1
             yield j if distance < 1 else None
         elif j and costs[i][j] == costs[i][j - 1] + 1:
