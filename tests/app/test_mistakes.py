@@ -197,7 +197,7 @@ MISTAKES = (
     # places
     mistake(TRAIN, "output.dir = 'out'", "exists already", **{"out/mine.txt": b"mine"}),
     mistake(TRAIN, "output.dir = 'out'", "exists already", out=b"mine"),
-    mistake(f"{TRAIN} output.dir=file/out", "output.dir = 'file/out'", "cannot be made", file=b""),
+    mistake(f"{TRAIN} output.dir=file/out", "output.dir = 'file/out'", "cannot be created", file=b""),
     mistake(f"{TRAIN} --resume auto", "'out'", "holds no run", **{"out/mine.txt": b"mine"}),
     mistake(f"{TRAIN} --resume nowhere", "--resume nowhere", "no such checkpoint"),
     mistake(f"{TRAIN} --resume empty", "empty", "complete checkpoint", **{"empty/file": b""}),
@@ -270,13 +270,11 @@ MISTAKES = (
     ),
     mistake("check nowhere.toml", "recipe nowhere.toml does not exist"),
     mistake("check a.csv data.lable=x", "unknown key 'data.lable'; did you mean 'data.label'", **{"a.csv": HEADER}),
-    mistake(
-        "check $files/train.csv --run $bert_run --task ner", "--task goes without --run, which says what its task is"
-    ),
+    mistake("check $files/train.csv --run $bert_run --task ner", "--task and --run: use one of them"),
     mistake("check r.toml --run $tagger_run", "was trained for token_classification, the data", **{"r.toml": RECIPE}),
     mistake("compare $bert_run", "compare", "two"),
     mistake("report nowhere", "nowhere", "no such run folder"),
-    mistake("report .", ".: no scores.json in it, which a finished run has"),
+    mistake("report .", ".: no scores.json; the run is not finished"),
     mistake(f"{REPORT} --out there", "--out there", "report.html", **{"there/a": ""}),
     mistake(f"{REPORT} --out no/page.html", "--out no/page.html: its folder does not exist"),
     mistake(f"{REPORT} --out x.html --figures a", "--figures a", "exists already, and is not a folder", a=b""),

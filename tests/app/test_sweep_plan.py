@@ -58,7 +58,7 @@ def test_brackets_make_lists_and_commas_points(text: str, values: list[Any]) -> 
         (["train.lr=1e-3", "train.lr=1e-4"], r"train\.lr is given twice"),
         (["train.lr=1e-2..1e-5"], "the range is empty"),
         (["train.seeds=0,1"], "--seeds 0,1,2"),
-        (["lora.target_modules=query,value"], r"say \[query,value\] for one point"),
+        (["lora.target_modules=query,value"], r"write \[query,value\] for one point"),
         (["data.label=a,b"], r"data\.label takes lists"),
     ],
 )
@@ -155,7 +155,7 @@ def test_plan_has_every_pair_of_a_listed_point_and_one_of_the_grid(tmp_path: Pat
         (("lora.rr=1..2",), {"optuna": "", "trials": 3}, r"did you mean 'lora\.r'"),
         (("lora.r=4",), {}, "nothing to sweep over"),
         (("output.dir=a,b",), {}, "a folder within the sweep"),
-        (("train.seed=0..3",), {}, "seeds are not drawn"),
+        (("train.seed=0..3",), {}, "seeds are not sampled"),
         (("lora.r=4,8", "train.seed=1"), {"seeds": (1,)}, "--seeds and train.seed: use one"),
         (("lora.r=4,8",), {"optuna": ""}, "--optuna and --trials N go together"),
         (("lora.r=4,8",), {"optuna": "", "random": 3}, "--random and --optuna: use one"),

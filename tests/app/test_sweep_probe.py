@@ -56,7 +56,7 @@ def test_probe_trains_every_rate_over_the_same_batches(cli: Cli, bert: Path, fil
     [
         ("train.lr=1e-3,1e-2", "at least three rates"),
         ("train.lr=0..1e-2", "must begin above 0"),
-        ("lora.r=4,8", "tries rates alone"),
+        ("lora.r=4,8", "varies train.lr only"),
     ],
 )
 def test_probe_refuses(tmp_path: Path, word: str, message: str) -> None:

@@ -300,7 +300,7 @@ def test_what_does_not_belong_beside_the_others_is_refused(
         "pooling = 'mean'": mean_run,
         "dtype = 'bf16'": ship(tmp_path / "b", bert, *one, changes={"dtype": "bf16"}),
         "a fully fine-tuned model": ship(tmp_path / "c", bert, *one, changes={"method": "full"}),
-        "in another way": ship(
+        "adapter differently": ship(
             tmp_path / "d", bert, *one, r=2, target_modules=("classifier",), modules_to_save=("pooler",)
         ),
         "outputs but no head": ship(tmp_path / "e", bert, one[0], CLASSES, modules_to_save=("pooler",)),

@@ -526,7 +526,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "numbers differ": ((["a", "b"], [1.0], "c"), {}, "2 adapters but 1 weights"),
     "no adapter": (([], [], "c"), {}, "0 adapters"),
     "not finite": ((["a"], [float("nan")], "c"), {}, "weight of 'a' is nan"),
-    "name taken": ((["a"], [1.0], "b"), {}, "'b' is there already"),
+    "name taken": ((["a"], [1.0], "b"), {}, "'b' exists already"),
     "gain turned": ((["b"], [-50.0], "c"), {}, "DoRA magnitude"),
     "unknown method": ((["a"], [1.0], "c"), {"method": "tise"}, "'tise' is not known; did you mean 'ties'"),
     "no density": ((["a"], [1.0], "c"), {"method": "ties"}, "density = None: method 'ties' needs the share"),
@@ -560,7 +560,7 @@ def test_unknown_and_merged_adapters_are_refused() -> None:
 def test_heads_of_other_shapes_are_refused() -> None:
     model = with_adapters(a="plain", b="plain")
     model.classifier.adapters["b"] = nn.Linear(model.classifier.base.in_features, 7)
-    with pytest.raises(ConfigError, match="another shape"):
+    with pytest.raises(ConfigError, match="different shapes"):
         combine(model, ["a", "b"], [0.5, 0.5], "c")
 
 

@@ -257,6 +257,6 @@ def test_trained_bias_is_refused() -> None:
 def test_dora_is_refused_and_the_model_left_alone() -> None:
     model = trained(tiny_bert, DORA)
     before = [path for path, _ in model.named_modules()]
-    with pytest.raises(AdapterError, match=r"reads no DoRA.*--to merged.*--rank N"):
+    with pytest.raises(AdapterError, match=r"does not support DoRA.*--to merged.*--rank N"):
         conform(model, DORA, PROFILES["lorax"])
     assert [path for path, _ in model.named_modules()] == before

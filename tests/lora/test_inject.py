@@ -285,7 +285,7 @@ def test_name_of_a_module_is_no_trouble(name: str) -> None:
 def test_taken_name_is_refused() -> None:
     model = two_adapters()
     before = snapshot(model)
-    with pytest.raises(ConfigError, match="adapter 'first' is there already"):
+    with pytest.raises(ConfigError, match="adapter 'first' exists already"):
         add_adapter(model, DENSE, "first")
     assert_unchanged(model, before)
 

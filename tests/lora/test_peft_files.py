@@ -356,7 +356,7 @@ def test_adapter_of_another_architecture_is_refused(build: Callable[[], PreTrain
 def test_loading_under_a_taken_name_is_refused(folder: Path) -> None:
     model = adapted()
     before = snapshot(model)
-    with pytest.raises(ConfigError, match="adapter 'default' is there already"):
+    with pytest.raises(ConfigError, match="adapter 'default' exists already"):
         load_adapter(model, folder)
     assert_unchanged(model, before)
 

@@ -266,8 +266,8 @@ def test_renamed_adapter_keeps_its_place_its_weights_and_its_rows(folders: dict[
 
 REFUSED: dict[str, tuple[tuple[str, str], type[Exception], str]] = {
     "unknown": (("frist", "new"), AdapterError, "no adapter 'frist' in this model; did you mean 'first'"),
-    "taken": (("first", "second"), ConfigError, "'second' is there already"),
-    "itself": (("first", "first"), ConfigError, "'first' is there already"),
+    "taken": (("first", "second"), ConfigError, "'second' exists already"),
+    "itself": (("first", "first"), ConfigError, "'first' exists already"),
     "bad name": (("first", "a.b"), ConfigError, "use letters, digits"),
     "torch's name": (("first", "keys"), ConfigError, "attribute of every torch module"),
 }

@@ -150,7 +150,7 @@ def test_shared_lock_keeps_others_out_until_the_last_has_left(tmp_path: Path) ->
 
 def test_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"file/run.* cannot be made"), run_folder(tmp_path / "file" / "run", None):
+    with pytest.raises(OutputError, match=r"file/run.* cannot be created"), run_folder(tmp_path / "file" / "run", None):
         pytest.fail("there is no folder")
     with pytest.raises(OutputError, match="not a folder"), run_folder(tmp_path / "file", None):
         pytest.fail("there is no folder")

@@ -1,4 +1,4 @@
-"""What a run ships: a folder with peft's two files, the tokenizer, and lorakit.json; how it is written, checked and loaded."""
+"""The folder that a run ships (peft's two files, the tokenizer, lorakit.json): how it is written, checked and loaded."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lorakit.models import BaseModel, find, load_base
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.registry import task_layers
 
-MOST_WEIGHTS = 2**32  # bytes of an adapter; one that holds XLM-R's embeddings has 1 GB
+MOST_WEIGHTS = 2**32  # the most bytes of an adapter; one with XLM-R's embeddings has 1 GB
 ADAPTER, MODEL = "adapter", "model"  # names in the run folder
 
 
 def write_side(folder: Path, side: Side) -> None:
-    """Write lorakit.json, with the sums of the files beside it."""
+    """Write lorakit.json, with the sha256 of the files beside it."""
     sums = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
     content = side.model_dump(exclude={"columns": set(OF_TRAINING)})
-    for key in ("combined", "pooling"):  # as a folder says it that has none of it
+    for key in ("combined", "pooling"):  # a default is left out
         if content[key] == Side.model_fields[key].default:
             del content[key]
     text = json.dumps({**content, "format": FORMAT, "files": sums}, indent=2, sort_keys=True, ensure_ascii=False)
@@ -33,10 +33,10 @@ def write_side(folder: Path, side: Side) -> None:
 
 
 def shipped_folder(path: Path) -> Path:
-    """The folder to load for a run folder, an adapter folder or a fully fine-tuned model's folder.
+    """The folder to load, given a run folder, an adapter folder or a fully fine-tuned model's folder.
 
     Raises:
-        OutputError: there is no such folder, or it holds nothing that was shipped.
+        OutputError: there is no such folder, or it holds no adapter or model.
     """
     for folder in (path, path / ADAPTER, path / MODEL):
         if (folder / SIDE_FILE).is_file():
@@ -50,7 +50,7 @@ def shipped_folder(path: Path) -> Path:
 
 
 def read_side(folder: Path) -> Side:
-    """Read lorakit.json, and compare the files that it guards.
+    """Read lorakit.json, and check the sha256 of the files beside it.
 
     Raises:
         AdapterError: it is damaged or of a newer format, or a file beside it changed since it was written.
@@ -59,7 +59,7 @@ def read_side(folder: Path) -> Side:
     for name, sha256 in side.files.items():
         path = folder / name
         if name == WEIGHTS_FILE:
-            read_header(path)  # refuses what is not an adapter before all of it is read
+            read_header(path)  # refuses other files before reading all of them
         try:
             actual = file_sha256(path, MOST_WEIGHTS if name == WEIGHTS_FILE else MAX_BYTES)
         except OSError as err:
@@ -72,11 +72,11 @@ def read_side(folder: Path) -> Side:
 def load_shipped(
     folder: Path, side: Side, *, allow_base_mismatch: bool = False, with_adapter: bool = True, report: Report = ignore
 ) -> BaseModel:
-    """The base model with the adapter in it, or without, or the fully fine-tuned model; in fp32 and on the CPU.
+    """The base model with or without the adapter, or the fully fine-tuned model; in fp32 and on the CPU.
 
     Raises:
-        AdapterError: the base model that is found, which is compared before anything is loaded, is another than the one that
-            was trained on, unless `allow_base_mismatch`; or the adapter is damaged.
+        AdapterError: the base model differs from the one trained on and not `allow_base_mismatch` (checked before loading
+            anything); or the adapter is damaged.
     """
     info, name, fingerprint = side.task.info, str(folder), None
     if side.method != "full":

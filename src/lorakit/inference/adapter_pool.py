@@ -1,4 +1,4 @@
-"""Adapters by name over one base model: those in use in memory, the others a load away, and none waits for another."""
+"""Adapters by name over one base model: recently used ones in memory, the others loaded on demand in the background."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from lorakit.lora.peft_files import WEIGHTS_FILE
 from lorakit.runtime.files import is_leftover
 
 LIMIT_BYTES = 2**30
-CLOSE_S = 5.0  # for which a load in hand is waited for
-SPECIAL = 32  # more tokens than any tokenizer adds to a text, prefixes included
+CLOSE_S = 5.0  # to wait for a load in progress
+SPECIAL = 32  # more than any tokenizer adds to a text, prefixes included
 
 
 class Query(NamedTuple):
-    """A text, and the adapter that is to answer it."""
+    """A text, and the name of the adapter to answer it."""
 
     adapter: str
     example: Example
 
 
 class AdapterPool:
-    """Adapters of one kind of model over one frozen base; each answers as its own Predictor does, many in one forward.
+    """Adapters of one kind of model over one frozen base; with the same answers as separate Predictors, many in one forward.
 
-    Ranks, targets, variants, heads and tasks may differ. A thread of the pool's own loads them; one that takes more than
-    `load_s` seconds for a folder (on a disk that does not answer, say) is left there, and another goes on. They stay in
-    memory while they take no more than `limit_bytes` together, those that a batch in hand needs in any case; the least
-    recently used goes first. One thread at a time may ask for answers.
+    Ranks, targets, variants, heads and tasks may differ. A background thread loads them; if it takes more than
+    `load_s` seconds for a folder (on a disk that hangs), it is abandoned and another thread continues. Adapters stay in
+    memory up to `limit_bytes` together, plus those that a current batch needs; the least recently used is dropped
+    first. Only one thread at a time may call `answer`.
 
     Raises:
-        AdapterError: an adapter is over another base model than the first one, or of another kind, damaged or too large.
+        AdapterError: an adapter's base model or kind differs from the first one's, or it is damaged or too large.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class AdapterPool:
         self.limit_bytes, self.load_s = limit_bytes, load_s
         self.shared = SharedModel(shipped_folder(next(iter(folders.values()))))
         self._resident: dict[str, Resident] = {}  # by name, the least recently used first
-        self._uses: Counter[str] = Counter()  # by key, of batches in hand
+        self._uses: Counter[str] = Counter()  # by key, in current batches
         self._refused: dict[str, Stamp] = {}  # by name, the last version that could not be loaded
-        self._lock = threading.RLock()  # around both, and around what the hosts hold
+        self._lock = threading.RLock()  # for both, and for the contents of hosts
         self._loads: queue.SimpleQueue[tuple[str, Future[Resident]] | None] = queue.SimpleQueue()
-        self._loaders = 0  # started so far, of which the last one works
+        self._loaders = 0  # started so far; only the last one is active
         self._start_loader()
 
     def __enter__(self) -> Self:
@@ -72,28 +72,28 @@ class AdapterPool:
 
     @property
     def resident(self) -> list[str]:
-        """The names of those in memory, the least recently used first."""
+        """The names of adapters in memory, the least recently used first."""
         with self._lock:
             return list(self._resident)
 
     @property
     def size(self) -> int:
-        """Bytes that they take."""
+        """Bytes in memory."""
         with self._lock:
             return sum(resident.size for resident in self._resident.values())
 
     def in_memory(self, name: str) -> Resident | None:
-        """The version that is in memory, if one is."""
+        """The version in memory, or None."""
         with self._lock:
             return self._resident.get(name)
 
     # Loading
 
     def load(self, name: str) -> Future[Resident]:
-        """An adapter in memory, in the version that its folder has now; what serves goes on meanwhile.
+        """Load an adapter in the current version of its folder; serving continues meanwhile.
 
         Raises:
-            DataError: there is no adapter of this name. What is wrong with its folder the future raises.
+            DataError: there is no adapter of this name. The future raises errors of its folder.
         """
         self._check_name(name)
         future: Future[Resident] = Future()
@@ -106,7 +106,7 @@ class AdapterPool:
     def _start_loader(self) -> None:
         self._load_began: float | None = None
         self._loaders += 1
-        # a daemon: the end of the process does not wait for one that hangs
+        # a daemon: the process can exit even if it hangs
         self._loader = threading.Thread(target=self._work, args=(self._loaders,), name="adapter-loader", daemon=True)
         self._loader.start()
 
@@ -118,7 +118,7 @@ class AdapterPool:
             self._load_began = time.monotonic()
             try:
                 resident = self._load(name, loader)
-            except Exception as err:  # whatever a folder holds must not end the thread
+            except Exception as err:  # nothing in a folder may end the thread
                 future.set_exception(err)
             else:
                 future.set_result(resident)
@@ -127,17 +127,17 @@ class AdapterPool:
                     self._load_began = None
 
     def refresh(self) -> dict[str, Future[Resident]]:
-        """Load anew each adapter in memory whose folder has changed; until then, and where that fails, it serves as it is."""
+        """Reload each adapter in memory whose folder has changed; until then, or if that fails, the old version serves."""
         with self._lock:
             residents = {name: resident for name, resident in self._resident.items() if name in self.folders}
         return {name: self.load(name) for name, resident in residents.items() if self._has_changed(name, resident)}
 
     def _has_changed(self, name: str, resident: Resident) -> bool:
-        """Whether its folder has what was not looked at yet."""
+        """Whether its folder has a version that was not tried yet."""
         return stamp_of(resident.folder) not in (resident.stamp, self._refused.get(name))
 
     def rename(self, folders: Mapping[str, Path]) -> None:
-        """Serve these names from now on; those that are not among them go once no batch holds them."""
+        """Serve these names from now on; others are dropped once no batch uses them."""
         with self._lock:
             self.folders = dict(folders)
             for name in self._resident.keys() - self.folders.keys():
@@ -181,7 +181,7 @@ class AdapterPool:
         return shipped_folder(self.folders[name])
 
     def _make_room(self, newest: str) -> None:
-        """Drop the least recently used ones that no batch holds, until the others keep the limit."""
+        """Drop the least recently used adapters not in a batch, until the limit is kept."""
         size = sum(resident.size for resident in self._resident.values())
         for name, resident in list(self._resident.items()):
             if size <= self.limit_bytes:
@@ -192,13 +192,13 @@ class AdapterPool:
                 size -= resident.size
 
     def _drop_unused(self, resident: Resident) -> None:
-        """Drop a version that no name stands for any more, unless a batch holds it."""
+        """Drop a version without a name, unless a batch uses it."""
         if not self._uses[resident.key] and resident not in self._resident.values():
             self.shared.remove(resident)
 
     @contextmanager
     def held(self, names: Iterable[str]) -> Iterator[dict[str, Resident]]:
-        """Residents by name, loaded where need be, which stay in memory within this block."""
+        """Residents by name, loaded if needed, that stay in memory within this block."""
         distinct = list(dict.fromkeys(names))
         residents: dict[str, Resident] = {}
         try:
@@ -220,7 +220,7 @@ class AdapterPool:
     # Answering
 
     def answer(self, queries: Sequence[Query]) -> list[dict[str, Any]]:
-        """An answer to each, in order, as Predictor's; a few thousand at most, each of which was checked."""
+        """Answer each query, in order, as Predictor does; at most a few thousand, all checked."""
         places: dict[str, list[int]] = {}
         for place, (name, _) in enumerate(queries):
             places.setdefault(name, []).append(place)
@@ -233,21 +233,21 @@ class AdapterPool:
         return [answers[place] for place in range(len(queries))]
 
     def is_cut(self, query: Query) -> bool:
-        """Whether the text is longer than what its adapter reads."""
+        """Whether the text is longer than its adapter's limit."""
         with self.held([query.adapter]) as residents:
             task, most = residents[query.adapter].task, residents[query.adapter].side.max_length
             example = as_input(task, query.example)
             if len(f"{example.text}{example.pair}".encode()) < most - SPECIAL:
-                return False  # a token has a byte at least
+                return False  # a token has at least one byte
             return task.cut([example], task.encode([example])).texts > 0
 
     def _waves(self, names: Iterable[str]) -> Iterator[list[str]]:
-        """Names of adapters that are in memory together, by the sizes of their files."""
+        """Groups of adapters that fit into memory together, by the sizes of their files."""
         wave: list[str] = []
         size = 0
         for name in names:
             weights = self._folder(name) / WEIGHTS_FILE
-            more = weights.stat().st_size if weights.is_file() else 0  # loading it says what is wrong
+            more = weights.stat().st_size if weights.is_file() else 0  # loading reports what is wrong
             if wave and size + more > self.limit_bytes:
                 yield wave
                 wave, size = [], 0
@@ -257,7 +257,7 @@ class AdapterPool:
 
 
 def find_adapters(path: Path) -> dict[str, Path]:
-    """The adapters below a path, by name: the run or adapter that it is, or those that are its subfolders.
+    """The adapters of a path, by name: the run or adapter itself, or those in its subfolders.
 
     Raises:
         OutputError: there is none.
@@ -277,5 +277,5 @@ def find_adapters(path: Path) -> dict[str, Path]:
 def _is_shipped(path: Path) -> bool:
     try:
         return any((folder / SIDE_FILE).is_file() for folder in (path, path / ADAPTER, path / MODEL))
-    except OSError:  # a folder that must not be looked into is not one of ours
+    except OSError:  # a folder without permission is not one of ours
         return False

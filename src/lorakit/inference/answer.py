@@ -1,6 +1,6 @@
-"""Answers to many examples, in their order, however they are batched and shared among ranks.
+"""Answers to many examples, in order, batched and divided among ranks.
 
-One adapter answers, or many over one base: then a forward has rows of all of them, and the model is asked for logits alone.
+By one adapter, or by many over one base: then a forward has rows of all of them, and each task reads its rows of the logits.
 """
 
 from __future__ import annotations
@@ -32,28 +32,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Adapter:
-    """An adapter of a model, and the task that it answers."""
+    """An adapter of a model, and its task."""
 
     task: Task
-    tokenizer: Any = None  # that pads rows which several adapters share
-    key: str | None = None  # its name in the hosts; None leaves the model's routing as it is
-    outputs: int | None = None  # of its head, where another's may be wider
-    layers: Mapping[str, nn.Module] = field(
-        default_factory=dict
-    )  # of its task, by name, where the model has none (a CRF)
+    tokenizer: Any = None  # that pads rows of several adapters
+    key: str | None = None  # its name in the hosts; None leaves the model's routing unchanged
+    outputs: int | None = None  # of its head; another adapter's may be wider
+    layers: Mapping[str, nn.Module] = field(default_factory=dict)  # of its task, by name, that the model lacks (a CRF)
 
 
 class Row(NamedTuple):
-    """One item, and the adapter that is to answer it."""
+    """One item, and the adapter that answers it."""
 
     adapter: Adapter
     item: Item
 
 
 class Most(NamedTuple):
-    """What one forward takes in prediction: more tokens do not fit a CPU's cache, fewer rows leave a decoder idle.
+    """The size of a forward in prediction: more tokens do not fit a CPU's cache, fewer rows leave a decoder idle.
 
-    On a CPU, where the tokens are bounded, many short texts go together: a small model's forward costs more than its sums.
+    On a CPU tokens are bounded rather than rows, so that many short texts share the overhead of a forward.
     """
 
     examples: int
@@ -61,13 +59,13 @@ class Most(NamedTuple):
     cpu_tokens: int
 
 
-READ = Most(64, 256, 2048)  # by models that read a text once
-WRITTEN = Most(128, 128, 8192)  # by those that write token by token
-CHUNK = 4096  # examples that are answered together: enough to sort them by length, few enough to hold
+READ = Most(64, 256, 2048)  # encoders
+WRITTEN = Most(128, 128, 8192)  # text-to-text models
+CHUNK = 4096  # examples answered together: enough to sort by length, few enough for memory
 
 
 def check_input(example: Example, side: Side, place: str) -> None:
-    """Raise a DataError that begins with its place where a text is empty, or is no pair where pairs are needed."""
+    """Raise a DataError that begins with `place` if a text is empty, or not a pair where pairs are needed."""
     if not example.text.strip():
         raise DataError(f"{place} is empty")
     if (example.pair is None) != (side.columns.pair is None):
@@ -76,21 +74,21 @@ def check_input(example: Example, side: Side, place: str) -> None:
 
 
 def as_input(task: Task, example: Example) -> Example:
-    """A text as the task takes it: cut into words where it answers words."""
+    """A text as the task takes it: split into words for a task over words."""
     return of_text(example.text) if task.info.wants == "words" else example
 
 
 def chunks(values: Iterable[T]) -> Iterator[list[T]]:
-    """Neighbours, CHUNK at a time."""
+    """Consecutive values, CHUNK at a time."""
     rest = iter(values)
     while some := list(islice(rest, CHUNK)):
         yield some
 
 
 def batches_of(model: nn.Module, task: Task, items: Sequence[Item], device: torch.device) -> list[list[int]]:
-    """What the forwards over these items take, as positions: longest first, as many as suit the device.
+    """Batches of positions of these items: longest first, of a size that suits the device.
 
-    Where the model's answer depends on padding there is none.
+    There is no padding if the model's output depends on it.
     """
     most = WRITTEN if task.info.model_kind == "text2text" else READ
     limits = (most.cpu_examples, most.cpu_tokens) if device.type == "cpu" else (most.examples, None)
@@ -110,7 +108,7 @@ def answer_all(
     """The task's answer to each example, in the order of `examples`; `items` has those of each example.
 
     Raises:
-        KeyboardInterrupt: `stop` was asked for, of this rank or another one.
+        KeyboardInterrupt: a signal came, on this rank or another one.
     """
     answers: list[Any] = []
     for some, own in zip(chunks(examples), chunks(items), strict=True):
@@ -142,7 +140,7 @@ def answer_rows(
     """The raw answer to each row, in order and on every rank, of a model that is in eval mode.
 
     The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers. In a
-    batch an adapter's rows stand together. Models that write drop rows on their way, so there each adapter has its own.
+    batch an adapter's rows are neighbours. Text-to-text models drop finished rows, so there each adapter has its own batches.
     """
     groups: dict[Adapter | None, list[int]] = {}
     for place, (adapter, _) in enumerate(rows):
@@ -175,7 +173,7 @@ def answer_rows(
 
 
 def _forward(model: Any, rows: Sequence[Row], device: torch.device) -> list[Any]:
-    """The raw answers of one forward; the rows of an adapter are neighbours."""
+    """The raw answers of one forward; an adapter's rows are neighbours."""
     segments = [(adapter, [row.item for row in own]) for adapter, own in groupby(rows, key=attrgetter("adapter"))]
     first, items = segments[0]
     routing = [(adapter.key, len(own)) for adapter, own in segments]
@@ -192,7 +190,7 @@ def _forward(model: Any, rows: Sequence[Row], device: torch.device) -> list[Any]
 
 
 class _Answered(nn.Module):
-    """Stands in for the model before a task that reads its rows of an answer which the model has given already."""
+    """Replaces the model for a task, and returns logits that were computed already."""
 
     def __init__(self, logits: Tensor, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -202,5 +200,5 @@ class _Answered(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Any:
         """Shapes: input_ids (B, T), logits (B, C) or (B, T, C)."""
-        length = inputs["input_ids"].shape[1]  # other rows of the forward may be longer
+        length = inputs["input_ids"].shape[1]  # other rows of the forward may have been longer
         return SimpleNamespace(logits=self.logits[:, :length] if self.logits.dim() == 3 else self.logits)

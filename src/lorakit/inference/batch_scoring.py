@@ -1,7 +1,7 @@
-"""Answers to files of any size, shard by shard: each is published whole, and what was killed goes on where it stood.
+"""Answers to files of any size, shard by shard. Shards are written atomically; an interrupted job continues where it stopped.
 
-A shard holds the answers to a fixed range of rows of one input file, and its name says which. So the shards that are there
-are all that a restart needs to know: the next one begins behind them. Nothing else is counted or noted on the way.
+A shard holds the answers to a fixed range of rows of one input file, given by its name. A restart therefore only looks at
+which shards exist, and continues after them.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from lorakit.runtime.files import atomic_file, atomic_text, cannot_write, locked
 from lorakit.runtime.signals import stop_on_signals
 from lorakit.task_info import TASKS
 
-SHARD_ROWS = 16384  # so many are held at a time, and lost at most by a kill
-HEAD = 100  # rows that are looked at to find columns
+SHARD_ROWS = 16384  # held in memory at a time; a kill loses at most this many
+HEAD = 100  # rows used to detect columns
 TELL_EVERY_S = 10.0
-JOB, SUCCESS = "_job.json", "_SUCCESS.json"  # readers of folders leave files alone that begin with _
+JOB, SUCCESS = "_job.json", "_SUCCESS.json"  # readers of folders skip files that begin with _
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be answered, and what the answers are to look like."""
+    """The input files, and the form of the answers."""
 
     files: Sequence[Path]
-    columns: Columns  # None: those of training, or the usual ones; the label names the adapter
-    keep: Sequence[str] = ()  # columns of the input that stand beside the answers
+    columns: Columns  # None: those of training, or the usual names; the label column names the adapter
+    keep: Sequence[str] = ()  # columns of the input to copy to the answers
     shard_rows: int = SHARD_ROWS
     format: Format = "parquet"
-    skips_bad: bool = False  # else a bad row is an error
-    part: tuple[int, int] = (1, 1)  # this process's share of the files: the first of one, the second of four
+    skips_bad: bool = False  # otherwise a bad row is an error
+    part: tuple[int, int] = (1, 1)  # this process's share of the files: (1, 1) is all, (2, 4) the second of four
 
 
 def score_files(job: Job, answerer: Answerer, out: Path, report: Report = ignore) -> dict[str, Any]:
-    """Answer all rows of the files into a folder, or go on with it, and give the totals.
+    """Answer all rows of the files into a folder, or continue it; returns the totals.
 
     Raises:
-        DataError: a file cannot be read, or a row cannot be answered (unless bad rows are skipped); what was published stays.
-        OutputError: the folder holds something else, answers by another job, or another process works there.
-        Interrupted: a signal stopped it; the same call goes on.
+        DataError: a file cannot be read, or a row cannot be answered (unless bad rows are skipped); finished shards stay.
+        OutputError: the folder holds something else or another job's answers, or another process uses it.
+        Interrupted: a signal stopped it; the same call continues.
     """
     part, parts = job.part
     if parts > len(job.files):
@@ -90,13 +90,13 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
     except OSError as err:
         raise cannot_write(folder, err) from err
     with locked(folder, check, "answering", "--out", report):
-        if not any(path.name != JOB for path in folder.glob("[!.]*")):  # nothing is answered yet: the job may change
+        if not any(path.name != JOB for path in folder.glob("[!.]*")):  # no answers yet: the job may change
             atomic_text(folder / JOB, json.dumps({**settings, "versions": versions()}, indent=2) + "\n")
         yield
 
 
 def _read_job(folder: Path) -> dict[str, Any] | None:
-    """The job whose answers a folder holds; None where it has none."""
+    """The job whose answers a folder holds, or None."""
     try:
         job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -105,7 +105,7 @@ def _read_job(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on where the answers would not be those of one job."""
+    """Raise if the answers in the folder are of another job."""
     for key, value in json.loads(json.dumps(now)).items():
         if (old := before.get(key)) != value:
             if isinstance(value, dict) and isinstance(old, dict):
@@ -119,7 +119,7 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Scoring:
-    """The job with its columns found in the first rows, and every file looked at, before anything is written."""
+    """Detect the columns in the first rows and check every file, before anything is written."""
     heads = {path: [row for row in islice(stream(path), HEAD) if isinstance(row, Row)] for path in job.files}
     path, head = next(((path, head) for path, head in heads.items() if head), (job.files[0], []))
     if not head:
@@ -137,7 +137,7 @@ def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -
 
 
 def _types_to_keep(job: Job) -> dict[str, Any]:
-    """The types of the columns that are kept: text where the files themselves have no types."""
+    """The types of the --keep columns: text if the files have no types."""
     schemas = {path: schema_of(path) for path in job.files}
     types: dict[str, Any] = {}
     for name in job.keep:
@@ -152,7 +152,7 @@ def _types_to_keep(job: Job) -> dict[str, Any]:
 
 @dataclass
 class _Scoring:
-    """A job whose columns are known: those that are read, and those of the answers."""
+    """A job with known columns, of the input and of the answers."""
 
     job: Job
     answerer: Answerer
@@ -162,10 +162,10 @@ class _Scoring:
     schema: Any
     begun: float = field(default_factory=time.monotonic)
     last_note: float = field(default_factory=time.monotonic)
-    done: int = 0  # rows, since it was begun
+    done: int = 0  # rows since the start
 
     def settings(self) -> dict[str, Any]:
-        """What the answers depend on, by the words in which a change of it is told."""
+        """What the answers depend on, under the names that messages use."""
         job = self.job
         return {
             "answered by": dict(self.answerer.identity),
@@ -178,14 +178,14 @@ class _Scoring:
         }
 
     def run(self) -> dict[str, Any]:
-        """Answer what is not answered yet; the totals are those of what lies there in the end."""
+        """Answer the remaining rows; returns the totals of all shards."""
         files = [self._file(number, path) for number, path in enumerate(self.job.files)]
         totals = {key: sum(file[key] for file in files) for key in ("rows", "answered", "rejected")}
         atomic_text(self.folder / SUCCESS, json.dumps({**totals, "files": files}, indent=2) + "\n")
         return totals
 
     def _file(self, number: int, path: Path) -> dict[str, Any]:
-        """Publish the shards of a file that are not there; its totals."""
+        """Write the missing shards of a file; returns its totals."""
         note = self.folder / f"_file-{number:05}.json"
         if note.exists():
             known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
@@ -199,7 +199,7 @@ class _Scoring:
             records, bad = self._answered(path, first, some)
             if stamp_of(path) != stamp:
                 raise DataError(f"{path}: changed while it was read")
-            if bad:  # before the answers, with which the shard is done
+            if bad:  # before the answers, which mark the shard as done
                 write_lines(self._rejected(number, first), bad)
             write_answers(self._shard(number, first), records, self.schema)
             self._tell(len(some))
@@ -208,7 +208,7 @@ class _Scoring:
         return totals
 
     def _totals(self, number: int, path: Path) -> dict[str, Any]:
-        """What lies there of a file that is done."""
+        """The totals of a finished file."""
         shards: dict[str, Any] = {}
         for first in count(0, self.job.shard_rows):
             if not (shard := self._shard(number, first)).exists():
@@ -219,7 +219,7 @@ class _Scoring:
         return {"file": str(path), "rows": rows, "answered": rows - rejected, "rejected": rejected, "shards": shards}
 
     def _used(self) -> list[str] | None:
-        """The columns to read; None, for all of them, where texts are lists of words."""
+        """The columns to read; None (all) if texts are lists of words."""
         roles = (self.columns.text, self.columns.pair, self.columns.label)
         return [name for name in (*roles, *self.job.keep) if isinstance(name, str)] if self.columns.text else None
 
@@ -232,7 +232,7 @@ class _Scoring:
     def _answered(
         self, path: Path, first: int, rows: Sequence[Row | DataError]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The answers to some rows, and those that have none, each with its place and what is kept of it."""
+        """The answers to some rows, and the rejected rows, each with its position and --keep columns."""
         examples = self._examples(path, rows)
         answers = chain.from_iterable(map(self.answerer.lines, chunks([e for e in examples if isinstance(e, Example)])))
         records: list[dict[str, Any]] = []
@@ -253,7 +253,7 @@ class _Scoring:
         return chosen
 
     def _examples(self, path: Path, rows: Sequence[Row | DataError]) -> list[Example | DataError]:
-        """An example of each row, or what is wrong with it; all rows together where nothing is, which is quicker."""
+        """An example for each row, or its error; all rows at once if there are no errors, which is faster."""
         with suppress(DataError):
             return list(self._checked(str(path), rows))
         examples: list[Example | DataError] = []
@@ -280,15 +280,15 @@ class _Scoring:
             self.report(Note(f"{self.done:,} rows answered, {self.done / (now - self.begun):,.0f} a second"))
 
 
-# Files of answers: the columns that each task's answers have, as Parquet or as JSON lines.
+# Files of answers, as Parquet or JSON lines, with the columns of each task's answers.
 
 
 Format = Literal["parquet", "jsonl"]
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # of a file of answers
-GROUP = 4096  # answers that are held before they are written to Parquet
+GROUP = 4096  # answers per row group of Parquet
 
 TEXT = pa.string()
-FILE, ROW = "file", "row"  # where an answer's text stands; rows are counted from 1
+FILE, ROW = "file", "row"  # the position of an answer's text; rows are counted from 1
 ENTITY = pa.struct(
     {
         "entity_group": TEXT,
@@ -312,17 +312,17 @@ TYPES: Mapping[str, pa.DataType] = {
 
 
 def answer_schema(tasks: Iterable[str], keep: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The columns of the answers that these tasks give: where the text stands, what is kept of its row, the answer."""
+    """The columns of these tasks' answers: position of the text, --keep columns, answer."""
     keys = {key for task in tasks for key in TASKS[task].answer_columns}
     answer = {key: type for key, type in TYPES.items() if key in keys}
     return pa.schema({FILE: TYPES[FILE], ROW: TYPES[ROW], **keep, **answer})
 
 
 def write_answers(path: Path, records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write the records' columns that the schema has as one unit: Parquet, or JSON lines by the path's ending.
+    """Atomically write the records' columns that are in the schema, as Parquet or JSON lines by the path's suffix.
 
     Raises:
-        DataError: a kept value is not of its column's type.
+        DataError: a value of a --keep column has another type.
         OutputError: the file cannot be written.
     """
     if path.suffix == ".parquet":
@@ -338,13 +338,13 @@ def write_answers(path: Path, records: Sequence[Mapping[str, Any]], schema: pa.S
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines as one unit; dates and the like as text."""
+    """Atomically write JSON lines; dates and the like as text."""
     with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
 
 
 def check_ending(path: Path) -> None:
-    """Raise an OutputError where a file of answers has an ending that says none of the formats it can have."""
+    """Raise an OutputError if the suffix of a file of answers is not one of its formats."""
     if path.suffix.lower() not in ENDINGS:
         raise OutputError(
             f"--out {path}: answers are written as {', '.join(ENDINGS)}; choose one of these endings, or a folder"
@@ -352,13 +352,13 @@ def check_ending(path: Path) -> None:
 
 
 def stream_answers(path: Path, answers: Iterable[Mapping[str, Any]], tasks: Iterable[str], *, pairs: bool) -> None:
-    """Write answers as one unit and as they come, in the format that the ending says.
+    """Write answers one by one into a file that appears when complete, in the format of its suffix.
 
     Columns are those of all the tasks. In .csv and .tsv a cell that is neither text nor number (probabilities, entities,
     several labels) is JSON.
 
     Raises:
-        OutputError: the file cannot be written, or its ending says no format.
+        OutputError: the file cannot be written, or its suffix is unknown.
     """
     check_ending(path)
     ending = path.suffix.lower()
@@ -385,12 +385,12 @@ def _cell(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """A kept value of a file without types as a column of Parquet has it: text, or JSON of what is not text."""
+    """A --keep value of a file without types, as text: JSON if it is not a text."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def count_records(path: Path) -> int:
-    """The records of a file of answers, as far as its end says; 0 where there is no file."""
+    """The number of records in a file of answers; 0 if there is no file."""
     if not path.exists():
         return 0
     if path.suffix == ".parquet":
@@ -399,24 +399,24 @@ def count_records(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-# What answers examples: one run, or of many adapters the one that each example names.
+# Answerers: one run, or the adapter that each example names.
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """Gives the lines of `Predictor.predict`, a few thousand examples at a time; each must have been checked.
+    """Answers a few thousand checked examples at a time, as `Predictor.predict`.
 
-    `check` raises a DataError that begins with the example's place where it cannot be answered.
+    `check` raises a DataError that begins with the example's position if it cannot be answered.
     """
 
-    columns: Columns  # that texts are in unless others are named
-    tasks: Sequence[str]  # whose answers it gives
-    identity: Mapping[str, str]  # what the answers depend on, of files the sha256
+    columns: Columns  # of the input, unless others are named
+    tasks: Sequence[str]  # that it answers
+    identity: Mapping[str, str]  # what the answers depend on; files by their sha256
     check: Callable[[Example], None]
     lines: Callable[[Sequence[Example]], list[dict[str, Any]]]
 
     def complete(self, columns: Columns) -> Columns:
-        """The columns that are named, its own for the others."""
+        """The named columns, completed by its own."""
         named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
         return replace(self.columns, **named)
 
@@ -424,7 +424,7 @@ class Answerer:
 def by_run(
     path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
 ) -> Answerer:
-    """All answers by one run or adapter, loaded with these options; errors as `load`."""
+    """Answers by one run or adapter, loaded with these options; errors as `load`."""
     predictor = load(path, allow_base_mismatch=allow_base_mismatch, merge=merge, report=report)
     side = predictor.side
     return Answerer(
@@ -438,7 +438,7 @@ def by_run(
 
 @contextmanager
 def by_label(folder: Path) -> Iterator[Answerer]:
-    """Each answer by the adapter below a folder that the example has as its label; errors as `AdapterPool`."""
+    """Answers by the adapter in a folder that each example's label names; errors as `AdapterPool`."""
     folders = {name: shipped_folder(path) for name, path in find_adapters(folder).items()}
     sides = {name: read_side(path) for name, path in folders.items()}
 

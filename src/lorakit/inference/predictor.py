@@ -1,4 +1,4 @@
-"""Answers from a run folder or an adapter folder alone."""
+"""Predictions from a run folder or an adapter folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lorakit.tasks.registry import check_labels, make_task, task_layers
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model that answers texts and scores labelled examples."""
+    """A trained model that predicts on texts and scores labelled examples."""
 
     model: nn.Module
     task: Task
@@ -44,14 +44,14 @@ class Predictor:
     def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]: ...
 
     def predict(self, texts: str | Sequence[str | tuple[str, str]]) -> dict[str, Any] | list[dict[str, Any]]:
-        """An answer for each text, in order: `{"text", "label", "score", "probabilities"}`, with several labels
-        `{"text", "labels", "probabilities"}`, of regression `{"text", "value"}`, else `{"text", "entities"}`. A text that is
-        given by itself has one answer, which is not in a list.
+        """Predict on each text, in order: `{"text", "label", "score", "probabilities"}`, with several labels
+        `{"text", "labels", "probabilities"}`, in regression `{"text", "value"}`, with entities `{"text", "entities"}`. A
+        single string returns one answer instead of a list.
 
-        Texts are pairs where the run was trained on pairs.
+        Texts are pairs if the run was trained on pairs.
 
         Raises:
-            DataError: a text is empty, or is no pair where pairs are needed (or the reverse).
+            DataError: a text is empty, or not a pair where pairs are needed (or the reverse).
         """
         if isinstance(texts, str):
             return self.predict([texts])[0]
@@ -62,17 +62,17 @@ class Predictor:
         return self.lines(examples)
 
     def lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
-        """The same for examples that have been checked."""
+        """The same for checked examples."""
         examples = [as_input(self.task, example) for example in unlabelled]
         return [self.task.to_json(e, a) for e, a in zip(examples, self.answers(examples), strict=True)]
 
     def predict_words(self, sentences: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-        """The same for sentences that are cut into words: `{"words", "tags", "text", "entities"}`, an IOB2 tag a word.
+        """The same for sentences split into words: `{"words", "tags", "text", "entities"}`, an IOB2 tag for each word.
 
         The text, which the entities' offsets point into, is the words joined by single spaces.
 
         Raises:
-            DataError: the run does not answer words, or a sentence is a plain text, has no words or an empty one.
+            DataError: the run's task does not take words, or a sentence is a plain text, has no words or an empty one.
         """
         if self.task.info.wants != "words":
             raise DataError(f"words: this run's task, {self.task.info.name}, takes texts")
@@ -86,7 +86,7 @@ class Predictor:
         ]
 
     def answers(self, examples: Sequence[Example]) -> list[Any]:
-        """The task's own answers, in order."""
+        """The task's raw answers, in order."""
         return [
             answer
             for some in chunks(examples)
@@ -94,7 +94,7 @@ class Predictor:
         ]
 
     def read_labelled(self, source: str, columns: Columns = Columns(), format: str = "auto") -> Dataset:
-        """Labelled examples as the task wants them; the columns are those of training unless others are named."""
+        """Read labelled examples for the task; the columns are those of training unless others are named."""
         named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
         complete = replace(self.side.columns, **named)
         return read(source, self.task.info.wants, columns=complete, format=format, split="test")
@@ -105,10 +105,10 @@ class Predictor:
         return self.task.evaluate(examples, self.answers(examples)).with_intervals()
 
     def merge_to(self, folder: Path) -> None:
-        """Write a plain transformers model with the adapter folded in, in fp32 whatever the dtype of the base in training.
+        """Write a plain transformers model with the adapter merged, in fp32 whatever the dtype of the base in training.
 
-        Afterwards this object answers through it, in fp32 too.
-        A CRF's transitions are left out: no class of transformers has a place for them.
+        Afterwards this object predicts with the merged model, in fp32 too.
+        A CRF's transitions are left out: no class of transformers can hold them.
         """
         _fold_in(self.model.float())  # a sum rounded to bf16 would lose most of the adapter and the head
         layers = task_layers(self.side.task, self.side.labels)
@@ -118,14 +118,14 @@ class Predictor:
 def load(
     path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
 ) -> Predictor:
-    """Load what a run left, from its folder alone.
+    """Load a run or adapter from its folder.
 
-    With `merge` the adapter is folded into the base: about a tenth faster, with the same answers but for rounding, which in
-    bf16 is that of the weights.
+    With `merge` the adapter is merged into the base: about 10 % faster, with the same answers up to rounding, in bf16 that
+    of the weights.
 
     Raises:
-        AdapterError: the base model that is found is another than the one that was trained on (in weights, config or tokenizer),
-            unless `allow_base_mismatch`; or the folder is damaged.
+        AdapterError: the base model differs from the one trained on (in weights, config or tokenizer) and not
+            `allow_base_mismatch`; or the folder is damaged.
     """
     folder = shipped_folder(Path(path))
     side = read_side(folder)
@@ -141,6 +141,6 @@ def load(
 
 
 def _fold_in(model: nn.Module) -> None:
-    """Make a plain model of one with an adapter; a plain one stays as it is."""
+    """Merge the adapter of a model, if it has one."""
     if adapter_names(model):
         merge_and_unload(model)

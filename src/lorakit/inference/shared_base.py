@@ -1,4 +1,4 @@
-"""A frozen base model that many adapters share: their parts move in and out, and one forward answers rows of all of them."""
+"""A frozen base model shared by many adapters, which are added and removed; one forward answers rows of all of them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from lorakit.tasks.base import Item
 from lorakit.tasks.registry import make_task, task_layers
 
 Stamp = tuple[tuple[int, int, int], ...]  # of each file of a folder: inode, size, time of change in ns
-IN_TEMPLATE = "template"  # an adapter's name there
+IN_TEMPLATE = "template"  # an adapter's name in a template
 MOST_TEMPLATES = 8
-READ_AGAIN = 3  # times that a folder may change while it is read
+READ_AGAIN = 3  # attempts if a folder changes while it is read
 
 
 class Part(NamedTuple):
-    """What an adapter keeps at one place of the model."""
+    """An adapter's module at one place of the model."""
 
     path: str
-    host: type[AdapterHost]  # the kind that it needs there
+    host: type[AdapterHost]  # the kind of host it needs there
     module: nn.Module
 
     def holds(self, path: str) -> bool:
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Resident(Adapter):
-    """One version of one adapter; each has a new key, so that no batch meets two versions under one name."""
+    """One version of an adapter; each has a new key, so that no batch mixes two versions."""
 
     key: str
     folder: Path
@@ -61,12 +61,12 @@ class Resident(Adapter):
 
 
 class SharedModel:
-    """A base model as one adapter's folder names it, without an adapter yet.
+    """The base model of an adapter's folder, at first without adapters.
 
-    An adapter is built in a *template*: a copy of the model's modules that shares the base's weights and holds an adapter,
-    which the next one of the same settings overwrites. To serve it then is an entry in a dict at each of its places.
-    Nothing here locks: one thread may `build` while another one answers, and `add` and `remove` may run beside an answer
-    in which the resident has no rows.
+    An adapter is loaded into a *template*: a copy of the model's modules that shares the base's weights and holds one
+    adapter, reused for all adapters with the same settings. Serving it then means an entry in a dict at each place.
+    There are no locks: one thread may `build` while another answers, and `add` and `remove` may run during an answer
+    without rows of that resident.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,16 +89,16 @@ class SharedModel:
                 f"{side.base.name}: its output layer was not recognised: {self._head} has {last.out_features} rows"
             )
         self._plain = _copy(self.model)  # before it is changed
-        self._templates: dict[tuple[int, bool, str], nn.Module] = {}  # the one used last at the end
+        self._templates: dict[tuple[int, bool, str], nn.Module] = {}  # the most recently used last
         self._keys = (f"version-{number}" for number in count(1))
         self.routing = Routing()
         speed_up(base, dtype, self.device)
 
     def build(self, folder: Path) -> Resident:
-        """Read an adapter, beside what serves.
+        """Read an adapter, while others serve.
 
         Raises:
-            AdapterError: it is over another base model or of another kind, or damaged.
+            AdapterError: it has another base model or kind, or is damaged.
         """
         for _ in range(READ_AGAIN):
             stamp = stamp_of(folder)
@@ -107,7 +107,7 @@ class SharedModel:
             except AdapterError:
                 if stamp_of(folder) == stamp:
                     raise
-                continue  # it was being replaced: what was read is of two versions
+                continue  # it was being replaced: two versions were mixed
             if stamp_of(folder) == stamp:
                 return resident
         raise AdapterError(f"{folder}: changed while it was read, several times in a row")
@@ -121,7 +121,7 @@ class SharedModel:
             self._template(folder, side),
         )
         places = hosts(template, IN_TEMPLATE)
-        # copied at once, since tied places share their part
+        # copied together, since tied places share their module
         parts = copy.deepcopy([Part(path, type(host), host.adapters[IN_TEMPLATE]) for path, host in places])
         if outputs != self._width and not any(part.holds(self._head) for part in parts):
             raise AdapterError(f"{folder}: has {outputs} outputs but no head; the shared head has {self._width}")
@@ -146,7 +146,7 @@ class SharedModel:
         info = side.task.info
         return (
             self._width if info.model_kind == "text2text" else len(info.outputs(side.labels))
-        )  # those write with one head
+        )  # text-to-text models have one head
 
     def _check(self, folder: Path, side: Side) -> None:
         _check_method(folder, side)
@@ -181,13 +181,13 @@ class SharedModel:
             for name, layer in task_layers(side.task, side.labels).items():
                 template.add_module(name, layer)
             load_adapter(template, folder, IN_TEMPLATE)
-        self._templates[key] = template  # not before: a load that hangs, or fails, must leave none behind
+        self._templates[key] = template  # only now: a load that hangs or fails must leave no template
         if len(self._templates) > MOST_TEMPLATES:
             del self._templates[next(iter(self._templates))]
         return template
 
     def add(self, resident: Resident) -> None:
-        """Let the model serve a resident. Raises an AdapterError, and serves nothing of it, where another is in its way."""
+        """Serve a resident. Raises an AdapterError, and serves nothing of it, if it conflicts with another."""
         places = [self._host(resident, part) for part in resident.parts]
         for host, part in zip(places, resident.parts, strict=True):
             host.adapters[resident.key] = part.module
@@ -205,13 +205,13 @@ class SharedModel:
         return module
 
     def remove(self, resident: Resident) -> None:
-        """Take a resident out."""
+        """Remove a resident."""
         for part in resident.parts:
             del self.model.get_submodule(part.path).adapters[resident.key]
 
     @torch.inference_mode()
     def answer(self, queries: Sequence[tuple[Resident, Example]]) -> list[dict[str, Any]]:
-        """The answer to each example by its resident, as JSON; a resident's examples are best neighbours."""
+        """Answer each example by its resident, as JSON; fastest if a resident's examples are neighbours."""
         inputs = [(resident, as_input(resident.task, example)) for resident, example in queries]
         items: list[list[Item]] = []
         for resident, own in groupby(inputs, key=itemgetter(0)):
@@ -225,12 +225,12 @@ class SharedModel:
 
 
 def stamp_of(folder: Path) -> Stamp:
-    """What changes with the files that make an adapter."""
+    """Changes whenever an adapter's files change."""
     stamp = []
     for name in (SIDE_FILE, CONFIG_FILE, WEIGHTS_FILE):
         try:
             stat = (folder / name).stat()
-        except OSError:  # that it is missing, or cannot be looked at, loading says
+        except OSError:  # loading reports missing files
             continue
         stamp.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return tuple(stamp)
@@ -242,12 +242,12 @@ def _check_method(folder: Path, side: Side) -> None:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """The same modules around the same tensors."""
+    """Copies of the modules that share the tensors."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def _resize(model: nn.Module, path: str, outputs: int) -> None:
-    """Give the model an output layer of another width, whose values an adapter brings."""
+    """Give the model an output layer of another width; its values come from an adapter."""
     old = model.get_submodule(path)
     assert isinstance(old, nn.Linear)
     new = nn.Linear(old.in_features, outputs, bias=old.bias is not None, device=old.weight.device)

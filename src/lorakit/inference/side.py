@@ -1,4 +1,4 @@
-"""lorakit.json: what a shipped folder says of itself. One schema for all that write it or read it; without torch."""
+"""The schema of lorakit.json, the facts about a shipped adapter or model; without torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lorakit.recipe import TaskSection
 
 SIDE_FILE = "lorakit.json"
 FORMAT = 1
-MOST_BYTES = 2**24  # of the file: 200,000 labels of 40 letters, in a list and in an order
-MOST_ENTRIES = 100_000  # of an object in it: each wrong one would cost an error's memory
+MOST_BYTES = 2**24  # of the file; enough for 200,000 labels of 40 characters, listed twice
+MOST_ENTRIES = 100_000  # of an object in it, since each wrong entry makes an error object
 MOST_TOKENS = 1_000_000
-LEAST = {"temperature": 1e-9, "spread": 0.0}  # logits divided by less than that are not finite
+LEAST = {"temperature": 1e-9, "spread": 0.0}  # logits divided by less are not finite
 Guarded = Literal["adapter_config.json", "adapter_model.safetensors"]
-GUARDED: tuple[Guarded, ...] = get_args(Guarded)  # an edit of alpha, say, changes every answer and no shape
+GUARDED: tuple[Guarded, ...] = get_args(Guarded)  # an edit of alpha, for example, changes every answer but no shape
 
 
 def _few(value: Any) -> Any:
@@ -62,7 +62,7 @@ Few = BeforeValidator(_few)
 
 
 class Facts(BaseModel):
-    """A table of the file: values of another type are errors, keys of a later lorakit are passed over."""
+    """A table of the file: values of the wrong type are errors, keys of a newer lorakit are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -73,36 +73,38 @@ class Base(Facts):
     name: Name
     revision: Name | None = None
     sha256: Sha256  # of the weights
-    config_sha256: Sha256 | None = None  # None in folders of an older lorakit
+    config_sha256: Sha256 | None = None  # None in older folders
     tokenizer_sha256: Sha256 | None = None
 
     @classmethod
     def of(cls, name: str, revision: str | None, fingerprint: Fingerprint) -> Self:
-        """The base of this name that has this fingerprint."""
+        """The base with this name and fingerprint."""
         weights, config, tokenizer = fingerprint
         return cls(name=name, revision=revision, sha256=weights, config_sha256=config, tokenizer_sha256=tokenizer)
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What a base that is found must have."""
+        """The fingerprint that a base must have."""
         return Fingerprint(self.sha256, self.config_sha256, self.tokenizer_sha256)
 
 
 class Side(Facts):
-    """The content of the file: enough to answer from the folder alone."""
+    """The content of the file: all that prediction needs besides the weights."""
 
     task: TaskSection
     base: Base
     labels: Annotated[tuple[str, ...], FailFast(), AfterValidator(_distinct)]
     max_length: Annotated[int, Field(strict=True, ge=1, le=MOST_TOKENS)]
-    columns: Annotated[Columns, BeforeValidator(_in_tuples)]  # that it was trained on; with a pair, answers need pairs
+    columns: Annotated[
+        Columns, BeforeValidator(_in_tuples)
+    ]  # of the training data; with a pair, predictions need pairs
     dtype: Literal["fp32", "bf16"]
     method: Literal["lora", "full", "head"]
     quantize: Literal["none", "int8", "nf4"] = "none"
     pooling: Literal["cls", "mean"] = "cls"
-    # on the validation examples: thresholds, say
+    # on the validation examples, for example thresholds
     tuned: Annotated[dict[str, Any], AfterValidator(_usable)] = {}
-    data: Annotated[dict[str, str], Few] = {}  # sha256 of each source that it was trained or chosen on
+    data: Annotated[dict[str, str], Few] = {}  # sha256 of each source used for training or selection
     scores: Annotated[dict[str, float], Few] = {}
     versions: Annotated[dict[str, str], Few] = {}
     files: dict[Guarded, Sha256] = {}
@@ -110,10 +112,10 @@ class Side(Facts):
 
 
 def read_facts(folder: Path) -> Side:
-    """What a folder's lorakit.json says; the files beside it are not looked at.
+    """Read a folder's lorakit.json; the files beside it are not checked.
 
     Raises:
-        AdapterError: it is damaged (the message names the key), of a newer format, or that of an export.
+        AdapterError: it is damaged (the message names the key), of a newer format, or of an export.
     """
     path = folder / SIDE_FILE
     try:
@@ -138,7 +140,7 @@ def read_facts(folder: Path) -> Side:
     return side
 
 
-# What pydantic expected, by its kind of error, in the words of JSON
+# pydantic's kinds of errors, in terms of JSON
 EXPECTED = {
     "string_type": "text",
     "string_unicode": "valid Unicode text",
@@ -152,7 +154,7 @@ EXPECTED = {
 
 
 def first_problem(err: ValidationError) -> str:
-    """The first thing that is wrong, as `key = value: should be ...`."""
+    """The first error, as `key = value: should be ...`."""
     problem = err.errors(include_url=False, include_context=False)[0]
     key = ".".join(str(part)[:80] for part in problem["loc"][:2])
     if problem["type"] == "missing":

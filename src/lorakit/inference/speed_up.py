@@ -1,4 +1,4 @@
-"""Which fast parts a model gets. By rule and not by measurement, so that two runs of a recipe have the same bits; docs/adr/."""
+"""Which speed-ups a model gets: by fixed rules, not by measurement, so that runs are reproducible; see docs/adr/."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lorakit.models import BaseModel, attend_in_fp32
 
 @dataclass(frozen=True)
 class Kernels:
-    """What was changed in a model so that it does less work."""
+    """The speed-ups applied to a model."""
 
     fused: int = 0  # adapted linear layers computed in one function
-    first_row: bool = False  # the last block computes what token 0 needs
+    first_row: bool = False  # the last block computes token 0 only
     fp32_attention: bool = False  # the backward pass of attention is slow in bf16 on CPUs
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ PLAIN = Kernels()
 
 
 def speed_up(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Kernels:
-    """Change the model, cast and adapted already, in every way that pays here."""
+    """Apply all speed-ups that help here to a model that is cast and adapted."""
     attention = dtype == torch.bfloat16 and device.type == "cpu"
     return Kernels(
         fused=fuse(base.model),

@@ -1,13 +1,13 @@
-"""One adapter out of several: a weighted sum that is exact, or TIES and DARE at a rank whose error is reported.
+"""One adapter from several: an exact weighted sum, or TIES and DARE at a given rank with its error.
 
-Over a layer with weight M every update of ours has the form  gain * M + P - M,  with P = gain * U V, U (d_out, k), V (k, d_in)
+Over a layer with weight M every update has the form  gain * M + P - M,  with P = gain * U V, U (d_out, k), V (k, d_in)
 and a gain per output row: 1 for LoRA, m / n for DoRA. So an update is two differences from the base: gain - 1, and the
-low-rank P, which for LoRA is dW itself. A method makes one of each out of those of several adapters. A weighted sum of
-low-rank P has the same form, so that it is exact for mixed ranks, scalings, variants and starts; the P of TIES and DARE,
-which take single entries, is cut to a rank by its singular values. In every case one adapter of weight 1 is itself.
+low-rank P, which for LoRA is dW itself. A method combines both over several adapters. A weighted sum of low-rank P has
+the same form, so it is exact for mixed ranks, scalings, variants and starts; TIES and DARE select single entries, so
+their P is truncated to a rank by SVD. In every case one adapter with weight 1 gives itself.
 
-peft's `add_weighted_adapter` works on A and B apart. The sum of products is not the product of sums, so there TIES and DARE
-act on numbers that are no part of the update; and its weighted sum is wrong for rsLoRA, DoRA and negative weights.
+peft's `add_weighted_adapter` works on A and B separately. The sum of products is not the product of sums, so there TIES and
+DARE do not act on the update itself; and its weighted sum is wrong for rsLoRA, DoRA and negative weights.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from lorakit.lora.special_layers import BiasHost, RowsHost, TrainedBias, Trained
 from lorakit.lora.targets import OUT_PROJ, select_targets
 from lorakit.lora.updates import UPDATES, DoRA, LoRA
 
-# Methods. One prunes each difference by itself and then adds the pruned ones up; it knows tensors alone, not what they belong to.
+# Methods: prune each difference by itself, then add the pruned ones. They only see tensors.
 # Shapes: difference (...), K adapters, weighted differences (K, ...). Density: the share of entries kept, in (0, 1].
 
 
 def keep(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """All of it."""
+    """All entries."""
     return difference
 
 
 def trim(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
     """The largest entries by magnitude (TIES: Yadav et al. 2023, arXiv:2306.01708, algorithm 1, step 1).
 
-    Departure: the paper ranks the entries of all layers together, this one tensor at a time, as peft does.
+    Difference: the paper ranks the entries of all layers together, this one tensor at a time, as peft does.
     """
     size = difference.abs().flatten()
     count = math.ceil(density * len(size))
@@ -51,7 +51,7 @@ def trim(difference: Tensor, density: float, generator: torch.Generator) -> Tens
 
 
 def drop(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Entries drawn at random, divided by the density so that the mean over draws is the whole difference.
+    """Entries drawn at random, divided by the density so that the expectation is the difference itself.
 
     DARE: Yu et al. 2023, arXiv:2311.03099, eq. 1, with drop rate p = 1 - density.
     """
@@ -60,15 +60,15 @@ def drop(difference: Tensor, density: float, generator: torch.Generator) -> Tens
 
 
 def add(differences: Tensor) -> Tensor:
-    """Their sum (task arithmetic: Ilharco et al. 2022, arXiv:2212.04089)."""
+    """The sum (task arithmetic: Ilharco et al. 2022, arXiv:2212.04089)."""
     return differences.sum(0)
 
 
 def elect(differences: Tensor) -> Tensor:
     """The mean of those that have the sign of the sum, entry by entry (TIES, algorithm 1, steps 2 and 3).
 
-    With one weight for all, this is the paper's lambda times its merged vector. Departures for weights that differ: they
-    count in the election too (peft elects before it weighs, so that a negative weight votes the wrong way).
+    With equal weights this is the paper's lambda times its merged vector. Difference for unequal weights: they count in the
+    election too (peft elects before weighting, so a negative weight votes the wrong way).
     """
     agree = differences.sign() == differences.sum(0).sign()
     return (differences * agree).sum(0) / agree.sum(0).clamp_min(1)
@@ -79,7 +79,7 @@ Merge = Callable[[Tensor], Tensor]
 
 
 class Method(NamedTuple):
-    """One way to combine: what is left of each difference, and how the weighted ones become one."""
+    """A way to combine: how to prune each difference, and how to add the weighted ones."""
 
     prune: Prune
     merge: Merge
@@ -98,11 +98,11 @@ METHODS: Mapping[str, Method] = {
 
 
 class Kind(NamedTuple):
-    """What every layer of the result has, as one LoraConfig says it of all layers."""
+    """Settings that all layers of the result share in one LoraConfig."""
 
-    dora: bool  # as soon as one of the adapters is DoRA anywhere
-    lora_bias: bool  # a bias of its own, when a layer without one needs it
-    base_bias: bool  # otherwise the layer's own, when there is any difference to hold
+    dora: bool  # if any adapter has DoRA anywhere
+    lora_bias: bool  # a bias in the update, if a layer without one needs it
+    base_bias: bool  # otherwise in the layer's own, if there is a difference
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str]) -> Kind:
@@ -117,7 +117,7 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked of `combine`, the same for every tensor of the model."""
+    """The arguments of `combine`, the same for every tensor of the model."""
 
     shares: Mapping[str, float]  # adapter -> weight
     method: str
@@ -127,7 +127,7 @@ class Recipe:
     kind: Kind
 
     def merged(self, what: str, differences: Mapping[str, Tensor]) -> Tensor:
-        """One difference out of one per adapter. What is drawn depends on the seed, the adapter and `what` alone."""
+        """Combine one difference per adapter. Random draws depend only on the seed, the adapter and `what`."""
         prune, merge = METHODS[self.method]
         pruned = {
             name: prune(difference, self.density, named_generator(self.seed, f"{what}:{name}"))
@@ -138,14 +138,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Combined:
-    """What `combine` made: how much was lost in each layer, and the settings to save it with."""
+    """The result of `combine`: the error in each layer, and the settings to save it with."""
 
-    errors: Mapping[str, float]  # |P - kept| / |P| in the Frobenius norm; 0 where nothing was cut
+    errors: Mapping[str, float]  # |P - kept| / |P| in the Frobenius norm; 0 if nothing was truncated
     config: LoraConfig
 
     @property
     def r(self) -> int:
-        """The largest rank in it; 0 if it is heads alone."""
+        """The largest rank; 0 if it has only heads."""
         return self.config.r if self.errors else 0
 
 
@@ -161,12 +161,12 @@ def combine(
     r: int | None = None,
     seed: int = 0,
 ) -> Combined:
-    """Add the adapter `into`, made of others, and make it the active one.
+    """Add the adapter `into`, combined from others, and make it the active one.
 
     `method` is a key of METHODS: "linear" is the weighted sum; the others first keep a share `density` of each difference
     from the base, "dare" one drawn from `seed`, and "ties" then lets the signs vote. Without `r` each layer gets the sum of
     the adapters' ranks, which for "linear" is exact; with `r`, and after pruning, the largest singular directions are kept.
-    Modules trained in full are combined entry by entry, with nothing to cut. A name given twice counts with both weights.
+    Modules trained in full are combined entry by entry without truncation. A repeated name counts with the sum of its weights.
 
     Raises:
         ConfigError: numbers of names and weights differ, a weight is not finite, method, density or r is not usable, a
@@ -196,7 +196,7 @@ def combine(
     recipe = Recipe(shares, method, density, r, seed, Kind.of(model, names))
     parts: dict[str, nn.Module] = {}
     errors: dict[str, float] = {}
-    rows: dict[nn.Module, TrainedRows] = {}  # modules that are tied share theirs
+    rows: dict[nn.Module, TrainedRows] = {}  # tied modules share their rows
     for path, host in hosts(model):
         here = [name for name in shares if name in host.adapters]
         if not here:
@@ -219,7 +219,7 @@ def combine(
 
 
 def _config(model: nn.Module, parts: Mapping[str, nn.Module], kind: Kind) -> LoraConfig:
-    """Settings that describe the parts: each layer by its path, with its own rank and a scaling of 1."""
+    """Settings of the result: each layer by its path, with its own rank and scaling 1."""
     updates = {path: part for path, part in parts.items() if isinstance(part, LoRA)}
     ranks = {path: len(update.lora_A) for path, update in updates.items()}
     named = {path: rank for path, rank in ranks.items() if not path.endswith(OUT_PROJ)}  # it comes with its attention
@@ -244,11 +244,11 @@ def _config(model: nn.Module, parts: Mapping[str, nn.Module], kind: Kind) -> Lor
     return replace(config, exclude_modules=tuple(too_many))  # a path may be the end of a longer one
 
 
-# What they become in one place of the model
+# Combining at one place of the model
 
 
 def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Recipe) -> tuple[LoRA, float]:
-    """The update of one layer, and the share of P that its rank could not hold."""
+    """The combined update of one layer, and its relative error |lost P| / |P|."""
     updates = {name: layer.lora(name) for name in names}
     ones = torch.ones_like(layer.matrix()[:, 0])
     gains = {name: each.gain(layer) if isinstance(each, DoRA) else ones for name, each in updates.items()}  # (d_out,)
@@ -262,7 +262,7 @@ def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Reci
     (V, U), error = _low_rank(path, parts, recipe)
     U = U / gain[:, None]
     dropout = next(iter(updates.values())).dropout.p
-    start = Factors(V, torch.zeros_like(U))  # B is set after: a B that is not zero at birth is taken for a start
+    start = Factors(V, torch.zeros_like(U))  # B is set afterwards: a non-zero initial B would be a start
     update = UPDATES["dora" if recipe.kind.dora else "lora"](start, 1.0, dropout, layer).to(U.device)
     update.lora_B.copy_(U)
     if isinstance(update, DoRA):
@@ -276,9 +276,9 @@ def _combined_update(path: str, layer: Layer, names: Sequence[str], recipe: Reci
 
 
 def _low_rank(path: str, parts: Mapping[str, Factors], recipe: Recipe) -> tuple[Factors, float]:
-    """The combined P in two factors, and the share of its norm that is lost."""
+    """The combined P in two factors, and its relative error."""
     total = sum(len(part.A) for part in parts.values())
-    if METHODS[recipe.method] != (keep, add):  # of a plain weighted sum, low rank stays low rank
+    if METHODS[recipe.method] != (keep, add):  # a plain weighted sum stays low-rank
         merged = recipe.merged(path, {name: part.B @ part.A for name, part in parts.items()})
         return truncated(merged, recipe.r or total)
     V = torch.cat([part.A for part in parts.values()])  # (k, d_in)
@@ -294,7 +294,7 @@ def _low_rank(path: str, parts: Mapping[str, Factors], recipe: Recipe) -> tuple[
 def _combined_module(path: str, host: AdapterHost, names: Sequence[str], recipe: Recipe) -> nn.Module:
     """base + the combined difference from it, tensor by tensor, for a module or a bias that is trained in full.
 
-    In fp64, so that of one adapter with weight 1 it is that adapter's bit for bit.
+    In fp64, so that one adapter with weight 1 is unchanged bit for bit.
     """
     copies = {name: dict(host.adapters[name].named_parameters()) for name in names}
     made = copy.deepcopy(host.adapters[names[0]])
@@ -312,7 +312,7 @@ def _combined_module(path: str, host: AdapterHost, names: Sequence[str], recipe:
 
 
 def _combined_rows(path: str, host: RowsHost, names: Sequence[str], recipe: Recipe) -> TrainedRows:
-    """The rows that any of the adapters trains; to a row that one leaves alone, it adds no difference."""
+    """The rows that any adapter trains; an adapter that does not train a row adds no difference to it."""
     indices = list(dict.fromkeys(i for name in names for i in host.trained(name).indices.tolist()))
     made = TrainedRows(host.base.weight, indices)
     start = made.rows.double()

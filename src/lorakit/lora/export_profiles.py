@@ -1,7 +1,7 @@
-"""What each consumer of LoRA files can read, and the same update written so that it can. A new consumer is one line.
+"""What each reader of LoRA files supports, and conversion of an adapter to that form. A new reader is one line.
 
-Outside peft most readers know one form alone: factors A and B, one global scaling lora_alpha / r, no tensor besides. Here
-every update is put into that form exactly, or by a truncated SVD whose error is told, or it is refused with the reason.
+Outside peft most readers support only factors A and B with one global scaling lora_alpha / r. Here every update is converted
+to that form exactly, or by a truncated SVD with its error stated, or refused with the reason.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MAGNITUDE = "lora_magnitude_vector"
 
 @dataclass(frozen=True)
 class Profile:
-    """One consumer: what it reads of all that peft's format can say."""
+    """A reader, and what it supports of peft's format."""
 
     consumer: str
-    use: str  # how the exported folder is handed over; {out}, {r} and {served_r} (the next rank vLLM has) are filled in
+    use: str  # how to use the exported folder; {out}, {r} and {served_r} (the next rank that vLLM supports) are filled in
     everything: bool = False  # each layer's own r and alpha, rsLoRA, DoRA, biases, whole modules: nothing is converted
-    kinds: tuple[Geometry, ...] = (LINEAR, TRANSPOSED, EMBEDDING)  # the layers whose factors it takes
-    whole_types: bool = False  # takes a kind of layer (every block's query, say) from all blocks or from none
+    kinds: tuple[Geometry, ...] = (LINEAR, TRANSPOSED, EMBEDDING)  # the layers whose factors it reads
+    whole_types: bool = False  # needs a kind of layer (such as query) in all blocks or in none
 
 
 PROFILES: Mapping[str, Profile] = {
@@ -48,12 +48,12 @@ PROFILES: Mapping[str, Profile] = {
 
 
 class Conformed(NamedTuple):
-    """An adapter in the form that a consumer reads."""
+    """An adapter in the form that a reader supports."""
 
-    name: str  # of the adapter in the model that holds it
+    name: str  # of the adapter in the model
     config: LoraConfig
-    changes: Sequence[str]  # one line for each thing that is different now
-    errors: Mapping[str, float]  # path -> |lost| / |update| in the Frobenius norm, where an SVD was cut
+    changes: Sequence[str]  # a line for each change
+    errors: Mapping[str, float]  # path -> |lost| / |update| in the Frobenius norm, of truncated SVDs
 
 
 class _Plain(NamedTuple):
@@ -61,7 +61,7 @@ class _Plain(NamedTuple):
 
     factors: Factors
     scaling: float
-    error: float | None = None  # None where nothing was cut
+    error: float | None = None  # None if nothing was truncated
 
 
 @torch.no_grad()
@@ -74,13 +74,13 @@ def conform(
     into: str = "conformed",
     rank: int | None = None,
 ) -> Conformed:
-    """Add the adapter `into`, which does what `name` does and says it in words that the consumer reads.
+    """Add the adapter `into`, equivalent to `name` in a form that the reader supports.
 
-    Where all of it can be read, nothing is added and `name` is given back. Modules trained in full stay behind where
-    the consumer reads none. With `rank`, updates that are of no such rank (DoRA's are of full rank) are cut to it.
+    If the reader supports all of `name`, it is returned and nothing is added. Modules trained in full are left out if the
+    reader supports none. With `rank`, updates of higher rank (DoRA's have full rank) are truncated to it.
 
     Raises:
-        AdapterError: the adapter has parts that the consumer cannot read and that have no other form.
+        AdapterError: the adapter has parts that the reader does not support and that cannot be converted.
     """
     if profile.everything and rank is None:
         return Conformed(name, config, [], {})
@@ -89,9 +89,11 @@ def conform(
     r = max(len(part.factors.A) for part in parts.values())
     scalings = {part.scaling for part in parts.values()}
     keeps_alpha = not config.use_rslora and len(scalings) == 1 and {len(p.factors.A) for p in parts.values()} == {r}
-    alpha = next(iter(scalings)) * r if keeps_alpha else r  # with alpha = r the scaling is 1, and B takes the old one
+    alpha = (
+        next(iter(scalings)) * r if keeps_alpha else r
+    )  # with alpha = r the scaling is 1, and the old one goes into B
     saved = config.modules_to_save if profile.everything else ()
-    types = {_type(path) for path in parts}  # every layer that is like one of these but for the number of its block
+    types = {_type(path) for path in parts}  # layers that differ from these only in the number of the block
     like = [path for path in adaptable_layers(model) if _type(path) in types]
     filled = [path for path in like if path not in parts] if profile.whole_types else []
     written = LoraConfig(
@@ -133,7 +135,7 @@ def conform(
 
 
 def left_behind(model: nn.Module, conformed: Conformed, name: str = "default") -> dict[str, Tensor]:
-    """The tensors of modules that `name` trained in full and its conformed form lacks, under the plain model's names."""
+    """The tensors of modules trained in full by `name` but left out of its converted form, under the plain model's names."""
     tensors: dict[str, Tensor] = {}
     for path, host in hosts(model, name):
         if isinstance(host, SavedModule) and conformed.name not in host.adapters:
@@ -147,7 +149,7 @@ def _layers(model: nn.Module, name: str) -> Iterator[tuple[str, Layer]]:
 
 
 def _check_readable(model: nn.Module, profile: Profile, name: str, rank: int | None) -> None:
-    """Raise unless every tensor of the adapter is a factor of a layer that the consumer takes, or a whole module."""
+    """Raise unless every tensor of the adapter is a factor of a supported layer, or belongs to a whole module."""
     layers = dict(_layers(model, name))
     if not layers:
         raise AdapterError(f"{profile.consumer} reads LoRA factors only, and this adapter has none")
@@ -179,7 +181,7 @@ def _plain(layer: Layer, name: str, rank: int | None) -> _Plain:
 
 
 def _fill(model: nn.Module, name: str, into: str, parts: Mapping[str, _Plain], *, fold: bool) -> None:
-    """Write factors, padded with zeros to the rank of `into`, with the scaling in B if `fold`; layers without become zero."""
+    """Write factors, padded with zeros to the rank of `into`, with the scaling in B if `fold`; others become zero."""
     for path, host in hosts(model, into):
         if isinstance(host, Layer):
             update = host.lora(into)
@@ -198,7 +200,7 @@ def _type(path: str) -> str:
 
 
 def _names(model: nn.Module, paths: set[str], saved: Sequence[str]) -> tuple[str, ...]:
-    """The last names of these layers where they choose these and no others in the plain model; else the whole paths."""
+    """The last names of these layers if they select exactly these in the plain model; otherwise the full paths."""
     saved_paths = saved_modules(model, saved)
     last = sorted({path.rpartition(".")[2] for path in paths})
     chosen = {
@@ -210,7 +212,7 @@ def _names(model: nn.Module, paths: set[str], saved: Sequence[str]) -> tuple[str
 
 
 def _plain_paths(model: nn.Module) -> Iterator[str]:
-    """The layers of the model that stands under the adapters, those inside a module trained in full included."""
+    """The layers of the plain model, including those inside modules trained in full."""
     for path, module in walk(model):
         inside = walk(plain(module), path) if isinstance(module, SavedModule) else [(path, plain(module))]
         yield from (place for place, layer in inside if geometry_of(layer) is not None)

@@ -1,4 +1,4 @@
-"""Autograd functions that do less, or keep less, than autograd would: each is here by measurement (benchmarks/)."""
+"""Autograd functions that compute or save less than plain autograd; each justified by measurement (benchmarks/)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Frozen = tuple[Tensor, Tensor | None]  # a weight and a bias
 
 
 class Rescale(torch.autograd.Function):
-    """The computation of `rescale`, whose backward pass takes y - b from the answer as (answer - b) / gain."""
+    """The computation of `rescale`, whose backward pass recovers y - b from the output as (output - b) / gain."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, gain: Tensor, bias: Tensor, again: Callable[[], Tensor]) -> Tensor:
@@ -31,8 +31,8 @@ class Rescale(torch.autograd.Function):
         gain, divisor = ctx.gain, ctx.gain
         try:
             (y,) = ctx.saved_tensors
-            ctx.again = None  # with all that it refers to
-        except RuntimeError:  # the answer was changed in place, or the graph is freed
+            ctx.again = None  # and everything it refers to
+        except RuntimeError:  # the output was changed in place, or the graph was freed
             if ctx.again is None:
                 raise
             y, divisor = ctx.again(), torch.ones_like(gain)
@@ -47,22 +47,22 @@ class Rescale(torch.autograd.Function):
 
 
 def rescale(y: Tensor, gain: Tensor, bias: Tensor | None, again: Callable[[], Tensor]) -> Tensor:
-    """b + gain (y - b): each row of W in the answer y = W x + b of a linear layer times a gain of its own.
+    """b + gain (y - b): scale each row of W in the output y = W x + b of a linear layer.
 
-    The gradient of the gain needs y, which nothing else keeps: autograd would keep it, at twice the activations of plain
-    LoRA over all linear layers. The answer is kept mostly anyway, by what takes it next (attention its q, k and v, GELU its
-    input), so that keeping the answer costs nothing. Three prices: the bias gets no gradient (it is frozen); a gain so near
-    to 0 that the division gives noise gets the gradient 0; and where the answer is changed in place, as DeBERTa and
-    Longformer do, the backward pass computes y once more by `again`.
+    The gradient of the gain needs y. Autograd would save it, which doubles the activations of LoRA over all linear layers.
+    The output is mostly saved anyway by the next operation (attention saves q, k and v, GELU its input), so saving the
+    output costs nothing. Three limits: the bias gets no gradient (it is frozen); a gain so near 0 that the division gives
+    noise gets the gradient 0; and if the output is changed in place, as in DeBERTa and Longformer, the backward pass
+    computes y again by `again`.
 
-    Shapes: y (B, ..., d_out), as what `again` gives; gain and bias (d_out,).
+    Shapes: y and the result of `again` (B, ..., d_out); gain and bias (d_out,).
     """
     answer: Tensor = Rescale.apply(y, gain, torch.zeros_like(gain) if bias is None else bias, again)
     return answer
 
 
 class Update(NamedTuple):
-    """What is added to the answers for `n` neighbouring examples of a batch: s B A x, or nothing where A is None."""
+    """The update of `n` consecutive examples of a batch: s B A x, or none if A is None."""
 
     n: int
     A: Tensor | None = None
@@ -71,7 +71,7 @@ class Update(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Updates of one rank and scaling for equally many rows each, one after the other: a batched product takes them all."""
+    """Consecutive updates with equal rank, scaling and number of rows, computed by one batched product."""
 
     start: int  # the first row
     updates: int
@@ -84,7 +84,7 @@ class Group(NamedTuple):
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """The computation of `adapted_linear`. Of its two large arrays, x and y, one is kept and each is written once."""
+    """The computation of `adapted_linear`. Of its two large arrays, x and y, one is saved and each is written once."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, frozen: Frozen, groups: Sequence[Group], *factors: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class AdaptedLinear(torch.autograd.Function):
             by_inner = torch.bmm(by_y, B).mul_(group.scaling)  # (updates, rows, r)
             if by_x is not None:
                 group.of(by_x).baddbmm_(by_inner, A)
-            by_A = A if rows is None else torch.bmm(by_inner.mT, group.of(rows))  # A stands for what is not asked for
+            by_A = A if rows is None else torch.bmm(by_inner.mT, group.of(rows))  # A is a placeholder, not used
             by_B = torch.bmm(by_y.mT, inner)
             by_factors += chain.from_iterable(zip(by_A, by_B, strict=True))
         typed = [
@@ -125,23 +125,23 @@ class AdaptedLinear(torch.autograd.Function):
 
 
 def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, updates: Sequence[Update]) -> Tensor:
-    """W x + b + s B A x, with W and b frozen, and each example under the A, B and s of its own update.
+    """W x + b + s B A x, with W and b frozen, and A, B and s of each example's own update.
 
-    Autograd's own way keeps and scales the product B A x, which is as large as y, adds it to y, and adds the two gradients
-    of x. Here the second product is added in place to the first, both ways, and s meets arrays of width r alone: no pass
-    over x or y but the matrix products themselves. The updates go through the examples in order.
+    Plain autograd saves and scales the product B A x, which is as large as y, adds it to y, and adds the two gradients of x.
+    Here the second product is accumulated in place into the first, forward and backward, and s scales arrays of width r, so
+    only the matrix products read or write x and y. The updates apply to consecutive examples.
 
     Shapes: x (examples, ..., d_in); weight (d_out, d_in), bias (d_out,), in the dtype of x; A (r, d_in), B (d_out, r) in fp32.
     """
     groups = _grouped(updates, math.prod(x.shape[1:-1]))
     factors = chain.from_iterable((update.A, update.B) for update in updates if update.A is not None)
-    # reshaped out here, since a view that is made inside cannot be changed in place by what follows
+    # reshaped here, since a view created inside cannot be changed in place afterwards
     y: Tensor = AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), (weight, bias), groups, *factors)
     return y.view(*x.shape[:-1], -1)
 
 
 def _grouped(updates: Sequence[Update], width: int) -> list[Group]:
-    """Neighbours that one product can take; `width` is the rows that an example has."""
+    """Group consecutive updates that one product can compute; `width` is the number of rows per example."""
     groups: list[Group] = []
     start, before = 0, Update(0)
     for update in updates:

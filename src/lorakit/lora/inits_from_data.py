@@ -1,6 +1,6 @@
-"""Initialisations that look at data first: a start from the inputs, or the gradients, of each layer on some batches.
+"""Initialisations from data: from the inputs or gradients of each layer on some batches.
 
-One function and one line in DATA_INITS each. They see the base model alone, in eval mode, and never change it.
+Each is a function and a line in DATA_INITS. They use the base model only, in eval mode, and do not change it.
 Shapes: x (B, ..., d_in), W and its gradient G (d_out, d_in), A (r, d_in), B (d_out, r).
 """
 
@@ -27,26 +27,26 @@ NITER = 4  # power iterations; LoRA-GA's own code takes 4
 
 
 class Data(NamedTuple):
-    """Batches of the training data, and how the model's loss on one of them is computed."""
+    """Batches of the training data, and the loss function."""
 
     batches: Iterable[Batch]  # positions where a batch's `attention_mask` (B, T) is 0 are left out
-    loss: Callable[[Batch], Tensor]  # a scalar; its scale plays no part
+    loss: Callable[[Batch], Tensor]  # a scalar of any scale
 
 
 class Place(NamedTuple):
-    """A layer of the base model that is to be adapted, and its rank."""
+    """A layer of the base model to adapt, and its rank."""
 
     path: str
-    layer: Any  # one of the kinds in weight_layouts.py
+    layer: Any  # a kind in weight_layouts.py
     r: int
 
 
 def eva(places: Sequence[Place], data: Data, seed: int, rho: float = 2.0) -> dict[str, Factors]:
-    """A from the directions in which a layer's inputs vary most, B zero (Paischer et al. 2024, arXiv:2410.07170).
+    """A from the principal directions of a layer's inputs, B zero (Paischer et al. 2024, arXiv:2410.07170).
 
     The incremental SVD of section 3.1, and the ranks of section 3.3: of all layers' directions, those that explain
-    the largest shares of their layer's variance get the sum of the ranks, at most rho r in one layer. A layer that
-    gets none is left out. Departure: no early stop, all batches are used.
+    the largest shares of their layer's variance get the total rank, at most rho r per layer. A layer without any is left
+    out. Difference: no early stop, all batches are used.
 
     Raises:
         ConfigError: there is no batch, a layer is not linear, or no batch reaches a layer.
@@ -69,7 +69,7 @@ def eva(places: Sequence[Place], data: Data, seed: int, rho: float = 2.0) -> dic
     if missed := [path for path, variation in seen.items() if not variation.rows]:
         raise ConfigError(f"init_lora_weights = 'eva': no input reached {missed[0]} in the batches; exclude it")
     shares = [(share, path) for path, variation in seen.items() for share in variation.shares()]
-    shares.sort(key=lambda entry: -entry[0])  # stable: of equal ones the model's order decides
+    shares.sort(key=lambda entry: -entry[0])  # stable: ties keep the model's order
     chosen = [path for _, path in shares[: sum(p.r for p in places)]]
     return {
         p.path: Factors(seen[p.path].Vh[:r].contiguous().cpu(), torch.zeros(matrix_shape(p.layer)[0], r))
@@ -88,9 +88,9 @@ def _watch(variation: _Variation, mask: Tensor | None) -> Callable[[Any, tuple[T
 
 
 class _Variation:
-    """The k main directions of all rows seen so far, about their mean (Ross et al. 2008, IJCV 77, section 3.1).
+    """The k principal directions of all rows so far, about their mean (Ross et al. 2008, IJCV 77, section 3.1).
 
-    Twice as many are carried along, so that little is lost of a direction that becomes a main one later.
+    Twice as many are tracked, so that directions that become important later are not lost.
     """
 
     def __init__(self, k: int, generator: torch.Generator) -> None:
@@ -101,7 +101,7 @@ class _Variation:
         self.S, self.Vh = torch.zeros(0), torch.zeros(0)
 
     def add(self, X: Tensor) -> None:
-        """See more rows. Shapes: X (n, d_in)."""
+        """Add rows. Shapes: X (n, d_in)."""
         if not len(X):
             return
         mean, rows = X.mean(0), self.rows + len(X)
@@ -115,21 +115,21 @@ class _Variation:
         self.mean, self.rows = mean, rows
 
     def shares(self) -> list[float]:
-        """The share of the variance that each main direction explains, the largest first."""
+        """The share of the variance that each principal direction explains, the largest first."""
         total = self.total.clamp_min(torch.finfo(torch.float32).tiny)
         return [float(share) for share in self.S[: self.k].square() / total]
 
 
 def lora_ga(places: Sequence[Place], data: Data, seed: int, gamma: float = 16.0) -> dict[str, Factors]:
-    """A and B from the gradient's singular vectors, so that the first step follows full fine-tuning's.
+    """A and B from the gradient's singular vectors, so that the first step approximates that of full fine-tuning.
 
     Wang et al. 2024, arXiv:2407.05000, theorem 3.1 and algorithm 1: G = U S V^T gives A = c V_1..r^T and
-    B = c U_r+1..2r with c = d_out^(1/4) / sqrt(gamma) (section 3.3). The paper then takes s B A off W; here W stays
-    and the layer subtracts the start. Departures: the gradient is taken in eval mode; where a layer has fewer than 2r
-    directions, B takes the last r. peft 0.21 multiplies B by S besides and leaves A at length 1; the paper does not.
+    B = c U_r+1..2r with c = d_out^(1/4) / sqrt(gamma) (section 3.3). The paper then subtracts s B A from W; here W
+    stays and the layer subtracts the start. Differences: the gradient is computed in eval mode; if a layer has fewer than 2r
+    directions, B takes the last r. peft 0.21 also multiplies B by S and leaves A at length 1; the paper does not.
 
     Raises:
-        ConfigError: there is no batch, a weight is not of floating point, or no gradient reaches a layer.
+        ConfigError: there is no batch, a weight is not floating-point, or no gradient reaches a layer.
     """
     gradients = _gradients(places, data)
     factors = {}
@@ -171,18 +171,18 @@ DataInit = Callable[[Sequence[Place], Data, int], dict[str, Factors]]
 DATA_INITS: Mapping[str, DataInit] = {"eva": eva, "lora_ga": lora_ga}
 
 
-# A start that comes from data: which layers, ranks and factors some batches call for, before anything is injected.
+# The start from data: layers, ranks and factors from some batches, before the adapter is added.
 
 
 class Start(NamedTuple):
-    """Where an adapter begins that looked at data first: its settings, with the ranks found, and factors by path."""
+    """The start of an adapter from data: its settings, with the resulting ranks, and factors by path."""
 
     config: LoraConfig
     factors: Mapping[str, Factors]
 
 
 def start_from_data(model: nn.Module, config: LoraConfig, data: Data, seed: int = 0) -> Start:
-    """What `init_lora_weights = "eva"` or "lora_ga" finds in some batches; the model is left as it was.
+    """The start by `init_lora_weights = "eva"` or "lora_ga" on some batches; the model is unchanged.
 
     To use it: `add_adapter(model, start.config, factors=start.factors)`, and save with `start.config`.
 
@@ -209,7 +209,7 @@ def start_from_data(model: nn.Module, config: LoraConfig, data: Data, seed: int 
 
 
 def _with_ranks(config: LoraConfig, targets: Iterable[Target], factors: Mapping[str, Factors]) -> LoraConfig:
-    """The settings with the factors' layers and ranks in place of the asked ones; each layer's scaling stays."""
+    """The settings with the factors' layers and ranks; each layer's scaling stays."""
     ranks = {target.path: len(factors[target.path].A) for target in targets if target.path in factors}
     if ranks == {target.path: target.r for target in targets}:
         return config

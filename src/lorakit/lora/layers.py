@@ -1,4 +1,4 @@
-"""The modules that hold adapters beside the frozen modules of the base model, and the routing that chooses among them.
+"""The modules that wrap frozen modules of the base model and hold adapters, and the routing that chooses among adapters.
 
 `AdapterHost.forward` is the reference of what an adapted model computes; the update itself is `LoRA.forward` in updates.py.
 """
@@ -19,12 +19,12 @@ from lorakit.lora.fused_linear import Update, adapted_linear
 from lorakit.lora.updates import LoRA
 from lorakit.lora.weight_layouts import geometry_of
 
-BASE = None  # as an adapter name in a routing: these rows see the base model alone
+BASE = None  # as an adapter name in a routing: these examples use the base model only
 Segments = Sequence[tuple[str | None, int]]  # adapter and number of examples
 
 
 class AdapterHost(nn.Module):
-    """A frozen module of the base model and what each adapter keeps beside it, by adapter name."""
+    """A frozen module of the base model, and each adapter's module for it by adapter name."""
 
     def __init__(self, base: nn.Module, routing: Routing) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class AdapterHost(nn.Module):
         self.adapters = nn.ModuleDict()
         self.routing = routing
         self.merged: str | None = None
-        self.originals: dict[str, nn.Parameter] = {}  # the base's tensors as they were before merging; in no state dict
+        self.originals: dict[str, nn.Parameter] = {}  # the base's tensors before merging; not in the state dict
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # The reference: the base's answer, that to each example changed by its own adapter (of low-rank updates
-        # W x + b + s B A x). What computes the same in another way is an optimisation of it.
+        # The reference: the base's output, changed for each example by its own adapter (for a low-rank update
+        # W x + b + s B A x). Any other implementation is an optimisation of it.
         y: Tensor = self.base(x, *args, **kwargs)
         if self.merged:
             return y
@@ -49,7 +49,7 @@ class AdapterHost(nn.Module):
         return self.routing.map(changed, x, y)
 
     def __getattr__(self, name: str) -> Any:
-        """What other code reads from the plain module (T5's feed-forward looks at wo.weight.dtype, say)."""
+        """Attributes that other code reads from the plain module (for example wo.weight.dtype in T5's feed-forward)."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -58,7 +58,7 @@ class AdapterHost(nn.Module):
             return getattr(self.base, name)
 
     def merge(self, adapter: str) -> None:
-        """Answer as `adapter` does, whatever the routing says, until `unmerge`."""
+        """Compute as with `adapter`, whatever the routing, until `unmerge`."""
         if self.merged is not None:
             raise AdapterError(f"adapter {self.merged!r} is merged already; unmerge it first")
         self.merged = adapter
@@ -69,7 +69,7 @@ class AdapterHost(nn.Module):
             raise AdapterError(f"adapter {adapter!r} would make non-finite weights; it is not merged")
 
     def _replace(self, name: str, tensor: Tensor) -> None:
-        """Let a new parameter of the base's dtype stand in for one of its own, which may be tied to another module's."""
+        """Replace a parameter of the base, which may be tied to another module's, by a new one of the same dtype."""
         old = getattr(self.base, name)
         self.originals[name] = old
         setattr(self.base, name, nn.Parameter(tensor.to(old.dtype).contiguous(), requires_grad=False))
@@ -82,11 +82,11 @@ class AdapterHost(nn.Module):
         self.originals.clear()
 
     def replaced(self, adapter: str) -> Iterable[nn.Parameter]:
-        """The parameters of the base in whose place the adapter has its own."""
+        """The parameters of the base that the adapter replaces by its own."""
         return ()
 
     def unwrapped(self) -> nn.Module:
-        """The plain module that answers as this host does now (merged, or the base)."""
+        """The plain module that computes the same as this host now (merged, or the base)."""
         return self.base
 
 
@@ -94,7 +94,7 @@ class Layer(AdapterHost):
     """A frozen layer of any kind in weight_layouts.py, and the low-rank updates its adapters add: y = W x + b + s B A x."""
 
     base: Any  # a module with a weight, and a bias or none
-    fused = False  # whether plain updates of plain layers are computed by adapted_linear
+    fused = False  # whether plain updates are computed by adapted_linear
 
     def __init__(self, base: nn.Module, routing: Routing) -> None:
         super().__init__(base, routing)
@@ -104,12 +104,12 @@ class Layer(AdapterHost):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.fused and not self.merged and (updates := self._plain_updates(len(x))):
-            # an optimisation: the same to rounding, with fewer passes over x and y
+            # an optimisation: equal up to rounding, with fewer passes over x and y
             return adapted_linear(x, self.weight, self.base.bias, updates)
         return super().forward(x, *args, **kwargs)
 
     def _plain_updates(self, n: int) -> list[Update] | None:
-        """What is added for each segment of n examples; None where nothing is, or more than s B A x."""
+        """The update of each segment of n examples; None if there is no update, or one that is not plain s B A x."""
         updates = []
         for adapter, size in self.routing.sized(n):
             if adapter is BASE or adapter not in self.adapters:
@@ -132,7 +132,7 @@ class Layer(AdapterHost):
         return self.geometry.matrix(self.base).detach().float()
 
     def along_channels(self, values: Tensor, y: Tensor) -> Tensor:
-        """One value per output channel, shaped to be broadcast over y. Shapes: (d_out,)."""
+        """One value per output channel, in a shape that broadcasts over y. Shapes: (d_out,)."""
         shape = [1] * y.dim()
         shape[self.geometry.channel] = -1
         return values.view(shape)
@@ -153,7 +153,7 @@ class Layer(AdapterHost):
 
     @property
     def weight(self) -> Tensor:
-        """W as the base keeps it."""
+        """W in the base's own layout."""
         weight: Tensor = getattr(self.base, self.geometry.parameter)
         return weight
 
@@ -171,7 +171,7 @@ class SavedModule(AdapterHost):
     """A module that adapters train in full (a head, a newly initialised layer): each has its own copy."""
 
     def __getattr__(self, name: str) -> Any:
-        return nn.Module.__getattr__(self, name)  # the base's weights are not what answers
+        return nn.Module.__getattr__(self, name)  # the base's weights are not the ones in use
 
     def add(self, adapter: str) -> None:
         """Give `adapter` a trainable fp32 copy of the base module."""
@@ -187,7 +187,7 @@ class SavedModule(AdapterHost):
             if not isinstance(rows, Tensor) or not rows.is_floating_point():  # an embedding takes ids
                 looked_up: Tensor = module(rows, *args, **kwargs)
                 return looked_up.to(next(self.base.parameters()).dtype)
-            dtype = next(module.parameters()).dtype  # the copy is fp32 also over a bf16 base
+            dtype = next(module.parameters()).dtype  # the copy is fp32 even over a bf16 base
             trained: Tensor = module(rows.to(dtype), *args, **kwargs)
             return trained.to(rows.dtype)
 
@@ -220,7 +220,7 @@ class Routing:
 
     @contextmanager
     def routed(self, segments: Segments) -> Iterator[None]:
-        """Within this block these segments hold."""
+        """Use these segments within this block."""
         before, self.segments = self.segments, segments
         try:
             yield
@@ -232,7 +232,7 @@ class Routing:
         self.segments = [] if adapter is BASE else [(adapter, 0)]
 
     def only(self) -> str | None:
-        """The one adapter that serves the whole batch, for modules that cannot be applied to a part of it."""
+        """The single adapter of the whole batch, for modules that cannot be applied to a part of it."""
         if len(self.segments) > 1:
             raise ValueError("nn.MultiheadAttention serves one adapter per batch")
         return self.segments[0][0] if self.segments else BASE
@@ -250,20 +250,20 @@ class Routing:
         return self.segments
 
     def map(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """Apply `function(adapter, *slices)` to each segment of `rows` and put the answers together again.
+        """Apply `function(adapter, *slices)` to each segment of `rows` and concatenate the results.
 
-        Where they differ in width (heads for more and for fewer classes), zeros make them as wide as the widest.
+        Results of different width (heads with different numbers of classes) are padded with zeros to the widest.
         """
         if len(self.segments) <= 1:
             return function(self.only(), *rows)
         segments = self.sized(len(rows[0]))
-        pieces = zip(*(tensor.split([size for _, size in segments]) for tensor in rows), strict=True)
-        answers = [function(adapter, *slices) for (adapter, _), slices in zip(segments, pieces, strict=True)]
+        parts = zip(*(tensor.split([size for _, size in segments]) for tensor in rows), strict=True)
+        answers = [function(adapter, *slices) for (adapter, _), slices in zip(segments, parts, strict=True)]
         width = max(answer.shape[-1] for answer in answers)
         return torch.cat([F.pad(answer, (0, width - answer.shape[-1])) for answer in answers])
 
 
 def hosts(model: nn.Module, adapter: str | None = None) -> Sequence[tuple[str, AdapterHost]]:
-    """Every (path, host) in the model's order; with `adapter`, those that hold a part of it."""
+    """Every (path, host) in the model's order; with `adapter`, only those that hold its modules."""
     all_hosts = [(path, module) for path, module in model.named_modules() if isinstance(module, AdapterHost)]
     return all_hosts if adapter is None else [(path, host) for path, host in all_hosts if adapter in host.adapters]

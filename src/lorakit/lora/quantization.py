@@ -225,7 +225,7 @@ def quantize(model: nn.Module, format: str, *, skip: Iterable[str] = ()) -> list
 
 @torch.no_grad()
 def dequantize(model: nn.Module) -> nn.Module:
-    """The model with every quantised weight turned into the dense one that it stands for, in place."""
+    """Replace every quantised weight by the dense one that it represents, in place."""
     for layer in model.modules():
         if is_quantized(layer):
             layer.register_parameter("weight", nn.Parameter(_dense(layer.weight), requires_grad=False))
@@ -233,22 +233,22 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether this very module (its children aside) has a quantised weight."""
+    """Whether this module itself, not its children, has a quantised weight."""
     return isinstance(layer._parameters.get("weight"), QuantizedTensor)
 
 
 @torch.no_grad()
 def loftq(model: nn.Module, original: Mapping[str, Tensor], name: str = "default") -> None:
-    """Start an adapter at the best approximation of what quantisation took away: s B A ~ W - Q(W), of rank r.
+    """Initialise an adapter by the best rank-r approximation of the quantisation error: s B A ~ W - Q(W).
 
     Li et al. 2023, arXiv:2310.08659, algorithm 1 with T = 1. With more rounds the codes would depend on the adapter, and
-    could neither be shared by several adapters nor be made again from the base model alone. It is no member of INITS:
-    those leave the model's answers as they are, this one moves them back towards those of the unquantised model.
+    could neither be shared by several adapters nor be recomputed from the base model. It is not in INITS, since those
+    leave the model's outputs unchanged, while this one moves them towards those of the unquantised model.
     `original` holds the unquantised weights by the names of the plain model's state dict.
 
     Raises:
-        ConfigError: the adapter has no layer with a quantised weight, is of another kind than LoRA and DoRA or has a
-            start of its own (pissa, olora), or an original weight is missing.
+        ConfigError: the adapter has no layer with a quantised weight, is not LoRA or DoRA, has another
+            initialisation (pissa, olora), or an original weight is missing.
     """
     layers = {path: host for path, host in hosts(model, name) if isinstance(host, Layer) and is_quantized(host.base)}
     if not layers:

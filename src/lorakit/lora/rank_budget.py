@@ -1,7 +1,7 @@
-"""AdaLoRA's budget: over the steps, ranks move to the layers that need them (Zhang et al. 2023, arXiv:2303.10512).
+"""AdaLoRA's budget: during training, ranks are assigned to the layers that need them (Zhang et al. 2023, arXiv:2303.10512).
 
-Everything happens in hooks of the optimizer and its state is kept there, so that the training loop knows nothing of
-it and a checkpoint of the optimizer is one of the budget.
+It runs in hooks of the optimizer and keeps its state there, so the training loop needs no code for it, and a checkpoint
+of the optimizer includes it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SENSITIVITY, UNCERTAINTY, KEPT = "sensitivity", "uncertainty", "kept"  # keys in
 
 
 class RankBudget:
-    """Prunes the singular values of an adapter's AdaLoRA updates to `target_r` a layer on average.
+    """Prunes the singular values of an adapter's AdaLoRA updates to an average of `target_r` per layer.
 
     The budget falls cubically from all ranks to the target between the first `warmup` and the last `rest` of the steps
-    (eq. 12). What is kept are the triplets of the largest importance over all layers: sensitivity times uncertainty,
+    (eq. 12). The triplets of largest importance over all layers are kept: sensitivity times uncertainty,
     each a moving average of |weight * gradient| (eq. 8-11; here the weight just after its update).
     `orthogonality` is the weight of the regulariser (eq. 4).
 
@@ -41,16 +41,16 @@ class RankBudget:
             raise ConfigError(f"target_r = {target_r}: must be from 1 to the rank at the start")
         self.steps = steps
         self.warmup, self.rest, self.every = steps // 10, steps // 4, max(1, steps // 100)
-        self.beta1 = self.beta2 = 0.85  # the paper's, as the weight below
+        self.beta1 = self.beta2 = 0.85  # from the paper, as the weight below
         self.orthogonality = 0.1
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """From now on each step of the optimizer keeps the budget."""
+        """Register the hooks: from now on each optimizer step applies the budget."""
         optimizer.register_step_pre_hook(lambda *_: self._before())
         optimizer.register_step_post_hook(lambda stepped, *_: self._after(stepped))
 
     def size(self, step: int) -> int:
-        """How many triplets all layers together may have after `step` steps."""
+        """The number of triplets over all layers after `step` steps."""
         falling = max(1, self.steps - self.warmup - self.rest)
         done = min(max((step - self.warmup) / falling, 0.0), 1.0)
         return round(self.target + (self.full - self.target) * (1 - done) ** 3)
@@ -80,7 +80,7 @@ class RankBudget:
             self._choose(optimizer, size)
         for update in self.updates:
             state = optimizer.state[update.lora_E]
-            if KEPT in state and (is_final or step % self.every == 0):  # between, what was pruned may come back
+            if KEPT in state and (is_final or step % self.every == 0):  # in between, pruned ones may come back
                 update.lora_E.mul_(state[KEPT])
 
     def _observe(self, weight: Tensor, state: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class RankBudget:
         state[SENSITIVITY], state[UNCERTAINTY] = mean, spread
 
     def _choose(self, optimizer: torch.optim.Optimizer, size: int) -> None:
-        """Mark the `size` most important triplets of all layers as those to keep."""
+        """Mark the `size` most important triplets of all layers to keep."""
         scores = [self._importance(update, optimizer) for update in self.updates]
         best = torch.zeros(self.full, device=scores[0].device)
         best[torch.cat(scores).topk(size).indices] = 1
@@ -99,7 +99,7 @@ class RankBudget:
             optimizer.state[update.lora_E][KEPT] = mask[:, None]
 
     def _importance(self, update: AdaLoRA, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One number a triplet: that of its singular value, and the means over its two vectors. Shapes: (r,)."""
+        """One number per triplet: that of its singular value, plus the means over its two vectors. Shapes: (r,)."""
         A, B, E = (
             optimizer.state[weight][SENSITIVITY] * optimizer.state[weight][UNCERTAINTY]
             for weight in (update.lora_A, update.lora_B, update.lora_E)

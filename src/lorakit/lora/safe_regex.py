@@ -1,8 +1,8 @@
-"""Regular expressions out of foreign files, matched in bounded time.
+"""Regular expressions from downloaded files, matched in bounded time.
 
-Python's own matcher tries one way after the other: `((a+))+X` or a dozen `.*` in a row keep it busy for ever. Here all
-positions that a match may have reached are carried along at once (Thompson 1968, doi:10.1145/363347.363387), so that there is
-nothing to go back to. What a single character, set or anchor matches is left to `re`.
+Python's own matcher backtracks: `((a+))+X` or a dozen `.*` in a row take exponential time. Here all positions that a match
+may have reached are tracked together (Thompson 1968, doi:10.1145/363347.363387), without backtracking. Single characters,
+sets and anchors are matched by `re`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_PATTERN = 1_024  # characters
-MAX_STEPS = 100_000  # positions that are looked at for one text
+MAX_STEPS = 100_000  # positions per text
 TOKEN = re.compile(
     r"\\(?:x..|u.{4}|U.{8}|N\{.*?\}|0[0-7]{,2}|.)"  # a character by number or name, \d and the like
     r"|\[\^?\]?(?:\\.|[^\]\\])*\]"  # a set
@@ -25,38 +25,38 @@ TOKEN = re.compile(
 
 
 class Part(NamedTuple):
-    """A part of a pattern, and how often it may stand there."""
+    """A part of a pattern, and how often it may repeat."""
 
-    token: str  # as in the pattern; of a group its beginning
+    token: str  # as in the pattern; for a group its beginning
     one: re.Pattern[str] | None  # characters, a set or an anchor
-    group: Sequence[Sequence[Part]]  # or the alternatives inside of a group
+    group: Sequence[Sequence[Part]]  # or the alternatives in a group
     least: int
     most: int
 
 
 class Pattern:
-    """A regular expression without back references, look-behind and flags; matched as Python matches it.
+    """A regular expression without back references, look-behind and flags; with Python's meaning.
 
     Raises:
-        re.error: it is not a regular expression, is too long, or uses what is not known here.
+        re.error: it is not a regular expression, is too long, or uses an unsupported feature.
     """
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_PATTERN:
             raise re.error(f"{len(source)} characters; {MAX_PATTERN} are the most")
         try:
-            re.compile(source)  # says what is wrong, if anything is
+            re.compile(source)  # raises if it is wrong
             self.alternatives = _parse(TOKEN.findall(source)[::-1])
         except (OverflowError, RecursionError) as err:
             raise re.error(str(err)) from err
 
     def fullmatch(self, text: str) -> bool:
-        """Whether the whole text matches. Raises re.error where that would take too long."""
+        """Whether the whole text matches. Raises re.error if that takes too long."""
         return len(text) in _Match(text).ends(self.alternatives, {0})
 
 
 def _parse(tokens: list[str]) -> Sequence[Sequence[Part]]:
-    """The alternatives up to the end of a group or of the pattern; `tokens`, the first one last, are used up so far."""
+    """The alternatives up to the end of a group or of the pattern; `tokens`, the first one last, are consumed."""
     alternatives: list[list[Part]] = [[]]
     while tokens and tokens[-1] != ")":
         token = tokens.pop()
@@ -79,14 +79,14 @@ def _parse(tokens: list[str]) -> Sequence[Sequence[Part]]:
 
 
 class _Match:
-    """The walk of one pattern over one text. `starts` and what each method gives are positions between characters."""
+    """Matching one pattern against one text. `starts` and the results are positions between characters."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.steps = 0
 
     def ends(self, alternatives: Sequence[Sequence[Part]], starts: set[int]) -> set[int]:
-        """Where a match of one of the alternatives can end."""
+        """The possible ends of a match of one of the alternatives."""
         positions: set[int] = set()
         for parts in alternatives:
             here = starts
@@ -96,8 +96,8 @@ class _Match:
         return positions
 
     def _after(self, part: Part, starts: set[int]) -> set[int]:
-        """Where a match of the part, as often as it may stand there, can end."""
-        rounds = len(self.text) + 1  # after so many another one changes nothing
+        """The possible ends of a match of the part with its repeats."""
+        rounds = len(self.text) + 1  # more repeats cannot add positions
         for _ in range(min(part.least, rounds)):
             starts = self._once(part, starts)
         ends, new = set(starts), starts

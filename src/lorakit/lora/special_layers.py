@@ -1,4 +1,4 @@
-"""Where an adapter acts other than by a low-rank product on a layer's input: biases, rows of an embedding, fused attention.
+"""Adapters other than low-rank updates of a layer's input: biases, rows of an embedding, fused attention.
 
 Shapes: V tokens in the vocabulary, d the width of an embedding, n trained rows, E the width of an attention.
 """
@@ -25,7 +25,7 @@ class TrainedBias(nn.Module):
 
 
 class BiasHost(AdapterHost):
-    """A module that gets no low-rank update, but whose bias adapters train (peft's bias = "all")."""
+    """A module without a low-rank update whose bias is trained (peft's bias = "all")."""
 
     base: Any
 
@@ -75,7 +75,7 @@ class TrainedRows(nn.Module):
         self.rows = nn.Parameter(weight.detach()[places].float())
 
     def forward(self, x: Tensor, y: Tensor, host: RowsHost) -> Tensor:
-        """The host's answer y to x with these rows in it: read by ids, or written as logits. Shapes: (B, ..., d or V)."""
+        """The host's output y for x with these rows inserted: looked up by ids, or as logits. Shapes: (B, ..., d or V)."""
         if isinstance(host.base, nn.Linear):
             bias = None if host.base.bias is None else host.base.bias[self.indices]
             return y.index_copy(-1, self.indices, F.linear(x, self.rows.to(x.dtype), bias))
@@ -87,7 +87,7 @@ class TrainedRows(nn.Module):
 class RowsHost(AdapterHost):
     """An embedding of which adapters train some rows (peft's trainable_token_indices), or an output layer tied to it.
 
-    Tied modules share one TrainedRows, so that a new token is read and written with the same vector.
+    Tied modules share one TrainedRows, so a new token has the same vector as input and output.
     """
 
     base: Any
@@ -110,8 +110,8 @@ class RowsHost(AdapterHost):
 class Attention(Layer):
     """nn.MultiheadAttention, whose fused input projection and output projection each get an update.
 
-    The module applies its weights itself, so the updates act on the weights and not on what passes through. The output
-    projection is a Layer of its own, in the base's place of that name.
+    The module applies its weights itself, so the updates act on the weights and not on inputs. The output projection is a
+    separate Layer under its own name.
     """
 
     base: nn.MultiheadAttention
@@ -138,9 +138,9 @@ def _updated(layer: Layer, adapter: str) -> Tensor:
 
 
 def set_fast_paths(model: nn.Module) -> None:
-    """Close PyTorch's fused path of each nn.TransformerEncoderLayer that holds a host, open that of the others.
+    """Disable PyTorch's fused path of each nn.TransformerEncoderLayer that contains a host, and enable it in the others.
 
-    The fused kernel takes the weights and runs without the modules, so that an adapter inside would do nothing.
+    The fused kernel uses the weights without calling the modules, so an adapter inside would have no effect.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):

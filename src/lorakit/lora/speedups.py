@@ -1,4 +1,4 @@
-"""What is changed in a model so that it does less work for the same answers (to rounding): no second model zoo."""
+"""Changes to a model that make it do less work for the same results (up to rounding), without reimplementing models."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lorakit.lora.layers import Layer, hosts
 
 
 class Family(NamedTuple):
-    """Where a family of encoders keeps its parts, as ends of paths."""
+    """The module paths of a family of encoders, as suffixes."""
 
     blocks: str
-    after_attention: str  # in a block: all that attention needs of the other tokens has been computed here
+    after_attention: str  # in a block: the module after attention, from which on tokens are independent
 
 
 BERT = Family("encoder.layer", ".attention.output")
@@ -33,9 +33,9 @@ FAMILIES: Mapping[str, Family] = {  # by config.model_type
 
 
 def fuse(model: nn.Module) -> int:
-    """Let plain updates of linear layers be computed in one function of their own; how many layers can be.
+    """Compute plain updates of linear layers in one fused function; returns the number of such layers.
 
-    Layers whose weight is kept as codes stay as they are, and at each step those that dropout or a mixed batch meets.
+    Layers with a quantised weight are unchanged, as are steps with dropout or updates that are not plain.
     """
     layers = [host for _, host in hosts(model) if isinstance(host, Layer)]
     plain = [layer for layer in layers if type(layer.base) is nn.Linear and type(layer.weight) is nn.Parameter]
@@ -45,11 +45,11 @@ def fuse(model: nn.Module) -> int:
 
 
 def read_first_row(model: Any) -> bool:
-    """Compute of the last block only what token 0 needs, where the head of a classifier reads nothing else.
+    """In the last block compute only token 0, if a classifier's head reads nothing else.
 
     Keys and values need every token; the output projection and the feed-forward net, nine twelfths of a block's matrix
-    products, need one. The model then gives one hidden state a text, (B, 1, d), or where a residual runs around the place
-    (ModernBERT) T of which the first alone is right. Whether the head reads token 0 the caller must know.
+    products, need one. The model then returns one hidden state per text, (B, 1, d), or with a residual around it
+    (ModernBERT) T, of which only the first is correct. The caller must know that the head reads token 0.
 
     Returns whether the family is known.
     """
@@ -66,14 +66,14 @@ def _first_row(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
     return tuple(rows[:, :1] for rows in inputs)
 
 
-# The blocks below the lowest adapter, computed once for each text and looked up in every later epoch.
+# The blocks below the lowest adapter: computed once per text, looked up in later epochs.
 
 
 Inputs = Mapping[str, Tensor]  # of the model's forward: input_ids, attention_mask and perhaps token_type_ids (B, T)
 
 
 def frozen_blocks(model: Any) -> list[nn.Module]:
-    """The encoder's blocks below the lowest one that is trained; none where the family is unknown or what is below is trained."""
+    """The encoder's blocks below the lowest trained one; none if the family is unknown or embeddings are trained."""
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return []
@@ -86,23 +86,23 @@ def frozen_blocks(model: Any) -> list[nn.Module]:
 
 
 class Prefix:
-    """What the first blocks answer to texts, by the texts' token ids, in a temporary file that is mapped into memory.
+    """The outputs of the first blocks, by the texts' token ids, in a memory-mapped temporary file.
 
-    The file goes with the process, so what is looked up is this very model's, whose first blocks nothing changes. A batch
-    with a text that is not kept is computed as ever. Dropout in the blocks must be off, and padding stand at the end.
-    Values are kept in the model's own dtype, in batches that do not depend on training: a resumed run finds the same bits.
+    The file lives as long as the process and belongs to this model, whose first blocks are frozen. A batch with a text that
+    is not stored is computed as usual. Dropout in the blocks must be off, and padding at the end. Values are stored in the
+    model's own dtype, from batches that do not depend on training, so a resumed run reads the same bits.
     """
 
     def __init__(self, model: Any, blocks: Sequence[nn.Module]) -> None:
         self.depth = len(blocks)
         self._model, self._blocks = model, blocks
-        self._places: dict[bytes, tuple[int, int]] = {}  # of each text: its first row in the file, and how many
+        self._places: dict[bytes, tuple[int, int]] = {}  # text -> its first row in the file, and number of rows
         self._rows = torch.empty(0)  # (rows of all texts, d)
         self._end = 0  # rows in use
-        self._texts: Sequence[bytes] = ()  # of the batch in hand
+        self._texts: Sequence[bytes] = ()  # of the current batch
         self._lengths: Sequence[int] = ()  # in tokens
-        self._is_stored = False  # whether all of them are kept
-        self._one_row = False  # whether the last of these blocks answers one row a text
+        self._is_stored = False  # whether all of them are stored
+        self._one_row = False  # whether the last of these blocks outputs one row per text
 
     def __str__(self) -> str:
         size = self._rows.numel() * self._rows.element_size() / 2**20
@@ -110,13 +110,13 @@ class Prefix:
 
     @torch.no_grad()
     def fill(self, batches: Iterable[Inputs], n_tokens: int) -> None:
-        """Keep the answers to these batches, of `n_tokens` real tokens together; from now on they are looked up.
+        """Store the outputs for these batches, with `n_tokens` tokens in total without padding; from now on they are looked up.
 
         Raises:
-            OSError: there is no room for them; the model is as it was.
+            OSError: the disk is full; the model is unchanged.
         """
         d, dtype = self._model.config.hidden_size, self._model.dtype
-        with tempfile.NamedTemporaryFile() as file:  # without its name it lasts as long as the mapping
+        with tempfile.NamedTemporaryFile() as file:  # a deleted file lasts as long as the mapping
             _reserve(file.fileno(), n_tokens * d * dtype.itemsize)
             self._rows = torch.from_file(file.name, shared=True, size=n_tokens * d, dtype=dtype).view(n_tokens, d)
         self._model.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -132,7 +132,7 @@ class Prefix:
         ends.remove()
 
     def _look(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        """Before the model's forward: which texts it is given, and whether all of them are kept."""
+        """Before the model's forward: its texts, and whether all of them are stored."""
         columns = [inputs[key].tolist() for key in ("input_ids", "token_type_ids") if key in inputs]
         self._lengths = inputs["attention_mask"].sum(1).tolist()
         rows = zip(self._lengths, *columns, strict=True)
@@ -140,14 +140,14 @@ class Prefix:
         self._is_stored = all(text in self._places for text in self._texts)
 
     def _answer(self, i: int, hidden: Tensor, *args: Any, **options: Any) -> Any:
-        """In place of block i's forward. Shapes: hidden (B, T, d)."""
+        """Replaces block i's forward. Shapes: hidden (B, T, d)."""
         if not self._is_stored:
             block = self._blocks[i]
             return type(block).forward(block, hidden, *args, **options)
         return self._stored(hidden.shape[1]).to(hidden.device) if i == 0 else hidden
 
     def _stored(self, length: int) -> Tensor:
-        """The last block's answers to the batch; what stands where a text has ended is masked. Shapes: (B, T, d)."""
+        """The last block's outputs for the batch; padding positions are masked later. Shapes: (B, T, d)."""
         first, count = torch.tensor([self._places[text] for text in self._texts]).T
         offsets = torch.arange(1 if self._one_row else length)
         return self._rows[first[:, None] + torch.minimum(offsets, count[:, None] - 1)]
@@ -165,7 +165,7 @@ class Prefix:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Room on the disk itself: a hole in a mapped file that finds the disk full later would end the process."""
+    """Reserve space on disk: writing to a hole in a mapped file on a full disk would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:
@@ -173,4 +173,4 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 class _Stored(Exception):
-    """The first blocks have answered; what follows them is not needed."""
+    """The first blocks are done; the rest of the forward is not needed."""

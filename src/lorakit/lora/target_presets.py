@@ -1,7 +1,7 @@
-"""Names for what people adapt most, by family of models: `target_modules = "query-value"` or `"attention"`.
+"""Names for common targets, by model family: `target_modules = "query-value"` or `"attention"`.
 
-A family is one line, under the `model_type` of its configuration. Where q, k and v are one fused layer (GPT-2, ModernBERT),
-that layer stands for each of them, as in peft's table.
+A family is one line, under the `model_type` of its configuration. If q, k and v are one fused layer (GPT-2, ModernBERT),
+that layer is used for each of them, as in peft's table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which modules an adapter touches. Every entry that matches nothing is an error that names what there is."""
+"""Which modules an adapter changes. An entry that matches nothing is an error that lists what there is."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lorakit.lora.safe_regex import Pattern
 from lorakit.lora.target_presets import with_presets
 from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, geometry_of, matrix_shape
 
-OUT_PROJ = ".base.out_proj"  # the second place in an nn.MultiheadAttention, which goes with the first
+OUT_PROJ = ".base.out_proj"  # the output projection of an nn.MultiheadAttention, adapted together with it
 INTERLEAVED = ("query_key_value",)  # GPT-NeoX and BLOOM mix q, k and v head by head
 HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
 
 
 class Target(NamedTuple):
-    """One linear layer to adapt: its path, what chose it, and its own rank and alpha."""
+    """A layer to adapt: its path, the entry that matched it, and its rank and alpha."""
 
     path: str
     matched_by: str
@@ -32,7 +32,7 @@ class Target(NamedTuple):
 
 
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every (path, module) as in the model before any adapter: hosts are given, their insides are not."""
+    """Every (path, module) as in the model before any adapter: hosts are included, their inner modules are not."""
     yield prefix, module
     if not isinstance(module, (AdapterHost, nn.MultiheadAttention)):  # the latter never calls its out_proj
         for name, child in module.named_children():
@@ -42,14 +42,14 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers an adapter could touch (linear, embedding, convolution), by path, wrapped or not."""
     layers = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
-    # not the root, which has no parent in which to replace it
+    # not the root, which has no parent to replace it in
     return {path: module for path, module in layers if path and geometry_of(module) is not None}
 
 
 def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, ...]]:
     """path -> the rows to train of that embedding, as `trainable_token_indices` says.
 
-    Of embeddings that are tied, which train their rows together, the path is that of the first.
+    Tied embeddings train their rows together, under the path of the first.
 
     Raises:
         ConfigError: a name matches no embedding, the model has no input embedding, an index is out of range, or two tied
@@ -87,13 +87,13 @@ def trainable_row_modules(model: nn.Module, config: LoraConfig) -> dict[str, tup
 
 
 def tied_to(model: nn.Module, path: str) -> list[str]:
-    """The paths of all modules that share their weight with the one at `path`, it first."""
+    """The paths of all modules that share their weight with the one at `path`, which comes first."""
     weight = _own_weight(model.get_submodule(path))
     return [path, *(p for p, m in walk(model) if p != path and _own_weight(m) is weight)]
 
 
 def _own_weight(module: nn.Module) -> Any:
-    """The weight of a plain module, or of a host's as it was before merging."""
+    """The weight of a module, for a host before merging."""
     weight = getattr(plain(module), "weight", None)
     return module.originals.get("weight", weight) if isinstance(module, AdapterHost) else weight
 
@@ -101,7 +101,7 @@ def _own_weight(module: nn.Module) -> Any:
 def embeddings_in_place_of(model: nn.Module) -> tuple[str, list[str]]:
     """The path of the main embedding that the model never calls itself (T5's and BART's `shared`), and those it calls.
 
-    Both empty in other models, in which nothing else reads with the weight of the main embedding.
+    Both are empty in other models.
     """
     main = getattr(model, "get_input_embeddings", lambda: None)()
     path = next((path for path, module in walk(model) if main is not None and plain(module) is plain(main)), "")
@@ -111,7 +111,7 @@ def embeddings_in_place_of(model: nn.Module) -> tuple[str, list[str]]:
 
 
 def plain(module: nn.Module) -> Any:
-    """The module itself, or the one that its host stands for."""
+    """The module itself, or the base module of a host."""
     return module.base if isinstance(module, AdapterHost) else module
 
 
@@ -126,9 +126,9 @@ def has_suffix(path: str, name: str) -> bool:
 
 
 def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
-    """The layers that `config` adapts, in the model's order; matching as in peft, but nothing unmatched is let pass.
+    """The layers that `config` adapts, in the model's order; matching as in peft, but unmatched entries are errors.
 
-    all-linear passes by layers that are too small for r (ESM's one-output regression over contacts), unless all of them are.
+    all-linear skips layers that are too small for r (such as ESM's one-output contact regression), unless all are.
 
     Raises:
         ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or
@@ -162,7 +162,7 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
 
 
 def passed_by(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The layers that all-linear does not take since they are too small for r."""
+    """The layers that all-linear skips since they are too small for r."""
     if config.target_modules != ALL_LINEAR:
         return []
     chosen = {target.path for target in select_targets(model, config)}
@@ -178,9 +178,9 @@ def _candidates(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
 
 
 def without_idle_entries(model: nn.Module, config: LoraConfig, adapted: Callable[[str], bool]) -> LoraConfig:
-    """The settings of a foreign file without what does nothing in this model, which peft lets pass and we do not.
+    """The settings of a file without entries that have no effect in this model, which peft allows and we do not.
 
-    `adapted` says of a path whether the file has an update for it: a target whose name chooses no such layer is dropped too.
+    `adapted` tells whether the file has an update for a path; a target that matches no such layer is dropped too.
     """
     config = with_presets(model, config)
     candidates = _candidates(model, config)
@@ -250,7 +250,7 @@ def _match(key: str, names: str | Sequence[str], layers: Mapping[str, nn.Module]
 
 
 def _near(name: str, layers: Mapping[str, nn.Module]) -> str:
-    """What would do instead of `name`: near names, how many linear layers there are, and every name there is."""
+    """A hint: names near `name`, the number of linear layers, and all their names."""
     linear = [path for path, module in layers.items() if geometry_of(module) in (LINEAR, TRANSPOSED)]
     kinds = sorted({path.rpartition(".")[2] for path in linear})
     others = sorted({path.rpartition(".")[2] for path in layers} - set(kinds))
@@ -260,7 +260,7 @@ def _near(name: str, layers: Mapping[str, nn.Module]) -> str:
 
 
 def _matching(key: str, pattern: str, paths: Iterable[str]) -> list[str]:
-    """The paths that match as a whole. Patterns come with foreign adapters: one that takes too long is refused."""
+    """The paths that match as a whole. Patterns may come from downloaded adapters: one that takes too long is refused."""
     try:
         compiled = Pattern(pattern)
         return [path for path in paths if compiled.fullmatch(path)]
@@ -336,7 +336,7 @@ def _by_pattern(key: str, pattern: Mapping[str, float], layers: Mapping[str, nn.
 
 
 def layer_at(model: nn.Module, path: str) -> nn.Module:
-    """The plain layer at a target's path, also where that is inside of an attention that is not wrapped yet."""
+    """The plain layer at a target's path, also inside an attention that is not wrapped yet."""
     outer = path.removesuffix(OUT_PROJ)
     if outer != path and isinstance(plain(model.get_submodule(outer)), nn.MultiheadAttention):
         return plain(plain(model.get_submodule(outer)).out_proj)  # type: ignore[no-any-return]
@@ -344,7 +344,7 @@ def layer_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def check_ranks(model: nn.Module, targets: Iterable[Target]) -> None:
-    """Raise a ConfigError for a rank above its layer's smaller side, where more rank adds nothing."""
+    """Raise a ConfigError for a rank above its layer's smaller side, which has no benefit."""
     for target in targets:
         smaller = min(matrix_shape(layer_at(model, target.path)))
         if target.r > smaller:

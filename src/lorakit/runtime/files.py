@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all, whenever the process or the machine dies.
+"""Files and folders that exist complete or not at all, whenever the process or the machine dies.
 
-What is written stands under a temporary name until it is whole, and is locked meanwhile: the system takes the lock from a
-process that dies, so what carries such a name and no lock is what a killed process left, whatever process has its number now.
+A file is written under a temporary name and locked until it is complete. The system releases the lock of a process that dies,
+so a temporary name without a lock is a leftover of a killed process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lorakit.errors import OutputError, StorageError
 from lorakit.runtime.events import Note, Report, ignore
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)  # of a rename to a name that is in use
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)  # of a rename to an existing name
 HOST = re.sub(r"[^\w.-]", "_", socket.gethostname())
 LEFTOVER = re.compile(r"\.(?P<kind>tmp|old)-(?P<name>.+)-\d+-\d+@(?P<host>[\w.-]+)", re.DOTALL)
 _numbers = itertools.count()
@@ -36,12 +36,12 @@ _numbers = itertools.count()
 def atomic_folder(folder: Path, size: int | None = None, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `folder` by one rename; `folder` itself is never half written.
 
-    With `replace` it takes the place of one that is there. Its files get the modes that the umask gives to new ones. `size` is
-    what is going to be written, in bytes, for the message of a full disk.
+    With `replace` it replaces an existing one. Its files get the modes of the umask. `size` is the number of bytes to write,
+    for the message of a full disk.
 
     Raises:
-        OutputError: it cannot be written (a StorageError where the disk is at fault), or somebody else has made it in the
-            meantime; what was there before is whole.
+        OutputError: it cannot be written (a StorageError if the disk is at fault), or another process created it in the
+            meantime; what was there before is intact.
     """
     made: list[Path] = []
     try:
@@ -80,7 +80,7 @@ def atomic_file(path: Path, size: int | None = None) -> Iterator[Path]:
             temporary.replace(path)
             _sync(path.parent)
         finally:
-            with suppress(OSError):  # an error of tidying up would hide the one that led to it
+            with suppress(OSError):  # an error in cleaning up would hide the first one
                 temporary.unlink(missing_ok=True)
             os.close(descriptor)
     except OSError as err:
@@ -88,14 +88,14 @@ def atomic_file(path: Path, size: int | None = None) -> Iterator[Path]:
 
 
 def atomic_text(path: Path, text: str) -> None:
-    """Write a text file as one unit: the whole new one, or the old one untouched."""
+    """Write a text file atomically: either the complete new one, or the old one unchanged."""
     data = text.encode()
     with atomic_file(path, len(data)) as temporary:
         temporary.write_bytes(data)
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder and those above it, so that they outlive a loss of power; gives those that were not there."""
+    """Create a folder and its parents durably; returns those that did not exist."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, which is there whole or not at all meanwhile; where it cannot be removed it stays."""
+    """Remove a folder atomically; if it cannot be removed it stays."""
     aside = temporary_name(folder)
     with suppress(OSError):
         folder.rename(aside)
@@ -112,11 +112,11 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
-    """Remove what killed processes of this machine left unfinished in a folder.
+    """Remove unfinished files of killed processes of this machine from a folder.
 
-    With `alone` nobody else writes there: what other machines left goes too, and what was moved aside is put back.
+    With `alone` no other process writes there: leftovers of other machines are removed too, and what was moved aside is restored.
     """
-    with suppress(OSError):  # may be written to, but not listed
+    with suppress(OSError):  # may be writable but not readable
         for path in list(folder.iterdir()):
             if not (match := LEFTOVER.fullmatch(path.name)):
                 continue
@@ -128,17 +128,17 @@ def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether it is a name under which only this module writes."""
+    """Whether it is one of this module's temporary names."""
     return bool(LEFTOVER.fullmatch(name))
 
 
 def locked_temporary(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
-    """A new temporary file or folder beside `path`, and the descriptor whose lock says that its writer lives."""
+    """A new temporary file or folder beside `path`, and the descriptor whose lock shows that its writer is alive."""
     while True:
         temporary = temporary_name(path)
         try:
             make(temporary)
-        except FileExistsError:  # of a process that had the same number
+        except FileExistsError:  # of a process with the same number
             continue
         with suppress(FileNotFoundError):  # removed as a leftover before it was locked
             descriptor = os.open(temporary, os.O_RDONLY if temporary.is_dir() else os.O_RDWR)
@@ -150,29 +150,29 @@ def locked_temporary(path: Path, make: Callable[[Path], None]) -> tuple[Path, in
 
 
 def temporary_name(path: Path, kind: Literal["tmp", "old"] = "tmp") -> Path:
-    """A name beside `path` that nothing else has: what stands there under `tmp` is removed, under `old` put back."""
+    """An unused name beside `path`: an existing `tmp` is removed, an existing `old` is restored."""
     return path.with_name(f".{kind}-{path.name}-{os.getpid()}-{next(_numbers)}@{HOST}")
 
 
 def cannot_write(path: Path, err: Exception, size: int | None = None) -> OutputError:
-    """The error for a file or folder that an operation failed to write; `size` is what it would take, in bytes."""
+    """The error for a file or folder that could not be written; `size` is the number of bytes needed."""
     number = getattr(err, "errno", None)
-    if number is None and (match := re.search(r"os error (\d+)", str(err))):  # as libraries in Rust say it
+    if number is None and (match := re.search(r"os error (\d+)", str(err))):  # the format of libraries in Rust
         number = int(match[1])
     words = os.strerror(number) if number else str(err)
     if number not in STORAGE:
         return OutputError(f"{path}: cannot be written: {words}")
     room = [] if size is None else [f"{size:,} bytes needed"]
-    with suppress(OSError):  # a disk that fails may not tell
+    with suppress(OSError):  # a failing disk may not report it
         there = next(parent for parent in path.absolute().parents if parent.is_dir())
         room.append(f"{shutil.disk_usage(there).free:,} bytes free there")
     return StorageError(f"{path}: cannot be written: {words} ({', '.join(room)})")
 
 
 def _remove_unlocked(path: Path, without_locks: bool) -> None:
-    """Remove a temporary file or folder unless its writer lives; `without_locks` also where nothing can be locked."""
+    """Remove a temporary file or folder unless its writer is alive; `without_locks` also if locking is not possible."""
     with suppress(OSError):
-        kind = os.O_RDONLY if path.is_dir() else os.O_RDWR  # NFS locks no file that is not open for writing
+        kind = os.O_RDONLY if path.is_dir() else os.O_RDWR  # NFS only locks files open for writing
         descriptor = os.open(path, kind | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             try:
@@ -189,7 +189,7 @@ def _remove_unlocked(path: Path, without_locks: bool) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Give a folder's files the modes of new files (safetensors lets only their owner read them), and sync all."""
+    """Set the modes of new files (safetensors makes files readable only by their owner), and sync all."""
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in (*folder.rglob("*"), folder):
         if path.is_file():
@@ -198,20 +198,22 @@ def _settle(folder: Path) -> None:
 
 
 def _move(new: Path, folder: Path) -> None:
-    """Let `new` become `folder`, which is not there."""
+    """Rename `new` to `folder`, which does not exist."""
     try:
-        if os.path.lexists(folder):  # else an empty folder would be replaced
+        if os.path.lexists(folder):  # otherwise an empty folder would be replaced
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         new.rename(folder)
     except OSError as err:
         if err.errno not in TAKEN:
             raise
-        raise OutputError(f"{folder} was created by something else in the meantime; choose another folder") from err
+        raise OutputError(
+            f"{folder} exists already: another process created it meanwhile; choose another folder"
+        ) from err
     _sync(folder.parent)
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Let `new` take the place of `folder`; where that fails, the old one is back."""
+    """Replace `folder` by `new`; if that fails, the old one is restored."""
     old = temporary_name(folder, "old")
     if folder.exists():
         folder.rename(old)
@@ -235,28 +237,28 @@ def _sync(path: Path) -> None:
 
 # Locks
 #
-# A lock is a file that says whose it is, and that the system unlocks when its owner dies. It appears whole under its name, so
-# one with other content is another program's: that is never opened for writing, truncated or removed.
+# A lock is a file that names its owner, and that the system unlocks when the owner dies. It appears complete, so a lock file
+# with other content is another program's, and is never opened for writing, truncated or removed.
 
 LOCK = ".lock"
-TURN = ".workers"  # who holds this lock may write the tables of a search, or begin it
-OWNER = re.compile(r"process \d{1,20} on \S{1,255}")  # what a lock says
-LEAVING_S = 1.0  # how long the last of several that share a lock may take to remove it
+WORKERS_LOCK = ".workers"  # the holder of this lock may write the tables of a search, or begin it
+OWNER = re.compile(r"process \d{1,20} on \S{1,255}")  # the content of a lock
+LEAVING_S = 1.0  # for the last holder of a shared lock to remove it
 
-Check = Callable[[set[str]], None]  # raises where a folder with these names in it is not to be written to
+Check = Callable[[set[str]], None]  # raises if a folder with these names in it must not be written to
 
 
 @contextmanager
 def locked(
     folder: Path, check: Check, doing: str, key: str, report: Report = ignore, *, shared: bool = False
 ) -> Iterator[None]:
-    """Hold a folder's lock, alone or with others who `share` it; what killed processes left there is removed first.
+    """Hold a folder's lock, alone or with others who `share` it; leftovers of killed processes are removed first.
 
-    `check` sees what the folder holds before anything in it is touched, and again under the lock.
+    `check` gets the names in the folder before anything in it is touched, and again under the lock.
 
     Raises:
-        OutputError: another process holds it, which is `doing` something there; `key` is what names another folder. The
-            lock is another program's, or cannot be written.
+        OutputError: another process holds it, which is `doing` something there (`key` is the option for another folder);
+            or the lock is another program's or cannot be written.
     """
     path = folder / LOCK
     if not is_lock(path):
@@ -276,21 +278,21 @@ def locked(
 
 
 @contextmanager
-def taking_turns(path: Path) -> Iterator[None]:
-    """Do something that two processes must not do at once: others wait for their turn at the lock `path`."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Within this block hold the lock `path`; other processes wait for it."""
     with _released(path, _acquire(path, ignore, wait=True)):
         yield
 
 
 def is_lock(path: Path) -> bool:
-    """Whether it is a lock that we have written, of a living process or of a dead one."""
+    """Whether it is one of our locks, of a living or a dead process."""
     return _owner(path) is not None
 
 
 def _names(folder: Path) -> set[str]:
-    """What a folder holds besides our locks and what a killed process left."""
+    """The names in a folder without our locks and leftovers."""
     names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    return names - {name for name in (LOCK, TURN) if is_lock(folder / name)}
+    return names - {name for name in (LOCK, WORKERS_LOCK) if is_lock(folder / name)}
 
 
 def _owner(path: Path) -> str | None:
@@ -305,7 +307,7 @@ def _owner(path: Path) -> str | None:
 
 
 def _owner_in(descriptor: int) -> str | None:
-    """Whose lock it is; None where it is not one of ours."""
+    """The owner of a lock; None if it is not one of ours."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return None
     text = os.pread(descriptor, 500, 0).decode(errors="replace")
@@ -313,7 +315,7 @@ def _owner_in(descriptor: int) -> str | None:
 
 
 def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = False) -> int:
-    """The descriptor of the lock, new or taken over from a dead process.
+    """Lock: the descriptor of a new lock, or one taken over from a dead process.
 
     Raises:
         BlockingIOError: others hold it. OutputError: it is another program's. OSError: it cannot be written.
@@ -324,7 +326,7 @@ def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = F
         is_new = not os.path.lexists(path)
         try:
             descriptor = _create(path) if is_new else os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except (FileExistsError, FileNotFoundError):  # another process was quicker
+        except (FileExistsError, FileNotFoundError):  # another process was faster
             continue
         except OSError as err:
             if err.errno == errno.ELOOP:
@@ -360,7 +362,7 @@ def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = F
 
 
 def _create(path: Path, *, replace: bool = False) -> int:
-    """The descriptor of a new lock with our name in it, held before it is seen. Raises a FileExistsError where one is there."""
+    """A new lock that names this process, locked before it is visible. Raises a FileExistsError if there is one."""
     temporary, descriptor = locked_temporary(path, lambda path: path.touch(exist_ok=False))
     try:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -383,7 +385,7 @@ def _create(path: Path, *, replace: bool = False) -> int:
 
 @contextmanager
 def _released(path: Path, descriptor: int, shared: bool = False) -> Iterator[None]:
-    """Remove the lock and give it back in the end; of several that share it the last one does."""
+    """Remove and release the lock at the end; if shared, the last holder removes it."""
     try:
         yield
     finally:

@@ -107,16 +107,16 @@ class TokenClassification(Task):
             first = [head + begin - window.start if begin < stop else ABSENT for begin, stop in own]
             item = {"input_ids": window_ids, "first": first}
             if example.tags:
-                pieces = [min(stop, window.end) - begin for begin, stop in own]
-                item["labels"] = self._targets(len(window_ids), first, pieces, example.tags[window.first : window.last])
+                counts = [min(stop, window.end) - begin for begin, stop in own]
+                item["labels"] = self._targets(len(window_ids), first, counts, example.tags[window.first : window.last])
             items.append(item)
         return items
 
-    def _targets(self, length: int, first: list[int], pieces: list[int], tags: Sequence[str]) -> list[int]:
+    def _targets(self, length: int, first: list[int], counts: list[int], tags: Sequence[str]) -> list[int]:
         """The tag's number at the first sub-word of each word, and that of its I- at the others where all are trained."""
         numbers = {tag: i for i, tag in enumerate(self.labels)}
         labels = [IGNORE] * length
-        for position, count, tag in zip(first, pieces, tags, strict=True):
+        for position, count, tag in zip(first, counts, tags, strict=True):
             if position != ABSENT:
                 labels[position] = numbers[tag]
                 if self.subwords == "all":

@@ -16,7 +16,7 @@ CUT = 480  # the most characters of a text to show
 LEAD = 120  # of them before the first mistake
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """A segment of a text; `label` marks it as an entity, `fault` says what is wrong with it."""
 
     text: str
@@ -34,8 +34,8 @@ class Answer(NamedTuple):
     error: float  # 0 or 1, or the absolute error of a number
     surprise: float  # the most confident, or the largest, mistake first
     sureness: Sequence[tuple[float, bool]] = ()  # the confidence of each label or entity, and whether it was right
-    gold: Sequence[Piece] = ()  # the text with entities marked, where there are some
-    predicted: Sequence[Piece] = ()
+    gold: Sequence[Segment] = ()  # the text with entities marked, where there are some
+    predicted: Sequence[Segment] = ()
 
     @property
     def length(self) -> int:
@@ -73,8 +73,8 @@ def _entities(p: Prediction, predicted: Sequence[Span]) -> Answer:
     gold = p.expected_entities if p.expected_entities is not None else p.expected
     if not isinstance(gold, list):
         error = float(p.generated != p.expected)
-        pieces = marked(p.text, predicted, {})
-        return Answer(p.text, "", str(gold) or "nothing", p.generated or "nothing", error, 0.0, predicted=pieces)
+        segments = marked(p.text, predicted, {})
+        return Answer(p.text, "", str(gold) or "nothing", p.generated or "nothing", error, 0.0, predicted=segments)
     gold = [span for span in gold if isinstance(span, Span)]
     of_gold, of_predicted = {_entity(span): "" for span in gold}, {_entity(span): "" for span in predicted}
     matched = match(list(of_gold), list(of_predicted), SCHEMAS["strict"])
@@ -106,18 +106,18 @@ def _entity(span: Span) -> Entity:
     return Entity(span.entity_group, span.start, span.end)
 
 
-def marked(text: str, spans: Sequence[Span], faults: Mapping[Entity, str], around: int = 0) -> list[Piece]:
+def marked(text: str, spans: Sequence[Span], faults: Mapping[Entity, str], around: int = 0) -> list[Segment]:
     """A text in segments, its entities marked; a long text is cut around a position."""
     first = max(0, around - LEAD) if len(text) > CUT else 0
     last = min(len(text), first + CUT)
-    pieces, at = [Piece("… ")] if first else [], first
+    segments, at = [Segment("… ")] if first else [], first
     for span in sorted(spans, key=lambda s: (s.start, s.end)):
         if at <= span.start < span.end <= last:
-            pieces.append(Piece(text[at : span.start]))
-            pieces.append(Piece(text[span.start : span.end], span.entity_group, faults.get(_entity(span), "")))
+            segments.append(Segment(text[at : span.start]))
+            segments.append(Segment(text[span.start : span.end], span.entity_group, faults.get(_entity(span), "")))
             at = span.end
-    pieces.append(Piece(text[at:last] + (" …" if last < len(text) else "")))
-    return [piece for piece in pieces if piece.text]
+    segments.append(Segment(text[at:last] + (" …" if last < len(text) else "")))
+    return [segment for segment in segments if segment.text]
 
 
 class Baseline(NamedTuple):

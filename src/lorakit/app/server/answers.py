@@ -1,4 +1,4 @@
-"""What requests say and what answers look like: text-embeddings-inference's /predict and KServe's protocol v2."""
+"""Requests and responses of text-embeddings-inference's /predict and KServe's protocol v2."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic_core import PydanticCustomError, from_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-Text = tuple[str, str | None]  # and the second one of a pair
+Text = tuple[str, str | None]  # a text, and the second one of a pair
 TINY = 1e-38  # a probability of 0 has no logarithm
-MOST_CHARACTERS = 500  # of an error message, which may repeat what the client sent
-ERRORS = {  # by status: text-embeddings-inference's name of the kind, and when it is the answer
+MOST_CHARACTERS = 500  # of an error message, which may quote the request
+ERRORS = {  # by status: text-embeddings-inference's error type, and when it occurs
     400: ("validation", "the body is not JSON, or a text is empty"),
     401: ("unauthorized", "no token, or a wrong one"),
     404: ("validation", "no adapter of this name, or no such route"),
@@ -31,14 +31,14 @@ ERRORS = {  # by status: text-embeddings-inference's name of the kind, and when 
 
 
 class Problem(BaseModel):
-    """The form of an error, in the API's description."""
+    """An error, in the API's description."""
 
     error: str
     error_type: str
 
 
 def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error in the form of text-embeddings-inference; what cannot be written as UTF-8 is escaped."""
+    """An error in the form of text-embeddings-inference; characters without UTF-8 are escaped."""
     text = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}..."
     content = {
         "error": text.encode("utf-8", "backslashreplace").decode(),
@@ -48,14 +48,14 @@ def problem(status: int, message: str, headers: Mapping[str, str] | None = None)
 
 
 def read_json(content: bytes, most_values: int) -> Any:
-    """JSON of at most so many values. They are counted in the bytes, before any is made.
+    """Parse JSON with at most `most_values` values, counted in the bytes before parsing.
 
-    Two megabytes of `[],` take 0.2 s to parse, and those of `1,` 15 s and 2 GB to find wrong one by one.
+    Two megabytes of `[],` take 0.2 s to parse, and of `1,` 15 s and 2 GB to validate.
 
     Raises:
         HTTPException: 400, it is not JSON; 413, it has more values.
     """
-    plain = content.replace(rb"\\", b"").replace(rb"\"", b"")  # each quote that is left begins or ends a string
+    plain = content.replace(rb"\\", b"").replace(rb"\"", b"")  # each remaining quote begins or ends a string
     is_large = plain.count(b'"') > 2 * most_values
     if not is_large:
         outside = b"".join(plain.split(b'"')[::2])
@@ -69,7 +69,7 @@ def read_json(content: bytes, most_values: int) -> Any:
 
 
 def _inputs(value: Any) -> Any:
-    """Fails at the first entry that is wrong, where pydantic makes several errors of each."""
+    """Fail at the first wrong entry, whereas pydantic would make several errors for each."""
     for entry in value if _is_batch(value) else [value]:
         texts = [entry] if isinstance(entry, str) else entry
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -87,7 +87,7 @@ def _is_batch(inputs: Any) -> bool:
 
 
 class Predict(BaseModel):
-    """A request to /predict. `adapter` is ours; without it the first one answers."""
+    """A request to /predict. `adapter` is our extension; the default is the first one."""
 
     model_config = ConfigDict(extra="forbid")
     inputs: Annotated[str | list[str] | list[list[str]], BeforeValidator(_inputs)]
@@ -97,14 +97,14 @@ class Predict(BaseModel):
     raw_scores: StrictBool = False
 
     def texts(self) -> list[Text]:
-        """What is to be answered: of one string or pair, one."""
+        """The texts; a single string or pair counts as one."""
         entries: Any = self.inputs if self.is_batch else [self.inputs]
         lists = [[entry] if isinstance(entry, str) else entry for entry in entries]
         return [(texts[0], texts[1] if len(texts) == 2 else None) for texts in lists if texts]
 
     @property
     def is_batch(self) -> bool:
-        """Whether a list of answers is wanted."""
+        """Whether the response is a list."""
         return _is_batch(self.inputs)
 
 
@@ -125,7 +125,7 @@ class Infer(BaseModel):
     model_config = ConfigDict(extra="forbid")
     id: StrictStr | None = None
     inputs: Annotated[list[Tensor], FailFast()]
-    outputs: list[Any] | None = None  # all are given
+    outputs: list[Any] | None = None  # ignored: all are returned
     parameters: dict[str, Any] | None = None
 
     def texts(self) -> list[Text]:
@@ -151,7 +151,7 @@ class Infer(BaseModel):
 def prediction(answer: Mapping[str, Any], raw: bool = False) -> list[dict[str, Any]]:
     """An answer as text-embeddings-inference gives it: entities in order, or labels and scores, the highest first.
 
-    Raw scores are logarithms of probabilities: the logits but for a number that all of them share.
+    Raw scores are log-probabilities: the logits up to a common constant.
     """
     if "entities" in answer:
         return list(answer["entities"])

@@ -1,4 +1,4 @@
-"""What stands before every route: the token, room in the queue, the size and time of a body; and what every answer has."""
+"""Middleware before every route: token, room in the queue, size and time of a body, security headers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TOO_LARGE = problem(413, "the body is too large", HEADERS)
 
 
 class Guard:
-    """Refuses who has no token, who comes while the queue is full, and bodies that are too large or come too slowly.
+    """Refuses requests without a token or while the queue is full, and bodies that are too large or too slow.
 
-    `is_full` gets how many requests are inside, from the last byte of their bodies to their answers: those that came
-    together are not in the queue yet. `watch` gets each answer's scope, status and seconds.
+    `is_full` gets the number of requests between the last byte of their bodies and their responses, since simultaneous
+    requests are not in the queue yet. `watch` gets each response's scope, status and seconds.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Guard:
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
 
@@ -59,10 +59,12 @@ class Guard:
         if not self._may(scope, headers):
             return await self._refuse(UNAUTHORIZED, scope, receive, send)
         if scope["method"] == "POST" and self.is_full(self.inside):
-            # who waits for a word before the body is sent would wait for ever on a connection that stays
+            # a client that waits for '100 Continue' would wait for ever on an open connection
             answer = OVERLOADED_AND_CLOSE if "expect" in headers else OVERLOADED
             return await self._refuse(answer, scope, receive, send)
-        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may read another body than we
+        if (
+            "transfer-encoding" in headers and "content-length" in headers
+        ):  # a proxy may read a different body than we do
             return await self._refuse(AMBIGUOUS, scope, receive, send)
         if int(headers.get("content-length", 0)) > self.body_bytes:
             return await self._refuse(TOO_LARGE, scope, receive, send)
@@ -103,7 +105,7 @@ class Guard:
             self.inside -= is_inside
 
     async def _refuse(self, answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
-        """Under overload this is most of what a server does: the answer is made already."""
+        """Send a prepared response, since under overload this is most of the work."""
         self.watch(scope, answer.status_code, 0.0)
         await answer(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""A server from its first adapter to its last answer."""
+"""The server process, from loading adapters to a graceful stop."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lorakit.errors import AdapterError, ConfigError
 from lorakit.inference.adapter_pool import AdapterPool
 
 EVERYWHERE = ("0.0.0.0", "::")
-RECEIVE_BYTES = 16_384  # of a connection at once: in chunks of a byte each, 256 KB hold the event loop for 0.3 s
-END_S = 10  # from a stop that should be whole to an end without it
+RECEIVE_BYTES = 16_384  # per read of a connection: 256 KB in one-byte chunks would block the event loop for 0.3 s
+END_S = 10  # after which a graceful stop becomes a hard one
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which after a signal and a graceful stop returns instead of dying of the signal.
+    """uvicorn's server, but after a signal and a graceful stop it returns instead of dying of the signal.
 
-    Where something does not stop (a thread in a read from a disk that does not answer, say), the process ends all the same.
+    If something does not stop (for example a thread reading from a hanging disk), the process exits anyway.
     """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -37,12 +37,12 @@ class Server(uvicorn.Server):
 
 
 def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOPBACK) -> Server:
-    """A server that answers every request it has accepted before it stops, but waits for no client."""
+    """A server that answers all accepted requests before it stops, but waits for no client."""
     limits = service.limits
     return Server(
         uvicorn.Config(
             create_app(service, token, hosts),
-            http="h11",  # reads at most 64 KB of headers; httptools has no limit
+            http="h11",  # limits headers to 64 KB; httptools has no limit
             ws="none",
             log_level="warning",
             server_header=False,
@@ -61,7 +61,7 @@ def run(
     say: Callable[[dict[str, Any]], None],
     dry_run: bool = False,
 ) -> None:
-    """Load all adapters (as many as the memory holds), serve them until a signal comes, and answer what was accepted.
+    """Load all adapters (as many as fit into memory), serve them until a signal comes, and answer accepted requests.
 
     Raises:
         LorakitError: an adapter cannot be served beside the others, or the address cannot be used.
@@ -72,7 +72,7 @@ def run(
                 pool.load(name).result(limits["timeout"])
             except TimeoutError as err:
                 raise AdapterError(f"{folder}: not loaded within {limits['timeout']:g} s (--timeout)") from err
-        gc.freeze()  # what stays is not searched again: a pass over hundreds of adapters stops every thread for 0.2 s
+        gc.freeze()  # so that garbage collection skips the adapters, which would stop every thread for 0.2 s
         facts = {"adapters": list(pool.folders), "base": pool.shared.side.base.name, "bytes": pool.size}
         if dry_run:
             return say({**facts, "url": "nothing is served: --dry-run"})
@@ -85,12 +85,12 @@ def run(
 
 
 def _bracketed(host: str) -> str:
-    """An address as URLs and Host headers spell it."""
+    """An address as in URLs and Host headers."""
     return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises a ConfigError where there is none to be had."""
+    """A listening socket. Raises a ConfigError if the address cannot be used."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=2048)

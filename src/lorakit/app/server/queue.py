@@ -1,4 +1,4 @@
-"""One bounded queue of texts and one thread that answers them, in batches of whatever waits, by one pool of adapters."""
+"""A bounded queue of texts, and a thread that answers whatever waits in batches, by a pool of adapters."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 from lorakit.inference.adapter_pool import AdapterPool, Query
 
-MOST_TEXTS = 64  # that are answered together; more would have the first wait for the last
+MOST_TEXTS = 64  # answered together; with more the first would wait for the last
 Answers = list[dict[str, Any]]
 
 
 class Overloaded(Exception):
-    """So many texts wait that one more would wait too long."""
+    """The queue is full."""
 
 
 class Closed(Exception):
-    """The server is stopping and takes nothing new."""
+    """The server is stopping and accepts no more texts."""
 
 
 class TooLong(Exception):
-    """A text is longer than what its adapter reads, and must not be cut."""
+    """A text exceeds its adapter's limit and must not be cut."""
 
 
 @dataclass(eq=False)
 class Job:
-    """The texts of one request, which are answered together."""
+    """The texts of one request, answered together."""
 
     queries: Sequence[Query]
     truncate: bool
@@ -37,9 +37,9 @@ class Job:
 
 
 class Batcher:
-    """Takes jobs from any thread; a thread of its own answers them in the order in which they came.
+    """Takes jobs from any thread; its own thread answers them in order.
 
-    When a batch fails, its jobs are answered one by one, so that a request's failure is its own.
+    If a batch fails, its jobs are answered one by one, so that only the faulty request fails.
     """
 
     def __init__(self, pool: AdapterPool, most_waiting: int, watch: Callable[[int], None] = lambda texts: None) -> None:
@@ -53,18 +53,18 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Texts that are not answered yet."""
+        """The number of texts not answered yet."""
         return self._waiting
 
     def is_full(self, asking: int) -> bool:
-        """Whether there is no room for another text, or none is left by so many requests that ask for one each."""
+        """Whether the queue has no room for another text, counting `asking` requests of one text each."""
         return max(self._waiting, asking) >= self._most_waiting
 
     def submit(self, queries: Sequence[Query], *, truncate: bool = True) -> Future[Answers]:
-        """Answers to come; TooLong where a text would be cut and must not. One that is cancelled in time costs nothing.
+        """Queue texts; the future gives the answers, or TooLong if a text would be cut. Cancelled in time, it costs nothing.
 
         Raises:
-            Overloaded: there is no room for so many texts; an empty queue has room for any request.
+            Overloaded: the queue has no room for the texts; an empty queue takes any request.
             Closed: after `close`.
         """
         job = Job(queries, truncate)
@@ -78,7 +78,7 @@ class Batcher:
         return job.future
 
     def close(self, most_s: float | None = None) -> None:
-        """Answer what waits, and stop; after some seconds, stop without."""
+        """Answer all waiting texts, then stop; after `most_s` seconds, return anyway."""
         with self._lock:
             self._is_closed = True
             self._jobs.put(None)
@@ -98,7 +98,7 @@ class Batcher:
                 self._waiting -= sum(len(job.queries) for job in jobs)
 
     def _neighbours(self, first: Job) -> tuple[list[Job], Job | None]:
-        """The job and those behind it that fit into a batch, and the one that does not fit any more."""
+        """The job and the following ones that fit into a batch, and the first one that does not fit."""
         jobs, texts = [first], len(first.queries)
         while True:
             try:
@@ -106,7 +106,7 @@ class Batcher:
             except queue.Empty:
                 return jobs, None
             if job is None:
-                self._jobs.put(None)  # to be met again when all before it is done
+                self._jobs.put(None)  # so that it is seen again after the jobs before it
                 return jobs, None
             if texts + len(job.queries) > MOST_TEXTS:
                 return jobs, job

@@ -38,15 +38,15 @@ from lorakit.inference.shared_base import Resident
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 HEALTH = ("/health", "/ping", "/v2/health/live", "/v2/health/ready")
-OPEN = {("GET", path) for path in ("/", *HEALTH)}  # all that is answered without a token
+OPEN = {("GET", path) for path in ("/", *HEALTH)}  # all routes without a token
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a Host header names them
-MORE_VALUES = 1_000  # of a body, beside those of its texts
+MORE_VALUES = 1_000  # of a body, in addition to its texts
 log = logging.getLogger("uvicorn.error")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes; beyond it the client gets an answer of class 4xx."""
+    """The limits of a server; beyond them the client gets a 4xx status."""
 
     body_bytes: int = 2_000_000
     body_s: float = 5.0
@@ -54,11 +54,11 @@ class Limits:
     characters: int = 100_000  # of one text
     waiting: int = 512  # texts, of all requests
     answer_s: float = 60.0
-    reload_s: float = 2.0  # between two looks at the folders
+    reload_s: float = 2.0  # between two scans of the folders
 
 
 class Metrics:
-    """What /metrics tells, in Prometheus' format."""
+    """The content of /metrics, in Prometheus' format."""
 
     def __init__(self, pool: AdapterPool, waiting: Any) -> None:
         self.registry = CollectorRegistry()
@@ -73,19 +73,19 @@ class Metrics:
         Gauge("adapters_bytes", "Memory that they take", **made).set_function(lambda: pool.size)
 
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count one answer, by the pattern of its route."""
+        """Count one response, by the pattern of its route."""
         route = getattr(scope.get("route"), "path", "none")
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
 
 class Service:
-    """The routes of one server over one pool; `roots` are the paths whose adapters it serves, looked at again and again."""
+    """The routes of a server over a pool; `roots` are the paths whose adapters it serves, scanned periodically."""
 
     def __init__(self, pool: AdapterPool, roots: Sequence[Path] = (), limits: Limits = Limits()) -> None:
         self.pool, self.roots, self.limits = pool, roots, limits
-        self.folders: dict[Path, Mapping[str, Path]] = {}  # by root, at the last look that could read it
-        self.refused: dict[str, str] = {}  # by what it is, what was wrong with it at last
+        self.folders: dict[Path, Mapping[str, Path]] = {}  # by root, at the last successful scan
+        self.refused: dict[str, str] = {}  # the last error, by name
         self.default = next(iter(pool.folders))
         self.batcher = Batcher(pool, limits.waiting, lambda texts: self.metrics.batch.observe(texts))
         self.metrics = Metrics(pool, lambda: self.batcher.waiting)
@@ -95,7 +95,7 @@ class Service:
     async def answers(
         self, request: Request, name: str, texts: Sequence[Text], *, truncate: bool
     ) -> list[dict[str, Any]]:
-        """The answers of one adapter. Raises an HTTPException in every case in which there are none."""
+        """The answers of one adapter; any failure is an HTTPException."""
         limits = self.limits
         if not texts:
             raise HTTPException(400, "`inputs` cannot be empty")
@@ -114,7 +114,7 @@ class Service:
         return answers
 
     async def resident_named(self, name: str) -> Resident:
-        """The adapter of a name, loaded where need be."""
+        """The adapter of a name, loaded if needed."""
         if name not in self.pool.folders:
             raise HTTPException(404, f"no adapter {name!r}; {did_you_mean(name, self.pool.folders)}")
         if resident := self.pool.in_memory(name):
@@ -124,7 +124,7 @@ class Service:
         except TimeoutError as err:
             message = f"adapter {name!r} was not loaded within {self.limits.answer_s:g} s"
             raise HTTPException(503, message, {"Retry-After": "5"}) from err
-        except Exception as err:  # whatever its folder holds
+        except Exception as err:  # nothing in a folder may end the server
             self._refuse(f"adapter {name!r}", err)
             raise HTTPException(424, f"adapter {name!r} cannot be loaded; see the server's log") from err
 
@@ -150,7 +150,7 @@ class Service:
     async def _waited(
         self, request: Request, future: asyncio.Future[list[dict[str, Any]]], resident: Resident
     ) -> list[dict[str, Any]]:
-        """The answers, unless they take too long, or nobody waits for them any more."""
+        """The answers, unless they take too long or the client disconnects."""
         leaving = asyncio.create_task(_left(request))
         try:
             either: list[asyncio.Future[Any]] = [future, leaving]
@@ -166,7 +166,7 @@ class Service:
             raise HTTPException(413, message) from err
         except HTTPException:
             raise
-        except Exception as err:  # whatever the model meets in one request must not end the others
+        except Exception as err:  # an error in one request must not affect others
             log.exception("a request failed")
             raise HTTPException(424, "inference failed; see the server's log") from err
         finally:
@@ -196,12 +196,12 @@ class Service:
         return {"name": model, "versions": ["1"], "platform": "lorakit", "inputs": inputs, "outputs": _outputs(side)}
 
     async def model_ready(self, model: str) -> Any:
-        """Whether an adapter can answer; it is loaded for that."""
+        """Whether an adapter can answer; loads it."""
         await self.resident_named(model)
         return {"name": model, "ready": True}
 
     async def adapters(self) -> Any:
-        """The names served, and of those in memory what they do."""
+        """The adapters served, with facts about those in memory."""
         return [{"name": name, **self._described(name)} for name in self.pool.folders]
 
     def _described(self, name: str) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class Service:
         }
 
     async def info(self) -> Any:
-        """What text-embeddings-inference tells of a model, as far as it applies."""
+        """text-embeddings-inference's facts about a model, as far as they apply."""
         shared = self.pool.shared
         return {
             "model_id": shared.side.base.name,
@@ -234,15 +234,15 @@ class Service:
         }
 
     async def metrics_page(self) -> Response:
-        """Metrics."""
+        """Metrics in Prometheus' format."""
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
     # Reloading
 
     async def reload(self) -> None:
-        """Look at the folders once: names that came or went, and new versions of adapters in memory.
+        """Scan the folders once, for adapters added or removed and new versions of those in memory.
 
-        Whatever is wrong with one of them is logged and counted, and keeps nothing from the others.
+        An error in one of them is logged and counted, and does not affect the others.
         """
         try:
             if self.roots:
@@ -260,7 +260,7 @@ class Service:
                 log.info("adapter %r: a new version serves", name)
 
     def _look(self) -> dict[str, Path]:
-        """The adapters of all roots. A root that cannot be read keeps those it had, a name what it stood for first."""
+        """The adapters of all roots. An unreadable root keeps its earlier adapters; a name keeps its first folder."""
         for root in self.roots:
             try:
                 self.folders[root] = find_adapters(root)
@@ -276,7 +276,7 @@ class Service:
         return names
 
     def _refuse(self, what: str, err: Exception) -> None:
-        """Count what was not taken, and log it, but what was wrong at the last look too."""
+        """Count a refused adapter, and log the error unless it is the same as in the last scan."""
         self.metrics.reloads.labels("refused").inc()
         if self.refused.get(what) != str(err):
             self.refused[what] = str(err)
@@ -284,15 +284,15 @@ class Service:
             log.warning("%s: %s: %s", what, type(err).__name__, err, exc_info=None if is_ours else err)
 
     async def reload_for_ever(self) -> None:
-        """Look at the folders, wait, and look again."""
+        """Scan the folders again and again."""
         while True:
             await asyncio.sleep(self.limits.reload_s)
             await self.reload()
 
 
 async def _written(answers: Sequence[Any], form: Callable[[Any], Any]) -> str:
-    """The JSON of each answer in a form, with commas. A long text has thousands of entities: FastAPI's encoder, and that of a
-    whole batch at once, hold the event loop for a second.
+    """The JSON of each answer in a form, joined by commas, in a thread: a long text has thousands of entities, whose encoding
+    would block the event loop for a second.
     """
 
     def write() -> str:
@@ -302,7 +302,7 @@ async def _written(answers: Sequence[Any], form: Callable[[Any], Any]) -> str:
 
 
 async def _left(request: Request) -> None:
-    """Returns when the client has gone."""
+    """Return when the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -316,7 +316,7 @@ def _outputs(side: Any) -> list[dict[str, Any]]:
 
 
 def find_all(roots: Iterable[Path]) -> dict[str, Path]:
-    """The adapters of several paths by name; of two with one name the first is served, and the other refused aloud.
+    """The adapters of several paths by name; names must differ.
 
     Raises:
         DataError: two paths have an adapter of one name.
@@ -331,7 +331,7 @@ def find_all(roots: Iterable[Path]) -> dict[str, Path]:
 
 
 def create_app(service: Service, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
-    """The application, which ends what it has begun when it is shut down; `hosts` are what a Host header may name."""
+    """The application; `hosts` are the permitted Host headers."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -343,7 +343,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     app = FastAPI(
         title="lorakit",
         version=lorakit.__version__,
-        docs_url=None,  # they fetch scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
@@ -381,7 +381,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
 
 
 def _json_route(most_values: int) -> type[APIRoute]:
-    """Routes whose bodies are JSON of at most so many values."""
+    """Routes whose bodies are JSON with at most `most_values` values."""
 
     class JsonRequest(Request):
         async def json(self) -> Any:
@@ -419,7 +419,7 @@ async def _about() -> Any:
 
 
 def _page(html: str) -> Any:
-    """The route of the page, which runs its own script and style and nothing else."""
+    """The route of the page; its content policy allows only its own script and style."""
     policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
     for tag in ("script", "style"):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
@@ -428,14 +428,14 @@ def _page(html: str) -> Any:
     headers = {"Content-Security-Policy": "; ".join([*policy, "frame-ancestors 'none'"])}
 
     async def page() -> HTMLResponse:
-        """The page for people."""
+        """The page to try the server."""
         return HTMLResponse(html, headers=headers)
 
     return page
 
 
 def _invalid(request: Request, err: Exception) -> Response:
-    """The first thing that is wrong with a body; what was sent is not repeated, since not all of it can be."""
+    """The first error in a body; the message does not repeat what was sent."""
     assert isinstance(err, RequestValidationError)
     first: Mapping[str, Any] = err.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:4])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Point = Mapping[str, Any]  # section.key -> value
 WORD = re.compile(r"(?P<key>\w+\.\w+)=(?P<text>.*)", re.DOTALL)
-PIECE = re.compile(
+ITEM = re.compile(
     r"""(?:^|,)((?:\[[^]]*]|{[^}]*}|\([^)]*\)|"[^"]*"|'[^']*'|[^,])*)"""
 )  # a comma within any of these parts nothing
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
@@ -227,21 +227,21 @@ def parse_axes(words: Sequence[str]) -> list[Axis]:
             raise ConfigError(f"{word!r}: in a sweep use --seeds 0,1,2")
         if key in (axis.key for axis in axes):
             raise ConfigError(f"{word!r}: {key} is given twice; give all of its values in one argument")
-        pieces = [piece.strip() for piece in PIECE.findall(text)]
-        if empty := [i for i, piece in enumerate(pieces, start=1) if not piece]:
-            raise ConfigError(f"{word!r}: value {empty[0]} of {len(pieces)} is empty")
+        items = [item.strip() for item in ITEM.findall(text)]
+        if empty := [i for i, item in enumerate(items, start=1) if not item]:
+            raise ConfigError(f"{word!r}: value {empty[0]} of {len(items)} is empty")
         if ends := RANGE.fullmatch(text):
             low, high = map(toml_value, ends.groups())
             if not low < high:
                 raise ConfigError(f"{word!r}: the range is empty; write the lower end first")
             axes.append(Axis(key, (low, high), is_range=True))
             continue
-        if len(pieces) > 1 and _takes_lists(key) and not any(piece[0] in "['\"" for piece in pieces):
+        if len(items) > 1 and _takes_lists(key) and not any(item[0] in "['\"" for item in items):
             raise ConfigError(
                 f"{word!r}: {key} takes lists, so write [{text}] for one point, or [a],[b] or 'a','b' for several"
             )
-        values = list(map(toml_value, pieces))
-        if twice := [piece for piece, value in zip(pieces, values, strict=True) if values.count(value) > 1]:
+        values = list(map(toml_value, items))
+        if twice := [item for item, value in zip(items, values, strict=True) if values.count(value) > 1]:
             raise ConfigError(f"{word!r}: {twice[0]} is given twice")
         axes.append(Axis(key, values))
     return axes

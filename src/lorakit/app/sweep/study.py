@@ -42,7 +42,7 @@ from lorakit.app.seeds import group_folder, with_seed
 from lorakit.app.sweep.plan import Plan, Point, Setting, point_of, run_name
 from lorakit.errors import ConfigError, LorakitError, OutputError, first_line
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.runtime.files import TURN, atomic_text, taking_turns
+from lorakit.runtime.files import WORKERS_LOCK, atomic_text, exclusive
 from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.joint import END_ALL
 from lorakit.training.results import Result
@@ -335,7 +335,7 @@ def run_sweep(plan: Plan, report: Report = ignore) -> Sweep:
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop; `_heartbeat` does it here
         try:
-            with taking_turns(plan.folder / TURN) if options.worker else nullcontext():
+            with exclusive(plan.folder / WORKERS_LOCK) if options.worker else nullcontext():
                 sweep = Sweep(plan, report)
             with _heartbeat(sweep) if options.worker else nullcontext():
                 sweep.run()

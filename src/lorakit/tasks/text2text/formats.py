@@ -76,7 +76,7 @@ def _back(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 BAR, COLON, NONE = "|", ":", "None"
 
 
-class Piece(NamedTuple):
+class Entry(NamedTuple):
     """What stands between two bars: a mention, or the name of the fault it has."""
 
     mention: Mention | None
@@ -98,15 +98,15 @@ class ListFormat:
         return " ".join(words)
 
     def write(self, words: Sequence[str], tags: Sequence[str]) -> str:
-        pieces = [f"{' '.join(words[entity.start : entity.end])}{COLON} {entity.type}" for entity in entities(tags)]
-        return f" {BAR} ".join(pieces) or NONE
+        entries = [f"{' '.join(words[entity.start : entity.end])}{COLON} {entity.type}" for entity in entities(tags)]
+        return f" {BAR} ".join(entries) or NONE
 
     def read(self, output: str, words: Sequence[str], types: Sequence[str], *, ended: bool = True) -> Reading:
-        pieces = [] if output.strip() == NONE else [_piece(text, types) for text in output.split(BAR)]
-        if pieces and not ended and pieces[-1].fault:
-            pieces.pop()
-        faults = [piece.fault for piece in pieces]
-        mentions = tuple(piece.mention for piece in pieces if piece.mention)
+        entries = [] if output.strip() == NONE else [_entry(text, types) for text in output.split(BAR)]
+        if entries and not ended and entries[-1].fault:
+            entries.pop()
+        faults = [entry.fault for entry in entries]
+        mentions = tuple(entry.mention for entry in entries if entry.mention)
         entities, misordered = align(mentions, words)
         return Reading(
             tags=tuple(to_tags(entities, len(words))),
@@ -140,12 +140,12 @@ def _word(words: Sequence[str], i: int) -> Iterable[Way]:
     yield Way(words[i] + COLON, Node("colon", i + 1))
 
 
-def _piece(text: str, types: Sequence[str]) -> Piece:
+def _entry(text: str, types: Sequence[str]) -> Entry:
     """A piece of an output, the type after its last colon (a surface may hold colons)."""
     surface, colon, kind = (part.strip() for part in text.rpartition(COLON))
     if not (surface and colon and kind):
-        return Piece(None, "malformed")
-    return Piece(Mention(surface, kind)) if kind in types else Piece(None, "unknown_type")
+        return Entry(None, "malformed")
+    return Entry(Mention(surface, kind)) if kind in types else Entry(None, "unknown_type")
 
 
 def align(mentions: Sequence[Mention], words: Sequence[str]) -> tuple[list[Entity], int]:

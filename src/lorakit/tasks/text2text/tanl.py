@@ -28,8 +28,8 @@ class MarkupFormat:
         spans = entities(tags)
         before = {entity.start: OPEN for entity in spans}
         after = {entity.end - 1: f"{BAR} {entity.type} {CLOSE}" for entity in spans}
-        pieces = [(before.get(i), word, after.get(i)) for i, word in enumerate(words)]
-        return " ".join(text for piece in pieces for text in piece if text)
+        marked = [(before.get(i), word, after.get(i)) for i, word in enumerate(words)]
+        return " ".join(text for word_parts in marked for text in word_parts if text)
 
     def read(self, output: str, words: Sequence[str], types: Sequence[str], *, ended: bool = True) -> Reading:
         marked = _Marked.of(output, ended)
