@@ -202,7 +202,7 @@ def course_of(run: RunFiles) -> Course:
     scored = scores_over_steps(run.lines, metric)
     best = max(scored, key=lambda point: -point[1] if metric in LOWER else point[1], default=(0, 0.0))
     return Course(
-        only=first.given if first is not None and is_one else None,
+        only=first.answer if first is not None and is_one else None,
         keeps_last=n < FEW and not run.section("data").get("validation"),
         evaluations=len(scored),
         best=round(best[0]),
