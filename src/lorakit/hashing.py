@@ -65,7 +65,7 @@ def read_object(path: Path, most: int) -> dict[str, Any]:
 
     Raises:
         OSError: as `open_regular`.
-        ValueError: it is not valid UTF-8, not JSON or not an object, or a key stands twice in it.
+        ValueError: it is not valid UTF-8, not JSON or not an object, or a key appears twice in it.
     """
     with open_regular(path, most) as stream:
         data = stream.read()

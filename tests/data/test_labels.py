@@ -47,7 +47,7 @@ def test_what_is_no_list_of_labels_is_refused(cell):
 
 def test_label_that_stands_twice_is_refused():
     for cell in ("a,b,a", ["a", "b", "a"], "a, a"):
-        with refused("label 'a' stands twice in column 'label'"):
+        with refused("label 'a' appears twice in column 'label'"):
             label_of(cell, "labels")
 
 

@@ -84,7 +84,7 @@ def test_bad_row_stands_in_its_place(tmp_path: Path, name: str, content: bytes, 
     [
         ("a.jsonl", b'{"id": 1}\n{"id": "\xff"}\n', "a.jsonl:2: byte 18 .0xff. is not valid UTF-8"),
         ("a.txt", b"one\ntw\0o\n", "a.txt:2: a NUL character"),
-        ("a.csv", b"id,id\n1,2\n", "a.csv:1: a column name stands twice"),
+        ("a.csv", b"id,id\n1,2\n", "a.csv:1: a column name appears twice"),
         ("a.parquet", b"PAR1", "a.parquet: no Parquet file"),
         ("a.arrow", b"ARROW", "a.arrow: no Arrow file"),
         ("a.json", b"[]", "a.json: cannot be read row by row; these can: .parquet"),

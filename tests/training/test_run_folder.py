@@ -14,7 +14,7 @@ import pytest
 from lorakit.errors import OutputError, StorageError
 from lorakit.recipe import UNSET
 from lorakit.runtime.events import Event, Note
-from lorakit.runtime.files import HOST, LOCK, locked, taking_turns
+from lorakit.runtime.files import HOST, LOCK, exclusive, locked
 from lorakit.training.run_folder import run_folder
 
 
@@ -122,7 +122,7 @@ def test_lock_is_held_by_one_of_many_processes(tmp_path: Path) -> None:
 
     def count(lock: Path, n: int) -> None:
         for _ in range(n):
-            with taking_turns(lock):
+            with exclusive(lock):
                 at = int((tmp_path / "count").read_text())
                 time.sleep(0.0005)
                 (tmp_path / "count").write_text(str(at + 1))

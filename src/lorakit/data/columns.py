@@ -470,7 +470,7 @@ def several_labels(row: Row, column: str, separator: str) -> tuple[str, ...]:
         )
     for i, name in enumerate(labels):
         if name in labels[:i]:
-            raise DataError(f"{row.where}: label {name!r} stands twice in column {column!r}")
+            raise DataError(f"{row.where}: label {name!r} appears twice in column {column!r}")
     return labels
 
 

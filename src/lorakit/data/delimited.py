@@ -206,7 +206,7 @@ def _header(fields: list[str] | DataError, where: str) -> list[str]:
     header = [name.strip() for name in fields]
     named = [name for name in header if name]  # spreadsheets leave several empty columns without a name
     if len(set(named)) < len(named):
-        raise DataError(f"{where}: a column name stands twice in the header: {listed(header)}; {NO_HEADER}")
+        raise DataError(f"{where}: a column name appears twice in the header: {listed(header)}; {NO_HEADER}")
     return header
 
 

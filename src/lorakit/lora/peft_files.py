@@ -377,4 +377,4 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _check_keys_differ(pairs: list[tuple[str, Any]]) -> None:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice in the header")
+        raise ValueError("a key appears twice in the header")

@@ -265,7 +265,7 @@ def _matching(key: str, pattern: str, paths: Iterable[str]) -> list[str]:
         compiled = Pattern(pattern)
         return [path for path in paths if compiled.fullmatch(path)]
     except re.error as err:
-        raise ConfigError(f"{key}: {pattern[:80]!r} is not a usable regular expression: {err}") from err
+        raise ConfigError(f"{key}: {pattern[:80]!r} is not a regular expression that can be used: {err}") from err
 
 
 def suffix_pattern(name: str) -> str:

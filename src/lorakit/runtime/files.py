@@ -405,4 +405,4 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _not_ours(path: Path) -> OutputError:
-    return OutputError(f"{path} was not written by lorakit, whose locks name their process; move it elsewhere")
+    return OutputError(f"{path} is another program's (lorakit's locks name their process); move it elsewhere")
