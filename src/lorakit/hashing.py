@@ -93,7 +93,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice[:80]!r} stands twice in an object")
+        raise ValueError(f"the key {twice[:80]!r} appears twice in an object")
     return values
 
 

@@ -215,7 +215,7 @@ def test_run_goes_on_from_the_one_before_a_damaged_checkpoint(raw: Sections, tmp
 
 def test_load_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     (tmp_path / "step-00000009").mkdir()
-    with pytest.raises(OutputError, match="no whole checkpoint"):
+    with pytest.raises(OutputError, match="no complete checkpoint"):
         newest_checkpoint(tmp_path)
     saved = Checkpoint(7, {"a": torch.randn(2, 3), "b": torch.arange(4)}, {"k": [1.5, None]})
     save_checkpoint(tmp_path, saved)
