@@ -169,7 +169,7 @@ def test_number_of_labels_is_named_to_peft_s_user(tagger_run: Path, tmp_path: Pa
 def test_dora_is_refused_by_plain_consumers_unless_cut_to_a_rank(cli: Cli, dora_run: Path, tmp_path: Path) -> None:
     for consumer in PLAIN:
         code, _, err = cli("export", dora_run, "--to", consumer, "--out", "out")
-        assert (code, "reads no DoRA" in err, "--to merged" in err) == (2, True, True)
+        assert (code, "does not support DoRA" in err, "--to merged" in err) == (2, True, True)
         assert list(tmp_path.iterdir()) == []
     code, out, _ = cli("export", dora_run, "--to", "vllm", "--rank", 5, "--out", "out")
     assert code == 0
@@ -198,7 +198,7 @@ def test_full_fine_tuning_has_no_adapter(bert_run: Path, tmp_path: Path) -> None
     shutil.copytree(bert_run / "adapter", folder := tmp_path / "full")
     side = json.loads((folder / "lorakit.json").read_text())
     (folder / "lorakit.json").write_text(json.dumps({**side, "method": "full"}))
-    with pytest.raises(ConfigError, match=r"the whole model was trained.*--to merged"):
+    with pytest.raises(ConfigError, match=r"fully fine-tuned.*--to merged"):
         export_run(folder, "vllm", tmp_path / "out")
 
 

@@ -138,8 +138,12 @@ def test_adapter_that_lacks_what_the_base_lacks_is_refused(bert: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "needs", "message"),
     [
-        ({"task_type": None}, {"task": "sequence_classification"}, r"task_type None tells no task; say it with --task"),
-        ({"base_model_name_or_path": None}, {"base": "bert"}, "does not name its base model; say it with --base"),
+        (
+            {"task_type": None},
+            {"task": "sequence_classification"},
+            r"task_type None does not determine the task; pass --task",
+        ),
+        ({"base_model_name_or_path": None}, {"base": "bert"}, "does not name its base model; pass --base"),
     ],
 )
 def test_what_the_settings_leave_open_has_to_be_given(

@@ -221,7 +221,7 @@ def test_every_wrong_entity_says_why(written: bool) -> None:
         *zip(("Ada", "Oslo", "Kones"), faults, strict=True),
         ("at", "missed"),
     ]
-    assert [(p.text, p.fault) for p in answer.found if p.label] == [
+    assert [(p.text, p.fault) for p in answer.predicted if p.label] == [
         *zip(("Ada", "Oslo", "Kon"), faults, strict=True),
         ("Mira", "not there"),
     ]
@@ -531,7 +531,7 @@ LINE = '{"text": "a", "expected": "b"'
         ("metrics.jsonl", '{"step": 1}\n{"step": "x"}', "step = 'x': should be"),
         ("predictions.jsonl", f"{LINE}}}\n7\n", "7: should be an object"),
         ("predictions.jsonl", f'{LINE}, "score": NaN}}', "score = nan: should be a finite number"),
-        ("predictions.jsonl", f'{LINE}, "value": 1}}', ".*a number is answered where none"),
+        ("predictions.jsonl", f'{LINE}, "value": 1}}', ".*the answer is a number where none"),
         ("recipe.toml", "[x", ""),
         ("adapter/lorakit.json", "\xff", "not valid UTF-8"),
     ],

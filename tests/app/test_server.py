@@ -477,7 +477,7 @@ class SlowPool:
         self.batches: list[int] = []
         self.seen: set[str] = set()
 
-    def answer(self, requests: list[Asked]) -> list[dict[str, Any]]:
+    def answer(self, requests: list[Query]) -> list[dict[str, Any]]:
         self.may.wait(5)
         self.batches.append(len(requests))
         self.seen |= {each.example.text for each in requests}

@@ -110,7 +110,7 @@ def test_labels_of_texts_are_checked():
         (
             "sequence_classification",
             texts("x", "x"),
-            "every training example has the label 'x'; two labels at least are",
+            "every training example has the label 'x'; at least two labels are",
         ),
         ("multi_label_classification", nothing, "no training example has a label"),
     ):
