@@ -163,7 +163,7 @@ class Run:
         """Score the validation examples, and store the parameters if they are the best so far."""
         self._check_finite(number)
         history, prepared, part = self.history, self.prepared, self.prepared.parts["validation"]
-        # nothing is lost where a signal breaks it off
+        # a signal may interrupt this: nothing is lost
         judged: list[Judged] = self._answers(part, with_loss(prepared.task))
         scores = prepared.task.evaluate(part.examples, [each.answer for each in judged]).scores
         value = goodness(scores, prepared.recipe.task.selection_metric)
