@@ -369,6 +369,10 @@ def test_loss_of_training_and_validation_share_an_axis(request: pytest.FixtureRe
     assert len(drawn) == run.scores.evaluations
 
 
+def test_score_that_stays_at_its_best_came_not_too_early(tmp_path: Path) -> None:
+    assert "came early" not in str(verdict(run_that(tmp_path, [0.8, 0.8, 0.8])).next_steps)
+
+
 def test_few_examples_that_choose_no_step_are_not_called_optimistic(tmp_path: Path) -> None:
     few = run_that(tmp_path, [0.5, 0.8], n=20)
     assert "optimistic" not in str(verdict(few).sentences)

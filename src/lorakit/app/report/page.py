@@ -188,6 +188,7 @@ class Course(NamedTuple):
     evaluations: int
     best: int  # step, by the metric
     last: int  # evaluated step
+    fell: bool  # whether the last evaluation was worse than the best
     turned: tuple[int, float] | None = None  # step and validation loss from which on that rose while training's fell
     last_loss: float = 0.0  # on the validation examples
 
@@ -207,6 +208,7 @@ def course_of(run: RunFiles) -> Course:
         evaluations=len(scored),
         best=round(best[0]),
         last=round(scored[-1][0]) if scored else 0,
+        fell=bool(scored) and scored[-1][1] != best[1],
         turned=_turned(losses := scores_over_steps(run.lines, "loss"), smoothed(points_of(run.lines, "loss"))),
         last_loss=losses[-1][1] if losses else 0.0,
     )
