@@ -15,14 +15,14 @@ from lorakit.tasks.base import inputs_of
 from lorakit.training.head_start import SHRINK, STRENGTH, probe
 from lorakit.training.prepare import prepare
 from lorakit.training.run import Run, fit_all
-from tests.runs import Stopped, changed, fit, resumed, sections, start, stop_after, weights
+from tests.runs import SIZES, Stopped, changed, fit, resumed, save_bert, sections, start, stop_after, weights
 
 PROBED = "train.head_start=probe"
 
 
 def test_probe_is_the_logistic_regression_of_scikit_learn(sentence_bert: Path, files: Path) -> None:
     prepared = prepare(changed(sections(sentence_bert, files), "model.pooling=mean", "train.head_start=random"))
-    base = load_base(str(sentence_bert), "sequence_classification", labels=prepared.labels, pooling="mean")
+    base = load_base(str(sentence_bert), "sequence_classification", labels=prepared.labels, pooling="mean", dropout=0)
     head, items = base.new_head(), prepared.parts["train"].flat
     assert head is not None
     found = probe(base.model, head, prepared.task, items)
@@ -70,6 +70,16 @@ def test_probe_is_scored_before_the_first_step_and_beats_a_random_head(
         metric = result.scores["metric"]
         assert result.scores["linear_probe"] == (first["validation"].get(metric) if is_probed else None)
     assert losses[PROBED] < losses["train.head_start=random"]
+
+
+def test_probe_does_not_tell_apart_what_dropout_hides(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "initializer_range", 0.02)
+    raw = sections(save_bert(tmp_path / "flat"), files, "sequence_regression")
+    result = fit(changed(raw, PROBED, "train.lr=1e-9", "train.epochs=1"), tmp_path / "run")
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["loss"] for line in lines if "loss" in line) < 10  # of targets with variance 1
 
 
 def test_run_from_a_probe_resumes_to_the_bit_and_is_the_same_beside_another(

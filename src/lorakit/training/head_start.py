@@ -46,7 +46,8 @@ def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) 
     """Weight and bias, times SHRINK, of the head that fits these labelled items best over the model, by the task's loss.
 
     A head for numbers is not shrunk. The states are centred and divided by their root mean square, so that the penalty
-    |W|^2 / (2 STRENGTH) means the same over each base. Shapes: weight (C, d), bias (C).
+    |W|^2 / (2 STRENGTH) means the same over each base; or by what dropout adds to them, where that is more: a head that
+    tells apart what training's own noise hides would begin with a loss of hundreds. Shapes: weight (C, d), bias (C).
     """
     device = head.weight.device
     step = max(1, len(items) // EXAMPLES)
@@ -54,10 +55,11 @@ def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) 
     batches = [
         to_device(task.collate([some[i] for i in batch]), device) for batch in batches_of(model, task, some, device)
     ]
-    states = _states_before(model, head, batches)
+    with evaluating(model):
+        states = _states_before(model, head, batches)
     every = torch.cat([state.flatten(0, -2) for state in states])
     mean = every.mean(0)
-    size = (every - mean).square().sum(1).mean().sqrt().clamp_min(1e-6)
+    size = max(_rms(every - mean), _dropout_noise(model, head, batches[0], states[0])).clamp_min(1e-6)
     n = sum(int(batch["n_targets"].sum()) for batch in batches)
     fitted = nn.Linear(head.in_features, head.out_features, device=device)
     nn.init.zeros_(fitted.weight)
@@ -80,13 +82,30 @@ def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) 
 
 
 def _states_before(model: nn.Module, head: nn.Linear, batches: Sequence[Batch]) -> list[Tensor]:
-    """What the head reads in the forward of each batch. Shapes: (B, ..., d)."""
+    """What the head reads in the forward of each batch, in the model's mode. Shapes: (B, ..., d)."""
     states: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, args: states.append(args[0].float()))
     try:
-        with evaluating(model):
+        with torch.inference_mode():
             for batch in batches:
                 model(**inputs_of(batch))
     finally:
         hook.remove()
     return [state.clone() for state in states]  # out of inference mode
+
+
+def _dropout_noise(model: nn.Module, head: nn.Linear, batch: Batch, states: Tensor) -> Tensor:
+    """How far dropout moves these states of the batch, as root mean square; the generators are left as they were."""
+    was_training = model.training
+    with torch.random.fork_rng([states.device] if states.is_cuda else []):
+        torch.manual_seed(0)
+        try:
+            noisy = _states_before(model.train(), head, [batch])[0]
+        finally:
+            model.train(was_training)
+    return _rms(noisy - states)
+
+
+def _rms(vectors: Tensor) -> Tensor:
+    """Root mean square of the lengths of vectors (..., d)."""
+    return vectors.square().sum(-1).mean().sqrt()
