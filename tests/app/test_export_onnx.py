@@ -195,6 +195,14 @@ def test_dora_embeddings_and_other_places_are_exported(bert: Path, files: Path, 
     assert code == 0, err
 
 
+@slow
+def test_crf_is_left_out_and_said_to_be(bert: Path, files: Path, tmp_path: Path, cli: Cli) -> None:
+    recipe = changed(sections(bert, files, "token_classification"), "task.crf=true", "train.max_steps=3")
+    code, out, err = cli("export", fit(recipe, tmp_path / "run").folder, "--to", "onnx", "--out", "out")
+    assert code == 0, err
+    assert "crf: its transitions are left out" in out and "no answers differ" in out
+
+
 def greedily(folder: Path, ids: list[int], limit: int) -> list[int]:
     """Greedy decoding of one text with the three files, by a plain loop."""
     import onnxruntime

@@ -129,10 +129,13 @@ def _label_lines(side: Side, profile: Profile) -> list[str]:
     return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
 
 
+NO_CRF = "crf: its transitions are left out, a plain model answers each word by itself"
+
+
 def left_out(side: Side) -> list[str]:
     """What answers need besides the model's output, which others must do themselves."""
     task, tuned = side.task, side.tuned
-    lines = ["crf: its transitions are left out, a plain model answers each word by itself"] * task.crf
+    lines = [NO_CRF] * task.crf
     if "spread" in tuned:
         lines.append(f"units: value = {tuned['mean']:g} + {tuned['spread']:g} * the model's output")
     if task.info.outputs_are:

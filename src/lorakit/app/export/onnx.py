@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lorakit.app.console import digits
+from lorakit.app.export.adapters import NO_CRF
 from lorakit.app.export.check import Texts, agree, bare, check_exact, texts_of
 from lorakit.app.export.graphs import (
     OPSET,
@@ -90,7 +91,7 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
         del base  # the model it is compared with is another one, whose adapter is not merged
         model = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch).model.eval()
         trial = Trial(side, task, texts, model)
-        output = _prove(trial, form.read(place, model), files)
+        output = Output([NO_CRF] * side.task.crf, {}).plus(_prove(trial, form.read(place, model), files))
         if int8:
             _quantize(files)
             output = output.plus(_prove_int8(trial, form.read(place, model, QUANTIZED), files))
@@ -98,9 +99,9 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
 
 
 def _free(side: Side, base: BaseModel) -> Task:
-    """The run's task as any client can do it: what is written is not held to a form."""
-    section = side.task.model_copy(update={"constrained": False}) if side.task.constrained else side.task
-    return make_task(section, base.tokenizer, side.labels, side.max_length, side.tuned)
+    """The run's task as any client can do it: what is written is not held to a form, and a CRF is left out."""
+    changes = {key: False for key in ("constrained", "crf") if getattr(side.task, key)}
+    return make_task(side.task.model_copy(update=changes), base.tokenizer, side.labels, side.max_length, side.tuned)
 
 
 def _batch(task: Task, texts: Sequence[Example]) -> Batch:
