@@ -181,7 +181,7 @@ class Run:
         epoch = number / prepared.plan.steps_per_epoch
         self._log({"step": number, "epoch": epoch, "validation": plain, "is_best": is_best})
         self.ranks.first(write_lines, self.folder, "metrics.jsonl", history.lines)
-        self.report(Evaluated(number, scores, is_best))
+        self.report(Evaluated(number, scores, is_best and not prepared.keeps_last))
 
     def _answers(self, part: Part, task: Task) -> list[Any]:
         prepared = self.prepared
