@@ -139,5 +139,5 @@ def test_verb_writes_it_again(cli: Cli, run: Path) -> None:
 
 def test_folder_without_side_file_has_no_card(run: Path) -> None:
     (run / "adapter" / "lorakit.json").unlink()
-    with pytest.raises(OutputError, match=r"adapter/lorakit\.json: not there"):
+    with pytest.raises(OutputError, match=r"adapter/lorakit\.json: missing"):
         read_shipped(run)

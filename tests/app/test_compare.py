@@ -188,7 +188,7 @@ def test_damaged_resamples_are_refused(tmp_path: Path, changes: dict[str, Any], 
 def test_folders_without_resamples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no such run folder"):
         read_resamples(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match=r"no resamples\.json in it, .*--on DATA"):
+    with pytest.raises(OutputError, match=r"no resamples\.json; .*--on DATA"):
         read_resamples(tmp_path)
     (tmp_path / RESAMPLES_FILE).write_text("{")
     with pytest.raises(OutputError, match="damaged: JSONDecodeError"):

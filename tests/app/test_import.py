@@ -122,7 +122,7 @@ def imported(source: Path, out: Path, **kw: Any) -> list[str]:
 def test_wrong_number_of_labels_is_refused(bert: Path, tmp_path: Path) -> None:
     foreign(bert, tmp_path / "theirs", 3, **WITH_POOLER)
     for labels, whose in (((), "names 2"), (("a", "b"), "--labels has 2")):
-        with pytest.raises(ConfigError, match=rf"tells 3 labels apart, .*{whose} .*give 3 with --labels"):
+        with pytest.raises(ConfigError, match=rf"its head has 3 labels, .*{whose} .*pass 3 with --labels"):
             imported(tmp_path / "theirs", tmp_path / "ours", labels=labels)
 
 

@@ -152,7 +152,7 @@ def public(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arrange", "says"),
     [
         (offline, ("HF_HUB_OFFLINE", "unset")),
-        (no_token, ("no token", "hf auth login")),
+        (no_token, ("no hub token", "hf auth login")),
         (no_network, ("cannot be reached",)),
         (refused(401), ("you/reviews", "not valid", "hf auth login")),
         (refused(403), ("you/reviews", "may not write", "settings/tokens")),

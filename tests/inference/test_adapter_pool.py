@@ -333,6 +333,6 @@ def test_find_adapters_names_runs_by_their_folders(readers: dict[str, Path], ber
     ):  # of which one is being written
         shutil.copytree(bert_run / "adapter", path)
     assert find_adapters(tmp_path / "some") == {"reviews": tmp_path / "some" / "reviews"}
-    for path, message in ((tmp_path, "neither a run"), (tmp_path / "x", "no such folder")):
+    for path, message in ((tmp_path, "not a run, an adapter"), (tmp_path / "x", "no such folder")):
         with pytest.raises(OutputError, match=message):
             find_adapters(path)

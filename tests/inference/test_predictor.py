@@ -157,7 +157,7 @@ def test_words_are_answered_by_a_tag_each(tagger_run: Path, t5_run: Path, predic
     assert {tag for line in lines for tag in line["tags"]} > {"O"}
     assert [{key: line[key] for key in ("text", "entities")} for line in lines] == loaded.lines(examples)
     for sentence in ("Ada visited Oslo", [], ["Ada", " "], ["Ada", ""]):
-        with pytest.raises(DataError, match=r"sentence 2 of 2: .* is not a list of words"):
+        with pytest.raises(DataError, match=r"sentence 2 of 2: .* is not a list of non-empty words"):
             loaded.predict_words([["Ada"], sentence])  # type: ignore[list-item]
     assert [len(line["tags"]) for line in load(t5_run).predict_words(SENTENCES[:2])] == [4, 1]
     with pytest.raises(DataError, match="this run's task, sequence_classification, takes texts"):

@@ -266,7 +266,9 @@ def test_texts_targets_and_entities_that_limits_cut_off_are_counted(byte_tokeniz
     [("list", "a|b"), ("list", "ns:PER"), ("tanl", "a|b"), ("tanl", "[x]"), ("sentinel", "</s>"), ("list", " PER")],
 )
 def test_type_that_does_not_survive_is_refused_with_its_name(byte_tokenizer, name, kind):
-    with pytest.raises(ConfigError, match=rf"task.format = '{name}': the entity type {re.escape(repr(kind))} does not"):
+    with pytest.raises(
+        ConfigError, match=rf"task.format = '{name}': the entity type {re.escape(repr(kind))} is not preserved"
+    ):
         _ = Text2TextNer(byte_tokenizer, ("PER", kind), 64, format=name).form
 
 

@@ -198,7 +198,7 @@ def test_answers_are_valid_iob2_and_argmax_where_that_is_valid(word_pieces, limi
 
 def test_stride_that_leaves_no_step_is_refused(word_pieces):
     section = TaskSection(name="token_classification", stride=6)
-    with pytest.raises(ConfigError, match=r"task\.stride = 6: a window of 8 tokens holds 6 .* share 5 at most"):
+    with pytest.raises(ConfigError, match=r"task\.stride = 6: a window of 8 tokens holds 6 .* share at most 5"):
         TokenClassification.make(section, word_pieces, LABELS, 8)
     assert TokenClassification.make(section, word_pieces, LABELS, 9).stride == 6
 

@@ -117,7 +117,7 @@ def test_loss_that_climbs_is_told_once_with_a_hint() -> None:
 
 def test_loss_that_stands_still_is_told_once() -> None:
     assert warned([0.6931] * 3 * WINDOW) == [
-        (WINDOW, f"steps 1 to {WINDOW}: the loss stands at 0.6931: is every label the same, or train.lr too low?")
+        (WINDOW, f"steps 1 to {WINDOW}: the loss stays at 0.6931: is every label the same, or train.lr too low?")
     ]
 
 

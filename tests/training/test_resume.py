@@ -165,7 +165,7 @@ def test_tensor_of_another_shape_is_refused_and_not_stretched(
 ) -> None:
     name = next(key for key in checkpoint.tensors if key.startswith(f"{kind}/"))
     tensors = {**checkpoint.tensors, name: torch.zeros(1)}
-    with pytest.raises(OutputError, match=rf"{re.escape(name)} is of shape \(1,\), and not"):
+    with pytest.raises(OutputError, match=rf"{re.escape(name)} is of shape \(1,\), not"):
         start(changed(own), tmp_path).restore(Checkpoint(checkpoint.step, tensors, checkpoint.state))
 
 
