@@ -90,6 +90,33 @@ def test_a_weight_of_zero_takes_no_part_of_the_rank(runs: list[Path]) -> None:
         combine_runs(runs, (0, 0))
 
 
+def test_numbers_are_combined_in_the_units_of_the_first_run(bert: Path, files: Path, tmp_path: Path) -> None:
+    raw = sections(bert, files, "sequence_regression")
+    texts, folders = ["the superb film", "a stale plot"], []
+    for i, name in enumerate(("stars", "hundredths")):
+        data = tmp_path / f"{name}.csv"
+        rows = (files / "train.ratings.csv").read_text().splitlines()
+        label = rows[0].split(",").index(raw["data"]["label"])
+        cells = [row.split(",") for row in rows[1:]]
+        values = [
+            ",".join(str(float(c) * 100 + 7) if i and j == label else c for j, c in enumerate(row)) for row in cells
+        ]
+        data.write_text("\n".join([rows[0], *values]) + "\n")
+        words = (f"data.train={data}", f"data.validation={data}", "train.epochs=1")
+        folders.append(fit(changed(raw, *words), tmp_path / name).folder)
+    alone = [load(folder).predict(texts) for folder in folders]
+    for weights in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+        out = tmp_path / f"combined{weights}"
+        combine_runs(folders, weights, out=out)
+        for answer, first, second in zip(load(out).predict(texts), *alone, strict=True):
+            if 1.0 in weights:
+                assert answer["value"] == pytest.approx((first, second)[weights.index(1.0)]["value"], rel=1e-4)
+            else:  # the heads are averaged, and so are the updates below them: not the answers
+                assert (
+                    min(first["value"], second["value"]) - 50 < answer["value"] < max(first["value"], second["value"])
+                )
+
+
 def test_command_prints_a_table_and_json(cli: Cli, runs: list[Path], files: Path) -> None:
     words = ("combine", *runs, "--on", files / "train.csv", "--search", 5)
     code, out, err = cli(*words)

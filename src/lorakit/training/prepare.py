@@ -124,8 +124,12 @@ class Prepared:
 
     @property
     def keeps_last(self) -> bool:
-        """Whether the last step is kept: a few examples held out at random say little of which step is the best."""
-        return self.recipe.data.validation is None and len(self.parts["validation"].examples) < FEW
+        """Whether the last step is kept: a few examples held out at random say little of which step is the best.
+
+        Not where `train.patience` asks to end by the best one.
+        """
+        is_few = self.recipe.data.validation is None and len(self.parts["validation"].examples) < FEW
+        return is_few and self.recipe.train.patience is None
 
 
 def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once: Once | None = None) -> Prepared:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from lorakit.data.example import Columns
 from lorakit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lorakit.inference.side import Side
     from lorakit.lora import Combined
     from lorakit.runtime.events import Report
@@ -145,7 +147,8 @@ def combine_runs(
         written["data"][dataset.source] = dataset.sha256
         written["scores"] = {several.side.task.selection_metric: comparison.facts["combinations"][-1]["score"]}
         if seen.examples:  # thresholds and the like
-            written["tuned"] = several.task.evaluate(seen.examples, several.answers(weights, seen)).tuned
+            tuned = several.task.evaluate(seen.examples, several.answers(weights, seen)).tuned
+            written["tuned"] = {**several.side.tuned, **tuned}
     assert weights is not None
     made = several.combine(weights)
     if out is not None:
@@ -182,16 +185,21 @@ class Several:
         self.folders = [shipped_folder(run) for run in runs]
         self.sides = [read_side(folder) for folder in self.folders]
         _check_alike(runs, self.sides)
-        self.side = self.sides[0].model_copy(update={"tuned": {}})
+        # what was tuned on a run's answers is tuned anew; the units of numbers belong to the heads
+        units = dict(self.sides[0].tuned) if self.sides[0].task.info.wants == "number" else {}
+        self.side = self.sides[0].model_copy(update={"tuned": units})
         base = load_shipped(self.folders[0], self.side, allow_base_mismatch=allow_base_mismatch)
         self.model, self.tokenizer, self.names = base.model, base.tokenizer, [f"a{i}" for i in range(len(runs))]
         rename_adapter(self.model, "default", self.names[0])
         for folder, name in zip(self.folders[1:], self.names[1:], strict=True):
             load_adapter(self.model, folder, name)
+        if units:
+            for side, name in zip(self.sides[1:], self.names[1:], strict=True):
+                _convert_units(self.model, name, side.tuned, units)
         cast_frozen_(self.model, DTYPES[self.side.dtype])
         self.device = pick_device()
         self.model.to(self.device).eval()
-        self.task = make_task(self.side.task, base.tokenizer, self.side.labels, self.side.max_length)
+        self.task = make_task(self.side.task, base.tokenizer, self.side.labels, self.side.max_length, units)
         k = len(runs)
         self.alone = [tuple(float(i == j) for j in range(k)) for i in range(k)]
         self.equal = (1 / k,) * k
@@ -316,6 +324,19 @@ class Several:
             save_adapter(self.model, folder, made.config, read_adapter_config(self.folders[0])[1], INTO)
             self.tokenizer.save_pretrained(folder)
             write_side(folder, side)
+
+
+def _convert_units(model: nn.Module, adapter: str, units: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Let an adapter's head for numbers, which answers (y - mean) / spread, do so in the units of another one."""
+    from torch import nn
+
+    from lorakit.lora import SavedModule, hosts
+
+    saved = [host.adapters[adapter] for _, host in hosts(model) if isinstance(host, SavedModule)]
+    head = [layer for module in saved for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+    scale = units["spread"] / target["spread"]
+    head.weight.data.mul_(scale)
+    head.bias.data.mul_(scale).add_((units["mean"] - target["mean"]) / target["spread"])
 
 
 def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
