@@ -208,6 +208,11 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "missing")
     with pytest.raises(OutputError, match="neither a run folder nor a lorakit adapter"):
         load(tmp_path)
+    for seed in "01":
+        (tmp_path / f"seed-{seed}" / "adapter").mkdir(parents=True)
+        (tmp_path / f"seed-{seed}" / "adapter" / "lorakit.json").touch()
+    with pytest.raises(OutputError, match=r"holds 2 runs, .* name one, for example .*seed-0$"):
+        load(tmp_path)
 
 
 # The same folder elsewhere

@@ -43,6 +43,10 @@ def shipped_folder(path: Path) -> Path:
             return folder
     if not path.exists():
         raise OutputError(f"{path}: no such run folder")
+    if runs := sorted(side.parent.parent for name in (ADAPTER, MODEL) for side in path.glob(f"*/{name}/{SIDE_FILE}")):
+        raise OutputError(
+            f"{path}: holds {len(runs)} runs, of several seeds or of a sweep; name one, for example {runs[0]}"
+        )
     raise OutputError(
         f"{path}: neither a run folder nor a lorakit adapter (no {SIDE_FILE}, no {ADAPTER}/{SIDE_FILE}); "
         "`lorakit import` converts a peft adapter"
