@@ -185,11 +185,11 @@ def _forward(model: Any, rows: Sequence[Row], device: torch.device) -> list[Any]
     raws: list[Any] = []
     for (adapter, items), own in zip(segments, logits.split([len(own) for _, own in segments]), strict=True):
         batch = to_device(adapter.task.collate(items), device)
-        raws += adapter.task.predict(_Answered(own[..., : adapter.outputs], adapter.layers), batch)
+        raws += adapter.task.predict(Answered(own[..., : adapter.outputs], adapter.layers), batch)
     return raws
 
 
-class _Answered(nn.Module):
+class Answered(nn.Module):
     """Replaces the model for a task, and returns logits that were computed already."""
 
     def __init__(self, logits: Tensor, layers: Mapping[str, nn.Module]) -> None:

@@ -8,46 +8,28 @@ scored before the first step, is what a run has to beat.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.inference.answer import batches_of
+from lorakit.inference.answer import Answered, batches_of
 from lorakit.runtime.device import evaluating, to_device
 from lorakit.tasks.base import Batch, Item, Task, inputs_of
 
-EXAMPLES = 2000  # items that are probed, at even distances; more of them move a linear layer little
+EXAMPLES = 2000  # items that are enough to fit a linear layer; of more, every second, third, ... is taken
 STRENGTH = 10.0  # of the fit against the penalty, as C of scikit-learn's LogisticRegression
 ITERATIONS = 100
-# Training starts at the probe times this, which answers the same but is less sure: a sure head has a small loss from the start,
-# so that little of it reaches the adapter (docs/LOG.md, 2026-11-29).
+# Training starts at the probe times this, which gives the same answers with less confidence: a confident head has a small loss,
+# so its gradient teaches the adapter little (docs/LOG.md, 2026-11-29).
 SHRINK = 0.2
-
-
-class Probe(nn.Module):
-    """A model whose forward is the head's alone, over states of the base that were computed once."""
-
-    def __init__(self, model: nn.Module, head: nn.Linear, states: Tensor) -> None:
-        super().__init__()
-        self.head, self.states = head, states
-        self._model = [model]  # not a child: nothing else of it is trained
-
-    def forward(self, **inputs: Tensor) -> Any:
-        return SimpleNamespace(logits=self.head(self.states))
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """A layer that the task adds to the model (a CRF), as it starts."""
-        return self._model[0].get_submodule(target)
 
 
 def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) -> dict[str, Tensor]:
     """Weight and bias, times SHRINK, of the head that fits these labelled items best over the model, by the task's loss.
 
     A head for numbers is not shrunk. The states are centred and divided by their root mean square, so that the penalty
-    |W|^2 / (2 STRENGTH) means the same over each base; or by what dropout adds to them, where that is more: a head that
-    tells apart what training's own noise hides would begin with a loss of hundreds. Shapes: weight (C, d), bias (C).
+    |W|^2 / (2 STRENGTH) means the same over each base, or by what dropout adds to them if that is more: a head that relies on
+    differences smaller than dropout's noise would begin with a loss of hundreds. Shapes: weight (C, d), bias (C).
     """
     device = head.weight.device
     step = max(1, len(items) // EXAMPLES)
@@ -64,13 +46,15 @@ def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) 
     fitted = nn.Linear(head.in_features, head.out_features, device=device)
     nn.init.zeros_(fitted.weight)
     nn.init.zeros_(fitted.bias)
-    probes = [Probe(model, fitted, (state - mean) / size) for state in states]
+    inputs = [(state - mean) / size for state in states]
+    layers = dict(model.named_children())  # a CRF among them
     optimizer = torch.optim.LBFGS(fitted.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = fitted.weight.square().sum() / (2 * STRENGTH)
-        loss = loss + torch.stack([task.losses(p, batch).sum() for p, batch in zip(probes, batches, strict=True)]).sum()
+        pairs = zip(inputs, batches, strict=True)
+        loss = loss + torch.stack([task.losses(Answered(fitted(x), layers), batch).sum() for x, batch in pairs]).sum()
         (loss / n).backward()
         return loss.detach() / n
 

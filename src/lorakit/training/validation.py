@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.data.example import Example
+from lorakit.inference.answer import Answered
 from lorakit.tasks.base import Batch, Task, inputs_of
 
 
@@ -31,28 +32,13 @@ class _WithLoss:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Judged]:
         if self.task.info.model_kind != "text2text":  # which writes its answers, and has the loss of the right ones
-            model = _Answered(model, model(**inputs_of(batch)))
+            model = Answered(model(**inputs_of(batch)).logits, dict(model.named_children()))
         losses = self.task.losses(model, batch).tolist()
         return list(map(Judged, self.task.predict(model, batch), losses, batch["n_targets"].tolist()))
 
     def answer(self, example: Example, raws: Sequence[Judged]) -> Judged:
         answers, losses, n_targets = zip(*raws, strict=True)
         return Judged(self.task.answer(example, answers), sum(losses), sum(n_targets))
-
-
-class _Answered(nn.Module):
-    """A model that has read the batch already."""
-
-    def __init__(self, model: nn.Module, output: Any) -> None:
-        super().__init__()
-        self._held = (model, output)  # in a tuple, so that the model is no part of this one
-
-    def forward(self, **inputs: Tensor) -> Any:
-        return self._held[1]
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """A layer that the task adds to the model (a CRF)."""
-        return self._held[0].get_submodule(target)
 
 
 def with_loss(task: Task) -> Task:
