@@ -45,14 +45,15 @@ from lorakit.runtime.device import cast_frozen_, pick_device, pick_dtype, shard_
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Fit, Item, Task
+from lorakit.tasks.metrics.bootstrap import FEW
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
 from lorakit.training.budget import choose
 from lorakit.training.encode import CachedItems, encode
 from lorakit.training.head_start import probe
+from lorakit.training.run_files import keeps_last
 from lorakit.training.schedule import Plan
 
 T = TypeVar("T")
-FEW = 50  # validation examples
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 
 
@@ -124,12 +125,9 @@ class Prepared:
 
     @property
     def keeps_last(self) -> bool:
-        """Whether the last step is kept: a few examples held out at random say little of which step is the best.
-
-        Not where `train.patience` asks to end by the best one.
-        """
-        is_few = self.recipe.data.validation is None and len(self.parts["validation"].examples) < FEW
-        return is_few and self.recipe.train.patience is None
+        """Whether the last step is kept and not the best; see `run_files.keeps_last`."""
+        data, train = self.recipe.data, self.recipe.train
+        return keeps_last(data.validation, train.patience, len(self.parts["validation"].examples))
 
 
 def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once: Once | None = None) -> Prepared:
@@ -315,11 +313,12 @@ def read_parts(
         )
         n, every = len(examples["validation"]), sum(map(len, examples.values())) - len(examples.get("test", ()))
         apart = f", and no {data.group} is on both sides" if data.group else ""
+        is_last = keeps_last(None, recipe.train.patience, n)
         report(
             Note(
                 f"no validation set named: {n} examples ({n / every:.0%}) are held out of training, chosen by seed {seed}, "
                 f"the same share of each label{apart}"
-                + (f"; fewer than {FEW} say little of how good it is, so the last step is kept" if n < FEW else "")
+                + (f"; fewer than {FEW} cannot choose the best step, so the last step is kept" if is_last else "")
             )
         )
     left_out = {dataset.source: dataset.left_out for dataset in found.values() if dataset.left_out}

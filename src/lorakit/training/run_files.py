@@ -18,7 +18,7 @@ from lorakit.errors import OutputError
 from lorakit.hashing import open_regular
 from lorakit.inference.side import SIDE_FILE, Side, first_problem, read_facts
 from lorakit.runtime.files import atomic_text
-from lorakit.tasks.metrics.bootstrap import RESAMPLES, Resampled
+from lorakit.tasks.metrics.bootstrap import FEW, RESAMPLES, Resampled
 
 RESAMPLES_FILE = "resamples.json"
 MEMBER = "seed-"  # followed by the seed: the name of a run in the folder of several seeds
@@ -30,6 +30,14 @@ class _Open(BaseModel):
     """Keys of a newer lorakit are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+
+def keeps_last(validation: str | None, patience: int | None, n: int) -> bool:
+    """Whether a run keeps its last step: a few examples held out at random cannot choose the best one.
+
+    `validation` and `patience` are those of the recipe, `n` is the number of validation examples. With patience the best counts.
+    """
+    return validation is None and patience is None and n < FEW
 
 
 class About(_Open):

@@ -25,7 +25,7 @@ from lorakit.app.report.drawing import Cell, Chart, printable, short
 from lorakit.app.report.label_errors import Suspect
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
-from lorakit.training.run_files import RunFiles, read_run
+from lorakit.training.run_files import RunFiles, keeps_last, read_run
 
 FILE = "report.html"
 WORST = 20  # mistakes that are shown
@@ -204,7 +204,7 @@ def course_of(run: RunFiles) -> Course:
     best = max(scored, key=lambda point: -point[1] if metric in LOWER else point[1], default=(0, 0.0))
     return Course(
         only=first.answer if first is not None and is_one else None,
-        keeps_last=n < FEW and not run.section("data").get("validation"),
+        keeps_last=keeps_last(run.section("data").get("validation"), run.section("train").get("patience"), n),
         evaluations=len(scored),
         best=round(best[0]),
         last=round(scored[-1][0]) if scored else 0,
