@@ -93,7 +93,7 @@ class AdapterPool:
         """Load an adapter in the current version of its folder; serving continues meanwhile.
 
         Raises:
-            DataError: there is no adapter of this name. The future raises errors of its folder.
+            DataError: no adapter has this name. The future raises errors of its folder.
         """
         self._check_name(name)
         future: Future[Resident] = Future()

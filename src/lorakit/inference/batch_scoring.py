@@ -390,7 +390,7 @@ def as_text(value: Any) -> str | None:
 
 
 def count_records(path: Path) -> int:
-    """The number of records in a file of answers; 0 if there is no file."""
+    """The number of records in a file of answers; 0 if the file does not exist."""
     if not path.exists():
         return 0
     if path.suffix == ".parquet":

@@ -342,7 +342,7 @@ def _convert_units(model: nn.Module, adapter: str, units: Mapping[str, Any], tar
 def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
     for run, side in zip(runs, sides, strict=True):
         if side.method == "full":
-            raise ConfigError(f"{run}: fully fine-tuned, so there is no adapter to combine")
+            raise ConfigError(f"{run}: fully fine-tuned: it has no adapter to combine")
         for key in SAME:
             ours, theirs = getattr(sides[0], key), getattr(side, key)
             if ours != theirs:

@@ -73,7 +73,7 @@ def export_adapter(
     folder = shipped_folder(path)
     side = read_side(folder)
     if side.method == "full":
-        raise ConfigError(f"{path}: fully fine-tuned, so there is no adapter; use --to merged")
+        raise ConfigError(f"{path}: fully fine-tuned: it has no adapter; use --to merged")
     base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
     base.model.eval()
     make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)  # refuses what does not fit the task
