@@ -288,7 +288,7 @@ def calibration_chart(pairs: Sequence[tuple[float, bool]]) -> Chart:
     gap = float(confidence.mean() - right.mean())
     alt = (
         f"confidence {confidence.mean():.3f} on average, {right.mean():.3f} right: "
-        f"{'too sure' if gap > 0 else 'not sure enough'} by {abs(gap):.3f}; expected calibration error {error:.3f}. "
+        f"{'overconfident' if gap > 0 else 'underconfident'} by {abs(gap):.3f}; expected calibration error {error:.3f}. "
         "On the dashed line confidence is what it says; grey bars are numbers of answers."
     )
     return Chart("calibration", "Calibration", alt, ("confidence", "share right", "answers"), bins, draw)
