@@ -1,8 +1,8 @@
-"""Count what the plainest commands enter, and how large the package is: python scripts/size.py
+"""Count what the plainest commands enter, and how large the package is: python scripts/size.py [--list]
 
 `lorakit train reviews.csv --model BASE` and `lorakit predict RUN TEXT` run in a process each, over a tiny random model. Counted
 are functions of the package that are called (comprehensions and lambdas belong to the function around them), their lines, and the
-files they are in. Needs the test dependencies; no network.
+files they are in; `--list` names each, with how often it was called. Needs the test dependencies; no network.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import tokenize
+from collections import Counter
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -29,25 +30,35 @@ COMMANDS = {
 }
 
 
-def enter(command: str) -> None:
-    """Run a command in the current folder, and print how many functions, lines and files of the package it enters."""
+def enter(command: str, names: bool) -> None:
+    """Run a command in the current folder, and print how many functions, lines and files of the package it enters.
+
+    With names, also a line a function: where it stands, how often it was called, how many lines it has.
+    """
     from lorakit.app.cli import main
 
-    called: set[CodeType] = set()
+    called: Counter[CodeType] = Counter()
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<"):
-            called.add(code)
+            called[code] += 1
 
     threading.setprofile(note)
     sys.setprofile(note)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(COMMANDS[command])
     sys.setprofile(None)
-    own = {code for code in called if code.co_filename.startswith(str(PACKAGE))}
+    own = sorted((c for c in called if c.co_filename.startswith(str(PACKAGE))), key=_place)
     lines = sum(_last_line(code) - code.co_firstlineno + 1 for code in own)
     print(f"{command:<8} {len(own)} functions, {lines:,} lines, {len({code.co_filename for code in own})} files")
+    for code in own if names else ():
+        path, first = _place(code)
+        print(f"  {path}:{first} {code.co_qualname} called {called[code]} x, {_last_line(code) - first + 1} lines")
+
+
+def _place(code: CodeType) -> tuple[str, int]:
+    return str(Path(code.co_filename).relative_to(PACKAGE)), code.co_firstlineno
 
 
 def _last_line(code: CodeType) -> int:
@@ -98,7 +109,7 @@ def main() -> None:
         save_bert(Path(folder) / "bert")
         write_reviews(Path(folder) / "reviews.csv", 40)
         for command in COMMANDS:
-            code = f"import size; size.enter({command!r})"
+            code = f"import size; size.enter({command!r}, {'--list' in sys.argv[1:]})"
             subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, **environment}, check=True)
     print(package())
 
