@@ -307,7 +307,7 @@ def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
         task.name=token_classification task.crf=true train.method=full |
         task.name=ordinal_classification task.order=[low,low]
     """
-    recipe = PACKAGE.parent.parent / "recipes" / "sst2-bert.toml"
+    recipe = PACKAGE / "recipes" / "sst2-bert.toml"
     code = (
         "from lorakit.app.cli import main\n"
         f"of_recipe = [('train', {str(recipe)!r}, *words.split()) for words in {mistakes!r}.split('|')]\n"

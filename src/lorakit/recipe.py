@@ -34,6 +34,7 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+RECIPES = Path(__file__).parent / "recipes"  # those that ship with the package, each used by its name
 UNSET = "# not set: "  # begins a comment that marks a recipe as written by lorakit
 MOST_BYTES = 2**24  # of a recipe file
 MOST_NESTED = 8
@@ -363,6 +364,18 @@ class Recipe(Section):
         return "\n".join(parts)
 
 
+def recipe_names() -> list[str]:
+    """The names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def recipe_file(what: str) -> Path | None:
+    """The recipe that a word names: a path that ends in .toml, or one that ships, by its name; None for anything else."""
+    if what.endswith(".toml"):
+        return Path(what)
+    return RECIPES / f"{what}.toml" if what in recipe_names() and not Path(what).exists() else None
+
+
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a TOML file, changed by `key=value` arguments.
 
@@ -373,7 +386,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         with open_regular(path, MOST_BYTES) as file:
             raw = parse_toml(file.read().decode())
     except FileNotFoundError as err:
-        hint = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, [*beside, *recipe_names()])
         raise ConfigError(f"recipe {path} does not exist; {hint}") from err
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err

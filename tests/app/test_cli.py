@@ -18,12 +18,11 @@ from lorakit.app.api import default_folder
 from lorakit.app.cli import COMMANDS
 from lorakit.app.commands import quickstart
 from lorakit.app.report.page import verdict
-from lorakit.recipe import known_keys, make_recipe, read_recipe
+from lorakit.recipe import RECIPES, known_keys, make_recipe, read_recipe, recipe_file
 from lorakit.training.run_files import read_run
 from tests.app.conftest import Cli
 from tests.runs import Sections, changed, sections, weights
 
-RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.toml"))
 FAST = ("model.dtype=fp32", "train.epochs=1", "train.batch_size=12", "train.lr=0.02")
 # by run: the ending of its data, and the keys of an answer
 RUNS: dict[str, tuple[str, list[str]]] = {
@@ -254,10 +253,23 @@ def test_help_names_every_command_and_each_has_its_own(cli: Cli) -> None:
     assert lorakit.__version__ in cli("--version").out
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
-def test_recipe_of_the_repository_parses(recipe: Path) -> None:
-    resolved = read_recipe(recipe)
-    assert make_recipe(resolved.model_dump()) == resolved
+def test_recipes_that_ship_are_used_by_their_names(cli: Cli, hub_out_of_reach: None) -> None:
+    listed = json.loads(cli("recipe", "list", "--json").out)
+    assert {"sst2-bert", "conll-t5"} <= listed.keys()
+    for name in listed:
+        resolved = read_recipe(RECIPES / f"{name}.toml")
+        assert make_recipe(resolved.model_dump()) == resolved
+        assert cli("recipe", "show", name).out == (RECIPES / f"{name}.toml").read_text()
+    assert max(map(len, cli("recipe", "list").out.splitlines())) <= 80
+    assert cli("recipe", "copy", "sst2-bert").code == 0
+    assert Path("sst2-bert.toml").read_text() == (RECIPES / "sst2-bert.toml").read_text()
+    assert "sst2-bert.toml exists already" in cli("recipe", "copy", "sst2-bert").err
+    for verb in (["train", "--dry-run"], ["check"], ["inspect"]):  # each as far as its data or its model
+        code, _, err = cli(verb[0], "sst2-bert", "model.base=./none", "data.train=none.csv", *verb[1:])
+        assert code in (2, 3) and "none" in err
+    assert json.loads(cli("sweep", "sst2-bert", "lora.r=2,4", "--dry-run", "--json").out)
+    Path("sst2-bert").mkdir()  # one's own file or folder goes first
+    assert recipe_file("sst2-bert") is None
 
 
 def test_known_keys_are_those_of_a_resolved_recipe() -> None:

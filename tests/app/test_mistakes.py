@@ -126,6 +126,9 @@ MISTAKES = (
     knob("task.class_weights={good=-1}", "task.class_weights = -1", "greater than 0"),
     # recipes
     mistake("train recipe.toml", "recipe.toml", "does not exist", "'recipes.toml'", **{"recipes.toml": RECIPE}),
+    mistake("train sst2-brt", "'sst2-brt' is neither a file nor a recipe; did you mean 'sst2-bert'"),
+    mistake("train recipes/sst2-bert.toml", "does not exist; did you mean 'sst2-bert'"),
+    mistake("recipe show sst2-brt", "'sst2-brt' does not ship with lorakit; did you mean 'sst2-bert'"),
     recipe("hexadecimal digits", f"[train]\nseed = 0x{'f' * 5000}\n", "r.toml: train.seed: a whole number"),
     recipe("5,000 digits", f"[train]\nseed = {'9' * 5000}\n", "r.toml: not TOML: line 9: a number of too many"),
     recipe("alpha of 400 digits", f"[lora]\nalpha = {'9' * 400}\n", "lora.alpha: a whole number beyond 64 bits"),

@@ -21,7 +21,11 @@ from lorakit.recipe import known_keys
 from tests.app.conftest import Cli
 
 # Verbs without --json, and why.
-PLAIN = {"completion": "its output is a script", "predict": "its answers are JSON in any case"}
+PLAIN = {
+    "completion": "its output is a script",
+    "predict": "its answers are JSON in any case",
+    "recipe": "its list takes it",
+}
 # Verbs that write somewhere by themselves; combine and predict do with --out alone.
 WRITE = {"card", "export", "import", "merge", "push", "quickstart", "report", "serve", "sweep", "train"}
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -94,6 +98,7 @@ def test_verbs_options_and_keys_are_completed() -> None:
     assert "--resume" in complete("train", "a.toml", "--r")
     assert complete("train", "a.toml", "lora.r=4", "lora.ran") == ["lora.rank_pattern="]
     assert complete("sweep", "a.toml", "train.sched") == ["train.schedule="]
+    assert complete("train", "sst2") == ["sst2-bert", "sst2-bert-tuned"]
 
 
 def test_values_are_completed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
-from lorakit.errors import ConfigError, OutputError
+from lorakit.errors import ConfigError, OutputError, did_you_mean
 
 if TYPE_CHECKING:
     from lorakit.data.example import Columns
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
 
 
 def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
-    """The recipe in a file, or one made from DATA and the options."""
-    from lorakit.recipe import make_recipe, read_recipe
+    """The recipe in a file, one that ships with the package, or one made from DATA and the options."""
+    from lorakit.recipe import make_recipe, read_recipe, recipe_file, recipe_names
 
-    if what.endswith(".toml"):
+    if path := recipe_file(what):
         flags = [f"--{name}" for name, value in options.items() if value is not None]
         if flags:
             raise ConfigError(f"{flags[0]} goes with DATA; with a recipe use section.key=value")
-        recipe = read_recipe(Path(what), changes)
-        return recipe if recipe.output.dir else _named(recipe, Path(what).stem)
+        recipe = read_recipe(path, changes)
+        return recipe if recipe.output.dir else _named(recipe, path.stem)
     if options["model"] is None:
-        raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm; recipes end in .toml")
+        if re.fullmatch(r"[\w-]+", what) and not Path(what).exists():
+            raise ConfigError(f"{what!r} is neither a file nor a recipe; {did_you_mean(what, recipe_names())}")
+        raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm")
     raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
     raw["data"].update({"text": options["text"], "label": _split_commas(options["label"])})
     if options["task"]:
@@ -97,8 +100,6 @@ class TaskType(click.ParamType[str]):
     name = "task"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from lorakit.errors import did_you_mean
-
         names = _tasks()
         if value not in names:
             self.fail(f"{value!r} is not a task; {did_you_mean(value, names)}", param, ctx)
@@ -131,6 +132,16 @@ class Change(click.types.StringParamType):
         if not incomplete and before[-1] in recipe_keys():  # nothing after the =, which click removes
             return [CompletionItem(value) for value in _values(before[-1])]
         return [CompletionItem(f"{known}=") for known in recipe_keys() if known.startswith(incomplete)]
+
+
+class Source(click.types.StringParamType):
+    """A recipe's name, or a file."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from lorakit.recipe import recipe_names
+
+        names = [CompletionItem(name) for name in recipe_names() if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
 
 
 def _values(key: str) -> tuple[str, ...]:
@@ -173,4 +184,4 @@ def folder_to_write(out: Path, dry_run: bool) -> Iterator[Path]:
 def check_free(out: Path) -> None:
     """Raise an OutputError if a command would overwrite something."""
     if os.path.lexists(out):
-        raise OutputError(f"--out {out} exists already; choose another folder")
+        raise OutputError(f"--out {out} exists already; choose another name")

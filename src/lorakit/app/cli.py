@@ -31,10 +31,11 @@ COMMANDS = {
     "predict": "Answer TEXTs, or the texts in a file, one JSON line each, in order.",
     "push": "Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.",
     "quickstart": "Train on the bundled data, score, and answer new sentences; both demo systems unless one is named.",
+    "recipe": "List, show or copy the recipes that ship with lorakit.",
     "report": "Write the report of RUN from its folder alone, one HTML file; for several RUNs, a page that compares them.",
     "serve": "Answer over HTTP with the adapters of RUNs, or of FOLDERs of them, all over one base model.",
     "sweep": "Train RECIPE with many settings, and show which are best.",
-    "train": "Train as RECIPE.toml says, or on DATA with --model.",
+    "train": "Train as RECIPE says, or on DATA with --model.",
 }
 CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import Change, TaskType, recipe_of
+from lorakit.app.arguments import Change, Source, TaskType, recipe_of
 
 
 @click.command()
-@click.argument("what", metavar="DATA|RECIPE")
+@click.argument("what", type=Source(), metavar="DATA|RECIPE")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Count lengths in this base model's tokens; unset: the recipe's model, or words.")
 @click.option("--task", type=TaskType(), help="Task for DATA; unset: detected from the file.")
@@ -24,7 +24,9 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
     Counts, balance, lengths, duplicates, conflicting labels, overlap of the parts, rare labels; with --run suspected
     label errors too. The last line is the verdict.
     """
-    whole = not what.endswith(".toml")
+    from lorakit.recipe import recipe_file
+
+    whole = recipe_file(what) is None
     if whole and run is not None:
         from lorakit.app.checking import recipe_of_run
 

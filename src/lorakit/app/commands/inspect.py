@@ -39,12 +39,12 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
     """
     if kernels == (what is not None):
         raise click.UsageError("name a model, a run, an adapter or a recipe, or pass --kernels")
+    from lorakit.recipe import read_recipe, recipe_file
+
     if what is None:
         output = inspect_kernels()
-    elif what.endswith(".toml"):
-        from lorakit.recipe import read_recipe
-
-        output = inspect_recipe(read_recipe(Path(what), changes))
+    elif recipe := recipe_file(what):
+        output = inspect_recipe(read_recipe(recipe, changes))
     else:
         path = Path(what)
         if (path / "adapter").is_dir() or (path / "lorakit.json").is_file() or (path / "scores.json").is_file():

@@ -86,14 +86,15 @@ def sweep(
     sweep.csv, sweep.png and sweep.svg.
 
     \b
-    lorakit sweep recipes/sst2-bert.toml train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2
-    lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 lora.r=4..32 --optuna --trials 20
-    lorakit sweep recipes/sst2-bert.toml train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
-    lorakit sweep recipes/sst2-bert.toml --lr-probe
+    lorakit sweep sst2-bert train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2
+    lorakit sweep sst2-bert train.lr=1e-5..1e-2 lora.r=4..32 --optuna --trials 20
+    lorakit sweep sst2-bert train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
+    lorakit sweep sst2-bert --lr-probe
     """
     from lorakit.app.sweep.plan import Options, make_plan, show_plan
+    from lorakit.recipe import recipe_file
 
-    options = Options(recipe, words, **values)
+    options = Options(recipe_file(str(recipe)) or recipe, words, **values)
     if lr_probe and dry_run:
         raise click.UsageError("--lr-probe and --dry-run: use one of them")
     if dry_run:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from lorakit.app.arguments import Change, TaskType, recipe_of
+from lorakit.app.arguments import Change, Source, TaskType, recipe_of
 from lorakit.app.printing import echo
 from lorakit.errors import Interrupted, RankError
 
@@ -20,7 +20,7 @@ SHUTDOWN_S = 60  # from a signal until the processes are killed; they need a ste
 
 
 @click.command()
-@click.argument("what")
+@click.argument("what", type=Source(), metavar="DATA|RECIPE")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
 @click.option(
@@ -49,11 +49,13 @@ def train(
     nproc: int,
     **options: str | None,
 ) -> None:
-    """Train as RECIPE.toml says, or on DATA with --model.
+    """Train as RECIPE says, or on DATA with --model.
+
+    RECIPE is a TOML file, or the name of one that ships with lorakit (`lorakit recipe list`).
 
     \b
-    lorakit train recipes/sst2-bert.toml train.lr=1e-3
     lorakit train reviews.csv --model minilm
+    lorakit train sst2-bert train.lr=1e-3
     """
     recipe = recipe_of(what, changes, options)
     if nproc > 1 and "LOCAL_RANK" not in os.environ:  # set by torchrun for the processes it starts
