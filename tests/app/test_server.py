@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorakit.app.server import process, routes
-from lorakit.app.server.answers import ERRORS, prediction, tensors
+from lorakit.app.server.answers import ERRORS, JSON_BYTES, prediction, tensors
 from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
 from lorakit.app.server.routes import OPEN, Limits, Service, find_all
@@ -178,7 +178,7 @@ FORMS: list[tuple[dict[str, Any], list[dict[str, Any]], dict[str, list[Any]]]] =
     (
         {"labels": ["a"], "probabilities": {"a": 0.9, "b": 0.2}},
         [{"score": 0.9, "label": "a"}, {"score": 0.2, "label": "b"}],
-        {"label": ["a"] * 2, "score": [0.9] * 2, "probabilities": [0.9, 0.2] * 2},
+        {"label": ["a"] * 2, "score": [0.9] * 2, "labels": ['["a"]'] * 2, "probabilities": [0.9, 0.2] * 2},
     ),
     ({"label": "a", "score": 0.5}, [{"score": 0.5, "label": "a"}], {"label": ["a"] * 2, "score": [0.5] * 2}),
     ({"value": 2.5}, [{"score": 2.5, "label": "value"}], {"value": [2.5] * 2}),
@@ -392,6 +392,11 @@ async def longest_hold(root: Path, bodies: Mapping[str, bytes]) -> dict[str, flo
     def ask_all(running: Running) -> None:
         nonlocal name
         until(lambda: running.server.started, "a server")
+        name = "empty strings in a binary tensor"
+        begin = b'{"inputs": [' + TENSOR[:-11] + b', "parameters": {"binary_data_size": 1900000}}]}'
+        assert (
+            running.ask("/v2/models/mood/infer", begin + bytes(1_900_000), {JSON_BYTES: str(len(begin))}).status == 413
+        )
         for path in ("/predict", "/v2/models/mood/infer"):
             for kind, body in bodies.items():
                 name = f"{kind} to {path}"
@@ -442,7 +447,7 @@ BODIES = st.one_of(
         },
     ).map(lambda value: json.dumps(value).encode()),
 )
-PATHS = st.sampled_from(["/predict", "/", "/v2/models/mood/infer", "/v2/models/x/infer"])
+PATHS = st.sampled_from(["/predict", "/", "/models/mood", "/v2/models/mood/infer", "/v2/models/x/infer"])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

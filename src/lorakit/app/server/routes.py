@@ -1,4 +1,4 @@
-"""Answers over HTTP: text-embeddings-inference's /predict, KServe's inference protocol v2, metrics, and a page."""
+"""Answers over HTTP: text-embeddings-inference's /predict, the hub's API, KServe's protocol v2, metrics, and a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,20 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 import lorakit
-from lorakit.app.server.answers import ERRORS, Infer, Predict, Problem, Text, prediction, problem, read_json, tensors
+from lorakit.app.server.answers import (
+    ERRORS,
+    JSON_BYTES,
+    Infer,
+    Predict,
+    Problem,
+    Text,
+    infer_response,
+    outputs,
+    problem,
+    read_json,
+    read_tensors,
+    tensors,
+)
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
@@ -41,6 +54,7 @@ HEALTH = ("/health", "/ping", "/v2/health/live", "/v2/health/ready")
 OPEN = {("GET", path) for path in ("/", *HEALTH)}  # all routes without a token
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a Host header names them
 MORE_VALUES = 1_000  # of a body, in addition to its texts
+VERSION = "1"  # of every model, for clients of KServe, which name one
 log = logging.getLogger("uvicorn.error")
 
 
@@ -177,28 +191,54 @@ class Service:
 
     async def predict(self, request: Request, body: Predict) -> Any:
         """Labels with scores, or entities, for a text, a pair, or a batch of them."""
-        answers = await self.answers(request, body.adapter or self.default, body.texts(), truncate=body.truncate)
-        content = await _written(answers, lambda answer: prediction(answer, body.raw_scores))
-        return Response(f"[{content}]" if body.is_batch else content, media_type="application/json")
+        return await self._predicted(request, body, body.adapter or self.default)
+
+    async def predict_by(self, request: Request, model: str, body: Predict) -> Any:
+        """The same by the adapter that the path names, for clients of the hub's inference API, which know a URL alone."""
+        return await self._predicted(request, body, model)
+
+    async def _predicted(self, request: Request, body: Predict, name: str) -> Response:
+        answers = await self.answers(request, name, body.texts(), truncate=body.truncate)
+
+        def write() -> str:
+            forms = [json.dumps(body.content(answer), ensure_ascii=False, allow_nan=False) for answer in answers]
+            return f"[{','.join(forms)}]" if body.is_batch else forms[0]
+
+        # in a thread: a long text has thousands of entities, whose encoding would block the event loop for a second
+        return Response(await asyncio.to_thread(write), media_type="application/json")
 
     async def infer(self, request: Request, model: str, body: Infer) -> Any:
         """KServe's inference: tensors of texts to tensors of answers."""
         answers = await self.answers(request, model, body.texts(), truncate=True)
-        named = {"model_name": model, "model_version": "1"} | ({} if body.id is None else {"id": body.id})
-        content = await _written([answers], lambda answers: {**named, "outputs": tensors(answers)})
-        return Response(content, media_type="application/json")
+        facts = {"model_name": model, "model_version": VERSION} | ({} if body.id is None else {"id": body.id})
+        content, headers = await asyncio.to_thread(lambda: infer_response(facts, tensors(answers), body))
+        return Response(content, headers=headers)
 
     async def model(self, model: str) -> Any:
         """What KServe calls a model's metadata."""
         side = (await self.resident_named(model)).side
         names = ["text"] if side.columns.pair is None else ["text", "pair"]
         inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
-        return {"name": model, "versions": ["1"], "platform": "lorakit", "inputs": inputs, "outputs": _outputs(side)}
+        return {"name": model, "versions": [VERSION], "platform": "lorakit", "inputs": inputs, "outputs": outputs(side)}
 
     async def model_ready(self, model: str) -> Any:
         """Whether an adapter can answer; loads it."""
         await self.resident_named(model)
         return {"name": model, "ready": True}
+
+    async def index(self) -> Any:
+        """KServe's list of models; one that could not be loaded is unavailable."""
+        refused = {name: self.refused.get(f"adapter {name!r}", "") for name in self.pool.folders}
+        state = {True: "UNAVAILABLE", False: "READY"}
+        return [
+            {
+                "name": name,
+                "version": VERSION,
+                "state": state[bool(reason)],
+                "reason": reason and "see the server's log",
+            }
+            for name, reason in refused.items()
+        ]
 
     async def adapters(self) -> Any:
         """The adapters served, with facts about those in memory."""
@@ -290,29 +330,10 @@ class Service:
             await self.reload()
 
 
-async def _written(answers: Sequence[Any], form: Callable[[Any], Any]) -> str:
-    """The JSON of each answer in a form, joined by commas, in a thread: a long text has thousands of entities, whose encoding
-    would block the event loop for a second.
-    """
-
-    def write() -> str:
-        return ",".join(json.dumps(form(answer), ensure_ascii=False, allow_nan=False) for answer in answers)
-
-    return await asyncio.to_thread(write)
-
-
 async def _left(request: Request) -> None:
     """Return when the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _outputs(side: Any) -> list[dict[str, Any]]:
-    if "entities" in side.task.info.answer_columns:
-        return [{"name": "entities", "datatype": "BYTES", "shape": [-1]}]
-    if "value" in side.task.info.answer_columns:
-        return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
-    return [{"name": "label", "datatype": "BYTES", "shape": [-1]}, {"name": "score", "datatype": "FP64", "shape": [-1]}]
 
 
 def find_all(roots: Iterable[Path]) -> dict[str, Path]:
@@ -354,10 +375,13 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     app.add_exception_handler(HTTPException, _http_error)
     for path in ("/predict", "/"):
         app.add_api_route(path, service.predict, methods=["POST"], response_model=None)
-    app.add_api_route("/v2/models/{model}/infer", service.infer, methods=["POST"], response_model=None)
-    got = {
-        "/v2/models/{model}": service.model,
-        "/v2/models/{model}/ready": service.model_ready,
+    app.add_api_route("/models/{model}", service.predict_by, methods=["POST"], response_model=None)
+    app.add_api_route("/v2/repository/index", service.index, methods=["POST"], response_model=None)
+    got: dict[str, Any] = {}
+    for model in ("/v2/models/{model}", f"/v2/models/{{model}}/versions/{VERSION}"):
+        app.add_api_route(f"{model}/infer", service.infer, methods=["POST"], response_model=None)
+        got |= {model: service.model, f"{model}/ready": service.model_ready}
+    got |= {
         "/adapters": service.adapters,
         "/info": service.info,
         "/metrics": service.metrics_page,
@@ -381,29 +405,40 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
 
 
 def _json_route(most_values: int) -> type[APIRoute]:
-    """Routes whose bodies are JSON with at most `most_values` values."""
+    """Routes whose bodies are JSON with at most `most_values` values, and perhaps KServe's binary tensors behind it."""
 
     class JsonRequest(Request):
         async def json(self) -> Any:
-            return read_json(await self.body(), most_values)
+            json_bytes = self.headers.get(JSON_BYTES)
+            if json_bytes is None:
+                return read_json(await self.body(), most_values)
+            return read_tensors(await self.body(), json_bytes, most_values)
 
     class JsonRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             answer = super().get_route_handler()
+            kinds = {"application/json"}
+            if self.path.startswith("/v2/"):
+                kinds |= {"", "application/octet-stream"}  # as Triton's clients write
 
             async def handle(request: Request) -> Response:
                 kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-                request = JsonRequest(request.scope, request.receive)
-                if request.method == "POST" and kind != "application/json":
+                # other kinds a page of another origin could have a browser send, without asking us first
+                if kind not in kinds or (kind != "application/json" and "origin" in request.headers):
                     raise HTTPException(415, "Content-Type: application/json is needed")
+                request.scope["headers"] = [
+                    *((name, value) for name, value in request.scope["headers"] if name != b"content-type"),
+                    (b"content-type", b"application/json"),  # which FastAPI asks for
+                ]
+                request = JsonRequest(request.scope, request.receive)
                 try:
-                    if request.method == "POST" and not await request.body():
+                    if not await request.body():
                         raise HTTPException(400, "the body is empty")
                 except ClientDisconnect as err:
                     raise HTTPException(499, "the client has gone") from err
                 return await answer(request)
 
-            return handle
+            return handle if self.body_field else answer
 
     return JsonRoute
 
@@ -415,7 +450,7 @@ async def _healthy() -> Any:
 
 async def _about() -> Any:
     """KServe's metadata of a server."""
-    return {"name": "lorakit", "version": lorakit.__version__, "extensions": []}
+    return {"name": "lorakit", "version": lorakit.__version__, "extensions": ["binary_tensor_data"]}
 
 
 def _page(html: str) -> Any:
