@@ -75,19 +75,6 @@ class LoraConfig:
         if self.init_lora_weights not in inits and not PISSA_NITER.fullmatch(self.init_lora_weights):
             hint = did_you_mean(self.init_lora_weights, inits)
             raise ConfigError(f"init_lora_weights = {self.init_lora_weights!r} is not known; {hint}")
-        self._check_update()
-        rows = self.trainable_token_indices
-        for indices in rows.values() if isinstance(rows, Mapping) else (rows,):
-            if len(set(indices)) < len(indices) or not all(type(i) is int and i >= 0 for i in indices):
-                raise ConfigError(f"trainable_token_indices = {list(indices)}: must be different whole numbers from 0")
-        if not self.target_modules and not self.modules_to_save and not rows:
-            raise ConfigError("target_modules is empty: name at least one module, or use 'all-linear'")
-
-    def scaling(self, alpha: float, r: int) -> float:
-        """The scaling s of s B A for a layer with this alpha and rank."""
-        return SCALINGS["rslora" if self.use_rslora else "standard"](alpha, r)
-
-    def _check_update(self) -> None:
         if self.update not in UPDATE_NAMES:
             raise ConfigError(f"update = {self.update!r} is not known; {did_you_mean(self.update, UPDATE_NAMES)}")
         if self.use_dora and self.update not in ("lora", "dora"):
@@ -103,3 +90,13 @@ class LoraConfig:
                     raise ConfigError(f"target_modules: {name!r}: update = {self.update!r} takes whole layers only")
         if self.bias not in BIASES:
             raise ConfigError(f"bias = {self.bias!r} is not known; {did_you_mean(self.bias, BIASES)}")
+        rows = self.trainable_token_indices
+        for indices in rows.values() if isinstance(rows, Mapping) else (rows,):
+            if len(set(indices)) < len(indices) or not all(type(i) is int and i >= 0 for i in indices):
+                raise ConfigError(f"trainable_token_indices = {list(indices)}: must be different whole numbers from 0")
+        if not self.target_modules and not self.modules_to_save and not rows:
+            raise ConfigError("target_modules is empty: name at least one module, or use 'all-linear'")
+
+    def scaling(self, alpha: float, r: int) -> float:
+        """The scaling s of s B A for a layer with this alpha and rank."""
+        return SCALINGS["rslora" if self.use_rslora else "standard"](alpha, r)

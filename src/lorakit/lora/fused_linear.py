@@ -133,24 +133,19 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, updates: Sequ
 
     Shapes: x (examples, ..., d_in); weight (d_out, d_in), bias (d_out,), in the dtype of x; A (r, d_in), B (d_out, r) in fp32.
     """
-    groups = _grouped(updates, math.prod(x.shape[1:-1]))
-    factors = chain.from_iterable((update.A, update.B) for update in updates if update.A is not None)
-    # reshaped here, since a view created inside cannot be changed in place afterwards
-    y: Tensor = AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), (weight, bias), groups, *factors)
-    return y.view(*x.shape[:-1], -1)
-
-
-def _grouped(updates: Sequence[Update], width: int) -> list[Group]:
-    """Group consecutive updates that one product can compute; `width` is the number of rows per example."""
+    width = math.prod(x.shape[1:-1])  # rows of an example
     groups: list[Group] = []
     start, before = 0, Update(0)
     for update in updates:
         rows = update.n * width
-        if update.A is not None:
+        if update.A is not None:  # consecutive updates that are alike are computed by one product
             alike = before.A is not None and before.A.shape == update.A.shape and before.scaling == update.scaling
             if alike and before.n == update.n:
                 groups[-1] = groups[-1]._replace(updates=groups[-1].updates + 1)
             else:
                 groups.append(Group(start, 1, rows, update.scaling))
         start, before = start + rows, update
-    return groups
+    factors = chain.from_iterable((update.A, update.B) for update in updates if update.A is not None)
+    # reshaped here, since a view created inside cannot be changed in place afterwards
+    y: Tensor = AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), (weight, bias), groups, *factors)
+    return y.view(*x.shape[:-1], -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
@@ -29,7 +29,7 @@ from lorakit.lora.targets import (
     trainable_row_modules,
     walk,
 )
-from lorakit.lora.updates import UPDATES, LoRA
+from lorakit.lora.updates import UPDATES
 from lorakit.lora.weight_layouts import matrix_shape
 
 Put = TypeVar("Put", bound=nn.Module)
@@ -79,17 +79,6 @@ def add_adapter(
     return insert_adapter(model, config, name, seed, factors)
 
 
-def _check_names(model: nn.Module, paths: Set[str]) -> None:
-    """A trained module must have one name in the model, since peft's file format stores each module under one name."""
-    names: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        first = names.setdefault(module, name)
-        if first != name and not paths.isdisjoint((name, first)):
-            raise ConfigError(
-                f"{first} is also {name}, and an adapter file stores each module under one name: exclude it, or copy it"
-            )
-
-
 def insert_adapter(
     model: nn.Module,
     config: LoraConfig,
@@ -104,15 +93,40 @@ def insert_adapter(
     check_new_name(model, name)
     check_unmerged(model)
     targets = select_targets(model, config)
-    _check_factors(model, config, targets, factors)
+    layers = adaptable_layers(model)
+    for target in targets:
+        if target.path in factors:
+            d_out, d_in = matrix_shape(layers[target.path])
+            shapes = tuple(tuple(factor.shape) for factor in factors[target.path])
+            if shapes != ((target.r, d_in), (d_out, target.r)):
+                raise ConfigError(f"factors: those of {target.path} have shapes {shapes}; its rank is {target.r}")
+        elif config.init_lora_weights in DATA_INIT_NAMES:
+            raise ConfigError(
+                f"init_lora_weights = {config.init_lora_weights!r} is computed from data: "
+                f"pass the factors of start_from_data to add_adapter; there are none for {target.path}"
+            )
     saved = saved_modules(model, config.modules_to_save)
-    _check_savable(model, saved)
+    for path in saved:
+        module = model.get_submodule(path)
+        if not isinstance(module, SavedModule) and hosts(module):
+            raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
+        if any(is_quantized(inner) for inner in module.modules()):
+            raise ConfigError(
+                f"modules_to_save: {path} is quantised, so it cannot be trained; name it in quantize's skip"
+            )
     rows = trainable_row_modules(model, config)
     paths = frozenset(target.path for target in targets)
     biases = biased_modules(model, config, paths, saved)
     if both := [path for path in rows if path in paths or path in saved]:
         raise ConfigError(f"trainable_token_indices: {both[0]} is already adapted or saved as a whole")
-    _check_names(model, {*paths, *saved, *biases, *rows})
+    trained, names = {*paths, *saved, *biases, *rows}, dict[nn.Module, str]()
+    for path, module in model.named_modules(remove_duplicate=False):
+        first = names.setdefault(module, path)
+        if first != path and not trained.isdisjoint((path, first)):
+            raise ConfigError(
+                f"{first} is also {path}, and an adapter file stores each module under one name: exclude it, or copy it"
+            )
+    # nothing is refused from here on, but a layer that serves another adapter differently
     routing = routing_of(model) or Routing()
     model.requires_grad_(False)
     for path in saved:
@@ -121,14 +135,23 @@ def insert_adapter(
         hosted(model, path, BiasHost, routing).add(name)
     for path, indices in rows.items():
         tied = tied_to(model, path)
-        trained = TrainedRows(plain(model.get_submodule(path)).weight, indices)
+        own_rows = TrainedRows(plain(model.get_submodule(path)).weight, indices)
         for place in tied:  # all modules that share the embedding's weight share the trained rows
-            hosted(model, place, RowsHost, routing).adapters[name] = trained
+            hosted(model, place, RowsHost, routing).adapters[name] = own_rows
     for target in targets:
         kind = LAYERS.get(type(model.get_submodule(target.path)), Layer)
         layer = hosted(model, target.path, kind, routing)
-        start = factors.get(target.path) or _initial(layer, target, config, seed)
-        layer.adapters[name] = _update(layer, target, config, start).train(model.training).to(layer.weight.device)
+        scaling, start = config.scaling(target.alpha, target.r), factors.get(target.path)
+        if start is None:
+            init = find_init(config.init_lora_weights)
+            assert init is not None, "checked by LoraConfig and above"
+            start = init(layer.matrix().cpu(), target.r, scaling, named_generator(seed, target.path))
+        update = UPDATES[config.update](start, scaling, config.lora_dropout, layer)
+        if target.parts:  # of q, k and v in one projection
+            third = len(layer.matrix()) // 3
+            update.keep_rows(torch.cat([torch.arange(third) + third * "qkv".index(part) for part in target.parts]))
+        update.train_biases(layer, config.lora_bias, config.bias != "none")
+        layer.adapters[name] = update.train(model.training).to(layer.weight.device)
     set_fast_paths(model)
     set_adapter(model, name)
     return targets
@@ -158,51 +181,6 @@ def check_new_name(model: nn.Module, name: str) -> None:
         raise ConfigError(f"adapter name {name!r} is an attribute of every torch module; choose another")
     if name in adapter_names(model):
         raise ConfigError(f"adapter {name!r} exists already; delete it first or choose another name")
-
-
-def _check_savable(model: nn.Module, paths: Iterable[str]) -> None:
-    for path in paths:
-        module = model.get_submodule(path)
-        if not isinstance(module, SavedModule) and hosts(module):
-            raise ConfigError(f"modules_to_save: {path} holds LoRA layers of another adapter")
-        if any(is_quantized(inner) for inner in module.modules()):
-            raise ConfigError(
-                f"modules_to_save: {path} is quantised, so it cannot be trained; name it in quantize's skip"
-            )
-
-
-def _check_factors(
-    model: nn.Module, config: LoraConfig, targets: Iterable[Target], factors: Mapping[str, Factors]
-) -> None:
-    layers = adaptable_layers(model)
-    for target in targets:
-        if target.path in factors:
-            d_out, d_in = matrix_shape(layers[target.path])
-            shapes = tuple(tuple(factor.shape) for factor in factors[target.path])
-            if shapes != ((target.r, d_in), (d_out, target.r)):
-                raise ConfigError(f"factors: those of {target.path} have shapes {shapes}; its rank is {target.r}")
-        elif config.init_lora_weights in DATA_INIT_NAMES:
-            raise ConfigError(
-                f"init_lora_weights = {config.init_lora_weights!r} is computed from data: "
-                f"pass the factors of start_from_data to add_adapter; there are none for {target.path}"
-            )
-
-
-def _initial(layer: Layer, target: Target, config: LoraConfig, seed: int) -> Factors:
-    init = find_init(config.init_lora_weights)
-    assert init is not None, "checked by LoraConfig and _check_factors"
-    return init(
-        layer.matrix().cpu(), target.r, config.scaling(target.alpha, target.r), named_generator(seed, target.path)
-    )
-
-
-def _update(layer: Layer, target: Target, config: LoraConfig, start: Factors) -> LoRA:
-    update = UPDATES[config.update](start, config.scaling(target.alpha, target.r), config.lora_dropout, layer)
-    if target.parts:  # of q, k and v in one projection
-        third = len(layer.matrix()) // 3
-        update.keep_rows(torch.cat([torch.arange(third) + third * "qkv".index(part) for part in target.parts]))
-    update.train_biases(layer, config.lora_bias, config.bias != "none")
-    return update
 
 
 def hosted(model: nn.Module, path: str, kind: type[Host], routing: Routing) -> Host:

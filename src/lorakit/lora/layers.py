@@ -103,23 +103,20 @@ class Layer(AdapterHost):
         self.geometry = geometry
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.fused and not self.merged and (updates := self._plain_updates(len(x))):
-            # an optimisation: equal up to rounding, with fewer passes over x and y
-            return adapted_linear(x, self.weight, self.base.bias, updates)
-        return super().forward(x, *args, **kwargs)
-
-    def _plain_updates(self, n: int) -> list[Update] | None:
-        """The update of each segment of n examples; None if there is no update, or one that is not plain s B A x."""
+        if not self.fused or self.merged:
+            return super().forward(x, *args, **kwargs)
         updates = []
-        for adapter, size in self.routing.sized(n):
+        for adapter, size in self.routing.sized(len(x)):
             if adapter is BASE or adapter not in self.adapters:
                 updates.append(Update(size))
-                continue
-            update = self.lora(adapter)
-            if not update.is_plain():
-                return None
-            updates.append(Update(size, *update.factors(), update.scaling))
-        return updates if any(update.A is not None for update in updates) else None
+            elif (update := self.lora(adapter)).is_plain():
+                updates.append(Update(size, *update.factors(), update.scaling))
+            else:
+                return super().forward(x, *args, **kwargs)
+        if all(update.A is None for update in updates):
+            return super().forward(x, *args, **kwargs)
+        # an optimisation: equal up to rounding, with fewer passes over x and y
+        return adapted_linear(x, self.weight, self.base.bias, updates)
 
     def lora(self, adapter: str) -> LoRA:
         """The update that `adapter` adds here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,62 +83,47 @@ HARMLESS = {
 INNOCENT_INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "kaiming")
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 1e300)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_flag(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
-
-
-def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(kind, value))
-
-
-def _by_name(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or (isinstance(value, dict) and all(map(kind, value.values())))
-
-
-def _any_of(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or any(kind(value) for kind in kinds)
-
-
-FLAG = "true or false", _is_flag
-NAMES = "a string or a list of strings", _any_of(_is_text, _list_of(_is_text))
-# What we read, and what it must be; null stands for the default where peft takes it.
-TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "alpha_pattern": ("an object of numbers", _by_name(_is_number)),
-    "base_model_name_or_path": ("a string", _any_of(_is_text)),
-    "bias": ("a string", _is_text),
+# What we read: what it must be in words, and as kinds for `_fits`; null stands for the default where peft takes it.
+FLAG: tuple[str, Any] = ("true or false", (bool, None))
+NAMES: tuple[str, Any] = ("a string or a list of strings", (str, [str], None))
+TYPES: Mapping[str, tuple[str, Any]] = {
+    "alpha_pattern": ("an object of numbers", ({"": float}, None)),
+    "base_model_name_or_path": ("a string", (str, None)),
+    "bias": ("a string", str),
     "ensure_weight_tying": FLAG,
     "exclude_modules": NAMES,
-    "init_lora_weights": ("true, false or a string", _any_of(_is_text, _is_flag)),
+    "init_lora_weights": ("true, false or a string", (str, bool, None)),
     "layers_pattern": NAMES,
-    "layers_to_transform": ("a whole number or a list of them", _any_of(_is_whole, _list_of(_is_whole))),
-    "lora_alpha": ("a number", _is_number),
+    "layers_to_transform": ("a whole number or a list of them", (int, [int], None)),
+    "lora_alpha": ("a number", float),
     "lora_bias": FLAG,
-    "lora_dropout": ("a number", _is_number),
-    "modules_to_save": ("a list of strings", _any_of(_list_of(_is_text))),
-    "r": ("a whole number", _is_whole),
-    "rank_pattern": ("an object of whole numbers", _by_name(_is_whole)),
-    "revision": ("a string", _any_of(_is_text)),
+    "lora_dropout": ("a number", float),
+    "modules_to_save": ("a list of strings", ([str], None)),
+    "r": ("a whole number", int),
+    "rank_pattern": ("an object of whole numbers", ({"": int}, None)),
+    "revision": ("a string", (str, None)),
     "target_modules": NAMES,
-    "task_type": ("a string", _any_of(_is_text)),
+    "task_type": ("a string", (str, None)),
     "trainable_token_indices": (
         "a list of whole numbers, or an object of such lists",
-        _any_of(_list_of(_is_whole), _by_name(_list_of(_is_whole))),
+        ([int], {"": [int]}, None),
     ),
     "use_dora": FLAG,
     "use_rslora": FLAG,
 }
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a kind: a type, None, a list [kind], an object {"": kind}, or one of (kind, kind)."""
+    if isinstance(kind, tuple):
+        return any(_fits(value, one) for one in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(item, kind[0]) for item in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_fits(item, kind[""]) for item in value.values())
+    if kind is float:
+        return type(value) is float or (type(value) is int and abs(value) < 1e300)
+    return value is None if kind is None else type(value) is kind
 
 
 class BaseInfo(NamedTuple):
@@ -175,6 +160,14 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
         targets = sorted({entry.partition(":")[0] for entry in config.target_modules})
     ranks, alphas = _patterns(model, config, dict(updates), rank_factor, alpha_factor)
     excluded = config.exclude_modules if isinstance(config.exclude_modules, str) else sorted(config.exclude_modules)
+    if isinstance(config.trainable_token_indices, Mapping):
+        # by the names that were given or, of tied embeddings, by the name that peft acts on
+        paths = trainable_row_modules(model, config)
+        is_matched = all(any(has_suffix(path, name) for path in paths) for name in config.trainable_token_indices)
+        by_name = config.trainable_token_indices if is_matched else paths
+        rows: Any = {name: list(indices) for name, indices in by_name.items()}
+    else:
+        rows = list(config.trainable_token_indices)
     return {
         **DEFAULTS,
         "alpha_pattern": alphas,
@@ -198,7 +191,7 @@ def peft_config(model: nn.Module, config: LoraConfig, base: BaseInfo, name: str)
         "revision": base.revision,
         "target_modules": targets,
         "task_type": base.task_type,
-        "trainable_token_indices": _listed(model, config) or None,
+        "trainable_token_indices": rows or None,
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
@@ -238,16 +231,6 @@ def _patterns(
     return {places[p]: r for p, (r, _) in actual.items()}, {places[p]: s * r**power for p, (r, s) in actual.items()}
 
 
-def _listed(model: nn.Module, config: LoraConfig) -> Any:
-    """The rows to train, by the names that were given or, of tied embeddings, by the name that peft acts on."""
-    rows = config.trainable_token_indices
-    if not isinstance(rows, Mapping):
-        return list(rows)
-    paths = trainable_row_modules(model, config)
-    is_matched = all(any(has_suffix(path, name) for path in paths) for name in rows)
-    return {name: list(indices) for name, indices in (rows if is_matched else paths).items()}
-
-
 def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
     """The settings of a saved adapter, ours or peft's.
 
@@ -257,14 +240,21 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
         AdapterError: the file is missing, is not a JSON object, or asks for something that cannot be done faithfully.
     """
     path = folder / CONFIG_FILE
-    raw = _read_json(path)
+    try:
+        raw = read_object(path, MAX_BYTES)
+    except FileNotFoundError as err:
+        raise AdapterError(f"{folder} is not an adapter folder: it has no {path.name}") from err
+    except OSError as err:
+        raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
+    except ValueError as err:
+        raise AdapterError(f"{path}: {err}") from err
     if raw.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type is {short(raw.get('peft_type'))}; only 'LORA' can be read")
     newer = _version(raw.get("peft_version")) > _version(PEFT_VERSION)
     for key, value in raw.items():
         if key in TYPES:
-            words, fits = TYPES[key]
-            if not fits(value):
+            words, kind = TYPES[key]
+            if not _fits(value, kind):
                 raise AdapterError(f"{path}: {key} = {short(value)} is not {words}")
         elif key in DEFAULTS or newer:
             is_off = (
@@ -310,17 +300,6 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
     except ConfigError as err:
         raise AdapterError(f"{path}: {err}") from err
     return config, BaseInfo(raw.get("base_model_name_or_path"), raw.get("revision"), raw.get("task_type"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path, MAX_BYTES)
-    except FileNotFoundError as err:
-        raise AdapterError(f"{path.parent} is not an adapter folder: it has no {path.name}") from err
-    except OSError as err:
-        raise AdapterError(f"{path}: cannot be read: {err.strerror}") from err
-    except ValueError as err:
-        raise AdapterError(f"{path}: {err}") from err
 
 
 def _version(text: Any) -> tuple[int, ...]:

@@ -146,7 +146,11 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
         shapes = _expected_shapes(model, config)
         main, _ = embeddings_in_place_of(model)
         idle = {key for key in header if main and key.startswith(f"{PREFIX}{main}.lora_")}
-        of_base = {key for key in header.keys() - shapes.keys() if _shape_in_base(model, key) == header[key].shape}
+        of_base = {
+            key
+            for key in header.keys() - shapes.keys()
+            if (own := _in_base(model, key)) is not None and tuple(own.shape) == header[key].shape
+        }
         if idle or of_base:
             _check_header(path, {key: header[key] for key in header.keys() - idle - of_base}, shapes)
             tensors = _read_tensors(path)
@@ -200,6 +204,7 @@ def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: S
     its `classifier` takes DistilBERT's `pre_classifier` along.
     """
     paths = [path for path, _ in walk(model)]
+    adapted = {path for path in paths for A in ("lora_A.weight", "lora_embedding_A") if f"{PREFIX}{path}.{A}" in keys}
     heads = HEADS.get(base.task_type or "", ())
     saved = [name for name in config.modules_to_save if any(has_suffix(path, name) for path in paths)]
     saved += [
@@ -209,11 +214,7 @@ def _as_peft_means(model: nn.Module, config: LoraConfig, base: BaseInfo, keys: S
         and not any(has_suffix(path, name) for name in saved)
         and any(key.startswith(f"{PREFIX}{path}.") and ".lora_" not in key for key in keys)
     ]
-
-    def is_adapted(path: str) -> bool:
-        return any(f"{PREFIX}{path}.{key}" in keys for key in ("lora_A.weight", "lora_embedding_A"))
-
-    return without_idle_entries(model, dataclasses.replace(config, modules_to_save=tuple(saved)), is_adapted)
+    return without_idle_entries(model, dataclasses.replace(config, modules_to_save=tuple(saved)), adapted)
 
 
 def _path(key: str) -> str:
@@ -229,11 +230,6 @@ def _in_base(model: nn.Module, key: str) -> Tensor | None:
         return None
     tensor: Tensor | None = module._parameters.get(parameter) if key.startswith(PREFIX) else None
     return tensor
-
-
-def _shape_in_base(model: nn.Module, key: str) -> tuple[int, ...] | None:
-    tensor = _in_base(model, key)
-    return None if tensor is None else tuple(tensor.shape)
 
 
 def _is_copy(model: nn.Module, key: str, stored: Tensor) -> bool:

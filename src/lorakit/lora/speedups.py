@@ -57,13 +57,8 @@ def read_first_row(model: Any) -> bool:
     if family is None or getattr(model.config, "classifier_pooling", "cls") != "cls":
         return False
     places = [module for path, module in model.named_modules() if path.endswith(family.after_attention)]
-    places[-1].register_forward_pre_hook(_first_row)
+    places[-1].register_forward_pre_hook(lambda _, inputs: tuple(rows[:, :1] for rows in inputs))  # to (B, 1, d)
     return True
-
-
-def _first_row(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Shapes: (B, T, d) to (B, 1, d)."""
-    return tuple(rows[:, :1] for rows in inputs)
 
 
 # The blocks below the lowest adapter: computed once per text, looked up in later epochs.

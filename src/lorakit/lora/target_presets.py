@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ConfigError
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
@@ -66,21 +66,16 @@ def with_presets(model: nn.Module, config: LoraConfig) -> LoraConfig:
     Raises:
         ConfigError: a preset is named and the model's family is not in the table, or the model has no configuration.
     """
-    return dataclasses.replace(
-        config,
-        target_modules=_names("target_modules", model, config.target_modules),
-        exclude_modules=_names("exclude_modules", model, config.exclude_modules),
-    )
-
-
-def _names(key: str, model: nn.Module, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    if not isinstance(names, str) or names not in PRESET_NAMES:
-        return names
     family = str(getattr(getattr(model, "config", None), "model_type", ""))
-    if family not in PRESETS:
-        who = f"the family {family!r}" if family else f"{type(model).__name__}, which has no config.model_type,"
-        raise ConfigError(
-            f"{key} = {names!r} is not known for {who}; write '{ALL_LINEAR}' or a list of names "
-            f"such as ['query', 'value']; families with presets: {', '.join(PRESETS)}"
-        )
-    return PRESETS[family][names]
+    for key in ("target_modules", "exclude_modules"):
+        preset = getattr(config, key)
+        if isinstance(preset, str) and preset in PRESET_NAMES:
+            if family not in PRESETS:
+                who = f"the family {family!r}" if family else f"{type(model).__name__}, which has no config.model_type,"
+                raise ConfigError(
+                    f"{key} = {preset!r} is not known for {who}; write '{ALL_LINEAR}' or a list of names "
+                    f"such as ['query', 'value']; families with presets: {', '.join(PRESETS)}"
+                )
+            changes: dict[str, Any] = {key: PRESETS[family][preset]}
+            config = dataclasses.replace(config, **changes)
+    return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -18,7 +18,7 @@ from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, geometry_of, matrix_
 
 OUT_PROJ = ".base.out_proj"  # the output projection of an nn.MultiheadAttention, adapted together with it
 INTERLEAVED = ("query_key_value",)  # GPT-NeoX and BLOOM mix q, k and v head by head
-HEADS = ("classifier", "score", "qa_outputs", "lm_head", "embed_out")  # never targets of all-linear
+HEADS = frozenset({"classifier", "score", "qa_outputs", "lm_head", "embed_out"})  # never targets of all-linear
 
 
 class Target(NamedTuple):
@@ -138,8 +138,13 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     layers, candidates = adaptable_layers(model), _candidates(model, config)
     if config.target_modules == ALL_LINEAR:
         linear = linear_layers(model)
-        heads = _head_paths(model, linear)
-        matched = {path: ALL_LINEAR for path in candidates if path in linear and path not in heads}
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        heads = {path for path in linear if not HEADS.isdisjoint((path.split(".")[0], path.split(".")[-1]))}
+        matched = {
+            path: ALL_LINEAR
+            for path in candidates
+            if path in linear and path not in heads and linear[path] is not output
+        }
     else:
         matched = _match("target_modules", config.target_modules, candidates)
     main, called = embeddings_in_place_of(model)
@@ -151,10 +156,24 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         excluded = _match("exclude_modules", config.exclude_modules, candidates)
         matched = {path: by for path, by in matched.items() if path not in excluded}
     if config.layers_to_transform is not None:
-        matched = _only_layers(matched, config.layers_to_transform)
+        blocks = sorted({i for i in map(_layer_index, matched) if i is not None})
+        for index in config.layers_to_transform:
+            if index not in blocks:
+                span = f"{blocks[0]} to {blocks[-1]}" if blocks else "none"
+                raise ConfigError(f"layers_to_transform: no targeted layer lies in block {index}; blocks: {span}")
+        matched = {path: by for path, by in matched.items() if _layer_index(path) in config.layers_to_transform}
     if config.target_modules and not matched:
         raise ConfigError(f"target_modules = {config.target_modules!r}: no layer is left after the other settings")
-    targets = _with_patterns(matched, config, layers)
+    adapted = {path: layers[path] for path in matched}
+    ranks = _by_pattern("rank_pattern", config.rank_pattern, adapted)
+    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, adapted)
+    targets: list[Target] = []
+    for path, by in matched.items():
+        r, alpha = int(ranks.get(path, config.r)), float(alphas.get(path, config.lora_alpha))
+        parts = "" if isinstance(config.target_modules, str) else _fused_parts(path, by, layers[path])
+        targets.append(Target(path, by, r, alpha, parts))
+        if isinstance(layers[path], nn.MultiheadAttention):
+            targets.append(Target(path + OUT_PROJ, by, r, alpha))
     if config.target_modules == ALL_LINEAR:  # not those too small for r, unless a pattern has given them another rank
         large = [t for t in targets if t.r != config.r or t.r <= min(matrix_shape(layers[t.path]))]
         return large or targets
@@ -177,20 +196,20 @@ def _candidates(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     return {p: m for p, m in layers.items() if not any(p == s or p.startswith(s + ".") for s in saved)}
 
 
-def without_idle_entries(model: nn.Module, config: LoraConfig, adapted: Callable[[str], bool]) -> LoraConfig:
+def without_idle_entries(model: nn.Module, config: LoraConfig, adapted: Set[str]) -> LoraConfig:
     """The settings of a file without entries that have no effect in this model, which peft allows and we do not.
 
-    `adapted` tells whether the file has an update for a path; a target that matches no such layer is dropped too.
+    `adapted` are the paths for which the file has an update; a target that matches no such layer is dropped too.
     """
     config = with_presets(model, config)
     candidates = _candidates(model, config)
     main, _ = embeddings_in_place_of(model)
     targets, excluded, layers = config.target_modules, config.exclude_modules, config.layers_to_transform
-    if targets == ALL_LINEAR or (isinstance(targets, str) and main and adapted(main)):
+    if targets == ALL_LINEAR or (isinstance(targets, str) and main in adapted):
         paths = linear_layers(model) if targets == ALL_LINEAR else _matching("target_modules", targets, candidates)
-        targets = tuple(path for path in paths if adapted(path) and path != main) or targets
+        targets = tuple(path for path in paths if path in adapted and path != main) or targets
     elif not isinstance(targets, str):
-        used = [path for path in candidates if adapted(path) and path != main]
+        used = [path for path in candidates if path in adapted and path != main]
         targets = tuple(name for name in targets if any(has_suffix(path, name) for path in used)) or targets
     if isinstance(excluded, str):
         excluded = excluded if _matching("exclude_modules", excluded, candidates) else ()
@@ -273,41 +292,9 @@ def suffix_pattern(name: str) -> str:
     return rf"(?:.*\.)?(?:{name})"
 
 
-def _head_paths(model: nn.Module, linear: Mapping[str, nn.Module]) -> set[str]:
-    """Linear layers that belong to a head: a known head's name at the top, or the output embeddings."""
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    return {
-        path
-        for path, module in linear.items()
-        if path.split(".")[0] in HEADS or module is output or path.rpartition(".")[2] in HEADS
-    }
-
-
 def _layer_index(path: str) -> int | None:
     """The index of the block that the path lies in: its first number."""
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
-
-
-def _only_layers(matched: Mapping[str, str], layers: Sequence[int]) -> dict[str, str]:
-    there = sorted({i for i in map(_layer_index, matched) if i is not None})
-    for index in layers:
-        if index not in there:
-            span = f"{there[0]} to {there[-1]}" if there else "none"
-            raise ConfigError(f"layers_to_transform: no targeted layer lies in block {index}; blocks: {span}")
-    return {path: by for path, by in matched.items() if _layer_index(path) in layers}
-
-
-def _with_patterns(matched: Mapping[str, str], config: LoraConfig, layers: Mapping[str, nn.Module]) -> list[Target]:
-    adapted = {path: layers[path] for path in matched}
-    ranks = _by_pattern("rank_pattern", config.rank_pattern, adapted)
-    alphas = _by_pattern("alpha_pattern", config.alpha_pattern, adapted)
-    targets: list[Target] = []
-    for path, by in matched.items():
-        r, alpha = int(ranks.get(path, config.r)), float(alphas.get(path, config.lora_alpha))
-        inner = [path + OUT_PROJ] if isinstance(layers[path], nn.MultiheadAttention) else []
-        parts = _fused_parts(path, by, layers[path]) if not isinstance(config.target_modules, str) else ""
-        targets += [Target(place, by, r, alpha, "" if place in inner else parts) for place in (path, *inner)]
-    return targets
 
 
 def _fused_parts(path: str, entry: str, layer: nn.Module) -> str:

@@ -71,10 +71,6 @@ class LoRA(nn.Module):
         if self.start_B is not None:
             self.start_B = self.start_B[rows]
 
-    def _whole(self, B: Tensor) -> Tensor:
-        """B with zeros in the rows that were left out. Shapes: (d_out, r)."""
-        return B if self.rows is None else B.new_zeros(self.d_out, B.shape[1]).index_copy(0, self.rows, B)
-
     def train_biases(self, layer: Layer, lora_bias: bool, base_bias: bool) -> None:
         """Add trained biases, which do not change the layer's output yet. A layer without a bias gets no `base_bias`."""
         if lora_bias:
@@ -89,10 +85,13 @@ class LoRA(nn.Module):
         B A - B0 A0 is written as (B - B0) A + B0 (A - A0): exactly zero before the first step, and a small change of
         A or B is not lost in the difference of two large products, above all in bf16.
         """
-        if self.start_A is None or self.start_B is None:
-            return Factors(self.lora_A, self._whole(self.lora_B))
-        A = torch.cat([self.lora_A, self.lora_A - self.start_A])
-        return Factors(A, self._whole(torch.cat([self.lora_B - self.start_B, self.start_B], dim=1)))
+        A, B = self.lora_A, self.lora_B
+        if self.start_A is not None and self.start_B is not None:
+            A = torch.cat([A, A - self.start_A])
+            B = torch.cat([B - self.start_B, self.start_B], dim=1)
+        if self.rows is not None:  # zeros in the rows that were left out
+            B = B.new_zeros(self.d_out, B.shape[1]).index_copy(0, self.rows, B)
+        return Factors(A, B)
 
     def parts(self) -> dict[str, Tensor]:
         """All tensors that define the update, by role: A, B and others of the variant."""
