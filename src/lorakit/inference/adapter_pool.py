@@ -17,8 +17,8 @@ from lorakit.data.example import Example
 from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, shipped_folder
 from lorakit.inference.answer import as_input
-from lorakit.inference.shared_base import Resident, SharedModel, Stamp, stamp_of
-from lorakit.inference.side import SIDE_FILE
+from lorakit.inference.shared_base import Resident, SharedModel, Stamp, model_of, stamp_of
+from lorakit.inference.side import SIDE_FILE, read_facts
 from lorakit.lora.peft_files import WEIGHTS_FILE
 from lorakit.runtime.files import is_leftover
 
@@ -35,15 +35,16 @@ class Query(NamedTuple):
 
 
 class AdapterPool:
-    """Adapters of one kind of model over one frozen base; with the same answers as separate Predictors, many in one forward.
+    """Adapters over one frozen base; with the same answers as separate Predictors, many in one forward.
 
-    Ranks, targets, variants, heads and tasks may differ. A background thread loads them; if it takes more than
+    Ranks, targets, variants, heads and tasks may differ. Each kind of model (taggers, classifiers) has forwards of its own
+    over the same weights. A background thread loads them; if it takes more than
     `load_s` seconds for a folder (on a disk that hangs), it is abandoned and another thread continues. Adapters stay in
     memory up to `limit_bytes` together, plus those that a current batch needs; the least recently used is dropped
     first. Only one thread at a time may call `answer`.
 
     Raises:
-        AdapterError: an adapter's base model or kind differs from the first one's, or it is damaged or too large.
+        AdapterError: an adapter's base model differs from the first one's, or it is damaged or too large.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class AdapterPool:
         self.folders = dict(folders)
         self.limit_bytes, self.load_s = limit_bytes, load_s
         self.shared = SharedModel(shipped_folder(next(iter(folders.values()))))
+        self._models = {model_of(self.shared.side): self.shared}  # only the loader adds to it
         self._resident: dict[str, Resident] = {}  # by name, the least recently used first
         self._uses: Counter[str] = Counter()  # by key, in current batches
         self._refused: dict[str, Stamp] = {}  # by name, the last version that could not be loaded
@@ -153,7 +155,7 @@ class AdapterPool:
             stamp = stamp_of(folder)
             if before is not None and (before.folder, before.stamp) == (folder, stamp):
                 return before
-            resident = self.shared.build(folder)
+            resident = self._model(folder).build(folder)
             if resident.size > self.limit_bytes:
                 raise AdapterError(
                     f"{folder}: takes {resident.size:,} bytes in memory; the limit is {self.limit_bytes:,}"
@@ -164,13 +166,20 @@ class AdapterPool:
         with self._lock:
             if loader != self._loaders:
                 raise AdapterError(f"{folder}: not read within {self.load_s:g} s")
-            self.shared.add(resident)
+            resident.shared.add(resident)
             before = self._resident.pop(name, None)
             self._resident[name] = resident
             if before is not None:
                 self._drop_unused(before)
             self._make_room(name)
         return resident
+
+    def _model(self, folder: Path) -> SharedModel:
+        """The model that answers with an adapter of this kind, made if it is the first one."""
+        key = model_of(read_facts(folder))
+        if key not in self._models:
+            self._models[key] = SharedModel(folder, over=self.shared)
+        return self._models[key]
 
     def _check_name(self, name: str) -> None:
         if name not in self.folders:
@@ -188,13 +197,13 @@ class AdapterPool:
                 return
             if name != newest and not self._uses[resident.key]:
                 del self._resident[name]
-                self.shared.remove(resident)
+                resident.shared.remove(resident)
                 size -= resident.size
 
     def _drop_unused(self, resident: Resident) -> None:
         """Drop a version without a name, unless a batch uses it."""
         if not self._uses[resident.key] and resident not in self._resident.values():
-            self.shared.remove(resident)
+            resident.shared.remove(resident)
 
     @contextmanager
     def held(self, names: Iterable[str]) -> Iterator[dict[str, Resident]]:
@@ -227,9 +236,12 @@ class AdapterPool:
         answers: dict[int, dict[str, Any]] = {}
         for names in self._waves(places):
             with self.held(names) as residents:
-                own = [place for name in names for place in places[name]]
-                group = self.shared.answer([(residents[queries[i].adapter], queries[i].example) for i in own])
-                answers.update(zip(own, group, strict=True))
+                by_model: dict[SharedModel, list[int]] = {}
+                for name in names:
+                    by_model.setdefault(residents[name].shared, []).extend(places[name])
+                for model, own in by_model.items():
+                    group = model.answer([(residents[queries[i].adapter], queries[i].example) for i in own])
+                    answers.update(zip(own, group, strict=True))
         return [answers[place] for place in range(len(queries))]
 
     def is_cut(self, query: Query) -> bool:

@@ -53,6 +53,7 @@ class Resident(Adapter):
     """One version of an adapter; each has a new key, so that no batch mixes two versions."""
 
     key: str
+    shared: SharedModel  # that answers with it
     folder: Path
     stamp: Stamp
     side: Side
@@ -61,34 +62,37 @@ class Resident(Adapter):
 
 
 class SharedModel:
-    """The base model of an adapter's folder, at first without adapters.
+    """The base model of an adapter's folder, at first without adapters; `over` is one of another kind, whose weights it shares.
 
     An adapter is loaded into a *template*: a copy of the model's modules that shares the base's weights and holds one
     adapter, reused for all adapters with the same settings. Serving it then means an entry in a dict at each place.
     There are no locks: one thread may `build` while another answers, and `add` and `remove` may run during an answer
     without rows of that resident.
+
+    Raises:
+        AdapterError: the adapter's base is not that of `over`, or it is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, over: SharedModel | None = None) -> None:
         self.side = side = read_side(folder)
         _check_method(folder, side)
+        if over is not None:
+            over.check_base(folder, side)
         base = load_shipped(folder, side, with_adapter=False)
         info = side.task.info
-        self.fingerprint, self.tokenizer, self.kind = (
-            base.fingerprint,
-            base.tokenizer,
-            KINDS[info.model_kind].auto_class,
-        )
+        self.fingerprint, self.tokenizer = base.fingerprint, base.tokenizer
         self.device, dtype = pick_device(), DTYPES[side.dtype]
         cast_frozen_(base.model.requires_grad_(False), dtype)
         self.model: Any = base.model.to(self.device).eval()
+        if over is not None:
+            _share_weights_(self.model, over._plain)
         self._head, last = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)][-1]
         self._width = len(info.outputs(side.labels))
         if info.model_kind != "text2text" and last.out_features != self._width:
             raise ModelError(
                 f"{side.base.name}: its output layer was not recognised: {self._head} has {last.out_features} rows"
             )
-        self._plain = _copy(self.model)  # before it is changed
+        self._plain: nn.Module = _copy(self.model)  # before it is changed
         self._templates: dict[tuple[int, bool, str], nn.Module] = {}  # the most recently used last
         self._keys = (f"version-{number}" for number in count(1))
         self.routing = Routing()
@@ -114,7 +118,12 @@ class SharedModel:
 
     def _build(self, folder: Path, stamp: Stamp) -> Resident:
         side = read_side(folder)
-        self._check(folder, side)
+        _check_method(folder, side)
+        if model_of(side) != model_of(self.side):
+            raise AdapterError(
+                f"{folder}: needs {' with pooling '.join(model_of(side))}, which it did not a moment ago"
+            )
+        self.check_base(folder, side)
         layers, outputs, template = (
             task_layers(side.task, side.labels),
             self._outputs(side),
@@ -131,6 +140,7 @@ class SharedModel:
                 module.fix(host)
         return Resident(
             key=next(self._keys),
+            shared=self,
             folder=folder,
             stamp=stamp,
             side=side,
@@ -148,15 +158,13 @@ class SharedModel:
             self._width if info.model_kind == "text2text" else len(info.outputs(side.labels))
         )  # text-to-text models have one head
 
-    def _check(self, folder: Path, side: Side) -> None:
-        _check_method(folder, side)
-        if (kind := KINDS[side.task.info.model_kind].auto_class) != self.kind:
-            raise AdapterError(f"{folder}: {side.task.name} needs {kind}; the others share {self.kind}")
+    def check_base(self, folder: Path, side: Side) -> None:
+        """Raise an AdapterError unless an adapter's base has these weights, read and quantised as here."""
         if differences := side.base.fingerprint.differences(self.fingerprint):
             raise AdapterError(
                 f"{folder}: trained on another base model ({side.base.name}) than that of the others: {'; '.join(differences)}"
             )
-        for name in ("dtype", "quantize", "pooling"):
+        for name in ("dtype", "quantize"):
             if getattr(side, name) != getattr(self.side, name):
                 raise AdapterError(
                     f"{folder}: trained over a base with {name} = {getattr(side, name)!r}; "
@@ -234,6 +242,26 @@ def stamp_of(folder: Path) -> Stamp:
             continue
         stamp.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return tuple(stamp)
+
+
+def model_of(side: Side) -> tuple[str, str]:
+    """What an adapter's model is beside its base: adapters for which this is equal share a forward."""
+    return KINDS[side.task.info.model_kind].auto_class, side.pooling
+
+
+def _share_weights_(model: Any, other: Any) -> None:
+    """Replace every tensor of a model's body by the one of another's at the same place, where they are equal."""
+    model, other = model.base_model, other.base_model  # without the heads
+    shared = {
+        **dict(other.named_parameters(remove_duplicate=False)),
+        **dict(other.named_buffers(remove_duplicate=False)),
+    }
+    for path, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                same = shared.get(f"{path}.{name}" if path else name)
+                if tensor is not None and same is not None and tensor.shape == same.shape and torch.equal(tensor, same):
+                    own[name] = same
 
 
 def _check_method(folder: Path, side: Side) -> None:
