@@ -184,6 +184,13 @@ BAD_SETTINGS = {
     "dropout 1": ({"lora_dropout": 1.0}, r"lora_dropout = 1\.0: must be at least 0 and below 1"),
     "dropout negative": ({"lora_dropout": -0.1}, r"lora_dropout = -0\.1"),
     "init": ({"init_lora_weights": "pisa"}, "init_lora_weights = 'pisa' is not known; did you mean 'pissa'"),
+    "number as text": ({"lora_alpha": "16"}, "^lora_alpha = '16': must be a number"),
+    "one module as text": (
+        {"modules_to_save": "classifier"},
+        r"^modules_to_save = 'classifier': must be a tuple of nam",
+    ),
+    "peft's true": ({"init_lora_weights": True}, "^init_lora_weights = True: must be a string"),
+    "one layer": ({"layers_to_transform": 3}, "^layers_to_transform = 3: must be a tuple of whole numbers"),
     "no targets": ({"target_modules": ()}, "target_modules is empty: name at least one module, or use 'all-linear'"),
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from lorakit.errors import ConfigError, did_you_mean
+from lorakit.errors import ConfigError, did_you_mean, short
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "lora_only", "all")
@@ -32,9 +33,43 @@ def rslora_scaling(alpha: float, r: int) -> float:
 SCALINGS: Mapping[str, Callable[[float, int], float]] = {"standard": standard_scaling, "rslora": rslora_scaling}
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str) and all(type(v) is kind for v in values)
+
+
+def _are_rows(rows: Any) -> bool:
+    return all(_are(int, own) for own in rows.values()) if isinstance(rows, Mapping) else _are(int, rows)
+
+
+# What the fields take that are not checked by their values alone.
+KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "lora_alpha": ("a number", _is_number),
+    "lora_dropout": ("a number", _is_number),
+    "target_modules": ("a string, or a tuple of names", lambda v: isinstance(v, str) or _are(str, v)),
+    "exclude_modules": ("a string, or a tuple of names", lambda v: isinstance(v, str) or _are(str, v)),
+    "modules_to_save": ("a tuple of names, for example ('classifier',)", lambda v: _are(str, v)),
+    "layers_to_transform": ("a tuple of whole numbers, or None", lambda v: v is None or _are(int, v)),
+    "trainable_token_indices": ("a tuple of whole numbers, or a dict of them by module", _are_rows),
+    "rank_pattern": ("a dict of ranks by name", lambda v: isinstance(v, Mapping)),
+    "alpha_pattern": (
+        "a dict of numbers by name",
+        lambda v: isinstance(v, Mapping) and all(map(_is_number, v.values())),
+    ),
+    **dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), ("True or False", lambda v: isinstance(v, bool))),
+    **dict.fromkeys(("bias", "init_lora_weights", "update"), ("a string", lambda v: isinstance(v, str))),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """The settings of one LoRA adapter (Hu et al. 2021, arXiv:2106.09685), named as peft names them.
+
+    >>> LoraConfig(r=4, lora_alpha=16, target_modules=("query", "value"), modules_to_save=("classifier",)).scaling(16, 4)
+    4.0
 
     Raises:
         ConfigError: a value is out of range, or `init_lora_weights` names no known initialisation.
@@ -60,6 +95,9 @@ class LoraConfig:
     update: str = "lora"  # a key of UPDATES
 
     def __post_init__(self) -> None:
+        for key, (kind, fits) in KINDS.items():
+            if not fits(value := getattr(self, key)):
+                raise ConfigError(f"{key} = {short(value)}: must be {kind}")
         for key, r in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())):
             if isinstance(r, bool) or not isinstance(r, int) or r < 1:
                 raise ConfigError(f"{key} = {r!r}: a rank is a whole number from 1")
