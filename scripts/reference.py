@@ -1,4 +1,5 @@
-"""Write docs/reference/ from what the program says of itself: `--help`, the recipe's model, the docstrings.
+"""Write docs/reference/ from what the program says of itself (`--help`, the recipe's model, the docstrings), and the recipe's
+keys as types for editors.
 
 python scripts/reference.py          write the pages
 python scripts/reference.py --check  end with 1 where one of them is out of date
@@ -12,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -20,21 +21,21 @@ from pydantic import BaseModel
 import lorakit
 import lorakit.lora
 from lorakit import recipe
+from lorakit.app.api import SHORTCUTS
 from lorakit.app.cli import commands
 from lorakit.inference.predictor import Predictor
 from lorakit.training.results import Result
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "docs" / "reference"
 MADE = "<!-- Made by scripts/reference.py. Do not edit. -->"
 WIDTH = 96  # of --help, whatever the terminal
 
 
 def pages() -> dict[str, str]:
-    """Each page by its file's name."""
-    return {
-        name: f"{text}\n{MADE}\n" for name, text in (("cli.md", cli()), ("recipe.md", keys()), ("python.md", python()))
-    }
+    """Each file by its path in the repository."""
+    texts = {"cli": cli(), "recipe": keys(), "python": python()}
+    made = {f"docs/reference/{name}.md": f"{text}\n{MADE}\n" for name, text in texts.items()}
+    return {**made, "src/lorakit/app/recipe_types.py": types()}
 
 
 # The command line
@@ -134,6 +135,55 @@ def comments(path: Path) -> dict[tuple[str, str], str]:
     return found
 
 
+def types() -> str:
+    """The module in which each section is a TypedDict, and the shortcuts of `lorakit.train` are one."""
+    remarks = comments(Path(recipe.__file__))
+    sections: dict[str, Any] = {name: field.annotation for name, field in recipe.Recipe.model_fields.items()}
+    lines = [
+        '"""The sections of a recipe as types, for editors and type checkers. Made by scripts/reference.py. Do not edit."""'
+    ]
+    lines += ["", "from __future__ import annotations", "", "from collections.abc import Mapping, Sequence"]
+    lines += ["from pathlib import Path", "from typing import Literal, Required, TypedDict"]
+    for name, kind in sections.items():
+        lines += ["", "", f"class {name.title()}Keys(TypedDict, total=False):", f'    """{first_sentence(kind)}"""', ""]
+        for key, field in kind.model_fields.items():
+            of_field = typed(field.annotation)
+            lines.append(f"    {key}: {f'Required[{of_field}]' if field.is_required() else of_field}")
+            if remark := remarks.get((kind.__name__, key)):
+                lines.append(f'    """{remark}"""')
+    lines += ["", "", "class Shortcuts(TypedDict, total=False):"]
+    lines += ['    """Arguments of `lorakit.train` that stand for one key of a section."""', ""]
+    for name, key in SHORTCUTS.items():
+        section, _, inner = key.partition(".")
+        of_field = typed(sections[section].model_fields[inner].annotation)
+        lines += [
+            f"    {name}: {of_field.replace('str', 'str | Path') if name == 'folder' else of_field}",
+            f'    """{key}"""',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def first_sentence(kind: type) -> str:
+    """Of a docstring."""
+    return inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]
+
+
+def typed(annotation: Any) -> str:
+    """What a key takes, as an annotation: bounds are left out, and a list is any sequence."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return typed(arguments[0])
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, arguments))}]".replace("'", '"')
+    if origin is tuple:
+        return f"Sequence[{typed(arguments[0])}]"
+    if origin is dict:
+        return f"Mapping[{', '.join(map(typed, arguments))}]"
+    if arguments:
+        return " | ".join(dict.fromkeys(map(typed, arguments)))
+    return "None" if annotation is type(None) else annotation.__name__
+
+
 # Python
 
 
@@ -216,7 +266,16 @@ class Named:
 def documented(docstring: str | None) -> list[str]:
     """A docstring as Markdown: what is indented below a word with a colon becomes a list."""
     lines: list[str] = []
+    is_code = False
     for line in inspect.cleandoc(docstring or "").splitlines():
+        if line.startswith(">>> ") and not is_code:
+            lines.append("```pycon")
+        elif is_code and not line:
+            lines.append("```")
+        is_code = line.startswith(">>> ") or (is_code and bool(line))
+        if is_code:
+            lines.append(line)
+            continue
         text = re.sub(r"([*<])", r"\\\1", line) if "`" not in line else line
         if re.fullmatch(r"(Raises|Attributes|Returns|Args):", line):
             lines += [f"**{line[:-1]}**", ""]
@@ -225,19 +284,18 @@ def documented(docstring: str | None) -> list[str]:
             lines.append(f"- `{name}`: {rest}")
         else:
             lines.append(text.strip() if lines and lines[-1].startswith("- `") else text)
-    return lines
+    return [*lines, "```"] if is_code else lines
 
 
 def main() -> int:
     """Write the pages, or say which are out of date."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     made = pages()
     if "--check" in sys.argv:
-        old = [name for name, text in made.items() if (FOLDER / name).read_text(encoding="utf-8") != text]
-        print("\n".join(f"docs/reference/{name} is out of date: python scripts/reference.py" for name in old), end="")
+        old = [name for name, text in made.items() if (ROOT / name).read_text(encoding="utf-8") != text]
+        print("\n".join(f"{name} is out of date: python scripts/reference.py" for name in old), end="")
         return int(bool(old))
     for name, text in made.items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        (ROOT / name).write_text(text, encoding="utf-8")
     return 0
 
 

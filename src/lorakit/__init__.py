@@ -1,12 +1,13 @@
 """Lorakit: LoRA fine-tuning from scratch, from a file of labelled text to an honest score and an adapter that ships.
 
-run = lorakit.train(model={"base": "minilm"}, data={"train": "reviews.csv"}, output={"dir": "runs/reviews"})
-lorakit.load("runs/reviews").predict(["What a film!"])
+result = lorakit.train(model="minilm", data="reviews.csv", folder="runs/reviews")
+lorakit.load("runs/reviews").predict("What a film!")
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorakit.app.api import train as train
@@ -14,12 +15,30 @@ if TYPE_CHECKING:
     from lorakit.app.estimators import TextClassifier as TextClassifier
     from lorakit.app.estimators import TextRegressor as TextRegressor
     from lorakit.data.read import register_reader as register_reader
+    from lorakit.errors import LorakitError as LorakitError
+    from lorakit.inference.predictor import Predictor as Predictor
     from lorakit.inference.predictor import load as load
     from lorakit.task_info import register_task as register_task
+    from lorakit.training.results import Result as Result
 
 __version__ = "0.1.0"
+PLACES = {  # of the public names: each is imported when it is first used, so that `import lorakit.lora` needs no more than torch
+    "EntityRecognizer": "lorakit.app.estimators",
+    "LorakitError": "lorakit.errors",
+    "Predictor": "lorakit.inference.predictor",
+    "Result": "lorakit.training.results",
+    "TextClassifier": "lorakit.app.estimators",
+    "TextRegressor": "lorakit.app.estimators",
+    "load": "lorakit.inference.predictor",
+    "register_reader": "lorakit.data.read",
+    "register_task": "lorakit.task_info",
+    "train": "lorakit.app.api",
+}
 __all__ = [
     "EntityRecognizer",
+    "LorakitError",
+    "Predictor",
+    "Result",
     "TextClassifier",
     "TextRegressor",
     "__version__",
@@ -30,26 +49,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import functions and estimators on first use: `import lorakit.lora` needs only torch and safetensors."""
-    if name == "train":
-        from lorakit.app.api import train
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
-        return train
-    if name == "load":
-        from lorakit.inference.predictor import load
 
-        return load
-    if name == "register_reader":
-        from lorakit.data.read import register_reader
+if not TYPE_CHECKING:  # which would take any name for one of ours
 
-        return register_reader
-    if name == "register_task":
-        from lorakit.task_info import register_task
-
-        return register_task
-    if name in __all__:
-        from lorakit.app import estimators
-
-        return getattr(estimators, name)
-    raise AttributeError(f"module 'lorakit' has no attribute {name!r}")
+    def __getattr__(name):
+        if name not in PLACES:
+            raise AttributeError(f"module 'lorakit' has no attribute {name!r}")
+        return getattr(import_module(PLACES[name]), name)

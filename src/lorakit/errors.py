@@ -18,7 +18,14 @@ EXIT_CODES = {
 
 
 class LorakitError(Exception):
-    """A mistake outside this package's code: what is wrong with which value, where, and what to do."""
+    """A mistake outside this package's code: what is wrong with which value, where, and what to do.
+
+    >>> try:
+    ...     lorakit.train(model="minilm", data="nowhere.csv")
+    ... except lorakit.LorakitError as err:
+    ...     print(err)
+    nowhere.csv: no such file...
+    """
 
     exit_code = 2
 

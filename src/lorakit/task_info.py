@@ -150,6 +150,21 @@ TASKS: dict[str, TaskInfo] = {
 def register_task(info: TaskInfo) -> None:
     """Let a task from outside of this package be one of those that recipes name.
 
+    CONTRIBUTING.md shows a whole task: its facts, as here, and its class.
+
+    >>> from lorakit.task_info import TaskInfo
+    >>> lorakit.register_task(
+    ...     TaskInfo(
+    ...         name="median_regression",
+    ...         made_by="my_package.median:MedianRegression.make",
+    ...         model_kind="regression",
+    ...         wants="number",
+    ...         metrics=("mae",),
+    ...         answer_columns=("value",),
+    ...         outputs=lambda labels: ("value",),
+    ...     )
+    ... )
+
     Raises:
         ConfigError: another one has its name.
     """

@@ -19,9 +19,7 @@ from sklearn.utils import estimator_checks
 
 import lorakit
 from lorakit.app.estimators import (
-    COLORS,
     EntityRecognizer,
-    EntityView,
     LoraEstimator,
     TextClassifier,
     TextRegressor,
@@ -29,6 +27,7 @@ from lorakit.app.estimators import (
 )
 from lorakit.data.read import read
 from lorakit.errors import ConfigError, DataError, OutputError
+from lorakit.inference.notebook import COLORS, EntityView
 from lorakit.recipe import read_recipe
 from tests.runs import PEOPLE, PLACES, WORDS, reviews
 

@@ -7,19 +7,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from lorakit.app.arguments import with_task
 from lorakit.app.card import write_card
-from lorakit.app.console import digits
+from lorakit.app.console import Screen, digits
+from lorakit.app.recipe_types import DataKeys, LoraKeys, ModelKeys, OutputKeys, Shortcuts, TaskKeys, TrainKeys
 from lorakit.app.report.figures import write_figures
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.app.trackers import Trackers, check_trackers
-from lorakit.errors import ConfigError, LorakitError, NumericsError
-from lorakit.recipe import Recipe, make_recipe
+from lorakit.errors import ConfigError, LorakitError, NumericsError, did_you_mean
+from lorakit.recipe import Recipe, known_keys
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Evaluated, Event, Note, Report, Started, Step, ignore
@@ -32,15 +34,97 @@ from lorakit.training.results import Result
 from lorakit.training.run import Run, fit_all
 from lorakit.training.run_folder import run_folder
 
+SHORTCUTS = {  # of `train`, and of the estimators: the recipe's key that each argument sets
+    "r": "lora.r",
+    "alpha": "lora.alpha",
+    "target_modules": "lora.target_modules",
+    "epochs": "train.epochs",
+    "lr": "train.lr",
+    "batch_size": "train.batch_size",
+    "seed": "train.seed",
+    "validation_share": "data.validation_share",
+    "folder": "output.dir",
+}
 
-def train(*, report: Report = ignore, resume: str | None = None, **sections: Mapping[str, Any]) -> Result:
-    """Train as the sections of a recipe say (`model={"base": ...}, data={"train": ...}, ...`).
+
+def train(
+    *,
+    model: str | Path | ModelKeys,
+    data: str | Path | DataKeys,
+    task: str | TaskKeys | None = None,
+    lora: LoraKeys | None = None,
+    train: TrainKeys | None = None,
+    output: OutputKeys | None = None,
+    resume: str | None = None,
+    verbose: bool | None = None,
+    report: Report | None = None,
+    **shortcuts: Unpack[Shortcuts],
+) -> Result:
+    """Train on a file of examples, and write a run folder.
+
+    `model`, `data` and `task` are a base model, a training file and a task's name (unset: detected from the file), or those
+    sections of a recipe; `lora`, `train` and `output` are sections. `lr` and the other shortcuts stand for the keys of the
+    same name in a section, `folder` for `output.dir`. Progress and notes go to stderr if it is a terminal or a notebook:
+    `verbose` turns them on or off, `report` takes the same events.
+
+    >>> result = lorakit.train(model="minilm", data="reviews.csv", epochs=1, folder="runs/first")
+    >>> result = lorakit.train(
+    ...     model={"base": "minilm", "dropout": 0.0},
+    ...     data={"train": "reviews.csv", "label": "label"},
+    ...     lora={"use_dora": True},
+    ...     train={"epochs": 1, "schedule": "cosine"},
+    ...     lr=1e-3,
+    ...     folder="runs/second",
+    ... )
+    >>> result.predict("What a film!")["label"] in ("negative", "positive")
+    True
 
     Raises:
         LorakitError: the run is not possible or failed; nothing is left half written. Interrupted after a signal:
             the run can be resumed.
     """
-    return train_recipe(make_recipe(sections), report=report, resume=resume)
+    given = {"model": model, "data": data, "task": task, "lora": lora, "train": train, "output": output}
+    recipe = with_task(_sections(given, shortcuts), where="train()")
+    with closing(Screen()) as screen:
+        shows = report is None and screen.console.is_terminal if verbose is None else verbose
+
+        def each(event: Event) -> None:
+            if shows:
+                screen(event)
+            if report is not None:
+                report(event)
+
+        return train_recipe(recipe, report=each, resume=resume)
+
+
+def _sections(given: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of a recipe that the arguments of `train` stand for.
+
+    Raises:
+        ConfigError: there is no argument of a name, or a key is set twice.
+    """
+    words = {"model": "base", "data": "train", "task": "name"}  # the key that a string stands for
+    sections = dict[str, Any]()
+    for name, value in given.items():
+        if isinstance(value, (str, Path)) and name in words:
+            sections[name] = {words[name]: str(value)}
+        elif value is not None:
+            sections[name] = dict(value) if isinstance(value, Mapping) else value
+    for name, value in shortcuts.items():
+        if name not in SHORTCUTS:
+            keys = [key.split(".") for key in known_keys()]
+            ways = [f"{section}={{{key!r}: {value!r}}}" for section, key in keys if key == name]
+            hint = f"write {' or '.join(ways)}" if ways else did_you_mean(name, [*given, *SHORTCUTS])
+            raise ConfigError(f"train() has no argument {name!r}; {hint}")
+        section, key = SHORTCUTS[name].split(".")
+        table = sections.setdefault(section, {})
+        if isinstance(table, dict):
+            if key in table:
+                raise ConfigError(
+                    f"train(): {name}={value!r} and {section}={{{key!r}: {table[key]!r}}}: set one of them"
+                )
+            table[key] = str(value) if isinstance(value, Path) else value
+    return sections
 
 
 def train_recipe(recipe: Recipe, *, report: Report = ignore, resume: str | None = None) -> Result:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
     """The recipe in a file, one that ships with the package, or one made from DATA and the options."""
-    from lorakit.recipe import make_recipe, read_recipe, recipe_file, recipe_names
+    from lorakit.recipe import read_recipe, recipe_file, recipe_names
 
     if path := recipe_file(what):
         flags = [f"--{name}" for name, value in options.items() if value is not None]
@@ -40,11 +40,22 @@ def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None])
     raw["data"].update({"text": options["text"], "label": _split_commas(options["label"])})
     if options["task"]:
         raw["task"] = {"name": options["task"]}
-    elif not any(word.startswith("task.name=") for word in changes):
-        others = [word for word in changes if not word.startswith("task.")]  # which may be keys of the guessed task
-        data = make_recipe(raw, others, where="command line").data
-        raw["task"] = {"name": _guess_task(data, options["model"])}
-    return make_recipe(raw, changes, where="command line")
+    return with_task(raw, changes, where="command line")
+
+
+def with_task(raw: dict[str, dict[str, Any]], changes: Sequence[str] = (), *, where: str) -> Recipe:
+    """The recipe of these sections and changes; a task that is not named is detected from the training data."""
+    from lorakit.recipe import make_recipe
+
+    task = raw.get("task", {})
+    if isinstance(task, dict):
+        if "name" in task:
+            raw = {**raw, "task": {**task, "name": _tasks().get(str(task["name"]), task["name"])}}
+        elif not any(word.startswith("task.name=") for word in changes):
+            others = [word for word in changes if not word.startswith("task.")]  # which may be keys of the guessed task
+            recipe = make_recipe({name: table for name, table in raw.items() if name != "task"}, others, where=where)
+            raw = {**raw, "task": {"name": _guess_task(recipe.data, recipe.model.base), **task}}
+    return make_recipe(raw, changes, where=where)
 
 
 def named_columns(text: str | None, pair: str | None, label: str | None) -> Columns:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +20,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from lorakit.app.api import train_recipe
-from lorakit.app.report.drawing import printable
+from lorakit.app.api import SHORTCUTS, train_recipe
 from lorakit.data.tags import is_tag
 from lorakit.errors import ConfigError, DataError, LorakitError, OutputError
 from lorakit.inference.adapter_folder import shipped_folder
+from lorakit.inference.notebook import EntityView, card
 from lorakit.inference.predictor import Predictor, load
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
@@ -38,20 +37,8 @@ from lorakit.training.run_folder import run_folder
 
 Text = str | tuple[str, str]
 # Recipe keys set by the estimator's arguments, and others set by `fit`.
-KNOBS = {
-    "model": "model.base",
-    "r": "lora.r",
-    "alpha": "lora.alpha",
-    "target_modules": "lora.target_modules",
-    "epochs": "train.epochs",
-    "lr": "train.lr",
-    "batch_size": "train.batch_size",
-    "seed": "train.seed",
-    "validation_share": "data.validation_share",
-    "folder": "output.dir",
-}
+KNOBS = {"model": "model.base", **SHORTCUTS}
 OURS = ("data.train", "data.format", "data.text", "data.pair", "data.label", "task.name", "train.seeds")
-COLORS = ("#cfe3ff", "#ffe0b8", "#cdeed3", "#f5d0e6", "#e3d9ff", "#f3edb2")  # by entity type; all for dark text
 EXAMPLES = "fit(X, y)"  # stands for the file of examples in messages
 
 
@@ -160,7 +147,8 @@ class LoraEstimator(BaseEstimator):
         """For notebooks: the arguments and, once fitted, the scores."""
         every = getattr(self, "scores_", {})
         scores = {key: value for key, value in every.items() if isinstance(value, float) and key not in COSTS}
-        return card(type(self).__name__, self.get_params(deep=False), scores)
+        tables = {"arguments": self.get_params(deep=False), "scores on the validation examples": scores}
+        return card(f"{type(self).__name__}{'' if scores else ' (not fitted)'}", tables)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
@@ -170,7 +158,14 @@ class LoraEstimator(BaseEstimator):
 
 
 class TextClassifier(ClassifierMixin, LoraEstimator):
-    """A classifier of texts, or of pairs of texts; `classes_` has the labels in order, in their original type."""
+    """A classifier of texts, or of pairs of texts; `classes_` has the labels in order, in their original type.
+
+    >>> classifier = lorakit.TextClassifier(model="minilm", epochs=1).fit(texts, labels)
+    >>> classifier.classes_
+    array(['negative', 'positive'], dtype='<U8')
+    >>> classifier.predict_proba(["What a film!"]).shape
+    (1, 2)
+    """
 
     task = "sequence_classification"
 
@@ -208,7 +203,12 @@ class TextClassifier(ClassifierMixin, LoraEstimator):
 
 
 class TextRegressor(RegressorMixin, LoraEstimator):
-    """Texts, or pairs of texts, to numbers."""
+    """Texts, or pairs of texts, to numbers.
+
+    >>> regressor = lorakit.TextRegressor(model="minilm", epochs=1).fit(texts, stars)
+    >>> regressor.predict(["What a film!"]).shape
+    (1,)
+    """
 
     task = "sequence_regression"
 
@@ -231,7 +231,12 @@ class TextRegressor(RegressorMixin, LoraEstimator):
 
 
 class EntityRecognizer(LoraEstimator):
-    """A tag for each word of a sentence. Tags of any scheme are accepted and predicted as IOB2; `classes_` has them."""
+    """A tag for each word of a sentence. Tags of any scheme are accepted and predicted as IOB2; `classes_` has them.
+
+    >>> recognizer = lorakit.EntityRecognizer(model="minilm", epochs=1).fit(sentences, tags)
+    >>> len(recognizer.predict([["Ingrid", "flew", "to", "Oslo", "."]])[0])
+    5
+    """
 
     task = "token_classification"
 
@@ -269,62 +274,6 @@ class EntityRecognizer(LoraEstimator):
     def show_entities(self, text: str) -> EntityView:
         """The entities of a raw text, highlighted in a notebook."""
         return EntityView(text, self.as_pipeline([text])[0])
-
-
-# Notebook display: small pieces of HTML without scripts, in which every text is escaped
-
-
-def _html(value: object) -> str:
-    """A text or a number as HTML, with its own writing direction."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"<bdi>{escape(printable(text))}</bdi>"
-
-
-def card(title: str, settings: Mapping[str, Any], scores: Mapping[str, float]) -> str:
-    """Settings and scores side by side, or a note that there are no scores yet."""
-    tables = {"arguments": settings, "scores on the validation examples": scores}
-    parts = [_table(caption, rows) for caption, rows in tables.items() if rows]
-    state = "" if scores else " (not fitted)"
-    return (
-        f"<div><strong>{_html(title)}</strong>{state}"
-        f'<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">{"".join(parts)}</div></div>'
-    )
-
-
-def _table(caption: str, rows: Mapping[str, Any]) -> str:
-    body = "".join(f'<tr><th scope="row">{_html(k)}</th><td>{_html(v)}</td></tr>' for k, v in rows.items())
-    return f"<table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>"
-
-
-@dataclass(frozen=True)
-class EntityView:
-    """A text and its entities in order, as pipelines give them; a notebook shows them highlighted."""
-
-    text: str
-    entities: Sequence[Mapping[str, Any]]
-
-    def __str__(self) -> str:
-        """The text with each entity in brackets, followed by its type."""
-        return self._joined("[{}]{}".format, str)
-
-    def _repr_html_(self) -> str:
-        types = list(dict.fromkeys(entity["entity_group"] for entity in self.entities))
-        color = {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(types)}
-
-        def mark(text: str, kind: str) -> str:
-            style = f"background:{color[kind]};color:#1f2328;border-radius:.2em;padding:.1em .3em"
-            return f'<mark style="{style}">{_html(text)} <small>{_html(kind)}</small></mark>'
-
-        inner = self._joined(mark, lambda text: escape(printable(text)))
-        return f'<div style="white-space:pre-wrap;line-height:1.9"><bdi>{inner}</bdi></div>'
-
-    def _joined(self, mark: Any, plain: Any) -> str:
-        parts, end = [], 0
-        for entity in self.entities:
-            between, inside = self.text[end : entity["start"]], self.text[entity["start"] : entity["end"]]
-            parts += [plain(between), mark(inside, entity["entity_group"])]
-            end = entity["end"]
-        return "".join([*parts, plain(self.text[end:])])
 
 
 # Training

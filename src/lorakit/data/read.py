@@ -96,6 +96,13 @@ HEAD = 400  # lines or rows that are looked at to tell what a file holds
 def register_reader(name: str, read: Reader, *endings: str) -> None:
     """Let files of a format from outside of this package be read: those with these endings, and where data.format says so.
 
+    >>> from lorakit.data.delimited import Row
+    >>> def read_mood(path, columns, notes):  # lines such as `good| what a film`
+    ...     for number, line in enumerate(path.read_text().splitlines(), start=1):
+    ...         label, _, text = line.partition("|")
+    ...         yield Row({"text": text.strip(), "label": label}, f"{path}:{number}")
+    >>> lorakit.register_reader("mood", read_mood, ".mood")
+
     Raises:
         ConfigError: a reader has the name already, or one of the endings.
     """

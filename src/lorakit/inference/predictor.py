@@ -16,6 +16,7 @@ from lorakit.data.tags import entities, to_tags
 from lorakit.errors import DataError
 from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
 from lorakit.inference.answer import answer_all, as_input, check_input, chunks
+from lorakit.inference.notebook import EntityView, card
 from lorakit.inference.side import Side
 from lorakit.inference.speed_up import speed_up
 from lorakit.lora import adapter_names, merge_and_unload
@@ -26,10 +27,19 @@ from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores
 from lorakit.tasks.registry import check_labels, make_task, task_layers
 
+MOST_LABELS = 8  # shown by repr
+
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model that predicts on texts and scores labelled examples."""
+    """A trained model that predicts on texts and scores labelled examples.
+
+    >>> predictor = lorakit.load("runs/reviews")
+    >>> predictor
+    Predictor('minilm', sequence_classification, 2 labels: negative, positive)
+    >>> predictor.predict("Not a single dull minute.").keys()
+    dict_keys(['text', 'label', 'score', 'probabilities'])
+    """
 
     model: nn.Module
     task: Task
@@ -50,6 +60,10 @@ class Predictor:
 
         Texts are pairs if the run was trained on pairs.
 
+        >>> predictor = lorakit.load("runs/reviews")
+        >>> [answer["text"] for answer in predictor.predict(["Not a dull minute.", "The soup arrived cold."])]
+        ['Not a dull minute.', 'The soup arrived cold.']
+
         Raises:
             DataError: a text is empty, or not a pair where pairs are needed (or the reverse).
         """
@@ -60,6 +74,38 @@ class Predictor:
         for number, example in enumerate(examples, start=1):
             check_input(example, self.side, f"text {number} of {len(texts)}")
         return self.lines(examples)
+
+    def show_entities(self, text: str) -> EntityView:
+        """The entities of a text, highlighted in a notebook.
+
+        >>> view = lorakit.load("runs/entities").show_entities("Ingrid Solberg flew to Oslo.")
+        >>> view.text
+        'Ingrid Solberg flew to Oslo.'
+
+        Raises:
+            DataError: the run's task finds no entities.
+        """
+        answer = self.predict(text)
+        if "entities" not in answer:
+            raise DataError(f"show_entities: this run's task, {self.task.info.name}, finds no entities")
+        return EntityView(text, answer["entities"])
+
+    def __repr__(self) -> str:
+        labels = self.side.labels
+        names = ", ".join(labels[:MOST_LABELS]) + (", ..." if len(labels) > MOST_LABELS else "")
+        shown = f", {len(labels)} labels: {names}" if labels else ""
+        return f"Predictor({self.side.base.name!r}, {self.side.task.name}{shown})"
+
+    def _repr_html_(self) -> str:
+        side = self.side
+        about = {
+            "base": side.base.name,
+            "task": side.task.name,
+            "labels": ", ".join(side.labels),
+            "method": side.method,
+        }
+        scores = {name: f"{value:.4f}" for name, value in side.scores.items() if isinstance(value, float)}
+        return card("Predictor", {"about": about, "scores on the validation examples": scores})
 
     def lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
         """The same for checked examples."""
@@ -119,6 +165,9 @@ def load(
     path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
 ) -> Predictor:
     """Load a run or adapter from its folder.
+
+    >>> lorakit.load("runs/reviews")
+    Predictor('minilm', sequence_classification, 2 labels: negative, positive)
 
     With `merge` the adapter is merged into the base: about 10 % faster, with the same answers up to rounding, in bf16 that
     of the weights.

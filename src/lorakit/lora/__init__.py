@@ -6,13 +6,20 @@ So `lorakit.lora.config`, and with it a recipe, can do without them. No module h
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorakit.lora.public import *  # noqa: F403
 
 
-def __getattr__(name: str) -> Any:
-    if name != "__all__" and name.startswith("__"):
-        raise AttributeError(name)
-    return getattr(importlib.import_module("lorakit.lora.public"), name)
+def __dir__() -> list[str]:
+    names: list[str] = importlib.import_module("lorakit.lora.public").__all__
+    return sorted(names)
+
+
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name):
+        if name != "__all__" and name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module("lorakit.lora.public"), name)

@@ -37,6 +37,10 @@ def merge(model: nn.Module, name: str = "default") -> None:
 
     Over a quantised W the sum is dense, in the dtype of W's products; `unmerge` restores the codes.
 
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> merge(model)
+    >>> unmerge(model)
+
     Raises:
         AdapterError: the adapter is unknown, one is merged already, or a merged weight would not be finite;
             in every case the model stays as it was.
@@ -54,13 +58,26 @@ def merge(model: nn.Module, name: str = "default") -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge`: every base weight is the same tensor as before."""
+    """Undo `merge`: every base weight is the same tensor as before.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> before = model.bert.encoder.layer[0].attention.self.query.base.weight
+    >>> merge(model)
+    >>> unmerge(model)
+    >>> model.bert.encoder.layer[0].attention.self.query.base.weight is before
+    True
+    """
     for _, host in hosts(model):
         host.unmerge()
 
 
 def merge_and_unload(model: nn.Module, name: str = "default") -> nn.Module:
-    """The plain model with the adapter merged, without LoRA layers or quantised weights."""
+    """The plain model with the adapter merged, without LoRA layers or quantised weights.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> type(merge_and_unload(model).bert.encoder.layer[0].attention.self.query)
+    <class 'torch.nn.modules.linear.Linear'>
+    """
     merge(model, name)
     return dequantize(unload(model))
 
@@ -72,6 +89,11 @@ def move_adapter(source: nn.Module, model: nn.Module, name: str, old: str = "def
     """Move the adapter `old` of one model to another model of the same architecture, as `name`.
 
     Its tensors stay the same objects, trainable or not as they were; the layers of the two models must match.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> move_adapter(model, other_model, "reviews")
+    >>> adapter_names(other_model)
+    ['reviews']
 
     Raises:
         AdapterError: there is no such adapter, or one is merged.
@@ -103,6 +125,12 @@ def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
     Ranks, targets, variants and saved modules may all differ; the model is then as after a fresh `load_adapter`.
     Routing and what is trained stay as they were, and a layer that both adapt keeps its wrapper. An
     optimizer of the old adapter holds tensors that are no longer in the model.
+
+    >>> config = LoraConfig(r=4, target_modules=("query", "value"))
+    >>> targets = add_adapter(model, config)
+    >>> save_adapter(model, folder, config)
+    >>> swap_adapter(model, folder) == config
+    True
 
     Raises:
         AdapterError: there is no such adapter, one is merged, or the folder does not fit this model (see load_adapter);

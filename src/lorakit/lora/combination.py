@@ -168,6 +168,12 @@ def combine(
     the adapters' ranks, which for "linear" is exact; with `r`, and after pruning, the largest singular directions are kept.
     Modules trained in full are combined entry by entry without truncation. A repeated name counts with the sum of its weights.
 
+    >>> for name in ("a", "b"):
+    ...     targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), name)
+    >>> combined = combine(model, ["a", "b"], [0.7, 0.3], into="both")
+    >>> combined.config.r  # without r the ranks add up, and nothing is lost
+    8
+
     Raises:
         ConfigError: numbers of names and weights differ, a weight is not finite, method, density or r is not usable, a
             DoRA gain would become 0 or less, or the modules that two adapters save differ in shape.

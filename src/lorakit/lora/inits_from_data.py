@@ -186,6 +186,10 @@ def start_from_data(model: nn.Module, config: LoraConfig, data: Data, seed: int 
 
     To use it: `add_adapter(model, start.config, factors=start.factors)`, and save with `start.config`.
 
+    >>> config = LoraConfig(r=4, init_lora_weights="eva", target_modules=("query",))
+    >>> start = start_from_data(model, config, Data([batch], lambda batch: model(**batch).logits.sum()))
+    >>> targets = add_adapter(model, start.config, factors=start.factors)
+
     Raises:
         ConfigError: the initialisation needs no data, or cannot be computed from these batches (see eva and lora_ga).
     """

@@ -62,6 +62,10 @@ def add_adapter(
     The model's output is exactly as before, since every update starts at zero. `factors`, by path, replace those
     of the initialisation (see start_from_data).
 
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> len(targets), targets[0].path
+    (6, 'bert.encoder.layer.0.attention.self.query')
+
     Raises:
         ConfigError: the name is not usable or taken, a setting matches nothing (see select_targets), a rank
             exceeds its layer's smaller side, the initialisation needs data and there are no factors for a layer, or a module
@@ -213,7 +217,13 @@ def routing_of(model: nn.Module) -> Routing | None:
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """The adapters in the model, in the order of their hosts, and within a host in the order they were added."""
+    """The adapters in the model, in the order of their hosts, and within a host in the order they were added.
+
+    >>> for name in ("a", "b"):
+    ...     targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), name)
+    >>> adapter_names(model)
+    ['a', 'b']
+    """
     names: dict[str, None] = {}
     for _, host in hosts(model):
         names.update(dict.fromkeys(host.adapters))
@@ -221,7 +231,13 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
-    """The trainable tensors of one adapter by path: its A and B, and the modules it saves."""
+    """The trainable tensors of one adapter by path: its A and B, and the modules it saves.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> optimizer = torch.optim.AdamW(adapter_parameters(model).values(), lr=1e-3)
+    >>> len(adapter_parameters(model))
+    12
+    """
     check_known(model, name)
     parameters: dict[str, nn.Parameter] = {}
     seen: set[int] = set()  # tied modules share their update
@@ -234,7 +250,12 @@ def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Use one adapter for every example, and make only that one trainable."""
+    """Use one adapter for every example, and make only that one trainable.
+
+    >>> for name in ("a", "b"):
+    ...     targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), name)
+    >>> set_adapter(model, "a")
+    """
     check_known(model, name)
     check_unmerged(model)
     for _, host in hosts(model):
@@ -245,7 +266,13 @@ def set_adapter(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def routed(model: nn.Module, segments: Segments) -> Iterator[None]:
-    """Within this context these segments (see Routing) choose the adapter of each example."""
+    """Within this context these segments (see Routing) choose the adapter of each example.
+
+    >>> for name in ("a", "b"):
+    ...     targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), name)
+    >>> with routed(model, [("a", 1), ("b", 2)]):  # the first example of a batch of 3 by a, the others by b
+    ...     logits = model(**batch).logits
+    """
     routing = routing_of(model)
     if routing is None:  # only the base, perhaps trained in full
         yield
@@ -256,14 +283,26 @@ def routed(model: nn.Module, segments: Segments) -> Iterator[None]:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Within this context the model behaves as the base model."""
+    """Within this context the model behaves as the base model.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> with disabled(model):
+    ...     base = model(**batch).logits
+    """
     check_unmerged(model)
     with routed(model, []):
         yield
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Remove an adapter, and hosts without any adapter left, so that the base model is as it was."""
+    """Remove an adapter, and hosts without any adapter left, so that the base model is as it was.
+
+    >>> for name in ("a", "b"):
+    ...     targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), name)
+    >>> delete_adapter(model, "b")
+    >>> adapter_names(model)
+    ['a']
+    """
     check_known(model, name)
     check_unmerged(model)
     for _, host in hosts(model, name):
@@ -278,6 +317,12 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 
 def rename_adapter(model: nn.Module, old: str, new: str) -> None:
     """Rename an adapter; its position among the others and the examples it serves stay the same.
+
+    >>> for name in ("a", "b"):
+    ...     targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), name)
+    >>> rename_adapter(model, "a", "reviews")
+    >>> adapter_names(model)
+    ['reviews', 'b']
 
     Raises:
         AdapterError: there is no such adapter, or one is merged.
@@ -300,7 +345,12 @@ def arrange(host: AdapterHost, parts: Mapping[str, nn.Module]) -> None:
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Replace every host by the plain module that computes the same: the base, or the merged layer."""
+    """Replace every host by the plain module that computes the same: the base, or the merged layer.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> list(hosts(unload(model)))
+    []
+    """
     for _, host in hosts(model):
         put(model, host, host.unwrapped())
     set_fast_paths(model)
@@ -308,7 +358,12 @@ def unload(model: nn.Module) -> nn.Module:
 
 
 def count_parameters(model: nn.Module, name: str = "default") -> ParameterCount:
-    """The number of scalars that the adapter trains, and of all scalars including the base's (tied ones once)."""
+    """The number of scalars that the adapter trains, and of all scalars including the base's (tied ones once).
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> count_parameters(model)
+    ParameterCount(lora=1536, saved=0, total=28498)
+    """
     names = adapter_parameters(model, name)
     saved = sum(
         p.numel()

@@ -261,6 +261,11 @@ class Routing:
 
 
 def hosts(model: nn.Module, adapter: str | None = None) -> Sequence[tuple[str, AdapterHost]]:
-    """Every (path, host) in the model's order; with `adapter`, only those that hold its modules."""
+    """Every (path, host) in the model's order; with `adapter`, only those that hold its modules.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> [path for path, _ in hosts(model)][0]
+    'bert.encoder.layer.0.attention.self.query'
+    """
     all_hosts = [(path, module) for path, module in model.named_modules() if isinstance(module, AdapterHost)]
     return all_hosts if adapter is None else [(path, host) for path, host in all_hosts if adapter in host.adapters]

@@ -236,6 +236,12 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, BaseInfo]:
 
     Keys that peft does not know are ignored, as peft does, unless a newer peft than the one we follow wrote the file.
 
+    >>> config = LoraConfig(r=4, target_modules=("query", "value"))
+    >>> targets = add_adapter(model, config)
+    >>> save_adapter(model, folder, config)
+    >>> read_adapter_config(folder)[0] == config
+    True
+
     Raises:
         AdapterError: the file is missing, is not a JSON object, or asks for something that cannot be done faithfully.
     """

@@ -117,6 +117,12 @@ def save_adapter(
     """Write one adapter; peft loads the folder as it is, and the same adapter gives the same bytes.
 
     An update with a start (pissa, olora) is written as plain LoRA of twice the rank, valid on the unchanged base.
+
+    >>> config = LoraConfig(r=4, target_modules=("query", "value"))
+    >>> targets = add_adapter(model, config)
+    >>> save_adapter(model, folder, config)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
     """
     check_known(model, name)
     folder = Path(folder)
@@ -132,6 +138,12 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
 
     Copies of the base's own weights, which peft writes beside an embedding that it adapts, are compared with the model's. A
     module of the base that the file has other weights for is one that the adapter saves.
+
+    >>> config = LoraConfig(r=4, target_modules=("query", "value"))
+    >>> targets = add_adapter(other_model, config)
+    >>> save_adapter(other_model, folder, config)
+    >>> load_adapter(model, folder) == config
+    True
 
     Raises:
         AdapterError: settings, keys, shapes or dtypes do not fit this model, or a value is not finite.

@@ -198,6 +198,9 @@ def quantize(model: nn.Module, format: str, *, skip: Iterable[str] = ()) -> list
     These are the layers of `all-linear`: no head, no embedding, no norm. `skip` names what is to be trained in full, as
     modules_to_save does. Each weight keeps its dtype as that of its products; biases stay as they are.
 
+    >>> len(quantize(model, "int8"))
+    19
+
     Raises:
         ConfigError: the format is unknown, `skip` matches nothing, the model has adapters or quantised weights, or
             no linear layer is left.
@@ -225,7 +228,12 @@ def quantize(model: nn.Module, format: str, *, skip: Iterable[str] = ()) -> list
 
 @torch.no_grad()
 def dequantize(model: nn.Module) -> nn.Module:
-    """Replace every quantised weight by the dense one that it represents, in place."""
+    """Replace every quantised weight by the dense one that it represents, in place.
+
+    >>> paths = quantize(model, "int8")
+    >>> model is dequantize(model)
+    True
+    """
     for layer in model.modules():
         if is_quantized(layer):
             layer.register_parameter("weight", nn.Parameter(_dense(layer.weight), requires_grad=False))
@@ -245,6 +253,11 @@ def loftq(model: nn.Module, original: Mapping[str, Tensor], name: str = "default
     could neither be shared by several adapters nor be recomputed from the base model. It is not in INITS, since those
     leave the model's outputs unchanged, while this one moves them towards those of the unquantised model.
     `original` holds the unquantised weights by the names of the plain model's state dict.
+
+    >>> original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    >>> paths = quantize(model, "nf4")
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> loftq(model, original)
 
     Raises:
         ConfigError: the adapter has no layer with a quantised weight, is not LoRA or DoRA, has another

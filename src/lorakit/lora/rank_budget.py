@@ -26,6 +26,9 @@ class RankBudget:
     each a moving average of |weight * gradient| (eq. 8-11; here the weight just after its update).
     `orthogonality` is the weight of the regulariser (eq. 4).
 
+    >>> targets = add_adapter(model, LoraConfig(r=8, update="adalora", target_modules=("query",)))
+    >>> budget = RankBudget(model, target_r=4, steps=100)
+
     Raises:
         ConfigError: `target_r` is not between 1 and the adapter's rank, or the adapter has no AdaLoRA update.
     """

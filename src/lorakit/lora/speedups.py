@@ -36,6 +36,10 @@ def fuse(model: nn.Module) -> int:
     """Compute plain updates of linear layers in one fused function; returns the number of such layers.
 
     Layers with a quantised weight are unchanged, as are steps with dropout or updates that are not plain.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value")))
+    >>> fuse(model)
+    6
     """
     layers = [host for _, host in hosts(model) if isinstance(host, Layer)]
     plain = [layer for layer in layers if type(layer.base) is nn.Linear and type(layer.weight) is nn.Parameter]
@@ -52,6 +56,9 @@ def read_first_row(model: Any) -> bool:
     (ModernBERT) T, of which only the first is correct. The caller must know that the head reads token 0.
 
     Returns whether the family is known.
+
+    >>> read_first_row(model)
+    True
     """
     family = FAMILIES.get(model.config.model_type)
     if family is None or getattr(model.config, "classifier_pooling", "cls") != "cls":
@@ -68,7 +75,12 @@ Inputs = Mapping[str, Tensor]  # of the model's forward: input_ids, attention_ma
 
 
 def frozen_blocks(model: Any) -> list[nn.Module]:
-    """The encoder's blocks below the lowest trained one; none if the family is unknown or embeddings are trained."""
+    """The encoder's blocks below the lowest trained one; none if the family is unknown or embeddings are trained.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",), layers_to_transform=(2,)))
+    >>> len(frozen_blocks(model))
+    2
+    """
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return []

@@ -40,7 +40,11 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers an adapter could touch (linear, embedding, convolution), by path, wrapped or not."""
+    """The layers an adapter could touch (linear, embedding, convolution), by path, wrapped or not.
+
+    >>> list(adaptable_layers(model))[:2]
+    ['bert.embeddings.word_embeddings', 'bert.embeddings.position_embeddings']
+    """
     layers = ((path, module.base if isinstance(module, Layer) else module) for path, module in walk(model))
     # not the root, which has no parent to replace it in
     return {path: module for path, module in layers if path and geometry_of(module) is not None}
@@ -116,7 +120,11 @@ def plain(module: nn.Module) -> Any:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear ones among them, GPT-2's Conv1D included: the candidates of all-linear."""
+    """The linear ones among them, GPT-2's Conv1D included: the candidates of all-linear.
+
+    >>> list(linear_layers(model))[:2]
+    ['bert.encoder.layer.0.attention.self.query', 'bert.encoder.layer.0.attention.self.key']
+    """
     return {path: m for path, m in adaptable_layers(model).items() if geometry_of(m) in (LINEAR, TRANSPOSED)}
 
 
@@ -129,6 +137,9 @@ def select_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     """The layers that `config` adapts, in the model's order; matching as in peft, but unmatched entries are errors.
 
     all-linear skips layers that are too small for r (such as ESM's one-output contact regression), unless all are.
+
+    >>> select_targets(model, LoraConfig(r=4, target_modules=("query",)))[0]
+    Target(path='bert.encoder.layer.0.attention.self.query', matched_by='query', r=4, alpha=16.0, parts='')
 
     Raises:
         ConfigError: an entry of target_modules, exclude_modules, layers_to_transform, rank_pattern or

@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from lorakit.data.example import Example, columns_of
 from lorakit.data.tags import entities
-from lorakit.errors import NumericsError
+from lorakit.errors import NumericsError, OutputError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, write_side
+from lorakit.inference.notebook import card
+from lorakit.inference.predictor import Predictor, load
 from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, versions
@@ -32,11 +36,61 @@ SAMPLES = 20  # validation examples shown in samples.jsonl
 
 @dataclass(frozen=True)
 class Result:
-    """A run's folder and scores: those of scores.json, or for a paused run those of its last evaluation."""
+    """A run's folder and scores: those of scores.json, or for a paused run those of its last evaluation.
+
+    >>> result = lorakit.train(model="minilm", data="reviews.csv", epochs=1, folder="runs/shown")
+    >>> result.scores["examples"]
+    {'train': 22, 'validation': 2}
+    >>> result.predict("What a film!").keys()
+    dict_keys(['text', 'label', 'score', 'probabilities'])
+    >>> result.report()
+    PosixPath('runs/shown/report.html')
+    """
 
     folder: Path
     scores: Scores
     is_paused: bool = False
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The trained model, loaded on first use, as by `lorakit.load`."""
+        return load(self.folder)
+
+    @overload
+    def predict(self, texts: str) -> dict[str, Any]: ...  # type: ignore[overload-overlap]  # a str is a Sequence[str]
+
+    @overload
+    def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]: ...
+
+    def predict(self, texts: str | Sequence[str | tuple[str, str]]) -> dict[str, Any] | list[dict[str, Any]]:
+        """Predict on each text, in order, as `Predictor.predict` does."""
+        return self.predictor.predict(texts)
+
+    def report(self) -> Path:
+        """The page that says how good the run is and where it is wrong, one file for a browser.
+
+        Raises:
+            OutputError: there is none: the run is paused, or one of several seeds.
+        """
+        if not (page := self.folder / "report.html").is_file():
+            raise OutputError(f"{page} does not exist; `lorakit report {self.folder}` writes it for a finished run")
+        return page
+
+    def __repr__(self) -> str:
+        name = self.scores.get("metric", "")
+        score = f", {name} {self._shown(name)}" if name in self.scores else ""
+        return f"Result({str(self.folder)!r}{score}{', paused' if self.is_paused else ''})"
+
+    def _repr_html_(self) -> str:
+        values = {name: self._shown(name) for name, value in self.scores.items() if isinstance(value, float)}
+        scores = {name: value for name, value in values.items() if name not in (*COSTS, "linear_probe")}
+        page = self.folder / "report.html"
+        link = f'<a href="{escape(str(page), quote=True)}">report</a>' if page.is_file() else ""
+        return card(repr(self), {"scores on the validation examples": scores}) + link
+
+    def _shown(self, name: str) -> str:
+        ends = self.scores.get("intervals", {}).get(name)
+        return f"{self.scores[name]:.4f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def write_results(
