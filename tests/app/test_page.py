@@ -90,6 +90,40 @@ def test_page_marks_entities_where_they_are(page: Tab, tagging: Running) -> None
     assert_harmless(page)
 
 
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_examples_are_answered_and_history_shows_them_again(
+    page: Tab, running: Running, tagging: Running, width: int
+) -> None:
+    page.resize(width)
+    ask(page, running, "mood", RUNS)
+    assert "ms" in page.run("at('took').textContent")
+    page.run("at('examples').firstChild.click()")
+    page.wait("at('entries').children.length === 2 && !at('send').disabled")
+    shown = page.run("at('shown').innerText")
+    page.run("at('adapter').value = 'topic'; at('entries').lastChild.click()")  # the older one
+    page.wait("at('adapter').value === 'mood' && at('text').value.startsWith('<img')")
+    page.wait(f"at('shown').innerText !== {json.dumps(shown)}")
+    page.run("at('entries').firstChild.click()")
+    page.wait(f"at('shown').innerText === {json.dumps(shown)}")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert_harmless(page)
+    page.open(f"http://127.0.0.1:{tagging.port}/")
+    page.wait("at('examples').children.length > 0")
+    assert "Nairobi" in page.run("at('examples').innerText")
+
+
+def test_routes_are_described_without_a_script(page: Tab, running: Running) -> None:
+    page.resize(PHONE)
+    page.open(f"http://127.0.0.1:{running.port}/docs")
+    described = running.ask("/openapi.json").json["paths"]
+    headings = page.run("[...document.querySelectorAll('h2 code')].map(code => code.innerText)")
+    assert headings == [f"{method.upper()} {path}" for path, methods in described.items() for method in methods]
+    assert page.run("document.scripts.length") == 0
+    assert page.run("document.documentElement.scrollWidth") <= PHONE
+    examples = page.run("[...document.querySelector('section').querySelectorAll('pre')].map(pre => pre.innerText)")
+    assert [running.ask("/predict", line.encode()).status for line in (examples[0], examples[-1])] == [200, 200]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 def test_command_that_is_copied_gives_the_same_answer(page: Tab, running: Running) -> None:
     text = 'it\'s a "fine" film; $HOME `id`'

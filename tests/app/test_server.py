@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from lorakit.app.server import process, routes
 from lorakit.app.server.answers import ERRORS, JSON_BYTES, prediction, tensors
+from lorakit.app.server.log import json_log
 from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
 from lorakit.app.server.routes import OPEN, Limits, Service, find_all
@@ -92,9 +93,11 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def serve(root: Path, token: str | None = None, limits: Limits = LIMITS) -> Iterator[Running]:
+def serve(
+    root: Path, token: str | None = None, limits: Limits = LIMITS, *, log_texts: bool = False
+) -> Iterator[Running]:
     with AdapterPool(find_adapters(root)) as pool:
-        service = Service(pool, [root], limits)
+        service = Service(pool, [root], limits, log_texts=log_texts)
         server = make_server(service, token)
         with process.listen("127.0.0.1", 0) as listener:
             thread = threading.Thread(target=server.run, args=([listener],))
@@ -214,6 +217,28 @@ def test_metrics_and_info_name_the_adapters(running: Running) -> None:
     assert {entry["name"] for entry in running.ask("/adapters").json} == set(info["adapters"])
 
 
+@pytest.mark.parametrize("log_texts", [False, True])
+def test_requests_are_logged_with_their_latency_and_without_their_texts(
+    root: Path, log_texts: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "my \x1b[31m diagnosis"
+    with json_log("info"), serve(root, TOKEN, log_texts=log_texts) as logged:
+        right = {"Authorization": f"Bearer {TOKEN}", **JSON}
+        logged.ask("/predict", {"inputs": secret, "adapter": "topic"}, right)
+        logged.ask("/predict", {"inputs": secret, "adapter": "nowhere"}, right)
+        logged.ask(f"/predict?text={secret.encode().hex()}", {"inputs": secret}, JSON)
+        logged.ask("/health")
+    err = capsys.readouterr().err
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert all(list(line)[:3] == ["time", "level", "message"] for line in lines)
+    requests = [line for line in lines if line["message"] == "request"]
+    assert [(line["route"], line["status"]) for line in requests] == [("/predict", 200), ("/predict", 404), (None, 401)]
+    assert (requests[0]["adapter"], requests[0]["texts"], 0 < requests[0]["ms"] < 20_000) == ("topic", 1, True)
+    assert "\x1b" not in err and secret.encode().hex() not in err
+    assert [line.get("inputs") for line in requests] == ([[[secret, None]], None, None] if log_texts else [None] * 3)
+    assert ("diagnosis" in err) == log_texts
+
+
 # Refusals
 
 WRONG: list[tuple[Any, int, str]] = [
@@ -325,7 +350,15 @@ def test_nothing_but_the_open_routes_answers_without_the_token(root: Path) -> No
     with serve(root, TOKEN) as guarded:
         app = guarded.server.config.app
         routes = {route.path for route in app.routes}
-        assert {"/predict", "/metrics", "/adapters", "/openapi.json", *(path for _, path in OPEN)} <= routes
+        assert {
+            "/predict",
+            "/metrics",
+            "/adapters",
+            "/openapi.json",
+            "/docs",
+            "/v2/repository/index",
+            *(path for _, path in OPEN),
+        } <= routes
         answered = set()
         connection = http.client.HTTPConnection("127.0.0.1", guarded.port, timeout=20)
         for path in sorted(routes | {"/nowhere"}):
@@ -780,11 +813,12 @@ def test_served_address_is_one_that_answers(root: Path, host: str, monkeypatch: 
     assert answers == [200]
 
 
-def test_page_runs_its_own_script_and_loads_nothing(running: Running) -> None:
-    page = running.ask("/")
+@pytest.mark.parametrize(("path", "own"), [("/", 2), ("/docs", 1)])
+def test_pages_run_their_own_script_and_load_nothing(running: Running, path: str, own: int) -> None:
+    page = running.ask(path)
     html = page.body.decode()
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
-    assert page.headers["content-security-policy"].count("sha256-") == 2
+    assert page.headers["content-security-policy"].count("sha256-") == own
     assert "//" not in html.replace("// ", "")
     assert "innerHTML" not in html
     assert " style=" not in html

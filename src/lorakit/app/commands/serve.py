@@ -51,10 +51,26 @@ MIB = 2**20
     show_default=True,
     help="Seconds to wait for an answer, or for an adapter to load.",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What goes to stderr, in JSON: info has every request and its latency, debug also health checks.",
+)
+@click.option("--log-texts", is_flag=True, help="Log the texts of each request too, which may be private.")
 @click.option("--dry-run", is_flag=True, help="Load the adapters, print what would be served, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is served as JSON.")
 def serve(
-    folders: tuple[Path, ...], host: str, port: int, token: str | None, dry_run: bool, as_json: bool, **limits: float
+    folders: tuple[Path, ...],
+    host: str,
+    port: int,
+    token: str | None,
+    log_level: str,
+    log_texts: bool,
+    dry_run: bool,
+    as_json: bool,
+    **limits: float,
 ) -> None:
     """Answer over HTTP with the adapters of RUNs, or of FOLDERs of them, all over one base model.
 
@@ -62,7 +78,7 @@ def serve(
     lorakit serve runs/reviews
     curl 127.0.0.1:8080/predict -X POST -d '{"inputs":"I like you."}' -H 'Content-Type: application/json'
 
-    The routes are text-embeddings-inference's /predict (with "adapter" to choose one), KServe's /v2, /metrics, and a page.
+    The routes are text-embeddings-inference's /predict (with "adapter" to choose one), KServe's /v2, /metrics, /docs, and a page.
     Adapters changed in or added to a FOLDER are served without a restart. Put a proxy (Caddy, nginx) in front of it
     if other people can reach it.
     """
@@ -81,4 +97,13 @@ def serve(
         lines = f"serving {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)}) over {facts['base']}"
         echo(json.dumps(facts) if as_json else f"{lines}\n{facts['url']}")
 
-    run(folders, (host, port), token, limits={**limits, "memory": limits["memory"] * MIB}, say=say, dry_run=dry_run)
+    run(
+        folders,
+        (host, port),
+        token,
+        limits={**limits, "memory": limits["memory"] * MIB},
+        say=say,
+        dry_run=dry_run,
+        log_level=log_level,
+        log_texts=log_texts,
+    )

@@ -22,6 +22,15 @@ TINY = 1e-38  # a probability of 0 has no logarithm
 MOST_CHARACTERS = 500  # of an error message, which may quote the request
 JSON_BYTES = "Inference-Header-Content-Length"  # KServe's header: after so many bytes of JSON, binary tensors follow
 LENGTH = struct.Struct("<I")  # before each string of a binary tensor
+PREDICT_EXAMPLES: list[Any] = [
+    {"inputs": "I like you."},
+    {"inputs": ["I like you.", "Do you?"]},
+    {"inputs": [["I like you."], ["I do not."]], "adapter": "reviews", "truncate": True},
+    {"inputs": "I like you.", "parameters": {"top_k": 1}},
+]
+INFER_EXAMPLES: list[Any] = [
+    {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["I like you.", "I do not."]}]}
+]
 ERRORS = {  # by status: text-embeddings-inference's error type, and when it occurs
     400: ("validation", "the body is not JSON, or a text is empty"),
     401: ("unauthorized", "no token, or a wrong one"),
@@ -152,7 +161,7 @@ class Predict(BaseModel):
     With `parameters` it is one to the hub's inference API, which answers a text with a list of one list of labels.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": PREDICT_EXAMPLES})
     inputs: Annotated[str | list[str] | list[list[str]], BeforeValidator(_inputs)]
     adapter: StrictStr | None = None
     truncate: StrictBool = False
@@ -210,7 +219,7 @@ class Output(BaseModel):
 class Infer(BaseModel):
     """A request to /v2/models/MODEL/infer: a tensor `text`, and `pair` beside it for pairs."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": INFER_EXAMPLES})
     id: StrictStr | None = None
     inputs: Annotated[list[Tensor], FailFast()]
     outputs: list[Output] = []  # none: all of them

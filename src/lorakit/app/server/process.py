@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from lorakit.app.server.log import json_log
 from lorakit.app.server.routes import LOOPBACK, Limits, Service, create_app, find_all
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.inference.adapter_pool import AdapterPool
@@ -44,7 +45,8 @@ def make_server(service: Service, token: str | None, hosts: Sequence[str] = LOOP
             create_app(service, token, hosts),
             http="h11",  # limits headers to 64 KB; httptools has no limit
             ws="none",
-            log_level="warning",
+            log_config=None,
+            access_log=False,  # ours is the guard's, with the time to the answer
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=int(limits.answer_s) + 1,
@@ -60,13 +62,18 @@ def run(
     limits: Mapping[str, Any],
     say: Callable[[dict[str, Any]], None],
     dry_run: bool = False,
+    log_level: str = "info",
+    log_texts: bool = False,
 ) -> None:
     """Load all adapters (as many as fit into memory), serve them until a signal comes, and answer accepted requests.
 
     Raises:
         LorakitError: an adapter cannot be served beside the others, or the address cannot be used.
     """
-    with AdapterPool(find_all(roots), limit_bytes=limits["memory"], load_s=limits["timeout"]) as pool:
+    with (
+        json_log(log_level),
+        AdapterPool(find_all(roots), limit_bytes=limits["memory"], load_s=limits["timeout"]) as pool,
+    ):
         for name, folder in pool.folders.items():
             try:
                 pool.load(name).result(limits["timeout"])
@@ -81,7 +88,8 @@ def run(
             say({**facts, "url": f"http://{_bracketed(host)}:{port}/"})
             service_limits = Limits(waiting=limits["waiting"], inputs=limits["inputs"], answer_s=limits["timeout"])
             hosts = ["*"] if address[0] in EVERYWHERE else [*LOOPBACK, *map(_bracketed, (address[0], host))]
-            make_server(Service(pool, roots, service_limits), token, hosts).run([listener])
+            service = Service(pool, roots, service_limits, log_texts=log_texts)
+            make_server(service, token, hosts).run([listener])
 
 
 def _bracketed(host: str) -> str:

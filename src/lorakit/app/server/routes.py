@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ from lorakit.app.server.answers import (
     read_tensors,
     tensors,
 )
+from lorakit.app.server.docs import docs_page
 from lorakit.app.server.guard import Guard
+from lorakit.app.server.log import log
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.data.example import Example
 from lorakit.errors import DataError, LorakitError, did_you_mean
@@ -55,7 +58,7 @@ OPEN = {("GET", path) for path in ("/", *HEALTH)}  # all routes without a token
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a Host header names them
 MORE_VALUES = 1_000  # of a body, in addition to its texts
 VERSION = "1"  # of every model, for clients of KServe, which name one
-log = logging.getLogger("uvicorn.error")
+FACTS = "lorakit"  # in the scope of a request: what the log says of it
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,10 @@ class Metrics:
 class Service:
     """The routes of a server over a pool; `roots` are the paths whose adapters it serves, scanned periodically."""
 
-    def __init__(self, pool: AdapterPool, roots: Sequence[Path] = (), limits: Limits = Limits()) -> None:
-        self.pool, self.roots, self.limits = pool, roots, limits
+    def __init__(
+        self, pool: AdapterPool, roots: Sequence[Path] = (), limits: Limits = Limits(), *, log_texts: bool = False
+    ) -> None:
+        self.pool, self.roots, self.limits, self.log_texts = pool, roots, limits, log_texts
         self.folders: dict[Path, Mapping[str, Path]] = {}  # by root, at the last successful scan
         self.refused: dict[str, str] = {}  # the last error, by name
         self.default = next(iter(pool.folders))
@@ -116,6 +121,7 @@ class Service:
         if len(texts) > limits.inputs:
             raise HTTPException(413, f"batch size {len(texts)} > maximum allowed batch size {limits.inputs}")
         resident = await self.resident_named(name)
+        request.scope[FACTS] = {"adapter": name, "texts": len(texts), **({"inputs": texts} if self.log_texts else {})}
         queries = [Query(name, self._example(text, resident)) for text in texts]
         try:
             future = self.batcher.submit(queries, truncate=truncate)
@@ -186,6 +192,20 @@ class Service:
         finally:
             leaving.cancel()
             future.cancel()
+
+    def observe(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count and log one response."""
+        self.metrics.observe(scope, status, seconds)
+        level = logging.ERROR if status >= 500 else logging.DEBUG if scope["path"] in HEALTH else logging.INFO
+        if log.isEnabledFor(level):
+            facts = {
+                "method": scope["method"],
+                "route": getattr(scope.get("route"), "path", None),
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+                **scope.get(FACTS, {}),
+            }
+            log.log(level, "request", extra={"facts": facts})
 
     # Routes
 
@@ -385,7 +405,8 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         "/adapters": service.adapters,
         "/info": service.info,
         "/metrics": service.metrics_page,
-        "/": _page(PAGE.read_text(encoding="utf-8")),
+        "/": _page(lambda: PAGE.read_text(encoding="utf-8"), "The page to try the server."),
+        "/docs": _page(lambda: docs_page(app.openapi()), "The routes, as a page."),
         **dict.fromkeys(HEALTH, _healthy),
         "/v2": _about,
     }
@@ -399,7 +420,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         body_bytes=service.limits.body_bytes,
         body_s=service.limits.body_s,
         is_full=service.batcher.is_full,
-        watch=service.metrics.observe,
+        watch=service.observe,
     )
     return app
 
@@ -453,19 +474,24 @@ async def _about() -> Any:
     return {"name": "lorakit", "version": lorakit.__version__, "extensions": ["binary_tensor_data"]}
 
 
-def _page(html: str) -> Any:
-    """The route of the page; its content policy allows only its own script and style."""
-    policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
-    for tag in ("script", "style"):
-        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        policy.append(f"{tag}-src 'sha256-{digest}'")
-    headers = {"Content-Security-Policy": "; ".join([*policy, "frame-ancestors 'none'"])}
+def _page(make: Callable[[], str], what: str) -> Any:
+    """The route of a page, made when it is first asked for; its content policy allows only its own script and style."""
+
+    @cache
+    def content() -> tuple[str, dict[str, str]]:
+        html = make()
+        policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
+        for tag in ("script", "style"):
+            for inner in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL):
+                digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+                policy.append(f"{tag}-src 'sha256-{digest}'")
+        return html, {"Content-Security-Policy": "; ".join([*policy, "frame-ancestors 'none'"])}
 
     async def page() -> HTMLResponse:
-        """The page to try the server."""
+        html, headers = content()
         return HTMLResponse(html, headers=headers)
 
+    page.__doc__ = what
     return page
 
 
