@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorakit.lora import LoraConfig, adapter_parameters, add_adapter, hosts, save_adapter
 from tests.tiny import copier
 
-CLOSE = {"rtol": 0.0, "atol": 1e-6}  # the contract for two fp32 computations of the same thing
+CLOSE = {"rtol": 0.0, "atol": 2e-6}  # the contract for two fp32 computations of the same thing
 
 
 @torch.no_grad()

