@@ -38,7 +38,7 @@ fix: $(VENV)/.test  ## format, and fix what a program can fix
 
 docs: $(VENV)/.docs  ## the site in site/, and both notebooks run, as pages in it; broken links fail
 	$(BIN)/python scripts/reference.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	$(BIN)/zensical build --strict
 	$(BIN)/jupyter nbconvert --to html --execute --output-dir site/notebooks notebooks/*.ipynb
 
 bench: $(VENV)/.test  ## speed and memory beside the rivals, written to docs/benchmarks.md

@@ -15,7 +15,10 @@ import json
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -213,13 +216,24 @@ def test_reference_is_what_the_program_says_of_itself() -> None:
 # The site
 
 
-@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs lorakit[docs]")
+def test_navigation_has_every_page_once() -> None:
+    def pages(entry: Any) -> list[str]:
+        inner = entry.values() if isinstance(entry, dict) else entry
+        return [entry] if isinstance(entry, str) else [page for one in inner for page in pages(one)]
+
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
+    assert sorted(pages(nav)) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="needs lorakit[docs]")
 @pytest.mark.slow
 def test_site_builds_with_no_broken_link_and_nothing_from_elsewhere(tmp_path: Path) -> None:
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site")))
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     pages = sorted((tmp_path / "site").rglob("*.html"))
     assert len(pages) > 30
     loaded = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//[^"]*"')
