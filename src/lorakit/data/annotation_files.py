@@ -76,15 +76,15 @@ def _spans(path: Path, text: str, others: dict[str, list[str]]) -> Iterator[Span
 
 
 def _entity(line: str, text: str, where: str) -> Span:
-    found = ENTITY.fullmatch(line)
-    if found is None:
+    match = ENTITY.fullmatch(line)
+    if match is None:
         raise DataError(f"{where}: {line[:60]!r} is not an annotation of brat's: ID, tab, TYPE START END, tab, text")
-    parts = [tuple(map(int, part.split())) for part in found["offsets"].split(";")]
+    parts = [tuple(map(int, part.split())) for part in match["offsets"].split(";")]
     # brat cuts an entity at each line end; with nothing but white space between them the parts are one
     if any(text[end:start].strip() or start < end for (_, end), (start, _) in pairwise(parts)):
-        raise DataError(f"{where}: an entity of several parts ({found['offsets']}), which no tags of words can say")
+        raise DataError(f"{where}: an entity of several parts ({match['offsets']}), which no tags of words can say")
     start, end = parts[0][0], parts[-1][1]
-    return Span(start, end, found["type"], found["text"], where)
+    return Span(start, end, match["type"], match["text"], where)
 
 
 def read_docbin(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Iterator[Row]:
@@ -110,8 +110,8 @@ def read_docbin(path: Path, options: Columns = Columns(), notes: list[str] | Non
 
 
 def _values(doc: Any, where: str) -> dict[str, Any]:
-    def spans(found: Any) -> list[Span]:
-        return [Span(span.start_char, span.end_char, span.label_, where=where) for span in found]
+    def spans(doc_spans: Any) -> list[Span]:
+        return [Span(span.start_char, span.end_char, span.label_, where=where) for span in doc_spans]
 
     values = {
         "text": doc.text,

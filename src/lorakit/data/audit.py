@@ -69,20 +69,26 @@ def words(example: Example) -> int:
 def audit(parts: Parts) -> list[Finding]:
     """Everything found, problems first."""
     examples = [example for part in parts.values() for example in part]
-    found = [*duplicates(parts), *conflicts(examples), *overlaps(parts), *missing_labels(parts), *odd_texts(examples)]
-    found += [*alike_labels(examples), *cut_words(examples)]
-    return sorted(found, key=lambda finding: not finding.is_problem)
+    findings = [
+        *duplicates(parts),
+        *conflicts(examples),
+        *overlaps(parts),
+        *missing_labels(parts),
+        *odd_texts(examples),
+    ]
+    findings += [*alike_labels(examples), *cut_words(examples)]
+    return sorted(findings, key=lambda finding: not finding.is_problem)
 
 
 def duplicates(parts: Parts) -> list[Finding]:
     """Texts that stand more than once in a part."""
-    found = []
+    findings = []
     for name, part in parts.items():
         groups = [group for group in _groups(part, same_text) if len(group) > 1]
         more = sum(len(group) - 1 for group in groups)
         text = f"{name}: repeated texts: {_share(more, part)}"
-        found.append(Finding(f"duplicates in {name}", more, text, [_together(group) for group in groups], False))
-    return _some(found)
+        findings.append(Finding(f"duplicates in {name}", more, text, [_together(group) for group in groups], False))
+    return _some(findings)
 
 
 def conflicts(examples: Sequence[Example]) -> list[Finding]:
@@ -98,7 +104,7 @@ def overlaps(parts: Parts) -> list[Finding]:
     """Texts of another part that stand in train too, as they are or but for case and white space."""
     exact = {same_text(example): example for example in parts["train"]}
     folded = {_folded(example): example for example in parts["train"]}
-    found = []
+    findings = []
     for name, part in parts.items():
         if name == "train":
             continue
@@ -108,13 +114,13 @@ def overlaps(parts: Parts) -> list[Finding]:
         text = f"texts of {name} that stand in train too: {_share(count, part)}"
         text += f", {len(alike):,} of them but for case or white space" if alike else ""
         places = [_together(pair) for pair in (*same, *alike)]
-        found.append(Finding(f"overlap of train and {name}", count, text, places, True))
+        findings.append(Finding(f"overlap of train and {name}", count, text, places, True))
         groups = {e.group: e for e in parts["train"] if e.group is not None}
         shared = {e.group: (e, groups[e.group]) for e in part if e.group in groups}
         text = f"groups (data.group) of {name} that stand in train too: {len(shared):,}"
         places = [f"{group!r} ({_together(pair)})" for group, pair in shared.items()]
-        found.append(Finding(f"groups of train and {name}", len(shared), text, places, True))
-    return _some(found)
+        findings.append(Finding(f"groups of train and {name}", len(shared), text, places, True))
+    return _some(findings)
 
 
 def missing_labels(parts: Parts) -> list[Finding]:
@@ -124,12 +130,12 @@ def missing_labels(parts: Parts) -> list[Finding]:
     rare = [label for label in known if 0 < counts["train"].get(label, 0) < RARE]
     text = f"labels with fewer than {RARE} examples in train: {len(rare)}"
     shown = [f"{label} ({counts['train'][label]})" for label in rare]
-    found = [Finding("rare labels", len(rare), text, shown, True)]
+    findings = [Finding("rare labels", len(rare), text, shown, True)]
     for name, of_part in counts.items():
         missing = [label for label in known if label not in of_part]
         text = f"labels that do not stand in {name}: {len(missing)}"
-        found.append(Finding(f"labels missing in {name}", len(missing), text, missing, name == "train"))
-    return _some(found)
+        findings.append(Finding(f"labels missing in {name}", len(missing), text, missing, name == "train"))
+    return _some(findings)
 
 
 def alike_labels(examples: Iterable[Example]) -> list[Finding]:
@@ -190,8 +196,8 @@ def _share(count: int, part: Sequence[Example]) -> str:
     return f"{count:,} ({count / len(part):.1%})"
 
 
-def _some(found: Iterable[Finding]) -> list[Finding]:
-    return [replace(f, places=f.places[:SHOWN]) for f in found if f.count]
+def _some(findings: Iterable[Finding]) -> list[Finding]:
+    return [replace(f, places=f.places[:SHOWN]) for f in findings if f.count]
 
 
 def _groups(examples: Iterable[Example], key: Callable[[Example], Hashable]) -> list[list[Example]]:

@@ -87,7 +87,7 @@ def split(
     for number, count in enumerate(counts):
         for name in count:
             of_label[name].append(number)
-    wanted = {name: share * sum(counts[number][name] for number in of) for name, of in of_label.items()}
+    missing = {name: share * sum(counts[number][name] for number in of) for name, of in of_label.items()}
     room = min(len(examples) - 1, max(1, round(len(examples) * share)))
     open_units, chosen = dict.fromkeys(range(len(units))), list[int]()
 
@@ -97,7 +97,7 @@ def split(
         chosen.extend(units[number])
         room -= len(units[number])
         for name, n in counts[number].items():
-            wanted[name] -= n
+            missing[name] -= n
 
     alike: dict[Hashable, list[int]] = defaultdict(list)  # units by the labels that they have together
     for number, count in enumerate(counts):
@@ -113,7 +113,7 @@ def split(
     ranks = {name: rank for rank, name in enumerate(of_label)}
 
     def urgency(name: str) -> tuple[bool, bool, float, int, str]:
-        return wanted[name] <= 0, len(of_label[name]) == 1, -wanted[name], ranks[name], name
+        return missing[name] <= 0, len(of_label[name]) == 1, -missing[name], ranks[name], name
 
     queue = [urgency(name) for name in of_label]
     heapify(queue)

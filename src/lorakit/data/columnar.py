@@ -153,21 +153,21 @@ def read_datasets(source: str, split: str, *, is_saved: bool = False) -> Iterato
     except ImportError as err:
         raise DataError(f"{source}: reading data sets needs the extra: pip install 'lorakit[hub]'") from err
     datasets.disable_progress_bars()
-    name, _, wanted = source.partition("#")
-    split = wanted or split
+    name, _, named = source.partition("#")
+    split = named or split
     try:
         if is_saved:
-            found = datasets.load_from_disk(name)
+            table = datasets.load_from_disk(name)
         else:
             name, _, revision = name.partition("@")
             name, _, config = name.partition(":")
-            found = datasets.load_dataset(name, config or None, revision=revision or None)
+            table = datasets.load_dataset(name, config or None, revision=revision or None)
     except Exception as err:  # the library raises many kinds: for an unknown id, a script, no network, a damaged file
         what = "no such file, and the data set cannot be loaded from the hub"
         what = "no data set saved by `datasets`" if is_saved else what
         raise DataError(f"{source}: {what}: {first_line(err)}") from err
-    if isinstance(found, dict):
-        if split not in found:
-            raise DataError(f"{source}: no split {split!r}; {did_you_mean(split, found)}")
-        found = found[split]
-    yield from _rows(found, found.features.to_dict(), source, 0)
+    if isinstance(table, dict):
+        if split not in table:
+            raise DataError(f"{source}: no split {split!r}; {did_you_mean(split, table)}")
+        table = table[split]
+    yield from _rows(table, table.features.to_dict(), source, 0)

@@ -100,8 +100,8 @@ def _dialect(path: Path, options: Columns, kind: str, by_name: bool) -> tuple[Di
     usual = "\t" if kind == "tsv" else ","
     head = list(islice(stream_lines(path, options.encoding), HEAD))
     above, delimiter = 0, options.delimiter
-    if found := re.fullmatch(r'"?sep=(.)"?\s*', head[0]):
-        above, delimiter = 1, delimiter or found[1]
+    if match := re.fullmatch(r'"?sep=(.)"?\s*', head[0]):
+        above, delimiter = 1, delimiter or match[1]
     if delimiter is None and (by_name or kind == "csv"):
         delimiter = _delimiter(path, options, usual, head)
     dialect = Dialect(delimiter or usual, above=above)
@@ -333,10 +333,10 @@ def read_conll(path: Path, options: Columns = Columns(), notes: list[str] | None
         if number == layout.header or (not words and line.startswith("#") and not layout.is_token(fields)):
             continue
         if len(fields) != layout.columns or len(fields) < 2:
-            wanted = (
+            expected = (
                 f"the lines before have {layout.columns}" if layout.columns > 1 else "a word and its tag are expected"
             )
-            raise DataError(f"{path}:{number}: {len(fields)} column{'s' * (len(fields) != 1)}; {wanted}")
+            raise DataError(f"{path}:{number}: {len(fields)} column{'s' * (len(fields) != 1)}; {expected}")
         if not fields[layout.word]:
             raise DataError(f"{path}:{number}: the word is empty")
         begin = begin if words else number

@@ -24,7 +24,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     Raises:
         DataError: a pattern matches no file, or a file is meant twice.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for pattern in patterns:
         # pathlib's globs cannot begin at a root
         matches = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))  # noqa: PTH207
@@ -32,10 +32,10 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         if not files:
             folder = f": it is a folder, whose files are '{pattern.rstrip('/')}/*.parquet'" if matches else ""
             raise DataError(f"{pattern}: no such file{folder}")
-        found += files
-    if twice := next((path for i, path in enumerate(found) if path in found[:i]), None):
+        paths += files
+    if twice := next((path for i, path in enumerate(paths) if path in paths[:i]), None):
         raise DataError(f"{twice}: named twice")
-    return found
+    return paths
 
 
 def exists(source: str) -> bool:
@@ -123,10 +123,10 @@ def tables_of(folder: Path, endings: Iterable[str], split: str) -> list[Path]:
         if file.name[0] != "." and inner_name(file).suffix.lower() in endings and file.is_file()
     )
     if any(_splits_in(file.name) for file in files):
-        found = [file for file in files if split in _splits_in(file.name)]
-        if not found:
+        of_split = [file for file in files if split in _splits_in(file.name)]
+        if not of_split:
             raise DataError(f"{folder}: no file of the split {split}: {listed(file.name for file in files)}; name one")
-        files = found
+        files = of_split
     if len({inner_name(file).suffix.lower() for file in files}) > 1:
         raise DataError(
             f"{folder}: tables of several kinds: {listed(file.name for file in files)}; name one, or a pattern"
@@ -180,10 +180,10 @@ def parallel_files(path: Path, split: str) -> dict[str, Path]:
     """
     parts: dict[str, dict[str, Path]] = {}
     for file in sorted(path.iterdir() if path.is_dir() else path.parent.iterdir()):
-        if (found := PARALLEL.fullmatch(file.name)) and file.is_file():
-            role = next((role for role, names in ROLES.items() if found["name"].lower() in names), None)
+        if (match := PARALLEL.fullmatch(file.name)) and file.is_file():
+            role = next((role for role, names in ROLES.items() if match["name"].lower() in names), None)
             if role is not None:
-                parts.setdefault((found["part"] or "").lower(), {}).setdefault(role, file)
+                parts.setdefault((match["part"] or "").lower(), {}).setdefault(role, file)
     whole = {part: files for part, files in parts.items() if "text" in files and len(files) > 1}
     if not path.is_dir():
         return next((files for files in whole.values() if files["text"] == path), {})
@@ -208,9 +208,9 @@ def read_parallel(path: Path, options: Columns, notes: list[str], split: str = "
     notes.append(f"{path}: " + ", ".join(f"{role} is {file.name}" for role, file in files.items()))
     lines = {role: lines_of(file, options.encoding) for role, file in files.items()}
     n = len(lines["text"])
-    for role, found in lines.items():
-        if len(found) != n:
-            raise DataError(f"{files[role]}: {len(found):,} lines, but {files['text'].name} has {n:,}")
+    for role, own in lines.items():
+        if len(own) != n:
+            raise DataError(f"{files[role]}: {len(own):,} lines, but {files['text'].name} has {n:,}")
     if "tags" not in lines and _are_tags(lines["text"], lines["label"]):
         lines["tags"], files["tags"] = lines.pop("label"), files["label"]
     names = _mapping(files["text"].with_name("mapping.txt"), options)
@@ -229,8 +229,8 @@ def read_parallel(path: Path, options: Columns, notes: list[str], split: str = "
 
 def _are_tags(texts: Sequence[str], labels: Sequence[str]) -> bool:
     rows = [(text.split(), label.split()) for text, label in zip(texts, labels, strict=True)]
-    tags = [tag for _, found in rows for tag in found]
-    return all(len(words) == len(found) for words, found in rows) and all(map(is_tag, tags)) and set(tags) != {OUTSIDE}
+    tags = [tag for _, own in rows for tag in own]
+    return all(len(words) == len(own) for words, own in rows) and all(map(is_tag, tags)) and set(tags) != {OUTSIDE}
 
 
 def _mapping(path: Path, options: Columns) -> dict[str, str]:

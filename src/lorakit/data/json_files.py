@@ -217,8 +217,8 @@ def _array(path: Path, text: str, position: int, *, is_all: bool = True) -> Iter
 
 
 def _past_space(text: str, position: int) -> int:
-    found = SPACE.match(text, position)
-    return found.end() if found else position
+    match = SPACE.match(text, position)
+    return match.end() if match else position
 
 
 def _record(values: Any, where: str) -> Row:

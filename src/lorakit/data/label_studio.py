@@ -114,7 +114,7 @@ def _flat_task(row: Row, others: dict[str, list[str]]) -> Flat:
     results = _results(row)
     if results is None:
         return Flat(data, None)
-    found: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for result in results:
         kind, value, name = (result.get(key) for key in ("type", "value", "from_name"))
         _check_read(where, name, [str(kind)])
@@ -123,10 +123,10 @@ def _flat_task(row: Row, others: dict[str, list[str]]) -> Flat:
         elif not isinstance(value, dict) or not isinstance(name, str):
             raise DataError(f"{where}: a result of type {kind!r} without a value or a from_name")
         elif kind == SPANS:
-            found.setdefault(name, []).append(value)
+            answers.setdefault(name, []).append(value)
         else:
-            found[name] = _label(LABELS[str(kind)], value.get(LABELS[str(kind)]))
-    return Flat(data, found)
+            answers[name] = _label(LABELS[str(kind)], value.get(LABELS[str(kind)]))
+    return Flat(data, answers)
 
 
 def _results(row: Row) -> Sequence[Mapping[str, Any]] | None:

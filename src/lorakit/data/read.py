@@ -255,8 +255,8 @@ def _rows(
             notes.append(f"{source}: read as {kind}")
     if adapt := FORMATS[kind].adapt:
         rows, more = adapt(rows, source)
-    elif found := word_rows(rows, options, source):
-        rows, more = found
+    elif sentences := word_rows(rows, options, source):
+        rows, more = sentences
     else:
         more = []
     notes += more

@@ -40,8 +40,8 @@ def standard(tag: str) -> str:
     prefix = prefix.upper()
     if not dash:
         return prefix if prefix == OUTSIDE else tag
-    found = f"{'I' if prefix == 'M' else prefix}-{kind}"
-    return found if is_tag(found) else tag
+    plain = f"{'I' if prefix == 'M' else prefix}-{kind}"
+    return plain if is_tag(plain) else tag
 
 
 def starts_entity(tag: str, previous: str) -> bool:
@@ -53,31 +53,31 @@ def starts_entity(tag: str, previous: str) -> bool:
 
 def entities(tags: Sequence[str]) -> list[Entity]:
     """The entities in a sequence of tags of any scheme, read as conlleval does (so broken sequences have an answer)."""
-    found: list[Entity] = []
+    every: list[Entity] = []
     previous = OUTSIDE
     for i, tag in enumerate(tags):
         if starts_entity(tag, previous):
-            found.append(Entity(split_tag(tag)[1], i, i + 1))
+            every.append(Entity(split_tag(tag)[1], i, i + 1))
         elif tag != OUTSIDE:
-            found[-1] = found[-1]._replace(end=i + 1)
+            every[-1] = every[-1]._replace(end=i + 1)
         previous = tag
-    return found
+    return every
 
 
 def strict_entities(tags: Sequence[str]) -> list[Entity]:
     """The entities in strict IOB2: they begin at B- only, and an I- that continues nothing is no entity."""
-    found: list[Entity] = []
+    every: list[Entity] = []
     inside = ""  # type of the entity that the previous word belongs to
     for i, tag in enumerate(tags):
         prefix, kind = split_tag(tag)
         if prefix == "B":
-            found.append(Entity(kind, i, i + 1))
+            every.append(Entity(kind, i, i + 1))
             inside = kind
         elif prefix == "I" and kind == inside:
-            found[-1] = found[-1]._replace(end=i + 1)
+            every[-1] = every[-1]._replace(end=i + 1)
         else:
             inside = ""
-    return found
+    return every
 
 
 def to_tags(spans: Iterable[Entity], length: int) -> list[str]:
@@ -139,9 +139,9 @@ def scheme(sentences: Iterable[Sequence[str]]) -> str:
 def odd_tags(tags: Sequence[str], scheme: str) -> list[int]:
     """The positions of the tags that break the scheme; an entity without its end is odd at its last tag."""
     breaks = SCHEMES[scheme]
-    found = []
+    odd = []
     for i, (previous, tag) in enumerate(pairwise((OUTSIDE, *tags, OUTSIDE))):
         if breaks(previous, tag):
             unended = split_tag(previous)[0] in ("B", "I") and split_tag(tag)[0] in ("O", *BEGINS)
-            found.append(i - 1 if unended and scheme in ("IOBES", "BILOU") else i)
-    return sorted(set(found))
+            odd.append(i - 1 if unended and scheme in ("IOBES", "BILOU") else i)
+    return sorted(set(odd))

@@ -73,13 +73,13 @@ def _member(path: Path) -> zipfile.ZipInfo:
     """The one file in a zip archive."""
     try:
         with zipfile.ZipFile(path) as archive:
-            found = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
+            members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
     except DAMAGE as err:
         raise DataError(f"{path}: damaged: {err}") from err
-    if len(found) != 1:
-        names = listed(member.filename for member in found)
-        raise DataError(f"{path}: {len(found)} files in the archive: {names}; unpack it and name the one to read")
-    return found[0]
+    if len(members) != 1:
+        names = listed(member.filename for member in members)
+        raise DataError(f"{path}: {len(members)} files in the archive: {names}; unpack it and name the one to read")
+    return members[0]
 
 
 @contextmanager
@@ -208,12 +208,12 @@ def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
         for block in raw:
             try:
                 decoder.decode(block)
-            except UnicodeDecodeError as found:
+            except UnicodeDecodeError as inner:
                 # from the block's beginning, before which lies what was incomplete
-                start = found.start - (len(found.object) - len(block))
-                line += found.object[: found.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
+                start = inner.start - (len(inner.object) - len(block))
+                line += inner.object[: inner.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
                 position += start
-                byte = found.object[found.start]
+                byte = inner.object[inner.start]
                 break
             position += len(block)
             line += block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
@@ -233,15 +233,15 @@ def _guessed(path: Path) -> str:
 
     with opened(path) as raw:
         guesses = from_bytes(raw.read(2**16))
-    if (found := guesses.best()) is None:
+    if (best := guesses.best()) is None:
         return ""
     as_likely = {  # of a few lines several code pages are equally likely, and the common one is named already
         name
         for guess in guesses
-        if guess.chaos <= found.chaos and guess.coherence >= found.coherence
+        if guess.chaos <= best.chaos and guess.coherence >= best.coherence
         for name in (guess.encoding, *guess.could_be_from_charset)
     }
-    return "" if as_likely & {"cp1252", "utf_8", "ascii"} else f"; it looks like {found.encoding}"
+    return "" if as_likely & {"cp1252", "utf_8", "ascii"} else f"; it looks like {best.encoding}"
 
 
 MOST = 5  # places that a note lists
@@ -287,7 +287,7 @@ def in_order(bad: Iterable[DataError]) -> list[DataError]:
     """What is wrong with records, in the order of their lines; some of it is found after all of a file has been read."""
 
     def place(err: DataError) -> tuple[str, int]:
-        found = re.match(r"(.+?):(\d+)", str(err))
-        return (found[1], int(found[2])) if found else ("", 0)
+        match = re.match(r"(.+?):(\d+)", str(err))
+        return (match[1], int(match[2])) if match else ("", 0)
 
     return sorted(bad, key=place)

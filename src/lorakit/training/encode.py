@@ -48,9 +48,9 @@ def encode(
             if not (folder / FACTS).is_file():  # else another process was quicker
                 raise
         _prune(cache, folder)
-    found = CachedItems(folder)
+    items = CachedItems(folder)
     (folder / FACTS).touch()
-    return found
+    return items
 
 
 def _name(task: Task, examples: Sequence[Example], tokenizer: Any, made_of: Any) -> str:
