@@ -50,11 +50,14 @@ def atomic_folder(folder: Path, size: int | None = None, *, replace: bool = Fals
         temporary, descriptor = locked_temporary(folder, Path.mkdir)
         try:
             yield temporary
-            _settle(temporary)
-            if replace:
-                _replace(folder, temporary)
-            else:
-                _move(temporary, folder)
+            mode = (
+                stat.S_IMODE(temporary.stat().st_mode) & 0o666
+            )  # safetensors makes files readable only by their owner
+            for path in (*temporary.rglob("*"), temporary):
+                if path.is_file():
+                    path.chmod(mode)
+                _sync(path)
+            _move(temporary, folder, replace=replace)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             os.close(descriptor)
@@ -188,41 +191,23 @@ def _remove_unlocked(path: Path, without_locks: bool) -> None:
             os.close(descriptor)
 
 
-def _settle(folder: Path) -> None:
-    """Set the modes of new files (safetensors makes files readable only by their owner), and sync all."""
-    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
-    for path in (*folder.rglob("*"), folder):
-        if path.is_file():
-            path.chmod(mode)
-        _sync(path)
-
-
-def _move(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`, which does not exist."""
+def _move(new: Path, folder: Path, *, replace: bool) -> None:
+    """Rename `new` to `folder`, which does not exist, or is replaced; if that fails, the old one is restored."""
+    old = temporary_name(folder, "old")
+    if replace and folder.exists():
+        folder.rename(old)
     try:
-        if os.path.lexists(folder):  # otherwise an empty folder would be replaced
+        if not replace and os.path.lexists(folder):  # otherwise an empty folder would be replaced
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         new.rename(folder)
     except OSError as err:
-        if err.errno not in TAKEN:
+        if old.exists():
+            old.rename(folder)
+        if replace or err.errno not in TAKEN:
             raise
         raise OutputError(
             f"{folder} exists already: another process created it meanwhile; choose another folder"
         ) from err
-    _sync(folder.parent)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Replace `folder` by `new`; if that fails, the old one is restored."""
-    old = temporary_name(folder, "old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -64,11 +64,6 @@ class Member:
         """Examples per forward."""
         return self.micro_batch_size or self.plan.micro_batch_size
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether its forwards are not shared: memory is short, or dropout must be drawn as in a plain run."""
-        return self.draws or self.micro_batch_size is not None or self.plan.config.micro_batch_size is not None
-
     def next_batch(self, ranks: Ranks) -> MemberBatch:
         """The batch of the next step, and this process's share of it."""
         if self._batches is None:
@@ -85,11 +80,6 @@ class MemberBatch:
     member: Member
     positions: Sequence[int]
     own: Sequence[int]
-
-    def micro_batches(self) -> Iterator[list[Item]]:
-        """This process's items, cut into micro-batches."""
-        for start in range(0, len(self.own), self.member.rows):
-            yield [self.member.items[i] for i in self.own[start : start + self.member.rows]]
 
 
 class Forward(NamedTuple):
@@ -126,7 +116,12 @@ def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> I
     while live := [member for member in members if member.done < member.plan.steps]:
         batches = [member.next_batch(ranks) for member in live]
         forwards = plan_forwards(batches, most_tokens, device)
-        counts = count_targets(batches, forwards, ranks)
+        own = dict.fromkeys(batches, 0)  # labelled positions of each member's batch: this process's
+        for _, parts, n_targets in forwards:
+            for (batch, _), n in zip(parts, n_targets.split([rows for _, rows in parts]), strict=True):
+                own[batch] += int(n.sum())
+        totals = ranks.sum_(torch.tensor(list(own.values()))).clamp_min(1).tolist()
+        counts = dict(zip(batches, totals, strict=True))
         states = [member.random_state for member in live]
         while True:
             try:
@@ -141,7 +136,8 @@ def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> I
                 else:
                     _halve_micro_batch(err.batches[0])
                 forwards = plan_forwards(batches, most_tokens, device)
-        _match_forward_count(model, batches[0], len(forwards), ranks, device)
+        if batches[0].member.plan.config.shard_base:
+            _match_forward_count(model, batches[0], len(forwards), ranks, device)
         yield {batch.member: update(batch, losses[batch], ranks) for batch in batches}
 
 
@@ -153,11 +149,15 @@ def plan_forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torc
     alone: list[list[tuple[MemberBatch, list[Item]]]] = []
     by_task: dict[int, list[tuple[MemberBatch, list[Item]]]] = {}
     for batch in batches:
-        for items in batch.micro_batches():
-            if batch.member.is_alone:
+        member = batch.member
+        # not shared where memory is short, or where dropout must be drawn as in a plain run
+        is_alone = member.draws or (member.micro_batch_size or member.plan.config.micro_batch_size) is not None
+        for start in range(0, len(batch.own), member.rows):
+            items = [member.items[i] for i in batch.own[start : start + member.rows]]
+            if is_alone:
                 alone.append([(batch, items)])
             else:
-                by_task.setdefault(id(batch.member.task), []).append((batch, items))
+                by_task.setdefault(id(member.task), []).append((batch, items))
     packed: list[list[tuple[MemberBatch, list[Item]]]] = []
     for parts in by_task.values():
         longest = rows = 0
@@ -180,16 +180,6 @@ def plan_forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torc
 
 def _longest(items: Sequence[Item]) -> int:
     return max(len(item["input_ids"]) for item in items)
-
-
-def count_targets(batches: Sequence[MemberBatch], forwards: Sequence[Forward], ranks: Ranks) -> dict[MemberBatch, int]:
-    """The labelled positions of each member's whole batch, at least 1."""
-    own = dict.fromkeys(batches, 0)
-    for _, parts, n_targets in forwards:
-        for (batch, _), n in zip(parts, n_targets.split([rows for _, rows in parts]), strict=True):
-            own[batch] += int(n.sum())
-    counts = ranks.sum_(torch.tensor(list(own.values()))).clamp_min(1).tolist()
-    return dict(zip(batches, counts, strict=True))
 
 
 def backward(
@@ -240,15 +230,14 @@ def _halve_micro_batch(batch: MemberBatch) -> None:
 def _match_forward_count(
     model: nn.Module, batch: MemberBatch, forwards: int, ranks: Ranks, device: torch.device
 ) -> None:
-    """With a sharded base (FSDP), run dummy forwards until every process has made equally many.
+    """Run dummy forwards of a sharded base (FSDP) until every process has made equally many.
 
     A process with fewer micro-batches than another still has to provide its shard of each layer.
     """
     member = batch.member
-    if member.plan.config.shard_base:
-        blank = to_device(member.task.collate([member.items[batch.positions[0]]]), device)
-        for _ in range(max(ranks.gather(forwards)) - forwards):
-            (member.task.losses(model, blank).sum() * 0).backward()
+    blank = to_device(member.task.collate([member.items[batch.positions[0]]]), device)
+    for _ in range(max(ranks.gather(forwards)) - forwards):
+        (member.task.losses(model, blank).sum() * 0).backward()
 
 
 def update(batch: MemberBatch, loss: Tensor, ranks: Ranks) -> Step:
