@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from synthetic import WORDS, save_base
 
 from lorakit.recipe import make_recipe
-from lorakit.training.prefix_cache import keep_prefix
+from lorakit.training.joint import keep_prefix
 from lorakit.training.prepare import prepare
 from lorakit.training.run import Run
 

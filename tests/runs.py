@@ -23,7 +23,7 @@ from lorakit.training.checkpoint import find_checkpoint
 from lorakit.training.prepare import Prepared, prepare
 from lorakit.training.results import Result
 from lorakit.training.run import Run
-from lorakit.training.run_folder import run_folder
+from lorakit.training.run_files import run_folder
 
 GOOD, BAD = ("superb", "lovely", "moving", "fresh"), ("dreadful", "stale", "clumsy", "boring")
 NEUTRAL = ("the", "film", "plot", "was", "a", "rather", "cast", "and", "scene", "last")

@@ -15,7 +15,7 @@ from lorakit.errors import OutputError, StorageError
 from lorakit.recipe import UNSET
 from lorakit.runtime.events import Event, Note
 from lorakit.runtime.files import HOST, LOCK, exclusive, locked
-from lorakit.training.run_folder import run_folder
+from lorakit.training.run_files import run_folder
 
 
 def names(folder: Path) -> list[str]:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.inference.answer import answer_all
+from lorakit.inference.answer import Judged, answer_all, mean_loss, with_loss
 from lorakit.runtime.device import evaluating, to_device
 from lorakit.training.prepare import prepare
-from lorakit.training.validation import Judged, mean_loss, with_loss
 from tests.runs import changed, fit, sections
 
 TASKS = {

@@ -32,7 +32,7 @@ from lorakit.training.joint import attempt, groups_of, prepare_all
 from lorakit.training.prepare import Prepared
 from lorakit.training.results import Result
 from lorakit.training.run import Run, fit_all
-from lorakit.training.run_folder import run_folder
+from lorakit.training.run_files import run_folder
 
 SHORTCUTS = {  # of `train`, and of the estimators: the recipe's key that each argument sets
     "r": "lora.r",

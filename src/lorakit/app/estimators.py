@@ -33,7 +33,7 @@ from lorakit.tasks.metrics.entities import entity_scores
 from lorakit.training.prepare import prepare
 from lorakit.training.results import COSTS, Result
 from lorakit.training.run import Run
-from lorakit.training.run_folder import run_folder
+from lorakit.training.run_files import run_folder
 
 Text = str | tuple[str, str]
 # Recipe keys set by the estimator's arguments, and others set by `fit`.

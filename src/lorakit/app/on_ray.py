@@ -16,7 +16,7 @@ from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.distributed import TIMEOUT
 from lorakit.training.joint import END_ALL
 from lorakit.training.results import Result
-from lorakit.training.run_folder import run_folder
+from lorakit.training.run_files import run_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,7 @@ from lorakit.recipe import Recipe
 from lorakit.runtime.events import Report
 from lorakit.runtime.files import atomic_text
 from lorakit.training.results import COSTS, Result
-from lorakit.training.run_files import MEMBER
-from lorakit.training.run_folder import RECIPE, run_folder
+from lorakit.training.run_files import MEMBER, RECIPE, run_folder
 
 BOOKS = (RECIPE, "sweep.json", "optuna.log", "optuna.db")  # files that may be written before the first run begins
 

@@ -5,13 +5,14 @@ By one adapter, or by many over one base: then a forward has rows of all of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from lorakit.models import depends_on_batch
 from lorakit.runtime.device import evaluating, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.signals import ELSEWHERE, Stop
-from lorakit.tasks.base import Item, Task, pad_inputs
+from lorakit.tasks.base import Batch, Item, Task, inputs_of, pad_inputs
 
 T = TypeVar("T")
 
@@ -202,3 +203,45 @@ class Answered(nn.Module):
         """Shapes: input_ids (B, T), logits (B, C) or (B, T, C)."""
         length = inputs["input_ids"].shape[1]  # other rows of the forward may have been longer
         return SimpleNamespace(logits=self.logits[:, :length] if self.logits.dim() == 3 else self.logits)
+
+
+# Answers to labelled examples with their loss, which costs no second forward where a text is read once
+
+
+class Judged(NamedTuple):
+    """An answer, raw or of an example, with the loss of its labelled positions (a sum) and their number."""
+
+    answer: Any
+    loss: float
+    n_targets: int
+
+
+class _WithLoss:
+    """The task, but for answers, which are Judged."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Judged]:
+        if self.task.info.model_kind != "text2text":  # which writes its answers, and has the loss of the right ones
+            model = Answered(model(**inputs_of(batch)).logits, dict(model.named_children()))
+        losses = self.task.losses(model, batch).tolist()
+        return list(map(Judged, self.task.predict(model, batch), losses, batch["n_targets"].tolist()))
+
+    def answer(self, example: Example, raws: Sequence[Judged]) -> Judged:
+        answers, losses, n_targets = zip(*raws, strict=True)
+        return Judged(self.task.answer(example, answers), sum(losses), sum(n_targets))
+
+
+def with_loss(task: Task) -> Task:
+    """The same task, whose answers to labelled examples are Judged."""
+    return cast(Task, _WithLoss(task))
+
+
+def mean_loss(judged: Sequence[Judged]) -> float | None:
+    """The mean over all labelled positions, as training's; None where there is none, or it is not finite."""
+    total, n = sum(each.loss for each in judged), sum(each.n_targets for each in judged)
+    return total / n if n and math.isfinite(total) else None

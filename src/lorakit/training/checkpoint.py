@@ -24,7 +24,7 @@ from lorakit.runtime.files import atomic_folder, remove_folder
 from lorakit.training.loop import Member
 from lorakit.training.prepare import Prepared, as_if_alone
 from lorakit.training.progress import History, Interval
-from lorakit.training.run_folder import CHECKPOINTS
+from lorakit.training.run_files import CHECKPOINTS
 
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import LorakitError, NumericsError, RankError
-from lorakit.inference.answer import answer_all
+from lorakit.inference.answer import Judged, answer_all, mean_loss, with_loss
 from lorakit.lora import RankBudget, routed
 from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Evaluated, Logged, Note, Report, Started, Step, ignore
@@ -25,14 +25,13 @@ from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.checkpoint import Checkpoint, Progress, checkpoint_of, restore, save_checkpoint
+from lorakit.training.joint import keep_prefix
 from lorakit.training.loop import Member, train
-from lorakit.training.prefix_cache import keep_prefix
 from lorakit.training.prepare import Part, Prepared, trained_parameters
 from lorakit.training.progress import History, Interval, LossWatch
 from lorakit.training.results import Result, write_lines, write_results, write_shipped
-from lorakit.training.run_folder import CHECKPOINTS, RECIPE
+from lorakit.training.run_files import CHECKPOINTS, RECIPE
 from lorakit.training.schedule import make_optimizer
-from lorakit.training.validation import Judged, mean_loss, with_loss
 
 LOG_LINES = 400  # about how many loss lines metrics.jsonl has, whatever the run's length
 SKIPS_IN_A_ROW, SKIPS = 5, 50  # the most steps that train.non_finite = "skip" skips
@@ -208,13 +207,11 @@ class Run:
             return
         clock = time.perf_counter()
         self._check_finite(number)
-        checkpoint = checkpoint_of(self.prepared, self.member, self._progress())
+        progress = Progress(self.history, self.interval, self.best_state)
+        checkpoint = checkpoint_of(self.prepared, self.member, progress)
         self.ranks.first(save_checkpoint, self.folder / CHECKPOINTS, checkpoint)
         self.saved = number
         self.history.saving_seconds += time.perf_counter() - clock
-
-    def _progress(self) -> Progress:
-        return Progress(self.history, self.interval, self.best_state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint, as if the run had never stopped.

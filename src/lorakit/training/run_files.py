@@ -1,11 +1,12 @@
-"""The files of a finished run: one schema for writing and reading them. No torch."""
+"""The folder of a run: its files by one schema for writing and reading them, and its lock. No torch."""
 
 from __future__ import annotations
 
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -17,9 +18,13 @@ from lorakit.data.example import Example, examples_sha256
 from lorakit.errors import OutputError
 from lorakit.hashing import open_regular
 from lorakit.inference.side import SIDE_FILE, Side, first_problem, read_facts
-from lorakit.runtime.files import atomic_text
+from lorakit.recipe import UNSET
+from lorakit.runtime.events import Report, ignore
+from lorakit.runtime.files import STORAGE, atomic_text, cannot_write, locked, make_folder, remove_leftovers
 from lorakit.tasks.metrics.bootstrap import FEW, RESAMPLES, Resampled
 
+RECIPE = "recipe.toml"  # the first file of a run
+CHECKPOINTS = "checkpoints"
 RESAMPLES_FILE = "resamples.json"
 MEMBER = "seed-"  # followed by the seed: the name of a run in the folder of several seeds
 DIGITS = 9  # decimals of a resampled score
@@ -205,15 +210,15 @@ def read_run(path: Path) -> RunFiles:
         predictions=_lines(Prediction, path / "predictions.jsonl"),
         side=None,
         recipe={},
-        recipe_text="".join(_texts(path / "recipe.toml")),
+        recipe_text="".join(_texts(path / RECIPE)),
         missing=[],
     )
     try:
         recipe = tomllib.loads(read.recipe_text)
     except (tomllib.TOMLDecodeError, RecursionError) as err:
-        raise OutputError(f"{path / 'recipe.toml'}: damaged: {err}") from err
+        raise OutputError(f"{path / RECIPE}: damaged: {err}") from err
     side = read_facts(read.shipped) if (read.shipped / SIDE_FILE).exists() else None
-    names = ("metrics.jsonl", "predictions.jsonl", f"{read.shipped.name}/{SIDE_FILE}", "recipe.toml")
+    names = ("metrics.jsonl", "predictions.jsonl", f"{read.shipped.name}/{SIDE_FILE}", RECIPE)
     missing = [name for name in names if not (path / name).exists()]
     return replace(read, side=side, recipe=recipe, missing=missing)
 
@@ -310,3 +315,49 @@ def read_resamples(run: Path) -> Sampled:
         return Sampled(str(raw["examples"]["sha256"]), n, str(raw["metric"]), scores)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise OutputError(f"{path}: damaged: {type(err).__name__} {err}") from err
+
+
+# The folder itself: created, locked, cleared of leftovers of killed processes, refused if it holds something else
+
+
+@contextmanager
+def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, shared: bool = False) -> Iterator[None]:
+    """Lock a run folder, exclusively or `shared` with others; it is created if needed, and removed again if it stays empty.
+
+    Raises:
+        OutputError: another process trains there, it holds something that cannot be resumed, or it cannot be created.
+    """
+
+    def check(holds: set[str]) -> None:
+        if resume is None and holds:
+            raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
+        if resume is not None and holds and not is_run(folder):
+            raise OutputError(f"output.dir = {str(folder)!r} holds no run to resume (no {RECIPE})")
+        if resume not in (None, "auto") and not Path(resume).is_dir():
+            raise OutputError(f"--resume {resume}: no such checkpoint; use auto, or the folder of one")
+
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"output.dir = {str(folder)!r} exists already, and is not a folder")
+        made = make_folder(folder)
+    except OSError as err:
+        if err.errno in STORAGE:
+            raise cannot_write(folder, err) from err
+        raise OutputError(f"output.dir = {str(folder)!r} cannot be created: {err.strerror}") from err
+    try:
+        with locked(folder, check, "training", "output.dir", report, shared=shared):
+            if (folder / CHECKPOINTS).is_dir():
+                remove_leftovers(folder / CHECKPOINTS, alone=True)
+            yield
+    finally:
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether its recipe was written by a run; a user's own would be overwritten."""
+    try:
+        return UNSET in (folder / RECIPE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False

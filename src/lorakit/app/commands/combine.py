@@ -217,7 +217,7 @@ class Several:
     def cache_frozen_blocks(self, items: Sequence[Item], report: Report) -> None:
         """Compute the outputs of the blocks below all adapters once for each text."""
         from lorakit.lora import adapter_parameters
-        from lorakit.training.prefix_cache import cache_frozen_blocks
+        from lorakit.training.joint import cache_frozen_blocks
 
         for name in self.names:
             for parameter in adapter_parameters(self.model, name).values():
