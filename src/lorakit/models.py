@@ -485,8 +485,11 @@ def attend_in_fp32(model: Any) -> bool:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        wide = {name: _wide(option) for name, option in options.items()}
-        answer, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), _wide(mask), **wide)
+        wide = {
+            name: option.float() if isinstance(option, Tensor) and option.is_floating_point() else option
+            for name, option in {**options, "attention_mask": mask}.items()
+        }
+        answer, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), **wide)
         return answer.to(query.dtype), None
 
     if getattr(model.config, "_attn_implementation", None) != "sdpa":
@@ -495,11 +498,6 @@ def attend_in_fp32(model: Any) -> bool:
     AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
     model.set_attn_implementation(FP32_ATTENTION)
     return True
-
-
-def _wide(option: Any) -> Any:
-    """A tensor of floating-point numbers in fp32; anything else as it is."""
-    return option.float() if isinstance(option, Tensor) and option.is_floating_point() else option
 
 
 def save_model(

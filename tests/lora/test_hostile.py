@@ -195,7 +195,7 @@ EVERY: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "pickle in place of weights": (pickled, ("adapter_model.bin", "never read")),
     "header of 89 MB": (header(b"{" + b" " * MAX_HEADER, length=89_000_000), (WEIGHTS, "damaged")),
     "header too long": (header(b"{" + b" " * MAX_HEADER), (WEIGHTS, "damaged")),
-    "key twice": (header(TWICE, bytes(4)), (WEIGHTS, "a key appears twice")),
+    "key twice": (header(TWICE, bytes(4)), (WEIGHTS, "appears twice")),
     "more tensors than any adapter": (header(MANY.encode()), (WEIGHTS, "10,001 tensors")),
     "shape of 300,000 numbers": (header(HUGE, bytes(4)), (WEIGHTS, "damaged: more than 100,000 values")),
 }

@@ -129,8 +129,13 @@ def of_spans(
     Raises:
         DataError: the tokens are not in order, or leave out some of the text.
     """
-    if tokens is not None:
-        _check_tokens(text, tokens, where)
+    position = 0
+    for start, end in (*tokens, (len(text), len(text))) if tokens is not None else ():
+        if not position <= start <= end <= len(text):
+            raise DataError(f"{where}: token {start}-{end} overlaps the one before or lies outside the text")
+        if missed := text[position:start].strip():
+            raise DataError(f"{where}: {missed!r} at {position} is in no token")
+        position = end
     borders = sorted({border for span in spans for border in span[:2]})
     cut = word_offsets(text) if tokens is None else tokens
     offsets = tuple(inner for start, end in cut for piece in _cut(start, end, borders) if (inner := trim(text, *piece)))
@@ -148,13 +153,3 @@ def of_spans(
 def _cut(start: int, end: int, borders: Sequence[int]) -> Iterable[tuple[int, int]]:
     inner = borders[bisect_right(borders, start) : bisect_left(borders, end)]
     return pairwise([start, *inner, end])
-
-
-def _check_tokens(text: str, tokens: Sequence[tuple[int, int]], where: str) -> None:
-    position = 0
-    for start, end in (*tokens, (len(text), len(text))):
-        if not position <= start <= end <= len(text):
-            raise DataError(f"{where}: token {start}-{end} overlaps the one before or lies outside the text")
-        if missed := text[position:start].strip():
-            raise DataError(f"{where}: {missed!r} at {position} is in no token")
-        position = end

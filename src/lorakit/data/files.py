@@ -213,7 +213,9 @@ def read_parallel(path: Path, options: Columns, notes: list[str], split: str = "
             raise DataError(f"{files[role]}: {len(own):,} lines, but {files['text'].name} has {n:,}")
     if "tags" not in lines and _are_tags(lines["text"], lines["label"]):
         lines["tags"], files["tags"] = lines.pop("label"), files["label"]
-    names = _mapping(files["text"].with_name("mapping.txt"), options)
+    mapping = files["text"].with_name("mapping.txt")
+    rows = [line.split(maxsplit=1) for line in lines_of(mapping, options.encoding)] if mapping.is_file() else []
+    names = {row[0]: row[1].strip() for row in rows if len(row) == 2 and row[0].isdecimal()}
     for i, text in enumerate(lines["text"]):
         values: dict[str, Any] = {"text": text}
         if "label" in lines:
@@ -231,8 +233,3 @@ def _are_tags(texts: Sequence[str], labels: Sequence[str]) -> bool:
     rows = [(text.split(), label.split()) for text, label in zip(texts, labels, strict=True)]
     tags = [tag for _, own in rows for tag in own]
     return all(len(words) == len(own) for words, own in rows) and all(map(is_tag, tags)) and set(tags) != {OUTSIDE}
-
-
-def _mapping(path: Path, options: Columns) -> dict[str, str]:
-    rows = [line.split(maxsplit=1) for line in lines_of(path, options.encoding)] if path.is_file() else []
-    return {row[0]: row[1].strip() for row in rows if len(row) == 2 and row[0].isdecimal()}

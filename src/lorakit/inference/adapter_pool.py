@@ -132,11 +132,11 @@ class AdapterPool:
         """Reload each adapter in memory whose folder has changed; until then, or if that fails, the old version serves."""
         with self._lock:
             residents = {name: resident for name, resident in self._resident.items() if name in self.folders}
-        return {name: self.load(name) for name, resident in residents.items() if self._has_changed(name, resident)}
-
-    def _has_changed(self, name: str, resident: Resident) -> bool:
-        """Whether its folder has a version that was not tried yet."""
-        return stamp_of(resident.folder) not in (resident.stamp, self._refused.get(name))
+        return {
+            name: self.load(name)
+            for name, resident in residents.items()
+            if stamp_of(resident.folder) not in (resident.stamp, self._refused.get(name))  # which were tried
+        }
 
     def rename(self, folders: Mapping[str, Path]) -> None:
         """Serve these names from now on; others are dropped once no batch uses them."""
@@ -171,7 +171,14 @@ class AdapterPool:
             self._resident[name] = resident
             if before is not None:
                 self._drop_unused(before)
-            self._make_room(name)
+            size = self.size  # the least recently used ones not in a batch go, until the limit is kept
+            for other, old in list(self._resident.items()):
+                if size <= self.limit_bytes:
+                    break
+                if other != name and not self._uses[old.key]:
+                    del self._resident[other]
+                    old.shared.remove(old)
+                    size -= old.size
         return resident
 
     def _model(self, folder: Path) -> SharedModel:
@@ -188,17 +195,6 @@ class AdapterPool:
     def _folder(self, name: str) -> Path:
         self._check_name(name)
         return shipped_folder(self.folders[name])
-
-    def _make_room(self, newest: str) -> None:
-        """Drop the least recently used adapters not in a batch, until the limit is kept."""
-        size = sum(resident.size for resident in self._resident.values())
-        for name, resident in list(self._resident.items()):
-            if size <= self.limit_bytes:
-                return
-            if name != newest and not self._uses[resident.key]:
-                del self._resident[name]
-                resident.shared.remove(resident)
-                size -= resident.size
 
     def _drop_unused(self, resident: Resident) -> None:
         """Drop a version without a name, unless a batch uses it."""

@@ -79,11 +79,22 @@ def score_files(job: Job, answerer: Answerer, out: Path, report: Report = ignore
 def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> Iterator[None]:
     def check(holds: set[str]) -> None:
         shown = {name for name in holds if not name.startswith(".")}
-        before = _read_job(folder)
-        if shown and before is None:
+        try:
+            before = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            before = None
+        if shown and not (isinstance(before, dict) and "answered by" in before):
             raise OutputError(f"--out {folder}: holds something else; choose another folder")
-        if before is not None and shown - {JOB}:
-            _check_same(folder, before, settings)
+        for key, value in json.loads(json.dumps(settings)).items() if shown - {JOB} else ():
+            if (old := before.get(key)) != value:
+                if isinstance(value, dict) and isinstance(old, dict):
+                    key, old, value = next(
+                        (k, old.get(k), value.get(k)) for k in {**value, **old} if old.get(k) != value.get(k)
+                    )
+                raise OutputError(
+                    f"--out {folder}: {key} changed since the folder was begun: {old} then, {value} now; "
+                    "choose another folder"
+                )
 
     try:
         make_folder(folder)
@@ -93,29 +104,6 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
         if not any(path.name != JOB for path in folder.glob("[!.]*")):  # no answers yet: the job may change
             atomic_text(folder / JOB, json.dumps({**settings, "versions": versions()}, indent=2) + "\n")
         yield
-
-
-def _read_job(folder: Path) -> dict[str, Any] | None:
-    """The job whose answers a folder holds, or None."""
-    try:
-        job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return job if isinstance(job, dict) and "answered by" in job else None
-
-
-def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise if the answers in the folder are of another job."""
-    for key, value in json.loads(json.dumps(now)).items():
-        if (old := before.get(key)) != value:
-            if isinstance(value, dict) and isinstance(old, dict):
-                key, old, value = next(
-                    (k, old.get(k), value.get(k)) for k in {**value, **old} if old.get(k) != value.get(k)
-                )
-            raise OutputError(
-                f"--out {folder}: {key} changed since the folder was begun: {old} then, {value} now; "
-                "choose another folder"
-            )
 
 
 def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Scoring:
@@ -133,21 +121,17 @@ def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -
         there = [*{name: None for row in head for name in row.values}]
         if lacking := next((name for name in job.keep if head and name not in there), None):
             raise DataError(f"{path}: --keep {lacking} is not a column; {did_you_mean(lacking, there)}")
-    return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, _types_to_keep(job)))
-
-
-def _types_to_keep(job: Job) -> dict[str, Any]:
-    """The types of the --keep columns: text if the files have no types."""
     schemas = {path: schema_of(path) for path in job.files}
-    types: dict[str, Any] = {}
+    types: dict[str, Any] = {}  # of the --keep columns: text if the files have no types
     for name in job.keep:
         if name in TYPES:
             raise ConfigError(f"--keep {name}: answers already have a column of that name")
         by_path = {path: schema and schema.field(name).type for path, schema in schemas.items()}
-        types[name] = next(iter(by_path.values()))
-        if other := next((path for path, type in by_path.items() if type != types[name]), None):
-            raise DataError(f"{other}: --keep {name} is {by_path[other]} here, and {types[name]} in {job.files[0]}")
-    return {name: type or TEXT for name, type in types.items()}
+        first = next(iter(by_path.values()))
+        if other := next((path for path, type in by_path.items() if type != first), None):
+            raise DataError(f"{other}: --keep {name} is {by_path[other]} here, and {first} in {job.files[0]}")
+        types[name] = first or TEXT
+    return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, types))
 
 
 @dataclass
@@ -192,7 +176,9 @@ class _Scoring:
             return known
         size, stamp = self.job.shard_rows, stamp_of(path)
         start = next(first for first in count(0, size) if not self._shard(number, first).exists())
-        rows = stream(path, start, self._used())
+        roles = (self.columns.text, self.columns.pair, self.columns.label, *self.job.keep)
+        # all columns are read if texts are lists of words
+        rows = stream(path, start, [n for n in roles if isinstance(n, str)] if self.columns.text else None)
         for first in count(start, size):
             if not (some := list(islice(rows, size))):
                 break
@@ -203,25 +189,16 @@ class _Scoring:
                 write_lines(self._rejected(number, first), bad)
             write_answers(self._shard(number, first), records, self.schema)
             self._tell(len(some))
-        totals = self._totals(number, path)
-        atomic_text(note, json.dumps(totals, indent=2) + "\n")
-        return totals
-
-    def _totals(self, number: int, path: Path) -> dict[str, Any]:
-        """The totals of a finished file."""
         shards: dict[str, Any] = {}
         for first in count(0, self.job.shard_rows):
             if not (shard := self._shard(number, first)).exists():
                 break
             answered, rejected = count_records(shard), count_records(self._rejected(number, first))
             shards[shard.name] = {"first": first + 1, "rows": answered + rejected, "rejected": rejected}
-        rows, rejected = (sum(shard[key] for shard in shards.values()) for key in ("rows", "rejected"))
-        return {"file": str(path), "rows": rows, "answered": rows - rejected, "rejected": rejected, "shards": shards}
-
-    def _used(self) -> list[str] | None:
-        """The columns to read; None (all) if texts are lists of words."""
-        roles = (self.columns.text, self.columns.pair, self.columns.label)
-        return [name for name in (*roles, *self.job.keep) if isinstance(name, str)] if self.columns.text else None
+        n, rejected = (sum(shard[key] for shard in shards.values()) for key in ("rows", "rejected"))
+        totals = {"file": str(path), "rows": n, "answered": n - rejected, "rejected": rejected, "shards": shards}
+        atomic_text(note, json.dumps(totals, indent=2) + "\n")
+        return totals
 
     def _shard(self, number: int, first: int) -> Path:
         return self.folder / f"part-{number:05}-{first:012}.{self.job.format}"
@@ -238,19 +215,17 @@ class _Scoring:
         records: list[dict[str, Any]] = []
         bad: list[dict[str, Any]] = []
         for number, (row, example) in enumerate(zip(rows, examples, strict=True), start=first + 1):
-            place = {**self._values_to_keep(row), FILE: str(path), ROW: number}
+            values = row.values if isinstance(row, Row) else {}
+            chosen = {name: values.get(name) for name in self.job.keep}
+            for name, value in chosen.items() if self.job.format == "parquet" else ():
+                if self.schema.field(name).type == TEXT and not (value is None or isinstance(value, str)):
+                    chosen[name] = json.dumps(value, ensure_ascii=False, default=str)  # of a file without types
+            place = {**chosen, FILE: str(path), ROW: number}
             if isinstance(example, DataError):
                 bad.append({**place, "reason": str(example)})
             else:
                 records.append({**next(answers), **place})
         return records, bad
-
-    def _values_to_keep(self, row: Row | DataError) -> dict[str, Any]:
-        values = row.values if isinstance(row, Row) else {}
-        chosen = {name: values.get(name) for name in self.job.keep}
-        if self.job.format == "parquet":
-            return {name: as_text(v) if self.schema.field(name).type == TEXT else v for name, v in chosen.items()}
-        return chosen
 
     def _examples(self, path: Path, rows: Sequence[Row | DataError]) -> list[Example | DataError]:
         """An example for each row, or its error; all rows at once if there are no errors, which is faster."""
@@ -382,11 +357,6 @@ def stream_answers(path: Path, answers: Iterable[Mapping[str, Any]], tasks: Iter
 
 def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-
-
-def as_text(value: Any) -> str | None:
-    """A --keep value of a file without types, as text: JSON if it is not a text."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def count_records(path: Path) -> int:

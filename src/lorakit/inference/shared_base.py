@@ -184,8 +184,11 @@ class SharedModel:
             reload_adapter(template, folder, IN_TEMPLATE)
         else:
             template = _copy(self._plain)
-            if outputs != self._width:
-                _resize(template, self._head, outputs)
+            if outputs != self._width:  # an output layer of another width, whose values come from the adapter
+                old = template.get_submodule(self._head)
+                assert isinstance(old, nn.Linear)
+                new = nn.Linear(old.in_features, outputs, bias=old.bias is not None, device=old.weight.device)
+                put(template, old, new.to(old.weight.dtype).requires_grad_(False))
             for name, layer in task_layers(side.task, side.labels).items():
                 template.add_module(name, layer)
             load_adapter(template, folder, IN_TEMPLATE)
@@ -196,21 +199,19 @@ class SharedModel:
 
     def add(self, resident: Resident) -> None:
         """Serve a resident. Raises an AdapterError, and serves nothing of it, if it conflicts with another."""
-        places = [self._host(resident, part) for part in resident.parts]
+        places: list[AdapterHost] = []
+        for part in resident.parts:
+            module = self.model.get_submodule(part.path)
+            if not isinstance(module, AdapterHost):
+                module = put(self.model, module, part.host(module, self.routing))
+                fuse(module)
+            elif type(module) is not part.host:
+                raise AdapterError(
+                    f"{resident.folder}: {part.path} serves another adapter differently ({type(module).__name__})"
+                )
+            places.append(module)
         for host, part in zip(places, resident.parts, strict=True):
             host.adapters[resident.key] = part.module
-
-    def _host(self, resident: Resident, part: Part) -> AdapterHost:
-        module = self.model.get_submodule(part.path)
-        if not isinstance(module, AdapterHost):
-            host = put(self.model, module, part.host(module, self.routing))
-            fuse(host)
-            return host
-        if type(module) is not part.host:
-            raise AdapterError(
-                f"{resident.folder}: {part.path} serves another adapter differently ({type(module).__name__})"
-            )
-        return module
 
     def remove(self, resident: Resident) -> None:
         """Remove a resident."""
@@ -272,11 +273,3 @@ def _check_method(folder: Path, side: Side) -> None:
 def _copy(model: nn.Module) -> nn.Module:
     """Copies of the modules that share the tensors."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
-
-
-def _resize(model: nn.Module, path: str, outputs: int) -> None:
-    """Give the model an output layer of another width; its values come from an adapter."""
-    old = model.get_submodule(path)
-    assert isinstance(old, nn.Linear)
-    new = nn.Linear(old.in_features, outputs, bias=old.bias is not None, device=old.weight.device)
-    put(model, old, new.to(old.weight.dtype).requires_grad_(False))

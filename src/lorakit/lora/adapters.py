@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -23,7 +21,7 @@ from lorakit.lora.inject import (
     routing_of,
     unload,
 )
-from lorakit.lora.layers import AdapterHost, Routing, hosts
+from lorakit.lora.layers import Routing, hosts
 from lorakit.lora.peft_files import load_adapter
 from lorakit.lora.quantization import dequantize
 from lorakit.lora.special_layers import set_fast_paths
@@ -112,13 +110,6 @@ def move_adapter(source: nn.Module, model: nn.Module, name: str, old: str = "def
 # Replacing: if anything is wrong with the new adapter, the old one stays
 
 
-class Place(NamedTuple):
-    """A host of the adapter to replace, and what it held."""
-
-    host: AdapterHost
-    parts: Mapping[str, nn.Module]
-
-
 def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraConfig:
     """Replace the adapter `name`, weights and settings, by the one in a folder; returns the new settings.
 
@@ -143,13 +134,25 @@ def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
     trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
     is_trained = not trainable.isdisjoint(adapter_parameters(model, name).values())
     # The old one is removed first, since the new one may use a layer differently (a head adapted, not saved).
-    places = [Place(host, dict(host.adapters)) for _, host in hosts(model, name)]
+    places = [(host, dict(host.adapters)) for _, host in hosts(model, name)]
     delete_adapter(model, name)
     try:
         config = load_adapter(model, folder, name)
-        _keep_hosts(model, name, places)
+        now = {host.base: host for _, host in hosts(model, name)}
+        for old, parts in places:  # the new updates go into the old hosts, in the old order, where the kind is the same
+            new = now.get(old.base)
+            if new is not None and type(new) is type(old):
+                arrange(old, {**parts, name: new.adapters[name]})
+                if new is not old:
+                    put(model, new, old)
     except BaseException:
-        _put_back(model, name, places)
+        if name in adapter_names(model):  # the new one, half inserted
+            delete_adapter(model, name)
+        for old, parts in places:
+            if not old.adapters:
+                put(model, old.base, old)
+            arrange(old, parts)
+        set_fast_paths(model)
         raise
     finally:
         for _, host in hosts(model):
@@ -160,24 +163,3 @@ def swap_adapter(model: nn.Module, folder: Path, name: str = "default") -> LoraC
     for parameter in adapter_parameters(model, name).values():
         parameter.requires_grad_(is_trained)
     return config
-
-
-def _keep_hosts(model: nn.Module, name: str, places: Sequence[Place]) -> None:
-    """Move the new updates into the old hosts, in the old order, where a host of the same kind is needed again."""
-    now = {host.base: host for _, host in hosts(model, name)}
-    for old, parts in places:
-        new = now.get(old.base)
-        if new is not None and type(new) is type(old):
-            arrange(old, {**parts, name: new.adapters[name]})
-            if new is not old:
-                put(model, new, old)
-
-
-def _put_back(model: nn.Module, name: str, places: Sequence[Place]) -> None:
-    if name in adapter_names(model):  # the new one, half inserted
-        delete_adapter(model, name)
-    for host, parts in places:
-        if not host.adapters:
-            put(model, host.base, host)
-        arrange(host, parts)
-    set_fast_paths(model)

@@ -19,7 +19,7 @@ from lorakit.errors import ConfigError
 from lorakit.lora.config import LoraConfig
 from lorakit.lora.inits import Factors, named_generator, randomised_svd
 from lorakit.lora.inject import disabled
-from lorakit.lora.targets import Target, adaptable_layers, check_ranks, select_targets
+from lorakit.lora.targets import adaptable_layers, check_ranks, select_targets
 from lorakit.lora.weight_layouts import LINEAR, TRANSPOSED, geometry_of, matrix_shape
 
 Batch = Mapping[str, Tensor]
@@ -209,17 +209,12 @@ def start_from_data(model: nn.Module, config: LoraConfig, data: Data, seed: int 
             factors = init(places, data, seed)
     finally:
         model.train(training)
-    return Start(_with_ranks(config, targets, factors), factors)
-
-
-def _with_ranks(config: LoraConfig, targets: Iterable[Target], factors: Mapping[str, Factors]) -> LoraConfig:
-    """The settings with the factors' layers and ranks; each layer's scaling stays."""
     ranks = {target.path: len(factors[target.path].A) for target in targets if target.path in factors}
     if ranks == {target.path: target.r for target in targets}:
-        return config
-    power = 0.5 if config.use_rslora else 1
+        return Start(config, factors)
+    power = 0.5 if config.use_rslora else 1  # with other layers and ranks each layer's scaling stays
     alphas = {t.path: t.alpha * (ranks[t.path] / t.r) ** power for t in targets if t.path in ranks}
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         target_modules=tuple(ranks),
         exclude_modules=(),
@@ -227,3 +222,4 @@ def _with_ranks(config: LoraConfig, targets: Iterable[Target], factors: Mapping[
         rank_pattern={path: r for path, r in ranks.items() if r != config.r},
         alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha != config.lora_alpha},
     )
+    return Start(config, factors)

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterError, ConfigError
-from lorakit.hashing import open_regular
+from lorakit.hashing import open_regular, unique_keys
 from lorakit.lora.config import LoraConfig
 from lorakit.lora.inject import biased_modules, check_known, insert_adapter
 from lorakit.lora.layers import AdapterHost, Layer, hosts
@@ -158,19 +158,24 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
         shapes = _expected_shapes(model, config)
         main, _ = embeddings_in_place_of(model)
         idle = {key for key in header if main and key.startswith(f"{PREFIX}{main}.lora_")}
-        of_base = {
-            key
+        of_base = {  # the base's own tensors under the keys that stand for them
+            key: own
             for key in header.keys() - shapes.keys()
             if (own := _in_base(model, key)) is not None and tuple(own.shape) == header[key].shape
         }
         if idle or of_base:
-            _check_header(path, {key: header[key] for key in header.keys() - idle - of_base}, shapes)
+            _check_header(path, {key: header[key] for key in header.keys() - idle - of_base.keys()}, shapes)
             tensors = _read_tensors(path)
             factors = [tensors[key] for key in idle if "embedding" in key]
             if factors and all(factor.any() for factor in factors):
                 raise AdapterError(f"{path}: {min(idle)}: the model never calls {main}, so peft ignores it")
-            replaced = {_path(key) for key in of_base if not _is_copy(model, key, tensors[key])}
-            config = _with_replaced_modules(model, config, replaced, of_base)
+            replaced = set()
+            for key, tensor in of_base.items():
+                stored, own = tensors[key], tensor.detach().cpu()
+                # a copy of it changes nothing, one of them perhaps rounded to the dtype of the other
+                if not (torch.equal(own.to(stored.dtype), stored) or torch.equal(stored.to(own.dtype), own)):
+                    replaced.add(_path(key))
+            config = _with_replaced_modules(model, config, replaced, of_base.keys())
             shapes = _expected_shapes(model, config)
             header = {key: header[key] for key in header.keys() - idle if key not in of_base or _path(key) in replaced}
     except ConfigError as err:
@@ -242,14 +247,6 @@ def _in_base(model: nn.Module, key: str) -> Tensor | None:
         return None
     tensor: Tensor | None = module._parameters.get(parameter) if key.startswith(PREFIX) else None
     return tensor
-
-
-def _is_copy(model: nn.Module, key: str, stored: Tensor) -> bool:
-    """Whether a tensor is the base's own, one of them perhaps rounded to the dtype of the other."""
-    own = _in_base(model, key)
-    assert own is not None
-    own = own.detach().cpu()
-    return torch.equal(own.to(stored.dtype), stored) or torch.equal(stored.to(own.dtype), own)
 
 
 def _with_replaced_modules(model: nn.Module, config: LoraConfig, paths: Set[str], keys: Set[str]) -> LoraConfig:
@@ -361,7 +358,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise ValueError(f"{count:,} tensors; an adapter has {MAX_TENSORS:,} at most")
         if raw.count(b",") > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES:,} values in the header")
-        json.loads(raw, object_pairs_hook=_check_keys_differ)
+        json.loads(raw, object_pairs_hook=unique_keys)
         with safe_open(path, "pt") as tensors:
             slices = ((key, tensors.get_slice(key)) for key in tensors.keys())  # noqa: SIM118 (it is not a mapping)
             header = {key: TensorInfo(entry.get_dtype(), tuple(entry.get_shape())) for key, entry in slices}
@@ -381,8 +378,3 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         reason = str(err)[:300].encode("unicode_escape").decode()  # it may quote the file, whatever that holds
         raise AdapterError(f"{path}: damaged: {reason}") from err
     return header
-
-
-def _check_keys_differ(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key appears twice in the header")

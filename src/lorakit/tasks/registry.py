@@ -33,7 +33,9 @@ def find_labels(task_name: str, examples: Iterable[Example], order: Sequence[str
     info = TASKS[task_name]
     rest = iter(examples)  # read once: they may be more than memory takes
     first = next(rest)
-    labels = _in_order({label for example in chain([first], rest) for label in _labels_of(example)})
+    names = {label for example in chain([first], rest) for label in _labels_of(example)}
+    numbers = {name for name in names if name.removeprefix("-").isdecimal()}
+    labels = tuple(sorted(names, key=lambda name: (name not in numbers, int(name) if name in numbers else 0, name)))
     place = first.where.rpartition(":")[0]
     if info.wants == "words" and not labels:
         raise DataError(f"{place}: no entity in the training data: every tag is O")
@@ -76,14 +78,6 @@ def _labels_of(example: Example) -> Iterable[str]:
     if isinstance(example.label, (tuple, Mapping)):
         return example.label
     return [entity.type for entity in entities(example.tags)]
-
-
-def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    def key(label: str) -> tuple[bool, int, str]:
-        number = label.removeprefix("-").isdecimal()
-        return (not number, int(label) if number else 0, label)
-
-    return tuple(sorted(labels, key=key))
 
 
 def task_layers(section: TaskSection, labels: tuple[str, ...]) -> dict[str, nn.Module]:

@@ -253,7 +253,8 @@ def windows(words: Sequence[tuple[int, int]], length: int, size: int, overlap: i
     owners: list[int] = []
     for begin, stop in words:
         owner = owners[-1] if owners else 0
-        while owner + 1 < len(starts) and _is_nearer(begin, stop, starts[owner + 1], ends[owner]):
+        # to the next window while it has the word's first sub-word, and the word's middle is beyond that of the overlap
+        while owner + 1 < len(starts) and begin >= (start := starts[owner + 1]) and begin + stop > start + ends[owner]:
             owner += 1
         owners.append(owner)
     chosen: list[Window] = []
@@ -264,8 +265,3 @@ def windows(words: Sequence[tuple[int, int]], length: int, size: int, overlap: i
             chosen.append(Window(start, end, first, last))
         first = last
     return chosen
-
-
-def _is_nearer(begin: int, stop: int, start: int, end: int) -> bool:
-    """Whether a word's middle is beyond that of the overlap [start, end), and its first sub-word not before it."""
-    return begin >= start and begin + stop > start + end

@@ -93,10 +93,16 @@ def resample(statistics: Mapping[str, Statistic | Ranking]) -> dict[str, Resampl
         return {}
     n = next(iter(statistics.values())).n
     parts = [[statistic.of(weights) for statistic in statistics.values()] for weights in _weights(n)]
-    return {
-        name: Resampled(float(statistic.of(np.ones(n))), np.concatenate(values), _right(statistic), _each(statistic), n)
-        for (name, statistic), values in zip(statistics.items(), zip(*parts, strict=True), strict=True)
-    }
+    resampled = {}
+    for (name, statistic), values in zip(statistics.items(), zip(*parts, strict=True), strict=True):
+        right = each = None
+        if isinstance(statistic, Statistic) and statistic.counts.shape[1] == 2:
+            numbers, ones = statistic.counts.T
+            if (ones == 1).all():  # a function of the mean of a number an example
+                right = tuple(map(bool, numbers)) if np.isin(numbers, (0, 1)).all() else None
+                each = tuple(numbers.tolist()) if n < FEW else None
+        resampled[name] = Resampled(float(statistic.of(np.ones(n))), np.concatenate(values), right, each, n)
+    return resampled
 
 
 def _weights(n: int) -> Iterator[Floats]:
@@ -107,26 +113,6 @@ def _weights(n: int) -> Iterator[Floats]:
         chunk = min(rows, RESAMPLES - start)
         drawn = draws.randint(0, n, (chunk, n)) + n * np.arange(chunk)[:, None]
         yield np.bincount(drawn.ravel(), minlength=chunk * n).reshape(chunk, n).astype(np.float64)
-
-
-def _right(statistic: Statistic | Ranking) -> tuple[bool, ...] | None:
-    """Which examples are right, where each counts 0 or 1 of 1."""
-    numbers = _numbers(statistic)
-    is_share = numbers is not None and bool(np.isin(numbers, (0, 1)).all())
-    return tuple(map(bool, numbers)) if numbers is not None and is_share else None
-
-
-def _each(statistic: Statistic | Ranking) -> tuple[float, ...] | None:
-    numbers = _numbers(statistic)
-    return None if numbers is None or len(numbers) >= FEW else tuple(numbers.tolist())
-
-
-def _numbers(statistic: Statistic | Ranking) -> Floats | None:
-    """The number of each example, where the score is a function of their mean."""
-    if isinstance(statistic, Ranking) or statistic.counts.shape[1] != 2 or (statistic.counts[:, 1] != 1).any():
-        return None
-    numbers: Floats = statistic.counts[:, 0]
-    return numbers
 
 
 def interval(score: Resampled, n: int) -> Interval:

@@ -112,18 +112,14 @@ def semeval_scores(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[
             wrong = "partial" if name == "partial" else "incorrect"
             counts.update({"correct": right, wrong: len(pairs) - right})
             counts.update(missed=len(missed), spurious=len(spurious))
-        scores[name] = _with_scores(counts)
+        points = counts["correct"] + 0.5 * counts["partial"]
+        paired = counts["correct"] + counts["incorrect"] + counts["partial"]
+        shares = prf(points, paired + counts["spurious"], paired + counts["missed"])
+        scores[name] = {
+            **{key: counts[key] for key in ("correct", "incorrect", "partial", "missed", "spurious")},
+            **{key: shares[key] for key in ("precision", "recall", "f1")},
+        }
     return scores
-
-
-def _with_scores(counts: Counter[str]) -> dict[str, Any]:
-    points = counts["correct"] + 0.5 * counts["partial"]
-    paired = counts["correct"] + counts["incorrect"] + counts["partial"]
-    scores = prf(points, paired + counts["spurious"], paired + counts["missed"])
-    return {
-        **{key: counts[key] for key in ("correct", "incorrect", "partial", "missed", "spurious")},
-        **{key: scores[key] for key in ("precision", "recall", "f1")},
-    }
 
 
 def error_counts(gold: Sequence[Sequence[Entity]], guesses: Sequence[Sequence[Entity]]) -> dict[str, int]:

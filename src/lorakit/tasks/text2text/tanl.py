@@ -4,7 +4,7 @@ arXiv:2101.05779). We keep the data's own names of types, where the paper has wo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorakit.data.tags import Entity, entities, to_tags
@@ -123,24 +123,21 @@ def align(written: Sequence[str], words: Sequence[str]) -> list[int | None]:
         for j, other in enumerate(words, start=1):
             row.append(min(costs[-1][j - 1] + _distance(word, other), costs[-1][j] + 1, row[-1] + 1))
         costs.append(row)
-    return list(_matches(written, words, costs))[::-1]
+    matches: list[int | None] = []
+    i, j = len(written), len(words)
+    while i:  # the way back through the costs, from the last written word to the first
+        if j and costs[i][j] == costs[i - 1][j - 1] + (distance := _distance(written[i - 1], words[j - 1])):
+            i, j = i - 1, j - 1
+            matches.append(j if distance < 1 else None)
+        elif j and costs[i][j] == costs[i][j - 1] + 1:
+            j -= 1
+        else:
+            i -= 1
+            matches.append(None)
+    return matches[::-1]
 
 
 def _distance(word: str, other: str) -> float:
     if word == other:
         return 0
     return 0.5 if word.casefold() == other.casefold() else 1
-
-
-def _matches(written: Sequence[str], words: Sequence[str], costs: list[list[float]]) -> Iterator[int | None]:
-    """The way back through the costs, from the last written word to the first."""
-    i, j = len(written), len(words)
-    while i:
-        if j and costs[i][j] == costs[i - 1][j - 1] + (distance := _distance(written[i - 1], words[j - 1])):
-            i, j = i - 1, j - 1
-            yield j if distance < 1 else None
-        elif j and costs[i][j] == costs[i][j - 1] + 1:
-            j -= 1
-        else:
-            i -= 1
-            yield None
