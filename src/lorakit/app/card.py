@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -53,7 +53,8 @@ def card_of(run: RunFiles) -> ModelCard:
     assert run.side is not None
     side, full = run.side, run.scores.method == "full"
     kind, outputs = KINDS[side.task.info.model_kind], side.task.info.outputs(side.labels)
-    pipeline, hub_base = PIPELINES[kind.peft_task_type], _hub_base(side.base.name)
+    pipeline, base = PIPELINES[kind.peft_task_type], side.base.name
+    hub_base = MINILM_HUB if base == "minilm" else base if _is_on_hub(base) else ""
     names = (re.split("[:@#]", source)[0] for source in side.data if not Path(source).suffix)
     data = ModelCardData(
         base_model=hub_base or None,
@@ -65,8 +66,18 @@ def card_of(run: RunFiles) -> ModelCard:
         pipeline_tag=pipeline or None,
         tags=["lorakit", *([] if full else ["lora"])],
     )
+    recipe = {name: dict(table) for name, table in run.recipe.items() if isinstance(table, Mapping)}
+    recipe.pop("output", None)  # and what else is of this machine: folders of local files
+    for name, keys in (("data", ("train", "validation", "test")), ("model", ("base",))):
+        table = recipe.get(name, {})
+        table.update({key: _file_name(table[key]) for key in keys if isinstance(table.get(key), str)})
     text = template(
-        "card.md.jinja", code=code, escaped=escaped, fenced=_fenced, file_name=_file_name, json=_json
+        "card.md.jinja",
+        code=code,
+        escaped=escaped,
+        fenced=_fenced,
+        file_name=_file_name,
+        json=partial(json.dumps, ensure_ascii=False),
     ).render(
         card_data=data.to_yaml(),
         run=run,
@@ -75,7 +86,7 @@ def card_of(run: RunFiles) -> ModelCard:
         kind=kind,
         pipeline=pipeline,
         hub_base=hub_base,
-        base_name=Path(side.base.name).name,
+        base_name=Path(base).name,
         outputs=outputs,
         verdict=verdict(run),
         scores=score_table(run).rows,
@@ -84,7 +95,7 @@ def card_of(run: RunFiles) -> ModelCard:
         hashes=list(hash_rows(run)),
         rare=[label for label, row in run.scores.by_label.items() if row.get("support", 0) < RARE],
         RARE=RARE,
-        recipe=tomli_w.dumps(_public(run.recipe)),
+        recipe=tomli_w.dumps(recipe),
     )
     return ModelCard(text)
 
@@ -110,15 +121,6 @@ def _fenced(text: str, language: str) -> str:
 def _plain(text: str) -> str:
     """A text without line breaks, control characters and characters that change the writing direction."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _hub_base(name: str) -> str:
-    """The base model's name on the hub, if it is there."""
-    return MINILM_HUB if name == "minilm" else name if _is_on_hub(name) else ""
 
 
 def _is_on_hub(name: str) -> bool:
@@ -148,12 +150,3 @@ def _results(run: RunFiles, task: str) -> Iterator[EvalResult]:
                 metric_value=value,
                 metric_args={"confidence_interval_95": list(intervals[name])} if name in intervals else None,
             )
-
-
-def _public(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with local files by name only, and without settings of this machine."""
-    sections = {name: dict(table) for name, table in recipe.items() if isinstance(table, Mapping) and name != "output"}
-    for name, keys in (("data", ("train", "validation", "test")), ("model", ("base",))):
-        table = sections.get(name, {})
-        table.update({key: _file_name(table[key]) for key in keys if isinstance(table.get(key), str)})
-    return sections

@@ -107,7 +107,16 @@ def _scored_run(path: Path, resamples: Sampled) -> ScoredRun:
 
 
 def _compare(first: Group, second: Group) -> Comparison:
-    pairs = _pairs(first, second)
+    by_seed = {run.seed: run for run in second.runs}
+    pairs = [(run, by_seed[run.seed]) for run in first.runs if run.seed in by_seed]
+    if len(first.runs) == len(second.runs) == 1:  # whose seeds may differ
+        pairs = [(first.runs[0], second.runs[0])]
+    if not pairs:
+        seeds = [", ".join(str(run.seed) for run in group.runs) for group in (first, second)]
+        raise ConfigError(
+            f"{first.runs[0].path} has the seeds {seeds[0]}, {second.runs[0].path} {seeds[1]}: groups are compared "
+            "over pairs of equal seeds"
+        )
     for a, b in pairs:
         _check_same_examples(a, b)
     names = [name for name in first.scores if name in second.scores]
@@ -115,7 +124,6 @@ def _compare(first: Group, second: Group) -> Comparison:
     if not names:
         raise ConfigError(
             f"{pairs[0][0].path} is judged by {headline}, {pairs[0][1].path} by {other}: they have no comparable score in common"
-            "that could be compared"
         )
     metric = headline if headline in names else names[0]  # some, such as average precision, cannot be resampled
     sides = [[pair[i].resamples.scores for pair in pairs] for i in (0, 1)]
@@ -124,21 +132,6 @@ def _compare(first: Group, second: Group) -> Comparison:
     detectable = DETECTABLE * scores[metric].spread
     (verdict,) = sentences("difference", first.letter, second.letter, metric, scores[metric], n, detectable)
     return Comparison(first, second, pairs, metric, scores, verdict)
-
-
-def _pairs(first: Group, second: Group) -> list[tuple[ScoredRun, ScoredRun]]:
-    """Pairs of runs with equal seeds; the seeds of two single runs may differ."""
-    if len(first.runs) == len(second.runs) == 1:
-        return [(first.runs[0], second.runs[0])]
-    by_seed = {run.seed: run for run in second.runs}
-    pairs = [(run, by_seed[run.seed]) for run in first.runs if run.seed in by_seed]
-    if not pairs:
-        seeds = [", ".join(str(run.seed) for run in group.runs) for group in (first, second)]
-        raise ConfigError(
-            f"{first.runs[0].path} has the seeds {seeds[0]}, {second.runs[0].path} {seeds[1]}: groups are compared "
-            "over pairs of equal seeds"
-        )
-    return pairs
 
 
 def _check_same_examples(first: ScoredRun, second: ScoredRun) -> None:
@@ -175,7 +168,9 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[s
     for group in groups:
         if len(group.runs) > 1 or not comparisons:
             lines += ["", f"{group.letter}: mean and standard deviation over {len(group.runs)} runs"]
-            lines += [f"{name:<22} {_mean(values)}" for name, values in group.scores.items()]
+            for name, values in group.scores.items():
+                spread = "" if (deviation := _deviation(values)) is None else f" ± {deviation:.4f}"
+                lines.append(f"{name:<22} {statistics.fmean(values):.4f}{spread}")
     for comparison in comparisons:
         a, b = comparison.first, comparison.second
         lines += ["", f"{'':<22} {a.letter:>8} {b.letter:>8}  {f'{b.letter} - {a.letter}':>8}   95 % interval"]
@@ -199,10 +194,6 @@ def _seeds(group: Group) -> str:
     of_other_examples = len({run.resamples.sha256 for run in group.runs}) > 1
     apart = ", each scored on examples of its own" if of_other_examples else ""
     return f"  (seeds {', '.join(str(run.seed) for run in group.runs)}{apart})"
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.4f}" + (f" ± {_deviation(values):.4f}" if len(values) > 1 else "")
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -34,7 +34,9 @@ class Screen:
             case Step():
                 self._step(event)
             case Evaluated():
-                self._evaluated(event)
+                best = "  (best so far)" if event.is_best else ""
+                value = digits(event.scores[self.metric])
+                self.say(f"step {event.step}/{self.steps}  validation {self.metric} {value}{best}")
 
     def say(self, text: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -76,11 +78,6 @@ class Screen:
             left = elapsed / (step.number - self.start) * (self.steps - step.number)
             self.say(f"step {step.number}/{self.steps}  loss {self.loss:.4f}  {rate:.0f} examples/s  {left:.0f} s left")
 
-    def _evaluated(self, event: Evaluated) -> None:
-        best = "  (best so far)" if event.is_best else ""
-        value = digits(event.scores[self.metric])
-        self.say(f"step {event.step}/{self.steps}  validation {self.metric} {value}{best}")
-
 
 def digits(score: float | None) -> str:
     """A score with four digits, or "undefined" (for example the correlation with a constant)."""
@@ -90,11 +87,12 @@ def digits(score: float | None) -> str:
 def score_lines(scores: dict[str, Any]) -> list[str]:
     """The scores of a run or an evaluation as a small table, followed by those of the test part."""
     intervals, deviation = scores.get("intervals", {}), scores.get("deviation", {})
-    lines = [
-        f"{key:<18} {digits(value)}{_spread(deviation.get(key))}{_between(intervals.get(key))}{READINGS.get(key, '')}"
-        for key, value in scores.items()
-        if (value is None or isinstance(value, float)) and key not in (*COSTS, "linear_probe")
-    ]
+    lines = []
+    for key, value in scores.items():
+        if (value is None or isinstance(value, float)) and key not in (*COSTS, "linear_probe"):
+            spread = "" if deviation.get(key) is None else f" ± {deviation[key]:.4f}"
+            between = "" if intervals.get(key) is None else " [{:.3f}, {:.3f}]".format(*intervals[key])
+            lines.append(f"{key:<18} {digits(value)}{spread}{between}{READINGS.get(key, '')}")
     for key in ("per_class", "per_label", "per_type"):
         for name, row in scores.get(key, {}).items():
             numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
@@ -102,26 +100,15 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     if "errors" in scores:
         kinds = (f"{count} {kind.replace('_', ' ')}" for kind, count in scores["errors"].items() if kind != "correct")
         lines.append(f"  entity errors: {', '.join(kinds)}; {scores['errors']['correct']} correct")
-    if "calibration" in scores:
-        lines.append(_temperature(scores["calibration"]))
+    if calibration := scores.get("calibration"):
+        unscaled, scaled = calibration["unscaled"], calibration["scaled"]
+        changes = (f"{name} {unscaled[name]:.3f} to {scaled[name]:.3f}" for name in ("ece", "nll"))
+        where = "in the answers" if calibration["applied"] else "left out of the answers (task.calibrate)"
+        lines.append(f"  a temperature of {calibration['temperature']:.2f}, {where}, takes {', '.join(changes)}")
     if len(seeds := scores.get("seeds", ())) > 1:
         lines.append(f"mean and standard deviation over the seeds {', '.join(map(str, seeds))}")
     test = score_lines(scores["test"]) if "test" in scores else []
     return [*lines, *(f"test {line}" for line in test)]
-
-
-def _temperature(scores: dict[str, Any]) -> str:
-    changes = (f"{name} {scores['unscaled'][name]:.3f} to {scores['scaled'][name]:.3f}" for name in ("ece", "nll"))
-    where = "in the answers" if scores["applied"] else "left out of the answers (task.calibrate)"
-    return f"  a temperature of {scores['temperature']:.2f}, {where}, takes {', '.join(changes)}"
-
-
-def _spread(deviation: float | None) -> str:
-    return "" if deviation is None else f" ± {deviation:.4f}"
-
-
-def _between(interval: list[float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 READINGS = {"entity_f1": "  as conlleval counts", "entity_f1_strict": "  strict IOB2"}

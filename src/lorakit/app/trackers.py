@@ -232,7 +232,10 @@ class Trackers:
         for name, tracker in list(self.open.items()):
             with self._dropped_if_it_fails(name):
                 if isinstance(outcome, Result) and not outcome.is_paused:
-                    tracker.leave(_final(outcome.scores), files)
+                    test = outcome.scores.get("test", {})
+                    both = {"best": outcome.scores, "test": test}.items()
+                    numbers = {f"{of}/{k}": v for of, s in both for k, v in s.items() if isinstance(v, float)}
+                    tracker.leave(numbers, files)
                 tracker.close(isinstance(outcome, Result))
 
     @contextmanager
@@ -264,8 +267,3 @@ def _values(line: Mapping[str, Any]) -> dict[str, float]:
     part = "validation" if "validation" in line else "train"
     numbers = line.get("validation", line)
     return {f"{part}/{key}": value for key, value in numbers.items() if key != "step"}
-
-
-def _final(scores: Mapping[str, Any]) -> dict[str, float]:
-    best = {f"best/{key}": value for key, value in scores.items() if isinstance(value, float)}
-    return {**best, **{f"test/{key}": v for key, v in scores.get("test", {}).items() if isinstance(v, float)}}

@@ -26,6 +26,7 @@ from lorakit.lora.weight_layouts import EMBEDDING, LINEAR, TRANSPOSED, Geometry,
 
 FACTORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 MAGNITUDE = "lora_magnitude_vector"
+OWN, CONFORMED = "default", "conformed"  # names of adapters in the model: the one to export, and what is made of it
 
 
 @dataclass(frozen=True)
@@ -65,27 +66,19 @@ class _Plain(NamedTuple):
 
 
 @torch.no_grad()
-def conform(
-    model: nn.Module,
-    config: LoraConfig,
-    profile: Profile,
-    *,
-    name: str = "default",
-    into: str = "conformed",
-    rank: int | None = None,
-) -> Conformed:
-    """Add the adapter `into`, equivalent to `name` in a form that the reader supports.
+def conform(model: nn.Module, config: LoraConfig, profile: Profile, *, rank: int | None = None) -> Conformed:
+    """Add an adapter that is equivalent to the model's own ("default"), in a form that the reader supports.
 
-    If the reader supports all of `name`, it is returned and nothing is added. Modules trained in full are left out if the
+    If the reader supports all of that, nothing is added. Modules trained in full are left out if the
     reader supports none. With `rank`, updates of higher rank (DoRA's have full rank) are truncated to it.
 
     Raises:
         AdapterError: the adapter has parts that the reader does not support and that cannot be converted.
     """
     if profile.everything and rank is None:
-        return Conformed(name, config, [], {})
-    _check_readable(model, profile, name, rank)
-    parts = {path: _plain(layer, name, rank) for path, layer in _layers(model, name)}
+        return Conformed(OWN, config, [], {})
+    _check_readable(model, profile, rank)
+    parts = {path: _plain(layer, rank) for path, layer in _layers(model)}
     r = max(len(part.factors.A) for part in parts.values())
     scalings = {part.scaling for part in parts.values()}
     keeps_alpha = not config.use_rslora and len(scalings) == 1 and {len(p.factors.A) for p in parts.values()} == {r}
@@ -103,8 +96,8 @@ def conform(
         target_modules=_names(model, {*parts, *filled}, saved),
         modules_to_save=saved,
     )
-    insert_adapter(model, written, into)
-    _fill(model, name, into, parts, fold=not keeps_alpha)
+    insert_adapter(model, written, CONFORMED)
+    _fill(model, parts, fold=not keeps_alpha)
     errors = {path: part.error for path, part in parts.items() if part.error is not None}
     changes = []
     if errors:
@@ -131,36 +124,36 @@ def conform(
     if listed != sorted(names) or config.layers_to_transform is not None or config.exclude_modules:
         shown = f"{len(names)} whole paths" if any("." in name for name in names) else ", ".join(names)
         changes.append(f"target_modules: written as {shown}")
-    return Conformed(into, written, changes, errors)
+    return Conformed(CONFORMED, written, changes, errors)
 
 
-def left_behind(model: nn.Module, conformed: Conformed, name: str = "default") -> dict[str, Tensor]:
-    """The tensors of modules trained in full by `name` but left out of its converted form, under the plain model's names."""
+def left_behind(model: nn.Module, conformed: Conformed) -> dict[str, Tensor]:
+    """The tensors of modules trained in full but left out of the converted form, under the plain model's names."""
     tensors: dict[str, Tensor] = {}
-    for path, host in hosts(model, name):
+    for path, host in hosts(model, OWN):
         if isinstance(host, SavedModule) and conformed.name not in host.adapters:
-            for key, tensor in host.adapters[name].state_dict().items():
+            for key, tensor in host.adapters[OWN].state_dict().items():
                 tensors[f"{path}.{key}"] = tensor.detach().cpu().contiguous()
     return tensors
 
 
-def _layers(model: nn.Module, name: str) -> Iterator[tuple[str, Layer]]:
-    yield from ((path, host) for path, host in hosts(model, name) if isinstance(host, Layer))
+def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    yield from ((path, host) for path, host in hosts(model, OWN) if isinstance(host, Layer))
 
 
-def _check_readable(model: nn.Module, profile: Profile, name: str, rank: int | None) -> None:
+def _check_readable(model: nn.Module, profile: Profile, rank: int | None) -> None:
     """Raise unless every tensor of the adapter is a factor of a supported layer, or belongs to a whole module."""
-    layers = dict(_layers(model, name))
+    layers = dict(_layers(model))
     if not layers:
         raise AdapterError(f"{profile.consumer} reads LoRA factors only, and this adapter has none")
     for path, layer in layers.items():
         if layer.geometry not in profile.kinds:
             kind = type(layer.base).__name__
             raise AdapterError(f"{profile.consumer} does not support LoRA over {path} ({kind}); --to merged keeps it")
-    whole = [path for path, host in hosts(model, name) if isinstance(host, SavedModule)]
+    whole = [path for path, host in hosts(model, OWN) if isinstance(host, SavedModule)]
     readable = {f"{PREFIX}{path}.{factor}" for path in layers for factor in FACTORS}
     readable |= {f"{PREFIX}{path}.{MAGNITUDE}" for path in layers if rank is not None}
-    for key in adapter_tensors(model, name):
+    for key in adapter_tensors(model, OWN):
         if key in readable or any(key.startswith(f"{PREFIX}{path}.") for path in whole):
             continue
         if key.endswith(MAGNITUDE):
@@ -171,8 +164,8 @@ def _check_readable(model: nn.Module, profile: Profile, name: str, rank: int | N
         raise AdapterError(f"{profile.consumer} reads factors A and B only, not {key!r}; --to merged keeps it")
 
 
-def _plain(layer: Layer, name: str, rank: int | None) -> _Plain:
-    update = layer.lora(name)
+def _plain(layer: Layer, rank: int | None) -> _Plain:
+    update = layer.lora(OWN)
     factors = update.factors()
     if rank is None or (not isinstance(update, DoRA) and len(factors.A) <= rank):
         return _Plain(factors, update.scaling)
@@ -180,11 +173,11 @@ def _plain(layer: Layer, name: str, rank: int | None) -> _Plain:
     return _Plain(cut, 1.0, error)
 
 
-def _fill(model: nn.Module, name: str, into: str, parts: Mapping[str, _Plain], *, fold: bool) -> None:
-    """Write factors, padded with zeros to the rank of `into`, with the scaling in B if `fold`; others become zero."""
-    for path, host in hosts(model, into):
+def _fill(model: nn.Module, parts: Mapping[str, _Plain], *, fold: bool) -> None:
+    """Write factors, padded with zeros to the new rank, with the scaling in B if `fold`; others become zero."""
+    for path, host in hosts(model, CONFORMED):
         if isinstance(host, Layer):
-            update = host.lora(into)
+            update = host.lora(CONFORMED)
             update.lora_A.zero_()
             update.lora_B.zero_()
             if path in parts:
@@ -192,7 +185,7 @@ def _fill(model: nn.Module, name: str, into: str, parts: Mapping[str, _Plain], *
                 update.lora_A[: len(A)] = A
                 update.lora_B[:, : len(A)] = B * parts[path].scaling if fold else B
         elif isinstance(host, SavedModule):
-            host.adapters[into].load_state_dict(host.adapters[name].state_dict())
+            host.adapters[CONFORMED].load_state_dict(host.adapters[OWN].state_dict())
 
 
 def _type(path: str) -> str:

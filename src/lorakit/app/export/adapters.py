@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from lorakit.lora import (
     save_adapter,
     set_adapter,
 )
-from lorakit.lora.export_profiles import PROFILES, Profile, conform, left_behind
+from lorakit.lora.export_profiles import OWN, PROFILES, Profile, conform, left_behind
 from lorakit.models import MINILM_HUB, BaseModel, find, load_base
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import make_task, task_layers
@@ -79,14 +78,26 @@ def export_adapter(
     make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)  # refuses what does not fit the task
     config, saved_as = read_adapter_config(folder)
     profile = PROFILES[to]
-    name, note = _public_name(side, base_name)
+    name, notes = side.base.name, list[str]()  # what others call the base model
+    if base_name is not None:
+        name, notes = base_name, [f"base model: called {base_name}"]
+    elif name == "minilm":
+        name, notes = MINILM_HUB, [f"base model: called {MINILM_HUB}, which is where minilm comes from"]
+    elif name == "t5-demo":
+        name = str(find(name))
+        notes = [f"base model: t5-demo is on no hub; called by its folder here, {name}"]
     with atomic_folder(out) as place:
         conformed = conform(base.model, config, profile, rank=rank)
         head = left_behind(base.model, conformed)
         task_type = None if head else saved_as.task_type  # with SEQ_CLS and the like peft insists on a head in the file
         info = BaseInfo(name, saved_as.revision, task_type)
         save_adapter(base.model, place, conformed.config, info, conformed.name)
-        changes = [*conformed.changes, *note, *_split_head(head, profile, place)]
+        if head:  # modules that the reader does not read, in a file of their own
+            (place / HEAD).parent.mkdir()
+            save_file(dict(head), place / HEAD, metadata={"format": "pt"})
+            names = ", ".join(sorted({key.rpartition(".")[0] for key in head}))
+            notes.append(f"head: {names} split off into {HEAD}, since {profile.consumer} takes LoRA factors alone")
+        changes = [*conformed.changes, *notes]
         parity = _parity(base, place)
         _check(parity, exact=rank is None)
     r = conformed.config.r
@@ -94,28 +105,6 @@ def export_adapter(
     needed = [*_label_lines(side, profile), *left_out(side)]
     lines = [*(changes or ["nothing had to be changed"]), parity.line(), *needed, f"use: {use}"]
     return Output(lines, {"check": parity._asdict()})
-
-
-def _public_name(side: Side, base_name: str | None) -> tuple[str, list[str]]:
-    """What others call the base model, and a line where that differs from the recipe's name."""
-    if base_name is not None:
-        return base_name, [f"base model: called {base_name}"]
-    if side.base.name == "minilm":
-        return MINILM_HUB, [f"base model: called {MINILM_HUB}, which is where minilm comes from"]
-    if side.base.name == "t5-demo":
-        folder = str(find(side.base.name))
-        return folder, [f"base model: t5-demo is on no hub; called by its folder here, {folder}"]
-    return side.base.name, []
-
-
-def _split_head(tensors: Mapping[str, Tensor], profile: Profile, place: Path) -> list[str]:
-    """Write modules that the consumer does not read into a file of their own."""
-    if not tensors:
-        return []
-    (place / HEAD).parent.mkdir()
-    save_file(dict(tensors), place / HEAD, metadata={"format": "pt"})
-    names = ", ".join(sorted({key.rpartition(".")[0] for key in tensors}))
-    return [f"head: {names} split off into {HEAD}, since {profile.consumer} takes LoRA factors alone"]
 
 
 def _label_lines(side: Side, profile: Profile) -> list[str]:
@@ -149,19 +138,21 @@ def left_out(side: Side) -> list[str]:
 
 
 @torch.no_grad()
-def _parity(base: BaseModel, written: Path, name: str = "default") -> Parity:
+def _parity(base: BaseModel, written: Path) -> Parity:
     """What the written files do, read back beside the adapter they came from; a head split off is taken from there."""
     model = base.model
     load_adapter(model, written, READ_BACK)
-    for _, host in hosts(model, name):
+    for _, host in hosts(model, OWN):
         if isinstance(host, SavedModule) and READ_BACK not in host.adapters:
-            host.adapters[READ_BACK] = host.adapters[name]
+            host.adapters[READ_BACK] = host.adapters[OWN]
     answers = []
-    for adapter in (name, READ_BACK):
+    for adapter in (OWN, READ_BACK):
         set_adapter(model, adapter)
         answers.append(_logits(base))
-    changes = [
-        [_change(host, adapter) for adapter in (name, READ_BACK)] for _, host in hosts(model) if isinstance(host, Layer)
+    layers = [host for _, host in hosts(model) if isinstance(host, Layer)]
+    changes = [  # what each adapter adds to a layer's weight, (d_out, d_in), or a single zero
+        [layer.lora(a).delta_weight(layer) if a in layer.adapters else torch.zeros(1, 1) for a in (OWN, READ_BACK)]
+        for layer in layers
     ]
     return Parity(
         _largest(answers[0] - answers[1]),
@@ -169,11 +160,6 @@ def _parity(base: BaseModel, written: Path, name: str = "default") -> Parity:
         max((_largest(before - after) for before, after in changes), default=0.0),
         max((_largest(before) for before, _ in changes), default=0.0),
     )
-
-
-def _change(layer: Layer, adapter: str) -> Tensor:
-    """What the adapter adds to this layer's weight. Shapes: (d_out, d_in), or a single zero."""
-    return layer.lora(adapter).delta_weight(layer) if adapter in layer.adapters else torch.zeros(1, 1)
 
 
 def _largest(values: Tensor) -> float:

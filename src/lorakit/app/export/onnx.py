@@ -24,7 +24,6 @@ from lorakit.app.export.graphs import (
     write_writer,
 )
 from lorakit.app.printing import Output
-from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
 from lorakit.inference.side import SIDE_FILE, Side
@@ -59,16 +58,6 @@ class Trial(NamedTuple):
     model: nn.Module
 
 
-def check_onnx() -> None:
-    """Raise a ConfigError where a package that the export needs is not installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as err:
-        raise ConfigError(f"--to onnx needs {err.name}: pip install 'lorakit[onnx]'") from err
-
-
 def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatch: bool = False) -> Output:
     """Write a run's or an adapter's model, merged and in fp32, as ONNX files; the lines say how it was checked.
 
@@ -76,7 +65,12 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
         ConfigError: a package is missing, or torch cannot express the model.
         RuntimeError: the export's logits are not the model's; nothing is written.
     """
-    check_onnx()
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as err:
+        raise ConfigError(f"--to onnx needs {err.name}: pip install 'lorakit[onnx]'") from err
     folder = shipped_folder(path)
     side = read_side(folder)
     base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
@@ -86,14 +80,21 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
     with atomic_folder(out) as place:
         if side.method != "full":
             merge_and_unload(base.model)
-        files = form.write(base.model.eval(), _batch(task, texts.examples[texts.n_own :][:2]), place)
+        two = task.encode([bare(task, text) for text in texts.examples[texts.n_own :][:2]])
+        batch = inputs_of(task.collate([item for own in two for item in own]))
+        files = form.write(base.model.eval(), batch, place)
         _write_beside(base, task, side, place)
         del base  # the model it is compared with is another one, whose adapter is not merged
         model = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch).model.eval()
         trial = Trial(side, task, texts, model)
         output = Output([NO_CRF] * side.task.crf, {}).plus(_prove(trial, form.read(place, model), files))
         if int8:
-            _quantize(files)
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            with hushed():  # a scale for each output channel; activations are rounded as they come
+                for file in files:
+                    to = named(file, QUANTIZED)
+                    quantize_dynamic(file, to, weight_type=QuantType.QInt8, per_channel=True)
             output = output.plus(_prove_int8(trial, form.read(place, model, QUANTIZED), files))
     return output
 
@@ -102,12 +103,6 @@ def _free(side: Side, base: BaseModel) -> Task:
     """The run's task as any client can do it: what is written is not held to a form, and a CRF is left out."""
     changes = {key: False for key in ("constrained", "crf") if getattr(side.task, key)}
     return make_task(side.task.model_copy(update=changes), base.tokenizer, side.labels, side.max_length, side.tuned)
-
-
-def _batch(task: Task, texts: Sequence[Example]) -> Batch:
-    """What the model is given for some texts."""
-    items = task.encode([bare(task, text) for text in texts])
-    return inputs_of(task.collate([item for own in items for item in own]))
 
 
 def _write_beside(base: BaseModel, task: Task, side: Side, place: Path) -> None:
@@ -163,15 +158,6 @@ def _prove_int8(trial: Trial, export: nn.Module, files: Sequence[Path]) -> Outpu
             f"warning: int8 answers {1 - agreement.same:.1%} of the texts otherwise; the other files are exact"
         )
     return Output(lines, {"int8": facts})
-
-
-def _quantize(files: Sequence[Path]) -> None:
-    """Write each file again with weights in int8, a scale for each output channel; activations are rounded as they come."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with hushed():
-        for file in files:
-            quantize_dynamic(file, named(file, QUANTIZED), weight_type=QuantType.QInt8, per_channel=True)
 
 
 def _size_mb(files: Sequence[Path]) -> float:
