@@ -1,8 +1,9 @@
 """Count what the plainest commands enter, and how large the package is: python scripts/size.py [--list]
 
 `lorakit train reviews.csv --model BASE` and `lorakit predict RUN TEXT` run in a process each, over a tiny random model. Counted
-are functions of the package that are called (comprehensions and lambdas belong to the function around them), their lines, and the
-files they are in; `--list` names each, with how often it was called. Needs the test dependencies; no network.
+are functions of the package that are called (comprehensions and lambdas belong to the function around them; what a template is
+compiled to does not count), their lines, and the files they are in; `--list` names each, with how often it was called. Needs
+the test dependencies; no network.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def enter(command: str, names: bool) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(COMMANDS[command])
     sys.setprofile(None)
-    own = sorted((c for c in called if c.co_filename.startswith(str(PACKAGE))), key=_place)
+    of_package = (c for c in called if c.co_filename.startswith(str(PACKAGE)) and c.co_filename.endswith(".py"))
+    own = sorted(of_package, key=_place)
     lines = sum(_last_line(code) - code.co_firstlineno + 1 for code in own)
     print(f"{command:<8} {len(own)} functions, {lines:,} lines, {len({code.co_filename for code in own})} files")
     for code in own if names else ():

@@ -24,28 +24,23 @@ def weights_sha256(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder}: no *.safetensors file; pickled weights (.bin) are never read; convert them first")
-    for file in files:
-        _check_layout(file)
-    digests = [file_sha256(file) for file in files]
+    for path in files:  # each is as long as its header says: seen before all of it is read
+        try:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                length = int.from_bytes(file.read(8), "little")
+                if not 2 <= length <= min(MOST_HEADER, size - 8):
+                    raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+                header = json.loads(file.read(length))
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+            if end != size - 8 - length:
+                raise ValueError(f"{size - 8 - length:,} bytes of tensors where the header says {end:,}")
+        except OSError as err:
+            raise ModelError(f"{path}: cannot be read: {err.strerror}") from err
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
+            raise ModelError(f"{path}: damaged: {first_line(err)}") from err
+    digests = [file_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _check_layout(path: Path) -> None:
-    """Raise a ModelError where a file is not as long as its header says, before all of it is read."""
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MOST_HEADER, size - 8):
-                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        if max(ends, default=0) != size - 8 - length:
-            raise ValueError(f"{size - 8 - length:,} bytes of tensors where the header says {max(ends, default=0):,}")
-    except OSError as err:
-        raise ModelError(f"{path}: cannot be read: {err.strerror}") from err
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
-        raise ModelError(f"{path}: damaged: {first_line(err)}") from err
 
 
 # Keys of config.json and of the tokenizer's files that change no answer: names, notes, and what we choose ourselves.

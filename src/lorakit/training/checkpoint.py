@@ -61,14 +61,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         (place / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}), encoding="utf-8")
         sums = {name: file_sha256(place / name) for name in (TENSORS, STATE)}
         (place / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sums}), encoding="utf-8")
-    paths = _newest_first(folder)
+    paths = sorted(folder.glob("step-*"), reverse=True)
     keep = paths[paths.index(own) :][:KEEP]  # newer ones are damaged
     for path in set(paths) - set(keep):
         remove_folder(path)
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
@@ -78,7 +74,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
         OutputError: there is none.
     """
     notes: list[str] = []
-    for path in _newest_first(folder):
+    for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return load_checkpoint(path), notes
         except OutputError as err:
@@ -121,27 +117,23 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     Raises:
         OutputError: a tensor is missing or has another shape than the parameter it belongs to.
     """
-    _check_shapes(optimizer, tensors)
-    keys = {key.partition("/")[0] for key in tensors} - {"parameter"}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            parameter.copy_(tensors[f"parameter/{name}"])
-            optimizer.state[parameter] = {
-                key: tensors[f"{key}/{name}"].to(parameter.device) for key in keys if f"{key}/{name}" in tensors
-            }
-
-
-def _check_shapes(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    kinds = {key.partition("/")[0] for key in tensors} & {"best", "exp_avg", "exp_avg_sq"} | {"parameter"}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            for kind in kinds:
-                tensor = tensors.get(f"{kind}/{name}")
-                if tensor is None and kind.startswith("exp"):
-                    continue  # no loss has reached it yet
-                if tensor is None or tensor.shape != parameter.shape:
-                    shape = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-                    raise OutputError(f"checkpoint: {kind}/{name} is {shape}, not {tuple(parameter.shape)}")
+    keys = {key.partition("/")[0] for key in tensors}
+    named = [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
+    for name, parameter in named:
+        for kind in keys & {"best", "exp_avg", "exp_avg_sq"} | {"parameter"}:
+            tensor = tensors.get(f"{kind}/{name}")
+            if tensor is None and kind.startswith("exp"):
+                continue  # no loss has reached it yet
+            if tensor is None or tensor.shape != parameter.shape:
+                shape = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                raise OutputError(f"checkpoint: {kind}/{name} is {shape}, not {tuple(parameter.shape)}")
+    for name, parameter in named:
+        parameter.copy_(tensors[f"parameter/{name}"])
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}/{name}"].to(parameter.device)
+            for key in keys - {"parameter"}
+            if f"{key}/{name}" in tensors
+        }
 
 
 # From a run to a checkpoint, and back.
