@@ -14,7 +14,7 @@ import click
 import pytest
 
 import lorakit
-from lorakit.app.api import default_folder
+from lorakit.app.arguments import default_folder, with_folder
 from lorakit.app.cli import COMMANDS
 from lorakit.app.commands import quickstart
 from lorakit.app.report.page import verdict
@@ -286,6 +286,22 @@ def test_known_keys_are_those_of_a_resolved_recipe() -> None:
 )
 def test_default_folder_is_named_after_the_data(source: str, folder: str) -> None:
     assert default_folder(make_recipe({"model": {"base": "x"}, "data": {"train": source}})) == Path("runs") / folder
+
+
+def test_folders_number_themselves_unless_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe({"model": {"base": "x"}, "data": {"train": "reviews.csv"}})
+    folders: list[str | None] = []
+    for made, resume in (("", "auto"), ("", None), ("reviews", None), ("reviews-2", None), ("", "auto")):
+        Path("runs", made).mkdir(parents=True, exist_ok=True)
+        folders.append(with_folder(recipe, resume).output.dir)
+    assert folders == ["runs/reviews", "runs/reviews", "runs/reviews-2", "runs/reviews-3", "runs/reviews-2"]
+    assert with_folder(recipe, "runs/reviews/checkpoints/step-2").output.dir == "runs/reviews"
+    assert with_folder(recipe, None, Path("runs/small")).output.dir == "runs/small"
+    named = make_recipe({"model": {"base": "x"}, "output": {"dir": "runs/reviews"}})
+    assert with_folder(named, None) == named
+    monkeypatch.setenv("WORLD_SIZE", "2")  # none of several processes sees which is free
+    assert with_folder(recipe, None).output.dir == "runs/reviews"
 
 
 @pytest.mark.usefixtures("no_pictures")

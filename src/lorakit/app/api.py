@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from lorakit.app.arguments import with_task
+from lorakit.app.arguments import default_folder, with_folder, with_task
 from lorakit.app.card import write_card
 from lorakit.app.console import Screen, digits
 from lorakit.app.recipe_types import DataKeys, LoraKeys, ModelKeys, OutputKeys, Shortcuts, TaskKeys, TrainKeys
@@ -64,7 +63,8 @@ def train(
 
     `model`, `data` and `task` are a base model, a training file and a task's name (unset: detected from the file), or those
     sections of a recipe; `lora`, `train` and `output` are sections. `lr` and the other shortcuts stand for the keys of the
-    same name in a section, `folder` for `output.dir`. Progress and notes go to stderr if it is a terminal or a notebook:
+    same name in a section, `folder` for `output.dir` (unset: a new one in runs/).
+    Progress and notes go to stderr if it is a terminal or a notebook:
     `verbose` turns them on or off, `report` takes the same events.
 
     >>> result = lorakit.train(model="minilm", data="reviews.csv", epochs=1, folder="runs/first")
@@ -84,7 +84,7 @@ def train(
             the run can be resumed.
     """
     given = {"model": model, "data": data, "task": task, "lora": lora, "train": train, "output": output}
-    recipe = with_task(_sections(given, shortcuts), where="train()")
+    recipe = with_folder(with_task(_sections(given, shortcuts), where="train()"), resume)
     with closing(Screen()) as screen:
         shows = report is None and screen.console.is_terminal if verbose is None else verbose
 
@@ -277,10 +277,3 @@ def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | Non
 def folder_of(recipe: Recipe) -> Path:
     """The folder of a recipe's run."""
     return Path(recipe.output.dir or default_folder(recipe))
-
-
-def default_folder(recipe: Recipe) -> Path:
-    """runs/<name of the training file or data set>."""
-    source = (recipe.data.train or "run").partition("#")[0].rstrip("/")
-    name = re.sub(r"[-_.]*[*?\[\]]+", "", Path(source).stem)  # a pattern without its wildcards
-    return Path("runs") / (name or "run").replace(":", "-").replace("@", "-")

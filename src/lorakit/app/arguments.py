@@ -30,8 +30,7 @@ def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None])
         flags = [f"--{name}" for name, value in options.items() if value is not None]
         if flags:
             raise ConfigError(f"{flags[0]} goes with DATA; with a recipe use section.key=value")
-        recipe = read_recipe(path, changes)
-        return recipe if recipe.output.dir else _named(recipe, path.stem)
+        return read_recipe(path, changes)
     if options["model"] is None:
         if re.fullmatch(r"[\w-]+", what) and not Path(what).exists():
             raise ConfigError(f"{what!r} is neither a file nor a recipe; {did_you_mean(what, recipe_names())}")
@@ -69,9 +68,43 @@ def _split_commas(words: str | None) -> str | tuple[str, ...] | None:
     return tuple(words.split(",")) if words is not None and "," in words else words
 
 
-def _named(recipe: Recipe, name: str) -> Recipe:
-    output = recipe.output.model_copy(update={"dir": str(Path("runs") / name)})
+def with_folder(recipe: Recipe, resume: str | None, folder: Path | None = None) -> Recipe:
+    """The recipe with `output.dir`, where it is unset: a folder that is free, or that of the run to resume.
+
+    `folder` is its name without a number, unset that of the data. Of several processes none sees which is free.
+    """
+    if recipe.output.dir:
+        return recipe
+    folder = folder or default_folder(recipe)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        *taken, free = _series(folder)
+        if resume is None:
+            folder = free
+        elif taken:
+            of_path = [place for place in taken if Path(resume).resolve().is_relative_to(place.resolve())]
+            folder = taken[-1] if resume == "auto" else of_path[0] if of_path else folder
+    output = recipe.output.model_copy(update={"dir": str(folder)})
     return recipe.model_copy(update={"output": output})
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/<name of the training file or data set>."""
+    source = (recipe.data.train or "run").partition("#")[0].rstrip("/")
+    name = re.sub(r"[-_.]*[*?\[\]]+", "", Path(source).stem)  # a pattern without its wildcards
+    return Path("runs") / (name or "run").replace(":", "-").replace("@", "-")
+
+
+def free_folder(folder: Path) -> Path:
+    """The folder, or if it exists the same name with the first number that is free."""
+    return _series(folder)[-1]
+
+
+def _series(folder: Path) -> list[Path]:
+    """NAME, NAME-2, NAME-3, ... up to the first that does not exist."""
+    series = [folder]
+    while series[-1].exists():
+        series.append(folder.with_name(f"{folder.name}-{len(series) + 1}"))
+    return series
 
 
 def _guess_task(data: DataSection, model: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lorakit
+from lorakit.app.arguments import free_folder
 from lorakit.app.printing import Output, echo
 from lorakit.errors import ConfigError, ModelError
 
@@ -90,7 +91,7 @@ def quickstart(which: str | None, t5: bool, out: Path, dry_run: bool, as_json: b
         _plan(out, systems).show(as_json)
         return
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        results = [_run(title, sections, _free(out / name)) for name, (title, sections) in systems.items()]
+        results = [_run(title, sections, free_folder(out / name)) for name, (title, sections) in systems.items()]
     if as_json:
         echo(json.dumps([{**result.scores, "run": str(result.folder)} for result in results]))
 
@@ -102,7 +103,7 @@ def _plan(out: Path, systems: dict[str, tuple[str, dict[str, dict[str, Any]]]]) 
 
     output = Output([], {})
     for name, (_, sections) in systems.items():
-        recipe = make_recipe({**sections, "output": {"dir": str(_free(out / name))}}, where="quickstart")
+        recipe = make_recipe({**sections, "output": {"dir": str(free_folder(out / name))}}, where="quickstart")
         lines, facts = inspect_recipe(recipe)
         output = output.plus(Output(lines, {name: facts}))
     return output
@@ -158,13 +159,3 @@ def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Resul
         echo(f"  {folder / name}{'/' * name.endswith('/')}  {what}")
     echo(f'\nUse it:  lorakit predict {folder} "your own sentence"')
     return result
-
-
-def _free(folder: Path) -> Path:
-    """The folder, or the same name with the first number that is free, so that a second quickstart loses nothing."""
-    if not folder.exists():
-        return folder
-    number = 2
-    while (other := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    return other

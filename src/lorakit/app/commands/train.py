@@ -6,10 +6,11 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import Change, Source, TaskType, recipe_of
+from lorakit.app.arguments import Change, Source, TaskType, recipe_of, with_folder
 from lorakit.app.printing import echo
 from lorakit.errors import Interrupted, RankError
 
@@ -57,9 +58,14 @@ def train(
     lorakit train reviews.csv --model minilm
     lorakit train sst2-bert train.lr=1e-3
     """
+    from lorakit.recipe import recipe_file
+
     recipe = recipe_of(what, changes, options)
+    is_named = recipe.output.dir is not None
+    path = recipe_file(what)
+    recipe = with_folder(recipe, resume, Path("runs") / path.stem if path else None)
     if nproc > 1 and "LOCAL_RANK" not in os.environ:  # set by torchrun for the processes it starts
-        return launch(words, nproc)
+        return launch(words if is_named else [*words, f"output.dir={json.dumps(recipe.output.dir)}"], nproc)
     from lorakit.app.api import train_recipe
     from lorakit.app.console import Screen, score_lines
     from lorakit.app.report.page import verdict as verdict_of
