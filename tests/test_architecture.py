@@ -47,7 +47,13 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 # Libraries that these files alone may import (imports of types under TYPE_CHECKING are free).
 OWNERS = {
     "transformers": ("models.py",),
-    "huggingface_hub": ("models.py", "app/card.py", "app/commands/doctor.py", "app/commands/push.py"),
+    "huggingface_hub": (
+        "models.py",
+        "data/columnar.py",
+        "app/card.py",
+        "app/commands/doctor.py",
+        "app/commands/push.py",
+    ),
     "datasets": ("data/columnar.py",),
     "ray": ("app/on_ray.py",),
     "python_calamine": ("data/delimited.py",),

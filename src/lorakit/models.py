@@ -28,6 +28,7 @@ T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
 FP32_ATTENTION = "sdpa-in-fp32"  # a name in transformers' table of attention functions
 MOST_LAYERS = 1_000  # a damaged config asked for a million, which are built one by one
 LAYER_COUNT = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)?layers?")
+HUB_TIMEOUT_S = 4.0
 LONGEST = 512  # tokens; the default limit where a model would allow more
 RATE = re.compile(r"(.*_)?(pdrop|dropout(_prob|_rate|_p)?)")  # how transformers calls a dropout rate
 LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that are skipped
@@ -236,7 +237,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except HFValidationError as err:
         raise ModelError(f"model.base = {name!r}: neither a folder nor a hub id; try 'minilm' or 't5-demo'") from err
     try:
-        HfApi().model_info(name, revision=revision, timeout=10)  # fails at once; a download would retry for minutes
+        # fails at once; a download would retry for minutes
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HfHubHTTPError as err:
         raise ModelError(

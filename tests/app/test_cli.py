@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -113,16 +114,17 @@ def test_dry_run_takes_the_task_from_data_or_word_and_writes_nothing(
     short = ("--dry-run", "model.dtype=fp32", "train.batch_size=64")
     code, out, _ = cli("train", files / data, "--model", base, *options, *short)
     assert code == 0
-    assert f'name = "{task}"' in out
+    assert f": {task.replace('_', ' ')}\n" in out and len(out.splitlines()) < 12
+    assert re.search(r"^time: about [\d.]+ s of steps on this machine", out, re.M)
     assert "parameters: " in out
     assert "steps: 8 (1 an epoch), base in float32" in out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_lists_each_target(cli: Cli, bert: Path, files: Path) -> None:
-    code, out, _ = cli(
-        "train", files / "train.csv", "--model", bert, "--dry-run", "lora.target_modules=query", "lora.r=3"
-    )
+def test_dry_run_counts_targets_and_inspect_lists_each(cli: Cli, bert: Path, files: Path, tmp_path: Path) -> None:
+    recipe = written(tmp_path / "small.toml", sections(bert, files), "lora.target_modules=query", "lora.r=3")
+    assert "\nadapted: query x2 (r 3, alpha 16)\n" in cli("train", recipe, "--dry-run").out
+    code, out, _ = cli("inspect", recipe)
     rows = [line.split() for line in out.splitlines() if line.startswith("bert.encoder")]
     assert code == 0
     assert rows == [[f"bert.encoder.layer.{i}.attention.self.query", "query", "3", "16", "96"] for i in (0, 1)]

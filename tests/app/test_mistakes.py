@@ -299,7 +299,7 @@ MISTAKES = (
     # the command line itself
     mistake("trian x", "'trian'"),
     mistake(f"{TRAIN} --epochs 3", "--epochs"),
-    mistake("train", "WHAT"),
+    mistake("train", "DATA|RECIPE"),
     mistake("quickstart sentiment --t5", "--t5 goes with ner"),
     mistake("quickstart poetry", "'poetry'"),
 )

@@ -12,7 +12,7 @@ from keyword import iskeyword
 import click
 
 import lorakit
-from lorakit.app.printing import echo
+from lorakit.app.printing import echo, tell
 from lorakit.errors import EXIT_CODES, Interrupted, LorakitError, RankError, first_line
 
 # Each command is a module of `lorakit.app.commands`; this is the first sentence of its help.
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands.main(words, prog_name="lorakit", standalone_mode=False, obj=argv)
     except Interrupted as err:
         if os.environ.get("RANK", "0") == "0":  # only the first of several processes prints
-            echo(f"{err}{how_to_go_on(words)}", err=True)
+            tell(f"{err}{how_to_go_on(words)}", err=True)
         sys.exit(err.exit_code)
     except RankError as err:  # another process has reported why
         sys.exit(err.exit_code)
@@ -121,7 +121,7 @@ def fail(message: str, code: int, debug: bool) -> None:
 
         echo(traceback.format_exc(), err=True)
     one_line = " ".join(line.strip() for line in message.splitlines())  # a library's message may have several
-    echo(f"error: {one_line}", err=True)
+    tell(f"error: {one_line}", err=True, color="red")
     sys.exit(code)
 
 

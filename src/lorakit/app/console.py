@@ -19,7 +19,8 @@ class Screen:
     """Draws events on stderr; results go to stdout."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False)
+        self.console.soft_wrap = not self.console.is_terminal  # a log has a line for a line
         self.progress: Progress | None = None
         self.began = self.shown = time.monotonic()
         self.examples, self.start, self.steps = 0, 0, 0
@@ -36,11 +37,12 @@ class Screen:
             case Evaluated():
                 best = "  (best so far)" if event.is_best else ""
                 value = digits(event.scores[self.metric])
-                self.say(f"step {event.step}/{self.steps}  validation {self.metric} {value}{best}")
+                line = f"step {event.step}/{self.steps}  validation {self.metric} {value}{best}"
+                self.say(line, "green" if event.is_best else None)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
         """Print a line, above the progress bar if there is one."""
-        self.console.print(visible(text), markup=False)
+        self.console.print(visible(text), style=style, markup=False)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -56,14 +58,15 @@ class Screen:
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("training"),
-                BarColumn(),
+                BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} examples/s  left"),
+                TextColumn("{task.fields[now]}"),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
+                expand=True,
             )
-            self.task = self.progress.add_task("training", total=event.steps, completed=event.start, loss=0.0, rate=0.0)
+            self.task = self.progress.add_task("training", total=event.steps, completed=event.start, now="")
             self.progress.start()
 
     def _step(self, step: Step) -> None:
@@ -72,7 +75,9 @@ class Screen:
         elapsed = time.monotonic() - self.began
         rate = self.examples / max(elapsed, 1e-9)
         if self.progress is not None:
-            self.progress.update(self.task, completed=step.number, loss=self.loss, rate=rate)
+            self.progress.update(
+                self.task, completed=step.number, now=f"loss {self.loss:.4f}  {rate:.0f} examples/s  left"
+            )
         elif time.monotonic() - self.shown > PLAIN_EVERY_S:
             self.shown = time.monotonic()
             left = elapsed / (step.number - self.start) * (self.steps - step.number)
@@ -87,16 +92,18 @@ def digits(score: float | None) -> str:
 def score_lines(scores: dict[str, Any]) -> list[str]:
     """The scores of a run or an evaluation as a small table, followed by those of the test part."""
     intervals, deviation = scores.get("intervals", {}), scores.get("deviation", {})
-    lines = []
+    values = {}
     for key, value in scores.items():
         if (value is None or isinstance(value, float)) and key not in (*COSTS, "linear_probe"):
             spread = "" if deviation.get(key) is None else f" ± {deviation[key]:.4f}"
             between = "" if intervals.get(key) is None else " [{:.3f}, {:.3f}]".format(*intervals[key])
-            lines.append(f"{key:<18} {digits(value)}{spread}{between}{READINGS.get(key, '')}")
-    for key in ("per_class", "per_label", "per_type"):
-        for name, row in scores.get(key, {}).items():
-            numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
-            lines.append(f"  {name:<16} {numbers}  n {row['support']}")
+            values[key] = f"{digits(value)}{spread}{between}{READINGS.get(key, '')}"
+    rows = {name: row for key in ("per_class", "per_label", "per_type") for name, row in scores.get(key, {}).items()}
+    width = max(18, *map(len, values), *(len(name) + 2 for name in rows))
+    lines = [f"{key:<{width}} {value}" for key, value in values.items()]
+    for name, row in rows.items():
+        numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
+        lines.append(f"  {name:<{width - 2}} {numbers}  n {row['support']}")
     if "errors" in scores:
         kinds = (f"{count} {kind.replace('_', ' ')}" for kind, count in scores["errors"].items() if kind != "correct")
         lines.append(f"  entity errors: {', '.join(kinds)}; {scores['errors']['correct']} correct")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import sys
+import textwrap
 from typing import Any, NamedTuple
 
 import click
@@ -17,9 +21,40 @@ def visible(text: str) -> str:
     return UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def echo(text: str, *, err: bool = False) -> None:
-    """Print one or more lines on stdout, or on stderr."""
-    click.echo(visible(text), err=err)
+def echo(text: str, *, err: bool = False, color: str | None = None) -> None:
+    """Print one or more lines on stdout, or on stderr, as they are: for programs, or to be copied."""
+    is_colored = color is not None and is_terminal(err) and not os.environ.get("NO_COLOR")
+    click.echo(click.style(visible(text), fg=color, bold=True) if is_colored else visible(text), err=err)
+
+
+def tell(text: str, *, err: bool = False, color: str | None = None) -> None:
+    """Print lines for people: on a terminal they are broken between words."""
+    if is_terminal(err):
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(part for line in text.split("\n") for part in _broken(line, width))
+    echo(text, err=err, color=color)
+
+
+def begin(text: str) -> None:
+    """Say on a terminal what begins, before torch is imported, which takes seconds."""
+    if is_terminal(err=True):
+        tell(f"{text} ...", err=True)
+
+
+def is_terminal(err: bool) -> bool:
+    """Whether a person reads stdout, or stderr."""
+    return (sys.stderr if err else sys.stdout).isatty()
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line in parts no wider than the terminal, where its words allow that; the later ones are indented as the first."""
+    indent = line[: len(line) - len(line.lstrip())]
+    if len(line) <= width:
+        return [line]
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+    )
+    return wrapper.wrap(line) or [line]
 
 
 class Output(NamedTuple):
@@ -34,4 +69,7 @@ class Output(NamedTuple):
 
     def show(self, as_json: bool) -> None:
         """Print the lines or the facts on stdout."""
-        echo(json.dumps(self.facts) if as_json else "\n".join(self.lines))
+        if as_json:
+            echo(json.dumps(self.facts))
+        else:
+            tell("\n".join(self.lines))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +146,30 @@ def named_classes(value: Any, feature: Any) -> Any:
 
 
 SOURCE = "ID[:CONFIG][@REVISION][#SPLIT]"
+HUB_TIMEOUT_S = 4.0
+
+
+@contextmanager
+def _offline_if_out_of_reach() -> Iterator[None]:
+    """A block in which a hub that does not answer is not asked: its library would retry for half a minute, a line each time."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except Exception as err:
+        if constants.HF_HUB_OFFLINE and not before:
+            raise ConnectionError("not in its cache, and the hub cannot be reached") from err
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def read_datasets(source: str, split: str, *, is_saved: bool = False) -> Iterator[Row]:
@@ -161,7 +187,8 @@ def read_datasets(source: str, split: str, *, is_saved: bool = False) -> Iterato
         else:
             name, _, revision = name.partition("@")
             name, _, config = name.partition(":")
-            table = datasets.load_dataset(name, config or None, revision=revision or None)
+            with _offline_if_out_of_reach():
+                table = datasets.load_dataset(name, config or None, revision=revision or None)
     except Exception as err:  # the library raises many kinds: for an unknown id, a script, no network, a damaged file
         what = "no such file, and the data set cannot be loaded from the hub"
         what = "no data set saved by `datasets`" if is_saved else what

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lorakit.app.arguments import Change, Source, TaskType, recipe_of
+from lorakit.app.printing import begin
 
 
 @click.command()
@@ -36,6 +37,7 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
     else:
         base = options.pop("model")
         recipe = recipe_of(what, (*changes, *([f"model.base={base}"] if base else [])), options)
+    begin(f"reading {recipe.data.train}")
     from lorakit.app.checking import check as check_data  # after mistakes of a recipe: needs torch
 
     check_data(recipe, run, whole).show(as_json)

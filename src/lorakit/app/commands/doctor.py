@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 import lorakit
-from lorakit.app.printing import Output
+from lorakit.app.printing import Output, begin
 from lorakit.errors import first_line
 from lorakit.hashing import file_sha256
 
@@ -31,18 +31,25 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # of th
 GB = 1e9
 LITTLE = 2.0  # GB of memory, or of disk, below which training on a small base is likely to fail
 HUB_TIMEOUT_S = 3.0
+STATES = ("ok", "absent", "warning", "failure")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Check versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 if something prevents work."""
+    begin("looking at this machine")
     findings = examine()
     fit = all(finding.state != "failure" for finding in findings)
     n = sum(finding.state in ("warning", "failure") for finding in findings)
     verdict = f"{'fit' if fit else 'not fit'} to train{f'; {n} to look at' if n else ''}"
     facts = {"fit": fit, "findings": [asdict(finding) for finding in findings]}
-    Output([*(finding.line for finding in findings), verdict], facts).show(as_json)
+    extras = [finding for finding in findings if finding.state == "absent" and finding.name.startswith("extra ")]
+    lines = [finding.line for finding in findings if finding not in extras]
+    if extras:
+        names = ", ".join(finding.name.removeprefix("extra ") for finding in extras)
+        lines.append(f"absent   extras {names}; pip install 'lorakit[NAME]' where you want one")
+    Output([*sorted(lines, key=lambda line: STATES.index(line.split()[0])), verdict], facts).show(as_json)
     if not fit:
         sys.exit(1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lorakit.app.arguments import RUN, named_columns
-from lorakit.app.printing import echo
+from lorakit.app.printing import begin, echo, tell
 
 
 @click.command()
@@ -24,6 +24,7 @@ def evaluate(
     run: Path, data: str, format_: str, as_json: bool, allow_base_mismatch: bool, **columns: str | None
 ) -> None:
     """Score RUN (a run folder or an adapter) on labelled DATA."""
+    begin(f"loading {run}")
     from lorakit.app.console import Screen, score_lines
     from lorakit.inference.predictor import load
 
@@ -32,4 +33,7 @@ def evaluate(
     for note in dataset.notes:
         echo(note, err=True)
     scores = predictor.evaluate(dataset.examples)
-    echo(json.dumps(scores) if as_json else "\n".join(score_lines(scores)))
+    if as_json:
+        echo(json.dumps(scores))
+    else:
+        tell("\n".join(score_lines(scores)))

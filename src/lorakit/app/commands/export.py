@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lorakit.app.arguments import RUN, check_free, folder_to_write
-from lorakit.app.printing import Output
+from lorakit.app.printing import Output, begin
 from lorakit.errors import ConfigError
 
 WHOLE = ("merged", "sentence-transformers", "onnx")  # what gets a whole model; the others are export_profiles.PROFILES
@@ -39,6 +39,7 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     vllm, lorax, llamacpp
               factors A and B with one global alpha / r; the head in a separate file
     """
+    begin(f"exporting {run}")
     with folder_to_write(out, dry_run) as place:
         lines, facts = export_run(run, to, place, **options)
     end = [] if dry_run else [f"exported for {to}: {out}"]

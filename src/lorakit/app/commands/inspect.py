@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from lorakit.app.arguments import Change
-from lorakit.app.printing import Output
+from lorakit.app.printing import Output, begin
 from lorakit.errors import AdapterError, ModelError, OutputError, first_line
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lorakit.lora import LoraConfig
     from lorakit.recipe import Recipe
     from lorakit.runtime.events import Report
+    from lorakit.training.prepare import Prepared
 
 R = 8
 ATTENTION = (32, 12, 24, 32)  # texts, heads, tokens, width of a head: MiniLM over short sentences
@@ -44,6 +46,7 @@ def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: 
     if what is None:
         output = inspect_kernels()
     elif recipe := recipe_file(what):
+        begin(f"reading {what}")
         output = inspect_recipe(read_recipe(recipe, changes))
     else:
         path = Path(what)
@@ -64,8 +67,11 @@ class Row(NamedTuple):
     parameters: int
 
 
-def inspect_recipe(recipe: Recipe, report: Report | None = None) -> Output:
-    """What a recipe would train: its model is loaded, its data are read, nothing is written."""
+def inspect_recipe(recipe: Recipe, report: Report | None = None, *, is_brief: bool = False) -> Output:
+    """What a recipe would train: its model is loaded, its data are read, nothing is written.
+
+    `is_brief` is for `train --dry-run`: instead of every key and layer their sums, and a time measured over two steps.
+    """
     from lorakit.app.trackers import check_trackers
     from lorakit.lora.layers import hosts
     from lorakit.runtime.events import ignore
@@ -93,6 +99,20 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None) -> Output:
         f"{_quantized(recipe.model.quantize)}",
         f"kernels: {prepared.kernels}",
     ]
+    if is_brief:
+        kinds = Counter(row.module.rpartition(".")[2] for row in rows)
+        names = ", ".join(f"{name} x{n}" for name, n in kinds.items())
+        config = plan.config
+        lines = [
+            f"{recipe.model.base} on {recipe.data.train}: {recipe.task.name.replace('_', ' ')}",
+            *lines[-3:-2],
+            f"adapted: {names} (r {recipe.lora.r}, alpha {recipe.lora.alpha:g})" if rows else "no LoRA layers",
+            *lines[-5:-3],
+            f"{lines[-2]}, {config.batch_size} examples each, lr {config.lr:g}",
+            f"time: {_time_of(prepared)}",
+            f"run folder: {recipe.output.dir}",
+            "every key and every layer: --json",
+        ]
     facts = {
         "recipe": recipe.model_dump(mode="json"),
         "targets": [row._asdict() for row in rows],
@@ -100,6 +120,22 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None) -> Output:
         "steps": plan.steps,
     }
     return Output(lines, facts)
+
+
+def _time_of(prepared: Prepared) -> str:
+    """About how long training takes on this machine, from its second step."""
+    from lorakit.app.report.page import duration
+    from lorakit.training.loop import train
+    from lorakit.training.run import Run
+
+    member = Run(prepared, Path()).member
+    clock, steps = time.perf_counter(), train(prepared.model, [member])
+    for _, step in zip(range(min(2, prepared.plan.steps)), steps, strict=False):
+        seconds, clock = time.perf_counter() - clock, time.perf_counter()
+        rate = step[member].tokens / seconds
+    plan = prepared.plan
+    tokens = sum(plan.lengths) * plan.steps / plan.steps_per_epoch
+    return f"about {duration(tokens / rate)} of steps on this machine, and evaluations"
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lorakit.app.arguments import RUN, folder_to_write
-from lorakit.app.printing import Output
+from lorakit.app.printing import Output, begin
 
 
 @click.command()
@@ -18,6 +18,7 @@ from lorakit.app.printing import Output
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
     """Merge RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
+    begin(f"merging {run}")
     with folder_to_write(out, dry_run) as place:
         from lorakit.app.export.adapters import merge as merge_run
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorakit.app.arguments import Run
-from lorakit.app.printing import echo
+from lorakit.app.printing import begin, echo
 from lorakit.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def predict(
     if merge and adapters is not None:
         raise ConfigError("predict: --merge is for one RUN; --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
+    begin(f"loading {run or adapters}")
     from lorakit.app.console import Screen
     from lorakit.data.example import Columns
     from lorakit.inference.answer import chunks

@@ -12,7 +12,7 @@ import click
 
 import lorakit
 from lorakit.app.arguments import free_folder
-from lorakit.app.printing import Output, echo
+from lorakit.app.printing import Output, begin, echo, tell
 from lorakit.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def quickstart(which: str | None, t5: bool, out: Path, dry_run: bool, as_json: b
     if dry_run:
         _plan(out, systems).show(as_json)
         return
+    begin(f"loading the base {'models' if len(systems) > 1 else 'model'}")
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         results = [_run(title, sections, free_folder(out / name)) for name, (title, sections) in systems.items()]
     if as_json:
@@ -104,7 +105,7 @@ def _plan(out: Path, systems: dict[str, tuple[str, dict[str, dict[str, Any]]]]) 
     output = Output([], {})
     for name, (_, sections) in systems.items():
         recipe = make_recipe({**sections, "output": {"dir": str(free_folder(out / name))}}, where="quickstart")
-        lines, facts = inspect_recipe(recipe)
+        lines, facts = inspect_recipe(recipe, is_brief=True)
         output = output.plus(Output(lines, {name: facts}))
     return output
 
@@ -127,7 +128,7 @@ def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Resul
     from lorakit.inference.predictor import load
     from lorakit.recipe import make_recipe
 
-    echo(f"\n{title}")
+    tell(f"\n{title}")
     recipe = make_recipe({**sections, "output": {"dir": str(folder)}}, where="quickstart")
     screen = Screen()
     try:
@@ -135,27 +136,27 @@ def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Resul
     finally:
         screen.close()
     counts = result.scores["parameters"]
-    echo("\n".join(score_lines(result.scores)))
-    echo(
+    tell("\n".join(score_lines(result.scores)))
+    tell(
         f"trained {counts['trainable']:,} of {counts['total']:,} parameters "
         f"({counts['trainable'] / counts['total']:.2%}) in {result.scores['train_seconds']:.0f} s"
     )
-    echo("\nOn sentences it has never seen:")
+    tell("\nOn sentences it has never seen:")
     if recipe.task.name == "text2text_ner":
         for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:SAMPLES]:
             sample = json.loads(line)
-            echo(f"  input       {sample['text']}")
-            echo(f"  target      {sample['expected']}")
-            echo(f"  prediction  {sample['generated']}\n")
+            tell(f"  input       {sample['text']}")
+            tell(f"  target      {sample['expected']}")
+            tell(f"  prediction  {sample['generated']}\n")
     is_sentiment = recipe.task.name == "sequence_classification"
     for answer in load(folder).predict(UNSEEN_REVIEWS if is_sentiment else UNSEEN_SENTENCES):
         if is_sentiment:
-            echo(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
+            tell(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
         else:
             entities = ", ".join(f"{e['word']} ({e['entity_group']})" for e in answer["entities"])
-            echo(f"  {answer['text']}\n    -> {entities or 'no entity'}")
-    echo("\nOpen next:")
+            tell(f"  {answer['text']}\n    -> {entities or 'no entity'}")
+    tell("\nOpen next:")
     for name, what in FILES.items():
-        echo(f"  {folder / name}{'/' * name.endswith('/')}  {what}")
-    echo(f'\nUse it:  lorakit predict {folder} "your own sentence"')
+        tell(f"  {folder / name}{'/' * name.endswith('/')}  {what}")
+    tell(f'\nUse it:  lorakit predict {folder} "your own sentence"')
     return result

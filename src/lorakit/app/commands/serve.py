@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lorakit.app.arguments import RUN
-from lorakit.app.printing import echo
+from lorakit.app.printing import begin, echo
 from lorakit.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -86,6 +86,7 @@ def serve(
         raise ConfigError(f"--host {host}: reachable from other machines; set --token or LORAKIT_TOKEN")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
         raise ConfigError("--token: use visible ASCII characters")
+    begin(f"loading {', '.join(map(str, folders))}")
     try:
         from lorakit.app.server.process import run
     except ImportError as err:

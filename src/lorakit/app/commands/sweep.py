@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lorakit.app.arguments import Change
+from lorakit.app.printing import begin
 
 OPTIONAL = {"--halving": "3", "--optuna": ""}  # options whose value may be left out
 SAMPLERS = ("tpe", "random", "qmc", "gp", "cmaes")
@@ -103,12 +104,14 @@ def sweep(
         from lorakit.app.sweep.lr_probe import plan_probe, run_probe
 
         plan = plan_probe(options)
+        begin("trying learning rates")
         from lorakit.app.console import Screen  # after mistakes of recipes: needs torch
 
         with closing(Screen()) as screen:
             output = run_probe(plan, probe_steps, screen)
     else:
         plan = make_plan(options)
+        begin(f"training in {plan.folder}")
         from lorakit.app.console import Screen
         from lorakit.app.sweep.study import run_sweep
         from lorakit.app.sweep.table import show_sweep

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from lorakit.app.arguments import Change, Source, TaskType, recipe_of, with_folder
-from lorakit.app.printing import echo
+from lorakit.app.printing import begin, echo, tell
 from lorakit.errors import Interrupted, RankError
 
 SIGNALS = (
@@ -66,6 +66,7 @@ def train(
     recipe = with_folder(recipe, resume, Path("runs") / path.stem if path else None)
     if nproc > 1 and "LOCAL_RANK" not in os.environ:  # set by torchrun for the processes it starts
         return launch(words if is_named else [*words, f"output.dir={json.dumps(recipe.output.dir)}"], nproc)
+    begin(f"{'checking' if dry_run else 'training'} {recipe.model.base} on {recipe.data.train}, in {recipe.output.dir}")
     from lorakit.app.api import train_recipe
     from lorakit.app.console import Screen, score_lines
     from lorakit.app.report.page import verdict as verdict_of
@@ -76,7 +77,7 @@ def train(
         if dry_run:
             from lorakit.app.commands.inspect import inspect_recipe
 
-            return inspect_recipe(recipe, screen).show(as_json)
+            return inspect_recipe(recipe, screen, is_brief=True).show(as_json)
         result = train_recipe(recipe, report=screen, resume=resume)
     finally:
         screen.close()
@@ -87,15 +88,17 @@ def train(
         echo(json.dumps({**result.scores, "verdict": verdict, "run": str(result.folder)}))
         return
     counts = result.scores["parameters"]
-    echo("\n".join(score_lines(result.scores)))
-    echo(
+    tell("\n".join(score_lines(result.scores)))
+    tell(
         f"trained {counts['trainable']:,} of {counts['total']:,} parameters ({counts['trainable'] / counts['total']:.2%})"
     )
-    echo(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
-    echo(f"run folder: {result.folder}")
+    tell(f"{result.scores['train_seconds']:.0f} s of training, {result.scores['examples_per_s']:.0f} examples/s")
+    tell(f"run folder: {result.folder}")
     if (page := result.folder / "report.html").is_file():  # with several seeds, each has its own
-        echo(f"report: {page}")
-    echo("\n".join(verdict))
+        tell(f"report: {page}")
+    if verdict:
+        tell(verdict[0], color="cyan")
+        tell("\n".join(verdict[1:]))
 
 
 # Several processes
