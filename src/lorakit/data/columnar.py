@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -156,7 +157,7 @@ def _offline_if_out_of_reach() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     try:
-        if not before:
+        if not (before or os.environ.get("HF_HUB_OFFLINE")):
             urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         pass  # it answers
@@ -164,10 +165,8 @@ def _offline_if_out_of_reach() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = True
     try:
         yield
-    except Exception as err:
-        if constants.HF_HUB_OFFLINE and not before:
-            raise ConnectionError("not in its cache, and the hub cannot be reached") from err
-        raise
+    except ConnectionError as err:
+        raise ConnectionError("not in its cache, and the hub cannot be reached") from err
     finally:
         constants.HF_HUB_OFFLINE = before
 

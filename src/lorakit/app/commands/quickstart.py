@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 DEMO = Path(lorakit.__file__).parent / "demo"
 
+COPIES = {  # of the bundled data, by what --copy-data calls them
+    "reviews.csv": "reviews-train.csv",
+    "reviews-test.csv": "reviews-validation.csv",
+    "notes.conll": "entities-train.conll",
+    "notes-test.conll": "entities-validation.conll",
+}
 # None of these stands in the bundled data.
 UNSEEN_REVIEWS = (
     "Not a single scene overstays its welcome, and the last one left me in tears.",
@@ -72,12 +79,19 @@ FILES = {
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go."
 )
+@click.option("--copy-data", is_flag=True, help=f"Only copy the bundled data to this folder: {', '.join(COPIES)}.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout, everything else on stderr.")
-def quickstart(which: str | None, t5: bool, out: Path, dry_run: bool, as_json: bool) -> None:
+def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run: bool, as_json: bool) -> None:
     """Train on the bundled data, score, and answer new sentences; both demo systems unless one is named."""
     if t5 and which == "sentiment":
         raise ConfigError("--t5 goes with ner")
+    if copy_data:
+        if taken := [name for name in COPIES if Path(name).exists()]:
+            raise ConfigError(f"--copy-data: {taken[0]} exists already; run it in another folder")
+        for name, source in COPIES.items() if not dry_run else ():
+            shutil.copyfile(DEMO / source, name)
+        return Output([f"{name}: {DEMO / source}" for name, source in COPIES.items()], COPIES).show(as_json)
     systems: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {}  # by folder: what it is, and its recipe
     if which != "ner" and not t5:
         systems["quickstart-sentiment"] = ("Sentiment of reviews: positive or negative", SENTIMENT)
