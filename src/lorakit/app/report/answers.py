@@ -80,9 +80,9 @@ def _entities(p: Prediction, predicted: Sequence[Span]) -> Answer:
     matched = match(list(of_gold), list(of_predicted), SCHEMAS["strict"])
     for guess, entity in matched.pairs:
         if (kind := error_kind(guess, entity)) != "correct":
-            of_predicted[guess] = of_gold[entity] = f"other {kind}".replace("_", " ")
-    of_gold |= dict.fromkeys(matched.missed, "missed")
-    of_predicted |= dict.fromkeys(matched.spurious, "not there")
+            of_predicted[guess] = of_gold[entity] = outcome(kind)
+    of_gold |= dict.fromkeys(matched.missed, outcome("missed"))
+    of_predicted |= dict.fromkeys(matched.spurious, outcome("spurious"))
     wrong = [(span, fault) for span in predicted if (fault := of_predicted[_entity(span)])]
     sureness = [(span.score, not of_predicted[_entity(span)]) for span in predicted if span.score is not None]
     start = min(
@@ -100,6 +100,12 @@ def _entities(p: Prediction, predicted: Sequence[Span]) -> Answer:
         marked(p.text, gold, of_gold, start),
         marked(p.text, predicted, of_predicted, start),
     )
+
+
+def outcome(kind: str) -> str:
+    """A kind of `errors` in scores.json, in the words of a page."""
+    words = {"correct": "right", "missed": "missed", "spurious": "not there"}
+    return words.get(kind) or f"other {kind}".replace("_", " ")
 
 
 def _entity(span: Span) -> Entity:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lorakit.app.report.answers import Answer
+from lorakit.app.report.answers import Answer, outcome
 from lorakit.app.report.drawing import AMBER, BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, Chart, short
 from lorakit.tasks.metrics.bootstrap import around_mean, wilson
 from lorakit.tasks.metrics.calibration import bins_of, calibration_error
@@ -200,20 +200,20 @@ def most_confused(confusion: Confusion, most: int = 12) -> list[tuple[str, str, 
 
 
 def errors_chart(errors: Mapping[str, int]) -> Chart:
-    """What became of the entities."""
-    rows = [(name.replace("_", " "), count) for name, count in errors.items()]
+    """What became of the entities, in the words of the answers below it."""
+    rows = [(outcome(name), count) for name, count in errors.items()]
 
     def draw(axes: Any) -> None:
         names, counts = zip(*rows, strict=True)
         bars = axes.barh(
-            range(len(rows)), counts, color=[GREEN if name == "correct" else RED for name in names], alpha=0.75
+            range(len(rows)), counts, color=[GREEN if name == outcome("correct") else RED for name in names], alpha=0.75
         )
         axes.bar_label(bars, fmt="{:,.0f}", padding=3)
         axes.set_yticks(range(len(rows)), names)
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.15 * max(1, *counts)), xlabel="entities")
 
     alt = ", ".join(f"{count:,} {name}" for name, count in rows) + "."
-    return Chart("entity-errors", "What became of the entities", alt, ("kind", "entities"), rows, draw, left=1.6)
+    return Chart("entity-errors", "What became of the entities", alt, ("kind", "entities"), rows, draw, left=1.9)
 
 
 def by_label_chart(scores: Mapping[str, LabelScores], most: int = 30) -> Chart:
