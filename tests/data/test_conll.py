@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data.example import Columns, Example, of_words
+from lorakit.data.example import Columns, Example
 from lorakit.data.read import holds_words, read
 from lorakit.data.tags import Entity, entities
 from lorakit.errors import DataError
@@ -93,32 +92,6 @@ def test_conll_2003_finds_the_entities_that_a_reader_of_beginnings_misses(save):
     begun = [line for line in CONLL_2003.splitlines() if line.rpartition(" ")[2].startswith("B-")]
     assert sum(tag.startswith("B-") for example in examples for tag in example.tags) == found > 2 * len(begun)
     assert notes == [f"{path}: tag scheme IOB1, read as conlleval does and converted to IOB2"]
-
-
-def as_conll_2003(examples: Sequence[Example]) -> str:
-    """Sentences in the shape of CoNLL-2003, a document every ten."""
-    lines = []
-    for number, example in enumerate(examples):
-        lines += ["-DOCSTART- -X- O O", ""] * (number % 10 == 0)
-        previous = "O"
-        for word, tag in zip(example.words, example.tags, strict=True):
-            touches = tag[:2] == "B-" and previous[2:] == tag[2:]
-            lines.append(f"{word} NN I-NP {tag if tag == 'O' or touches else 'I' + tag[1:]}")
-            previous = tag
-        lines.append("")
-    return "\n".join(lines)
-
-
-def test_bundled_sentences_in_the_shape_of_conll_2003_keep_every_entity(save):
-    demo = files("lorakit") / "demo" / "entities-train.conll"
-    gold = read(str(demo), "words").examples
-    together = [of_words(a.words + b.words, a.tags + b.tags) for a, b in zip(gold[::2], gold[1::2], strict=False)]
-    touching = of_words(["W", "T", "Georgia"], ["B-LOC", "I-LOC", "B-LOC"])
-    content = as_conll_2003([*together, touching])
-    examples, notes = read_conll(save("a.conll", content))
-    assert [example.tags for example in examples] == [example.tags for example in [*together, touching]]
-    assert "tag scheme IOB1" in notes[0]
-    assert sum(line.rpartition(" ")[2].startswith("B-") for line in content.splitlines()) < len(gold) / 10
 
 
 def test_text_is_the_words_joined_by_spaces_with_their_offsets(save):

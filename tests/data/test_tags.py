@@ -18,7 +18,7 @@ from lorakit.tasks.metrics.entities import entity_scores
 TYPES = ("LOC", "ORG", "PER")
 TAGS = ("O", *(f"{prefix}-{kind}" for kind in TYPES for prefix in "BI"))
 LONGEST = 12
-PAIRS = 1000
+PAIRS = 300
 Sentences = list[list[str]]
 
 

@@ -49,11 +49,6 @@ def test_ece_is_that_of_a_count_bin_by_bin(answers):
     assert ece(gold, probabilities) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(("probabilities", "gap"), [([[1.0, 0.0]], 0.0), ([[0.0, 1.0]], 1.0), ([[0.6, 0.4]], 0.4)])
-def test_ece_of_one_answer_is_its_gap(probabilities, gap):
-    assert ece([0], np.array(probabilities)) == pytest.approx(gap)
-
-
 def test_confidence_on_the_edge_of_two_bins_is_in_the_lower_one():
     probabilities = np.array([[0.6, 0.4], [0.62, 0.38]])  # 0.6 ends the ninth of 15 bins
     assert ece([0, 1], probabilities) == pytest.approx((abs(1 - 0.6) + abs(0 - 0.62)) / 2)

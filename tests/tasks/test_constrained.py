@@ -49,6 +49,7 @@ def test_every_bundled_gold_output_can_be_written(name: str) -> None:
     assert lost(task, examples) == []
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(("kind", "every"), [("t5_tokenizer", 12), ("byte_tokenizer", 48)])  # all: benchmarks/

@@ -70,15 +70,6 @@ def test_marginals_are_the_shares_of_paths_and_the_gradient_of_the_partition(fie
     torch.testing.assert_close(found[mask].detach(), gradient[mask])
 
 
-def test_gradient_is_that_of_finite_differences(field):
-    emissions, transitions, tags, mask = field
-
-    def function(emissions, transitions):
-        return log_likelihood(emissions, transitions, tags, mask)
-
-    assert torch.autograd.gradcheck(function, (emissions.requires_grad_(), transitions.requires_grad_()))
-
-
 def test_padding_changes_nothing(field):
     emissions, transitions, tags, mask = field
     found = log_likelihood(emissions, transitions, tags, mask)

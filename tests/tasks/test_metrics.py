@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, prf
+from lorakit.tasks.metrics.labels import classification_scores, classification_statistics
 
 LABELS = ("a", "b", "c", "never")
 
@@ -79,18 +79,3 @@ def test_scores_per_class_equal_those_of_scikit_learn(answers):
 def test_confusion_has_gold_rows_and_predicted_columns():
     confusion = classification_scores(["a", "a", "b"], ["a", "b", "b"], ("a", "b"))["confusion"]
     assert confusion == {"labels": ["a", "b"], "matrix": [[1, 1], [0, 1]]}
-
-
-@pytest.mark.parametrize(
-    ("counts", "scores"),
-    [
-        ((0, 0, 0), (0.0, 0.0, 0.0)),
-        ((0, 3, 0), (0.0, 0.0, 0.0)),
-        ((0, 0, 3), (0.0, 0.0, 0.0)),
-        ((1, 2, 4), (1 / 2, 1 / 4, 1 / 3)),
-    ],
-)
-def test_precision_recall_and_f1_follow_from_counts(counts, scores):
-    found = prf(*counts)
-    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(scores)
-    assert found["support"] == counts[-1]

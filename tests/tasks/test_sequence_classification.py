@@ -57,12 +57,6 @@ def test_loss_is_that_of_transformers_times_the_targets(task, model, examples):
     torch.testing.assert_close(task.losses(model, batch).sum(), model(**batch).loss * len(examples))
 
 
-def test_loss_of_a_batch_is_the_sum_of_its_rows(task, model):
-    items = items_of(task, EXAMPLES)
-    rows = [task.losses(model, task.collate([item])).sum() for item in items]
-    torch.testing.assert_close(task.losses(model, task.collate(items)).sum(), torch.stack(rows).sum())
-
-
 @torch.no_grad()
 def test_answers_are_probabilities_whatever_the_padding(task, model):
     items = items_of(task, EXAMPLES)

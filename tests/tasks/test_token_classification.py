@@ -101,12 +101,6 @@ def test_loss_is_that_of_transformers_times_the_targets(task, model):
     torch.testing.assert_close(task.losses(model, batch).sum(), model(**inputs).loss * batch["n_targets"].sum())
 
 
-def test_loss_of_a_batch_is_the_sum_of_its_rows(task, model):
-    items = items_of(task, EXAMPLES)
-    rows = [task.losses(model, task.collate([item])).sum() for item in items]
-    torch.testing.assert_close(task.losses(model, task.collate(items)).sum(), torch.stack(rows).sum())
-
-
 @torch.no_grad()
 def test_argmax_answers_are_the_best_tag_of_each_first_sub_word(task, model):
     found = answers(replace(task, decoding="argmax"), model, EXAMPLES)
@@ -116,11 +110,6 @@ def test_argmax_answers_are_the_best_tag_of_each_first_sub_word(task, model):
         first = [encoded.word_ids(0).index(word) for word in range(len(example.words))]
         assert answer.tags == tuple(LABELS[best.indices[position]] for position in first)
         assert answer.scores == pytest.approx([best.values[position].item() for position in first], rel=1e-4)
-
-
-def test_perfect_tags_score_one(task, word_pieces):
-    scores = task.evaluate(EXAMPLES, answers(task, PerfectTagger(word_pieces), EXAMPLES)).scores
-    assert scores["entity_f1"] == scores["entity_f1_strict"] == 1.0
 
 
 # Long texts

@@ -55,12 +55,6 @@ def test_viterbi_finds_the_best_of_all_sequences(seed, constrained):
         assert tuple(found[row, :length].tolist()) == wanted
 
 
-def test_viterbi_without_transitions_is_argmax():
-    emissions, mask = padded(0)
-    found = viterbi(emissions, torch.zeros(len(LENGTHS), C, C), mask)
-    assert found[mask].tolist() == emissions.argmax(-1)[mask].tolist()
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_rule_makes_valid_iob2_of_anything_and_leaves_what_is_valid(seed):
     emissions = torch.randn(300, 5, C, generator=torch.Generator().manual_seed(seed))
