@@ -23,7 +23,6 @@ from tests.app.conftest import Cli
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after
 
 AUTO = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
-CODE = {"from_pretrained", "from_config", "get_class_from_dynamic_module", "pipeline"}
 CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nraise SystemExit('ran')\n"
 
 

@@ -95,8 +95,6 @@ def test_train_data_prints_json_and_is_resumed_to_the_same_end_over_the_same_dat
         ("roberta", "train.conll", "token_classification"),
         ("t5", "train.conll", "text2text_ner"),
         ("roberta", "train.conll --task ner", "token_classification"),
-        ("t5", "train.conll --task text2text", "text2text_ner"),
-        ("bert", "train.csv --task classification", "sequence_classification"),
         (
             "bert",
             "train.ratings.csv --task multi-label --label topics data.label_separator=|",
@@ -133,7 +131,7 @@ def test_dry_run_counts_targets_and_inspect_lists_each(cli: Cli, bert: Path, fil
 # evaluate
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["bert_run", "regression_run", "tagger_run"])
 def test_run_is_evaluated_as_in_training_and_answers_and_is_inspected(
     cli: Cli, request: pytest.FixtureRequest, files: Path, name: str
 ) -> None:
@@ -195,7 +193,7 @@ def test_evaluate_takes_the_pair_of_a_run_trained_on_pairs(cli: Cli, bert: Path,
 # predict
 
 
-@pytest.mark.parametrize("ending", ["txt", "csv"])
+@pytest.mark.parametrize("ending", ["csv"])
 def test_predict_answers_a_file_in_order(cli: Cli, bert_run: Path, tmp_path: Path, ending: str) -> None:
     texts = [f"the film {i} was {'superb' * (i % 3)}." for i in range(70)]
     rows = texts if ending == "txt" else ["id,text", *(f"{i},{text}" for i, text in enumerate(texts))]
@@ -304,15 +302,6 @@ def test_folders_number_themselves_unless_named(tmp_path: Path, monkeypatch: pyt
     assert with_folder(named, None) == named
     monkeypatch.setenv("WORLD_SIZE", "2")  # none of several processes sees which is free
     assert with_folder(recipe, None).output.dir == "runs/reviews"
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_train_from_python_and_load(bert: Path, files: Path, tmp_path: Path) -> None:
-    raw = sections(bert, files)
-    raw["train"]["max_steps"] = 1
-    result = lorakit.train(**raw, output={"dir": str(tmp_path / "run")})
-    (answer,) = lorakit.load(result.folder).predict(["a superb film"])
-    assert answer["label"] in ("good", "bad")
 
 
 def test_quickstart_trains_and_answers(

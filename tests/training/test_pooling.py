@@ -170,7 +170,7 @@ def test_merged_export_is_an_encoder_and_its_head(mean_run: Path, tmp_path: Path
     assert wider.missing == ("classifier.bias", "classifier.weight")
 
 
-@pytest.mark.parametrize("to", ["onnx", "peft", "vllm"])
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "vllm"])
 def test_exports_prove_themselves(to: str, mean_run: Path, tmp_path: Path) -> None:
     lines = export_run(mean_run, to, tmp_path / "out").lines
     assert any(line.startswith("check: read back") for line in lines)
