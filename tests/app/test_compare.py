@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,27 @@ def test_verdict_names_the_better_run_with_mcnemar_s_p(tmp_path: Path) -> None:
     assert shown.lines[-1] == comparison["verdict"]
     swapped = compare_runs([tmp_path / "b", tmp_path / "a"]).lines[-1]
     assert swapped == comparison["verdict"].replace("B is better than A", "A is better than B")
+
+
+@pytest.mark.parametrize(
+    ("metric", "verdict"),
+    [
+        (
+            "accuracy",
+            r"no difference between A and B.*; accuracy decides; of the other scores recall is better for B \(p ",
+        ),
+        ("recall", r"B is better than A by .* recall, .*; recall decides, and the other scores show no difference$"),
+    ],
+)
+def test_verdict_says_which_score_decides_and_what_the_others_show(tmp_path: Path, metric: str, verdict: str) -> None:
+    """The table had macro-F1 at p 0.002 below a verdict of no difference in accuracy."""
+    for name, share in (("a", 0.5), ("b", 0.9)):
+        folder = made(tmp_path / name, rights(0.8, 1), lr=share)
+        examples = [Example(f"text {i}", "yes") for i in range(N)]
+        statistics = {"accuracy": accuracy(rights(0.8, 1)), "recall": accuracy(rights(share, 2))}
+        write_resamples(folder, sampled(examples, metric, resample(statistics)))
+    shown = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert re.match(verdict, shown.lines[-1])
 
 
 def test_verdict_says_what_the_examples_could_have_shown(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def _compare(first: Group, second: Group) -> Comparison:
     n = pairs[0][0].resamples.n
     scores = {name: difference(*([run[name] for run in side] for side in sides)) for name in names}
     detectable = DETECTABLE * scores[metric].spread
-    (verdict,) = sentences("difference", first.letter, second.letter, metric, scores[metric], n, detectable)
+    others = {name: gain for name, gain in scores.items() if name != metric}
+    (verdict,) = sentences("difference", first.letter, second.letter, metric, scores[metric], n, detectable, others)
     return Comparison(first, second, pairs, metric, scores, verdict)
 
 
@@ -173,13 +174,16 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[s
                 lines.append(f"{name:<22} {statistics.fmean(values):.4f}{spread}")
     for comparison in comparisons:
         a, b = comparison.first, comparison.second
-        lines += ["", f"{'':<22} {a.letter:>8} {b.letter:>8}  {f'{b.letter} - {a.letter}':>8}   95 % interval"]
+        width = max(map(len, comparison.scores))
+        lines += ["", f"{'':<{width}}  {a.letter:>6}  {b.letter:>6}  {f'{b.letter} - {a.letter}':>7}  95 % interval"]
         for name, gain in comparison.scores.items():
             sides = zip(*comparison.pairs, strict=True)
             means = [statistics.fmean(run.resamples.scores[name].value for run in side) for side in sides]
-            numbers = f"{means[0]:8.4f} {means[1]:8.4f}  {gain.value:+8.4f}"
+            numbers = f"{means[0]:6.4f}  {means[1]:6.4f}  {gain.value:+7.4f}"
             interval = f"[{gain.low:+.4f}, {gain.high:+.4f}]  {p_value(gain.p)}, {gain.test}"
-            lines.append(f"{name:<22} {numbers}   {interval if gain.least_p < SIGNIFICANT else 'too few examples'}")
+            lines.append(
+                f"{name:<{width}}  {numbers}  {interval if gain.least_p < SIGNIFICANT else 'too few examples'}"
+            )
         lines.append(comparison.verdict)
     if len(comparisons) > 1:
         lines.append(

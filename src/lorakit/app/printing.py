@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import click
@@ -67,9 +68,10 @@ class Output(NamedTuple):
         """This output followed by more."""
         return Output([*self.lines, *more.lines], {**self.facts, **more.facts})
 
-    def show(self, as_json: bool) -> None:
-        """Print the lines or the facts on stdout."""
+    def show(self, as_json: bool, verdicts: Collection[str] = ()) -> None:
+        """Print the lines or the facts on stdout; of the lines the `verdicts` have a colour."""
         if as_json:
             echo(json.dumps(self.facts))
-        else:
-            tell("\n".join(self.lines))
+            return
+        for line in self.lines:
+            tell(line, color="cyan" if line in verdicts else None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lorakit.app.arguments import RUN, named_columns
+from lorakit.app.printing import begin
 
 
 @click.command()
@@ -23,6 +24,8 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
 
     Runs that differ only in the seed form one group; the first group is compared with each of the others.
     """
+    begin("loading the runs' answers" if on is None else "loading the runs")
     from lorakit.app.comparing import compare_runs
 
-    compare_runs(runs, on, named_columns(**columns)).show(as_json)
+    output = compare_runs(runs, on, named_columns(**columns))
+    output.show(as_json, [comparison["verdict"] for comparison in output.facts["comparisons"]])
