@@ -175,11 +175,11 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[s
     for comparison in comparisons:
         a, b = comparison.first, comparison.second
         width = max(map(len, comparison.scores))
-        lines += ["", f"{'':<{width}}  {a.letter:>6}  {b.letter:>6}  {f'{b.letter} - {a.letter}':>7}  95 % interval"]
+        lines += ["", f"{'':<{width}}  {a.letter:>7}  {b.letter:>7}  {f'{b.letter} - {a.letter}':>7}  95 % interval"]
         for name, gain in comparison.scores.items():
             sides = zip(*comparison.pairs, strict=True)
             means = [statistics.fmean(run.resamples.scores[name].value for run in side) for side in sides]
-            numbers = f"{means[0]:6.4f}  {means[1]:6.4f}  {gain.value:+7.4f}"
+            numbers = f"{means[0]:7.4f}  {means[1]:7.4f}  {gain.value:+7.4f}"
             interval = f"[{gain.low:+.4f}, {gain.high:+.4f}]  {p_value(gain.p)}, {gain.test}"
             lines.append(
                 f"{name:<{width}}  {numbers}  {interval if gain.least_p < SIGNIFICANT else 'too few examples'}"
