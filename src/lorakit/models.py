@@ -181,22 +181,16 @@ def find(name: str, revision: str | None = None) -> Path:
     """The folder that holds a base model: a built-in name, a folder, or a hub id (from the cache if it is there)."""
     if name == "minilm":
         return _minilm()
-    if name == "t5-demo":
-        return _checked_folder(T5_DEMO, name)
-    path = Path(name)
+    path = T5_DEMO if name == "t5-demo" else Path(name)
     try:
         is_folder, is_there = path.is_dir(), path.exists()
     except OSError as err:
         raise ModelError(f"model.base = {short(name)}: cannot be a folder: {err.strerror}") from err
-    if is_folder:
-        return _checked_folder(path, name)
-    if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise ModelError(f"model.base = {name!r}: no such folder; {did_you_mean(path.name, siblings)}")
-    return _checked_folder(_from_hub(name, revision), name)
-
-
-def _checked_folder(path: Path, name: str) -> Path:
+    if not is_folder:
+        if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+            raise ModelError(f"model.base = {name!r}: no such folder; {did_you_mean(path.name, siblings)}")
+        path = _from_hub(name, revision)
     if (path / "adapter_config.json").exists():  # where peft is installed, transformers would load it too
         raise ModelError(
             f"model.base = {name!r}: holds an adapter (adapter_config.json); merge it into its base with `lorakit merge`, "

@@ -18,13 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 import lorakit
-from lorakit.app.estimators import (
-    EntityRecognizer,
-    LoraEstimator,
-    TextClassifier,
-    TextRegressor,
-    in_order,
-)
+from lorakit.app.estimators import EntityRecognizer, LoraEstimator, TextClassifier, TextRegressor, in_order
 from lorakit.data.read import read
 from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.inference.notebook import COLORS, EntityView

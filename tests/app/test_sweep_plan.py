@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from sklearn.model_selection import ParameterGrid
 
-from lorakit.app.sweep.plan import (
-    Axis,
-    Options,
-    draw_points,
-    grid,
-    make_plan,
-    parse_axes,
-    read_points,
-    word,
-)
+from lorakit.app.sweep.plan import Axis, Options, draw_points, grid, make_plan, parse_axes, read_points, word
 from lorakit.errors import ConfigError, DataError
 from lorakit.recipe import make_recipe
 

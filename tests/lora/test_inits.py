@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorakit.errors import ConfigError
-from lorakit.lora import (
-    Data,
-    LoraConfig,
-    add_adapter,
-    hosts,
-    linear_layers,
-    select_targets,
-    start_from_data,
-)
+from lorakit.lora import Data, LoraConfig, add_adapter, hosts, linear_layers, select_targets, start_from_data
 from lorakit.lora.inits import INITS, Factors, find_init, named_generator, randomised_svd
 from lorakit.lora.inits_from_data import DATA_INITS, Place, eva
 from tests.lora.oracle import CLOSE, assert_same_tensors, assert_unchanged, fill, peft_config, snapshot

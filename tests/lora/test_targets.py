@@ -13,15 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorakit.errors import ConfigError
-from lorakit.lora import (
-    ALL_LINEAR,
-    LoraConfig,
-    add_adapter,
-    linear_layers,
-    load_adapter,
-    save_adapter,
-    select_targets,
-)
+from lorakit.lora import ALL_LINEAR, LoraConfig, add_adapter, linear_layers, load_adapter, save_adapter, select_targets
 from lorakit.lora.targets import passed_by
 from tests.lora.oracle import assert_unchanged, fill, snapshot
 from tests.tiny import tiny_bert, tiny_distilbert, tiny_roberta, tiny_t5, tiny_token_bert

@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
-from lorakit.lora import (
-    LoraConfig,
-    RankBudget,
-    adapter_parameters,
-    add_adapter,
-    count_parameters,
-    hosts,
-    save_adapter,
-)
+from lorakit.lora import LoraConfig, RankBudget, adapter_parameters, add_adapter, count_parameters, hosts, save_adapter
 from lorakit.lora.layers import Layer
 from lorakit.training.checkpoint import optimizer_tensors, restore_optimizer
 from tests.lora.oracle import CLOSE, assert_same_tensors, fill, peft_load

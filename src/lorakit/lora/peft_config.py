@@ -16,13 +16,7 @@ from lorakit.hashing import read_object
 from lorakit.lora.config import ALL_LINEAR, LoraConfig
 from lorakit.lora.layers import Layer, hosts
 from lorakit.lora.target_presets import with_presets
-from lorakit.lora.targets import (
-    OUT_PROJ,
-    embeddings_in_place_of,
-    has_suffix,
-    select_targets,
-    trainable_row_modules,
-)
+from lorakit.lora.targets import OUT_PROJ, embeddings_in_place_of, has_suffix, select_targets, trainable_row_modules
 from lorakit.lora.updates import LoRA
 from lorakit.lora.weight_layouts import TRANSPOSED, geometry_of
 

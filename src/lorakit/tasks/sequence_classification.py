@@ -18,11 +18,7 @@ from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, Fit, inputs_of
 from lorakit.tasks.metrics.bootstrap import Evaluation, Floats, Statistic
 from lorakit.tasks.metrics.calibration import at_temperature, best_temperature, calibration_statistics, ece
-from lorakit.tasks.metrics.labels import (
-    classification_scores,
-    classification_statistics,
-    values,
-)
+from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, values
 from lorakit.tasks.sequence import SequenceTask, most_probable, shares_of, texts_of
 
 if TYPE_CHECKING:

@@ -14,15 +14,7 @@ from torch import nn
 from lorakit.app.console import digits
 from lorakit.app.export.adapters import NO_CRF
 from lorakit.app.export.check import Texts, agree, bare, check_exact, texts_of
-from lorakit.app.export.graphs import (
-    OPSET,
-    OnnxReader,
-    OnnxWriter,
-    hushed,
-    named,
-    write_reader,
-    write_writer,
-)
+from lorakit.app.export.graphs import OPSET, OnnxReader, OnnxWriter, hushed, named, write_reader, write_writer
 from lorakit.app.printing import Output
 from lorakit.errors import ConfigError
 from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
