@@ -1,4 +1,4 @@
-"""JSON: a record a line, or an array of records; and Prodigy's. Label Studio's records: label_studio.py."""
+"""JSON: a record a line, or an array of records; and Prodigy's. Label Studio's records: annotation_files.py."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorakit import recipe
-from lorakit.data.annotation_files import is_brat, read_brat, read_docbin, with_spans
+from lorakit.data import annotation_files
 from lorakit.data.columnar import read_arrow, read_datasets, read_parquet
 from lorakit.data.columns import SAMPLE, Table, examples_of, is_annotated, never_given
 from lorakit.data.delimited import (
@@ -36,7 +36,6 @@ from lorakit.data.files import (
     tables_of,
 )
 from lorakit.data.json_files import accepted_records, is_prodigy, read_json, whole_value
-from lorakit.data.label_studio import flattened, is_label_studio, is_label_studio_table
 from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
 from lorakit.data.text import (
     COMPRESSED,
@@ -76,11 +75,11 @@ FORMATS: dict[str, Format] = {
     "arrow": Format(read_arrow, (".arrow", ".feather")),
     "conll": Format(read_conll, (".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes")),
     "label-first": Format(read_label_first),
-    "label-studio": Format(read_json, adapt=flattened),
+    "label-studio": Format(read_json, adapt=annotation_files.flatten_label_studio),
     "doccano": Format(read_json),
     "prodigy": Format(read_json, adapt=accepted_records),
-    "brat": Format(read_brat, (".ann",), with_spans),
-    "spacy": Format(read_docbin, (".spacy",)),
+    "brat": Format(annotation_files.read_brat, (".ann",), annotation_files.with_spans),
+    "spacy": Format(annotation_files.read_docbin, (".spacy",)),
     "excel": Format(read_excel, (".xlsx", ".xls", ".xlsb", ".ods")),
     **{name: Format(read) for name, read in OF_SPLITS.items()},
 }
@@ -200,7 +199,7 @@ def _paths(source: str, folder: Path | None, split: str) -> list[Path]:
 
 
 def _kind_of_folder(path: Path, split: str) -> str | None:
-    if is_brat(path):
+    if annotation_files.is_brat(path):
         return "brat"
     if is_saved(path):
         return LIBRARY
@@ -287,13 +286,13 @@ def _is_by_rows(path: Path, options: Columns, format: str) -> bool:
 
 def _tool(kind: str, rows: Sequence[Row]) -> str:
     """The annotation tool that wrote the records, where it left its marks."""
-    if kind == "csv" and is_label_studio_table(rows[0]):
+    if kind == "csv" and annotation_files.is_label_studio_table(rows[0]):
         return "label-studio"
     if kind not in ("json", "jsonl"):
         return kind
     if is_prodigy(rows[0]):
         return "prodigy"
-    return "label-studio" if is_label_studio(rows[0]) else kind
+    return "label-studio" if annotation_files.is_label_studio(rows[0]) else kind
 
 
 def _format(source: str, path: Path, encoding: str | None = None, split: str = "train") -> str:
@@ -311,7 +310,7 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
             raise DataError(f"{source}: no such file; {did_you_mean(path.name, siblings)}")
         return "hub"
     kind = ENDINGS.get(inner_name(path).suffix.lower())
-    if kind is None and is_brat(path):
+    if kind is None and annotation_files.is_brat(path):
         return "brat"
     if kind is None and parallel_files(path, split):
         return "parallel"
@@ -341,7 +340,9 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
 
 def _fingerprint(paths: Sequence[Path]) -> str | None:
     """sha256 of the file, or over those of several; None where the records are no files by themselves."""
-    if not all(path.is_file() and not is_brat(path) and not parallel_files(path, "") for path in paths):
+    if not all(
+        path.is_file() and not annotation_files.is_brat(path) and not parallel_files(path, "") for path in paths
+    ):
         return None
     sums = [file_sha256(path) for path in paths]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
