@@ -5,6 +5,7 @@ The models are random and have dropout; the sentences are separable, so that a f
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import random
 import time
@@ -207,6 +208,20 @@ def weights(folder: Path) -> bytes:
 def values(prepared: Prepared) -> dict[str, torch.Tensor]:
     """A copy of every parameter by path."""
     return {name: parameter.detach().clone() for name, parameter in prepared.model.named_parameters()}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def nearly(value: Any, *, rel: float | None = None, abs: float = 1e-5) -> Any:
+    """The same JSON, whose numbers compare with a tolerance."""
+    if isinstance(value, dict):
+        return {key: nearly(inner, rel=rel, abs=abs) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nearly(inner, rel=rel, abs=abs) for inner in value]
+    return pytest.approx(value, rel=rel, abs=abs) if isinstance(value, float) else value
 
 
 def without_timings(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -15,7 +14,7 @@ from lorakit.app.cli import how_to_go_on
 from lorakit.inference import batch_scoring
 from lorakit.inference.predictor import load
 from tests.app.conftest import Cli
-from tests.runs import reviews
+from tests.runs import read_lines, reviews
 from tests.shipped import ship
 
 N = 30
@@ -32,10 +31,6 @@ def adapters(bert: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapters"
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_shards_have_the_answers_of_one_file(cli: Cli, adapters: Path, tmp_path: Path) -> None:
     shards = ("--file", "in-*.parquet", "--out", "out", "--keep", "id", "--shard-rows", 7, "--json")
     done = cli("predict", adapters / "north", *shards)
@@ -43,7 +38,7 @@ def test_shards_have_the_answers_of_one_file(cli: Cli, adapters: Path, tmp_path:
     rows = sorted(pq.read_table(tmp_path / "out").to_pylist(), key=lambda row: int(row["id"]))
     for name, options in (("plain", ()), ("merged", ("--merge",))):
         assert cli("predict", adapters / "north", *options, "--file", "in.jsonl", "--out", f"{name}.jsonl").code == 0
-        answers = lines_of(tmp_path / f"{name}.jsonl")
+        answers = read_lines(tmp_path / f"{name}.jsonl")
         assert [row["score"] for row in rows] == pytest.approx([answer["score"] for answer in answers], abs=1e-5)
         for row, answer in zip(rows, answers, strict=True):
             assert dict(row["probabilities"]).keys() == answer["probabilities"].keys()
@@ -80,9 +75,9 @@ def test_each_row_is_answered_by_its_adapter(cli: Cli, adapters: Path, tmp_path:
     words = ("--adapters", adapters, "--adapter-column", "shop", "--file", "in.jsonl")
     assert cli("predict", *words, "--out", "out", "--format", "jsonl", "--keep", "shop").code == 0
     assert cli("predict", *words, "--out", "out.jsonl")[:2] == (0, "")
-    shard = lines_of(tmp_path / "out/part-00000-000000000000.jsonl")
+    shard = read_lines(tmp_path / "out/part-00000-000000000000.jsonl")
     assert [line["shop"] for line in shard] == ["north", "south"] * (N // 2)
-    single = lines_of(tmp_path / "out.jsonl")
+    single = read_lines(tmp_path / "out.jsonl")
     assert [line["text"] for line in single] == [text for text, _ in reviews(N)]
     loaded = {name: load(adapters / name) for name in ("north", "south")}
     alone = [loaded[line["shop"]].predict([each["text"]])[0]["score"] for line, each in zip(shard, single, strict=True)]

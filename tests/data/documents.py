@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -10,6 +11,12 @@ from hypothesis import strategies as st
 from lorakit.data.example import Example
 from lorakit.data.spans import ENOUGH
 from lorakit.data.tags import entities
+
+
+def refusal(where: object, message: str) -> str:
+    """The pattern of an error that begins with this place and says this."""
+    return "^" + re.escape(f"{where}: {message}")
+
 
 TYPES = ("PER", "creative-work", "O")
 # quotes, line ends, separators, an emoji of two code units, one of three characters, a combining accent, an Indic vowel

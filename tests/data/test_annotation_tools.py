@@ -15,17 +15,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.documents import ANCHOR, FILES, Document, code_units, found
+from tests.data.documents import ANCHOR, FILES, Document, code_units, found, refusal
 
 from lorakit.data.example import Columns
 from lorakit.data.read import holds_words, read
 from lorakit.errors import DataError
 
 PETER = Document("Peter spoke", ((0, 5, "PER"),))
-
-
-def refusal(where: object, message: str) -> str:
-    return "^" + re.escape(f"{where}: {message}")
 
 
 @pytest.fixture(scope="module")

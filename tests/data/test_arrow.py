@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -11,15 +9,11 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.documents import FILES, TEXTS, found
+from tests.data.documents import FILES, TEXTS, found, refusal
 
 from lorakit.data.columnar import named_classes, read_arrow
 from lorakit.data.read import read
 from lorakit.errors import DataError
-
-
-def refusal(where: object, message: str) -> str:
-    return "^" + re.escape(f"{where}: {message}")
 
 
 def write_stream(table, path) -> None:

@@ -8,6 +8,7 @@ import sys
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from tests.data.documents import refusal
 
 from lorakit.data.read import read
 from lorakit.data.streaming import Streamed
@@ -33,10 +34,6 @@ def tagged(tags: list[int | None]) -> Dataset:
 
 
 CONLL = tagged([1, 2, 0])
-
-
-def refusal(where: object, message: str) -> str:
-    return "^" + re.escape(f"{where}: {message}")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 
 import pandas as pd
 import pytest
@@ -16,11 +15,6 @@ from lorakit.data.example import Columns
 from lorakit.data.json_files import read_json
 from lorakit.data.read import read
 from lorakit.errors import DataError
-
-
-def refusal(where: object, message: str) -> str:
-    return "^" + re.escape(f"{where}: {message}")
-
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,

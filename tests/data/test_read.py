@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.data.documents import refusal
 
 from lorakit.data.columns import USUAL
 from lorakit.data.example import Columns
@@ -19,10 +19,6 @@ from lorakit.recipe import FORMATS as NAMES
 CSV = "text,label\na,x\nb,y\n"
 TAGGED = "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n"
 LABELLED_LINES = "".join(f"{number % 2} text number {number}\n" for number in range(40))
-
-
-def refusal(where: object, message: str) -> str:
-    return "^" + re.escape(f"{where}: {message}")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.documents import ANCHOR, FILES, Document, code_units, documents, found
+from tests.data.documents import ANCHOR, FILES, Document, code_units, documents, found, refusal
 
 from lorakit.data.example import Columns, columns_of, of_spans, of_text
 from lorakit.data.read import holds_words, read
@@ -35,10 +35,6 @@ def as_objects(document, keys=KEYS[0], units=False, own=False):
 
 def lines(records) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def refusal(where: object, message: str) -> str:
-    return "^" + re.escape(f"{where}: {message}")
 
 
 @pytest.fixture(scope="module")

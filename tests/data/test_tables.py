@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from contextlib import suppress
 from itertools import accumulate
 
@@ -15,6 +14,7 @@ import pyarrow.csv
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.documents import refusal
 
 from lorakit.data.delimited import csv_rows, sound
 from lorakit.data.read import read, read_texts
@@ -25,10 +25,6 @@ NASTY = ["NA", "null", "None", "nan", "a,b", 'say "hi"', "two\nlines", "\ntwo\r\
 
 def records(path) -> list[tuple[str, str | None]]:
     return [(example.text, example.label) for example in read(str(path)).examples]
-
-
-def refusal(where: object, message: str) -> str:
-    return "^" + re.escape(f"{where}: {message}")
 
 
 def as_csv(rows, newline: str = "\r\n", quoting: int = csv.QUOTE_MINIMAL) -> str:

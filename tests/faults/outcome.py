@@ -9,13 +9,9 @@ from typing import Any
 
 from lorakit.training.checkpoint import newest_checkpoint
 from lorakit.training.results import COSTS
-from tests.runs import weights, without_timings
+from tests.runs import read_lines, weights, without_timings
 
 TIMINGS = COSTS[1:]
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:

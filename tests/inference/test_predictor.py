@@ -25,7 +25,7 @@ from lorakit.lora import adapter_names
 from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
 from lorakit.task_info import TASKS
-from tests.runs import changed, fit, sections
+from tests.runs import changed, fit, nearly, read_lines, sections
 from tests.tiny import items_of
 
 RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
@@ -67,10 +67,6 @@ def test_load_restores_the_answers_and_scores_of_training_exactly(run: Loaded) -
     assert again == {key: scores[key] for key in again}
 
 
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 # From the folder alone
 
 
@@ -86,15 +82,6 @@ def test_load_restores_other_methods_exactly(
         loaded.merge_to(tmp_path / "merged")
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
         torch.testing.assert_close(logits(theirs, inputs(loaded)), logits(loaded.model, inputs(loaded)))
-
-
-def nearly(value: Any) -> Any:
-    """The same, equal to what differs by no more than rounding does."""
-    if isinstance(value, dict):
-        return {key: nearly(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [nearly(each) for each in value]
-    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
 
 
 def test_load_takes_the_adapter_folder_too(bert_run: Path, predictor: Predictor, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -23,23 +22,8 @@ from lorakit.runtime.events import Event, Note
 from lorakit.runtime.files import HOST, atomic_file, atomic_folder, atomic_text
 from lorakit.training import run as run_module
 from lorakit.training.checkpoint import KEEP, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
-from lorakit.training.results import COSTS
-from tests.runs import Sections, Stopped, changed, fit, resumed, sections, stop_after, weights, without_timings
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def outcome(folder: Path) -> tuple[bytes, dict, list[dict], str]:
-    """All that a run has computed, timings left out."""
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    return (
-        weights(folder),
-        {key: value for key, value in scores.items() if key not in COSTS},
-        without_timings(read_lines(folder / "metrics.jsonl")),
-        (folder / "predictions.jsonl").read_text(encoding="utf-8"),
-    )
+from tests.faults.outcome import outcome
+from tests.runs import Sections, Stopped, changed, fit, read_lines, resumed, sections, stop_after
 
 
 def steps_kept(folder: Path) -> list[int]:
@@ -140,7 +124,7 @@ def test_resuming_a_run_that_patience_ended_changes_nothing(raw: Sections, tmp_p
     words = ("train.eval_every=1", "train.checkpoint_every=1", "train.patience=1", "train.epochs=4")
     fit(changed(raw, *words), tmp_path)
     before = outcome(tmp_path)
-    assert before[2][-1]["is_best"] is False
+    assert before["metrics"][-1]["is_best"] is False
     run = resumed(changed(raw, *words), tmp_path)
     run.fit()
     assert outcome(tmp_path) == before

@@ -17,7 +17,7 @@ from lorakit.task_info import TASKS
 from lorakit.training.loop import Member, train
 from lorakit.training.prepare import Prepared, prepare, trained_parameters
 from lorakit.training.schedule import Plan, lr_factor, make_optimizer
-from tests.runs import changed, sections
+from tests.runs import changed, nearly, sections
 
 LENGTHS = [3 + i * 7 % 20 for i in range(41)]
 STILL = ("model.dropout=0", "lora.dropout=0")
@@ -183,16 +183,7 @@ def test_bucketed_equals_padded(task_sections: dict) -> None:
         raws = iter(task.predict(model, together))
     padded = [task.answer(e, list(islice(raws, len(own)))) for e, own in zip(part.examples, part.items, strict=True)]
     bucketed = answer_all(model, task, part.examples, part.items, prepared.device)
-    assert near(task.evaluate(part.examples, bucketed).scores) == task.evaluate(part.examples, padded).scores
+    assert nearly(task.evaluate(part.examples, bucketed).scores) == task.evaluate(part.examples, padded).scores
     assert [task.to_json(e, a) for e, a in zip(part.examples, bucketed, strict=True)] == [
-        near(task.to_json(e, a)) for e, a in zip(part.examples, padded, strict=True)
+        nearly(task.to_json(e, a)) for e, a in zip(part.examples, padded, strict=True)
     ]
-
-
-def near(value: Any) -> Any:
-    """The same JSON whose numbers compare with a tolerance."""
-    if isinstance(value, dict):
-        return {key: near(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [near(inner) for inner in value]
-    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value

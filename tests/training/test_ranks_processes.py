@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -23,7 +22,17 @@ from lorakit.errors import DataError, LorakitError, NumericsError
 from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Event
 from lorakit.training.prepare import prepare
-from tests.runs import Sections, changed, children, sections, weights, without_pictures
+from tests.runs import (
+    Sections,
+    changed,
+    children,
+    nearly,
+    read_lines,
+    sections,
+    weights,
+    without_pictures,
+    without_timings,
+)
 
 RANKS = 2
 COUNTED = ("accuracy", "macro_f1", "mcc", "f1", "best_step")  # scores that are shares of counts
@@ -165,15 +174,7 @@ def adapter(run: Path) -> dict[str, Tensor]:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    found = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: near(value) for key, value in json.loads(line).items() if key != "examples_per_s"} for line in found]
-
-
-def near(value: Any) -> Any:
-    """The same scores, whose numbers compare with a tolerance."""
-    if isinstance(value, dict):
-        return {key: near(inner) for key, inner in value.items()}
-    return pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+    return nearly(without_timings(read_lines(run / "metrics.jsonl")), rel=1e-4, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["plain", "sharded"])

@@ -24,15 +24,11 @@ from lorakit.tasks.sequence_classification import SequenceClassification
 from lorakit.training.prepare import prepare
 from lorakit.training.results import SAMPLES
 from lorakit.training.run_files import DIGITS, read_resamples
-from tests.runs import SIZES, Sections, changed, fit, save_bert, sections, start, values, weights
+from tests.runs import SIZES, Sections, changed, fit, read_lines, save_bert, sections, start, values, weights
 
 
 def scores_of(folder: Path) -> dict:
     return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
