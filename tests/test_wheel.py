@@ -16,7 +16,7 @@ import lorakit
 from tests.test_documents import ROOT, blocks
 
 PACKAGE = Path(lorakit.__file__).parent
-RECORDS = 60  # of each file that the commands train on
+RECORDS = 24  # of each file that the commands train on
 
 
 def test_data_of_the_package_are_below_what_the_wheel_packs() -> None:

@@ -6,11 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 
 from lorakit.app.console import Screen, score_lines
-from lorakit.app.printing import visible
-from lorakit.runtime.events import Note
+from lorakit.app.printing import begin, echo, tell, visible
+from lorakit.runtime.events import Note, Started
 from tests.app.conftest import Cli
 
 SCORES = {"accuracy": 0.875, "intervals": {"accuracy": [0.85, 0.9]}, "train_seconds": 3.0}
@@ -60,3 +61,50 @@ def test_labels_names_and_texts_do_nothing_to_a_terminal(cli: Cli, bert_run: Pat
 def test_notes_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     Screen()(Note(f"file {TITLE}"))
     assert capsys.readouterr().err == "file \\u001b]0;owned\\u0007\\u009b2J\n"
+
+
+# A terminal
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stdout and stderr are a terminal of 40 columns."""
+    monkeypatch.setattr("lorakit.app.printing.is_terminal", lambda err: True)
+    monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *stream: False)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def test_lines_for_people_are_broken_between_words(
+    terminal: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"  accuracy {'word ' * 20}\n/a/path/longer/than/any/terminal/of/forty/columns.csv"
+    tell(text, color="red")
+    colored = capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    tell(text, color="red")
+    lines = capsys.readouterr().out.splitlines()
+    assert "\x1b[31m" in colored and "\x1b" not in "".join(lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())
+    assert all(len(line) <= 40 for line in lines[:-1]) and lines[1].startswith("    word")
+    echo(json.dumps({"text": text}))
+    assert len(capsys.readouterr().out.splitlines()) == 1  # for programs
+
+
+def test_a_line_is_there_before_torch_and_no_loss_before_the_first_step(
+    terminal: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin("loading runs/reviews")
+    assert capsys.readouterr().err == "loading runs/reviews ...\n"
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # for rich
+    screen = Screen()
+    screen(Started(10, 0, "accuracy"))
+    screen.close()
+    shown = capsys.readouterr().err
+    assert "0/10" in shown and "loss" not in shown and "0.0000" not in shown
+
+
+def test_names_of_any_length_share_a_column() -> None:
+    row = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2}
+    lines = score_lines({"accuracy": 1.0, "per_class": {"a label of thirty letters": row, "b": row}})
+    assert {line.index("precision") for line in lines[1:]} == {lines[0].index("1.0000")}
