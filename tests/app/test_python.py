@@ -126,7 +126,7 @@ REFUSED = {  # by what mypy says of it
 def test_types_accept_a_script_and_refuse_wrong_keys(tmp_path: Path) -> None:
     (tmp_path / "accepted.py").write_text(ACCEPTED)
     (tmp_path / "refused.py").write_text("\n".join(["import lorakit", *REFUSED.values()]))
-    words = ["--strict", "--cache-dir", str(ROOT / ".mypy_cache"), "accepted.py", "refused.py"]
+    words = ["--strict", "--cache-dir", str(ROOT / ".mypy_cache" / "of-a-user"), "accepted.py", "refused.py"]
     done = subprocess.run([sys.executable, "-m", "mypy", *words], cwd=tmp_path, capture_output=True, text=True)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     for number, (message, error) in enumerate(zip(REFUSED, errors, strict=True), start=2):
