@@ -29,6 +29,7 @@ from lorakit.training.results import Result
 ROOT = Path(__file__).parent.parent
 MADE = "<!-- Made by scripts/reference.py. Do not edit. -->"
 WIDTH = 96  # of --help, whatever the terminal
+OF_LORA = "In the examples `model` and `other_model` are small BERTs, `batch` is what they take, and `folder` a new `Path`."
 
 
 def pages() -> dict[str, str]:
@@ -191,7 +192,7 @@ def python() -> str:
     """The public names of `lorakit` and of `lorakit.lora`, with their docstrings."""
     parts = ["# Python", "", "The functions and estimators of `lorakit`, and the LoRA core in `lorakit.lora`."]
     for module in (lorakit, lorakit.lora):
-        parts += ["", f"## {module.__name__}"]
+        parts += ["", f"## {module.__name__}", *([] if module is lorakit else ["", OF_LORA])]
         for name in sorted(module.__all__, key=str.lower):
             parts += of_name(name, getattr(module, name))
     parts += ["", "## What they give", *of_name("Predictor", Predictor), *of_name("Result", Result)]
