@@ -215,7 +215,7 @@ def test_every_wrong_entity_says_why(written: bool) -> None:
     expected = {"expected": "as text", "expected_entities": gold} if written else {"expected": gold}
     more = {"generated": "other text"} if written else {}
     answer = answer_of(Prediction(text="Ada Oslo Kones Mira at", entities=found, **expected, **more))
-    assert answer.error == 1
+    assert (answer.error, answer.written) == (1, "other text" if written else "")
     faults = ("", "other type", "other boundary")
     assert [(p.text, p.fault) for p in answer.gold if p.label] == [
         *zip(("Ada", "Oslo", "Kones"), faults, strict=True),

@@ -36,6 +36,7 @@ class Answer(NamedTuple):
     sureness: Sequence[tuple[float, bool]] = ()  # the confidence of each label or entity, and whether it was right
     gold: Sequence[Segment] = ()  # the text with entities marked, where there are some
     predicted: Sequence[Segment] = ()
+    written: str = ""  # by a T5, of which its entities were read
 
     @property
     def length(self) -> int:
@@ -99,6 +100,7 @@ def _entities(p: Prediction, predicted: Sequence[Span]) -> Answer:
         sureness if p.generated is None else (),  # a T5 has a single number for the whole output
         marked(p.text, gold, of_gold, start),
         marked(p.text, predicted, of_predicted, start),
+        p.generated or "",
     )
 
 
