@@ -69,8 +69,8 @@ def test_block_of_each_family_is_read_from_its_modules(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "numbers", "updates"),
     [
-        ({}, [[0, 1, 2]], ["r 4: +256"]),
-        ({"layers_to_transform": (0, 2)}, [[0, 2], [1]], ["r 4: +256", ""]),
+        ({}, [[0, 1, 2]], ["r 4 +256"]),
+        ({"layers_to_transform": (0, 2)}, [[0, 2], [1]], ["r 4 +256", ""]),
         ({"rank_pattern": {"layer.1.attention.self.query": 2}}, [[0, 1, 2]], ["r 2 to 4"]),
     ],
     ids=["all", "some layers", "a rank of its own"],

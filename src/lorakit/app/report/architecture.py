@@ -54,7 +54,7 @@ class Box(NamedTuple):
         if not self.ranks:
             return f"{self.trained:,} trained" if self.trained else ""
         low, high = min(self.ranks), max(self.ranks)
-        return f"r {low}: +{self.trained:,}" if low == high else f"r {low} to {high}"
+        return f"r {low} +{self.trained:,}" if low == high else f"r {low} to {high}"
 
 
 class Part(NamedTuple):
