@@ -52,8 +52,8 @@ class LoRA(nn.Module):
 
     def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
         super().__init__()
-        self.lora_A = nn.Parameter(factors.A.clone())
-        self.lora_B = nn.Parameter(factors.B.clone())
+        self.lora_A = nn.Parameter(factors.A.clone(memory_format=torch.contiguous_format))
+        self.lora_B = nn.Parameter(factors.B.clone(memory_format=torch.contiguous_format))
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         has_start = bool(factors.B.any())
