@@ -18,10 +18,12 @@ import torch
 import transformers
 from tokenizers import ByteLevelBPETokenizer
 
+from lorakit.errors import LorakitError
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Report, ignore
 from lorakit.training.checkpoint import find_checkpoint
-from lorakit.training.prepare import Prepared, prepare
+from lorakit.training.joint import prepare_all
+from lorakit.training.prepare import Prepared
 from lorakit.training.results import Result
 from lorakit.training.run import Run
 from lorakit.training.run_files import run_folder
@@ -160,7 +162,9 @@ def changed(raw: Sections, *words: str) -> Recipe:
 
 def start(recipe: Recipe, folder: Path, report: Report = ignore) -> Run:
     """A run that is ready for its first step."""
-    prepared = prepare(recipe)
+    (prepared,) = prepare_all([recipe])
+    if isinstance(prepared, LorakitError):
+        raise prepared
     folder.mkdir(parents=True, exist_ok=True)
     return Run(prepared, folder, report)
 

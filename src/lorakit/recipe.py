@@ -35,6 +35,8 @@ Indices = Annotated[tuple[int, ...], Field(strict=False)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 RECIPES = Path(__file__).parent / "recipes"  # those that ship with the package, each used by its name
+HeadStart = Literal["auto", "contrast", "probe", "random"]
+Folds = Literal["auto", 0] | Annotated[int, Field(ge=2)]
 UNSET = "# not set: "  # begins a comment that marks a recipe as written by lorakit
 MOST_BYTES = 2**24  # of a recipe file
 MOST_NESTED = 8
@@ -141,6 +143,7 @@ class DataSection(Section):
         "stop"  # what to do about records that cannot be used: stop and list them, or skip them
     )
     group: str | None = None  # column (a document, a user) whose equal values stay on one side of the split
+    folds: Folds = "auto"  # of a cross-validation, 0 for none; auto: some below 500 examples
     validation_share: Share = 0.1  # stratified by label; equal texts stay together
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
     cache: str | None = None  # folder, shared by runs, for encoded examples and downloaded files; unset: in memory
@@ -279,7 +282,9 @@ class TrainSection(Section):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples per forward; unset: the whole batch
     lr: Annotated[float, Field(gt=0)] | None = None
-    head_start: Literal["probe", "random"] = "probe"  # of a new output layer: fitted over the frozen base, or random
+    head_start: HeadStart = (
+        "auto"  # of a new output layer: random, or fitted; contrast: after the adapter has learned from pairs
+    )
     head_lr: Annotated[float, Field(gt=0)] | None = None  # of modules trained in full; unset: lr
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # LoRA+: the learning rate of B over that of A
     warmup: Annotated[float, Field(ge=0)] = 0.06  # below 1: a share of all steps; else a number of steps
@@ -342,6 +347,20 @@ class Recipe(Section):
                 raise ValueError(f"model.quantize = {quantize!r}: train.method = 'full' trains the weights themselves")
             if self.task.crf:
                 raise ValueError("task.crf = true: train.method = 'full' writes a plain model, which cannot hold a CRF")
+        if self.data.folds not in ("auto", 0):
+            against = {
+                "data.validation is named": self.data.validation is not None,
+                "data.cache holds examples outside of memory": self.data.cache is not None,
+                "train.method = 'full' trains the weights that the folds would share": method == "full",
+                "train.shard_base = true": self.train.shard_base,
+            }
+            if why := next((why for why, holds in against.items() if holds), None):
+                raise ValueError(f"data.folds = {self.data.folds}: not where {why}")
+        if self.train.head_start == "contrast" and (method != "lora" or self.task.name != "sequence_classification"):
+            raise ValueError(
+                "train.head_start = 'contrast' trains an adapter on pairs of texts with one label: it needs "
+                "train.method = 'lora' and task.name = 'sequence_classification'"
+            )
         if self.model.pooling == "mean" and self.task.info.model_kind in ("token_classification", "text2text"):
             raise ValueError(f"model.pooling = 'mean' is for tasks that answer whole texts, not for {self.task.name}")
         if self.train.shard_base and (method == "full" or quantize != "none"):

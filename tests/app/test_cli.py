@@ -78,7 +78,7 @@ def test_train_data_prints_json_and_is_resumed_to_the_same_end_over_the_same_dat
     assert {"accuracy", "macro_f1", "parameters"} <= json.loads(out).keys()
     assert json.loads(out)["verdict"] == verdict(read_run(run)).lines
     assert "text is column 'text'" in err
-    assert "held out of training, chosen by seed 0" in err
+    assert "its score is from 3-fold cross-validation, chosen by seed 0" in err
     before = weights(run)
     code, _, err = cli(*words, "--resume", "auto")
     assert (code, "resumed after step 3" in err, weights(run)) == (0, True, before)

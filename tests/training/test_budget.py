@@ -52,6 +52,7 @@ def test_few_examples_that_were_held_out_do_not_choose_a_step(bert: Path, files:
     del raw["data"]["validation"]
     from lorakit.training.prepare import prepare
 
+    raw["data"]["folds"] = 0
     notes: list[Event] = []
     assert prepare(changed(raw), notes.append).keeps_last
     assert not prepare(changed(raw, "train.patience=2")).keeps_last

@@ -57,6 +57,7 @@ def test_same_run_goes_on_without_a_word(own: Sections, checkpoint: Checkpoint) 
     assert go_on(checkpoint, changed(own)) == []
 
 
+CHOSEN = ("model.pooling=cls", "model.dropout=0", "data.folds=0")  # when the run began
 REFUSED = {
     "train.lr=0.5": "train.lr was 0.02, now 0.5",
     "train.seed=3": "train.seed was 0, now 3",
@@ -86,7 +87,7 @@ def test_key_that_may_change_is_told(own: Sections, checkpoint: Checkpoint, word
     key, _, value = word.partition("=")
     recipe = same_recipe(checkpoint, changed(own, word), told.append)
     assert key in MAY_CHANGE
-    assert recipe == changed(own, word, "model.pooling=cls")
+    assert recipe == changed(own, word, *CHOSEN)
     (note,) = told
     assert isinstance(note, Note)
     assert note.text.startswith(f"--resume: {key} was ")
@@ -153,7 +154,7 @@ def test_dtype_that_was_measured_is_kept(
 ) -> None:
     recipe = changed(own, "model.dtype=auto")
     assert recipe.model.dtype == "auto"
-    assert same_recipe(checkpoint, recipe, lambda event: None) == changed(own, "model.pooling=cls")
+    assert same_recipe(checkpoint, recipe, lambda event: None) == changed(own, *CHOSEN)
     monkeypatch.setattr("lorakit.runtime.device.bf16_gain", lambda: float("inf"))
     prepared: Prepared = prepare(recipe)
     assert 'dtype = "bf16"' in identity(prepared)["recipe"]

@@ -30,7 +30,7 @@ from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.events import Event, Note, Report
 from lorakit.tasks.metrics.entities import entity_scores
-from lorakit.training.prepare import prepare
+from lorakit.training.joint import prepare_all
 from lorakit.training.results import COSTS, Result
 from lorakit.training.run import Run
 from lorakit.training.run_files import run_folder
@@ -62,7 +62,7 @@ class LoraEstimator(BaseEstimator):
     lr: float | None = None
     batch_size: int | None = None
     seed: int = 0
-    validation_share: float = 0.1  # of the examples, held out to choose the best checkpoint
+    validation_share: float | None = None  # of the examples, held out to be scored; unset: as `data.folds` says
     folder: str | Path | None = None  # of the complete run, with its examples in FOLDER.jsonl; unset: no files are kept
     recipe: Mapping[str, Mapping[str, Any]] | None = None  # other keys, {"lora": {"use_dora": True}}
 
@@ -108,7 +108,7 @@ class LoraEstimator(BaseEstimator):
             if not isinstance(table, Mapping):
                 raise ConfigError(f'recipe: {section} is not a table; expected {{"{section}": {{key: value}}}}')
             sections[section] = dict(table)
-        of_knobs = {key: getattr(self, knob) for knob, key in KNOBS.items()}
+        of_knobs = {key: value for knob, key in KNOBS.items() if (value := getattr(self, knob)) is not None}
         taken = {key: f"say {knob}=... of the estimator" for knob, key in KNOBS.items()}
         taken |= dict.fromkeys(OURS, f"{EXAMPLES} sets it")
         for section, table in sections.items():
@@ -283,7 +283,10 @@ def train_bare(recipe: Recipe, scratch: str, report: Report) -> Result:
     """A run without pictures and report, which take longer than training on few examples."""
     folder = Path(scratch) / "run"
     with deterministic(recipe.train.deterministic), run_folder(folder, None):
-        return Run(prepare(recipe, report), folder, report).fit()
+        (prepared,) = prepare_all([recipe], report)
+        if isinstance(prepared, LorakitError):
+            raise prepared
+        return Run(prepared, folder, report).fit()
 
 
 # X and y can be lists, numpy arrays or pandas columns

@@ -53,6 +53,8 @@ class DataKeys(TypedDict, total=False):
     on_bad: Literal["stop", "skip"]
     group: str | None
     """column (a document, a user) whose equal values stay on one side of the split"""
+    folds: Literal["auto", 0] | int
+    """of a cross-validation, 0 for none; auto: some below 500 examples"""
     validation_share: float
     """stratified by label; equal texts stay together"""
     max_length: int | None
@@ -129,8 +131,7 @@ class TrainKeys(TypedDict, total=False):
     micro_batch_size: int | None
     """examples per forward; unset: the whole batch"""
     lr: float | None
-    head_start: Literal["probe", "random"]
-    """of a new output layer: fitted over the frozen base, or random"""
+    head_start: Literal["auto", "contrast", "probe", "random"]
     head_lr: float | None
     """of modules trained in full; unset: lr"""
     loraplus_lr_ratio: float

@@ -68,7 +68,33 @@ def sorted_batches(
 def split(
     examples: Sequence[Example], share: float, seed: int, *, by_group: bool = False
 ) -> tuple[list[Example], list[Example]]:
-    """Train and validation examples by seed, both in file order; validation gets `share`, and each at least one.
+    """Train and validation examples by seed, both in file order; see `hold_out`."""
+    chosen = set(hold_out(examples, share, seed, by_group=by_group))
+    parts: tuple[list[Example], list[Example]] = [], []
+    for i, example in enumerate(examples):
+        parts[i in chosen].append(example)
+    return parts
+
+
+def number_folds(examples: Sequence[Example], folds: int, seed: int, *, by_group: bool = False) -> list[int]:
+    """For each example the number (from 0) of the fold that holds it out; each fold is chosen as by `hold_out`.
+
+    There are fewer than `folds` where equal texts, or with `by_group` a group, cannot be divided among them.
+    """
+    numbers, rest = [0] * len(examples), list(range(len(examples)))
+    for number in range(folds - 1):
+        of_rest = [examples[i] for i in rest]
+        if number and len(_units(of_rest, range(len(rest)), by_group)) < 2:
+            break
+        chosen = set(hold_out(of_rest, 1 / (folds - number), seed, by_group=by_group))
+        rest = [i for place, i in enumerate(rest) if place not in chosen]
+        for i in rest:
+            numbers[i] = number + 1
+    return numbers
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int, *, by_group: bool = False) -> list[int]:
+    """The positions to hold out by seed, in order: `share` of them, but at least one and not all.
 
     Each label (of tags: each type of entity) has the same share of its examples in validation, as near as counts allow:
     first by labels that stand together, then by the label that most is missing of (Sechidis et al. 2011). Equal texts are
@@ -128,9 +154,7 @@ def split(
         heappush(queue, urgency(name))
     if not chosen:  # every group is larger than the share
         choose(min(open_units, key=lambda number: len(units[number])))
-    held_out = set(chosen)
-    train = [example for i, example in enumerate(examples) if i not in held_out]
-    return train, [examples[i] for i in sorted(held_out)]
+    return sorted(chosen)
 
 
 def _units(examples: Sequence[Example], order: Sequence[int], by_group: bool) -> list[list[int]]:

@@ -7,13 +7,19 @@ whole data sets before.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from lorakit.recipe import ChosenTrain, TrainSection
+from lorakit.errors import ConfigError
+from lorakit.recipe import ChosenTrain, HeadStart, Recipe, TrainSection
 from lorakit.runtime.events import Note, Report, ignore
 
 FULL_SHARE = 0.1  # of the rate of an adapter, where the weights themselves are trained
 EVALUATIONS = 8  # in a run whose epochs are chosen
+CONTRAST = 100  # examples up to which an adapter learns from pairs first
+NO_DROPOUT = (
+    500  # examples below which the base's dropout is off: it gave nothing, and folds without it share their forwards
+)
 
 
 class Row(NamedTuple):
@@ -34,20 +40,38 @@ ROWS = (
 )
 
 
-def choose(train: TrainSection, n: int, report: Report = ignore) -> ChosenTrain:
-    """The settings with nothing left open; what was chosen for `n` training examples is reported."""
+def choose_head_start(recipe: Recipe, items: Sequence[Mapping[str, Any]]) -> HeadStart:
+    """`contrast` for at most CONTRAST training examples with one label each, else `probe`, where the recipe says `auto`.
+
+    Raises:
+        ConfigError: the recipe says `contrast`, and an example has shares of several labels.
+    """
+    train = recipe.train
+    is_classification = train.method == "lora" and recipe.task.name == "sequence_classification"
+    has_one_label = is_classification and all(len(item["labels"]) == 1 for item in items)
+    if train.head_start == "contrast" and not has_one_label:
+        raise ConfigError("train.head_start = 'contrast' needs examples with one label each, not shares of several")
+    if train.head_start != "auto":
+        return train.head_start
+    return "contrast" if has_one_label and len(items) <= CONTRAST else "probe"
+
+
+def choose(
+    train: TrainSection, n: int, report: Report = ignore, others: Mapping[str, float] | None = None
+) -> ChosenTrain:
+    """The settings with nothing left open; what was chosen for `n` training examples is reported, after `others` that were."""
     row = next(row for row in ROWS if n <= row.examples)
     batch_size = train.batch_size or row.batch_size
     steps_per_epoch = math.ceil(n / batch_size)
     epochs = train.epochs or (row.epochs if train.max_steps is None else math.ceil(train.max_steps / steps_per_epoch))
     lr = train.lr or row.lr * (FULL_SHARE if train.method == "full" else 1)
     values = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-    chosen = {key: value for key, value in values.items() if getattr(train, key) is None}
+    chosen = {f"train.{key}": value for key, value in values.items() if getattr(train, key) is None}
+    chosen = {**(others or {}), **chosen}
     if train.epochs is None and train.eval_every is None:
         steps = min(epochs * steps_per_epoch, train.max_steps or math.inf)
         values["eval_every"] = math.ceil(steps / EVALUATIONS)
     if chosen:
-        report(
-            Note(f"{n:,} training examples: {', '.join(f'train.{key} = {value:g}' for key, value in chosen.items())}")
-        )
+        text = ", ".join(f"{key} = {value:g}" for key, value in chosen.items())
+        report(Note(f"{n:,} training examples: {text}"))
     return ChosenTrain.model_validate({**train.model_dump(), **values})

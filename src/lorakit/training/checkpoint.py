@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from lorakit.training.run_files import CHECKPOINTS
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
 STATE = "state.json"
+FOLD = "fold-"  # and a number, begins the names of a fold's tensors
 FORMAT = 2
 KEEP = 2  # checkpoints to keep; each holds the best parameters as well as the current ones
 
@@ -140,27 +141,35 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 class Progress(NamedTuple):
-    """The state of a run apart from the parameters, optimizer and random state of its member."""
+    """The state of a run apart from its members'."""
 
     history: History
     interval: Interval
-    best_state: dict[str, Tensor]  # the best parameters, by name
 
 
-def checkpoint_of(prepared: Prepared, member: Member, progress: Progress) -> Checkpoint:
-    """A checkpoint of the current step; call it on every rank."""
-    every = prepared.ranks.gather(dict(member.random_state))  # the generators of dropout, one for each rank and device
-    tensors = {
-        **optimizer_tensors(member.optimizer),
-        **{f"start/{name}": value for name, value in _starts(prepared).items()},
-        **{f"best/{name}": value for name, value in progress.best_state.items()},
-        **{f"rng/{rank}/{kind}": state for rank, states in enumerate(every) for kind, state in states.items()},
-    }
+def checkpoint_of(prepared: Prepared, members: Sequence[Member], progress: Progress) -> Checkpoint:
+    """A checkpoint of the current step of a run's own member and those of its folds; call it on every rank."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, own, member in _each(prepared, members):
+        every = own.ranks.gather(dict(member.random_state))  # the generators of dropout, one for each rank and device
+        of_member = {
+            **optimizer_tensors(member.optimizer),
+            **{f"start/{name}": value for name, value in _starts(own).items()},
+            **{f"best/{name}": value for name, value in member.best.items()},
+            **{f"rng/{rank}/{kind}": state for rank, states in enumerate(every) for kind, state in states.items()},
+        }
+        tensors |= {prefix + name: value for name, value in of_member.items()}
     history = {**vars(progress.history)}
-    if not progress.best_state:
+    if not members[0].best:
         history["best"] = None  # JSON has no -inf
     state = {"history": history, "interval": vars(progress.interval), **identity(prepared)}
-    return Checkpoint(member.done, tensors, state)
+    return Checkpoint(members[0].done, tensors, state)
+
+
+def _each(prepared: Prepared, members: Sequence[Member]) -> Iterator[tuple[str, Prepared, Member]]:
+    """The members, with what the names of their tensors begin with in a checkpoint."""
+    prefixes = ["", *(f"{FOLD}{number}/" for number in range(len(prepared.folds)))]
+    return zip(prefixes, (prepared, *prepared.folds), members, strict=True)
 
 
 def _starts(prepared: Prepared) -> dict[str, Tensor]:
@@ -173,8 +182,8 @@ def _starts(prepared: Prepared) -> dict[str, Tensor]:
     }
 
 
-def restore(checkpoint: Checkpoint, prepared: Prepared, member: Member, report: Report) -> Progress:
-    """Restore a checkpoint's tensors and random state; returns the rest of it.
+def restore(checkpoint: Checkpoint, prepared: Prepared, members: Sequence[Member], report: Report) -> Progress:
+    """Restore a checkpoint's tensors and random states in a run's own member and those of its folds; returns the rest of it.
 
     With a different number of ranks, dropout is seeded anew; the order of the examples is the same.
 
@@ -184,32 +193,38 @@ def restore(checkpoint: Checkpoint, prepared: Prepared, member: Member, report: 
     ranks = prepared.ranks
     with ranks.together():
         check_identity(checkpoint, prepared, report)
-    restore_optimizer(member.optimizer, checkpoint.tensors)
-    for name, value in _starts(prepared).items():
-        value.copy_(checkpoint.tensors[f"start/{name}"])
-    best: dict[str, Tensor] = {}
-    random_states: dict[int, dict[str, Tensor]] = {}
-    for key, value in checkpoint.tensors.items():
-        what, _, name = key.partition("/")
-        if what == "best":
-            best[name] = value.to(prepared.device)
-        elif what == "rng":
-            rank, kind = name.split("/")
-            random_states.setdefault(int(rank), {})[kind] = value
-    if len(random_states) == ranks.size:
-        member.random_state = random_states[ranks.rank]
-    else:
-        seed_rank(prepared.recipe.train.seed + checkpoint.step, ranks.rank)
-        member.random_state = random_state(prepared.device)
+    processes = 0
+    for prefix, own, member in _each(prepared, members):
+        tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
+        restore_optimizer(member.optimizer, tensors)
+        member.done = min(checkpoint.step, member.plan.steps)
+        for name, value in _starts(own).items():
+            value.copy_(tensors[f"start/{name}"])
+        best: dict[str, Tensor] = {}
+        random_states: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            what, _, name = key.partition("/")
+            if what == "best":
+                best[name] = value.to(prepared.device)
+            elif what == "rng":
+                rank, kind = name.split("/")
+                random_states.setdefault(int(rank), {})[kind] = value
+        member.best, processes = best, len(random_states)
+        if processes == ranks.size:
+            member.random_state = random_states[ranks.rank]
+        else:
+            seed_rank(prepared.recipe.train.seed + checkpoint.step, ranks.rank)
+            member.random_state = random_state(prepared.device)
+    if processes != ranks.size:
         report(
             Note(
-                f"{len(random_states)} processes before, {ranks.size} now: the examples of each step are the same, "
+                f"{processes} processes before, {ranks.size} now: the examples of each step are the same, "
                 "dropout is not"
             )
         )
     history = checkpoint.state["history"]
     history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
-    return Progress(history, Interval(**checkpoint.state["interval"]), best)
+    return Progress(history, Interval(**checkpoint.state["interval"]))
 
 
 # Whether a checkpoint belongs to the run that continues from it. What may differ is listed, and reported.
@@ -267,11 +282,19 @@ def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recip
     raw = tomllib.loads(checkpoint.state["recipe"])
     raw["model"].setdefault("pooling", "cls")  # as in older versions
     raw["train"].setdefault("head_start", "random")
+    raw["data"].setdefault("folds", 0)
     saved = make_recipe(raw)
     chosen = {key: getattr(saved.model, key) for key in ("dtype", "pooling") if getattr(recipe.model, key) == "auto"}
+    if recipe.model.dropout is None:
+        chosen["dropout"] = saved.model.dropout
+    folds = {"folds": saved.data.folds} if recipe.data.folds == "auto" else {}
     budget = {key: getattr(saved.train, key) for key in BUDGET if getattr(recipe.train, key) is None}
-    sections = {"model": recipe.model.model_copy(update=chosen), "train": recipe.train.model_copy(update=budget)}
-    recipe = recipe.model_copy(update=sections)
+    if recipe.train.head_start == "auto":
+        budget["head_start"] = saved.train.head_start
+    sections = {"model": chosen, "data": folds, "train": budget}
+    recipe = recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
+    )
     was, now = _flat(saved), _flat(recipe)
     changed = {key: f"{key} was {was[key]!r}, now {now[key]!r}" for key in now if was[key] != now[key]}
     if refused := [text for key, text in changed.items() if key not in MAY_CHANGE]:

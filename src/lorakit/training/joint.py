@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch.utils.data import ConcatDataset
 
-from lorakit.errors import Interrupted, LorakitError, RankLost, StorageError
+from lorakit.errors import ConfigError, Interrupted, LorakitError, RankLost, StorageError
 from lorakit.inference.answer import batches_of
 from lorakit.inference.speed_up import PLAIN
 from lorakit.lora import Layer, Prefix, frozen_blocks, fuse, hosts, move_adapter
@@ -50,28 +50,48 @@ def prepare_all(
 
 
 def _join(recipe: Recipe, report: Report, ranks: Ranks, once: Once, groups: dict[Hashable, list[Prepared]]) -> Prepared:
-    """Prepare a recipe on its own model, then move its adapter to a model that it can share, if there is one."""
+    """Prepare a recipe on its own model, then move its adapter to a model that it can share, if there is one.
+
+    Those of its folds, each prepared as if alone, follow.
+    """
     prepared = prepare(recipe, report, ranks, once)
+    if prepared.fold_of and _has_attention(prepared):
+        raise ConfigError(
+            f"data.folds = {prepared.recipe.data.folds}: an adapted nn.MultiheadAttention serves one adapter at a time; "
+            "set data.folds = 0"
+        )
     group = groups.setdefault(_sharing_key(prepared), [])
     if sum(member.parameters.trainable for member in group) * 4 * COPIES > MEMBERS_BYTES:
         group.clear()
     if group:
-        model = group[0].model
-        name = f"member-{len(group)}"
-        move_adapter(prepared.model, model, name)
-        if prepared.kernels != PLAIN:
-            fuse(model)
-        prepared = replace(prepared, base=replace(prepared.base, model=model), adapter=name)
+        prepared = _move(prepared, group)
     group.append(prepared)
-    return prepared
+    folds: list[Prepared] = []
+    for number in range(max(prepared.fold_of, default=-1) + 1):
+        group.append(_move(prepare(prepared.recipe, ignore, ranks, once, number), group))
+        folds.append(group[-1])
+    return replace(prepared, folds=tuple(folds))
+
+
+def _move(prepared: Prepared, group: Sequence[Prepared]) -> Prepared:
+    """The same over the model of the group, to which its adapter is moved."""
+    model, name = group[0].model, f"member-{len(group)}"
+    move_adapter(prepared.model, model, name)
+    if prepared.kernels != PLAIN:
+        fuse(model)
+    return replace(prepared, base=replace(prepared.base, model=model), adapter=name)
+
+
+def _has_attention(prepared: Prepared) -> bool:
+    """Whether it adapts an attention that serves one adapter per batch."""
+    return any(isinstance(host, Attention) for _, host in hosts(prepared.model))
 
 
 def _sharing_key(prepared: Prepared) -> Hashable:
     """Equal for members that can share a model: same base and form, frozen up to the same block, same kinds of hosts."""
     recipe, model = prepared.recipe, prepared.model
     wrapped = [(path, type(host)) for path, host in hosts(model) if not isinstance(host, Layer)]
-    attention = any(isinstance(host, Attention) for _, host in hosts(model))  # serves one adapter per batch
-    if recipe.train.method == "full" or recipe.train.shard_base or attention:
+    if recipe.train.method == "full" or recipe.train.shard_base or _has_attention(prepared):
         return object()
     uses_cache = prepared.kernels != PLAIN and not prepared.draws
     depth = len(frozen_blocks(model)) if uses_cache else None

@@ -46,6 +46,7 @@ class Member:
     micro_batch_size: int | None = None  # if memory does not fit the plan's
     draws: bool = True  # whether its forwards have dropout
     random_state: Mapping[str, Tensor] = field(default_factory=lambda: random_state(torch.device("cpu")))
+    best: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # its best parameters, by name
     _batches: Iterator[Sequence[int]] | None = field(default=None, repr=False)
 
     @property

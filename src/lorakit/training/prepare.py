@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lorakit.data.audit import alike
-from lorakit.data.batches import split
+from lorakit.data.batches import number_folds, split
 from lorakit.data.example import OF_TRAINING, Dataset, Example, columns_of
 from lorakit.data.files import means_files
 from lorakit.data.read import read, usual_pair
@@ -47,13 +47,15 @@ from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Fit, Item, Task
 from lorakit.tasks.metrics.bootstrap import FEW
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
-from lorakit.training.budget import choose
+from lorakit.training.budget import NO_DROPOUT, choose, choose_head_start
 from lorakit.training.encode import CachedItems, encode
 from lorakit.training.head_start import probe
 from lorakit.training.run_files import keeps_last
 from lorakit.training.schedule import Plan
 
 T = TypeVar("T")
+# Below so many examples a share of them says little, and is missed in training: so many folds. More of them take more time.
+FOLDS = ((200, 3), (500, 2))
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 
 
@@ -118,22 +120,36 @@ class Prepared:
     ranks: Ranks = ALONE
     adapter: str = "default"  # its name in the model, which others may share
     draws: bool = True  # whether anything is dropped at random in training
+    folds: tuple[Prepared, ...] = ()  # over the same model: trained without a fold each, which is their validation part
+    fold_of: Sequence[int] = ()  # the fold of each training example; together the folds are the validation part
 
     @property
     def model(self) -> nn.Module:
         return self.base.model
 
     @property
+    def contrasts(self) -> bool:
+        """Whether its adapter is to learn from pairs of texts before the first step."""
+        return self.probed and self.recipe.train.head_start == "contrast"
+
+    @property
     def keeps_last(self) -> bool:
         """Whether the last step is kept and not the best; see `run_files.keeps_last`."""
         data, train = self.recipe.data, self.recipe.train
-        return keeps_last(data.validation, train.patience, len(self.parts["validation"].examples))
+        return keeps_last(data.validation, data.folds, train.patience, len(self.parts["validation"].examples))
 
 
-def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once: Once | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    report: Report = ignore,
+    ranks: Ranks = ALONE,
+    once: Once | None = None,
+    fold: int | None = None,
+) -> Prepared:
     """Read the data, load the model, put the adapter in place; on all ranks the same.
 
-    With `once`, what an earlier recipe has read and encoded in the same way is taken from it.
+    With `once`, what an earlier recipe has read and encoded in the same way is taken from it. With `fold`, a number from 0,
+    the examples of that fold are not trained on but are the validation part; without, all are both where there are folds.
 
     Raises:
         LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
@@ -145,7 +161,7 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once:
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": name})})
     with ranks.together():
-        prepared = _prepare(with_usual_pair(recipe, report), report, device, dtype, once or Once())
+        prepared = _prepare(with_usual_pair(recipe, report), report, device, dtype, once or Once(), fold)
     _check_alike(prepared, ranks)
     model = prepared.model  # of which the first rank has what is trained, and what adapters start from or keep frozen
     buffers = [buffer for name, buffer in model.named_buffers() if ".adapters." in name]
@@ -159,10 +175,29 @@ def prepare(recipe: Recipe, report: Report = ignore, ranks: Ranks = ALONE, once:
     return replace(prepared, ranks=ranks)
 
 
-def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype, once: Once) -> Prepared:
-    seed = recipe.train.seed if recipe.data.validation is None else None  # of the split
-    source = (recipe.data.model_dump_json(), recipe.task.name, seed)
+def _prepare(
+    recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype, once: Once, fold: int | None
+) -> Prepared:
+    train = recipe.train
+    split_by = (train.seed, train.method, train.shard_base) if recipe.data.validation is None else None
+    source = (recipe.data.model_dump_json(), recipe.task.name, split_by)
     examples, fingerprints, left_out = once(source, lambda: read_parts(recipe, report, again=True))
+    folds = 0
+    fold_of: Sequence[int] = ()
+    if "validation" not in examples:
+        every = examples["train"]
+        folds = count_folds(recipe, len(every))
+        fold_of = number_folds(every, folds, recipe.train.seed, by_group=recipe.data.group is not None)
+        if fold is not None:
+            numbered = list(zip(every, fold_of, strict=True))
+            examples = {
+                "train": [example for example, number in numbered if number != fold],
+                "validation": [example for example, number in numbered if number == fold],
+            }
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": folds})})
+    is_still = recipe.model.dropout is None and len(examples["train"]) < NO_DROPOUT
+    if is_still:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": 0.0})})
     labels = _labels_in(recipe, examples, report)
     base = load_base(
         recipe.model.base,
@@ -195,19 +230,23 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         parts = {
             name: Part(part, encode(fit.task, part, cache, base.tokenizer, made_of)) for name, part in examples.items()
         }
-        return fit, parts, _count_cut(fit.task, parts, max_length, report)
+        cut = _count_cut(fit.task, parts, max_length, report)
+        parts.setdefault("validation", parts["train"])
+        return fit, parts, cut
 
-    made_for = (source, recipe.task.model_dump_json(), base.fingerprint, max_length)
+    made_for = (source, fold, recipe.task.model_dump_json(), base.fingerprint, max_length)
     (task, head_bias, tuned), parts, cut = once(made_for, encoded)
     items = parts["train"].flat
     head = base.new_head()
-    probed = head is not None and recipe.train.head_start == "probe"
+    head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items)
+    probed = head is not None and head_start != "random"
     if head is not None and probed:
         over = ("probe", *made_for, recipe.model.model_dump_json(), recipe.train.seed)
         head.load_state_dict(once(over, lambda: probe(base.model.to(device), head, task, items)))
     elif head is not None and head_bias is not None:
         head.bias.data.copy_(head_bias)
-    chosen = choose(recipe.train, len(items), report)
+    others = {"model.dropout": 0.0} if is_still else {}
+    chosen = choose(recipe.train.model_copy(update={"head_start": head_start}), len(items), report, others)
     recipe = recipe.model_copy(update={"train": chosen})
     written = [len(item["labels"]) for item in items] if recipe.task.info.model_kind == "text2text" else ()
     plan = Plan([len(item["input_ids"]) for item in items], chosen, written)
@@ -237,12 +276,13 @@ def _prepare(recipe: Recipe, report: Report, device: torch.device, dtype: torch.
         probed=probed,
         kernels=PLAIN if plain else speed_up(base, dtype, device),
         draws=has_dropout(base.model),
+        fold_of=fold_of,
     )
 
 
 def _labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report: Report) -> tuple[str, ...]:
     """The labels of the training examples, which every other example has to have; a note where some look alike."""
-    held_out = examples["validation"] if recipe.data.validation is None else ()
+    held_out = examples.get("validation", ()) if recipe.data.validation is None else ()
     every = chain(examples["train"], held_out)  # a rare label may be held out by chance
     labels = find_labels(recipe.task.name, every, recipe.task.order)
     for part in examples.values():
@@ -284,7 +324,7 @@ def read_parts(
     recipe: Recipe, report: Report = ignore, *, again: bool = False
 ) -> tuple[dict[str, Sequence[Example]], dict[str, str], dict[str, int]]:
     """The examples of train, validation and (where named) test, the sources' fingerprints, and how many records of each
-    source were left out where some were.
+    source were left out where some were. In cross-validation there is no part for validation.
 
     With `again`, and a cache for what they are encoded to, those of train are read again for each pass over them.
     """
@@ -305,24 +345,47 @@ def read_parts(
     }
     examples: dict[str, Sequence[Example]] = {name: dataset.examples for name, dataset in found.items()}
     if "validation" not in examples:
-        share, seed = data.validation_share, recipe.train.seed
-        if len(examples["train"]) < 2:
+        every, share, seed = examples["train"], data.validation_share, recipe.train.seed
+        if len(every) < 2:
             raise ConfigError(f"{data.train}: one example cannot be split; name data.validation")
-        examples["train"], examples["validation"] = split(
-            examples["train"], share, seed, by_group=data.group is not None
-        )
-        n, every = len(examples["validation"]), sum(map(len, examples.values())) - len(examples.get("test", ()))
         apart = f", and no {data.group} is on both sides" if data.group else ""
-        is_last = keeps_last(None, recipe.train.patience, n)
-        report(
-            Note(
-                f"no validation set named: {n} examples ({n / every:.0%}) are held out of training, chosen by seed {seed}, "
-                f"the same share of each label{apart}"
-                + (f"; fewer than {FEW} cannot choose the best step, so the last step is kept" if is_last else "")
+        chosen = f"chosen by seed {seed}, the same share of each label{apart}"
+        if folds := count_folds(recipe, len(every)):
+            how = f"{folds}-fold cross-validation, {chosen}; data.folds = 0 is faster, and holds {share:.0%} out of training"
+            report(
+                Note(
+                    f"no validation set named: what ships is trained on all {len(every)} examples, its score is from {how}"
+                )
             )
-        )
+        else:
+            examples["train"], examples["validation"] = split(every, share, seed, by_group=data.group is not None)
+            n = len(examples["validation"])
+            is_last = keeps_last(None, 0, recipe.train.patience, n)
+            few = f"; fewer than {FEW} cannot choose the best step, so the last step is kept" if is_last else ""
+            report(
+                Note(
+                    f"no validation set named: {n} examples ({n / len(every):.0%}) are held out of training, {chosen}{few}"
+                )
+            )
     left_out = {dataset.source: dataset.left_out for dataset in found.values() if dataset.left_out}
     return examples, {dataset.source: dataset.sha256 for dataset in found.values()}, left_out
+
+
+def count_folds(recipe: Recipe, n: int) -> int:
+    """The folds of a cross-validation over `n` examples; 0 where a share of them is held out.
+
+    Raises:
+        ConfigError: data.folds is more than `n`.
+    """
+    data, train = recipe.data, recipe.train
+    if data.folds == "auto":
+        is_share = "validation_share" in data.model_fields_set or data.cache is not None
+        if is_share or train.method == "full" or train.shard_base:
+            return 0
+        return min(n, next((folds for most, folds in FOLDS if n < most), 0))
+    if data.folds > n:
+        raise ConfigError(f"data.folds = {data.folds}: {data.train} has {n} examples")
+    return data.folds
 
 
 def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ignore, *, again: bool = False) -> Dataset:

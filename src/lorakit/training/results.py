@@ -142,6 +142,7 @@ def _about(prepared: Prepared, history: History) -> About:
         metric=prepared.recipe.task.selection_metric,
         best_step=history.best_step,
         linear_probe=history.first_score(prepared.recipe.task.selection_metric) if prepared.probed else None,
+        folds=len(prepared.folds),
         evaluations=sum("validation" in line for line in history.lines),
         last={key: value for key, value in history.last_scores.items() if key != "step"},
         examples={name: len(part.examples) for name, part in prepared.parts.items()},

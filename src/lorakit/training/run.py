@@ -6,14 +6,14 @@ The files of a run are written in checkpoint.py and results.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lorakit.errors import LorakitError, NumericsError, RankError
 from lorakit.inference.answer import Judged, answer_all, mean_loss, with_loss
@@ -25,6 +25,7 @@ from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.checkpoint import Checkpoint, Progress, checkpoint_of, restore, save_checkpoint
+from lorakit.training.contrast import warm_up
 from lorakit.training.joint import keep_prefix
 from lorakit.training.loop import Member, train
 from lorakit.training.prepare import Part, Prepared, trained_parameters
@@ -55,22 +56,11 @@ class Run:
         self.report = report
         self.stop = stop or Stop()
         self.history = History()
-        lora, saved = trained_parameters(prepared.model, prepared.adapter)
-        optimizer = make_optimizer(lora, saved, prepared.plan.config)
-        if prepared.config is not None and prepared.config.update == "adalora":
-            target_r = prepared.recipe.lora.target_r or max(1, prepared.config.r // 2)
-            RankBudget(prepared.model, target_r, prepared.plan.steps, prepared.adapter).attach(optimizer)
-        seed_rank(prepared.recipe.train.seed, prepared.ranks.rank)
-        self.member = Member(
-            prepared.task,
-            prepared.parts["train"].flat,
-            optimizer,
-            prepared.plan,
-            prepared.adapter,
-            draws=prepared.draws,
-            random_state=random_state(prepared.device),
+        assert bool(prepared.folds) == bool(prepared.fold_of), (
+            "prepare_all adds the folds; without them training examples score"
         )
-        self.best_state: dict[str, Tensor] = {}
+        self.members = [member_of(each) for each in (prepared, *prepared.folds)]
+        self.member = self.members[0]  # the others are those of its folds
         self.interval = Interval(max(1, prepared.plan.steps // LOG_LINES))
         self.watch = LossWatch()
         self.start = 0  # steps done when the run began
@@ -163,14 +153,15 @@ class Run:
         self._check_finite(number)
         history, prepared, part = self.history, self.prepared, self.prepared.parts["validation"]
         # a signal may interrupt this: nothing is lost
-        judged: list[Judged] = self._answers(part, with_loss(prepared.task))
+        judged: list[Judged] = self._validation_answers(with_loss)
         scores = prepared.task.evaluate(part.examples, [each.answer for each in judged]).scores
         value = goodness(scores, prepared.recipe.task.selection_metric)
         # a tie keeps the earlier step; while the metric is undefined, or with few examples, the last step counts
         is_best = value > history.best or history.best == float("-inf") or prepared.keeps_last
         if is_best:
             history.best, history.best_step, history.since_best = value, number, 0
-            self.best_state = {name: p.detach().clone() for name, p in self.member.named_parameters.items()}
+            for member in self.members:
+                member.best = {name: p.detach().clone() for name, p in member.named_parameters.items()}
             self.ranks.first(write_shipped, self.folder, prepared, scores)
         else:
             history.since_best += 1
@@ -182,8 +173,15 @@ class Run:
         self.ranks.first(write_lines, self.folder, "metrics.jsonl", history.lines)
         self.report(Evaluated(number, scores, is_best and not prepared.keeps_last))
 
-    def _answers(self, part: Part, task: Task) -> list[Any]:
-        prepared = self.prepared
+    def _validation_answers(self, changed: Callable[[Task], Task] = lambda task: task) -> list[Any]:
+        """The answers to the validation examples, of the changed task; in cross-validation of the fold that has not seen them."""
+        every = [
+            iter(self._answers(each, each.parts["validation"], changed(each.task)))
+            for each in self.prepared.folds or [self.prepared]
+        ]
+        return [next(every[fold]) for fold in self.prepared.fold_of] if self.prepared.folds else list(*every)
+
+    def _answers(self, prepared: Prepared, part: Part, task: Task) -> list[Any]:
         arguments = (prepared.model, task, part.examples, part.items, prepared.device)
         with routed(prepared.model, [(prepared.adapter, 0)]):
             if prepared.recipe.train.shard_base and self.ranks.size > 1:
@@ -192,7 +190,8 @@ class Run:
 
     def _check_finite(self, step: int) -> None:
         """Raise if a parameter overflowed in the update; such weights are neither scored nor saved."""
-        for name, parameter in self.member.named_parameters.items():
+        named = chain.from_iterable(member.named_parameters.items() for member in self.members)
+        for name, parameter in named:
             if not parameter.isfinite().all():
                 lr = self.prepared.recipe.train.lr
                 with self.ranks.together():
@@ -207,8 +206,7 @@ class Run:
             return
         clock = time.perf_counter()
         self._check_finite(number)
-        progress = Progress(self.history, self.interval, self.best_state)
-        checkpoint = checkpoint_of(self.prepared, self.member, progress)
+        checkpoint = checkpoint_of(self.prepared, self.members, Progress(self.history, self.interval))
         self.ranks.first(save_checkpoint, self.folder / CHECKPOINTS, checkpoint)
         self.saved = number
         self.history.saving_seconds += time.perf_counter() - clock
@@ -219,9 +217,10 @@ class Run:
         Raises:
             ConfigError: the checkpoint belongs to another recipe, other data or another base model.
         """
-        self.history, self.interval, self.best_state = restore(checkpoint, self.prepared, self.member, self.report)
-        self.start = self.saved = self.member.done = checkpoint.step
-        self.member.micro_batch_size = self.history.micro_batch_size
+        self.history, self.interval = restore(checkpoint, self.prepared, self.members, self.report)
+        self.start = self.saved = checkpoint.step
+        for member in self.members:
+            member.micro_batch_size = self.history.micro_batch_size
         self.report(Note(f"resumed after step {checkpoint.step}"))
 
     @torch.no_grad()
@@ -230,12 +229,32 @@ class Run:
         if self.is_paused:
             scores = {**self.history.last_scores, "metric": self.prepared.recipe.task.selection_metric}
             return Result(self.folder, scores, is_paused=True)
-        for name, parameter in self.member.named_parameters.items():
-            parameter.copy_(self.best_state[name])
+        for member in self.members:
+            for name, parameter in member.named_parameters.items():
+                parameter.copy_(member.best[name])
         parts, task = self.prepared.parts, self.prepared.task
-        test = self._answers(parts["test"], task) if "test" in parts else []
-        answers = self._answers(parts["validation"], task)
+        test = self._answers(self.prepared, parts["test"], task) if "test" in parts else []
+        answers = self._validation_answers()
         return self.ranks.first(write_results, self.folder, self.prepared, self.history, answers, test)
+
+
+def member_of(prepared: Prepared) -> Member:
+    """What the loop trains of a prepared run, at its first step."""
+    lora, saved = trained_parameters(prepared.model, prepared.adapter)
+    optimizer = make_optimizer(lora, saved, prepared.plan.config)
+    if prepared.config is not None and prepared.config.update == "adalora":
+        target_r = prepared.recipe.lora.target_r or max(1, prepared.config.r // 2)
+        RankBudget(prepared.model, target_r, prepared.plan.steps, prepared.adapter).attach(optimizer)
+    seed_rank(prepared.recipe.train.seed, prepared.ranks.rank)
+    return Member(
+        prepared.task,
+        prepared.parts["train"].flat,
+        optimizer,
+        prepared.plan,
+        prepared.adapter,
+        draws=prepared.draws,
+        random_state=random_state(prepared.device),
+    )
 
 
 def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
@@ -253,17 +272,19 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
     keep_prefix([run.prepared for run in runs], first.report)
     for run in runs:
         run.history.seconds += (time.perf_counter() - clock) / len(runs)
-    members = [run.member for run in runs]
+    members = [member for run in runs for member in run.members]
     with stop.deferred():
         # first, without a step, what was still due after the step of a checkpoint, or of a probe its score
-        for steps in chain([dict[Member, Step]()], train(first.prepared.model, members, ranks=ranks)):
+        for steps in chain([dict[Member, Step]()], _warmed_up(runs), train(first.prepared.model, members, ranks=ranks)):
             seconds, tokens = time.perf_counter() - clock, sum(step.tokens for step in steps.values())
             over: list[Run] = []
             try:
                 for run in live:
                     with _ends_alone(run, runs, results):
-                        if step := steps.get(run.member):
-                            run.on_step(step, seconds * step.tokens / tokens)
+                        if own := [steps[member] for member in run.members if member in steps]:
+                            shown = next((step for step in own if step.skipped), own[0])
+                            step = replace(shown, examples=sum(step.examples for step in own))
+                            run.on_step(step, seconds * sum(step.tokens for step in own) / tokens)
                         if (run.member.done or run.prepared.probed) and run.evaluate_and_save_if_due():
                             over.append(run)
                 if ranks.any(bool(stop.signal)):
@@ -281,9 +302,18 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
                         )
                 raise
             live = [run for run in live if run not in results]
-            members[:] = [run.member for run in live]  # the loop stops training the others
+            members[:] = [member for run in live for member in run.members]  # the loop stops training the others
             clock = time.perf_counter()
     return [results[run] for run in runs]
+
+
+def _warmed_up(runs: Sequence[Run]) -> Iterator[dict[Member, Step]]:
+    """Without a step, what the adapters of few examples learn from pairs before it."""
+    for run in runs:
+        for prepared, member in zip((run.prepared, *run.prepared.folds), run.members, strict=True):
+            if prepared.contrasts and not member.done:
+                warm_up(prepared)
+    yield from ()
 
 
 @contextmanager

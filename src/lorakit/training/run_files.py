@@ -37,12 +37,13 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-def keeps_last(validation: str | None, patience: int | None, n: int) -> bool:
+def keeps_last(validation: str | None, folds: int | str, patience: int | None, n: int) -> bool:
     """Whether a run keeps its last step: a few examples held out at random cannot choose the best one.
 
-    `validation` and `patience` are those of the recipe, `n` is the number of validation examples. With patience the best counts.
+    Cross-validation scores a way to train to the end, so with folds it is the last one, too. `validation`, `folds` and
+    `patience` are those of the recipe, `n` is the number of validation examples. With patience the best counts.
     """
-    return validation is None and patience is None and n < FEW
+    return validation is None and patience is None and (bool(folds) or n < FEW)
 
 
 class About(_Open):
@@ -52,6 +53,7 @@ class About(_Open):
     best_step: int = 0
     linear_probe: float | None = None  # the metric before the first step, of the best head over the frozen base
     evaluations: int = 1
+    folds: int = 0  # of the cross-validation that the scores are from
     last: dict[str, Any] = {}  # scores of the last evaluation
     examples: dict[str, int] = {}
     left_out: dict[str, int] = {}  # rows without a label

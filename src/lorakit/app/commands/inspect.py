@@ -84,7 +84,7 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None, *, is_brief: bo
         Row(t.path, t.matched_by, t.r, t.alpha, sum(p.numel() for p in adapters[t.path].parameters()))
         for t in prepared.targets
     ]
-    counts, plan = prepared.parameters, prepared.plan
+    counts, plan, folds = prepared.parameters, prepared.plan, max(prepared.fold_of, default=-1) + 1
     whole = ", ".join(prepared.config.modules_to_save) if prepared.config else "everything"
     lines = [
         recipe.to_toml(),
@@ -93,7 +93,8 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None, *, is_brief: bo
         f"trained in full: {whole or 'nothing'}",
         f"parameters: {counts.trainable:,} trained ({counts.lora:,} LoRA, {counts.saved:,} in whole modules) "
         f"of {counts.total:,} ({counts.trainable / counts.total:.2%})",
-        f"examples: {', '.join(f'{len(part.examples):,} {name}' for name, part in prepared.parts.items())}; "
+        f"examples: {', '.join(f'{len(part.examples):,} {name}' for name, part in prepared.parts.items())}"
+        f"{f' (the same, in {folds} folds)' if folds else ''}; "
         f"labels: {len(prepared.labels)}",
         f"steps: {plan.steps} ({plan.steps_per_epoch} an epoch), base in {str(prepared.dtype).removeprefix('torch.')}"
         f"{_quantized(recipe.model.quantize)}",
@@ -126,15 +127,16 @@ def _time_of(prepared: Prepared) -> str:
     """About how long training takes on this machine, from its second step."""
     from lorakit.app.report.page import duration
     from lorakit.training.loop import train
-    from lorakit.training.run import Run
+    from lorakit.training.run import member_of
 
-    member = Run(prepared, Path()).member
+    member = member_of(prepared)
     clock, steps = time.perf_counter(), train(prepared.model, [member])
     for _, step in zip(range(min(2, prepared.plan.steps)), steps, strict=False):
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
         rate = step[member].tokens / seconds
     plan = prepared.plan
-    tokens = sum(plan.lengths) * plan.steps / plan.steps_per_epoch
+    passes = max(prepared.fold_of, default=0) + 1  # each of n folds reads n - 1 of n parts, and what ships reads all
+    tokens = passes * sum(plan.lengths) * plan.steps / plan.steps_per_epoch
     return f"about {duration(tokens / rate)} of steps on this machine, and evaluations"
 
 

@@ -98,6 +98,8 @@ def _own(run: Path) -> tuple[list[Example], int]:
         answers = run / "predictions.jsonl"
         lines = answers.read_text(encoding="utf-8").splitlines()[:OWN] if answers.is_file() else []
         return [Example(line["text"], None, line.get("pair")) for line in map(json.loads, lines)], 0
+    if "validation" not in parts:  # all examples were, in turns
+        parts["validation"] = parts.pop("train")
     own = [example for name in ("validation", "test", "train") for example in parts.get(name, ())][:OWN]
     return own, min(len(own), len(parts["validation"]))
 

@@ -175,7 +175,7 @@ def verdict(run: RunFiles, beside: Sequence[str] = (), *, is_suspected: bool = F
     return Verdict(
         scores.metric,
         number(scores.values.get(scores.metric)),
-        f"{between}{n:,} validation examples",
+        f"{between}{n:,} {'examples in cross-validation' if scores.folds else 'validation examples'}",
         sentences("verdict", run, base, course, beside),
         sentences("next_steps", run, base, course, is_suspected),
     )
@@ -205,7 +205,9 @@ def course_of(run: RunFiles) -> Course:
     best = max(scored, key=lambda point: -point[1] if metric in LOWER else point[1], default=(0, 0.0))
     return Course(
         only=first.answer if first is not None and is_one else None,
-        keeps_last=keeps_last(run.section("data").get("validation"), run.section("train").get("patience"), n),
+        keeps_last=keeps_last(
+            run.section("data").get("validation"), run.scores.folds, run.section("train").get("patience"), n
+        ),
         evaluations=len(scored),
         best=round(best[0]),
         last=round(scored[-1][0]) if scored else 0,

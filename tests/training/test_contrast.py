@@ -1,0 +1,129 @@
+"""The start of an adapter by pairs of texts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lorakit.errors import ConfigError
+from lorakit.lora import routed
+from lorakit.lora.inits import named_generator
+from lorakit.training import contrast
+from lorakit.training.budget import CONTRAST as CONTRAST_MOST
+from lorakit.training.budget import choose_head_start
+from lorakit.training.checkpoint import newest_checkpoint
+from lorakit.training.contrast import TEMPERATURE, balanced, contrastive_loss, warm_up
+from lorakit.training.joint import prepare_all
+from lorakit.training.prepare import Prepared
+from tests.runs import Stopped, changed, fit, resumed, sections, start, stop_after
+
+CONTRAST = "train.head_start=contrast"
+
+
+def test_loss_equals_the_formula_and_its_gradient_is_finite() -> None:
+    states = torch.randn(7, 5, generator=named_generator(0, "states"), requires_grad=True)
+    labels = [0, 0, 0, 1, 1, 2, 0]
+    unit = [state / state.norm() for state in states.detach().double()]
+    each = []
+    for i, a in enumerate(unit):
+        cosines = {j: math.exp(float(a @ b) / TEMPERATURE) for j, b in enumerate(unit) if j != i}
+        of_label = [value for j, value in cosines.items() if labels[j] == labels[i]]
+        if of_label:
+            each.append(-sum(math.log(value / sum(cosines.values())) for value in of_label) / len(of_label))
+    loss = contrastive_loss(states, torch.tensor(labels))
+    assert float(loss.detach()) == pytest.approx(sum(each) / 6, rel=1e-5)
+    loss.backward()
+    assert states.grad is not None
+    assert states.grad.isfinite().all()
+    assert float(contrastive_loss(states, torch.arange(7)).detach()) == 0
+
+
+def test_batches_have_pairs_of_as_many_labels_as_fit() -> None:
+    for classes, each in ((2, 8), (4, 4), (77, 2)):
+        labels = torch.arange(classes).repeat(9)
+        rows = balanced(labels, named_generator(0, "a"))
+        assert labels[rows].bincount(minlength=classes).tolist().count(each) == min(classes, 8)
+        assert len(rows.unique()) == len(rows) == 16
+        assert rows.tolist() != balanced(labels, named_generator(0, "b")).tolist()
+    assert sorted(balanced(torch.tensor([0, 1, 1]), named_generator(0, "a")).tolist()) == [0, 1, 2]
+
+
+def test_draws_texts_of_a_label_together_and_leaves_the_base_and_other_adapters(
+    sentence_bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrast, "LR", 1e-2)  # for a model whose states hardly differ
+    raw = sections(sentence_bert, files)
+    recipes = [
+        changed(raw, "model.pooling=mean", "model.dropout=0", "lora.dropout=0", CONTRAST, f"train.seed={i}")
+        for i in (0, 1)
+    ]
+    prepared, other = (each for each in prepare_all(recipes) if isinstance(each, Prepared))
+    assert prepared.contrasts
+    model, before = prepared.model, {name: p.detach().clone() for name, p in prepared.model.named_parameters()}
+    apart = [spread(prepared)]
+    warm_up(prepared)
+    apart.append(spread(prepared))
+    assert apart[1] > apart[0] + 0.2
+    for name, parameter in model.named_parameters():
+        is_own = ".adapters.default." in name
+        assert is_own or torch.equal(parameter, before[name])
+    assert other.adapter != prepared.adapter
+
+
+def spread(prepared: Prepared) -> float:
+    """How much nearer texts of one label are to each other than texts of two, as a difference of mean cosines."""
+    items = prepared.parts["train"].flat
+    batch = prepared.task.collate(items)
+    states: list[torch.Tensor] = []
+    last = [
+        module
+        for module in prepared.model.modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == 2
+    ]
+    hooks = [module.register_forward_pre_hook(lambda m, args: states.append(args[0])) for module in last]
+    with torch.no_grad(), routed(prepared.model, [(prepared.adapter, 0)]):
+        prepared.task.losses(prepared.model.eval(), batch)
+    for hook in hooks:
+        hook.remove()
+    unit = F.normalize(states[0].float(), dim=1)
+    labels = torch.tensor([item["labels"][0] for item in items])
+    same, cosines = labels[:, None] == labels, unit @ unit.T
+    return float(cosines[same].mean() - cosines[~same].mean())
+
+
+@pytest.mark.parametrize("words", [(), ("model.dropout=0", "lora.dropout=0")])
+def test_resumed_run_equals_the_one_that_never_stopped_and_its_baseline_is_the_frozen_probe(
+    words: tuple[str, ...], bert: Path, files: Path, tmp_path: Path
+) -> None:
+    raw = sections(bert, files)
+    del raw["data"]["validation"]
+    recipe = changed(raw, CONTRAST, "data.folds=2", "train.max_steps=4", "train.checkpoint_every=2", *words)
+    whole = fit(recipe, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        start(recipe, tmp_path / "stopped", stop_after(3)).fit()
+    again = resumed(recipe, tmp_path / "stopped").fit()
+    tensors = [newest_checkpoint(run.folder / "checkpoints")[0].tensors for run in (whole, again)]
+    torch.testing.assert_close(*tensors, atol=0, rtol=0)
+    probed = fit(
+        changed(raw, "train.head_start=probe", "data.folds=2", "train.max_steps=1", *words), tmp_path / "probed"
+    )
+    assert whole.scores["linear_probe"] == probed.scores["linear_probe"]
+
+
+def test_is_chosen_for_few_examples_of_one_label_each(bert: Path, files: Path) -> None:
+    raw = sections(bert, files)
+    items = [{"labels": [1]}] * CONTRAST_MOST
+    assert choose_head_start(changed(raw, "train.head_start=auto"), items) == "contrast"
+    assert choose_head_start(changed(raw, "train.head_start=auto"), [*items, items[0]]) == "probe"
+    assert choose_head_start(changed(raw, "train.head_start=auto"), [*items[1:], {"labels": [0.5, 0.5]}]) == "probe"
+    assert choose_head_start(changed(raw, "train.head_start=auto", "train.method=head"), items) == "probe"
+    assert choose_head_start(changed(raw, "train.head_start=random"), items) == "random"
+    with pytest.raises(ConfigError, match="one label each, not shares"):
+        choose_head_start(changed(raw, CONTRAST), [{"labels": [0.5, 0.5]}])
+    for word in ("train.method=head", "task.name=sequence_regression"):
+        with pytest.raises(ConfigError, match=r"train\.head_start = 'contrast' .*needs train\.method = 'lora'"):
+            changed(raw, CONTRAST, word)
