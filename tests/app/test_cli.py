@@ -272,6 +272,20 @@ def test_recipes_that_ship_are_used_by_their_names(cli: Cli, hub_out_of_reach: N
     assert recipe_file("sst2-bert") is None
 
 
+@pytest.mark.parametrize("name", ["conll-t5", "sst2-bert"])
+def test_advice_of_recipes_works_without_a_hub(
+    name: str, cli: Cli, hub_out_of_reach: None, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorakit.models._minilm", lambda: bert)
+    for source in (Path(lorakit.__file__).parent / "demo").glob("*-validation.*"):
+        for part in ("train", "val", "test"):
+            shutil.copy(source, f"{part}{source.suffix}")
+    advice = re.findall(r"^# lorakit (.+)$", (RECIPES / f"{name}.toml").read_text(), re.MULTILINE)
+    assert len(advice) == 1
+    shown = cli(*advice[0].split(), "data.max_length=48", "--dry-run")  # the tiny model takes no more
+    assert shown.code == 0, shown.err
+
+
 def test_known_keys_are_those_of_a_resolved_recipe() -> None:
     resolved = make_recipe({"model": {"base": "x"}}).model_dump()
     assert known_keys() == [f"{section}.{key}" for section, table in resolved.items() for key in table]
