@@ -29,7 +29,9 @@ from lorakit.training.results import Result
 ROOT = Path(__file__).parent.parent
 MADE = "<!-- Made by scripts/reference.py. Do not edit. -->"
 WIDTH = 96  # of --help, whatever the terminal
-OF_LORA = "In the examples `model` and `other_model` are small BERTs, `batch` is what they take, and `folder` a new `Path`."
+OF_LORA = (
+    "In the examples `model` and `other_model` are small BERTs, `batch` is what they take, and `folder` a new `Path`."
+)
 
 
 def pages() -> dict[str, str]:
