@@ -215,6 +215,8 @@ class Service:
 
     async def predict_by(self, request: Request, model: str, body: Predict) -> Any:
         """The same by the adapter that the path names, for clients of the hub's inference API, which know a URL alone."""
+        if body.adapter not in (None, model):
+            raise HTTPException(422, f"`adapter`: the path names another one, {model!r}")
         return await self._predicted(request, body, model)
 
     async def _predicted(self, request: Request, body: Predict, name: str) -> Response:
