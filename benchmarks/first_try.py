@@ -3,7 +3,7 @@
     python benchmarks/first_try.py DATA [--sets sst2 banking77] [--sizes 8 32 150] [--draws 10] [--rival]
 
 DATA is a folder with the public files of SST-2 (sentences) and banking77, which are not part of this project. Of each class
-`size` texts are drawn by seed; all of the held-out file (of banking77 1,000 texts of it) is answered once, at the end, and chooses
+`size` texts are drawn by seed; the held-out file (of banking77 1,000 texts of it) is answered once, at the end, and chooses
 nothing. `--rival` also trains SetFit with its own defaults over the same checkpoint (pip install setfit). A line a draw, then
 mean and standard error.
 """
