@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from lorakit.errors import ModelError, did_you_mean, first_line, short
 from lorakit.fingerprints import fingerprint_of, weights_sha256
 from lorakit.hashing import Fingerprint
+from lorakit.lora import fuse, read_first_row
+from lorakit.lora.speedups import changes_of
 from lorakit.pooling import HEAD, classify_by_mean, load_head, own_pooling, reads_mean, save_layout
 from lorakit.recipe import Pooling
 
@@ -81,6 +84,20 @@ class BaseModel:
             self.model.add_module(name, module)
         return replace(self, saved_modules=(*self.saved_modules, *layers))
 
+    def speed_up(self, dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
+        """Apply all speed-ups that help here to a model that is cast and adapted; returns them in words.
+
+        Which, fixed rules say and no measurement, so that runs are reproducible (docs/adr/0007). `changes_of` undoes them.
+        """
+        in_fp32 = dtype == torch.bfloat16 and device.type == "cpu"  # where attention's backward pass is slow in bf16
+        layers = fuse(self.model)
+        done = {
+            f"{layers} adapted linear layers in one function each": layers,
+            "last block: first token only": self.kind.peft_task_type == "SEQ_CLS" and read_first_row(self.model),
+            "attention in fp32": in_fp32 and attend_in_fp32(self.model),
+        }
+        return tuple(words for words, is_done in done.items() if is_done)
+
     def new_head(self) -> nn.Linear | None:
         """The output layer, where the checkpoint lacked it and it has a bias."""
         linears = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)]
@@ -128,7 +145,8 @@ def load_base(
             known = replace(known, auto_class="AutoModel", peft_task_type="FEATURE_EXTRACTION")
         model, missing = _model(folder, name, known, config, seed)
         if pooling == "mean":
-            classify_by_mean(model, config.num_labels, seed)
+            classifier = classify_by_mean(model, config.num_labels, seed)
+            changes_of(model).add("classifier over the mean of the tokens", classifier.remove)
             new = set() if load_head(model, folder) else {f"{HEAD}.weight", f"{HEAD}.bias"}
             missing = {key for key in missing if not key.startswith("pooler.")} | new
         tokenizer = _tokenizer(folder, name, config, known)
@@ -493,6 +511,7 @@ def attend_in_fp32(model: Any) -> bool:
     AttentionInterface.register(FP32_ATTENTION, attention)
     AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
     model.set_attn_implementation(FP32_ATTENTION)
+    changes_of(model).add("attention in fp32", partial(model.set_attn_implementation, "sdpa"))
     return True
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lorakit.errors import ModelError
 from lorakit.hashing import read_object
@@ -62,7 +63,7 @@ def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return ((hidden.float() * mask).sum(1) / mask.sum(1)).to(hidden.dtype)
 
 
-def classify_by_mean(body: nn.Module, outputs: int, seed: int) -> None:
+def classify_by_mean(body: nn.Module, outputs: int, seed: int) -> RemovableHandle:
     """Let an encoder answer whole texts: by a linear layer, initialised by `seed`, over the mean of its token states."""
     config: Any = body.config
     head = nn.Linear(config.hidden_size, outputs)
@@ -72,7 +73,7 @@ def classify_by_mean(body: nn.Module, outputs: int, seed: int) -> None:
     nn.init.zeros_(head.bias)
     body.pooler = None  # type: ignore[assignment]  # what it would make of the first token nobody reads
     body.add_module(HEAD, head)
-    body.register_forward_hook(_classify, with_kwargs=True)
+    return body.register_forward_hook(_classify, with_kwargs=True)
 
 
 def _classify(body: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any], states: Any) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.inference.speed_up import PLAIN, Kernels
+from lorakit.lora.speedups import changes_of
 from lorakit.models import FP32_ATTENTION, attend_in_fp32
+from lorakit.tasks.base import inputs_of
+from lorakit.training.joint import keep_prefix
 from lorakit.training.loop import Member, train
 from lorakit.training.prepare import Prepared, prepare, trained_parameters
 from lorakit.training.schedule import make_optimizer
@@ -42,12 +45,9 @@ def test_a_run_learns_the_same(base: str, task: str, request: pytest.FixtureRequ
     words = ("model.dropout=0", "lora.dropout=0", "lora.target_modules=all-linear", "train.max_steps=6")
     fast = prepare(changed(raw, *words))
     plain = prepare(changed(raw, *words, "model.kernels=plain"))
-    assert fast.kernels.fused > 0
-    assert fast.kernels.first_row == (base == "bert")
-    assert plain.kernels == PLAIN
-    assert str(PLAIN) == "plain"
-    words = "36 adapted linear layers in one function each; last block: first token only"
-    assert str(Kernels(fused=36, first_row=True)) == words
+    assert fast.kernels[0].endswith("adapted linear layers in one function each")
+    assert ("last block: first token only" in fast.kernels) == (base == "bert")
+    assert plain.kernels == ()
     (losses, learned), (plain_losses, plain_learned) = stepped(fast), stepped(plain)
     assert losses == pytest.approx(plain_losses, rel=1e-4)
     for name, parameter in plain_learned.items():
@@ -101,6 +101,31 @@ def test_what_lies_below_the_adapters_is_computed_once_and_a_resumed_run_has_the
 
     plain = fit(changed(raw, *UPPER, f"train.method={method}", "model.kernels=plain"), tmp_path / "plain").scores
     assert scores["nll"] == pytest.approx(plain["nll"], rel=1e-4)
+
+
+def test_changes_of_a_forward_are_listed_and_undone(sentence_bert: Path, bert: Path, files: Path) -> None:
+    words = (*UPPER, "model.dtype=fp32")
+    fast = prepare(changed(sections(bert, files), *words))
+    plain = prepare(changed(sections(bert, files), *words, "model.kernels=plain"))
+    keep_prefix([fast])
+    attend_in_fp32(fast.model)
+    changes = changes_of(fast.model)
+    assert list(changes) == [
+        "adapted linear layers in one function each",
+        "last block: first token only",
+        "blocks below the adapters looked up",
+        "attention in fp32",
+    ]
+    copied = copy.deepcopy(fast.model)
+    changes_of(copied).remove()
+    assert len(list(changes)) == 4  # a copy has its own
+    changes.remove()
+    assert not list(changes)
+    batch = inputs_of(plain.task.collate([*plain.parts["validation"].flat][:3]))
+    for model in (fast.model, copied):
+        assert torch.equal(logits(model, batch), logits(plain.model, batch))
+    mean = prepare(changed(sections(sentence_bert, files), *words, "model.kernels=plain"))
+    assert list(changes_of(mean.model)) == ["classifier over the mean of the tokens"]
 
 
 @pytest.mark.parametrize("word", ["model.dropout=0.1", "train.epochs=1", "model.kernels=plain"])

@@ -18,7 +18,6 @@ from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_fo
 from lorakit.inference.answer import answer_all, as_input, check_input, chunks
 from lorakit.inference.notebook import EntityView, card
 from lorakit.inference.side import Side
-from lorakit.inference.speed_up import speed_up
 from lorakit.lora import adapter_names, merge_and_unload
 from lorakit.models import save_model
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
@@ -184,7 +183,7 @@ def load(
     device = pick_device()
     cast_frozen_(base.model, DTYPES[side.dtype])
     base.model.to(device).eval()
-    speed_up(base, DTYPES[side.dtype], device)
+    base.speed_up(DTYPES[side.dtype], device)
     task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
     return Predictor(base.model, task, side, device, base.tokenizer)
 

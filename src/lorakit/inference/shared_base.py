@@ -19,7 +19,6 @@ from lorakit.hashing import file_sha256
 from lorakit.inference.adapter_folder import load_shipped, read_side
 from lorakit.inference.answer import Adapter, Row, answer_rows, as_input
 from lorakit.inference.side import SIDE_FILE, Side
-from lorakit.inference.speed_up import speed_up
 from lorakit.lora import DoRA, Layer, Routing, fuse, hosts, load_adapter
 from lorakit.lora.inject import put
 from lorakit.lora.layers import AdapterHost, SavedModule
@@ -96,7 +95,7 @@ class SharedModel:
         self._templates: dict[tuple[int, bool, str], nn.Module] = {}  # the most recently used last
         self._keys = (f"version-{number}" for number in count(1))
         self.routing = Routing()
-        speed_up(base, dtype, self.device)
+        base.speed_up(dtype, self.device)
 
     def build(self, folder: Path) -> Resident:
         """Read an adapter, while others serve.
@@ -204,12 +203,12 @@ class SharedModel:
             module = self.model.get_submodule(part.path)
             if not isinstance(module, AdapterHost):
                 module = put(self.model, module, part.host(module, self.routing))
-                fuse(module)
             elif type(module) is not part.host:
                 raise AdapterError(
                     f"{resident.folder}: {part.path} serves another adapter differently ({type(module).__name__})"
                 )
             places.append(module)
+        fuse(self.model)
         for host, part in zip(places, resident.parts, strict=True):
             host.adapters[resident.key] = part.module
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import takewhile
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lorakit.lora.layers import Layer, hosts
 
@@ -32,6 +33,35 @@ FAMILIES: Mapping[str, Family] = {  # by config.model_type
 }
 
 
+class Changes:
+    """What calling a model does beyond its class, by name, each with what undoes it; one object a model (`changes_of`).
+
+    Whoever hooks, replaces or swaps a part of a model's forward registers it here. Adapters are no such thing: they are
+    modules in the tree, which `hosts` lists and `unload` removes.
+    """
+
+    def __init__(self) -> None:
+        self._undo: dict[str, Callable[[], object]] = {}
+
+    def add(self, name: str, undo: Callable[[], object]) -> None:
+        """Register a change. A copy of the model has its own where `undo` is a bound method or a partial."""
+        self._undo[name] = undo
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._undo)
+
+    def remove(self) -> None:
+        """Undo all of them, the last one first."""
+        while self._undo:
+            self._undo.popitem()[1]()
+
+
+def changes_of(model: nn.Module) -> Changes:
+    """The changes of a model's forward."""
+    changes: Changes = model.__dict__.setdefault("forward_changes", Changes())
+    return changes
+
+
 def fuse(model: nn.Module) -> int:
     """Compute plain updates of linear layers in one fused function; returns the number of such layers.
 
@@ -45,7 +75,15 @@ def fuse(model: nn.Module) -> int:
     plain = [layer for layer in layers if type(layer.base) is nn.Linear and type(layer.weight) is nn.Parameter]
     for layer in plain:
         layer.fused = True
+    if plain:
+        changes_of(model).add("adapted linear layers in one function each", partial(_separate, model))
     return len(plain)
+
+
+def _separate(model: nn.Module) -> None:
+    for _, host in hosts(model):
+        if isinstance(host, Layer):
+            host.fused = False
 
 
 def read_first_row(model: Any) -> bool:
@@ -64,7 +102,8 @@ def read_first_row(model: Any) -> bool:
     if family is None or getattr(model.config, "classifier_pooling", "cls") != "cls":
         return False
     places = [module for path, module in model.named_modules() if path.endswith(family.after_attention)]
-    places[-1].register_forward_pre_hook(lambda _, inputs: tuple(rows[:, :1] for rows in inputs))  # to (B, 1, d)
+    hook = places[-1].register_forward_pre_hook(lambda _, inputs: tuple(rows[:, :1] for rows in inputs))  # to (B, 1, d)
+    changes_of(model).add("last block: first token only", hook.remove)
     return True
 
 
@@ -126,9 +165,10 @@ class Prefix:
         with tempfile.NamedTemporaryFile() as file:  # a deleted file lasts as long as the mapping
             _reserve(file.fileno(), n_tokens * d * dtype.itemsize)
             self._rows = torch.from_file(file.name, shared=True, size=n_tokens * d, dtype=dtype).view(n_tokens, d)
-        self._model.register_forward_pre_hook(self._look, with_kwargs=True)
+        look = self._model.register_forward_pre_hook(self._look, with_kwargs=True)
         for i, block in enumerate(self._blocks):
             block.forward = partial(self._answer, i)
+        changes_of(self._model).add("blocks below the adapters looked up", partial(self._release, look))
         ends = self._blocks[-1].register_forward_hook(self._keep)
         was_training = self._model.training
         self._model.eval()
@@ -137,6 +177,11 @@ class Prefix:
                 self._model(**batch)
         self._model.train(was_training)
         ends.remove()
+
+    def _release(self, look: RemovableHandle) -> None:
+        look.remove()
+        for block in self._blocks:
+            del block.forward
 
     def _look(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Before the model's forward: its texts, and whether all of them are stored."""

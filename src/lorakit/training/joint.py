@@ -12,7 +12,6 @@ from torch.utils.data import ConcatDataset
 
 from lorakit.errors import ConfigError, Interrupted, LorakitError, RankLost, StorageError
 from lorakit.inference.answer import batches_of
-from lorakit.inference.speed_up import PLAIN
 from lorakit.lora import Layer, Prefix, frozen_blocks, fuse, hosts, move_adapter
 from lorakit.lora.special_layers import Attention
 from lorakit.recipe import Recipe
@@ -77,7 +76,7 @@ def _move(prepared: Prepared, group: Sequence[Prepared]) -> Prepared:
     """The same over the model of the group, to which its adapter is moved."""
     model, name = group[0].model, f"member-{len(group)}"
     move_adapter(prepared.model, model, name)
-    if prepared.kernels != PLAIN:
+    if prepared.kernels:
         fuse(model)
     return replace(prepared, base=replace(prepared.base, model=model), adapter=name)
 
@@ -93,7 +92,7 @@ def _sharing_key(prepared: Prepared) -> Hashable:
     wrapped = [(path, type(host)) for path, host in hosts(model) if not isinstance(host, Layer)]
     if recipe.train.method == "full" or recipe.train.shard_base or _has_attention(prepared):
         return object()
-    uses_cache = prepared.kernels != PLAIN and not prepared.draws
+    uses_cache = prepared.kernels and not prepared.draws
     depth = len(frozen_blocks(model)) if uses_cache else None
     return type(model), prepared.base.fingerprint, recipe.model.model_dump_json(), tuple(wrapped), depth
 
@@ -120,7 +119,7 @@ def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
     first = runs[0]
     parts = {id(part): part for run in runs for part in (run.parts["train"], run.parts["validation"])}
     again = len(parts) < 2 * len(runs) or any(run.plan.steps > run.plan.steps_per_epoch for run in runs)
-    if first.kernels != PLAIN and not first.base.drops and again:
+    if first.kernels and not first.base.drops and again:
         items: Any = ConcatDataset([cast(Any, part.flat) for part in parts.values()])  # read on demand
         cache_frozen_blocks(first.model, first.task, items, first.device, report)
 

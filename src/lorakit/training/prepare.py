@@ -21,7 +21,6 @@ from lorakit.data.files import means_files
 from lorakit.data.read import read, usual_pair
 from lorakit.errors import ConfigError, ModelError
 from lorakit.inference.answer import chunks
-from lorakit.inference.speed_up import PLAIN, Kernels, speed_up
 from lorakit.lora import (
     ALL_LINEAR,
     Data,
@@ -115,7 +114,7 @@ class Prepared:
     cut: dict[str, int]  # part -> texts that are not read to their end, where there are some
     device: torch.device
     dtype: torch.dtype
-    kernels: Kernels
+    kernels: tuple[str, ...]  # the speed-ups in use, in words
     probed: bool = False  # whether its head starts at the linear probe
     ranks: Ranks = ALONE
     adapter: str = "default"  # its name in the model, which others may share
@@ -274,7 +273,7 @@ def _prepare(
         device=device,
         dtype=dtype,
         probed=probed,
-        kernels=PLAIN if plain else speed_up(base, dtype, device),
+        kernels=() if plain else base.speed_up(dtype, device),
         draws=has_dropout(base.model),
         fold_of=fold_of,
     )

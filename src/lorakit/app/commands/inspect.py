@@ -98,7 +98,7 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None, *, is_brief: bo
         f"labels: {len(prepared.labels)}",
         f"steps: {plan.steps} ({plan.steps_per_epoch} an epoch), base in {str(prepared.dtype).removeprefix('torch.')}"
         f"{_quantized(recipe.model.quantize)}",
-        f"kernels: {prepared.kernels}",
+        f"kernels: {'; '.join(prepared.kernels) or 'plain'}",
     ]
     if is_brief:
         kinds = Counter(row.module.rpartition(".")[2] for row in rows)
