@@ -39,8 +39,8 @@ class Result:
     """A run's folder and scores: those of scores.json, or for a paused run those of its last evaluation.
 
     >>> result = lorakit.train(model="minilm", data="reviews.csv", epochs=1, folder="runs/shown")
-    >>> result.scores["examples"]
-    {'train': 22, 'validation': 2}
+    >>> result.scores["metric"]
+    'accuracy'
     >>> result.predict("What a film!").keys()
     dict_keys(['text', 'label', 'score', 'probabilities'])
     >>> result.report()
