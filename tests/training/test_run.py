@@ -318,7 +318,7 @@ def test_recipe_of_the_folder_gives_its_examples_and_its_picture(run_and_metric:
     counts = count_parameters(prepared.model)
     (summary,) = (text for text in texts if "parameters are trained" in text)
     assert summary.startswith(f"{counts.trainable:,} of {counts.total:,} parameters")
-    assert f"{counts.lora:,} LoRA, {counts.saved:,} in whole modules" in summary
+    assert f"{counts.lora:,} in low-rank updates, {counts.saved:,} in whole modules" in texts
     assert sum(text.startswith("r=4 ") for text in texts) == len(prepared.targets)
 
 
