@@ -9,16 +9,17 @@ import pytest
 
 from lorakit.recipe import TrainSection, read_recipe
 from lorakit.runtime.events import Event, Note
-from lorakit.training.budget import EVALUATIONS, ROWS, choose
+from lorakit.training.budget import EVALUATIONS, ROWS, TWO_LABELS, choose
 from lorakit.training.checkpoint import newest_checkpoint, same_recipe
 from tests.runs import changed, fit, sections
 
 
-@pytest.mark.parametrize("n", [1, 16, 100, 101, 2_000, 9_999, 70_000])
-def test_every_number_of_examples_has_a_row(n: int) -> None:
+@pytest.mark.parametrize("is_binary", [True, False])
+@pytest.mark.parametrize("n", [1, 100, 101, 2_000, 9_999, 70_000])
+def test_every_number_of_examples_has_a_row(n: int, is_binary: bool) -> None:
     notes: list[Event] = []
-    chosen = choose(TrainSection(), n, notes.append)
-    row = next(row for row in ROWS if n <= row.examples)
+    chosen = choose(TrainSection(), n, is_binary, notes.append)
+    row = TWO_LABELS if n <= 100 and is_binary else next(row for row in ROWS if n <= row.examples)
     assert (chosen.epochs, chosen.batch_size, chosen.lr) == (row.epochs, row.batch_size, row.lr)
     steps = chosen.epochs * -(-n // chosen.batch_size)
     assert chosen.eval_every is not None and steps / chosen.eval_every <= EVALUATIONS
@@ -27,9 +28,9 @@ def test_every_number_of_examples_has_a_row(n: int) -> None:
 
 def test_what_the_recipe_says_stays() -> None:
     said = TrainSection(epochs=7, batch_size=5, lr=0.25)
-    assert choose(said, 1000, pytest.fail).model_dump() == said.model_dump()
-    assert choose(TrainSection(max_steps=900), 20).epochs * 2 >= 900  # none of them is in the way of max_steps
-    assert choose(TrainSection(method="full"), 20).lr < choose(TrainSection(), 20).lr / 5
+    assert choose(said, 1000, True, pytest.fail).model_dump() == said.model_dump()
+    assert choose(TrainSection(max_steps=900), 20, True).epochs * 2 >= 900  # none of them is in the way of max_steps
+    assert choose(TrainSection(method="full"), 20, True).lr < choose(TrainSection(), 20, True).lr / 5
 
 
 def test_resolved_recipe_has_what_was_chosen_and_resumes_with_it_left_open(

@@ -31,8 +31,9 @@ class Row(NamedTuple):
     lr: float
 
 
+TWO_LABELS = Row(100, 8, 16, 5e-4)  # or a number: more steps made an adapter of few examples worse
 ROWS = (
-    Row(100, 8, 16, 5e-4),
+    Row(100, 20, 16, 1e-3),
     Row(1_000, 20, 32, 1e-3),
     Row(3_000, 8, 32, 1e-3),
     Row(10_000, 4, 32, 5e-4),
@@ -57,10 +58,14 @@ def choose_head_start(recipe: Recipe, items: Sequence[Mapping[str, Any]]) -> Hea
 
 
 def choose(
-    train: TrainSection, n: int, report: Report = ignore, others: Mapping[str, float] | None = None
+    train: TrainSection, n: int, is_binary: bool, report: Report = ignore, others: Mapping[str, float] | None = None
 ) -> ChosenTrain:
-    """The settings with nothing left open; what was chosen for `n` training examples is reported, after `others` that were."""
-    row = next(row for row in ROWS if n <= row.examples)
+    """The settings with nothing left open; what was chosen for `n` training examples is reported, after `others` that were.
+
+    `is_binary` is for whole texts with at most two labels, or a number.
+    """
+    rows = (TWO_LABELS, *ROWS) if is_binary else ROWS
+    row = next(row for row in rows if n <= row.examples)
     batch_size = train.batch_size or row.batch_size
     steps_per_epoch = math.ceil(n / batch_size)
     epochs = train.epochs or (row.epochs if train.max_steps is None else math.ceil(train.max_steps / steps_per_epoch))

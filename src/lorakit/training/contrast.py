@@ -17,7 +17,8 @@ from lorakit.tasks.base import inputs_of
 from lorakit.training.head_start import probe
 from lorakit.training.prepare import Prepared, trained_parameters
 
-STEPS = 40
+STEPS = 20  # at least
+STEPS_PER_LABEL = 5
 ROWS = 16  # about, of a step
 LR = 4e-4
 TEMPERATURE = 0.1
@@ -25,11 +26,12 @@ WARMUP = 4  # steps
 
 
 def warm_up(prepared: Prepared) -> None:
-    """Train the adapter by the contrastive loss for STEPS steps of its own, then set its head to the linear probe over it."""
+    """Train the adapter by the contrastive loss for some steps of its own, then set its head to the linear probe over it."""
     model, adapter, task, items = prepared.model, prepared.adapter, prepared.task, prepared.parts["train"].flat
     copies = [host.adapters[adapter] for _, host in hosts(model, adapter) if isinstance(host, SavedModule)]
     head = [module for copy in copies for module in copy.modules() if isinstance(module, nn.Linear)][-1]
     labels = torch.as_tensor(task.collate(items)["labels"])  # (n,)
+    steps = max(STEPS, STEPS_PER_LABEL * len(prepared.labels))
     lora, _ = trained_parameters(model, adapter)
     optimizer = torch.optim.AdamW(lora.values(), lr=LR, weight_decay=prepared.plan.config.weight_decay)
     states: list[Tensor] = []
@@ -37,14 +39,14 @@ def warm_up(prepared: Prepared) -> None:
     model.train()
     try:
         with torch.enable_grad(), routed(model, [(adapter, 0)]):
-            for step in range(STEPS):
+            for step in range(steps):
                 rows = balanced(labels, named_generator(prepared.recipe.train.seed, f"contrast {step}"))
                 batch = to_device(task.collate([items[i] for i in rows.tolist()]), prepared.device)
                 model(**inputs_of(batch))
                 contrastive_loss(states.pop(), labels[rows].to(prepared.device)).backward()
                 nn.utils.clip_grad_norm_(lora.values(), prepared.plan.config.max_grad_norm)
                 for group in optimizer.param_groups:
-                    group["lr"] = LR * min((step + 1) / WARMUP, 1 - step / STEPS)
+                    group["lr"] = LR * min((step + 1) / WARMUP, 1 - step / steps)
                 optimizer.step()
                 model.zero_grad()
     finally:

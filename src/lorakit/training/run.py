@@ -312,6 +312,8 @@ def _warmed_up(runs: Sequence[Run]) -> Iterator[dict[Member, Step]]:
     for run in runs:
         for prepared, member in zip((run.prepared, *run.prepared.folds), run.members, strict=True):
             if prepared.contrasts and not member.done:
+                if prepared is run.prepared:
+                    run.report(Note("first the adapter learns from pairs of texts (train.head_start = 'contrast')"))
                 warm_up(prepared)
     yield from ()
 
