@@ -109,7 +109,7 @@ def test_dry_run_takes_the_task_from_data_or_word_and_writes_nothing(
 ) -> None:
     data, *options = words.split()
     base = request.getfixturevalue(model)
-    short = ("--dry-run", "model.dtype=fp32", "train.batch_size=64")
+    short = ("--dry-run", "model.dtype=fp32", "train.batch_size=64", "train.epochs=8")
     code, out, _ = cli("train", files / data, "--model", base, *options, *short)
     assert code == 0
     assert f": {task.replace('_', ' ')}\n" in out and len(out.splitlines()) < 12

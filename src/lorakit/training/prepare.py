@@ -245,7 +245,7 @@ def _prepare(
     elif head is not None and head_bias is not None:
         head.bias.data.copy_(head_bias)
     others = {"model.dropout": 0.0} if is_still else {}
-    is_binary = recipe.task.info.model_kind == "sequence_classification" and len(labels) <= 2
+    is_binary = recipe.task.info.model_kind in ("sequence_classification", "regression") and len(labels) <= 2
     chosen = choose(recipe.train.model_copy(update={"head_start": head_start}), len(items), is_binary, report, others)
     recipe = recipe.model_copy(update={"train": chosen})
     written = [len(item["labels"]) for item in items] if recipe.task.info.model_kind == "text2text" else ()
