@@ -17,9 +17,7 @@ from lorakit.runtime.events import Note, Report, ignore
 FULL_SHARE = 0.1  # of the rate of an adapter, where the weights themselves are trained
 EVALUATIONS = 8  # in a run whose epochs are chosen
 CONTRAST = 100  # examples up to which an adapter learns from pairs first
-NO_DROPOUT = (
-    500  # examples below which the base's dropout is off: it gave nothing, and folds without it share their forwards
-)
+DROPOUT_FROM = 500  # examples; with fewer the base's dropout gave nothing, and adapters without it share their forwards
 
 
 class Row(NamedTuple):

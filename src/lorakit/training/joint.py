@@ -66,7 +66,7 @@ def _join(recipe: Recipe, report: Report, ranks: Ranks, once: Once, groups: dict
         prepared = _move(prepared, group)
     group.append(prepared)
     folds: list[Prepared] = []
-    for number in range(max(prepared.fold_of, default=-1) + 1):
+    for number in range(prepared.n_folds):
         group.append(_move(prepare(prepared.recipe, ignore, ranks, once, number), group))
         folds.append(group[-1])
     return replace(prepared, folds=tuple(folds))

@@ -46,7 +46,7 @@ from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.base import Fit, Item, Task
 from lorakit.tasks.metrics.bootstrap import FEW
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
-from lorakit.training.budget import NO_DROPOUT, choose, choose_head_start
+from lorakit.training.budget import DROPOUT_FROM, choose, choose_head_start
 from lorakit.training.encode import CachedItems, encode
 from lorakit.training.head_start import probe
 from lorakit.training.run_files import keeps_last
@@ -127,6 +127,11 @@ class Prepared:
         return self.base.model
 
     @property
+    def n_folds(self) -> int:
+        """The folds of the cross-validation; 0 without one."""
+        return max(self.fold_of, default=-1) + 1
+
+    @property
     def contrasts(self) -> bool:
         """Whether its adapter is to learn from pairs of texts before the first step."""
         return self.probed and self.recipe.train.head_start == "contrast"
@@ -194,8 +199,8 @@ def _prepare(
                 "validation": [example for example, number in numbered if number == fold],
             }
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": folds})})
-    is_still = recipe.model.dropout is None and len(examples["train"]) < NO_DROPOUT
-    if is_still:
+    without_dropout = recipe.model.dropout is None and len(examples["train"]) < DROPOUT_FROM
+    if without_dropout:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": 0.0})})
     labels = _labels_in(recipe, examples, report)
     base = load_base(
@@ -244,7 +249,7 @@ def _prepare(
         head.load_state_dict(once(over, lambda: probe(base.model.to(device), head, task, items)))
     elif head is not None and head_bias is not None:
         head.bias.data.copy_(head_bias)
-    others = {"model.dropout": 0.0} if is_still else {}
+    others = {"model.dropout": 0.0} if without_dropout else {}
     is_binary = recipe.task.info.model_kind in ("sequence_classification", "regression") and len(labels) <= 2
     chosen = choose(recipe.train.model_copy(update={"head_start": head_start}), len(items), is_binary, report, others)
     recipe = recipe.model_copy(update={"train": chosen})
@@ -352,11 +357,8 @@ def read_parts(
         chosen = f"chosen by seed {seed}, the same share of each label{apart}"
         if folds := count_folds(recipe, len(every)):
             how = f"{folds}-fold cross-validation, {chosen}; data.folds = 0 is faster, and holds {share:.0%} out of training"
-            report(
-                Note(
-                    f"no validation set named: what ships is trained on all {len(every)} examples, its score is from {how}"
-                )
-            )
+            ships = f"what ships is trained on all {len(every)} examples"
+            report(Note(f"no validation set named: {ships}; its score is from {how}"))
         else:
             examples["train"], examples["validation"] = split(every, share, seed, by_group=data.group is not None)
             n = len(examples["validation"])

@@ -275,7 +275,9 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
     members = [member for run in runs for member in run.members]
     with stop.deferred():
         # first, without a step, what was still due after the step of a checkpoint, or of a probe its score
-        for steps in chain([dict[Member, Step]()], _warmed_up(runs), train(first.prepared.model, members, ranks=ranks)):
+        for steps in chain(
+            [dict[Member, Step]()], _learn_pairs(runs), train(first.prepared.model, members, ranks=ranks)
+        ):
             seconds, tokens = time.perf_counter() - clock, sum(step.tokens for step in steps.values())
             over: list[Run] = []
             try:
@@ -307,7 +309,7 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
     return [results[run] for run in runs]
 
 
-def _warmed_up(runs: Sequence[Run]) -> Iterator[dict[Member, Step]]:
+def _learn_pairs(runs: Sequence[Run]) -> Iterator[dict[Member, Step]]:
     """Without a step, what the adapters of few examples learn from pairs before it."""
     for run in runs:
         for prepared, member in zip((run.prepared, *run.prepared.folds), run.members, strict=True):

@@ -84,7 +84,7 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None, *, is_brief: bo
         Row(t.path, t.matched_by, t.r, t.alpha, sum(p.numel() for p in adapters[t.path].parameters()))
         for t in prepared.targets
     ]
-    counts, plan, folds = prepared.parameters, prepared.plan, max(prepared.fold_of, default=-1) + 1
+    counts, plan, folds = prepared.parameters, prepared.plan, prepared.n_folds
     whole = ", ".join(prepared.config.modules_to_save) if prepared.config else "everything"
     lines = [
         recipe.to_toml(),
@@ -135,7 +135,7 @@ def _time_of(prepared: Prepared) -> str:
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
         rate = step[member].tokens / seconds
     plan = prepared.plan
-    passes = max(prepared.fold_of, default=0) + 1  # each of n folds reads n - 1 of n parts, and what ships reads all
+    passes = prepared.n_folds or 1  # each of n folds reads n - 1 of n parts, and what ships reads all
     tokens = passes * sum(plan.lengths) * plan.steps / plan.steps_per_epoch
     return f"about {duration(tokens / rate)} of steps on this machine, and evaluations"
 
