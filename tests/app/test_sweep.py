@@ -1,10 +1,9 @@
-"""Sweeps, resumed after kills and shared by workers, over a trainer that takes no time."""
+"""Sweeps, resumed after kills, over a trainer that takes no time."""
 
 from __future__ import annotations
 
 import csv
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +75,6 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 FOLDER = Path("runs") / "small-sweep"
-DATABASE = FOLDER / "optuna.db"
 GRID = ("lora.r=4,8", "train.lr=1e-3,1e-2,1e-1")
 
 
@@ -156,12 +154,11 @@ def test_halving_killed_while_it_stops_runs_stops_the_same_ones(
 
 def search(recipe: Path, *words: str, **options: Any) -> Sweep:
     space = ("train.lr=1e-4..1.0", "lora.target_modules=[query],all-linear", "lora.r=4..12")
-    return trained(recipe, *space, *words, **{"optuna": "", "trials": 6, "at_once": 2, **options})
+    return trained(recipe, *space, *words, **{"optuna": True, "trials": 6, "at_once": 2, **options})
 
 
 def trials() -> list[FrozenTrial]:
-    journal = FOLDER / "optuna.log"
-    storage = JournalStorage(JournalFileBackend(str(journal))) if journal.is_file() else f"sqlite:///{DATABASE}"
+    storage = JournalStorage(JournalFileBackend(str(FOLDER / "optuna.log")))
     return optuna.load_study(study_name=FOLDER.name, storage=storage).trials
 
 
@@ -190,7 +187,7 @@ def test_optuna_goes_on_after_a_kill_with_the_same_points(trainer: Trainer, reci
 
 
 def test_optuna_prunes_what_is_behind_and_trains_no_known_point_again(trainer: Trainer, recipe: Path) -> None:
-    options = {"optuna": "", "trials": 12, "at_once": 9, "sampler": "random", "pruner": "halving"}
+    options = {"optuna": True, "trials": 12, "at_once": 9, "sampler": "random", "pruner": "halving"}
     sweep = trained(recipe, "train.lr=1e-3,1e-2,1e-1,9", **options)
     assert [until for _, until in trainer.calls[:3]] == [1 / 9, 1 / 3, None]
     assert {m.point["train.lr"]: m.status for m in sweep.members}[9] == "failed"
@@ -199,16 +196,14 @@ def test_optuna_prunes_what_is_behind_and_trains_no_known_point_again(trainer: T
     assert (tuple(SAMPLERS), tuple(PRUNERS)) == (commands.SAMPLERS, commands.PRUNERS)
 
 
-def test_failing_storage_is_named(trainer: Trainer, recipe: Path) -> None:
-    search(recipe, optuna="books.db")
-    with sqlite3.connect("books.db") as database:
-        database.execute("ALTER TABLE trials RENAME COLUMN state TO status")
-    with pytest.raises(OutputError, match=r"--optuna: the storage fails: .* no such column"):
-        search(recipe, optuna="books.db", resume=True)
-    search(recipe, "output.dir=journal")
-    (Path("journal") / "optuna.log").write_text("{\n{}\n")
+def test_damaged_books_are_named(trainer: Trainer, recipe: Path) -> None:
+    search(recipe)
+    (FOLDER / "optuna.log").write_text("{\n{}\n")
     with pytest.raises(OutputError, match=r"optuna\.log: damaged"):
-        search(recipe, "output.dir=journal", resume=True)
+        search(recipe, resume=True)
+    (FOLDER / "optuna.log").unlink()
+    with pytest.raises(ConfigError, match=r"--resume: runs/small-sweep has no optuna\.log"):
+        search(recipe, resume=True)
 
 
 def test_resume_refuses_another_sweep_and_takes_more_points(trainer: Trainer, recipe: Path) -> None:
@@ -220,119 +215,6 @@ def test_resume_refuses_another_sweep_and_takes_more_points(trainer: Trainer, re
     trainer.calls.clear()
     more = trained(recipe, "lora.r=4,8,16", GRID[1], resume=True)
     assert (len(more.members), len(trainer.calls[0][0])) == (9, 3)
-
-
-# Workers
-
-
-def worker(recipe: Path, *words: str, **options: Any) -> Sweep:
-    return search(recipe, *words, worker=True, **options)
-
-
-def dies(recipe: Path, trainer: Trainer, runs: int, **options: Any) -> None:
-    trainer.dies_after = runs
-    with pytest.raises(KeyboardInterrupt):
-        worker(recipe, **options)
-    trainer.dies_after = None
-
-
-def long_ago() -> None:
-    """Move all heartbeats back by an hour."""
-    with sqlite3.connect(DATABASE) as database:
-        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
-
-
-@pytest.mark.faults
-def test_a_late_worker_finds_everything_done_and_shows_the_same(trainer: Trainer, recipe: Path) -> None:
-    first = worker(recipe, seeds=(0, 1))
-    assert sorted(name for names, _ in trainer.calls for name in names) == sorted(m.name for m in first.members)
-    assert (len(first.members), states()) == (12, {"COMPLETE": 6})
-    written = (FOLDER / "sweep.json").read_text()
-    trainer.calls.clear()
-    assert worker(recipe, seeds=(0, 1)).members == first.members and trainer.calls == []
-    assert (FOLDER / "sweep.json").read_text() == written
-    more = worker(recipe, seeds=(0, 1), trials=7)
-    assert more.members[:12] == first.members and len(trainer.calls) == 1
-
-
-def test_trials_of_a_killed_worker_are_trained_by_another(
-    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(study, "GRACE_S", 1)
-    monkeypatch.setattr(study, "BEAT_S", 1)
-    monkeypatch.setattr(study, "LOOK_S", 0.2)
-    dies(recipe, trainer, 3)
-    assert states() == {"COMPLETE": 2, "RUNNING": 2}
-    long_ago()
-    with sqlite3.connect(DATABASE) as database:  # one of them was killed before its first heartbeat
-        database.execute("DELETE FROM trial_heartbeats WHERE trial_id = (SELECT MAX(trial_id) FROM trials)")
-    lost = trainer.calls[-1][0]
-    sweep = worker(recipe)
-    names = Counter(name for names, _ in trainer.calls for name in names)
-    assert {name for name, times in names.items() if times > 1} == set(lost)
-    assert (len(sweep.members), states()) == (6, {"COMPLETE": 6, "FAIL": 2})
-    rows = json.loads((FOLDER / "sweep.json").read_text())["members"]
-    assert {row["name"] for row in rows} == set(names) and {row["status"] for row in rows} == {"done"}
-
-
-@pytest.mark.faults
-def test_a_trial_that_kills_its_workers_is_given_up(
-    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(study, "RETRIES", 1)
-    worker(recipe, trials=1)
-    for _ in range(2):
-        dies(recipe, trainer, 0, trials=2)
-        long_ago()
-    sweep = worker(recipe, trials=2)
-    assert [member.status for member in sweep.members] == ["done", "failed"]
-    assert sweep.members[1].error == "its worker ended, 2 times"
-    assert states() == {"COMPLETE": 1, "FAIL": 2}
-
-
-@pytest.mark.faults
-def test_a_pruner_stops_what_workers_train(trainer: Trainer, recipe: Path) -> None:
-    sweep = worker(recipe, trials=9, at_once=9, sampler="random", pruner="halving")
-    assert [until for _, until in trainer.calls] == [1 / 9, 1 / 3, None]
-    assert states()["PRUNED"] == sum(member.status == "paused" for member in sweep.members) > 0
-
-
-@pytest.mark.faults
-def test_workers_refuse_another_search(trainer: Trainer, recipe: Path) -> None:
-    worker(recipe)
-    with pytest.raises(ConfigError, match=r"--worker: .* another sweep: its train\.epochs was 9, now 1"):
-        worker(recipe, "train.epochs=1")
-    search(recipe, "output.dir=alone", trials=1)
-    with pytest.raises(ConfigError, match="the sweep in alone is recorded in another storage"):
-        worker(recipe, "output.dir=alone")
-    with pytest.raises(ConfigError, match=r"the sweep in .* is recorded in another storage"):
-        search(recipe, resume=True)
-    with pytest.raises(ConfigError, match="another sweep: its --worker was True, now False"):
-        search(recipe, optuna=str(DATABASE), resume=True)
-    Path("other").mkdir()
-    for name in ("letters.txt", "recipe.toml"):
-        (Path("other") / name).touch()
-        with pytest.raises(OutputError, match="holds no run to resume"):
-            worker(recipe, "output.dir=other")
-    assert not [*FOLDER.glob(".*"), *Path("other").glob(".*")]  # no locks
-
-
-def test_a_plain_sweep_and_workers_keep_out_of_each_others_folder(
-    trainer: Trainer, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused = []
-
-    def meanwhile(*arguments: Any, **options: Any) -> Any:
-        for other in (lambda: worker(recipe), lambda: trained(recipe, *GRID, resume=True)):
-            try:
-                other()
-            except OutputError as err:
-                refused.append(str(err))
-        return trainer(*arguments, **options)
-
-    monkeypatch.setattr(study, "train_recipes", meanwhile)
-    trained(recipe, *GRID)
-    assert len(refused) == 2 and all("is training there" in message for message in refused)
 
 
 # The command

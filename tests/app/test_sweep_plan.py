@@ -143,15 +143,14 @@ def test_plan_has_every_pair_of_a_listed_point_and_one_of_the_grid(tmp_path: Pat
     [
         (("train.lr=1e-3,fast",), {}, r"train\.lr='fast'|train\.lr=\"fast\""),
         (("lora.rr=1,2",), {}, r"did you mean 'lora\.r'"),
-        (("lora.rr=1..2",), {"optuna": "", "trials": 3}, r"did you mean 'lora\.r'"),
+        (("lora.rr=1..2",), {"optuna": True, "trials": 3}, r"did you mean 'lora\.r'"),
         (("lora.r=4",), {}, "nothing to sweep over"),
         (("output.dir=a,b",), {}, "a folder within the sweep"),
         (("train.seed=0..3",), {}, "seeds are not sampled"),
         (("lora.r=4,8", "train.seed=1"), {"seeds": (1,)}, "--seeds and train.seed: use one"),
-        (("lora.r=4,8",), {"optuna": ""}, "--optuna and --trials N go together"),
-        (("lora.r=4,8",), {"optuna": "", "random": 3}, "--random and --optuna: use one"),
-        (("lora.r=4,8",), {"optuna": "", "trials": 3, "halving": 3}, "--halving and --optuna"),
-        (("lora.r=4,8",), {"worker": True}, "--worker goes with --optuna"),
+        (("lora.r=4,8",), {"optuna": True}, "--optuna and --trials N go together"),
+        (("lora.r=4,8",), {"optuna": True, "random": 3}, "--random and --optuna: use one"),
+        (("lora.r=4,8",), {"optuna": True, "trials": 3, "halving": 3}, "--halving and --optuna"),
     ],
 )
 def test_plan_refuses(tmp_path: Path, words: tuple[str, ...], options: dict[str, Any], message: str) -> None:

@@ -15,25 +15,22 @@ from lorakit.runtime.files import atomic_text
 from lorakit.training.results import COSTS, Result
 from lorakit.training.run_files import MEMBER, RECIPE, run_folder
 
-BOOKS = (RECIPE, "sweep.json", "optuna.log", "optuna.db")  # files that may be written before the first run begins
+BOOKS = (RECIPE, "sweep.json", "optuna.log")  # files that may be written before the first run begins
 
 
 @contextmanager
-def group_folder(
-    folder: Path, recipe: Recipe, resume: str | None, report: Report, *, shared: bool = False
-) -> Iterator[None]:
-    """Lock the folder of several runs, or `shared` with other processes, as `run_folder` does; recipe.toml is common to all.
+def group_folder(folder: Path, recipe: Recipe, resume: str | None, report: Report) -> Iterator[None]:
+    """Lock the folder of several runs as `run_folder` does; recipe.toml is common to all.
 
     If no run has begun in it, what was written is removed again.
     """
-    with run_folder(folder, resume, report, shared=shared):
+    with run_folder(folder, resume, report):
         before = set(folder.iterdir())
-        if not (shared and (folder / RECIPE).exists()):
-            atomic_text(folder / RECIPE, recipe.to_toml())
+        atomic_text(folder / RECIPE, recipe.to_toml())
         try:
             yield
         finally:
-            if not shared and not any(path.is_dir() for path in folder.iterdir()):
+            if not any(path.is_dir() for path in folder.iterdir()):
                 for path in {folder / name for name in BOOKS} - before:
                     path.unlink(missing_ok=True)
 

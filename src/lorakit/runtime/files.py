@@ -14,7 +14,6 @@ import re
 import shutil
 import socket
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -226,18 +225,14 @@ def _sync(path: Path) -> None:
 # with other content is another program's, and is never opened for writing, truncated or removed.
 
 LOCK = ".lock"
-WORKERS_LOCK = ".workers"  # the holder of this lock may write the tables of a search, or begin it
 OWNER = re.compile(r"process \d{1,20} on \S{1,255}")  # the content of a lock
-LEAVING_S = 1.0  # for the last holder of a shared lock to remove it
 
 Check = Callable[[set[str]], None]  # raises if a folder with these names in it must not be written to
 
 
 @contextmanager
-def locked(
-    folder: Path, check: Check, doing: str, key: str, report: Report = ignore, *, shared: bool = False
-) -> Iterator[None]:
-    """Hold a folder's lock, alone or with others who `share` it; leftovers of killed processes are removed first.
+def locked(folder: Path, check: Check, doing: str, key: str, report: Report = ignore) -> Iterator[None]:
+    """Hold a folder's lock; leftovers of killed processes are removed first.
 
     `check` gets the names in the folder before anything in it is touched, and again under the lock.
 
@@ -249,24 +244,22 @@ def locked(
     if not is_lock(path):
         check(_names(folder))
     try:
-        descriptor = _acquire(path, report, shared=shared)
+        descriptor = _acquire(path, report)
     except BlockingIOError as err:
         raise OutputError(
             f"{folder}: {_owner(path) or 'another process'} is {doing} there; wait until it ends, or choose another {key}"
         ) from err
     except OSError as err:
         raise cannot_write(path, err) from err
-    with _released(path, descriptor, shared):
+    try:
         check(_names(folder))
-        remove_leftovers(folder, alone=not shared)
+        remove_leftovers(folder, alone=True)
         yield
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Within this block hold the lock `path`; other processes wait for it."""
-    with _released(path, _acquire(path, ignore, wait=True)):
-        yield
+    finally:
+        with suppress(OSError):
+            if _is_at(descriptor, path):
+                path.unlink()
+        os.close(descriptor)
 
 
 def is_lock(path: Path) -> bool:
@@ -277,7 +270,7 @@ def is_lock(path: Path) -> bool:
 def _names(folder: Path) -> set[str]:
     """The names in a folder without our locks and leftovers."""
     names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    return names - {name for name in (LOCK, WORKERS_LOCK) if is_lock(folder / name)}
+    return names - {LOCK} if is_lock(folder / LOCK) else names
 
 
 def _owner(path: Path) -> str | None:
@@ -299,14 +292,12 @@ def _owner_in(descriptor: int) -> str | None:
     return text if OWNER.fullmatch(text) else None
 
 
-def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = False) -> int:
+def _acquire(path: Path, report: Report) -> int:
     """Lock: the descriptor of a new lock, or one taken over from a dead process.
 
     Raises:
-        BlockingIOError: others hold it. OutputError: it is another program's. OSError: it cannot be written.
+        BlockingIOError: another process holds it. OutputError: it is another program's. OSError: it cannot be written.
     """
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    until = time.monotonic() + LEAVING_S
     while path.parent.is_dir():
         is_new = not os.path.lexists(path)
         try:
@@ -322,12 +313,9 @@ def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = F
             if (owner := _owner_in(descriptor)) is None:
                 raise _not_ours(path)
             try:
-                fcntl.flock(descriptor, how)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not shared or time.monotonic() > until:
-                    raise
-                time.sleep(LEAVING_S / 20)
-                continue
+                raise
             except OSError as err:
                 report(
                     Note(
@@ -337,9 +325,8 @@ def _acquire(path: Path, report: Report, *, shared: bool = False, wait: bool = F
             else:
                 if not _is_at(descriptor, path):  # its owner has removed it
                     continue
-                if not (is_new or shared):
-                    if not wait:
-                        report(Note(f"{path.parent}: stale lock of {owner} (no longer running); taking over"))
+                if not is_new:
+                    report(Note(f"{path.parent}: stale lock of {owner} (no longer running); taking over"))
                     return _create(path, replace=True)
             stack.pop_all()
             return descriptor
@@ -366,20 +353,6 @@ def _create(path: Path, *, replace: bool = False) -> int:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _released(path: Path, descriptor: int, shared: bool = False) -> Iterator[None]:
-    """Remove and release the lock at the end; if shared, the last holder removes it."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if shared:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
-                path.unlink()
-        os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -323,8 +323,8 @@ def read_resamples(run: Path) -> Sampled:
 
 
 @contextmanager
-def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, shared: bool = False) -> Iterator[None]:
-    """Lock a run folder, exclusively or `shared` with others; it is created if needed, and removed again if it stays empty.
+def run_folder(folder: Path, resume: str | None, report: Report = ignore) -> Iterator[None]:
+    """Lock a run folder; it is created if needed, and removed again if it stays empty.
 
     Raises:
         OutputError: another process trains there, it holds something that cannot be resumed, or it cannot be created.
@@ -347,7 +347,7 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore, *, sha
             raise cannot_write(folder, err) from err
         raise OutputError(f"output.dir = {str(folder)!r} cannot be created: {err.strerror}") from err
     try:
-        with locked(folder, check, "training", "output.dir", report, shared=shared):
+        with locked(folder, check, "training", "output.dir", report):
             if (folder / CHECKPOINTS).is_dir():
                 remove_leftovers(folder / CHECKPOINTS, alone=True)
             yield

@@ -12,21 +12,18 @@ import click
 from lorakit.app.arguments import Change
 from lorakit.app.printing import begin
 
-OPTIONAL = {"--halving": "3", "--optuna": ""}  # options whose value may be left out
 SAMPLERS = ("tpe", "random", "qmc", "gp", "cmaes")
 PRUNERS = ("none", "median", "halving", "hyperband")
-CHANGE = re.compile(r"\w+\.\w+=")
 
 
-class OptionalValues(click.Command):
-    """A command that takes `--halving lora.r=4,8` for an option without a value and a change."""
+class WithHalving(click.Command):
+    """A command that takes `--halving` alone, before a change such as lora.r=4,8 or at the end, as `--halving 3`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give the options in OPTIONAL their value where what follows is none."""
-        whole = []
-        for arg, after in zip(args, [*args[1:], ""], strict=True):
-            is_alone = arg in OPTIONAL and (not after or after.startswith("-") or CHANGE.match(after) is not None)
-            whole.append(f"{arg}={OPTIONAL[arg]}" if is_alone else arg)
+        """Give --halving its value where what follows is none."""
+        pairs = zip(args, [*args[1:], "-"], strict=True)
+        is_alone = re.compile(r"-|\w+\.\w+=").match
+        whole = [f"{arg}=3" if arg == "--halving" and is_alone(after) else arg for arg, after in pairs]
         return super().parse_args(ctx, whole)
 
 
@@ -37,7 +34,7 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r}: whole numbers with commas, for example 0,1,2") from err
 
 
-@click.command(cls=OptionalValues)
+@click.command(cls=WithHalving)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("words", type=Change(), nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
 @click.option("--list", "points", metavar="FILE", type=click.Path(path_type=Path), help="Points: JSONL, or [[point]].")
@@ -47,7 +44,7 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option(
     "--halving", type=click.IntRange(min=2), metavar="[ETA]", help="Continue only the best 1/ETA of the runs; unset: 3."
 )
-@click.option("--optuna", metavar="[STORAGE]", help="Search with Optuna; unset: its storage is a file in the folder.")
+@click.option("--optuna", is_flag=True, help="Search with Optuna.")
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: total number of points.")
 @click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
 @click.option(
@@ -64,7 +61,6 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
     show_default=True,
     help="With --optuna: how to stop trials that fall behind.",
 )
-@click.option("--worker", is_flag=True, help="With --optuna: run as one of several processes that share the storage.")
 @click.option("--lr-probe", is_flag=True, help="Find a learning rate by short runs over a grid of rates.")
 @click.option(
     "--probe-steps", type=click.IntRange(min=8), default=100, show_default=True, help="Steps of each of these runs."

@@ -48,7 +48,7 @@ def plan_probe(options: Options) -> Plan:
         "--optuna": options.optuna,
         "--halving": options.halving,
     }
-    if flags := [name for name, value in ways.items() if value is not None]:
+    if flags := [name for name, value in ways.items() if value]:
         raise ConfigError(f"--lr-probe and {flags[0]}: use one of them")
     axes = parse_axes(options.words)
     axis = next((axis for axis in axes if axis.key == LR), RATES)

@@ -50,12 +50,11 @@ class Options:
     draw_seed: int = 0
     seeds: Sequence[int] = ()
     halving: int | None = None
-    optuna: str | None = None  # a storage; "" for a file in the folder
+    optuna: bool = False
     trials: int | None = None
     at_once: int = 4
     sampler: str = "tpe"
     pruner: str = "none"
-    worker: bool = False
     resume: bool = False
 
 
@@ -115,15 +114,12 @@ def make_plan(options: Options) -> Plan:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a sweep runs in one process; use several with `lorakit train`")
     ways = {"--list": options.points, "--random": options.random, "--optuna": options.optuna}
-    if len(flags := [name for name, value in ways.items() if value is not None]) > 1:
+    if len(flags := [name for name, value in ways.items() if value]) > 1:
         raise ConfigError(f"{' and '.join(flags)}: use one of them")
-    is_search = options.optuna is not None
-    if is_search and options.halving:
+    if options.optuna and options.halving:
         raise ConfigError("--halving and --optuna: with Optuna use --pruner")
-    if is_search != (options.trials is not None):
+    if options.optuna != (options.trials is not None):
         raise ConfigError("--optuna and --trials N go together")
-    if options.worker and not is_search:
-        raise ConfigError("--worker goes with --optuna")
     axes = parse_axes(options.words)
     fixed = [word(axis.key, axis.values[0]) for axis in axes if len(axis.values) == 1 and axis.key != SEED]
     base = read_recipe(options.recipe, fixed)
@@ -140,16 +136,16 @@ def make_plan(options: Options) -> Plan:
     axes = [axis for axis in axes if axis.key != SEED and len(axis.values) > 1]
     if not (options.points or axes or len(seeds) > 1):
         raise ConfigError("nothing to sweep over; give values, for example train.lr=3e-4,1e-3")
-    settings = [] if is_search else _settings(options, axes, seeds)
+    settings = [] if options.optuna else _settings(options, axes, seeds)
     eta = options.halving or (3 if options.pruner != "none" else None)
-    shares = halving_shares(PRUNED_AT if is_search else len(settings), eta, base) if eta else []
+    shares = halving_shares(PRUNED_AT if options.optuna else len(settings), eta, base) if eta else []
     if shares and base.train.max_steps is not None and base.train.eval_every is None:
         fixed.append(word("train.eval_every", math.ceil(base.train.max_steps * shares[0])))
     folder = Path(base.output.dir or Path("runs") / f"{options.recipe.stem}-sweep")
     plan = Plan(options, base, fixed, axes, seeds, settings, shares, folder)
     first = {axis.key: axis.values[0] for axis in axes}
     drawn = [Setting({**first, axis.key: value}, list(seeds)) for axis in axes for value in axis.values]
-    for point, own in drawn if is_search else settings:
+    for point, own in drawn if options.optuna else settings:
         for seed in own:
             plan.recipe_of(point, seed)
     return plan

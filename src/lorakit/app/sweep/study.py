@@ -2,9 +2,6 @@
 
 A trial is a point with its seeds. Its user attribute `members` has the runs, from which sweep.json and the tables are made.
 Optuna maximises the goodness of the score: the mean over seeds, its sign turned where less is better.
-
-With --worker several processes share one study. Each says in the storage every few seconds that it trains its trials; where
-that has stopped, Optuna puts them into its queue again, under new numbers and with a note of the first.
 """
 
 from __future__ import annotations
@@ -13,21 +10,18 @@ import json
 import math
 import re
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -36,17 +30,13 @@ from lorakit.app.seeds import group_folder, with_seed
 from lorakit.app.sweep.plan import Plan, Point, Setting, point_of, run_name
 from lorakit.errors import ConfigError, LorakitError, OutputError, first_line
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.runtime.files import WORKERS_LOCK, atomic_text, exclusive
+from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.joint import END_ALL
 from lorakit.training.results import Result
 
-STATE, JOURNAL, DATABASE, FORMAT = "sweep.json", "optuna.log", "optuna.db", 2
+STATE, JOURNAL, FORMAT = "sweep.json", "optuna.log", 2
 MEMBERS, METRIC, HOW = "members", "metric", "how"  # user attributes: of a trial, and of the study
-BUSY_S = 60  # how long another process may hold an SQLite file
-BEAT_S, GRACE_S = 5, 60  # between two heartbeats; after so long without one a worker is taken for dead
-LOOK_S = 2.0  # between two looks of a worker that has nothing to do
-RETRIES = 9  # of a trial whose workers end
 # What is asked for together must not be the same point; a rung of a sweep is a step to Optuna, the first of them 1.
 SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {
     "tpe": partial(optuna.samplers.TPESampler, constant_liar=True),
@@ -111,9 +101,7 @@ class Sweep:
 
     def __init__(self, plan: Plan, report: Report = ignore) -> None:
         self.plan, self.folder, self.report = plan, plan.folder, report
-        self.storage = _open_storage(plan)
-        self.study = _open_study(plan, self.storage)
-        self.beating, self.seen = set[int](), set[int]()  # ids of trials: of this worker, and all that had a heartbeat
+        self.study = _open_study(plan)
         self.groups = self._read()
 
     # The books
@@ -124,22 +112,16 @@ class Sweep:
         return self.study.user_attrs.get(METRIC)
 
     def _trials(self) -> list[FrozenTrial]:
-        """The trials in order; of those that repeat one, the last alone."""
-        latest: dict[int, FrozenTrial] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state != TrialState.FAIL or MEMBERS in trial.user_attrs:  # else nothing was begun
-                latest[_number(trial)] = trial
-        return list(latest.values())
+        """The trials in order, without those of which nothing was begun."""
+        every = self.study.get_trials(deepcopy=False)
+        return [trial for trial in every if trial.state != TrialState.FAIL or MEMBERS in trial.user_attrs]
 
     def _read(self) -> list[Group]:
-        groups = []
-        for trial in self._trials():
-            if members := [Member(**row) for row in trial.user_attrs.get(MEMBERS, ())]:
-                for member in members if trial.state == TrialState.FAIL else ():
-                    if member.status in ("waiting", "paused"):
-                        member.status, member.error = "failed", f"its worker ended, {RETRIES + 1} times"
-                groups.append(Group(members, dict(trial.intermediate_values)))
-        return groups
+        begun = [trial for trial in self._trials() if MEMBERS in trial.user_attrs]
+        return [
+            Group([Member(**row) for row in trial.user_attrs[MEMBERS]], dict(trial.intermediate_values))
+            for trial in begun
+        ]
 
     @property
     def members(self) -> list[Member]:
@@ -177,23 +159,18 @@ class Sweep:
     # Training
 
     def run(self) -> None:
-        """Train until every trial is over, whoever trains it."""
+        """Train until every trial is over."""
         most = self.plan.options.trials
-        while True:
-            if trials := self._claim():
-                for rung, share in enumerate(self.plan.shares, start=1):
-                    self._train({trial: group for trial, group in trials.items() if rung not in group.values}, share)
-                    self._thin_out(trials, rung, share)
-                self._train(trials)
-                for trial, group in trials.items():
-                    self._tell(trial, group.goodness(self.metric))
-                if most is not None:
-                    over = sum(trial.state.is_finished() for trial in self._trials())
-                    self.report(Note(f"{over} of {most} trials are done"))
-            elif all(trial.state.is_finished() for trial in self._trials()):
-                break
-            else:  # other workers train them
-                time.sleep(LOOK_S)
+        while trials := self._claim():
+            for rung, share in enumerate(self.plan.shares, start=1):
+                self._train({trial: group for trial, group in trials.items() if rung not in group.values}, share)
+                self._thin_out(trials, rung, share)
+            self._train(trials)
+            for trial, group in trials.items():
+                self._tell(trial, group.goodness(self.metric))
+            if most is not None:
+                over = sum(trial.state.is_finished() for trial in self._trials())
+                self.report(Note(f"{over} of {most} trials are done"))
         self.save()
 
     def _claim(self) -> dict[Trial, Group]:
@@ -202,14 +179,14 @@ class Sweep:
 
         def begin(trial: Trial, setting: Setting | None = None) -> None:
             frozen = self.study.get_trials(deepcopy=False)[trial.number]
-            if setting is not None and MEMBERS not in trial.user_attrs:  # where they are, another worker has begun them
-                point, number = setting.point, _number(frozen)
-                members = [Member(run_name(number, point, seed), point, seed) for seed in setting.seeds]
+            if setting is not None:
+                point = setting.point
+                members = [Member(run_name(trial.number, point, seed), point, seed) for seed in setting.seeds]
                 trial.set_user_attr(MEMBERS, list(map(asdict, members)))
             members = [Member(**row) for row in trial.user_attrs[MEMBERS]]
             claimed[trial] = Group(members, dict(frozen.intermediate_values))
 
-        for left in self._trials() if not options.worker else ():
+        for left in self._trials():
             if left.state == TrialState.RUNNING and MEMBERS in left.user_attrs:
                 begin(Trial(self.study, left._trial_id))
             elif left.state == TrialState.RUNNING:
@@ -219,36 +196,18 @@ class Sweep:
             for setting in (setting for setting in plan.settings if setting not in begun):
                 begin(self.study.ask(), setting)
             return claimed
-        if options.worker:
-            fail_stale_trials(self.study)
-            for running in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                self._beat_first(running)  # Optuna never ends a trial whose worker died before its first heartbeat
-            self.beating.clear()
         space = {axis.key: axis.distribution for axis in plan.axes}
         while len(claimed) < options.at_once:
             every = self._trials()
-            states = [trial.state for trial in every]
-            if len(states) >= options.trials and TrialState.WAITING not in states:
+            if len(every) >= options.trials:
                 break
             trial = self.study.ask(space)
             same = [other for other in every if other.state == TrialState.COMPLETE and other.params == trial.params]
             if same:  # its score is known
                 self._tell(trial, float(same[0].value or 0.0))
                 continue
-            self._beat_first(trial)
-            self.beating.add(trial._trial_id)
             begin(trial, Setting(point_of(plan.axes, trial), list(plan.seeds)))
         return claimed
-
-    def _beat_first(self, trial: Trial | FrozenTrial) -> None:
-        if self.plan.options.worker and trial._trial_id not in self.seen:
-            self.beat(trial._trial_id)
-            self.seen.add(trial._trial_id)
-
-    def beat(self, trial_id: int) -> None:
-        """Say in the storage that somebody trains this trial."""
-        assert isinstance(self.storage, RDBStorage), "workers have a database"
-        self.storage.record_heartbeat(trial_id)
 
     def _tell(self, trial: Trial, value: float, state: TrialState | None = None) -> None:
         if state is None and not math.isfinite(value):
@@ -318,122 +277,54 @@ def run_sweep(plan: Plan, report: Report = ignore) -> Sweep:
     """Train every point and leave sweep.json, sweep.csv, sweep.png and sweep.svg beside the runs.
 
     Raises:
-        LorakitError: a mistake that all points share, or a failing storage; an Interrupted after a signal.
+        LorakitError: a mistake that all points share; an Interrupted after a signal.
     """
     from lorakit.app.sweep.table import write_csv, write_plots
 
-    options = plan.options
-    resume = "auto" if options.resume or options.worker else None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with group_folder(plan.folder, plan.base, resume, report, shared=options.worker), warnings.catch_warnings():
+    resume = "auto" if plan.options.resume else None
+    with group_folder(plan.folder, plan.base, resume, report), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        warnings.filterwarnings("ignore", "Heartbeat of storage")  # is for its own loop; `_heartbeat` does it here
-        try:
-            with exclusive(plan.folder / WORKERS_LOCK) if options.worker else nullcontext():
-                sweep = Sweep(plan, report)
-            with _heartbeat(sweep) if options.worker else nullcontext():
-                sweep.run()
-        except StorageInternalError as err:
-            raise OutputError(f"--optuna: the storage fails: {first_line(err.__cause__ or err)}") from err
-        except UpdateFinishedTrialError as err:
-            raise OutputError(
-                f"--worker: no heartbeat for {GRACE_S} s, so other workers train these trials now"
-            ) from err
+        sweep = Sweep(plan, report)
+        sweep.run()
         sweep.best()
         write_csv(sweep)
         write_plots(sweep)
     return sweep
 
 
-def _number(trial: FrozenTrial) -> int:
-    """The number of a trial, or of the first of those that it repeats."""
-    return int(trial.system_attrs.get("failed_trial", trial.number))
-
-
-def _open_storage(plan: Plan) -> BaseStorage:
-    """Where the books are: a file in the folder, or the database that --optuna names.
-
-    Several workers have an SQLite database at least: Optuna has heartbeats for databases alone. Else the file is a journal, which
-    is twenty times as fast.
-    """
-    options, path = plan.options, plan.folder / JOURNAL
-    if not (options.optuna or options.worker):
-        Path(f"{path}.lock").unlink(missing_ok=True)  # of a killed process; the folder is locked for this one
-        try:
-            return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
-        except (ValueError, KeyError) as err:
-            raise OutputError(f"{path}: damaged: {first_line(err)}") from err
-    url = options.optuna or str(plan.folder / DATABASE)
-    url = url if "://" in url else f"sqlite:///{Path(url).absolute()}"
-    again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES, inherit_intermediate_values=True)
-    beats = {"heartbeat_interval": BEAT_S, "grace_period": GRACE_S, "heartbeat_stale_trial_callback": again}
-    wait = {"connect_args": {"timeout": BUSY_S}} if url.startswith("sqlite") else {}
-    settings: dict[str, Any] = {"engine_kwargs": wait, **(beats if options.worker else {})}
-    try:
-        return RDBStorage(url, **settings)
-    except (ImportError, ValueError, StorageInternalError) as err:
-        raise ConfigError(f"--optuna: {first_line(err)}") from err
-
-
-def _open_study(plan: Plan, storage: BaseStorage) -> optuna.Study:
-    """The study, begun or joined.
+def _open_study(plan: Plan) -> optuna.Study:
+    """The study, begun or continued; its books are a file in the folder.
 
     Raises:
-        ConfigError: it is there and may not be, it is of another sweep, or a sampler needs a package that is not there.
+        ConfigError: it is of another sweep, or a sampler needs a package that is not there.
+        OutputError: the file is damaged.
     """
-    options, name = plan.options, plan.folder.name
-    option = "--worker" if options.worker else "--resume"
-    sampler = options.sampler if options.optuna is not None else "random"
+    options, path = plan.options, plan.folder / JOURNAL
+    Path(f"{path}.lock").unlink(missing_ok=True)  # of a killed process; the folder is locked for this one
     try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction="maximize",
-            load_if_exists=options.resume or options.worker,
-        )
-        # a resumed search draws other numbers, and each worker too; but those of qmc share one sequence in the storage
-        seed = (
-            options.draw_seed if sampler == "qmc" else None if options.worker else options.draw_seed + len(study.trials)
-        )
+        storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+    except (ValueError, KeyError) as err:
+        raise OutputError(f"{path}: damaged: {first_line(err)}") from err
+    study = optuna.create_study(storage=storage, study_name=plan.folder.name, direction="maximize", load_if_exists=True)
+    sampler = options.sampler if options.optuna else "random"
+    # a resumed search draws other numbers; but those of qmc are one sequence in the storage
+    seed = options.draw_seed if sampler == "qmc" else options.draw_seed + len(study.trials)
+    try:
         study.sampler, study.pruner = SAMPLERS[sampler](seed=seed), PRUNERS[options.pruner]()
-    except DuplicatedStudyError as err:
-        raise ConfigError(
-            f"--optuna: the study {name!r} exists already; use --resume, or choose another output.dir"
-        ) from err
     except ImportError as err:
         raise ConfigError(f"--sampler {sampler}: {first_line(err)}") from err
     sections = plan.base.model_dump(mode="json", exclude={"output"})
     keys = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
-    how = {**keys, "seeds": list(plan.seeds), "rungs": list(plan.shares), "--worker": options.worker}
+    how = {**keys, "seeds": list(plan.seeds), "rungs": list(plan.shares)}
     if not (before := study.user_attrs.get(HOW, {})):
         if (plan.folder / STATE).exists():
             raise ConfigError(
-                f"{option}: the sweep in {plan.folder} is recorded in another storage (a single process uses {JOURNAL}, "
-                f"workers {DATABASE} or what --optuna names), or by an older lorakit; choose another output.dir"
+                f"--resume: {plan.folder} has no {JOURNAL}, the books of its sweep; choose another output.dir"
             )
         study.set_user_attr(HOW, how)
     for key in {**before, **how} if before else ():
         if before.get(key) != how.get(key):
             was, now = before.get(key), how.get(key)
-            raise ConfigError(f"{option}: {plan.folder} holds another sweep: its {key} was {was!r}, now {now!r}")
+            raise ConfigError(f"--resume: {plan.folder} holds another sweep: its {key} was {was!r}, now {now!r}")
     return study
-
-
-@contextmanager
-def _heartbeat(sweep: Sweep) -> Iterator[None]:
-    """Say in the storage, every few seconds, which trials this worker trains."""
-    end = Event()
-
-    def beat_on() -> None:
-        while not end.wait(BEAT_S):
-            for trial_id in list(sweep.beating):
-                with suppress(Exception):  # a storage that is busy or away; the next one tries again
-                    sweep.beat(trial_id)
-
-    thread = Thread(target=beat_on, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
