@@ -61,22 +61,10 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
     show_default=True,
     help="With --optuna: how to stop trials that fall behind.",
 )
-@click.option("--lr-probe", is_flag=True, help="Find a learning rate by short runs over a grid of rates.")
-@click.option(
-    "--probe-steps", type=click.IntRange(min=8), default=100, show_default=True, help="Steps of each of these runs."
-)
 @click.option("--resume", is_flag=True, help="Continue the sweep in the folder; finished runs are not repeated.")
 @click.option("--dry-run", is_flag=True, help="Print the points, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sweep as JSON.")
-def sweep(
-    recipe: Path,
-    words: tuple[str, ...],
-    as_json: bool,
-    dry_run: bool,
-    lr_probe: bool,
-    probe_steps: int,
-    **values: Any,
-) -> None:
+def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **values: Any) -> None:
     """Train RECIPE with many settings, and show which are best.
 
     Values with commas are a grid; a list is written in brackets. Each run has its own folder beside sweep.json,
@@ -86,32 +74,19 @@ def sweep(
     lorakit sweep sst2-bert train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2
     lorakit sweep sst2-bert train.lr=1e-5..1e-2 lora.r=4..32 --optuna --trials 20
     lorakit sweep sst2-bert train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
-    lorakit sweep sst2-bert --lr-probe
     """
     from lorakit.app.sweep.plan import Options, make_plan, show_plan
     from lorakit.recipe import recipe_file
 
     options = Options(recipe_file(str(recipe)) or recipe, words, **values)
-    if lr_probe and dry_run:
-        raise click.UsageError("--lr-probe and --dry-run: use one of them")
+    plan = make_plan(options)
     if dry_run:
-        output = show_plan(make_plan(options))
-    elif lr_probe:
-        from lorakit.app.sweep.lr_probe import plan_probe, run_probe
+        return show_plan(plan).show(as_json)
+    begin(f"training in {plan.folder}")
+    from lorakit.app.console import Screen  # after mistakes of recipes: needs torch
+    from lorakit.app.sweep.study import run_sweep
+    from lorakit.app.sweep.table import show_sweep
 
-        plan = plan_probe(options)
-        begin("trying learning rates")
-        from lorakit.app.console import Screen  # after mistakes of recipes: needs torch
-
-        with closing(Screen()) as screen:
-            output = run_probe(plan, probe_steps, screen)
-    else:
-        plan = make_plan(options)
-        begin(f"training in {plan.folder}")
-        from lorakit.app.console import Screen
-        from lorakit.app.sweep.study import run_sweep
-        from lorakit.app.sweep.table import show_sweep
-
-        with closing(Screen()) as screen:
-            output = show_sweep(run_sweep(plan, screen))
+    with closing(Screen()) as screen:
+        output = show_sweep(run_sweep(plan, screen))
     output.show(as_json)
