@@ -1,4 +1,4 @@
-"""The points of a sweep: grids, ranges and files, and what is refused."""
+"""The points of a sweep: grids and ranges, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from sklearn.model_selection import ParameterGrid
 
-from lorakit.app.sweep.plan import Axis, Options, draw_points, grid, make_plan, parse_axes, read_points, word
-from lorakit.errors import ConfigError, DataError
-from lorakit.recipe import make_recipe
+from lorakit.app.sweep.plan import Axis, Options, draw_points, grid, make_plan, parse_axes, word
+from lorakit.errors import ConfigError
 
 
 def test_grid_has_the_points_of_scikit_learns() -> None:
@@ -96,46 +95,13 @@ def test_draws_are_log_uniform_reproducible_and_distinct() -> None:
         draw_points(small, 5, seed=0)
 
 
-@pytest.mark.parametrize("name", ["points.jsonl", "points.toml"])
-def test_read_points_takes_dotted_and_nested_keys(tmp_path: Path, name: str) -> None:
-    text = {
-        "points.jsonl": '{"train.lr": 1e-3, "lora.r": 8}\n\n{"lora": {"rank_pattern": {"query": 4}}}\n',
-        "points.toml": '[[point]]\n"train.lr" = 1e-3\nlora.r = 8\n[[point]]\nlora.rank_pattern = {query = 4}\n',
-    }
-    (tmp_path / name).write_text(text[name])
-    points = read_points(tmp_path / name)
-    assert points == [{"train.lr": 1e-3, "lora.r": 8}, {"lora.rank_pattern": {"query": 4}}]
-    raw = {"model": {"base": "minilm"}, "data": {"train": "x.csv"}}
-    recipe = make_recipe(raw, [word(key, value) for point in points for key, value in point.items()])
-    assert (recipe.train.lr, recipe.lora.r, recipe.lora.rank_pattern) == (1e-3, 8, {"query": 4})
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"train.lr": 1e-3}\n{"train.lr": }', r"points\.jsonl:2: cannot be read as points"),
-        ("[1, 2]", r"points\.jsonl:1: \[1, 2\] is not a point"),
-        ('{"lr": 1e-3}', "'lr' is not a key of a recipe"),
-        ("", "no points in it"),
-    ],
-)
-def test_read_points_refuses(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "points.jsonl").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_points(tmp_path / "points.jsonl")
-
-
 RECIPE = '[model]\nbase = "minilm"\n[data]\ntrain = "x.csv"\n'
 
 
-def test_plan_has_every_pair_of_a_listed_point_and_one_of_the_grid(tmp_path: Path) -> None:
-    recipe, points = tmp_path / "small.toml", tmp_path / "points.jsonl"
-    recipe.write_text(RECIPE)
-    points.write_text('{"lora.r": 4, "train.seed": 7}\n{"lora.r": 8}\n')
-    plan = make_plan(Options(recipe, ("train.epochs=1,2",), points=points, seeds=(0, 1)))
-    assert plan.settings[1:3] == [({"lora.r": 4, "train.epochs": 2}, [7]), ({"lora.r": 8, "train.epochs": 1}, [0, 1])]
-    with pytest.raises(ConfigError, match=r"lora\.r is both"):
-        make_plan(Options(recipe, ("lora.r=2,3",), points=points))
+def test_plan_has_every_seed_of_a_point(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE)
+    plan = make_plan(Options(tmp_path / "small.toml", ("train.epochs=1,2",), seeds=(0, 1, 0)))
+    assert plan.settings == [({"train.epochs": 1}, [0, 1]), ({"train.epochs": 2}, [0, 1])]
 
 
 @pytest.mark.parametrize(

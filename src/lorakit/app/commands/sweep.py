@@ -37,7 +37,6 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.command(cls=WithHalving)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("words", type=Change(), nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
-@click.option("--list", "points", metavar="FILE", type=click.Path(path_type=Path), help="Points: JSONL, or [[point]].")
 @click.option("--random", type=click.IntRange(min=1), metavar="N", help="Sample N points; ranges are LOW..HIGH.")
 @click.option("--draw-seed", type=int, default=0, show_default=True, help="Seed of --random and --optuna.")
 @click.option("--seeds", callback=_seeds, metavar="0,1,2", help="Train each point with each of these seeds.")

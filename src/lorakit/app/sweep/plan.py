@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from lorakit.app.printing import Output
-from lorakit.errors import ConfigError, DataError, first_line
-from lorakit.hashing import open_regular, parse_toml
+from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe, read_recipe, toml_value
 from lorakit.training.budget import EVALUATIONS
 
@@ -45,7 +44,6 @@ class Options:
 
     recipe: Path
     words: Sequence[str] = ()
-    points: Path | None = None  # a file of them
     random: int | None = None
     draw_seed: int = 0
     seeds: Sequence[int] = ()
@@ -109,13 +107,12 @@ def make_plan(options: Options) -> Plan:
     """The plan of a command line; every recipe in it has been made once.
 
     Raises:
-        ConfigError: the recipe or a word is wrong, or asks for what does not go together. DataError: the file of points is.
+        ConfigError: the recipe or a word is wrong, or asks for what does not go together.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a sweep runs in one process; use several with `lorakit train`")
-    ways = {"--list": options.points, "--random": options.random, "--optuna": options.optuna}
-    if len(flags := [name for name, value in ways.items() if value]) > 1:
-        raise ConfigError(f"{' and '.join(flags)}: use one of them")
+    if options.random and options.optuna:
+        raise ConfigError("--random and --optuna: use one of them")
     if options.optuna and options.halving:
         raise ConfigError("--halving and --optuna: with Optuna use --pruner")
     if options.optuna != (options.trials is not None):
@@ -134,9 +131,12 @@ def make_plan(options: Options) -> Plan:
         seeds = axis.values if axis.key == SEED else seeds
     seeds = list(dict.fromkeys(seeds))
     axes = [axis for axis in axes if axis.key != SEED and len(axis.values) > 1]
-    if not (options.points or axes or len(seeds) > 1):
+    if not (axes or len(seeds) > 1):
         raise ConfigError("nothing to sweep over; give values, for example train.lr=3e-4,1e-3")
-    settings = [] if options.optuna else _settings(options, axes, seeds)
+    settings = []
+    if not options.optuna:
+        points = draw_points(axes, options.random, options.draw_seed) if options.random else grid(axes)
+        settings = [Setting(point, seeds) for point in points]
     eta = options.halving or (3 if options.pruner != "none" else None)
     shares = halving_shares(PRUNED_AT if options.optuna else len(settings), eta, base) if eta else []
     if shares and base.train.max_steps is not None and base.train.eval_every is None:
@@ -144,24 +144,11 @@ def make_plan(options: Options) -> Plan:
     folder = Path(base.output.dir or Path("runs") / f"{options.recipe.stem}-sweep")
     plan = Plan(options, base, fixed, axes, seeds, settings, shares, folder)
     first = {axis.key: axis.values[0] for axis in axes}
-    drawn = [Setting({**first, axis.key: value}, list(seeds)) for axis in axes for value in axis.values]
+    drawn = [Setting({**first, axis.key: value}, seeds) for axis in axes for value in axis.values]
     for point, own in drawn if options.optuna else settings:
         for seed in own:
             plan.recipe_of(point, seed)
     return plan
-
-
-def _settings(options: Options, axes: Sequence[Axis], seeds: Sequence[int]) -> list[Setting]:
-    points = draw_points(axes, options.random, options.draw_seed) if options.random else grid(axes)
-    listed = read_points(options.points) if options.points else [{}]
-    if both := sorted({key for point in listed for key in point} & {axis.key for axis in axes}):
-        raise ConfigError(f"{both[0]} is both in the list of points and on the command line")
-    settings: dict[str, Setting] = {}
-    for point in ({**a, **b} for a, b in product(listed, points)):
-        rest = {key: value for key, value in point.items() if key != SEED}
-        own = settings.setdefault(json.dumps(rest, sort_keys=True), Setting(rest, [])).seeds
-        own += [seed for seed in ([point[SEED]] if SEED in point else seeds) if seed not in own]
-    return list(settings.values())
 
 
 def halving_shares(n: int, eta: int, recipe: Recipe) -> list[float]:
@@ -308,37 +295,3 @@ def point_of(axes: Sequence[Axis], trial: Trial) -> Point:
     """The point that Optuna has drawn."""
     values = {axis.key: {} if axis.is_range else {toml(value): value for value in axis.values} for axis in axes}
     return {key: values[key].get(value, value) for key, value in trial.params.items()}
-
-
-def read_points(path: Path) -> list[Point]:
-    """The points in a file: a JSON object a line, or [[point]] tables of TOML; {"train.lr": 1e-3} or nested.
-
-    Raises:
-        DataError: the file cannot be read, or an entry is no point.
-    """
-    where, rows = str(path), list[tuple[str, Any]]()
-    try:
-        with open_regular(path) as file:
-            text = file.read().decode()
-        if path.suffix == ".toml":
-            tables = parse_toml(text).get("point", ())
-            rows = [(f"{path}: point {number}", row) for number, row in enumerate(tables, start=1)]
-        else:
-            for number, line in enumerate(text.split("\n"), start=1):
-                where = f"{path}:{number}"
-                rows += [(where, json.loads(line))] if line.strip() else []
-    except (OSError, ValueError, RecursionError) as err:
-        raise DataError(f"{where}: cannot be read as points: {first_line(err)}") from err
-    if not rows:
-        raise DataError(f"{path}: no points in it; write a JSON object a line, or [[point]] tables of TOML")
-    points: list[Point] = []
-    for where, row in rows:
-        if not isinstance(row, Mapping) or not row:
-            raise DataError(f'{where}: {row!r} is not a point; write {{"train.lr": 1e-3, "lora.r": 8}}')
-        point: dict[str, Any] = {}
-        for key, value in row.items():
-            if "." not in key and not isinstance(value, Mapping):
-                raise DataError(f"{where}: {key!r} is not a key of a recipe; write section.key, for example train.lr")
-            point |= {key: value} if "." in key else {f"{key}.{name}": entry for name, entry in value.items()}
-        points.append(point)
-    return points
