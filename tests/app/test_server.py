@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorakit.app.server import process, routes
-from lorakit.app.server.answers import ERRORS, JSON_BYTES, prediction, tensors
+from lorakit.app.server.answers import ERRORS, prediction
 from lorakit.app.server.log import json_log
 from lorakit.app.server.process import Server, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
@@ -159,49 +159,25 @@ def test_requests_together_get_the_answers_that_each_gets_alone(running: Running
         assert scores(entries) == pytest.approx(answer["probabilities"], abs=1e-5)
 
 
-def test_kserve_protocol_describes_and_answers(running: Running) -> None:
-    assert running.ask("/v2/health/ready").status == 200
-    model = running.ask("/v2/models/topic").json
-    assert (model["name"], [tensor["name"] for tensor in model["inputs"]]) == ("topic", ["text"])
-    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": TEXTS[:2]}
-    reply = running.ask("/v2/models/topic/infer", {"id": "7", "inputs": [tensor]}).json
-    outputs = {output["name"]: output for output in reply["outputs"]}
-    assert (reply["id"], reply["model_name"], outputs["probabilities"]["shape"]) == ("7", "topic", [2, 3])
-    expected = [load(running.root / "topic").predict([text])[0] for text in TEXTS[:2]]
-    assert outputs["label"]["data"] == [answer["label"] for answer in expected]
-    assert outputs["score"]["data"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
-
-
-FORMS: list[tuple[dict[str, Any], list[dict[str, Any]], dict[str, list[Any]]]] = [
+FORMS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     (
         {"label": "b", "score": 0.75, "probabilities": {"a": 0.25, "b": 0.75}},
         [{"score": 0.75, "label": "b"}, {"score": 0.25, "label": "a"}],
-        {"label": ["b"] * 2, "score": [0.75] * 2, "probabilities": [0.25, 0.75] * 2},
     ),
     (
         {"labels": ["a"], "probabilities": {"a": 0.9, "b": 0.2}},
         [{"score": 0.9, "label": "a"}, {"score": 0.2, "label": "b"}],
-        {"label": ["a"] * 2, "score": [0.9] * 2, "labels": ['["a"]'] * 2, "probabilities": [0.9, 0.2] * 2},
     ),
-    ({"label": "a", "score": 0.5}, [{"score": 0.5, "label": "a"}], {"label": ["a"] * 2, "score": [0.5] * 2}),
-    ({"value": 2.5}, [{"score": 2.5, "label": "value"}], {"value": [2.5] * 2}),
-    (
-        {"entities": [{"entity_group": "PER"}]},
-        [{"entity_group": "PER"}],
-        {"entities": ['[{"entity_group": "PER"}]'] * 2},
-    ),
-    ({"entities": []}, [], {"entities": ["[]"] * 2}),
+    ({"label": "a", "score": 0.5}, [{"score": 0.5, "label": "a"}]),
+    ({"value": 2.5}, [{"score": 2.5, "label": "value"}]),
+    ({"entities": [{"entity_group": "PER"}]}, [{"entity_group": "PER"}]),
+    ({"entities": []}, []),
 ]
 
 
-@pytest.mark.parametrize(("answer", "entries", "outputs"), FORMS)
-def test_answers_of_every_task_have_a_form(
-    answer: dict[str, Any], entries: list[dict[str, Any]], outputs: dict[str, list[Any]]
-) -> None:
+@pytest.mark.parametrize(("answer", "entries"), FORMS)
+def test_answers_of_every_task_have_a_form(answer: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     assert prediction(answer) == entries
-    made = tensors([answer] * 2)
-    assert {tensor["name"]: tensor["data"] for tensor in made} == outputs
-    assert all(math.prod(tensor["shape"]) == len(tensor["data"]) for tensor in made)
     assert [math.exp(e["score"]) for e in prediction(answer, raw=True) if "probabilities" in answer] == pytest.approx(
         [entry["score"] for entry in entries if "probabilities" in answer]
     )
@@ -282,7 +258,7 @@ def test_wrong_requests_are_refused_in_words(running: Running, body: Any, status
 
 def test_documents_say_which_errors_there_are(running: Running) -> None:
     described = running.ask("/openapi.json").json
-    for path in ("/predict", "/v2/models/{model}/infer"):
+    for path in ("/predict", "/models/{model}"):
         assert set(described["paths"][path]["post"]["responses"]) == {"200", *map(str, ERRORS)}
     assert "HTTPValidationError" not in described["components"]["schemas"]
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -356,7 +332,6 @@ def test_nothing_but_the_open_routes_answers_without_the_token(root: Path) -> No
             "/adapters",
             "/openapi.json",
             "/docs",
-            "/v2/repository/index",
             *(path for _, path in OPEN),
         } <= routes
         answered = set()
@@ -382,7 +357,6 @@ def test_nothing_but_the_open_routes_answers_without_the_token(root: Path) -> No
 
 
 NUMBERS = b'{"inputs": [' + b"1," * 900_000 + b"1]}"
-TENSOR = b'{"name": "text", "shape": [1], "datatype": "BYTES", "data": ['
 WORST = {
     "numbers": NUMBERS,
     "lists": b'{"inputs": [' + b"[]," * 600_000 + b"[]]}",
@@ -404,10 +378,7 @@ WORST = {
     "spaces": b" " * 1_900_000,
     "wrong entries at the limit": b'{"inputs": [' + b"1," * 1_000 + b"1]}",
     "unknown keys at the limit": b"{" + b",".join(b'"%x": 1' % i for i in range(1_000)) + b"}",
-    "tensors": b'{"inputs": [' + TENSOR + b"1]}," * 20_000 + b"{}]}",
-    "tensors at the limit": b'{"inputs": [' + b"{}," * 500 + b"{}]}",
-    "numbers in a tensor": b'{"inputs": [' + TENSOR + b"1," * 900_000 + b"1]}]}",
-    "shape": b'{"inputs": [' + TENSOR.replace(b"1", b"1," * 900_000 + b"1") + b'"a"]}]}',
+    "objects at the limit": b'{"inputs": [' + b"{}," * 500 + b"{}]}",
 }
 
 
@@ -425,16 +396,9 @@ async def longest_hold(root: Path, bodies: Mapping[str, bytes]) -> dict[str, flo
     def ask_all(running: Running) -> None:
         nonlocal name
         until(lambda: running.server.started, "a server")
-        name = "empty strings in a binary tensor"
-        begin = b'{"inputs": [' + TENSOR[:-11] + b', "parameters": {"binary_data_size": 1900000}}]}'
-        assert (
-            running.ask("/v2/models/mood/infer", begin + bytes(1_900_000), {JSON_BYTES: str(len(begin))}).status == 413
-        )
-        for path in ("/predict", "/v2/models/mood/infer"):
-            for kind, body in bodies.items():
-                name = f"{kind} to {path}"
-                status = running.ask(path, body).status
-                assert 400 <= status < 500, (name, status)
+        for name, body in bodies.items():
+            status = running.ask("/predict", body).status
+            assert 400 <= status < 500, (name, status)
         name = "an answer of 96,000 entities"
         entity = {"entity_group": "PER", "word": "a", "start": 0, "end": 1, "score": 0.123456789}
         future: Future[Any] = Future()
@@ -480,7 +444,7 @@ BODIES = st.one_of(
         },
     ).map(lambda value: json.dumps(value).encode()),
 )
-PATHS = st.sampled_from(["/predict", "/", "/models/mood", "/v2/models/mood/infer", "/v2/models/x/infer"])
+PATHS = st.sampled_from(["/predict", "/", "/models/mood", "/models/x"])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

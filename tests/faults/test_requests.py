@@ -22,16 +22,13 @@ from tests.shipped import ship
 
 TOKEN = "open-sesame"
 MOST_S, MOST_MB = 5.0, 1_000
-ROUTES = ("/predict", "/", "/v2/models/mood/infer", "/v2/models/tags/infer")
+ROUTES = ("/predict", "/", "/models/mood", "/models/tags")
 GET = (
     "/",
     "/info",
     "/adapters",
     "/metrics",
     "/openapi.json",
-    "/v2",
-    "/v2/models/mood",
-    "/v2/models/mood/ready",
     "/health",
 )
 VALUES: list[Any] = [
@@ -49,7 +46,6 @@ VALUES: list[Any] = [
     ["a", 1],
     {"a": {"b": []}},
 ]
-TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
 
 
 def request(target: str, body: Any = None, method: str = "POST", token: str | None = TOKEN, **headers: str) -> bytes:
@@ -80,10 +76,6 @@ def bodies() -> Iterator[tuple[str, bytes]]:
     fields = ("inputs", "adapter", "truncate", "truncation_direction", "raw_scores", "more")
     for field, value in itertools.product(fields, VALUES):
         yield f"{field} {short(value)}", request("/predict", {"inputs": "a", field: value})
-    for field, value in itertools.product(("id", "inputs", "outputs", "parameters", "more"), VALUES):
-        yield f"KServe {field} {short(value)}", request(ROUTES[2], {"inputs": [TENSOR], field: value})
-    for field, value in itertools.product((*TENSOR, "parameters", "more"), VALUES):
-        yield f"tensor's {field} {short(value)}", request(ROUTES[2], {"inputs": [{**TENSOR, field: value}]})
     long = "a b " * 15_000
     for adapter, truncate in itertools.product(("mood", "tags"), (False, True)):
         for texts in ([long], [[long]] * 32, [[long[:60_000]] * 2] * 16):

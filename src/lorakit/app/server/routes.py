@@ -1,4 +1,4 @@
-"""Answers over HTTP: text-embeddings-inference's /predict, the hub's API, KServe's protocol v2, metrics, and a page."""
+"""Answers over HTTP: text-embeddings-inference's /predict, the hub's API, metrics, and a page."""
 
 from __future__ import annotations
 
@@ -28,20 +28,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 import lorakit
-from lorakit.app.server.answers import (
-    ERRORS,
-    JSON_BYTES,
-    Infer,
-    Predict,
-    Problem,
-    Text,
-    infer_response,
-    outputs,
-    problem,
-    read_json,
-    read_tensors,
-    tensors,
-)
+from lorakit.app.server.answers import ERRORS, Predict, Problem, Text, problem, read_json
 from lorakit.app.server.docs import docs_page
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.log import log
@@ -53,11 +40,10 @@ from lorakit.inference.answer import check_input
 from lorakit.inference.shared_base import Resident
 
 PAGE = Path(__file__).parent / "page" / "index.html"
-HEALTH = ("/health", "/ping", "/v2/health/live", "/v2/health/ready")
+HEALTH = ("/health", "/ping")
 OPEN = {("GET", path) for path in ("/", *HEALTH)}  # all routes without a token
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as a Host header names them
 MORE_VALUES = 1_000  # of a body, in addition to its texts
-VERSION = "1"  # of every model, for clients of KServe, which name one
 FACTS = "lorakit"  # in the scope of a request: what the log says of it
 
 
@@ -229,39 +215,6 @@ class Service:
         # in a thread: a long text has thousands of entities, whose encoding would block the event loop for a second
         return Response(await asyncio.to_thread(write), media_type="application/json")
 
-    async def infer(self, request: Request, model: str, body: Infer) -> Any:
-        """KServe's inference: tensors of texts to tensors of answers."""
-        answers = await self.answers(request, model, body.texts(), truncate=True)
-        facts = {"model_name": model, "model_version": VERSION} | ({} if body.id is None else {"id": body.id})
-        content, headers = await asyncio.to_thread(lambda: infer_response(facts, tensors(answers), body))
-        return Response(content, headers=headers)
-
-    async def model(self, model: str) -> Any:
-        """What KServe calls a model's metadata."""
-        side = (await self.resident_named(model)).side
-        names = ["text"] if side.columns.pair is None else ["text", "pair"]
-        inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
-        return {"name": model, "versions": [VERSION], "platform": "lorakit", "inputs": inputs, "outputs": outputs(side)}
-
-    async def model_ready(self, model: str) -> Any:
-        """Whether an adapter can answer; loads it."""
-        await self.resident_named(model)
-        return {"name": model, "ready": True}
-
-    async def index(self) -> Any:
-        """KServe's list of models; one that could not be loaded is unavailable."""
-        refused = {name: self.refused.get(f"adapter {name!r}", "") for name in self.pool.folders}
-        state = {True: "UNAVAILABLE", False: "READY"}
-        return [
-            {
-                "name": name,
-                "version": VERSION,
-                "state": state[bool(reason)],
-                "reason": reason and "see the server's log",
-            }
-            for name, reason in refused.items()
-        ]
-
     async def adapters(self) -> Any:
         """The adapters served, with facts about those in memory."""
         return [{"name": name, **self._described(name)} for name in self.pool.folders]
@@ -398,19 +351,13 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     for path in ("/predict", "/"):
         app.add_api_route(path, service.predict, methods=["POST"], response_model=None)
     app.add_api_route("/models/{model}", service.predict_by, methods=["POST"], response_model=None)
-    app.add_api_route("/v2/repository/index", service.index, methods=["POST"], response_model=None)
-    got: dict[str, Any] = {}
-    for model in ("/v2/models/{model}", f"/v2/models/{{model}}/versions/{VERSION}"):
-        app.add_api_route(f"{model}/infer", service.infer, methods=["POST"], response_model=None)
-        got |= {model: service.model, f"{model}/ready": service.model_ready}
-    got |= {
+    got: dict[str, Any] = {
         "/adapters": service.adapters,
         "/info": service.info,
         "/metrics": service.metrics_page,
         "/": _page(lambda: PAGE.read_text(encoding="utf-8"), "The page to try the server."),
         "/docs": _page(lambda: docs_page(app.openapi()), "The routes, as a page."),
         **dict.fromkeys(HEALTH, _healthy),
-        "/v2": _about,
     }
     for path, route in got.items():
         app.add_api_route(path, route, methods=["GET"], response_model=None)
@@ -428,31 +375,20 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
 
 
 def _json_route(most_values: int) -> type[APIRoute]:
-    """Routes whose bodies are JSON with at most `most_values` values, and perhaps KServe's binary tensors behind it."""
+    """Routes whose bodies are JSON with at most `most_values` values."""
 
     class JsonRequest(Request):
         async def json(self) -> Any:
-            json_bytes = self.headers.get(JSON_BYTES)
-            if json_bytes is None:
-                return read_json(await self.body(), most_values)
-            return read_tensors(await self.body(), json_bytes, most_values)
+            return read_json(await self.body(), most_values)
 
     class JsonRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             answer = super().get_route_handler()
-            kinds = {"application/json"}
-            if self.path.startswith("/v2/"):
-                kinds |= {"", "application/octet-stream"}  # as Triton's clients write
 
             async def handle(request: Request) -> Response:
-                kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
                 # other kinds a page of another origin could have a browser send, without asking us first
-                if kind not in kinds or (kind != "application/json" and "origin" in request.headers):
+                if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
                     raise HTTPException(415, "Content-Type: application/json is needed")
-                request.scope["headers"] = [
-                    *((name, value) for name, value in request.scope["headers"] if name != b"content-type"),
-                    (b"content-type", b"application/json"),  # which FastAPI asks for
-                ]
                 request = JsonRequest(request.scope, request.receive)
                 try:
                     if not await request.body():
@@ -469,11 +405,6 @@ def _json_route(most_values: int) -> type[APIRoute]:
 async def _healthy() -> Any:
     """An empty answer of status 200."""
     return {}
-
-
-async def _about() -> Any:
-    """KServe's metadata of a server."""
-    return {"name": "lorakit", "version": lorakit.__version__, "extensions": ["binary_tensor_data"]}
 
 
 def _page(make: Callable[[], str], what: str) -> Any:
