@@ -112,18 +112,6 @@ def test_examples_are_answered_and_history_shows_them_again(
     assert "Nairobi" in page.run("at('examples').innerText")
 
 
-def test_routes_are_described_without_a_script(page: Tab, running: Running) -> None:
-    page.resize(PHONE)
-    page.open(f"http://127.0.0.1:{running.port}/docs")
-    described = running.ask("/openapi.json").json["paths"]
-    headings = page.run("[...document.querySelectorAll('h2 code')].map(code => code.innerText)")
-    assert headings == [f"{method.upper()} {path}" for path, methods in described.items() for method in methods]
-    assert page.run("document.scripts.length") == 0
-    assert page.run("document.documentElement.scrollWidth") <= PHONE
-    examples = page.run("[...document.querySelector('section').querySelectorAll('pre')].map(pre => pre.innerText)")
-    assert [running.ask("/predict", line.encode()).status for line in (examples[0], examples[-1])] == [200, 200]
-
-
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 def test_command_that_is_copied_gives_the_same_answer(page: Tab, running: Running) -> None:
     text = 'it\'s a "fine" film; $HOME `id`'

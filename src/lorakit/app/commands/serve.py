@@ -78,7 +78,7 @@ def serve(
     lorakit serve runs/reviews
     curl 127.0.0.1:8080/predict -X POST -d '{"inputs":"I like you."}' -H 'Content-Type: application/json'
 
-    The routes are text-embeddings-inference's /predict (with "adapter" to choose one), /metrics, /docs, and a page.
+    The routes are text-embeddings-inference's /predict (with "adapter" to choose one), /metrics, /openapi.json, and a page.
     Adapters changed in or added to a FOLDER are served without a restart. Put a proxy (Caddy, nginx) in front of it
     if other people can reach it.
     """

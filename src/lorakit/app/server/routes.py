@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from starlette.types import Scope
 
 import lorakit
 from lorakit.app.server.answers import ERRORS, Predict, Problem, Text, problem, read_json
-from lorakit.app.server.docs import docs_page
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.log import log
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
@@ -355,8 +353,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
         "/adapters": service.adapters,
         "/info": service.info,
         "/metrics": service.metrics_page,
-        "/": _page(lambda: PAGE.read_text(encoding="utf-8"), "The page to try the server."),
-        "/docs": _page(lambda: docs_page(app.openapi()), "The routes, as a page."),
+        "/": _page(),
         **dict.fromkeys(HEALTH, _healthy),
     }
     for path, route in got.items():
@@ -407,24 +404,20 @@ async def _healthy() -> Any:
     return {}
 
 
-def _page(make: Callable[[], str], what: str) -> Any:
-    """The route of a page, made when it is first asked for; its content policy allows only its own script and style."""
-
-    @cache
-    def content() -> tuple[str, dict[str, str]]:
-        html = make()
-        policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
-        for tag in ("script", "style"):
-            for inner in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL):
-                digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
-                policy.append(f"{tag}-src 'sha256-{digest}'")
-        return html, {"Content-Security-Policy": "; ".join([*policy, "frame-ancestors 'none'"])}
+def _page() -> Any:
+    """The route of the page to try the server; its content policy allows only its own script and style."""
+    html = PAGE.read_text(encoding="utf-8")
+    policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
+    for tag in ("script", "style"):
+        for inner in re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL):
+            digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+            policy.append(f"{tag}-src 'sha256-{digest}'")
+    headers = {"Content-Security-Policy": "; ".join([*policy, "frame-ancestors 'none'"])}
 
     async def page() -> HTMLResponse:
-        html, headers = content()
+        """The page to try the server."""
         return HTMLResponse(html, headers=headers)
 
-    page.__doc__ = what
     return page
 
 
