@@ -542,15 +542,6 @@ def save_plain(base: BaseModel, folder: Path) -> None:
     base.tokenizer.save_pretrained(folder)
 
 
-def decoder_cache(past: Sequence[Tensor]) -> Any:
-    """What a decoder keeps, from keys and values of its tokens and of the encoder's, four tensors (B, heads, T, d) a layer."""
-    from transformers import DynamicCache, EncoderDecoderCache
-
-    layers = [past[i : i + 4] for i in range(0, len(past), 4)]
-    own, cross = ([layer[at : at + 2] for layer in layers] for at in (0, 2))
-    return EncoderDecoderCache(DynamicCache(own), DynamicCache(cross))
-
-
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what a run computes."""
     import transformers

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import lorakit
 from lorakit.app.commands.export import export_run
@@ -165,7 +164,7 @@ def test_classifier_is_exported_and_the_documented_client_answers_as_the_run_doe
 @slow
 def test_int8_tells_what_it_costs(bert_run: Path, tmp_path: Path) -> None:
     _, _, int8, scores, *_ = export_run(bert_run, "onnx", tmp_path / "out", int8=True).lines
-    assert re.match(r"int8 \(_quantized\): \d+\.\d MB, .* \d+\.\d% of the answers are the same", int8)
+    assert re.match(r"int8 \(model_quantized\.onnx\): \d+\.\d MB, .* \d+\.\d% of the answers are the same", int8)
     assert scores.startswith(f"accuracy on {N_VALIDATION} validation texts: ")
     assert (tmp_path / "out" / "model_quantized.onnx").is_file()
 
@@ -203,44 +202,8 @@ def test_crf_is_left_out_and_said_to_be(bert: Path, files: Path, tmp_path: Path,
     assert "crf: its transitions are left out" in out and "no answers differ" in out
 
 
-def greedily(folder: Path, ids: list[int], limit: int) -> list[int]:
-    """Greedy decoding of one text with the three files, by a plain loop."""
-    import onnxruntime
-
-    names = ("encoder_model", "decoder_model", "decoder_with_past_model")
-    encoder, first, following = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in names)
-    source, mask = np.array([ids]), np.ones((1, len(ids)), np.int64)
-    (hidden,) = encoder.run(None, {"input_ids": source, "attention_mask": mask})
-    feeds = {"encoder_attention_mask": mask, "input_ids": np.array([[0]]), "encoder_hidden_states": hidden}
-    step, past, written = first, {}, []
-    for _ in range(limit):
-        out = dict(zip([put.name for put in step.get_outputs()], step.run(None, feeds), strict=True))
-        written.append(int(out.pop("logits")[0, -1].argmax()))
-        past |= {name.replace("present", "past_key_values"): values for name, values in out.items()}
-        feeds = {"encoder_attention_mask": mask, "input_ids": np.array([written[-1:]]), **past}
-        step = following
-    return written
-
-
-@slow
-def test_t5_writes_what_transformers_writes(t5_run: Path, cli: Cli, tmp_path: Path) -> None:
+def test_model_that_writes_is_refused(t5_run: Path, cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    code, out, err = cli("export", t5_run, "--to", "onnx", "--out", "out", "--json")
-    assert code == 0, err
-    assert json.loads(out)["check"]["answers_differing"] == 0
-    cli("export", t5_run, "--to", "merged", "--out", "plain")
-    plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "plain").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    for text in ("ner: Ada left Oslo .", "ner: x"):
-        ids = tokenizer(text)["input_ids"]
-        theirs = plain.generate(torch.tensor([ids]), max_new_tokens=9, min_new_tokens=9, do_sample=False, num_beams=1)
-        assert greedily(tmp_path / "out", ids, 9) == theirs[0, 1:].tolist()
-
-
-@slow
-def test_t5_that_classifies_is_exported(t5: Path, files: Path, tmp_path: Path, cli: Cli) -> None:
-    recipe = changed(sections(t5, files, "text2text_classification"), "train.max_steps=3")
-    run = fit(recipe, tmp_path / "run").folder
-    code, out, err = cli("export", run, "--to", "onnx", "--int8", "--out", "out", "--json")
-    assert code == 0, err
-    assert json.loads(out)["check"]["answers_differing"] == 0
+    code, _, err = cli("export", t5_run, "--to", "onnx", "--out", "out")
+    assert (code, "export it with --to merged, of which optimum makes ONNX files" in err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
