@@ -21,7 +21,6 @@ import lorakit
 from lorakit.app.estimators import EntityRecognizer, LoraEstimator, TextClassifier, TextRegressor, in_order
 from lorakit.data.read import read
 from lorakit.errors import ConfigError, DataError, OutputError
-from lorakit.inference.notebook import COLORS, EntityView
 from lorakit.recipe import read_recipe
 from tests.runs import PEOPLE, PLACES, WORDS, reviews
 
@@ -29,7 +28,6 @@ TEXTS, LABELS = (list(column) for column in zip(*reviews(24), strict=True))
 NUMBERS = [1.5 if label == "good" else -0.5 for label in LABELS]
 SENTENCES = [[PEOPLE[i % 4], "visited", PLACES[i % 3], "."] for i in range(12)]
 TAGS = [["B-PER", "O", "B-LOC", "O"] for _ in SENTENCES]
-HOSTILE = '<img src=x onerror="alert(1)">&</bdi>'
 
 
 def short(base: Path, steps: int = 1, **more: Any) -> dict[str, Any]:
@@ -214,35 +212,6 @@ def test_recognizer_gives_a_tag_a_word_and_scores_as_seqeval(recognizer: EntityR
     assert recognizer.score(SENTENCES, found) == 1.0
     assert recognizer.classes_.tolist() == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
     assert np.array_equal(recognizer.predict(np.array(SENTENCES)), found)
-
-
-# In notebooks
-
-
-def test_shown_entities_are_the_answers_in_their_places(recognizer: EntityRecognizer) -> None:
-    text = "Ada visited  Oslo ."
-    (answer,) = recognizer.as_pipeline([text])
-    view = recognizer.show_entities(text)
-    assert list(view.entities) == answer
-    assert answer, "the tests' model has learned to find something"
-    assert all(text[e["start"] : e["end"]] == e["word"] for e in answer)
-    assert view._repr_html_().count("<mark") == len(answer)
-
-
-def test_entity_view_escapes_text_and_types() -> None:
-    view = EntityView(f"Ada {HOSTILE}", [{"entity_group": HOSTILE, "start": 4, "end": 4 + len(HOSTILE)}])
-    shown = view._repr_html_()
-    assert "<img" not in shown and shown.count("&lt;img") == 2 and COLORS[0] in shown
-    assert shown.count("<bdi>") == shown.count("</bdi>")
-    assert str(EntityView("Ada left", [{"entity_group": "PER", "start": 0, "end": 3}])) == "[Ada]PER left"
-
-
-def test_estimator_shows_arguments_and_scores_escaped(classifier: TextClassifier) -> None:
-    shown = classifier._repr_html_()
-    assert f"{classifier.scores_['accuracy']:.4g}" in shown and "train_seconds" not in shown
-    assert classifier._repr_mimebundle_()["text/html"] == shown
-    fresh = TextClassifier(model=HOSTILE)._repr_html_()
-    assert "(not fitted)" in fresh and "<img" not in fresh and "&lt;img" in fresh
 
 
 # Mistakes

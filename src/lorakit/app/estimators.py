@@ -24,14 +24,13 @@ from lorakit.app.api import SHORTCUTS, train_recipe
 from lorakit.data.tags import is_tag
 from lorakit.errors import ConfigError, DataError, LorakitError, OutputError
 from lorakit.inference.adapter_folder import shipped_folder
-from lorakit.inference.notebook import EntityView, card
 from lorakit.inference.predictor import Predictor, load
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.events import Event, Note, Report
 from lorakit.tasks.metrics.entities import entity_scores
 from lorakit.training.joint import prepare_all
-from lorakit.training.results import COSTS, Result
+from lorakit.training.results import Result
 from lorakit.training.run import Run
 from lorakit.training.run_files import run_folder
 
@@ -142,16 +141,6 @@ class LoraEstimator(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, True, False
         return tags
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the arguments and, once fitted, the scores."""
-        every = getattr(self, "scores_", {})
-        scores = {key: value for key, value in every.items() if isinstance(value, float) and key not in COSTS}
-        tables = {"arguments": self.get_params(deep=False), "scores on the validation examples": scores}
-        return card(f"{type(self).__name__}{'' if scores else ' (not fitted)'}", tables)
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
-        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def _answers(self, X: Any) -> list[dict[str, Any]]:
         return self.predictor_.predict(texts_of(X))
@@ -270,10 +259,6 @@ class EntityRecognizer(LoraEstimator):
     def as_pipeline(self, X: Any) -> list[list[dict[str, Any]]]:
         """The entities of each raw text, as transformers' token-classification pipeline gives grouped ones."""
         return [answer["entities"] for answer in self._answers(X)]
-
-    def show_entities(self, text: str) -> EntityView:
-        """The entities of a raw text, highlighted in a notebook."""
-        return EntityView(text, self.as_pipeline([text])[0])
 
 
 # Training

@@ -16,7 +16,6 @@ from lorakit.data.tags import entities, to_tags
 from lorakit.errors import DataError
 from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
 from lorakit.inference.answer import answer_all, as_input, check_input, chunks
-from lorakit.inference.notebook import EntityView, card
 from lorakit.inference.side import Side
 from lorakit.lora import adapter_names, merge_and_unload
 from lorakit.models import save_model
@@ -74,37 +73,11 @@ class Predictor:
             check_input(example, self.side, f"text {number} of {len(texts)}")
         return self.lines(examples)
 
-    def show_entities(self, text: str) -> EntityView:
-        """The entities of a text, highlighted in a notebook.
-
-        >>> view = lorakit.load("runs/entities").show_entities("Ingrid Solberg flew to Oslo.")
-        >>> view.text
-        'Ingrid Solberg flew to Oslo.'
-
-        Raises:
-            DataError: the run's task finds no entities.
-        """
-        answer = self.predict(text)
-        if "entities" not in answer:
-            raise DataError(f"show_entities: this run's task, {self.task.info.name}, finds no entities")
-        return EntityView(text, answer["entities"])
-
     def __repr__(self) -> str:
         labels = self.side.labels
         names = ", ".join(labels[:MOST_LABELS]) + (", ..." if len(labels) > MOST_LABELS else "")
         shown = f", {len(labels)} labels: {names}" if labels else ""
         return f"Predictor({self.side.base.name!r}, {self.side.task.name}{shown})"
-
-    def _repr_html_(self) -> str:
-        side = self.side
-        about = {
-            "base": side.base.name,
-            "task": side.task.name,
-            "labels": ", ".join(side.labels),
-            "method": side.method,
-        }
-        scores = {name: f"{value:.4f}" for name, value in side.scores.items() if isinstance(value, float)}
-        return card("Predictor", {"about": about, "scores on the validation examples": scores})
 
     def lines(self, unlabelled: Sequence[Example]) -> list[dict[str, Any]]:
         """The same for checked examples."""

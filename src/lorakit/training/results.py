@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +14,6 @@ from lorakit.data.example import Example, columns_of
 from lorakit.data.tags import entities
 from lorakit.errors import NumericsError, OutputError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, write_side
-from lorakit.inference.notebook import card
 from lorakit.inference.predictor import Predictor, load
 from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, save_adapter
@@ -78,19 +76,10 @@ class Result:
 
     def __repr__(self) -> str:
         name = self.scores.get("metric", "")
-        score = f", {name} {self._shown(name)}" if name in self.scores else ""
-        return f"Result({str(self.folder)!r}{score}{', paused' if self.is_paused else ''})"
-
-    def _repr_html_(self) -> str:
-        values = {name: self._shown(name) for name, value in self.scores.items() if isinstance(value, float)}
-        scores = {name: value for name, value in values.items() if name not in (*COSTS, "linear_probe")}
-        page = self.folder / "report.html"
-        link = f'<a href="{escape(str(page), quote=True)}">report</a>' if page.is_file() else ""
-        return card(repr(self), {"scores on the validation examples": scores}) + link
-
-    def _shown(self, name: str) -> str:
         ends = self.scores.get("intervals", {}).get(name)
-        return f"{self.scores[name]:.4f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+        between = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+        score = f", {name} {self.scores[name]:.4f}{between}" if name in self.scores else ""
+        return f"Result({str(self.folder)!r}{score}{', paused' if self.is_paused else ''})"
 
 
 def write_results(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lorakit.inference.notebook import printable
 from lorakit.runtime.files import atomic_file, atomic_text
 
 INK = "#000001"  # on a page it is currentColor: dark letters on light paper, light ones on dark
@@ -24,6 +23,7 @@ LEFT, RIGHT, TOP, BOTTOM = 0.72, 0.15, 0.12, 0.5
 LETTER = 0.082  # inches
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}href"
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
 STYLE = {
     "svg.fonttype": "none",
@@ -85,6 +85,11 @@ def drawn(chart: Chart) -> Iterator[Any]:
         )
         chart.draw(figure.subplots())
         yield figure
+
+
+def printable(text: str) -> str:
+    """A text without the characters that no XML or HTML may hold."""
+    return UNPRINTABLE.sub("\ufffd", text)
 
 
 def short(text: str, most: int = 60) -> str:

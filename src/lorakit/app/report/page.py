@@ -21,9 +21,8 @@ from lorakit.app.report.charts import (
     smoothed,
     training_charts,
 )
-from lorakit.app.report.drawing import Cell, Chart, short
+from lorakit.app.report.drawing import Cell, Chart, printable, short
 from lorakit.app.report.label_errors import Suspect
-from lorakit.inference.notebook import printable
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
 from lorakit.training.run_files import RunFiles, keeps_last, read_run
