@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.documents import TEXTS
 
-from lorakit.data.example import Columns
 from lorakit.data.json_files import read_json
 from lorakit.data.read import read
 from lorakit.errors import DataError
@@ -75,11 +74,6 @@ RECORDS = [{"text": "one", "label": "a"}, {"text": "two\u2028x", "label": "b"}, 
 WHOLE = {
     "data": {"version": "1.0", "data": RECORDS, "more": [1, 2]},
     "any key alone": {"reviews": RECORDS},
-    "nested": {"rasa_nlu_data": {"common_examples": RECORDS}},
-    "columns": {"text": {"0": "one", "1": "two\u2028x", "2": "three"}, "label": {"0": "a", "1": "b", "2": "a"}},
-    "index": {str(i): record for i, record in enumerate(RECORDS)},
-    "lists": {key: [record[key] for record in RECORDS] for key in ("text", "label")},
-    "split": {"columns": ["text", "label"], "index": [0, 1, 2], "data": [[*record.values()] for record in RECORDS]},
     "array": RECORDS,
 }
 
@@ -92,10 +86,14 @@ def test_records_are_found_in_one_value(save, kind, indent):
         assert [{"text": e.text, "label": e.label} for e in found] == RECORDS
 
 
-@pytest.mark.parametrize("orient", ["columns", "index", "split", "records", "table"])
-def test_json_of_pandas_is_read(tmp_path, orient):
+def test_columns_of_pandas_are_refused_with_the_remedy(tmp_path):
     path = tmp_path / "a.json"
-    pd.DataFrame(RECORDS).to_json(path, orient=orient)
+    pd.DataFrame(RECORDS).to_json(path)
+    with pytest.raises(
+        DataError, match=r"columns of records under their numbers; write them with pandas' orient=\"rec"
+    ):
+        read(str(path))
+    pd.DataFrame(RECORDS).to_json(path, orient="table")
     assert [{"text": e.text, "label": e.label} for e in read(str(path)).examples] == RECORDS
 
 
@@ -117,19 +115,6 @@ def test_one_record_alone_is_one_record(save, indent):
     sentence = {"tokens": ["Ada", "left"], "ner_tags": ["B-PER", "O"]}  # not a table of columns
     (example,) = read(str(save("a.json", json.dumps(sentence, indent=indent))), "words").examples
     assert example.words == ("Ada", "left")
-
-
-def test_questions_of_squad_are_records(save):
-    asked = [
-        {"question": "Who?", "id": "1", "answers": [{"text": "Ada", "answer_start": 0}]},
-        {"question": "When?", "id": "2", "answers": [], "is_impossible": True},
-    ]
-    articles = [{"title": "t", "paragraphs": [{"context": "Ada left.", "qas": asked}]}] * 2
-    path = save("a.json", json.dumps({"version": "2", "data": articles}))
-    found = read(str(path), columns=Columns(text="question", pair="context", label="id")).examples
-    assert [(e.text, e.pair, e.label) for e in found] == [("Who?", "Ada left.", "1"), ("When?", "Ada left.", "2")] * 2
-    assert found[3].where == f"{path}:1, record 2, paragraph 1, question 2"
-    assert read(str(path), columns=Columns(text="answer", label="id", on_bad="skip")).examples[0].text == "Ada"
 
 
 @pytest.mark.parametrize("as_lines", [True, False])

@@ -24,8 +24,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)  # json would take the
 def read_json(path: Path, options: Columns = Columns(), notes: list[str] | None = None) -> Generator[Row | DataError]:
     """The records of a file, or what is wrong with one: a record a line, or those of one value that takes up the whole file.
 
-    Such a value is an array, an object that holds one (`{"data": [...]}`), SQuAD's nesting, columns as pandas writes
-    them, or one record.
+    Such a value is an array, an object that holds one (`{"data": [...]}`), or one record.
 
     Raises:
         DataError: what comes after cannot be read: an array is damaged, or the text cannot be decoded.
@@ -78,44 +77,17 @@ def _is_pair(value: Any) -> bool:
 PAIR = re.compile(r"\[\s*\"")
 # usual names of arrays
 CONTAINERS = ("data", "records", "examples", "items", "rows", "documents", "instances", "entries")
-WORDS = {"tokens", "words", "tags", "ner_tags", "pos_tags"}  # of one record, whose lists are not columns
 
 
-def _container(value: dict[str, Any], *, is_inner: bool = False) -> str | None:
-    """What an object is, if it is no record: the key of its array of records, or `split`, `index`, `columns`, `lists`."""
-    if _is_split(value):
-        return "split"
+def _container(value: dict[str, Any]) -> str | None:
+    """The key of an object's array of records, if it is no record itself."""
     arrays = [key for key, some in value.items() if _is_records(some)]
     named = [key for key in arrays if key in CONTAINERS]
-    if named or (arrays and len(value) == 1):
-        return (named or arrays)[0]
-    inner = list(value.values())
-    if all(isinstance(some, dict) and some for some in inner) and len({tuple(some) for some in inner}) == 1:
-        if not is_inner and len(inner) == 1 and (nested := _container(inner[0], is_inner=True)) in inner[0] and nested:
-            return next(iter(value))  # {"rasa_nlu_data": {"common_examples": [...]}}
-        return "columns" if all(map(str.isdigit, inner[0])) else "index" if all(map(str.isdigit, value)) else None
-    if len(inner) > 1 and all(isinstance(some, list) for some in inner) and not value.keys() & WORDS:
-        return (
-            "lists"
-            if len({len(some) for some in inner}) == 1 and any(isinstance(x, str) for some in inner for x in some)
-            else None
-        )
-    return None
+    return (named or arrays)[0] if named or (arrays and len(value) == 1) else None
 
 
 def _is_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def _is_split(value: dict[str, Any]) -> bool:
-    """Whether an object is pandas' form of names of columns beside rows."""
-    names, rows = value.get("columns"), value.get("data")
-    return (
-        isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and isinstance(rows, list)
-        and all(isinstance(row, list) and len(row) == len(names) for row in rows)
-    )
 
 
 def _decoded(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
@@ -137,26 +109,10 @@ def _object_records(path: Path, text: str) -> Iterator[Row]:
         raise DataError(
             f"{path}:{line}: an object over several lines, and more behind it; write a record a line, or an array"
         )
-    kind = _container(value)
-    if kind in value and isinstance(value[kind], list) and kind is not None:
-        for row in _array(path, text, _position_of(text, start, kind), is_all=False):
-            yield from _paragraphs(row)
-        return
-    if kind in value and kind is not None:  # an object in an object
-        value, kind = value[kind], _container(value[kind])
-        value, kind = (value[kind], None) if kind in value else (value, kind)
-    if kind == "split":
-        records = [dict(zip(value["columns"], row, strict=False)) for row in value["data"]]
-    elif kind == "columns":
-        records = [{key: column[i] for key, column in value.items()} for i in next(iter(value.values()))]
-    elif kind == "lists":
-        records = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    elif kind == "index":
-        records = list(value.values())
+    if (key := _container(value)) is not None:
+        yield from _array(path, text, _position_of(text, start, key), is_all=False)
     else:
-        records = value if isinstance(value, list) else [value]
-    for number, record in enumerate(records, start=1):
-        yield _record(record, f"{path}:1, record {number}" if len(records) > 1 else f"{path}:1")
+        yield _record(value, f"{path}:1")
 
 
 def _position_of(text: str, start: int, key: str) -> int:
@@ -168,31 +124,6 @@ def _position_of(text: str, start: int, key: str) -> int:
         if name == key:
             return position
         position = _past_space(text, DECODER.raw_decode(text, position)[1])
-
-
-def _paragraphs(row: Row) -> Iterator[Row]:
-    """The questions of an article of SQuAD, each with its paragraph and its first answer; any other record as it is."""
-    paragraphs = row.values.get("paragraphs")
-    if not isinstance(paragraphs, list) or not all(
-        isinstance(p, dict) and isinstance(p.get("qas"), list) for p in paragraphs
-    ):
-        yield row
-        return
-    for i, paragraph in enumerate(paragraphs, start=1):
-        for j, question in enumerate(paragraph["qas"], start=1):
-            where = f"{row.where}, paragraph {i}, question {j}"
-            if not isinstance(question, dict):
-                raise DataError(f"{where}: a {type(question).__name__}, not a JSON object")
-            answers = question.get("answers")
-            first = answers[0] if isinstance(answers, list) and answers else None
-            answer = first.get("text") if isinstance(first, dict) else ""
-            values = {
-                **question,
-                "question": question.get("question"),
-                "context": paragraph.get("context"),
-                "answer": answer,
-            }
-            yield row._replace(values=values, where=where)
 
 
 def _array(path: Path, text: str, position: int, *, is_all: bool = True) -> Iterator[Row]:
@@ -233,6 +164,8 @@ def _record(values: Any, where: str) -> Row:
         raise DataError(
             f"{where}: records stand under {listed(values)}; write those of one part to a file of their own"
         )
+    if values and all(isinstance(column, dict) and "0" in column for column in values.values()):
+        raise DataError(f'{where}: columns of records under their numbers; write them with pandas\' orient="records"')
     if len(values) > MOST_COLUMNS:
         raise DataError(f"{where}: {len(values):,} keys; a record has {MOST_COLUMNS:,} at most")
     try:
