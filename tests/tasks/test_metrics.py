@@ -76,6 +76,9 @@ def test_scores_per_class_equal_those_of_scikit_learn(answers):
     }
 
 
-def test_confusion_has_gold_rows_and_predicted_columns():
-    confusion = classification_scores(["a", "a", "b"], ["a", "b", "b"], ("a", "b"))["confusion"]
-    assert confusion == {"labels": ["a", "b"], "matrix": [[1, 1], [0, 1]]}
+def test_confusion_is_that_of_scikit_learn_without_unknown_answers(answers):
+    gold, predicted = answers
+    predicted = ["?", *predicted[1:]]
+    expected = metrics.confusion_matrix(gold, predicted, labels=LABELS)
+    confusion = classification_scores(gold, predicted, LABELS)["confusion"]
+    assert confusion == {"labels": list(LABELS), "matrix": expected.tolist()}

@@ -151,14 +151,15 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
     """With `enabled`, torch uses deterministic algorithms, or fails where it has none."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS on first use
-    torch.use_deterministic_algorithms(enabled or before)
+    if not enabled or torch.are_deterministic_algorithms_enabled():
+        yield  # telling torch even what it does already imports its compiler, which takes a second
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS on first use
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(False)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Scores of labels: functions of sums over examples where they can be, tables by scikit-learn."""
+"""Scores of labels: functions of sums over examples where they can be."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ Flags = np.ndarray[Any, np.dtype[np.bool_]]
 def classification_scores(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Scores:
     """Accuracy, macro F1, Matthews' correlation, with two labels the F1 of the second (the positive one), scores per
     class, and the confusion matrix (rows gold, columns predicted). A predicted label may be none of `labels`."""
-    from sklearn.metrics import confusion_matrix  # late: half a second
-
     scores = values(classification_statistics(gold, predicted, labels))
     if len(labels) == 2:
         scores["positive_label"] = labels[1]
-    matrix = confusion_matrix(gold, predicted, labels=list(labels)).tolist()
+    flags = flags_of(gold, labels), flags_of(predicted, labels)
+    matrix = flags[0].T.astype(int) @ flags[1]
     return {
         **scores,
-        "per_class": per_label(list(gold), list(predicted), labels),
-        "confusion": {"labels": list(labels), "matrix": matrix},
+        "per_class": per_label(*flags, labels),
+        "confusion": {"labels": list(labels), "matrix": matrix.tolist()},
     }
+
+
+def flags_of(names: Sequence[str], labels: Sequence[str]) -> Flags:
+    """Which of the labels each name is, if any. Shapes: (N,) to (N, C)."""
+    return np.array([[name == label for label in labels] for name in names])
 
 
 def classification_statistics(
     gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> dict[str, Statistic]:
     """Those of the classification scores that are functions of sums."""
-    counts = label_counts(*(np.array([[x == label for label in labels] for x in xs]) for xs in (gold, predicted)))
+    counts = label_counts(flags_of(gold, labels), flags_of(predicted, labels))
     statistics = {
         "accuracy": accuracy([g == p for g, p in zip(gold, predicted, strict=True)]),
         "macro_f1": Statistic(counts, macro_f1),
@@ -50,16 +54,10 @@ def values(statistics: Mapping[str, Statistic | Ranking]) -> Scores:
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
-def per_label(gold: Any, predicted: Any, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Precision, recall, F1 and number of gold examples of each label; from names, or from flags (N, C)."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    numbers = list(labels) if isinstance(gold, list) else range(len(labels))
-    columns = precision_recall_fscore_support(gold, predicted, labels=numbers, average=None, zero_division=0.0)
-    return {
-        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-        for label, p, r, f, s in zip(labels, *columns, strict=True)
-    }
+def per_label(gold: Flags, predicted: Flags, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Precision, recall, F1 and number of gold examples of each label. Shapes: gold and predicted (N, C)."""
+    counts = label_counts(gold, predicted).sum(axis=0).reshape(3, -1).astype(int).T.tolist()
+    return {label: prf(*row) for label, row in zip(labels, counts, strict=True)}
 
 
 def label_counts(gold: Flags, predicted: Flags) -> Floats:
