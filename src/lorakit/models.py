@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,12 @@ class BaseModel:
     drops: bool  # whether a part of it drops anything at random while it trains
     pooling: Literal["cls", "mean"]  # what a classifier reads: what its family's own head does, or the mean over tokens
     own_pooling: str  # what its checkpoint says of it; "" where that is nothing
+
+    def copy(self) -> BaseModel:
+        """The same with a model of its own, for another adapter: weights of the checkpoint, which stay, share their memory."""
+        named = self.model.named_parameters()
+        shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for name, p in named if name not in self.missing}
+        return replace(self, model=deepcopy(self.model, shared))
 
     def with_layers(self, layers: Mapping[str, nn.Module]) -> BaseModel:
         """With these layers in the model, by name, which are saved with an adapter as its head is."""

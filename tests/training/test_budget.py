@@ -9,7 +9,7 @@ import pytest
 
 from lorakit.recipe import TrainSection, read_recipe
 from lorakit.runtime.events import Event, Note
-from lorakit.training.budget import EVALUATIONS, ROWS, TWO_LABELS, choose
+from lorakit.training.budget import EVALUATIONS, LOOKS, ROWS, TWO_LABELS, choose
 from lorakit.training.checkpoint import newest_checkpoint, same_recipe
 from tests.runs import changed, fit, sections
 
@@ -24,6 +24,8 @@ def test_every_number_of_examples_has_a_row(n: int, is_binary: bool) -> None:
     steps = chosen.epochs * -(-n // chosen.batch_size)
     assert chosen.eval_every is not None and steps / chosen.eval_every <= EVALUATIONS
     assert str(notes).count("train.") == 3
+    seldom = choose(TrainSection(), n, is_binary, keeps_last=True).eval_every
+    assert seldom is not None and chosen.eval_every <= seldom and steps / seldom <= LOOKS
 
 
 def test_what_the_recipe_says_stays() -> None:

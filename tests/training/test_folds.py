@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from safetensors.torch import load_file
 from lorakit.data.batches import number_folds
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
+from lorakit.inference.answer import answer_all
+from lorakit.lora import LoraConfig, add_adapter
+from lorakit.models import load_base
 from lorakit.recipe import read_recipe
+from lorakit.runtime.device import cast_frozen_
 from lorakit.training.checkpoint import newest_checkpoint
 from lorakit.training.prepare import FOLDS, count_folds, read_parts
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, start, stop_after
@@ -141,3 +146,30 @@ def test_folds_are_chosen_by_the_number_of_examples(bert: Path, files: Path) -> 
             changed(raw, "data.folds=5", word)
     with pytest.raises(ConfigError, match=r"data\.folds"):
         changed(raw, "data.folds=1")
+
+
+def test_the_base_is_loaded_once_and_the_last_evaluation_answers_for_the_run(
+    bert: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, answers = Mock(wraps=load_base), Mock(wraps=answer_all)
+    monkeypatch.setattr("lorakit.training.prepare.load_base", loads)
+    monkeypatch.setattr("lorakit.training.run.answer_all", answers)
+    fit(changed(folded(bert, files), *FOLDED, "train.eval_every=1000"), tmp_path)
+    assert (loads.call_count, answers.call_count) == (1, 3)  # the last step alone is evaluated, by three folds
+
+
+def test_bases_that_share_weights_do_not_change_each_other(bert: Path) -> None:
+    base = load_base(str(bert), "sequence_classification", labels=("a", "b"))
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    one, other = base.copy(), base.copy()
+    for copy in (one, other):
+        weight = copy.model.get_parameter("bert.encoder.layer.0.attention.self.query.weight")
+        assert (
+            weight.data_ptr() == base.model.get_parameter("bert.encoder.layer.0.attention.self.query.weight").data_ptr()
+        )
+    add_adapter(one.model, LoraConfig(r=2, modules_to_save=one.saved_modules), seed=0)
+    cast_frozen_(one.model, torch.bfloat16)
+    head = other.new_head()
+    assert head is not None
+    torch.nn.init.ones_(head.weight)
+    torch.testing.assert_close(base.model.state_dict(), before, atol=0, rtol=0)

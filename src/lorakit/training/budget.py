@@ -16,6 +16,7 @@ from lorakit.runtime.events import Note, Report, ignore
 
 FULL_SHARE = 0.1  # of the rate of an adapter, where the weights themselves are trained
 EVALUATIONS = 8  # in a run whose epochs are chosen
+LOOKS = 4  # the same where they choose no step, but show how it went
 CONTRAST = 100  # examples up to which an adapter learns from pairs first
 DROPOUT_FROM = 500  # examples; with fewer the base's dropout gave nothing, and adapters without it share their forwards
 
@@ -56,11 +57,16 @@ def choose_head_start(recipe: Recipe, items: Sequence[Mapping[str, Any]]) -> Hea
 
 
 def choose(
-    train: TrainSection, n: int, is_binary: bool, report: Report = ignore, others: Mapping[str, float] | None = None
+    train: TrainSection,
+    n: int,
+    is_binary: bool,
+    report: Report = ignore,
+    others: Mapping[str, float] | None = None,
+    keeps_last: bool = False,
 ) -> ChosenTrain:
     """The settings with nothing left open; what was chosen for `n` training examples is reported, after `others` that were.
 
-    `is_binary` is for whole texts with at most two labels, or a number.
+    `is_binary` is for whole texts with at most two labels, or a number; `keeps_last` for runs whose last step ships.
     """
     rows = (TWO_LABELS, *ROWS) if is_binary else ROWS
     row = next(row for row in rows if n <= row.examples)
@@ -73,7 +79,7 @@ def choose(
     chosen = {**(others or {}), **chosen}
     if train.epochs is None and train.eval_every is None:
         steps = min(epochs * steps_per_epoch, train.max_steps or math.inf)
-        values["eval_every"] = math.ceil(steps / EVALUATIONS)
+        values["eval_every"] = math.ceil(steps / (LOOKS if keeps_last else EVALUATIONS))
     if chosen:
         text = ", ".join(f"{key} = {value:g}" for key, value in chosen.items())
         report(Note(f"{n:,} training examples: {text}"))

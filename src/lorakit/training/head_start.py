@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.inference.answer import Answered, batches_of
+from lorakit.models import has_dropout
 from lorakit.runtime.device import evaluating, to_device
 from lorakit.tasks.base import Batch, Item, Task, inputs_of
 
@@ -41,7 +42,9 @@ def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) 
         states = _states_before(model, head, batches)
     every = torch.cat([state.flatten(0, -2) for state in states])
     mean = every.mean(0)
-    size = max(_rms(every - mean), _dropout_noise(model, head, batches[0], states[0])).clamp_min(1e-6)
+    size = _rms(every - mean).clamp_min(1e-6)
+    if has_dropout(model):
+        size = max(size, _dropout_noise(model, head, batches[0], states[0]))
     n = sum(int(batch["n_targets"].sum()) for batch in batches)
     fitted = nn.Linear(head.in_features, head.out_features, device=device)
     nn.init.zeros_(fitted.weight)

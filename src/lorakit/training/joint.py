@@ -44,7 +44,7 @@ def prepare_all(
     recipes: Sequence[Recipe], report: Report = ignore, ranks: Ranks = ALONE
 ) -> list[Prepared | LorakitError]:
     """Prepare each recipe as if alone; returns its error if that fails. Recipes that can share a model get the same one."""
-    once, groups = Once(), dict[Hashable, list[Prepared]]()
+    once, groups = Once(len(recipes) > 1), dict[Hashable, list[Prepared]]()
     return [attempt(_join, recipe, report, ranks, once, groups) for recipe in recipes]
 
 

@@ -61,7 +61,9 @@ INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 class Once:
     """What several recipes have in common, made for the first of them: results by what they depend on."""
 
-    def __init__(self) -> None:
+    def __init__(self, several: bool = False) -> None:
+        """`several` says that there is more than one recipe, so that base models are kept as well."""
+        self.several = several
         self._made: dict[Hashable, Any] = {}
 
     def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -203,15 +205,27 @@ def _prepare(
     if without_dropout:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": 0.0})})
     labels = _labels_in(recipe, examples, report)
-    base = load_base(
-        recipe.model.base,
-        recipe.task.info.model_kind,
-        labels=recipe.task.info.outputs(labels),
-        revision=recipe.model.revision,
-        dropout=recipe.model.dropout,
-        seed=recipe.train.seed,
-        pooling=recipe.model.pooling,
-    ).with_layers(task_layers(recipe.task, labels))
+    outputs = recipe.task.info.outputs(labels)
+
+    def loaded() -> BaseModel:
+        return load_base(
+            recipe.model.base,
+            recipe.task.info.model_kind,
+            labels=outputs,
+            revision=recipe.model.revision,
+            dropout=recipe.model.dropout,
+            seed=train.seed,
+            pooling=recipe.model.pooling,
+        )
+
+    if (once.several or folds) and train.method != "full":
+        settings = (recipe.model.base, recipe.model.revision, recipe.model.dropout, recipe.task.info.model_kind)
+        form = ("base", settings, tuple(outputs), train.seed)
+        kept = once((*form, recipe.model.pooling), loaded)
+        base = once((*form, kept.pooling), lambda: kept).copy()  # a fold's recipe says what "auto" was
+    else:
+        base = loaded()
+    base = base.with_layers(task_layers(recipe.task, labels))
     if recipe.model.pooling == "auto" and base.own_pooling not in ("", "cls"):
         own = f"{base.name}: its checkpoint makes one vector of a text by {base.own_pooling} (1_Pooling)"
         does = (
@@ -251,7 +265,9 @@ def _prepare(
         head.bias.data.copy_(head_bias)
     others = {"model.dropout": 0.0} if without_dropout else {}
     is_binary = recipe.task.info.model_kind in ("sequence_classification", "regression") and len(labels) <= 2
-    chosen = choose(recipe.train.model_copy(update={"head_start": head_start}), len(items), is_binary, report, others)
+    started = train.model_copy(update={"head_start": head_start})
+    is_last = keeps_last(recipe.data.validation, folds, train.patience, len(parts["validation"].examples))
+    chosen = choose(started, len(items), is_binary, report, others, is_last)
     recipe = recipe.model_copy(update={"train": chosen})
     written = [len(item["labels"]) for item in items] if recipe.task.info.model_kind == "text2text" else ()
     plan = Plan([len(item["input_ids"]) for item in items], chosen, written)

@@ -65,6 +65,7 @@ class Run:
         self.watch = LossWatch()
         self.start = 0  # steps done when the run began
         self.saved: int | None = None  # and in the newest checkpoint
+        self.best_answers: list[Any] | None = None  # to the validation examples, by the best step; None after a resume
         self.pause_after = None if pause_after is None else max(1, round(pause_after * prepared.plan.steps))
         self.is_paused = False
 
@@ -160,6 +161,7 @@ class Run:
         is_best = value > history.best or history.best == float("-inf") or prepared.keeps_last
         if is_best:
             history.best, history.best_step, history.since_best = value, number, 0
+            self.best_answers = [each.answer for each in judged]
             for member in self.members:
                 member.best = {name: p.detach().clone() for name, p in member.named_parameters.items()}
             self.ranks.first(write_shipped, self.folder, prepared, scores)
@@ -234,7 +236,7 @@ class Run:
                 parameter.copy_(member.best[name])
         parts, task = self.prepared.parts, self.prepared.task
         test = self._answers(self.prepared, parts["test"], task) if "test" in parts else []
-        answers = self._validation_answers()
+        answers = self._validation_answers() if self.best_answers is None else self.best_answers
         return self.ranks.first(write_results, self.folder, self.prepared, self.history, answers, test)
 
 
