@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorakit.lora import SavedModule, hosts, routed
 from lorakit.lora.inits import named_generator
 from lorakit.runtime.device import to_device
 from lorakit.tasks.base import inputs_of
+from lorakit.tasks.similarity_losses import has_another, supervised
 from lorakit.training.head_start import probe
 from lorakit.training.prepare import Prepared, trained_parameters
 
@@ -43,7 +43,8 @@ def warm_up(prepared: Prepared) -> None:
                 rows = balanced(labels, named_generator(prepared.recipe.train.seed, f"contrast {step}"))
                 batch = to_device(task.collate([items[i] for i in rows.tolist()]), prepared.device)
                 model(**inputs_of(batch))
-                contrastive_loss(states.pop(), labels[rows].to(prepared.device)).backward()
+                losses = supervised(states.pop(), labels[rows].to(prepared.device), TEMPERATURE)
+                (losses.sum() / has_another(labels[rows]).sum()).backward()
                 nn.utils.clip_grad_norm_(lora.values(), prepared.plan.config.max_grad_norm)
                 for group in optimizer.param_groups:
                     group["lr"] = LR * min((step + 1) / WARMUP, 1 - step / steps)
@@ -66,18 +67,3 @@ def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
     some = every[torch.randperm(len(every), generator=generator)[: max(2, ROWS // each)]]
     places = [(labels == label).nonzero()[:, 0] for label in some]
     return torch.cat([of[torch.randperm(len(of), generator=generator)[:each]] for of in places])
-
-
-def contrastive_loss(states: Tensor, labels: Tensor) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, eq. 2) over cosines divided by TEMPERATURE.
-
-    The mean over rows of -log of the softmax over other rows, at those of its label. A row that is the only one of its label
-    is left out; where all are, the loss is 0. Shapes: states (B, d), labels (B,).
-    """
-    states = F.normalize(states, dim=1)
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    logits = (states @ states.T / TEMPERATURE).masked_fill(itself, float("-inf"))
-    alike = (labels[:, None] == labels) & ~itself
-    others = alike.sum(1)
-    by_row = logits.log_softmax(1).masked_fill(~alike, 0).sum(1) / others.clamp_min(1)
-    return -by_row.sum() / (others > 0).sum().clamp_min(1)
