@@ -107,6 +107,22 @@ def sentence_bert(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory, sentence_bert: Path) -> Path:
+    """The same in the whole layout of sentence-transformers."""
+    from tests.related import laid_out
+
+    return laid_out(tmp_path_factory.mktemp("models") / "encoder", sentence_bert)
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables of texts that belong together: pairs.csv, scores.csv and classes.csv."""
+    from tests.related import save_related
+
+    return save_related(tmp_path_factory.mktemp("related"))
+
+
+@pytest.fixture(scope="session")
 def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.runs import save_roberta
 

@@ -140,6 +140,7 @@ DATA: dict[str, tuple[str, dict[str, str]]] = {
     "ordinal_classification": ("ratings.csv", {"label": "stars"}),
     "sequence_regression": ("ratings.csv", {"label": "stars"}),
     "text2text_classification": ("csv", {}),
+    "embedding": ("csv", {}),
 }
 
 

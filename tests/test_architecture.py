@@ -34,7 +34,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "pooling": frozenset({"errors", "hashing"}),
     "models": frozenset({"fingerprints", "pooling", "errors", "hashing", "lora", "recipe"}),
     "data": frozenset({"errors", "hashing", "lora", "recipe"}),
-    "tasks": frozenset({"errors", "lora", "task_info", "recipe", "models", "data"}),
+    "tasks": frozenset({"errors", "lora", "task_info", "recipe", "models", "pooling", "data"}),
     "runtime": frozenset({"errors", "lora", "tasks"}),
     "inference": BELOW_INFERENCE,
     "training": BELOW_INFERENCE | {"inference"},

@@ -20,7 +20,17 @@ from lorakit.fingerprints import fingerprint_of, weights_sha256
 from lorakit.hashing import Fingerprint
 from lorakit.lora import fuse, read_first_row
 from lorakit.lora.speedups import changes_of
-from lorakit.pooling import HEAD, classify_by_mean, load_head, own_pooling, reads_mean, save_layout
+from lorakit.pooling import (
+    HEAD,
+    Layout,
+    classify_by_mean,
+    embed_texts,
+    load_head,
+    own_layout,
+    own_pooling,
+    reads_mean,
+    save_layout,
+)
 from lorakit.recipe import Pooling
 
 if TYPE_CHECKING:
@@ -59,6 +69,7 @@ KINDS: Mapping[str, Kind] = {
     "regression": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "regression"),
     "token_classification": Kind("AutoModelForTokenClassification", "TOKEN_CLS"),
     "text2text": Kind("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
+    "embedding": Kind("AutoModel", "FEATURE_EXTRACTION"),  # an encoder without a head, whose logits are a vector
 }
 
 
@@ -78,6 +89,7 @@ class BaseModel:
     drops: bool  # whether a part of it drops anything at random while it trains
     pooling: Literal["cls", "mean"]  # what a classifier reads: what its family's own head does, or the mean over tokens
     own_pooling: str  # what its checkpoint says of it; "" where that is nothing
+    layout: Layout  # and of the vectors of an embedding model
 
     def copy(self) -> BaseModel:
         """The same with a model of its own, for another adapter: weights of the checkpoint, which stay, share their memory."""
@@ -139,10 +151,14 @@ def load_base(
             _set_dropout(_configs(config), dropout)
         if known.problem_type:
             config.problem_type = known.problem_type
-        says = own_pooling(folder, name) if known.peft_task_type == "SEQ_CLS" else ""
-        if pooling == "auto":
+        says, layout = "", Layout()
+        if known.peft_task_type == "SEQ_CLS" or kind == "embedding":
+            says = own_pooling(folder, name)
+        if kind == "embedding":
+            layout, pooling = own_layout(folder, name), _vector_pooling(name, pooling, says, config)
+        elif pooling == "auto":
             pooling = "mean" if says == "mean" and not config.is_encoder_decoder else "cls"
-        if pooling == "mean":
+        if pooling == "mean" and kind != "embedding":
             if known.peft_task_type != "SEQ_CLS" or config.is_encoder_decoder:
                 what = "an encoder with a decoder" if config.is_encoder_decoder else f"used by {known.auto_class}"
                 raise ModelError(
@@ -151,7 +167,10 @@ def load_base(
             # for transformers and peft an encoder without a head
             known = replace(known, auto_class="AutoModel", peft_task_type="FEATURE_EXTRACTION")
         model, missing = _model(folder, name, known, config, seed)
-        if pooling == "mean":
+        if kind == "embedding":
+            changes_of(model).add("one vector a text", embed_texts(model, pooling).remove)
+            missing = {key for key in missing if not key.startswith("pooler.")}
+        elif pooling == "mean":
             classifier = classify_by_mean(model, config.num_labels, seed)
             changes_of(model).add("classifier over the mean of the tokens", classifier.remove)
             new = set() if load_head(model, folder) else {f"{HEAD}.weight", f"{HEAD}.bias"}
@@ -182,11 +201,26 @@ def load_base(
         fingerprint=fingerprint or fingerprint_of(folder),
         saved_modules=_saved_modules(model, missing, known),
         missing=tuple(sorted(missing)),
-        max_length=_max_length(model, tokenizer),
+        max_length=min(_max_length(model, tokenizer), layout.max_length or LONGEST),
         drops=has_dropout(model),
         pooling=pooling,
         own_pooling=says,
+        layout=layout,
     )
+
+
+def _vector_pooling(name: str, pooling: Pooling, says: str, config: Any) -> Literal["cls", "mean"]:
+    """How an embedding model makes one vector of a text: as its checkpoint says, the mean where that says nothing."""
+    if config.is_encoder_decoder:
+        raise ModelError(f"model.base = {name!r}: an encoder with a decoder; embeddings need an encoder")
+    if pooling != "auto":
+        return pooling
+    if says not in ("", "cls", "mean"):
+        raise ModelError(
+            f"model.base = {name!r}: its checkpoint makes one vector of a text by {says} (1_Pooling); lorakit has 'mean' and "
+            "'cls': set model.pooling to train it otherwise"
+        )
+    return "cls" if says == "cls" else "mean"
 
 
 def load_tokenizer(name: str, kind: str, revision: str | None = None) -> tuple[Any, int]:
@@ -438,7 +472,7 @@ def _saved_modules(model: nn.Module, missing: set[str], kind: Kind) -> tuple[str
     """The task head, and every module inside the encoder that the checkpoint lacked (BERT's pooler, say)."""
     new = {key.rpartition(".")[0] for key in missing} - {""}  # a buffer of the model itself
     if kind.peft_task_type == "FEATURE_EXTRACTION":
-        return (HEAD, *sorted(new - {HEAD}))
+        return (*([HEAD] if reads_mean(model) else []), *sorted(new - {HEAD}))
     if kind.peft_task_type == "SEQ_2_SEQ_LM":  # a generator's output layer is part of the base
         return tuple(sorted(new))
     body = getattr(model, "base_model_prefix", "")

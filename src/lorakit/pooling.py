@@ -1,15 +1,18 @@
-"""Classifiers over the mean of a text's tokens, for sentence encoders, whose first token was trained to say nothing.
+"""One vector of a text's token states: for embeddings, and for classifiers over the mean of a text's tokens.
 
-Such a model is an encoder of AutoModel with a linear layer `classifier` beside its own parts, so that its adapter is one
-that peft loads over AutoModel. A whole one is written in the layout of sentence-transformers.
+Such a model is an encoder of AutoModel, so that its adapter is one that peft loads over AutoModel; a classifier has a linear
+layer `classifier` beside the encoder's own parts, for sentence encoders, whose first token was trained to say nothing. A whole
+one is written in the layout of sentence-transformers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lorakit.errors import ModelError
-from lorakit.hashing import read_object
+from lorakit.hashing import open_regular, read_object
 
 HEAD = "classifier"
 POOLING, DENSE = "1_Pooling", "2_Dense"  # folders
@@ -26,10 +29,21 @@ LEGACY = "pooling_mode_"  # begins the keys of older files, each true or false
 MOST_BYTES = 2**20  # of the file that says how a base pools
 
 
+QUERIES, DOCUMENTS = ("query",), ("document", "passage", "corpus")  # names of a base's prompts
+
+
 class Answer(NamedTuple):
     """What such a model gives, under the name that transformers' classifiers give it."""
 
-    logits: Tensor  # (B, C)
+    logits: Tensor  # (B, C), or the vectors (B, d)
+
+
+class Layout(NamedTuple):
+    """What a folder of sentence-transformers says of how it makes a vector of a text, besides its pooling."""
+
+    normalize: bool = False  # to length 1
+    prompts: Mapping[str, str] = MappingProxyType({})  # that texts begin with, by their role
+    max_length: int | None = None  # tokens
 
 
 def own_pooling(folder: Path, name: str) -> str:
@@ -50,6 +64,48 @@ def own_pooling(folder: Path, name: str) -> str:
         keys = [key.removeprefix(LEGACY) for key, on in config.items() if key.startswith(LEGACY) and on]
         modes = [key.removesuffix("_token").removesuffix("_tokens") for key in keys]
     return modes if isinstance(modes, str) else " and ".join(map(str, modes))
+
+
+def own_layout(folder: Path, name: str) -> Layout:
+    """What a base's own checkpoint says of its vectors; a plain encoder says nothing.
+
+    Raises:
+        ModelError: a file is damaged, or its vectors are made by more than pooling and a normalisation (a Dense layer).
+    """
+    if not (folder / "modules.json").is_file():
+        return Layout()
+    read, file = dict[str, Any](), "modules.json"
+    try:
+        with open_regular(folder / file, MOST_BYTES) as stream:
+            types = [str(module["type"]).rpartition(".")[2] for module in json.loads(stream.read())]
+        for file in ("config_sentence_transformers.json", "sentence_bert_config.json"):
+            if (folder / file).is_file():
+                read |= read_object(folder / file, MOST_BYTES)
+        prompts = {str(key): str(text) for key, text in (read.get("prompts") or {}).items()}
+        longest = read.get("max_seq_length")
+        longest = None if longest is None else int(longest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ModelError(f"model.base = {name!r}: {folder / file}: damaged: {err!r}") from err
+    if others := [kind for kind in types if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise ModelError(
+            f"model.base = {name!r}: makes vectors by a module {others[0]} (modules.json), which lorakit lacks; use a base "
+            "with Transformer, Pooling and Normalize alone"
+        )
+    return Layout("Normalize" in types, prompts, longest)
+
+
+def embed_texts(body: nn.Module, pooling: Literal["cls", "mean"]) -> RemovableHandle:
+    """Let an encoder answer with one vector a text: the mean of its token states, or the first of them."""
+    body.pooler = None  # type: ignore[assignment]  # what it would make of the first token nobody reads
+    return body.register_forward_hook(partial(_embed, pooling), with_kwargs=True)
+
+
+def _embed(
+    pooling: Literal["cls", "mean"], body: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any], states: Any
+) -> Answer:
+    """After the encoder's forward, in place of its token states."""
+    hidden: Tensor = states.last_hidden_state
+    return Answer(hidden[:, 0] if pooling == "cls" else mean_of_tokens(hidden, inputs.get("attention_mask")))
 
 
 def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -87,6 +87,7 @@ Delimiter = Annotated[  # in key=value arguments a comma separates list items
     Field(min_length=1, max_length=1),
 ]
 ColumnNumbers = dict[Literal["word", "tag"], Annotated[int, Field(ge=1)]]
+Dims = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 LabelNames = Annotated[tuple[Name, ...], Field(strict=False)]
 ClassWeights = Annotated[  # a discriminated union, so that an error is about the form that was used
     Annotated[Literal["none", "balanced"], Tag("word")]
@@ -133,6 +134,7 @@ class DataSection(Section):
     text: Name | None = None  # column names; unset: the usual ones, as a note states
     pair: Name | None = None
     label: Name | Names | None = None  # several columns: a 0 or 1, or a share, for each label
+    negative: Name | Names | None = None  # columns of texts that do not belong to the first one, for embeddings
     label_separator: Annotated[str, Field(min_length=1)] = ","  # between several labels in one cell
     overlaps: Literal["error", "longest"] = "error"  # overlapping character spans: refuse, or keep the longest
     delimiter: Delimiter | None = None  # of a table, or its name (tab); unset: detected, as a note states
@@ -165,6 +167,13 @@ class TaskSection(Section):
     subwords: Literal["first", "all"] = "first"  # which sub-words of a word are trained; the first one predicts
     decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best valid IOB2 sequence
     crf: bool = False  # a conditional random field over the tags of a sentence
+    loss: str | None = None  # contrastive, cosent, angle, cosine_mse, triplet; unset: by the data
+    temperature: Annotated[float, Field(gt=0)] = 0.05  # that cosines are divided by in the loss
+    symmetric: bool = False  # contrastive: also from each second text to the first ones
+    dims: Dims = ()  # shorter vectors that are trained too, of the first so many dimensions (Matryoshka)
+    normalize: bool | None = None  # vectors of length 1; unset: as the base does
+    query_prompt: str | None = None  # before each first text of a pair, and each text of other data; unset: the base's
+    document_prompt: str | None = None  # before second texts and negatives
 
     @model_validator(mode="before")
     @classmethod
@@ -183,6 +192,8 @@ class TaskSection(Section):
         if self.metric is not None and self.metric not in self.info.metrics:
             hint = did_you_mean(self.metric, self.info.metrics)
             raise ValueError(f"task.metric = {self.metric!r} is not a score of {self.name}; {hint}")
+        if self.loss is not None and self.loss not in self.info.losses:
+            raise ValueError(f"task.loss = {self.loss!r}: {did_you_mean(self.loss, self.info.losses)}")
         if self.order and (len(self.order) < 2 or len(set(self.order)) < len(self.order)):
             raise ValueError(f"task.order = {list(self.order)}: needs at least two labels, each once")
         return self
@@ -361,6 +372,13 @@ class Recipe(Section):
                 "train.head_start = 'contrast' trains an adapter on pairs of texts with one label: it needs "
                 "train.method = 'lora' and task.name = 'sequence_classification'"
             )
+        if self.task.info.contrasts:
+            against = {
+                f"data.folds = {self.data.folds}: the vectors of several models": self.data.folds not in ("auto", 0),
+                "train.shard_base = true: the shares of a batch": self.train.shard_base,
+            }
+            if why := next((why for why, holds in against.items() if holds), None):
+                raise ValueError(f"{why} cannot be compared with each other, as task.name = {self.task.name!r} does")
         if self.model.pooling == "mean" and self.task.info.model_kind in ("token_classification", "text2text"):
             raise ValueError(f"model.pooling = 'mean' is for tasks that answer whole texts, not for {self.task.name}")
         if self.train.shard_base and (method == "full" or quantize != "none"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorakit.data.example import Wants
 
 # What an answer may say besides the texts it is about; files of answers, the server and the report know these keys.
-ANSWER_COLUMNS = ("label", "score", "labels", "value", "entities", "generated", "probabilities")
+ANSWER_COLUMNS = ("label", "score", "labels", "value", "entities", "generated", "probabilities", "embedding")
 Names = Callable[[tuple[str, ...]], tuple[str, ...]]
 
 
@@ -43,10 +43,20 @@ class TaskInfo:
         ""  # module:name of what gives modules to train besides the head, by name, from a TaskSection and labels
     )
     reads_windows: bool = False  # whether it reads all of a text that is longer than the limit
+    contrasts: bool = (
+        False  # whether its loss compares the texts of a batch: its examples are whole, its batches undivided
+    )
+    losses: tuple[str, ...] = ()  # what task.loss may be
+    complete: str = ""  # module:name of what gives unset keys their values, from a TaskSection, a Layout and examples
 
     def __post_init__(self) -> None:
         if unknown := sorted({*self.answer_columns} - {*ANSWER_COLUMNS}):
             raise ConfigError(f"task {self.name!r}: answer_columns: {unknown[0]!r} is not one of {ANSWER_COLUMNS}")
+
+    @property
+    def names_labels(self) -> bool:
+        """Whether its answers are labels, which its training data name."""
+        return self.wants in ("label", "labels", "words")
 
     def metrics_of(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """The scores that can choose the best checkpoint with these labels."""
@@ -142,6 +152,19 @@ TASKS: dict[str, TaskInfo] = {
             answer_columns=("label", "score", "generated", "probabilities"),
             keys=("prefix", "constrained"),
             defaults={"prefix": "classify: ", "constrained": True},
+        ),
+        TaskInfo(
+            name="embedding",
+            made_by="lorakit.tasks.embedding:Embedding.make",
+            model_kind="embedding",
+            wants="related",
+            metrics=("ndcg_at_10", "mrr_at_10", "recall_at_10", "map", "spearman", "pearson"),
+            answer_columns=("embedding", "score"),
+            word="embedding",
+            keys=("loss", "temperature", "symmetric", "dims", "normalize", "query_prompt", "document_prompt"),
+            contrasts=True,
+            losses=("contrastive", "cosent", "angle", "cosine_mse", "triplet"),
+            complete="lorakit.tasks.embedding:complete",
         ),
     )
 }

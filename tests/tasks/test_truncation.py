@@ -26,6 +26,7 @@ from lorakit.tasks.metrics.bootstrap import Scores
 from lorakit.tasks.registry import find_labels, make_task
 from lorakit.tasks.text2text.formats import ListFormat
 
+ANSWERING = [name for name, info in TASKS.items() if not info.contrasts]  # by themselves, right or wrong
 GOLD = {"Peter": "B-PER", "EU": "B-ORG", "Brussels": "B-LOC"}
 TEXTS = ["the film , the film in the EU", "Peter visits Brussels , EU , Peter", "the film", "film , film , in Brussels"]
 SENTENCES = [of_words(text.split(), [GOLD.get(word, "O") for word in text.split()]) for text in TEXTS]
@@ -138,7 +139,7 @@ def make(word_pieces: Any, byte_tokenizer: Any) -> Callable[[str], tuple[Task, n
     return made
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ANSWERING)
 def test_faultless_model_scores_one_where_nothing_is_cut(make, name):
     task, model, examples = make(name)
     found = score(task, model, examples)
@@ -147,7 +148,7 @@ def test_faultless_model_scores_one_where_nothing_is_cut(make, name):
 
 
 CUTTING = [
-    *((name, "max_length") for name in TASKS if name != "token_classification"),  # which reads in windows
+    *((name, "max_length") for name in ANSWERING if name != "token_classification"),  # which reads in windows
     ("text2text_ner", "max_target_length"),
 ]
 

@@ -23,7 +23,12 @@ from lorakit.training.run_files import RunFiles, read_run
 FILE = "README.md"
 LONGEST = 120  # the most characters of a name to show
 RARE = 10  # the card warns of labels with fewer validation examples
-PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification", "SEQ_2_SEQ_LM": ""}
+PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "SEQ_2_SEQ_LM": "",
+    "FEATURE_EXTRACTION": "sentence-similarity",
+}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -54,13 +59,14 @@ def card_of(run: RunFiles) -> ModelCard:
     side, full = run.side, run.scores.method == "full"
     kind, outputs = KINDS[side.task.info.model_kind], side.task.info.outputs(side.labels)
     pipeline, base = PIPELINES[kind.peft_task_type], side.base.name
+    is_sentence = side.pooling == "mean" or side.task.info.model_kind == "embedding"
     hub_base = MINILM_HUB if base == "minilm" else base if _is_on_hub(base) else ""
     names = (re.split("[:@#]", source)[0] for source in side.data if not Path(source).suffix)
     data = ModelCardData(
         base_model=hub_base or None,
         datasets=sorted({name for name in names if _is_on_hub(name)}) or None,
         eval_results=list(_results(run, pipeline or "text2text-generation")),
-        library_name=("sentence-transformers" if side.pooling == "mean" else "transformers") if full else "peft",
+        library_name=("sentence-transformers" if is_sentence else "transformers") if full else "peft",
         metrics=[run.scores.metric],
         model_name=_plain(run.name),
         pipeline_tag=pipeline or None,

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lorakit.app.printing import visible
 from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
-from lorakit.training.results import COSTS
+from lorakit.training.results import BEFORE, COSTS
 
 PLAIN_EVERY_S = 10.0
 
@@ -94,13 +94,15 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     intervals, deviation = scores.get("intervals", {}), scores.get("deviation", {})
     values = {}
     for key, value in scores.items():
-        if (value is None or isinstance(value, float)) and key not in (*COSTS, "linear_probe"):
+        if (value is None or isinstance(value, float)) and key not in (*COSTS, *BEFORE):
             spread = "" if deviation.get(key) is None else f" ± {deviation[key]:.4f}"
             between = "" if intervals.get(key) is None else " [{:.3f}, {:.3f}]".format(*intervals[key])
             values[key] = f"{digits(value)}{spread}{between}{READINGS.get(key, '')}"
     rows = {name: row for key in ("per_class", "per_label", "per_type") for name, row in scores.get(key, {}).items()}
     width = max(18, *map(len, values), *(len(name) + 2 for name in rows))
     lines = [f"{key:<{width}} {value}" for key, value in values.items()]
+    if scores.get("base_score") is not None:
+        lines.insert(0, f"{scores['metric']:<{width}} {digits(scores['base_score'])} of the untouched base")
     for name, row in rows.items():
         numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
         lines.append(f"  {name:<{width - 2}} {numbers}  n {row['support']}")

@@ -38,6 +38,8 @@ class DataKeys(TypedDict, total=False):
     pair: str | None
     label: str | Sequence[str] | None
     """several columns: a 0 or 1, or a share, for each label"""
+    negative: str | Sequence[str] | None
+    """columns of texts that do not belong to the first one, for embeddings"""
     label_separator: str
     """between several labels in one cell"""
     overlaps: Literal["error", "longest"]
@@ -90,6 +92,20 @@ class TaskKeys(TypedDict, total=False):
     """viterbi: the best valid IOB2 sequence"""
     crf: bool
     """a conditional random field over the tags of a sentence"""
+    loss: str | None
+    """contrastive, cosent, angle, cosine_mse, triplet; unset: by the data"""
+    temperature: float
+    """that cosines are divided by in the loss"""
+    symmetric: bool
+    """contrastive: also from each second text to the first ones"""
+    dims: Sequence[int]
+    """shorter vectors that are trained too, of the first so many dimensions (Matryoshka)"""
+    normalize: bool | None
+    """vectors of length 1; unset: as the base does"""
+    query_prompt: str | None
+    """before each first text of a pair, and each text of other data; unset: the base's"""
+    document_prompt: str | None
+    """before second texts and negatives"""
 
 
 class LoraKeys(TypedDict, total=False):

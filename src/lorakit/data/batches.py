@@ -39,6 +39,32 @@ def bucketed_batches(
     return [batches[i] for i in shuffled]
 
 
+def paired_batches(
+    lengths: Sequence[int], classes: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[array[int]]:
+    """The same where an example is compared with others of its class: each comes beside another one of its class.
+
+    Which two, the epoch decides; of a class with an odd number one comes alone. A pair has about its own length in a batch.
+    """
+    generator = named_generator(seed, f"epoch {epoch}")
+    waiting: dict[int, int] = {}
+    pairs: list[list[int]] = []
+    for i in torch.randperm(len(lengths), generator=generator).tolist():
+        if (other := waiting.pop(classes[i], None)) is None:
+            waiting[classes[i]] = i
+        else:
+            pairs.append([other, i])
+    *rest, last = [*_cut([*waiting.values()], 2), []]  # the rest by twos too, so that no pair is divided
+    if rest and len(rest[-1]) == 1:
+        last = rest.pop()
+    pairs += rest
+    totals, positions = [sum(lengths[i] for i in pair) for pair in pairs], list[int]()
+    for pool in torch.randperm(len(pairs), generator=generator).split(POOL * batch_size):
+        positions += [i for place in sorted(pool.tolist(), key=totals.__getitem__) for i in pairs[place]]
+    batches = [array("q", batch) for batch in _cut(positions + last, batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
 def _cut(positions: Sequence[int], size: int) -> list[list[int]]:
     return [list(positions[i : i + size]) for i in range(0, len(positions), size)]
 

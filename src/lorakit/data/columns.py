@@ -22,7 +22,7 @@ USUAL = {  # names of columns by role, as `plain_name` writes them
     "text": (
         *("text", "sentence", "review", "sentence1", "content", "question", "premise", "message", "title", "data"),
         *("comment", "body", "tweet", "text1", "text_a", "sentence_a", "question1", "query", "utterance", "document"),
-        *("post", "description", "headline", "abstract", "review_text", "review_body", "comment_text"),
+        *("post", "description", "headline", "abstract", "review_text", "review_body", "comment_text", "anchor"),
     ),
     "label": (
         *("label", "labels", "category", "class", "sentiment", "target", "intent", "rating", "stars", "score"),
@@ -41,9 +41,11 @@ PAIRS = {  # names of first texts and of the second ones that go with them
     "premise": ("hypothesis",),
     "question": ("answer", "question2", "sentence"),
     "question1": ("question2",),
-    "query": ("passage", "document"),
+    "query": ("passage", "document", "positive", "pos"),
+    "anchor": ("positive", "pos"),
 }
 SECOND = {name for seconds in PAIRS.values() for name in seconds} - {"document", "passage", "sentence"}
+NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+)?")  # names of columns of negatives
 TOKENS = "token_offsets"  # where readers of tokenised texts put the (start, end) of each token
 SAMPLE = 100  # rows that are looked at where values choose a column; the same ones, however the rows are read
 
@@ -237,8 +239,44 @@ def choose_columns(table: Table, wants: Wants) -> Columns:
     if wants == "words":
         words, tags = table.words_and_tags() or (table.column("text", options.text), table.spans())
         return replace(options, text=words, label=tags)
-    label = options.label or table.column("label", None)
-    return replace(options, text=table.column("text", options.text), label=label)
+    options = replace(options, text=table.column("text", options.text))
+    if wants == "related":
+        return replace(options, label=related_label(table), negative=negative_columns(table))
+    return replace(options, label=options.label or table.column("label", None))
+
+
+def related_label(table: Table) -> str | None:
+    """Of related texts the column of their classes, or of how alike two are; None where pairs have neither."""
+    options, source = table.options, table.source
+    if isinstance(options.label, tuple):
+        raise DataError(f"{source}: data.label names several columns; one has the classes of texts, or scores of pairs")
+    label = table.column("label", options.label)
+    if options.pair is None:
+        if label is None:
+            raise DataError(
+                f"{source}: which texts belong together? name the column of second texts (data.pair=NAME) or of classes "
+                f"(data.label=NAME); columns: {listed(table.names)}"
+            )
+        return label
+    if options.label is None and label is not None:
+        values = (row.values.get(label) for row in table.rows[:SAMPLE])
+        if label in negative_columns(table) or any(finite_number(value) is None for value in values):
+            return None  # something else about the pairs
+    return label
+
+
+def negative_columns(table: Table) -> tuple[str, ...]:
+    """The columns that data.negative names, or those of pairs with a usual name."""
+    named = table.options.negative
+    if named is None:
+        is_pair = table.options.pair is not None
+        return tuple(name for name in table.names if is_pair and NEGATIVE.fullmatch(plain_name(name)))
+    if table.options.pair is None:
+        raise DataError(f"{table.source}: data.negative names texts that a pair lacks: name its second text, data.pair")
+    names = (named,) if isinstance(named, str) else named
+    for name in names:
+        table.column("negative", name)
+    return names
 
 
 def never_given(source: str, labels: Sequence[str], examples: Iterable[Example]) -> list[str]:
@@ -252,11 +290,20 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     options = table.options
     text = table.required("text", options.text)
     label: str | tuple[str, ...] | None = None
-    if isinstance(options.label, tuple):
+    if wants == "related":
+        label = related_label(table)
+        if label and not options.label:
+            table.notes.append(f"{table.source}: {'scores' if options.pair else 'classes'} are column {label!r}")
+    elif isinstance(options.label, tuple):
         label = tuple(table.required("label", name) for name in options.label)
     elif options.label or wants != "text":
         label = table.required("label", options.label)
     pair = table.required("pair", options.pair) if options.pair else None
+    negatives = negative_columns(table) if wants == "related" else ()
+    if negatives and not options.negative:
+        table.notes.append(f"{table.source}: negatives are column {', '.join(map(repr, negatives))}")
+    if wants == "related":
+        wants = "number" if pair else "label"
     if options.pair is None and (second := table.second(text)):
         table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
     if isinstance(label, str):
@@ -269,6 +316,7 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
             label=None if to_label is None else to_label(row),
             pair=None if pair is None else _text(row, pair),
             where=row.where,
+            negatives=tuple(text for name in negatives for text in _texts_in(row, name)),
         )
 
     return table.usable(table.rows, example)
@@ -313,6 +361,13 @@ def _check_labels(table: Table, column: str, wants: Wants) -> None:
                 f"{source}: the label column {column!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
                 "data.header=true"
             )
+
+
+def _texts_in(row: Row, column: str) -> list[str]:
+    """The text of a cell, or those of its list; none of an empty one."""
+    value = row.values.get(column)
+    items = value if isinstance(value, list) else [] if value is None or value == "" else [value]
+    return [_text(Row({column: item}, row.where), column) for item in items]
 
 
 def _text(row: Row, column: str) -> str:

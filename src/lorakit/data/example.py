@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from lorakit.recipe import DataSection
 
 # What a task wants of each record: a text alone, one label, several labels, a number, or words with their tags.
-Wants = Literal["text", "label", "labels", "number", "words"]
+# Related texts are pairs (with negatives, or a number for how alike they are), or texts with the class that they are of.
+Wants = Literal["text", "label", "labels", "number", "words", "related"]
 OnBad = Literal["stop", "skip"]
 # One label; a share for each label (soft); several labels; a number.
 Label = str | Mapping[str, float] | tuple[str, ...] | float
@@ -40,6 +41,7 @@ class Example:
     offsets: tuple[tuple[int, int], ...] = ()
     where: str = ""  # file:line
     group: str | None = None  # what it belongs to: a document, a user
+    negatives: tuple[str, ...] = ()  # texts that do not belong to `text` as `pair` does
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Columns:
     text: str | None = None
     pair: str | None = None
     label: str | tuple[str, ...] | None = None  # several: 0/1 columns, or shares
+    negative: str | tuple[str, ...] | None = None
     label_separator: str = ","  # between labels in one cell
     overlaps: Overlaps = "error"  # what becomes of character spans that overlap
     group: str | None = None  # of what examples belong to; none of the usual names is looked for
@@ -86,7 +89,8 @@ def examples_sha256(examples: Iterable[Example]) -> str:
     """What tells examples in their order from others: sha256 of texts, labels and tags, in hexadecimal."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.text, example.pair, example.label, example.tags)).encode())
+        more = (example.negatives,) if example.negatives else ()
+        digest.update(repr((example.text, example.pair, example.label, example.tags, *more)).encode())
     return digest.hexdigest()
 
 

@@ -69,7 +69,7 @@ def check_input(example: Example, side: Side, place: str) -> None:
     """Raise a DataError that begins with `place` if a text is empty, or not a pair where pairs are needed."""
     if not example.text.strip():
         raise DataError(f"{place} is empty")
-    if (example.pair is None) != (side.columns.pair is None):
+    if side.task.info.wants != "related" and (example.pair is None) != (side.columns.pair is None):
         form = "pairs of texts" if side.columns.pair else "single texts"
         raise DataError(f"{place}: this run was trained on {form}")
 
@@ -226,6 +226,8 @@ class _WithLoss:
         return getattr(self.task, name)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Judged]:
+        if self.task.info.contrasts:  # whose loss depends on what else is in the batch
+            return [Judged(raw, 0.0, 0) for raw in self.task.predict(model, batch)]
         if self.task.info.model_kind != "text2text":  # which writes its answers, and has the loss of the right ones
             model = Answered(model(**inputs_of(batch)).logits, dict(model.named_children()))
         losses = self.task.losses(model, batch).tolist()

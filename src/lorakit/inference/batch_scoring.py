@@ -283,6 +283,7 @@ TYPES: Mapping[str, pa.DataType] = {
     "entities": pa.list_(ENTITY),
     "generated": TEXT,
     "probabilities": pa.map_(TEXT, pa.float64()),
+    "embedding": pa.list_(pa.float32()),
 }
 
 

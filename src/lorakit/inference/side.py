@@ -40,9 +40,9 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 def _in_tuples(columns: Any) -> Any:
     """JSON has no tuples."""
-    if isinstance(columns, dict) and isinstance(columns.get("label"), list):
-        return {**columns, "label": tuple(columns["label"])}
-    return columns
+    if not isinstance(columns, dict):
+        return columns
+    return {**columns, **{key: tuple(columns[key]) for key in ("label", "negative") if type(columns.get(key)) is list}}
 
 
 def _usable(tuned: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def read_facts(folder: Path) -> Side:
         side = Side.model_validate(raw)
     except ValidationError as err:
         raise AdapterError(f"{path}: damaged: {first_problem(err)}") from err
-    if not side.labels and side.task.info.wants != "number":
+    if not side.labels and side.task.info.names_labels:
         raise AdapterError(f"{path}: damaged: labels = []: {side.task.name} should have at least one")
     return side
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -52,7 +52,7 @@ class Task(Protocol):
         return Fit(self)
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
-        """Token ids and targets, tokenised once for the whole run: for each example one item, or one a window."""
+        """Token ids and targets, tokenised once for the whole run: for each example one item, or one a window or a text."""
         ...
 
     def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
@@ -93,6 +93,11 @@ class Task(Protocol):
     def expected(self, example: Example) -> Any:
         """What the answer should have been, in the form that `to_json` gives."""
         ...
+
+
+def rows_of(info: TaskInfo, drawn: Iterable[Any]) -> list[Item]:
+    """The items of what training has drawn: items or, where the task contrasts, all items of an example."""
+    return [item for example in drawn for item in example] if info.contrasts else list(drawn)
 
 
 def count_longer(texts: Sequence[Sequence[int]], limit: int, tokenize: Callable[[list[int]], list[list[int]]]) -> int:

@@ -291,7 +291,9 @@ def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recip
     budget = {key: getattr(saved.train, key) for key in BUDGET if getattr(recipe.train, key) is None}
     if recipe.train.head_start == "auto":
         budget["head_start"] = saved.train.head_start
-    sections = {"model": chosen, "data": folds, "train": budget}
+    unset = [key for key, value in recipe.task if value is None]
+    task = {key: getattr(saved.task, key) for key in unset}
+    sections = {"model": chosen, "data": folds, "task": task, "train": budget}
     recipe = recipe.model_copy(
         update={name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
     )

@@ -14,17 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
+from lorakit.inference.answer import Answered
 from lorakit.lora import routed
 from lorakit.runtime.device import is_out_of_memory, random_state, set_random_state, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Step
-from lorakit.tasks.base import Batch, Item, Task
+from lorakit.tasks.base import Batch, Item, Task, inputs_of, rows_of
 from lorakit.training.schedule import Plan, lr_factor
 
 FORWARD_TOKENS = {
@@ -38,7 +39,7 @@ class Member:
     """An adapter in training: its examples, their order, its optimizer and its progress."""
 
     task: Task
-    items: Sequence[Item]
+    items: Sequence[Any]  # what `rows_of` takes: items, or the items of each example
     optimizer: torch.optim.Optimizer
     plan: Plan
     adapter: str = "default"
@@ -152,9 +153,12 @@ def plan_forwards(batches: Sequence[MemberBatch], most_tokens: int, device: torc
     for batch in batches:
         member = batch.member
         # not shared where memory is short, or where dropout must be drawn as in a plain run
+        info = member.task.info
         is_alone = member.draws or (member.micro_batch_size or member.plan.config.micro_batch_size) is not None
-        for start in range(0, len(batch.own), member.rows):
-            items = [member.items[i] for i in batch.own[start : start + member.rows]]
+        is_alone = is_alone or info.contrasts
+        size = len(batch.own) if info.contrasts else member.rows  # see `_backward_in_pieces`
+        for start in range(0, len(batch.own), size):
+            items = rows_of(info, [member.items[i] for i in batch.own[start : start + size]])
             if is_alone:
                 alone.append([(batch, items)])
             else:
@@ -198,10 +202,15 @@ def backward(
             set_random_state(first.random_state, device)
         try:
             with routed(model, [(batch.member.adapter, rows) for batch, rows in parts]):
-                by_row = first.task.losses(model, inputs)  # (B,)
-                shares = zip(parts, by_row.split([rows for _, rows in parts]), strict=True)
-                means = [share.sum() / counts[batch] for (batch, _), share in shares]
-                torch.stack(means).sum().backward()
+                batch = parts[0][0]
+                pieces = math.ceil(len(batch.own) / first.rows) if first.task.info.contrasts else 1
+                if pieces > 1:
+                    means = [_backward_in_pieces(model, first.task, inputs, counts[batch], pieces, device)]
+                else:
+                    by_row = first.task.losses(model, inputs)  # (B,)
+                    shares = zip(parts, by_row.split([rows for _, rows in parts]), strict=True)
+                    means = [share.sum() / counts[batch] for (batch, _), share in shares]
+                    torch.stack(means).sum().backward()
         except (RuntimeError, MemoryError) as err:
             if not is_out_of_memory(err):
                 raise
@@ -211,6 +220,41 @@ def backward(
         if first.draws:
             first.random_state = random_state(device)
     return losses
+
+
+def _backward_in_pieces(
+    model: nn.Module, task: Task, batch: Batch, n: int, pieces: int, device: torch.device
+) -> Tensor:
+    """Accumulate the gradient of a loss that compares all rows of a batch, of which only a piece is in memory at a time.
+
+    GradCache (Gao et al. 2021, arXiv:2101.06983): the vectors of all rows without a graph, the gradient of the loss with respect
+    to them, then each piece again, from the same random state so that dropout is the same, and its vectors' gradient through the
+    model. Loss and gradient are those of one forward over the pieces' dropout. Returns the loss divided by `n`, detached.
+    """
+    texts = inputs_of(batch)
+    order = texts["attention_mask"].sum(1).argsort()  # (B,): texts of similar length together
+    cuts = [rows for rows in order.tensor_split(pieces) if len(rows)]
+
+    def vectors_of(rows: Tensor) -> Tensor:
+        some = {key: value[rows] for key, value in texts.items()}
+        columns = some["attention_mask"].any(0)
+        vectors: Tensor = model(**{key: value[:, columns] for key, value in some.items()}).logits
+        return vectors.float()
+
+    states, vectors = [], []
+    with torch.no_grad():
+        for rows in cuts:
+            states.append(random_state(device))
+            vectors.append(vectors_of(rows))
+    after = random_state(device)
+    whole = torch.cat(vectors)[order.argsort()].requires_grad_()
+    mean = task.losses(Answered(whole, {}), batch).sum() / n
+    (gradient,) = torch.autograd.grad(mean, whole)
+    for rows, state in zip(cuts, states, strict=True):
+        set_random_state(state, device)
+        vectors_of(rows).backward(gradient[rows])
+    set_random_state(after, device)
+    return mean.detach()
 
 
 def _halve_micro_batch(batch: MemberBatch) -> None:
@@ -236,7 +280,7 @@ def _match_forward_count(
     A process with fewer micro-batches than another still has to provide its shard of each layer.
     """
     member = batch.member
-    blank = to_device(member.task.collate([member.items[batch.positions[0]]]), device)
+    blank = to_device(member.task.collate(rows_of(member.task.info, [member.items[batch.positions[0]]])), device)
     for _ in range(max(ranks.gather(forwards)) - forwards):
         (member.task.losses(model, blank).sum() * 0).backward()
 

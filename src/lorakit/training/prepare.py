@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +44,8 @@ from lorakit.recipe import LOFTQ, DataSection, Recipe
 from lorakit.runtime.device import cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.tasks.base import Fit, Item, Task
+from lorakit.task_info import TaskInfo
+from lorakit.tasks.base import Fit, Item, Task, rows_of
 from lorakit.tasks.metrics.bootstrap import FEW
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
 from lorakit.training.budget import DROPOUT_FROM, choose, choose_head_start
@@ -89,9 +91,13 @@ class Part:
             digest.update(repr(sorted(item.items())).encode())
         return digest.hexdigest()
 
+    def drawn(self, info: TaskInfo) -> Sequence[Any]:
+        """What training draws from, for `rows_of`: items or, where the task contrasts, those of whole examples."""
+        return self.items if info.contrasts else self.flat
+
     @cached_property
     def flat(self) -> Sequence[Item]:
-        """All items in a row, which is what training draws from."""
+        """All items in a row."""
         if isinstance(self.items, CachedItems):
             return self.items.flat
         return [item for of_example in self.items for item in of_example]
@@ -137,6 +143,11 @@ class Prepared:
     def contrasts(self) -> bool:
         """Whether its adapter is to learn from pairs of texts before the first step."""
         return self.probed and self.recipe.train.head_start == "contrast"
+
+    @property
+    def scores_first(self) -> bool:
+        """Whether it is scored before the first step: at the linear probe, or as the untouched base."""
+        return self.probed or self.task.info.contrasts
 
     @property
     def keeps_last(self) -> bool:
@@ -226,7 +237,8 @@ def _prepare(
     else:
         base = loaded()
     base = base.with_layers(task_layers(recipe.task, labels))
-    if recipe.model.pooling == "auto" and base.own_pooling not in ("", "cls"):
+    is_head = recipe.task.info.model_kind != "embedding"  # which pools as its checkpoint says
+    if recipe.model.pooling == "auto" and is_head and base.own_pooling not in ("", "cls"):
         own = f"{base.name}: its checkpoint makes one vector of a text by {base.own_pooling} (1_Pooling)"
         does = (
             "so does the classifier" if base.pooling == base.own_pooling else "the classifier has its family's own head"
@@ -239,6 +251,10 @@ def _prepare(
     if depends_on_batch(base.model):
         apart = "only texts of the same length are answered together"
         report(Note(f"{base.name}: its answer to a text depends on padding; {apart}"))
+
+    if complete := recipe.task.info.complete:
+        task_section = resolve_name(complete)(recipe.task, base.layout, examples["train"])
+        recipe = recipe.model_copy(update={"task": task_section})
 
     def encoded() -> tuple[Fit, dict[str, Part], dict[str, int]]:
         fit = make_task(recipe.task, base.tokenizer, labels, max_length).fit(examples["train"])
@@ -254,7 +270,7 @@ def _prepare(
 
     made_for = (source, fold, recipe.task.model_dump_json(), base.fingerprint, max_length)
     (task, head_bias, tuned), parts, cut = once(made_for, encoded)
-    items = parts["train"].flat
+    items = parts["train"].drawn(recipe.task.info)
     head = base.new_head()
     head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items)
     probed = head is not None and head_start != "random"
@@ -269,8 +285,11 @@ def _prepare(
     is_last = keeps_last(recipe.data.validation, folds, train.patience, len(parts["validation"].examples))
     chosen = choose(started, len(items), is_binary, report, others, is_last)
     recipe = recipe.model_copy(update={"train": chosen})
-    written = [len(item["labels"]) for item in items] if recipe.task.info.model_kind == "text2text" else ()
-    plan = Plan([len(item["input_ids"]) for item in items], chosen, written)
+    info = recipe.task.info
+    written = [len(item["labels"]) for item in items] if info.model_kind == "text2text" else ()
+    lengths = [sum(len(row["input_ids"]) for row in rows_of(info, [each])) for each in items]
+    is_paired = info.contrasts and all(len(each) == 1 for each in items)
+    plan = Plan(lengths, chosen, written, [each[0]["labels"][0] for each in items] if is_paired else ())
     if recipe.lora.init in DATA_INIT_NAMES:
         base.model.to(device)
     config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device), report)
@@ -396,6 +415,8 @@ def count_folds(recipe: Recipe, n: int) -> int:
         ConfigError: data.folds is more than `n`.
     """
     data, train = recipe.data, recipe.train
+    if recipe.task.info.contrasts:
+        return 0
     if data.folds == "auto":
         is_share = "validation_share" in data.model_fields_set or data.cache is not None
         if is_share or train.method == "full" or train.shard_base:
@@ -423,11 +444,11 @@ def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ign
     return dataset
 
 
-def _first_batches(model: nn.Module, task: Task, items: Sequence[Item], plan: Plan, device: torch.device) -> Data:
+def _first_batches(model: nn.Module, task: Task, items: Sequence[Any], plan: Plan, device: torch.device) -> Data:
     """The first batches of training, for an initialisation that looks at data; collated as they are asked for."""
     size = plan.micro_batch_size
     batches = (
-        to_device(task.collate([items[i] for i in positions[j : j + size]]), device)
+        to_device(task.collate(rows_of(task.info, [items[i] for i in positions[j : j + size]])), device)
         for positions in islice(plan.batches(0), INIT_STEPS)
         for j in range(0, len(positions), size)
     )

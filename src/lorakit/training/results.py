@@ -29,6 +29,7 @@ from lorakit.training.run_files import About, sampled, write_resamples
 
 # Keys of scores.json about cost; all but the first differ between equal runs.
 COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s", "ended", "machine")
+BEFORE = ("linear_probe", "base_score")  # keys about the metric before the first step
 SAMPLES = 20  # validation examples shown in samples.jsonl
 
 
@@ -105,7 +106,8 @@ def write_results(
     if "test" in prepared.parts:
         scores["test"] = task.evaluate(prepared.parts["test"].examples, test_answers).with_intervals()
     about = _about(prepared, history)
-    scores.update(about.model_dump(exclude={key for key in ("left_out", "cut") if not getattr(about, key)}))
+    unused = {key for key in ("left_out", "cut", "base_score") if getattr(about, key) in ({}, None)}
+    scores.update(about.model_dump(exclude=unused))
     lines = [task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
     expected = [_expected(task, example) for example in part.examples]
     both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
@@ -126,11 +128,12 @@ def _expected(task: Task, example: Example) -> dict[str, Any]:
 
 def _about(prepared: Prepared, history: History) -> About:
     """Facts about the run and its cost."""
-    counts = prepared.parameters
+    counts, metric = prepared.parameters, prepared.recipe.task.selection_metric
     return About(
-        metric=prepared.recipe.task.selection_metric,
+        metric=metric,
         best_step=history.best_step,
-        linear_probe=history.first_score(prepared.recipe.task.selection_metric) if prepared.probed else None,
+        base_score=history.first_score(metric) if prepared.task.info.contrasts else None,
+        linear_probe=history.first_score(metric) if prepared.probed else None,
         folds=len(prepared.folds),
         evaluations=sum("validation" in line for line in history.lines),
         last={key: value for key, value in history.last_scores.items() if key != "step"},

@@ -250,7 +250,7 @@ def member_of(prepared: Prepared) -> Member:
     seed_rank(prepared.recipe.train.seed, prepared.ranks.rank)
     return Member(
         prepared.task,
-        prepared.parts["train"].flat,
+        prepared.parts["train"].drawn(prepared.task.info),
         optimizer,
         prepared.plan,
         prepared.adapter,
@@ -289,7 +289,7 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
                             shown = next((step for step in own if step.skipped), own[0])
                             step = replace(shown, examples=sum(step.examples for step in own))
                             run.on_step(step, seconds * sum(step.tokens for step in own) / tokens)
-                        if (run.member.done or run.prepared.probed) and run.evaluate_and_save_if_due():
+                        if (run.member.done or run.prepared.scores_first) and run.evaluate_and_save_if_due():
                             over.append(run)
                 if ranks.any(bool(stop.signal)):
                     stop.signal = stop.signal or ELSEWHERE

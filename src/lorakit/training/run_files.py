@@ -52,6 +52,7 @@ class About(_Open):
     metric: str
     best_step: int = 0
     linear_probe: float | None = None  # the metric before the first step, of the best head over the frozen base
+    base_score: float | None = None  # the metric before the first step, of the untouched base
     evaluations: int = 1
     folds: int = 0  # of the cross-validation that the scores are from
     last: dict[str, Any] = {}  # scores of the last evaluation
@@ -151,6 +152,12 @@ class Prediction(_Open):
     value: float | None = None
     entities: list[Span] | None = None
     generated: str | None = None
+    embedding: list[float] | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is right or wrong by itself; a vector or a similarity is so among others alone."""
+        return self.embedding is None and (self.score is None or self.label is not None)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

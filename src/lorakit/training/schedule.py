@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lorakit.data.batches import bucketed_batches
+from lorakit.data.batches import bucketed_batches, paired_batches
 from lorakit.recipe import ChosenTrain
 
 
@@ -20,6 +20,7 @@ class Plan:
     lengths: Sequence[int]  # tokens of each example
     config: ChosenTrain
     targets: Sequence[int] = ()  # target tokens of each example, for text to text
+    classes: Sequence[int] = ()  # of the examples, where those of a class are drawn in pairs
 
     @property
     def micro_batch_size(self) -> int:
@@ -38,16 +39,22 @@ class Plan:
     @property
     def padding(self) -> float:
         """The share of padding among the tokens of the first epoch, 0 to 1."""
-        batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, 0, self.targets)
+        batches = self._epoch(0)
         read = sum(len(batch) * max(self.lengths[i] for i in batch) for batch in batches)
         return 1 - sum(self.lengths) / read
 
     def batches(self, start: int) -> Iterator[Sequence[int]]:
         """The batches of all steps from `start` (0 is the first) to the end, as positions of examples."""
         for epoch in range(start // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
-            batches = bucketed_batches(self.lengths, self.config.batch_size, self.config.seed, epoch, self.targets)
+            batches = self._epoch(epoch)
             begin = epoch * self.steps_per_epoch
             yield from batches[max(start - begin, 0) : self.steps - begin]
+
+    def _epoch(self, epoch: int) -> Sequence[Sequence[int]]:
+        size, seed = self.config.batch_size, self.config.seed
+        if self.classes:
+            return paired_batches(self.lengths, self.classes, size, seed, epoch)
+        return bucketed_batches(self.lengths, size, seed, epoch, self.targets)
 
 
 def lr_factor(step: int, steps: int, config: ChosenTrain) -> float:

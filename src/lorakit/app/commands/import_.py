@@ -87,7 +87,7 @@ def import_adapter(
     if "decoding" in section.info.keys:
         section = section.model_copy(update={"decoding": "argmax"})
     model = _load_base(source, BaseInfo(name, None if base else info.revision, info.task_type), task, labels, header)
-    labels = labels or (() if section.info.wants == "number" else _own_labels(model))
+    labels = labels or (_own_labels(model) if section.info.names_labels else ())
     _check_nothing_random(source, model, header)
     config = load_adapter(model.model, source)
     with atomic_folder(out) as folder:

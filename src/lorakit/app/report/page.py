@@ -149,7 +149,7 @@ def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Sequence[Sus
         columns = ("line", "text", "label", "the run says", "confidence")
         rows = [(*suspect[:4], round(suspect.probability, 4)) for suspect in suspects[:SUSPECTS]]
         table = Table("suspects", f"{len(suspects)} suspected, the most suspect first", columns, rows)
-    answers = [answer_of(prediction) for prediction in run.predictions]
+    answers = [answer_of(prediction) for prediction in run.predictions if prediction.is_judged]
     return Content(
         run=run,
         verdict=verdict(run, beside, is_suspected=not isinstance(suspects, str) and bool(suspects)),
@@ -196,7 +196,7 @@ class Course(NamedTuple):
 def course_of(run: RunFiles) -> Course:
     """What the answers and the evaluations say."""
     metric, n = run.scores.metric, len(run.predictions)
-    answers = map(answer_of, run.predictions)
+    answers = (answer_of(prediction) for prediction in run.predictions if prediction.is_judged)
     first = next(answers, None)
     is_one = first is not None and n > 1 and all(answer.answer == first.answer for answer in answers)
     is_one = is_one and len({str(prediction.expected) for prediction in run.predictions}) > 1

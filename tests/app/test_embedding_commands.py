@@ -1,0 +1,53 @@
+"""Every command on a run of an embedding model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.app.conftest import Cli
+
+
+@pytest.mark.parametrize(
+    ("form", "metric"), [("pairs", "ndcg_at_10"), ("scores", "spearman"), ("classes", "ndcg_at_10")]
+)
+def test_every_command_takes_a_run_of_an_embedding_model(
+    form: str,
+    metric: str,
+    cli: Cli,
+    encoder: Path,
+    tables: Path,
+    tmp_path: Path,
+) -> None:
+    data, run = tables / f"{form}.csv", tmp_path / "run"
+    words = ("train.epochs=1", "train.lr=1e-2", f"output.dir={run}", f"data.validation={data}")
+    trained = cli("train", data, "--model", encoder, "--task", "embedding", *words)
+    assert trained.code == 0, trained.err
+
+    first, second, *_ = (line for line in trained.out.splitlines() if line.startswith(metric))
+    assert first.endswith("of the untouched base") and "[" in second
+
+    evaluated = json.loads(cli("evaluate", run, data, "--json").out)
+    assert 0 < evaluated[metric] <= 1
+    answer = json.loads(cli("predict", run, "the film was superb").out)
+    assert answer["text"] == "the film was superb" and np.linalg.norm(answer["embedding"]) == pytest.approx(1, abs=1e-6)
+    if form == "classes":
+        done = cli("predict", run, "--file", data, "--out", "answers.parquet")
+        assert done.code == 0, done.err
+        assert len(pq.read_table("answers.parquet")["embedding"][0]) == 16
+    for command in (
+        ("report", run),
+        ("card", run),
+        ("inspect", run),
+        ("check", data, "--run", run),
+        ("compare", run, run),
+    ):
+        done = cli(*command)
+        assert done.code == 0, done.err
+    page = (run / "report.html").read_text()
+    assert f"The untouched base has {metric}" in page and "no label" not in page
+    assert "SentenceTransformer" in (run / "adapter" / "README.md").read_text()
