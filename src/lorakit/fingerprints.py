@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from lorakit.errors import ModelError, first_line
 from lorakit.hashing import Fingerprint, file_sha256, open_regular
 
 MOST_HEADER = 10**8  # bytes of a safetensors file's header, as its library has it
+REMEMBERED = 2**24  # bytes of a file from which on its sum is remembered, since computing it takes a while
+SETTLED_S = 3.0  # a file changed so recently may change again without another time, which file systems round
 
 
 def weights_sha256(folder: Path) -> str:
@@ -39,8 +44,42 @@ def weights_sha256(folder: Path) -> str:
             raise ModelError(f"{path}: cannot be read: {err.strerror}") from err
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
             raise ModelError(f"{path}: damaged: {first_line(err)}") from err
-    digests = [file_sha256(path) for path in files]
+    digests = [_remembered_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _remembered_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, from the user's cache folder where it was computed before and nothing about the file changed.
+
+    An entry is a file of its own, written whole, so processes do not disturb each other; one that is damaged is not used.
+    """
+    stamp, home = _stamp(path), Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():
+        with suppress(RuntimeError):  # a user without a home
+            home = Path.home() / ".cache"
+    if stamp["size"] < REMEMBERED or not home.is_absolute():
+        return file_sha256(path)
+    cache = home / "lorakit" / "weights"
+    entry = cache / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        known = json.loads(entry.read_bytes())
+        if known["stamp"] == stamp and len(bytes.fromhex(known["sha256"])) == 32:
+            return str(known["sha256"])
+    sha256 = file_sha256(path)
+    if stamp == _stamp(path) and time.time() - max(stamp["mtime_ns"], stamp["ctime_ns"]) / 1e9 > SETTLED_S:
+        with suppress(OSError):  # a home that cannot be written
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=cache, delete=False) as file:
+                json.dump({"stamp": stamp, "sha256": sha256}, file)
+            Path(file.name).replace(entry)
+    return sha256
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """What differs between a file and any other that stood in its place, or itself before it was written to."""
+    status = path.stat()
+    names = ("dev", "ino", "size", "mtime_ns", "ctime_ns")
+    return {name: getattr(status, f"st_{name}") for name in names}
 
 
 # Keys of config.json and of the tokenizer's files that change no answer: names, notes, and what we choose ourselves.

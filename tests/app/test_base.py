@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 import lorakit
+from lorakit import fingerprints
 from lorakit.errors import AdapterError, ConfigError, ModelError
-from lorakit.fingerprints import fingerprint_of
+from lorakit.fingerprints import fingerprint_of, weights_sha256
+from lorakit.hashing import file_sha256
 from lorakit.inference.adapter_pool import AdapterPool
 from lorakit.models import load_base, load_tokenizer
 from tests.app.conftest import Cli
@@ -245,3 +248,75 @@ def test_config_of_a_million_layers_or_none_is_refused(base: Path, layers: int) 
     edit(base / "config.json", num_hidden_layers=layers)
     with pytest.raises(ModelError, match=f"num_hidden_layers = {layers}: a model has 1 to 1,000 layers"):
         load_base(str(base), "sequence_classification", labels=("a", "b"))
+
+
+# A sum that is remembered
+
+
+@pytest.fixture
+def sums(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mock:
+    """Calls that read all of a file for its sum; sums of small files and of new ones are remembered too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fingerprints, "REMEMBERED", 0)
+    monkeypatch.setattr(fingerprints, "SETTLED_S", -1e9)
+    counted = Mock(wraps=file_sha256)
+    monkeypatch.setattr(fingerprints, "file_sha256", counted)
+    return counted
+
+
+def test_weights_are_read_once_for_their_sum(base: Path, sums: Mock) -> None:
+    assert fingerprint_of(base) == fingerprint_of(base)
+    assert sums.call_count == 1
+    assert weights_sha256(base) == file_sha256(base / "model.safetensors")
+
+
+def overwrite(path: Path, at: int = -1) -> None:
+    """Change a byte, and set the time back to what it was."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=times)
+
+
+def replace(path: Path) -> None:
+    """Put another file of the same size and time in its place."""
+    shutil.copy2(path, path.with_name("other"))
+    overwrite(path.with_name("other"))
+    path.with_name("other").replace(path)
+
+
+@pytest.mark.parametrize("change", [overwrite, replace])
+def test_a_remembered_sum_is_not_that_of_another_file(base: Path, sums: Mock, change: Callable[[Path], None]) -> None:
+    before, path = weights_sha256(base), base / "model.safetensors"
+    change(path)
+    assert before != weights_sha256(base) == file_sha256(path)
+
+
+def test_a_sum_is_not_remembered_of_a_file_that_may_be_written_to(
+    base: Path, sums: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "SETTLED_S", 1e9)
+    assert weights_sha256(base) == weights_sha256(base)
+    assert sums.call_count == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"stamp": {}, "sha256": ""}', b"\xff", None])
+def test_a_damaged_entry_is_not_used(base: Path, sums: Mock, tmp_path: Path, content: bytes | None) -> None:
+    before = weights_sha256(base)
+    (entry,) = (tmp_path / "cache" / "lorakit" / "weights").iterdir()
+    known = json.loads(entry.read_bytes())
+    entry.write_bytes(json.dumps({**known, "sha256": "no sum"}).encode() if content is None else content)
+    assert weights_sha256(base) == before
+    assert sums.call_count == 2
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
+def test_a_home_that_cannot_be_written_does_without(
+    base: Path, sums: Mock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")  # of which only absolute paths count
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    assert weights_sha256(base) == weights_sha256(base)
+    assert sums.call_count == 2 and not Path("here").exists()
