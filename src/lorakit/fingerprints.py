@@ -24,11 +24,11 @@ def weights_sha256(folder: Path) -> str:
     """sha256 over the safetensors files of a model folder, in name order.
 
     Raises:
-        ModelError: there are none, or one is damaged; pickled weights are never read.
+        ModelError: there are none, or one is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder}: no *.safetensors file; pickled weights (.bin) are never read; convert them first")
+        raise ModelError(f"{folder}: no weights: neither *.safetensors nor pytorch_model*.bin")
     for path in files:  # each is as long as its header says: seen before all of it is read
         try:
             with open_regular(path) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from lorakit.fingerprints import fingerprint_of, weights_sha256
 from lorakit.hashing import Fingerprint
 from lorakit.lora import fuse, read_first_row
 from lorakit.lora.speedups import changes_of
+from lorakit.pickled_weights import BESIDE, PICKLES, conversion_note, converted
 from lorakit.pooling import (
     HEAD,
     Layout,
@@ -43,6 +45,7 @@ FP32_ATTENTION = "sdpa-in-fp32"  # a name in transformers' table of attention fu
 MOST_LAYERS = 1_000  # a damaged config asked for a million, which are built one by one
 LAYER_COUNT = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)?layers?")
 HUB_TIMEOUT_S = 4.0
+SAFETENSORS = "*.safetensors"
 LONGEST = 512  # tokens; the default limit where a model would allow more
 RATE = re.compile(r"(.*_)?(pdrop|dropout(_prob|_rate|_p)?)")  # how transformers calls a dropout rate
 LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that are skipped
@@ -90,6 +93,7 @@ class BaseModel:
     pooling: Literal["cls", "mean"]  # what a classifier reads: what its family's own head does, or the mean over tokens
     own_pooling: str  # what its checkpoint says of it; "" where that is nothing
     layout: Layout  # and of the vectors of an embedding model
+    notes: tuple[str, ...] = ()  # what the user is told of its files
 
     def copy(self) -> BaseModel:
         """The same with a model of its own, for another adapter: weights of the checkpoint, which stay, share their memory."""
@@ -142,7 +146,7 @@ def load_base(
     `fingerprint` is its own where that is known already, which spares reading the weights once more.
 
     Raises:
-        ModelError: the model is not found (nor the hub reachable), has no safetensors weights, or is of another kind.
+        ModelError: the model is not found (nor the hub reachable), has no weights that can be read, or is of another kind.
     """
     folder, known = find(name, revision), KINDS[kind]
     with _quiet():
@@ -206,6 +210,7 @@ def load_base(
         pooling=pooling,
         own_pooling=says,
         layout=layout,
+        notes=tuple(note for note in (conversion_note(folder, name),) if note),
     )
 
 
@@ -237,7 +242,10 @@ def load_tokenizer(name: str, kind: str, revision: str | None = None) -> tuple[A
 
 
 def find(name: str, revision: str | None = None) -> Path:
-    """The folder that holds a base model: a built-in name, a folder, or a hub id (from the cache if it is there)."""
+    """The folder that holds a base model: a built-in name, a folder, or a hub id (from the cache if it is there).
+
+    Of a model that has its weights as a pickle alone it is one in the cache, where they are safetensors.
+    """
     if name == "minilm":
         return _minilm()
     path = T5_DEMO if name == "t5-demo" else Path(name)
@@ -257,7 +265,16 @@ def find(name: str, revision: str | None = None) -> Path:
         )
     if not (path / "config.json").is_file():
         raise ModelError(f"model.base = {name!r}: the folder has no config.json, so it holds no model")
+    if not has_weights(path) and has_weights(path, PICKLES):
+        from huggingface_hub.constants import HF_HOME
+
+        return converted(path, Path(HF_HOME) / "lorakit")
     return path
+
+
+def has_weights(folder: Path, pattern: str = SAFETENSORS) -> bool:
+    """Whether a model folder has weights in files of this pattern."""
+    return next(folder.glob(pattern), None) is not None
 
 
 def _minilm() -> Path:
@@ -279,29 +296,51 @@ def _minilm() -> Path:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    """The snapshot of a hub's model in its cache, downloaded where it is not complete there.
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as err:
-        raise ModelError(f"model.base = {name!r}: neither a folder nor a hub id; try 'minilm' or 't5-demo'") from err
+    Raises:
+        ModelError: the hub has no such model or revision, wants a token, or cannot be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import errors as hub
+
+    at = f"model.base = {name!r}{f' at revision {revision!r}' if revision else ''}"
+    what = "no such folder, not in the hub's cache"
+    for weights in (SAFETENSORS, PICKLES):
+        try:
+            folder = snapshot_download(
+                name, revision=revision, allow_patterns=[*BESIDE, weights], local_files_only=True
+            )
+            if has_weights(Path(folder), weights):
+                return Path(folder)
+        except hub.LocalEntryNotFoundError as err:
+            if hasattr(err, "snapshot_path"):
+                what = "its download was not completed"
+        except hub.HFValidationError as err:
+            raise ModelError(f"{at}: neither a folder nor a hub id; try 'minilm' or 't5-demo'") from err
     try:
         # fails at once; a download would retry for minutes
-        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HfHubHTTPError as err:
+        files = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).siblings or ()
+        names = [file.rfilename for file in files]
+        has = [pattern for pattern in (SAFETENSORS, PICKLES) if fnmatch.filter(names, pattern)]
+        if not has:
+            raise ModelError(f"{at}: the hub has neither {SAFETENSORS} nor {PICKLES} of it, so no weights")
+        what = "its download broke off (files that are whole are kept; try again)"
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*BESIDE, has[0]]))
+    except ModelError:
+        raise
+    except hub.GatedRepoError as err:
         raise ModelError(
-            f"model.base = {name!r}: the hub has no such model{f' at {revision}' if revision else ''}, or it is private"
+            f"{at}: gated: accept its terms on its page of the hub, and set HF_TOKEN or run `hf auth login`"
         ) from err
+    except hub.RevisionNotFoundError as err:
+        raise ModelError(f"{at}: the hub has the model, but no such revision") from err
+    except hub.RepositoryNotFoundError as err:
+        raise ModelError(f"{at}: the hub has no such model, or it is private and needs HF_TOKEN") from err
+    except hub.HfHubHTTPError as err:
+        raise ModelError(f"{at}: the hub answered {err.response.status_code}; try again later") from err
     except Exception as err:  # OSError, or one of the HTTP client's own, whose module has changed its name before
-        raise ModelError(
-            f"model.base = {name!r}: no such folder, not in the hub's cache, and the hub cannot be reached; "
-            "'minilm' and 't5-demo' need no hub"
-        ) from err
+        raise ModelError(f"{at}: {what}, and the hub cannot be reached; 'minilm' and 't5-demo' need no hub") from err
 
 
 @contextmanager

@@ -152,20 +152,22 @@ HUB_TIMEOUT_S = 4.0
 
 @contextmanager
 def _offline_if_out_of_reach() -> Iterator[None]:
-    """A block in which a hub that does not answer is not asked: its library would retry for half a minute, a line each time."""
+    """A block in which a hub that does not answer or fails is not asked: its library would retry for a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     try:
         if not (before or os.environ.get("HF_HUB_OFFLINE")):
             urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        pass  # it answers
+    except urllib.error.HTTPError as err:
+        constants.HF_HUB_OFFLINE = err.code >= 500  # any other error is an answer
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:
         yield
-    except ConnectionError as err:
+    except (ConnectionError, FileNotFoundError) as err:
+        if not constants.HF_HUB_OFFLINE and isinstance(err, FileNotFoundError):
+            raise
         raise ConnectionError("not in its cache, and the hub cannot be reached") from err
     finally:
         constants.HF_HUB_OFFLINE = before

@@ -103,6 +103,8 @@ def load_shipped(
         fingerprint=fingerprint,
         pooling=side.pooling,
     )
+    for note in base.notes:
+        report(Note(note))
     if side.method == "full" and base.missing:
         raise AdapterError(f"{folder}: damaged: {base.missing[0]} is missing")
     if with_adapter:

@@ -237,6 +237,8 @@ def _prepare(
     else:
         base = loaded()
     base = base.with_layers(task_layers(recipe.task, labels))
+    for note in base.notes:
+        report(Note(note))
     is_head = recipe.task.info.model_kind != "embedding"  # which pools as its checkpoint says
     if recipe.model.pooling == "auto" and is_head and base.own_pooling not in ("", "cls"):
         own = f"{base.name}: its checkpoint makes one vector of a text by {base.own_pooling} (1_Pooling)"
