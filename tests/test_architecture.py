@@ -305,6 +305,19 @@ def test_help_imports_no_command_and_help_of_a_command_no_torch() -> None:
     assert loaded(code, {*heavy, *of_commands}) == of_commands
 
 
+def test_training_and_answers_load_no_library_that_they_do_without(bert_run: Path, tmp_path: Path) -> None:
+    """A person waits for each of them. transformers itself imports scipy, and pictures of a finished run matplotlib."""
+    never = {"sklearn", "pandas", "datasets", "optuna", "pyarrow", "peft", "fastapi", "lorakit.app.server.routes"}
+    training = {"lorakit.training.run", "lorakit.training.prepare", "lorakit.app.report.page", "matplotlib"}
+    code = (
+        "from lorakit.app.cli import main\n"
+        f"main(['predict', {str(bert_run)!r}, 'a superb film'])\n"
+        f"assert not (early := {never | training!r} & set(sys.modules)), early\n"
+        f"main(['train', {str(bert_run / 'recipe.toml')!r}, {f'output.dir={tmp_path}/run'!r}])"
+    )
+    assert loaded(code, never | {"transformers", "matplotlib"}) == {"transformers", "matplotlib"}
+
+
 def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
     mistakes = """
         train.lrr=1 | train.lr=fast | task.name=poetry | task.metric=entity_f1 | lora.init=pizza | lora.init=loftq |

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.training.checkpoint import newest_checkpoint
-from lorakit.training.results import COSTS
+from lorakit.training.run_files import COSTS
 from tests.runs import read_lines, weights, without_timings
 
 TIMINGS = COSTS[1:]

@@ -39,7 +39,7 @@ def accept(example: Example) -> None:
         raise DataError(f"{example.where}: refused")
 
 
-ANSWERER = Answerer(Columns(), ["sequence_regression"], {"base": "1", "adapter": "2"}, accept, lengths)
+ANSWERER = Answerer(Columns(), ["sequence_regression"], lambda: {"base": "1", "adapter": "2"}, accept, lengths)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_signal_ends_with_what_is_published(job: Job, tmp_path: Path) -> None:
         ({"keep": ()}, ANSWERER, "--keep changed"),
         ({"format": "jsonl"}, ANSWERER, "--format changed"),
         ({"columns": Columns(text="other")}, ANSWERER, "text changed .* text then, other now"),
-        ({}, replace(ANSWERER, identity={"base": "1", "adapter": "3"}), "adapter changed .* 2 then, 3 now"),
+        ({}, replace(ANSWERER, identity=lambda: {"base": "1", "adapter": "3"}), "adapter changed .* 2 then, 3 now"),
     ],
 )
 def test_other_job_is_refused(

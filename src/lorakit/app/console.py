@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lorakit.app.printing import visible
 from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
-from lorakit.training.results import BEFORE, COSTS
+from lorakit.training.run_files import BEFORE, COSTS
 
 PLAIN_EVERY_S = 10.0
 

@@ -12,8 +12,8 @@ from typing import Any
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Report
 from lorakit.runtime.files import atomic_text
-from lorakit.training.results import COSTS, Result
-from lorakit.training.run_files import MEMBER, RECIPE, run_folder
+from lorakit.training.results import Result
+from lorakit.training.run_files import COSTS, MEMBER, RECIPE, run_folder
 
 BOOKS = (RECIPE, "sweep.json", "optuna.log")  # files that may be written before the first run begins
 

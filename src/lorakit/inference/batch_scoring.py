@@ -14,10 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorakit.data.columnar import schema_of
 from lorakit.data.columns import Table, examples_of
@@ -37,6 +34,9 @@ from lorakit.runtime.events import Note, Report, ignore
 from lorakit.runtime.files import atomic_file, atomic_text, cannot_write, locked, make_folder
 from lorakit.runtime.signals import stop_on_signals
 from lorakit.task_info import TASKS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHARD_ROWS = 16384  # held in memory at a time; a kill loses at most this many
 HEAD = 100  # rows used to detect columns
@@ -123,14 +123,15 @@ def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -
             raise DataError(f"{path}: --keep {lacking} is not a column; {did_you_mean(lacking, there)}")
     schemas = {path: schema_of(path) for path in job.files}
     types: dict[str, Any] = {}  # of the --keep columns: text if the files have no types
+    known = answer_types()
     for name in job.keep:
-        if name in TYPES:
+        if name in known:
             raise ConfigError(f"--keep {name}: answers already have a column of that name")
         by_path = {path: schema and schema.field(name).type for path, schema in schemas.items()}
         first = next(iter(by_path.values()))
         if other := next((path for path, type in by_path.items() if type != first), None):
             raise DataError(f"{other}: --keep {name} is {by_path[other]} here, and {first} in {job.files[0]}")
-        types[name] = first or TEXT
+        types[name] = first or known["generated"]
     return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, types))
 
 
@@ -152,7 +153,7 @@ class _Scoring:
         """What the answers depend on, under the names that messages use."""
         job = self.job
         return {
-            "answered by": dict(self.answerer.identity),
+            "answered by": dict(self.answerer.identity()),
             "input": {str(path): stamp_of(path) for path in job.files},
             "columns": asdict(self.columns),
             "--keep": list(job.keep),
@@ -210,6 +211,7 @@ class _Scoring:
         self, path: Path, first: int, rows: Sequence[Row | DataError]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The answers to some rows, and the rejected rows, each with its position and --keep columns."""
+        text = answer_types()["generated"]
         examples = self._examples(path, rows)
         answers = chain.from_iterable(map(self.answerer.lines, chunks([e for e in examples if isinstance(e, Example)])))
         records: list[dict[str, Any]] = []
@@ -218,7 +220,7 @@ class _Scoring:
             values = row.values if isinstance(row, Row) else {}
             chosen = {name: values.get(name) for name in self.job.keep}
             for name, value in chosen.items() if self.job.format == "parquet" else ():
-                if self.schema.field(name).type == TEXT and not (value is None or isinstance(value, str)):
+                if self.schema.field(name).type == text and not (value is None or isinstance(value, str)):
                     chosen[name] = json.dumps(value, ensure_ascii=False, default=str)  # of a file without types
             place = {**chosen, FILE: str(path), ROW: number}
             if isinstance(example, DataError):
@@ -262,36 +264,36 @@ Format = Literal["parquet", "jsonl"]
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # of a file of answers
 GROUP = 4096  # answers per row group of Parquet
 
-TEXT = pa.string()
 FILE, ROW = "file", "row"  # the position of an answer's text; rows are counted from 1
-ENTITY = pa.struct(
-    {
-        "entity_group": TEXT,
-        "word": TEXT,
-        "start": pa.int64(),
-        "end": pa.int64(),
-        "score": pa.float64(),
+
+
+def answer_types() -> dict[str, pa.DataType]:
+    """Of every column that answers may have."""
+    import pyarrow as pa  # late, as below: 0.1 s that answers to a few texts do not need
+
+    text, number, whole = pa.string(), pa.float64(), pa.int64()
+    entity = {"entity_group": text, "word": text, "start": whole, "end": whole, "score": number}
+    return {
+        FILE: pa.dictionary(pa.int32(), text),
+        ROW: whole,
+        "label": text,
+        "score": number,
+        "labels": pa.list_(text),
+        "value": number,
+        "entities": pa.list_(pa.struct(entity)),
+        "generated": text,
+        "probabilities": pa.map_(text, number),
+        "embedding": pa.list_(pa.float32()),
     }
-)
-TYPES: Mapping[str, pa.DataType] = {
-    FILE: pa.dictionary(pa.int32(), TEXT),
-    ROW: pa.int64(),
-    "label": TEXT,
-    "score": pa.float64(),
-    "labels": pa.list_(TEXT),
-    "value": pa.float64(),
-    "entities": pa.list_(ENTITY),
-    "generated": TEXT,
-    "probabilities": pa.map_(TEXT, pa.float64()),
-    "embedding": pa.list_(pa.float32()),
-}
 
 
 def answer_schema(tasks: Iterable[str], keep: Mapping[str, pa.DataType]) -> pa.Schema:
     """The columns of these tasks' answers: position of the text, --keep columns, answer."""
-    keys = {key for task in tasks for key in TASKS[task].answer_columns}
-    answer = {key: type for key, type in TYPES.items() if key in keys}
-    return pa.schema({FILE: TYPES[FILE], ROW: TYPES[ROW], **keep, **answer})
+    import pyarrow as pa
+
+    types, keys = answer_types(), {key for task in tasks for key in TASKS[task].answer_columns}
+    answer = {key: type for key, type in types.items() if key in keys}
+    return pa.schema({FILE: types[FILE], ROW: types[ROW], **keep, **answer})
 
 
 def write_answers(path: Path, records: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
@@ -302,6 +304,9 @@ def write_answers(path: Path, records: Sequence[Mapping[str, Any]], schema: pa.S
         OutputError: the file cannot be written.
     """
     if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             table = pa.Table.from_pylist(records, schema)
         except (pa.ArrowException, ValueError, TypeError) as err:
@@ -336,9 +341,13 @@ def stream_answers(path: Path, answers: Iterable[Mapping[str, Any]], tasks: Iter
     Raises:
         OutputError: the file cannot be written, or its suffix is unknown.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     check_ending(path)
     ending = path.suffix.lower()
-    schema = pa.schema([("text", TEXT), *[("pair", TEXT)] * pairs, *list(answer_schema(tasks, {}))[2:]])
+    texts = [(name, pa.string()) for name in ("text", "pair")[: 1 + pairs]]
+    schema = pa.schema([*texts, *list(answer_schema(tasks, {}))[2:]])
     with atomic_file(path) as unfinished:
         if ending == ".parquet":
             rest = iter(answers)
@@ -365,6 +374,8 @@ def count_records(path: Path) -> int:
     if not path.exists():
         return 0
     if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
         return int(pq.read_metadata(path).num_rows)
     with path.open("rb") as file:
         return sum(1 for _ in file)
@@ -382,7 +393,7 @@ class Answerer:
 
     columns: Columns  # of the input, unless others are named
     tasks: Sequence[str]  # that it answers
-    identity: Mapping[str, str]  # what the answers depend on; files by their sha256
+    identity: Callable[[], Mapping[str, str]]  # what the answers depend on; files by their sha256, which takes a moment
     check: Callable[[Example], None]
     lines: Callable[[Sequence[Example]], list[dict[str, Any]]]
 
@@ -397,11 +408,11 @@ def by_run(
 ) -> Answerer:
     """Answers by one run or adapter, loaded with these options; errors as `load`."""
     predictor = load(path, allow_base_mismatch=allow_base_mismatch, merge=merge, report=report)
-    side = predictor.side
+    side, folders = predictor.side, {"": shipped_folder(Path(path))}
     return Answerer(
         replace(side.columns, label=None),
         [side.task.name],
-        {**_identity({"": shipped_folder(Path(path))}, side), **({"merged": "yes"} if merge else {})},
+        lambda: {**_identity(folders, side), **({"merged": "yes"} if merge else {})},
         lambda example: check_input(example, side, example.where),
         predictor.lines,
     )
@@ -424,7 +435,8 @@ def by_label(folder: Path) -> Iterator[Answerer]:
             return pool.answer([Query(str(example.label), replace(example, label=None)) for example in examples])
 
         tasks = sorted({side.task.name for side in sides.values()})
-        yield Answerer(Columns(), tasks, _identity(folders, next(iter(sides.values()))), check, lines)
+        first = next(iter(sides.values()))
+        yield Answerer(Columns(), tasks, lambda: _identity(folders, first), check, lines)
 
 
 def _identity(folders: Mapping[str, Path], side: Side) -> dict[str, str]:

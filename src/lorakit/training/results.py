@@ -27,9 +27,6 @@ from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
 from lorakit.training.run_files import About, sampled, write_resamples
 
-# Keys of scores.json about cost; all but the first differ between equal runs.
-COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s", "ended", "machine")
-BEFORE = ("linear_probe", "base_score")  # keys about the metric before the first step
 SAMPLES = 20  # validation examples shown in samples.jsonl
 
 

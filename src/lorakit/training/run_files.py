@@ -27,6 +27,9 @@ RECIPE = "recipe.toml"  # the first file of a run
 CHECKPOINTS = "checkpoints"
 RESAMPLES_FILE = "resamples.json"
 MEMBER = "seed-"  # followed by the seed: the name of a run in the folder of several seeds
+# Keys of scores.json about cost; all but the first differ between equal runs.
+COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s", "ended", "machine")
+BEFORE = ("linear_probe", "base_score")  # keys about the metric before the first step
 DIGITS = 9  # decimals of a resampled score
 Model = TypeVar("Model", bound=BaseModel)
 
