@@ -112,6 +112,8 @@ class ModelSection(Section):
 
     base: str  # hub id, folder, `minilm` or `t5-demo`
     revision: str | None = None  # branch, tag or commit of a hub id
+    adapter: str | None = None  # a run or its adapter over the same base to begin from; [lora] is then that adapter's
+    adapter_head: Literal["auto", "keep", "new"] = "auto"  # its output layer; auto: kept where the labels are the same
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the faster one on this machine, by a short measurement
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: from its config
     quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are stored
@@ -349,6 +351,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_go_together(self) -> Self:
         method, quantize = self.train.method, self.model.quantize
+        if self.model.adapter is None and self.model.adapter_head != "auto":
+            raise ValueError(f"model.adapter_head = {self.model.adapter_head!r} needs model.adapter")
+        if self.model.adapter is not None and method != "lora":
+            raise ValueError(f"train.method = {method!r}: a run with model.adapter goes on with LoRA")
         if method == "full":
             if self.model.dtype == "bf16":
                 raise ValueError(

@@ -74,7 +74,7 @@ def card_of(run: RunFiles) -> ModelCard:
     )
     recipe = {name: dict(table) for name, table in run.recipe.items() if isinstance(table, Mapping)}
     recipe.pop("output", None)  # and what else is of this machine: folders of local files
-    for name, keys in (("data", ("train", "validation", "test")), ("model", ("base",))):
+    for name, keys in (("data", ("train", "validation", "test")), ("model", ("base", "adapter"))):
         table = recipe.get(name, {})
         table.update({key: _file_name(table[key]) for key in keys if isinstance(table.get(key), str)})
     text = template(

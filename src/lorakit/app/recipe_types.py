@@ -14,6 +14,10 @@ class ModelKeys(TypedDict, total=False):
     """hub id, folder, `minilm` or `t5-demo`"""
     revision: str | None
     """branch, tag or commit of a hub id"""
+    adapter: str | None
+    """a run or its adapter over the same base to begin from; [lora] is then that adapter's"""
+    adapter_head: Literal["auto", "keep", "new"]
+    """its output layer; auto: kept where the labels are the same"""
     dtype: Literal["auto", "fp32", "bf16"]
     """auto: the faster one on this machine, by a short measurement"""
     dropout: float | None

@@ -157,7 +157,7 @@ def _offline_if_out_of_reach() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     try:
-        if not (before or os.environ.get("HF_HUB_OFFLINE")):
+        if not (before or os.environ.get("HF_HUB_OFFLINE", "0") != "0"):
             urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError as err:
         constants.HF_HUB_OFFLINE = err.code >= 500  # any other error is an answer

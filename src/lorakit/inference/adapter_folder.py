@@ -25,7 +25,7 @@ def write_side(folder: Path, side: Side) -> None:
     """Write lorakit.json, with the sha256 of the files beside it."""
     sums = {name: file_sha256(folder / name) for name in GUARDED if (folder / name).is_file()}
     content = side.model_dump(exclude={"columns": set(OF_TRAINING)})
-    for key in ("combined", "pooling"):  # a default is left out
+    for key in ("begins_from", "combined", "pooling"):  # a default is left out
         if content[key] == Side.model_fields[key].default:
             del content[key]
     text = json.dumps({**content, "format": FORMAT, "files": sums}, indent=2, sort_keys=True, ensure_ascii=False)

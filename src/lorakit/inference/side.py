@@ -108,6 +108,7 @@ class Side(Facts):
     scores: Annotated[dict[str, float], Few] = {}
     versions: Annotated[dict[str, str], Few] = {}
     files: dict[Guarded, Sha256] = {}
+    begins_from: Annotated[dict[str, str], Few] = {}  # the adapter of model.adapter
     combined: Annotated[dict[str, Any], Few] = {}  # how `lorakit combine` made it
 
 

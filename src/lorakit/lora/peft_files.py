@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,17 +187,22 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
     return config
 
 
-def reload_adapter(model: nn.Module, folder: Path, name: str = "default") -> None:
+def reload_adapter(model: nn.Module, folder: Path, name: str = "default", without: Sequence[str] = ()) -> None:
     """Give an adapter of the model the values that a folder of the same settings holds, which is quicker than to load it.
+
+    Modules in `without` stay as they are, whatever the folder has of them.
 
     Raises:
         AdapterError: the folder's keys, shapes or dtypes are not this adapter's, or a value is not finite; the adapter
             then is as before. Whether the settings are the same the caller must know.
     """
     path = folder / WEIGHTS_FILE
-    shapes = {key: tuple(tensor.shape) for key, tensor in adapter_tensors(model, name).items()}
-    _check_header(path, _header(path), shapes)
-    _assign(model, name, _read_tensors(path))
+    left = tuple(f"{PREFIX}{module}." for module in without)
+    shapes = {
+        key: tuple(tensor.shape) for key, tensor in adapter_tensors(model, name).items() if not key.startswith(left)
+    }
+    _check_header(path, {key: info for key, info in _header(path).items() if not key.startswith(left)}, shapes)
+    _assign(model, name, {key: tensor for key, tensor in _read_tensors(path).items() if key in shapes})
 
 
 def _header(path: Path) -> dict[str, TensorInfo]:

@@ -32,6 +32,7 @@ from lorakit.lora import (
     Target,
     add_adapter,
     count_parameters,
+    delete_adapter,
     hosts,
     loftq,
     quantize,
@@ -48,6 +49,7 @@ from lorakit.task_info import TaskInfo
 from lorakit.tasks.base import Fit, Item, Task, rows_of
 from lorakit.tasks.metrics.bootstrap import FEW
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
+from lorakit.training.begin import Origin, begin_from
 from lorakit.training.budget import DROPOUT_FROM, choose, choose_head_start
 from lorakit.training.encode import CachedItems, encode
 from lorakit.training.head_start import probe
@@ -125,6 +127,7 @@ class Prepared:
     kernels: tuple[str, ...]  # the speed-ups in use, in words
     probed: bool = False  # whether its head starts at the linear probe
     ranks: Ranks = ALONE
+    origin: Origin | None = None  # the adapter that it begins from
     adapter: str = "default"  # its name in the model, which others may share
     draws: bool = True  # whether anything is dropped at random in training
     folds: tuple[Prepared, ...] = ()  # over the same model: trained without a fold each, which is their validation part
@@ -195,6 +198,7 @@ def prepare(
 def _prepare(
     recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype, once: Once, fold: int | None
 ) -> Prepared:
+    recipe, origin = begin_from(recipe)
     train = recipe.train
     split_by = (train.seed, train.method, train.shard_base) if recipe.data.validation is None else None
     source = (recipe.data.model_dump_json(), recipe.task.name, split_by)
@@ -216,6 +220,7 @@ def _prepare(
     if without_dropout:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": 0.0})})
     labels = _labels_in(recipe, examples, report)
+    origin = origin and origin.for_labels(recipe, labels)
     outputs = recipe.task.info.outputs(labels)
 
     def loaded() -> BaseModel:
@@ -273,12 +278,12 @@ def _prepare(
     made_for = (source, fold, recipe.task.model_dump_json(), base.fingerprint, max_length)
     (task, head_bias, tuned), parts, cut = once(made_for, encoded)
     items = parts["train"].drawn(recipe.task.info)
-    head = base.new_head()
+    head = None if origin and origin.keeps_head else base.new_head()
     head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items)
     probed = head is not None and head_start != "random"
     if head is not None and probed:
         over = ("probe", *made_for, recipe.model.model_dump_json(), recipe.train.seed)
-        head.load_state_dict(once(over, lambda: probe(base.model.to(device), head, task, items)))
+        head.load_state_dict(once(over, lambda: _probe(base.model.to(device), head, task, items, origin)))
     elif head is not None and head_bias is not None:
         head.bias.data.copy_(head_bias)
     others = {"model.dropout": 0.0} if without_dropout else {}
@@ -294,7 +299,7 @@ def _prepare(
     plan = Plan(lengths, chosen, written, [each[0]["labels"][0] for each in items] if is_paired else ())
     if recipe.lora.init in DATA_INIT_NAMES:
         base.model.to(device)
-    config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device), report)
+    config, targets = _adapt(recipe, base, _first_batches(base.model, task, items, plan, device), report, origin)
     cast_frozen_(base.model, dtype)
     # with shard_base weights come and go around a module's own call
     plain = recipe.model.kernels == "plain" or recipe.train.shard_base
@@ -319,7 +324,18 @@ def _prepare(
         kernels=() if plain else base.speed_up(dtype, device),
         draws=has_dropout(base.model),
         fold_of=fold_of,
+        origin=origin,
     )
+
+
+def _probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item], origin: Origin | None) -> Any:
+    """The linear probe over the frozen base, or over the adapter that the run begins from."""
+    if origin is None:
+        return probe(model, head, task, items)
+    origin.load(model, ())
+    found = probe(model, head, task, items)
+    delete_adapter(model, "default")
+    return found
 
 
 def _labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report: Report) -> tuple[str, ...]:
@@ -457,12 +473,22 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Any], plan: Pla
     return Data(batches, lambda batch: task.losses(model, dict(batch)).sum())
 
 
-def _adapt(recipe: Recipe, base: BaseModel, data: Data, report: Report) -> tuple[LoraConfig | None, Sequence[Target]]:
+def _adapt(
+    recipe: Recipe, base: BaseModel, data: Data, report: Report, origin: Origin | None
+) -> tuple[LoraConfig | None, Sequence[Target]]:
     """Make trainable what the method trains: look at data and quantise the base if the recipe says so, and add the adapter."""
     model, method = base.model, recipe.train.method
     if method == "full":
         model.requires_grad_(True)
         return None, ()
+    if origin is not None:
+        if recipe.model.quantize != "none":
+            quantize(model, recipe.model.quantize, skip=(*origin.kept_modules(model), *base.saved_modules))
+        head = "" if not base.saved_modules else "; its head is kept" if origin.keeps_head else "; the head is new"
+        report(
+            Note(f"begins from {origin.name}, trained on {', '.join(origin.side.data) or 'data not recorded'}{head}")
+        )
+        return origin.load(model, base.saved_modules)
     config = recipe.lora.config(modules_to_save=base.saved_modules)
     if method == "head":
         if not config.modules_to_save:

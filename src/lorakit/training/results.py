@@ -196,4 +196,5 @@ def _side(prepared: Prepared, scores: Scores) -> Side:
         data=prepared.fingerprints,
         scores={key: value for key, value in scores.items() if isinstance(value, float)},
         versions=versions(),
+        begins_from=prepared.origin.facts() if prepared.origin else {},
     )

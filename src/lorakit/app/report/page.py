@@ -261,6 +261,8 @@ def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
     yield "method", METHODS.get(scores.method, scores.method)
     if side is not None:
         yield "base model", side.base.name + (f" at {side.base.revision}" if side.base.revision else "")
+        if side.begins_from:
+            yield "begins from", f"{Path(side.begins_from['adapter']).name}, its head {side.begins_from['head']}"
     yield "weights of the base in", scores.dtype + (f", {side.quantize}" if side and side.quantize != "none" else "")
     for part, n in scores.examples.items():
         yield f"{part} examples", f"{n:,}"
