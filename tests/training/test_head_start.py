@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from lorakit.models import load_base
 from lorakit.tasks.base import inputs_of
-from lorakit.training.head_start import SHRINK, STRENGTH, probe
+from lorakit.training.head_start import SHRINK, STRENGTH, States, probe
 from lorakit.training.prepare import prepare
 from lorakit.training.run import Run, fit_all
 from tests.runs import SIZES, Stopped, changed, fit, resumed, save_bert, sections, start, stop_after, weights
@@ -109,3 +109,21 @@ def test_run_from_a_probe_resumes_to_the_bit_and_is_the_same_beside_another(
         assert json.loads((tmp_path / name / "scores.json").read_text())["linear_probe"] == pytest.approx(
             json.loads((alone / "scores.json").read_text())["linear_probe"]
         )
+
+
+def test_states_are_read_once_a_text_and_without_padding(bert: Path, files: Path) -> None:
+    prepared = prepare(changed(sections(bert, files, "token_classification"), "train.head_start=random"))
+    outputs = prepared.task.info.outputs(prepared.labels)
+    base = load_base(str(bert), "token_classification", labels=outputs, dropout=0)
+    head, items, known = base.new_head(), prepared.parts["train"].flat, States()
+    assert head is not None
+    found = probe(base.model, head, prepared.task, items, known)
+    read: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    again = probe(base.model, head, prepared.task, items, known)
+    torch.testing.assert_close(again, found, atol=0, rtol=0)
+    assert not read  # no text went through the model again
+    with torch.inference_mode():
+        for item in items:
+            base.model.eval()(**inputs_of(prepared.task.collate([item])))
+            torch.testing.assert_close(known[(*item["input_ids"], *item.get("token_type_ids", ()))], read.pop()[0])

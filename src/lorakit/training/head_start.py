@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lorakit.inference.answer import Answered, batches_of
 from lorakit.models import has_dropout
 from lorakit.runtime.device import evaluating, to_device
-from lorakit.tasks.base import Batch, Item, Task, inputs_of
+from lorakit.tasks.base import Item, Task, inputs_of
 
 EXAMPLES = 2000  # items that are enough to fit a linear layer; of more, every second, third, ... is taken
 STRENGTH = 10.0  # of the fit against the penalty, as C of scikit-learn's LogisticRegression
@@ -25,31 +26,39 @@ ITERATIONS = 100
 SHRINK = 0.2
 
 
-def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) -> dict[str, Tensor]:
+States = dict[tuple[int, ...], Tensor]  # what a head reads of a text, by its tokens; (d) or (T, d)
+
+
+def probe(
+    model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item], known: States | None = None
+) -> dict[str, Tensor]:
     """Weight and bias, times SHRINK, of the head that fits these labelled items best over the model, by the task's loss.
 
     A head for numbers is not shrunk. The states are centred and divided by their root mean square, so that the penalty
     |W|^2 / (2 STRENGTH) means the same over each base, or by what dropout adds to them if that is more: a head that relies on
     differences smaller than dropout's noise would begin with a loss of hundreds. Shapes: weight (C, d), bias (C).
+
+    States that are `known` are not computed; the others are added to them.
     """
     device = head.weight.device
     step = max(1, len(items) // EXAMPLES)
     some = [items[i] for i in range(0, len(items), step)]
-    batches = [
-        to_device(task.collate([some[i] for i in batch]), device) for batch in batches_of(model, task, some, device)
-    ]
+    known = {} if known is None else known
     with evaluating(model):
-        states = _states_before(model, head, batches)
-    every = torch.cat([state.flatten(0, -2) for state in states])
+        _add_states(model, head, task, [item for item in some if _tokens(item) not in known], known)
+    order = batches_of(model, task, some, device)
+    batches = [to_device(task.collate([some[i] for i in batch]), device) for batch in order]
+    states = [[known[_tokens(some[i])] for i in batch] for batch in order]
+    every = torch.cat([state.view(-1, head.in_features) for batch in states for state in batch])
     mean = every.mean(0)
     size = _rms(every - mean).clamp_min(1e-6)
     if has_dropout(model):
-        size = max(size, _dropout_noise(model, head, batches[0], states[0]))
+        size = max(size, _dropout_noise(model, head, task, [some[i] for i in order[0]], states[0]))
     n = sum(int(batch["n_targets"].sum()) for batch in batches)
     fitted = nn.Linear(head.in_features, head.out_features, device=device)
     nn.init.zeros_(fitted.weight)
     nn.init.zeros_(fitted.bias)
-    inputs = [(state - mean) / size for state in states]
+    inputs = [pad_sequence([(state - mean) / size for state in batch], batch_first=True) for batch in states]
     layers = dict(model.named_children())  # a CRF among them
     optimizer = torch.optim.LBFGS(fitted.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -68,29 +77,43 @@ def probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item]) 
     return {"weight": shrink * weight, "bias": shrink * (fitted.bias.detach() - weight @ mean)}
 
 
-def _states_before(model: nn.Module, head: nn.Linear, batches: Sequence[Batch]) -> list[Tensor]:
-    """What the head reads in the forward of each batch, in the model's mode. Shapes: (B, ..., d)."""
-    states: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, args: states.append(args[0].float()))
+def _tokens(item: Item) -> tuple[int, ...]:
+    return (*item["input_ids"], *item.get("token_type_ids", ()))
+
+
+def _add_states(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item], known: States) -> None:
+    """Add what the head reads of these items in the model's mode, padding left out."""
+    read: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, args: read.append(args[0].float()))
     try:
         with torch.inference_mode():
-            for batch in batches:
-                model(**inputs_of(batch))
+            for batch in batches_of(model, task, items, head.weight.device):
+                own = [items[i] for i in batch]
+                model(**inputs_of(to_device(task.collate(own), head.weight.device)))
+                for item, state in zip(own, read.pop(), strict=True):  # (d) or (T, d)
+                    known[_tokens(item)] = state if state.dim() == 1 else state[: len(item["input_ids"])]
     finally:
         hook.remove()
-    return [state.clone() for state in states]  # out of inference mode
+    for item in items:  # out of inference mode
+        known[_tokens(item)] = known[_tokens(item)].clone()
 
 
-def _dropout_noise(model: nn.Module, head: nn.Linear, batch: Batch, states: Tensor) -> Tensor:
-    """How far dropout moves these states of the batch, as root mean square; the generators are left as they were."""
-    was_training = model.training
-    with torch.random.fork_rng([states.device] if states.is_cuda else []):
+def _dropout_noise(
+    model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item], states: Sequence[Tensor]
+) -> Tensor:
+    """How far dropout moves the states of these items, as root mean square; the generators are left as they were."""
+    was_training, noisy = model.training, States()
+    with torch.random.fork_rng([states[0].device] if states[0].is_cuda else []):
         torch.manual_seed(0)
         try:
-            noisy = _states_before(model.train(), head, [batch])[0]
+            _add_states(model.train(), head, task, items, noisy)
         finally:
             model.train(was_training)
-    return _rms(noisy - states)
+    return _rms(
+        torch.cat([noisy[_tokens(item)] - state for item, state in zip(items, states, strict=True)]).view(
+            -1, head.in_features
+        )
+    )
 
 
 def _rms(vectors: Tensor) -> Tensor:

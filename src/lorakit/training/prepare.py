@@ -52,7 +52,7 @@ from lorakit.tasks.registry import check_labels, find_labels, make_task, task_la
 from lorakit.training.begin import Origin, begin_from
 from lorakit.training.budget import DROPOUT_FROM, choose, choose_head_start
 from lorakit.training.encode import CachedItems, encode
-from lorakit.training.head_start import probe
+from lorakit.training.head_start import States, probe
 from lorakit.training.run_files import keeps_last
 from lorakit.training.schedule import Plan
 
@@ -282,8 +282,12 @@ def _prepare(
     head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items)
     probed = head is not None and head_start != "random"
     if head is not None and probed:
-        over = ("probe", *made_for, recipe.model.model_dump_json(), recipe.train.seed)
-        head.load_state_dict(once(over, lambda: _probe(base.model.to(device), head, task, items, origin)))
+        over = (recipe.task.model_dump_json(), base.fingerprint, max_length, recipe.model.model_dump_json(), train.seed)
+        known: States | None = once(("states", source, *over), dict) if folds else None
+        found = once(
+            ("probe", source, fold, *over), lambda: _probe(base.model.to(device), head, task, items, origin, known)
+        )
+        head.load_state_dict(found)
     elif head is not None and head_bias is not None:
         head.bias.data.copy_(head_bias)
     others = {"model.dropout": 0.0} if without_dropout else {}
@@ -328,12 +332,14 @@ def _prepare(
     )
 
 
-def _probe(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item], origin: Origin | None) -> Any:
+def _probe(
+    model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item], origin: Origin | None, known: States | None
+) -> Any:
     """The linear probe over the frozen base, or over the adapter that the run begins from."""
     if origin is None:
-        return probe(model, head, task, items)
+        return probe(model, head, task, items, known)
     origin.load(model, ())
-    found = probe(model, head, task, items)
+    found = probe(model, head, task, items, known)
     delete_adapter(model, "default")
     return found
 
