@@ -59,7 +59,6 @@ FORMATS = [  # of data; data/read.py has their readers
     "spacy",
     "excel",
     "folders",
-    "parallel",
     "datasets",
 ]
 

@@ -1,4 +1,4 @@
-"""Folders of texts and of tables, files whose lines belong together, and workbooks."""
+"""Folders of texts and of tables, and workbooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.data.example import Columns
-from lorakit.data.read import holds_words, read
+from lorakit.data.read import read
 from lorakit.errors import DataError
 
 
@@ -84,53 +84,6 @@ def test_tables_of_a_folder_are_those_of_the_split(tmp_path):
 def test_folder_that_is_unclear_is_refused(tmp_path, files, message):
     with pytest.raises(DataError, match="^" + re.escape(f"{tmp_path}{message}")):
         read(str(fill(tmp_path, files)))
-
-
-# Files whose lines belong together
-
-
-def test_lines_of_texts_and_labels_are_paired_by_split(tmp_path):
-    fill(
-        tmp_path,
-        {"train_text.txt": "a b\nc\n", "train_labels.txt": "0\n2\n", "val_text.txt": "d\n", "val_labels.txt": "1\n"},
-    )
-    assert records(tmp_path) == [("a b", "0"), ("c", "2")]
-    assert records(tmp_path, "validation") == [("d", "1")]
-    assert records(tmp_path / "val_text.txt") == [("d", "1")]
-    fill(tmp_path, {"mapping.txt": "0\tbad\n1\tfair\n2\tvery good\n"})
-    assert records(tmp_path) == [("a b", "bad"), ("c", "very good")]
-
-
-def test_words_tags_and_intents_of_lines_are_read(tmp_path):
-    fill(tmp_path, {"train/seq.in": "fly to Oslo\n", "train/seq.out": "O O B-city\n", "train/label": "flight\n"})
-    assert records(tmp_path) == records(tmp_path / "train") == [("fly to Oslo", "flight")]
-    assert holds_words(str(tmp_path))
-    (example,) = read(str(tmp_path), "words").examples
-    assert (example.words, example.tags) == (("fly", "to", "Oslo"), ("O", "O", "B-city"))
-
-
-def test_labels_that_are_tags_of_words_are_tags(tmp_path):
-    fill(tmp_path, {"sentences.txt": "Ada left\nOslo\n", "labels.txt": "B-PER O\nB-LOC\n"})
-    assert [example.tags for example in read(str(tmp_path), "words").examples] == [("B-PER", "O"), ("B-LOC",)]
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"text.txt": "a\nb\n", "labels.txt": "x\n"}, "labels.txt: 1 lines, but text.txt has 2"),
-        ({"seq.in": "a b\n", "seq.out": "O\n"}, "seq.out:1: 1 tags, but the text has 2 words"),
-    ],
-)
-def test_lines_that_do_not_match_are_refused(tmp_path, files, message):
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/{message}")):
-        read(str(fill(tmp_path, files)), "words" if "seq.in" in files else "label")
-
-
-def test_labels_of_another_file_change_the_fingerprint(tmp_path):
-    fill(tmp_path, {"text.txt": "a\nb\n", "labels.txt": "x\ny\n"})
-    before = read(str(tmp_path / "text.txt")).sha256
-    fill(tmp_path, {"labels.txt": "y\ny\n"})
-    assert read(str(tmp_path / "text.txt")).sha256 != before
 
 
 # Workbooks

@@ -1,4 +1,4 @@
-"""Which files a source means: patterns, URLs, folders of texts or of tables, and files whose lines belong together."""
+"""Which files a source means: patterns, URLs, and folders of texts or of tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from lorakit.data.delimited import Row
 from lorakit.data.example import Columns
-from lorakit.data.tags import OUTSIDE, is_tag
-from lorakit.data.text import counted, inner_name, lines_of, listed, read_text
+from lorakit.data.text import counted, inner_name, listed, read_text
 from lorakit.errors import DataError, first_line, short
 
 COPIES = "files"  # below the folder that copies are put into
@@ -94,7 +93,7 @@ def _fetched(system: Any, name: str, source: str, folder: Path | None) -> Path:
     return place
 
 
-# Folders, and files beside each other
+# Folders
 
 SPLITS = {
     "train": {"train", "training"},
@@ -102,13 +101,6 @@ SPLITS = {
     "test": {"test", "testing"},
 }
 OF_LIBRARY = ("dataset_info.json", "dataset_dict.json", "state.json")  # in a folder that `datasets` saved
-ROLES = {
-    "text": {"seq.in", "text", "texts", "sentence", "sentences", "words", "tokens"},
-    "tags": {"seq.out", "tags"},
-    "label": {"label", "labels", "intent", "intents"},
-}
-NAMES = "|".join(sorted(map(re.escape, set().union(*ROLES.values())), key=len, reverse=True))
-PARALLEL = re.compile(rf"(?:(?P<part>[A-Za-z0-9]+)[._-])?(?P<name>{NAMES})(?:\.txt)?", re.IGNORECASE)
 
 
 def tables_of(folder: Path, endings: Iterable[str], split: str) -> list[Path]:
@@ -171,65 +163,3 @@ def read_class_folders(path: Path, options: Columns, notes: list[str], split: st
             elif not file.name.startswith("."):
                 others.append(file.name)
     notes += counted(f"{path}: files that are not .txt, not read", others)
-
-
-def parallel_files(path: Path, split: str) -> dict[str, Path]:
-    """Files whose lines belong together, by what their lines are (text, tags, label); none where texts or answers are missing.
-
-    The path is their folder, or the file of texts. Where names say a part (train_text.txt), they are those of the split.
-    """
-    parts: dict[str, dict[str, Path]] = {}
-    for file in sorted(path.iterdir() if path.is_dir() else path.parent.iterdir()):
-        if (match := PARALLEL.fullmatch(file.name)) and file.is_file():
-            role = next((role for role, names in ROLES.items() if match["name"].lower() in names), None)
-            if role is not None:
-                parts.setdefault((match["part"] or "").lower(), {}).setdefault(role, file)
-    whole = {part: files for part, files in parts.items() if "text" in files and len(files) > 1}
-    if not path.is_dir():
-        return next((files for files in whole.values() if files["text"] == path), {})
-    named = (files for part, files in whole.items() if part in SPLITS.get(split, ()))
-    inner = (
-        parallel_files(place, split)
-        for place in sorted(path.iterdir())
-        if place.is_dir() and split in _splits_in(place.name)
-    )
-    return next(named, None) or whole.get("") or next(inner, {})
-
-
-def read_parallel(path: Path, options: Columns, notes: list[str], split: str = "train") -> Iterator[Row]:
-    """A record for each line of texts and of the files beside it; lines of tags are as many as the words of the text.
-
-    A file mapping.txt of numbers and names, as TweetEval has it, names the labels.
-
-    Raises:
-        DataError: the files have different numbers of lines, or a line other numbers of words and tags.
-    """
-    files = parallel_files(path, split)
-    notes.append(f"{path}: " + ", ".join(f"{role} is {file.name}" for role, file in files.items()))
-    lines = {role: lines_of(file, options.encoding) for role, file in files.items()}
-    n = len(lines["text"])
-    for role, own in lines.items():
-        if len(own) != n:
-            raise DataError(f"{files[role]}: {len(own):,} lines, but {files['text'].name} has {n:,}")
-    if "tags" not in lines and _are_tags(lines["text"], lines["label"]):
-        lines["tags"], files["tags"] = lines.pop("label"), files["label"]
-    mapping = files["text"].with_name("mapping.txt")
-    rows = [line.split(maxsplit=1) for line in lines_of(mapping, options.encoding)] if mapping.is_file() else []
-    names = {row[0]: row[1].strip() for row in rows if len(row) == 2 and row[0].isdecimal()}
-    for i, text in enumerate(lines["text"]):
-        values: dict[str, Any] = {"text": text}
-        if "label" in lines:
-            values["label"] = names.get(label := lines["label"][i].strip(), label)
-        if "tags" in lines:
-            values |= {"tokens": text.split(), "ner_tags": (tags := lines["tags"][i].split())}
-            if len(tags) != len(values["tokens"]):
-                raise DataError(
-                    f"{files['tags']}:{i + 1}: {len(tags)} tags, but the text has {len(values['tokens'])} words"
-                )
-        yield Row(values, f"{files['text']}:{i + 1}")
-
-
-def _are_tags(texts: Sequence[str], labels: Sequence[str]) -> bool:
-    rows = [(text.split(), label.split()) for text, label in zip(texts, labels, strict=True)]
-    tags = [tag for _, own in rows for tag in own]
-    return all(len(words) == len(own) for words, own in rows) and all(map(is_tag, tags)) and set(tags) != {OUTSIDE}

@@ -30,9 +30,7 @@ from lorakit.data.files import (
     files_of,
     is_saved,
     means_files,
-    parallel_files,
     read_class_folders,
-    read_parallel,
     tables_of,
 )
 from lorakit.data.json_files import accepted_records, is_prodigy, read_json, whole_value
@@ -65,7 +63,6 @@ class Format(NamedTuple):
     adapt: Adapter | None = None
 
 
-OF_SPLITS = {"folders": read_class_folders, "parallel": read_parallel}  # which take the files of a split
 FORMATS: dict[str, Format] = {
     "csv": Format(partial(csv_rows, by_name=False), (".csv",)),
     "tsv": Format(partial(csv_rows, kind="tsv", by_name=False), (".tsv",)),
@@ -81,7 +78,7 @@ FORMATS: dict[str, Format] = {
     "brat": Format(annotation_files.read_brat, (".ann",), annotation_files.with_spans),
     "spacy": Format(annotation_files.read_docbin, (".spacy",)),
     "excel": Format(read_excel, (".xlsx", ".xls", ".xlsb", ".ods")),
-    **{name: Format(read) for name, read in OF_SPLITS.items()},
+    "folders": Format(read_class_folders),
 }
 ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
 FILE_LIKE = (*COMPRESSED, ".txt", ".train", ".dev", ".test")
@@ -203,8 +200,6 @@ def _kind_of_folder(path: Path, split: str) -> str | None:
         return "brat"
     if is_saved(path):
         return LIBRARY
-    if parallel_files(path, split):
-        return "parallel"
     return "folders" if class_folders(path, split) else None
 
 
@@ -236,8 +231,8 @@ def _rows(
     notes += [] if kind in BINARY or path.is_dir() else encoding_note(path, options.encoding)
     if is_table and format == "auto":
         read = partial(csv_rows, kind=kind)
-    if kind in OF_SPLITS:
-        read = partial(OF_SPLITS[kind], split=split)
+    if kind == "folders":
+        read = partial(read_class_folders, split=split)
     rows, wrong = list[Row](), len(bad)
     for row in islice(read(path, options, notes), most):
         if isinstance(row, Row):
@@ -301,8 +296,8 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
         if kind := _kind_of_folder(path, split):
             return kind
         raise DataError(
-            f"{source}: a folder of nothing that is read: tables, class folders of .txt, lines of text and labels in two "
-            "files, .txt with .ann (brat), or a data set saved by `datasets`"
+            f"{source}: a folder of nothing that is read: tables, class folders of .txt, .txt with .ann (brat), or a data "
+            "set saved by `datasets`"
         )
     if not path.exists():
         if path.suffix.lower() in (*ENDINGS, *FILE_LIKE) or source.startswith((".", "/", "~")):
@@ -312,8 +307,6 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
     kind = ENDINGS.get(inner_name(path).suffix.lower())
     if kind is None and annotation_files.is_brat(path):
         return "brat"
-    if kind is None and parallel_files(path, split):
-        return "parallel"
     if kind is not None and inner_name(path) != path and kind not in COMPRESSIBLE:
         raise DataError(f"{path}: a compressed file of {kind} is not read; unpack it first")
     if kind not in (None, "tsv"):
@@ -340,9 +333,7 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
 
 def _fingerprint(paths: Sequence[Path]) -> str | None:
     """sha256 of the file, or over those of several; None where the records are no files by themselves."""
-    if not all(
-        path.is_file() and not annotation_files.is_brat(path) and not parallel_files(path, "") for path in paths
-    ):
+    if not all(path.is_file() and not annotation_files.is_brat(path) for path in paths):
         return None
     sums = [file_sha256(path) for path in paths]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
