@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from cleanlab.filter import find_label_issues
 
-from lorakit.app.checking import CUT
-from lorakit.app.report.label_errors import suspects
+from lorakit.app.checking import CUT, suspects, unlikely_labels
 from lorakit.data.example import Example
 from lorakit.data.read import read
 from lorakit.errors import ConfigError
@@ -107,6 +108,32 @@ def probabilities(labels: tuple[str, ...], truth: str) -> list[float]:
     return [SURE if label == truth else (1 - SURE) / (len(labels) - 1) for label in labels]
 
 
+def test_suspects_are_cleanlab_s() -> None:
+    chance = np.random.default_rng(0)
+    gold = chance.integers(0, 3, 60)
+    given = gold.copy()
+    given[:4] = (gold[:4] + 1) % 3
+    table = 0.1 + 0.7 * np.eye(3)[gold] + chance.uniform(0, 0.05, (60, 3))
+    table /= table.sum(1, keepdims=True)
+    places = [(str(i), "text") for i in range(60)]
+    rows = [dict(zip("abc", row, strict=True)) for row in table]
+    found = unlikely_labels(places, ["abc"[label] for label in given], rows)
+    expected = find_label_issues(given, table, return_indices_ranked_by="self_confidence", n_jobs=1)
+    numbers = [int(suspect.where) for suspect in found]
+    assert numbers == expected.tolist()
+    assert set(numbers) == {0, 1, 2, 3}
+    assert [suspect[2:4] for suspect in found] == [("abc"[given[i]], "abc"[gold[i]]) for i in numbers]
+    each = unlikely_labels(places, [["abc"[label]] for label in given], rows)
+    wanted = set()
+    for number, label in enumerate("abc"):
+        is_given, both = (given == number).astype(int), np.stack([1 - table[:, number], table[:, number]], 1)
+        names = (f"not {label}", label)
+        issues = np.flatnonzero(find_label_issues(is_given, both, n_jobs=1)).tolist()
+        wanted |= {(str(i), names[is_given[i]], names[1 - is_given[i]]) for i in issues}
+    assert {(suspect[0], *suspect[2:4]) for suspect in each} == wanted
+    assert ("0", "abc"[given[0]], f"not {'abc'[given[0]]}") in wanted
+
+
 def test_suspects_are_the_labels_that_were_flipped(
     bert_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +169,7 @@ def test_suspects_among_tags_name_the_word(tagger_run: Path, files: Path, monkey
     labels = predictor.task.labels
     truth = [torch.tensor([probabilities(labels, tag) for tag in example.tags]).log() for example in examples]
     halves = [[SimpleNamespace(log_p=half) for half in log_p.split(2)] for log_p in truth]  # as windows give them
-    monkeypatch.setattr("lorakit.inference.answer.predict_all", lambda *_: halves)
+    monkeypatch.setattr("lorakit.app.checking.predict_all", lambda *_: halves)
     wrong = examples[5]
     assert wrong.tags[0] == "B-PER"
     examples[5] = type(wrong)(wrong.text, words=wrong.words, tags=("O", *wrong.tags[1:]), where=wrong.where)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cleanlab.filter import find_label_issues
 from scipy.stats import binomtest
 from sklearn import metrics
 from sklearn.dummy import DummyClassifier
@@ -25,7 +24,6 @@ from sklearn.dummy import DummyClassifier
 from lorakit.app.report.answers import answer_of, baseline, marked
 from lorakit.app.report.charts import calibration_chart, grouped, training_charts
 from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED, write_csv
-from lorakit.app.report.label_errors import suspects_of_run
 from lorakit.app.report.page import content_of, html, verdict
 from lorakit.recipe import Recipe
 from lorakit.task_info import TASKS
@@ -238,44 +236,6 @@ def test_marked_text_is_the_text() -> None:
         shown = "".join(piece.text for piece in pieces)
         assert shown.strip(" …") in text
     assert [piece for piece in pieces if piece.label] == [("Ada", "PER", "missed")]
-
-
-def test_suspects_are_cleanlab_s(bert_run: Path) -> None:
-    chance = np.random.default_rng(0)
-    gold = chance.integers(0, 3, 60)
-    given = gold.copy()
-    given[:4] = (gold[:4] + 1) % 3
-    table = 0.1 + 0.7 * np.eye(3)[gold] + chance.uniform(0, 0.05, (60, 3))
-    table /= table.sum(1, keepdims=True)
-    lines = []
-    for row, label in zip(table, given, strict=True):
-        sure = dict(zip("abc", row, strict=True))
-        lines.append(Prediction(text="text", label="abc"[row.argmax()], probabilities=sure, expected="abc"[label]))
-    found = suspects_of_run(replace(read_run(bert_run), predictions=lines))
-    assert not isinstance(found, str)
-    expected = find_label_issues(given, table, return_indices_ranked_by="self_confidence", n_jobs=1)
-    numbers = [int(suspect.where) - 1 for suspect in found]
-    assert numbers == expected.tolist()
-    assert set(numbers) == {0, 1, 2, 3}
-    assert [suspect[2:4] for suspect in found] == [("abc"[given[i]], "abc"[gold[i]]) for i in numbers]
-    several = [line.model_copy(update={"labels": [line.label], "expected": [line.expected]}) for line in lines]
-    each = suspects_of_run(replace(read_run(bert_run), predictions=several))
-    wanted = set()
-    for number, label in enumerate("abc"):
-        is_given, both = (given == number).astype(int), np.stack([1 - table[:, number], table[:, number]], 1)
-        names = (f"not {label}", label)
-        issues = np.flatnonzero(find_label_issues(is_given, both, n_jobs=1)).tolist()
-        wanted |= {(str(i + 1), names[is_given[i]], names[1 - is_given[i]]) for i in issues}
-    assert {(suspect[0], *suspect[2:4]) for suspect in each} == wanted
-    assert ("1", "abc"[given[0]], f"not {'abc'[given[0]]}") in wanted
-
-
-def test_report_says_why_there_are_no_suspects(
-    bert_run: Path, tagger_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "no probability of each label" in suspects_of_run(read_run(tagger_run))
-    monkeypatch.setattr("lorakit.app.report.label_errors.find_spec", lambda name: None)
-    assert "pip install 'lorakit[cleanlab]'" in suspects_of_run(read_run(bert_run))
 
 
 # The verdict: what it says of runs that went so or so, and the one thing that it tells to do
@@ -603,22 +563,6 @@ def test_runs_are_compared_as_compare_does(cli: Cli, bert_run: Path, head_run: P
     settings = {row[0]: row[1:] for row in rows_of(Path("figures/settings.csv"))}
     assert settings["train.method"] == ["lora", "head"]
     assert settings.keys() == {"key", "train.method", "train.lr"}
-
-
-def test_run_is_measured_beside_others(cli: Cli, bert_run: Path, head_run: Path, tagger_run: Path) -> None:
-    words = ("--beside", head_run, "--beside", tagger_run, "--beside", bert_run, "--out", "page.html", "--json")
-    code, out, err = cli("report", bert_run, *words)
-    assert (code, err) == (0, "")
-    verdict = json.loads(out)["verdict"]
-    head, tagger, itself = (line for line in verdict if line.startswith(("A linear probe (", "LoRA (")))
-    found = cli("compare", head_run, bert_run, "--json").out
-    (comparison,) = json.loads(found)["comparisons"]
-    score = json.loads((head_run / "scores.json").read_text())["accuracy"]
-    assert head.startswith(f"A linear probe (head) has accuracy {score:.4f}: this run is ")
-    assert ("no more than chance explains" in head) == (comparison["differences"]["accuracy"]["p"] >= 0.05)
-    assert "cannot be tested against each other" in tagger
-    assert "differ in the seed alone" in itself
-    check_page(Path("page.html").read_text())
 
 
 def test_folder_of_seeds_is_a_comparison(cli: Cli, bert_run: Path) -> None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+
 from lorakit.app.printing import Output
-from lorakit.app.report.label_errors import suspects
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
 from lorakit.data.example import Dataset, Example
 from lorakit.errors import ConfigError, DataError
 from lorakit.inference.adapter_folder import read_side, shipped_folder
-from lorakit.inference.predictor import load
+from lorakit.inference.answer import predict_all
+from lorakit.inference.predictor import Predictor, load
 from lorakit.models import load_tokenizer
 from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.tasks.registry import check_labels, find_labels, make_task
+from lorakit.tasks.token_classification import TokenClassification
 from lorakit.training.prepare import read_part, read_parts, with_usual_pair
 
 MANY = 12  # labels; beyond it only the most frequent and the rarest are shown
@@ -192,3 +198,79 @@ def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, 
             "are not found: a run over other examples finds more"
         )
     return facts, lines
+
+
+# Labels that a trained run finds unlikely
+
+
+Place = tuple[str, str]  # file and line of a label, and its text
+
+
+class Suspect(NamedTuple):
+    """A label that is likely wrong: where it is, its text, the label, the run's label and its probability."""
+
+    where: str
+    text: str
+    given: str
+    suggested: str
+    probability: float
+
+
+def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
+    """The suspected label errors, the most suspect first: a text's label, one of several labels, or a word's tag.
+
+    Raises:
+        ConfigError: cleanlab is not installed, or the task gives no probability of each label.
+    """
+    if find_spec("cleanlab") is None:
+        raise ConfigError("suspected label errors need an extra: pip install 'lorakit[cleanlab]'")
+    check_labels(predictor.side.task.name, examples, predictor.side.labels)
+    if isinstance(predictor.task, TokenClassification):
+        return _of_words(predictor, examples)
+    answers = [predictor.task.to_json(e, a) for e, a in zip(examples, predictor.answers(examples), strict=True)]
+    if not all("probabilities" in answer for answer in answers):
+        raise ConfigError(
+            f"{predictor.side.task.name}: label errors can only be found for tasks that give each label a probability"
+        )
+    gold = [labels_of(example) for example in examples]
+    places = [(example.where, example.text) for example in examples]
+    several = "labels" in answers[0]
+    return unlikely_labels(places, gold if several else [row[0] for row in gold], [a["probabilities"] for a in answers])
+
+
+def _of_words(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]:
+    """Tags of words, all words in a row as one table (Wang and Mueller 2022, arXiv:2210.03920); of a CRF what it is fed."""
+    raws = predict_all(predictor.model, predictor.task, predictor.task.encode(examples), predictor.device)
+    table = torch.cat([read.log_p for of_example in raws for read in of_example]).softmax(-1).numpy()  # (words, C)
+    places = [(e.where, f"{word} (word {i})") for e in examples for i, word in enumerate(e.words, start=1)]
+    return _of_one_label(places, [tag for e in examples for tag in e.tags], table, predictor.side.labels)
+
+
+def unlikely_labels(
+    places: Sequence[Place], gold: Sequence[Any], probabilities: Sequence[Mapping[str, float]]
+) -> list[Suspect]:
+    """The suspects, from each row's label, or collection of labels, and the probability of every label.
+
+    By confident learning (Northcutt et al. 2021, arXiv:1911.00068), as cleanlab does it.
+    """
+    labels = list(probabilities[0])
+    table = np.array([[row[label] for label in labels] for row in probabilities])
+    if isinstance(gold[0], str):
+        return _of_one_label(places, gold, table, labels)
+    doubted = []
+    for label, there in zip(labels, table.T, strict=True):  # each label is a yes-or-no question
+        names = (f"not {label}", label)
+        doubted += _of_one_label(places, [names[label in row] for row in gold], np.stack([1 - there, there], 1), names)
+    return sorted(doubted, key=lambda suspect: -suspect.probability)
+
+
+def _of_one_label(places: Sequence[Place], gold: Sequence[str], table: Any, labels: Collection[str]) -> list[Suspect]:
+    """Shapes: N places and labels, table (N, C)."""
+    from cleanlab.filter import find_label_issues
+
+    names = list(labels)
+    numbers = np.array([names.index(label) for label in gold])
+    with warnings.catch_warnings():  # of labels with too few examples to judge, which `check` lists itself
+        warnings.filterwarnings("ignore", message="May not flag all label issues", category=UserWarning)
+        rows = find_label_issues(numbers, table, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [Suspect(*places[i], gold[i], names[int(table[i].argmax())], float(table[i].max())) for i in map(int, rows)]

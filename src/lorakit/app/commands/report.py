@@ -12,13 +12,6 @@ from lorakit.app.arguments import RUN
 @click.command()
 @click.argument("runs", type=RUN, nargs=-1, required=True, metavar="RUN [RUN ...]")
 @click.option(
-    "--beside",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="RUN",
-    help="Compare RUN with this one, for example a linear probe; can be given several times.",
-)
-@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="The HTML file; unset: report.html in RUN, or comparison.html here for several.",
@@ -28,15 +21,8 @@ from lorakit.app.arguments import RUN
 )
 @click.option("--dry-run", is_flag=True, help="Print the result, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def report(
-    runs: tuple[Path, ...],
-    beside: tuple[Path, ...],
-    out: Path | None,
-    figures: Path | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def report(runs: tuple[Path, ...], out: Path | None, figures: Path | None, dry_run: bool, as_json: bool) -> None:
     """Write the report of RUN from its folder alone, one HTML file; for several RUNs, a page that compares them."""
     from lorakit.app.report.build import build
 
-    build(runs, beside, out, figures, dry_run=dry_run).show(as_json)
+    build(runs, out, figures, dry_run=dry_run).show(as_json)

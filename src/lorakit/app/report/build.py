@@ -7,11 +7,9 @@ from pathlib import Path
 
 from lorakit.app.printing import Output
 from lorakit.app.report.comparison import Comparison, comparison_of
-from lorakit.app.report.comparison import beside as sentences
 from lorakit.app.report.drawing import write_chart, write_csv
-from lorakit.app.report.label_errors import suspects_of_run
 from lorakit.app.report.page import FILE, Content, content_of, html
-from lorakit.errors import ConfigError, OutputError
+from lorakit.errors import OutputError
 from lorakit.runtime.files import atomic_text, make_folder
 from lorakit.training.run_files import read_run, runs_of
 
@@ -20,7 +18,6 @@ COMPARISON = "comparison.html"
 
 def build(
     paths: Sequence[Path],
-    beside: Sequence[Path] = (),
     out: Path | None = None,
     figures: Path | None = None,
     *,
@@ -29,23 +26,15 @@ def build(
     """Write a page about a run, or about several; a folder of several seeds stands for the runs in it.
 
     Raises:
-        ConfigError: --beside with several runs.
         OutputError: a folder holds no finished run, a file is damaged, or a place cannot be written to.
     """
     runs = [run for path in paths for run in runs_of(path)]
-    if len(runs) > 1 and beside:
-        raise ConfigError("--beside goes with one RUN; several runs are all compared with the first")
     page = paths[0] / FILE if len(paths) == 1 else Path(COMPARISON)
     page = page if out is None else _place(out)
     if figures is not None and figures.exists() and not figures.is_dir():
         raise OutputError(f"--figures {figures}: exists already, and is not a folder")
     read = [read_run(run) for run in runs]
-    content: Content | Comparison
-    if len(read) > 1:
-        content = comparison_of(read)
-    else:
-        others = sentences(read[0], [read_run(other) for other in beside])
-        content = content_of(read[0], list(others), suspects_of_run(read[0]))
+    content = comparison_of(read) if len(read) > 1 else content_of(read[0])
     text = html(content)
     if dry_run:
         return Output(content.sentences, content.json)

@@ -1,4 +1,4 @@
-"""Runs beside each other: sentences for the page of one run, and a page of their own."""
+"""Runs beside each other, on a page of their own."""
 
 from __future__ import annotations
 
@@ -43,14 +43,6 @@ def tested(runs: Sequence[RunFiles]) -> dict[str, Any] | str:
         return compare_runs([run.path for run in runs]).facts
     except (ConfigError, DataError) as err:  # of other examples, or with no score in common
         return str(err)
-
-
-def beside(run: RunFiles, others: Sequence[RunFiles]) -> Iterator[str]:
-    """How a run does against each of some others, in words."""
-    for other in others:
-        tests = tested([other, run])
-        reason, comparisons = (tests, []) if isinstance(tests, str) else ("", tests["comparisons"])
-        yield from sentences("beside", other, run.scores.metric, reason, next(iter(comparisons), None))
 
 
 def comparison_of(runs: Sequence[RunFiles]) -> Comparison:

@@ -22,7 +22,6 @@ from lorakit.app.report.charts import (
     training_charts,
 )
 from lorakit.app.report.drawing import Cell, Chart, printable, short
-from lorakit.app.report.label_errors import Suspect
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
 from lorakit.training.run_files import RunFiles, keeps_last, read_run
@@ -30,9 +29,7 @@ from lorakit.training.run_files import RunFiles, keeps_last, read_run
 FILE = "report.html"
 WORST = 20  # mistakes that are shown
 SAMPLES = 8  # answers that are shown, right or wrong
-SUSPECTS = 30  # labels that are shown
 RISES, RISEN = 3, 1.05  # evaluations with a validation loss this many times the lowest one, where a run over-fits
-UNASKED = "not looked for while training; lorakit report RUN looks where the extra lorakit[cleanlab] is installed"
 METHODS = {"head": "a linear probe", "full": "full fine-tuning", "lora": "LoRA"}
 
 
@@ -46,7 +43,7 @@ class Table(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The first part of the page: the score compared with chance, a trivial baseline and other runs."""
+    """The first part of the page: the score compared with chance and a trivial baseline."""
 
     metric: str
     value: str
@@ -74,7 +71,6 @@ class Content:
     answers: list[Answer]
     facts: Table
     hashes: Table
-    suspects: Table | str  # or why there are none
 
     @property
     def sentences(self) -> list[str]:
@@ -118,8 +114,7 @@ class Content:
     @property
     def all_tables(self) -> list[Table]:
         """Every table."""
-        suspects = [self.suspects] if isinstance(self.suspects, Table) else []
-        return [self.scores, *self.tables, *suspects, self.facts, self.hashes]
+        return [self.scores, *self.tables, self.facts, self.hashes]
 
     @property
     def json(self) -> dict[str, Any]:
@@ -143,16 +138,12 @@ def write_report(path: Path) -> Path:
     return path / FILE
 
 
-def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Sequence[Suspect] | str = UNASKED) -> Content:
-    """The page of a run; `beside` are sentences about other runs."""
-    if not isinstance(suspects, str):
-        columns = ("line", "text", "label", "the run says", "confidence")
-        rows = [(*suspect[:4], round(suspect.probability, 4)) for suspect in suspects[:SUSPECTS]]
-        table = Table("suspects", f"{len(suspects)} suspected, the most suspect first", columns, rows)
+def content_of(run: RunFiles) -> Content:
+    """The page of a run."""
     answers = [answer_of(prediction) for prediction in run.predictions if prediction.is_judged]
     return Content(
         run=run,
-        verdict=verdict(run, beside, is_suspected=not isinstance(suspects, str) and bool(suspects)),
+        verdict=verdict(run),
         scores=score_table(run),
         training=list(training_charts(run.lines, run.scores)),
         quality=list(answer_charts(run, answers)),
@@ -160,12 +151,11 @@ def content_of(run: RunFiles, beside: Sequence[str] = (), suspects: Sequence[Sus
         answers=answers,
         facts=Table("facts", "What it is and what it cost", ("", "value"), list(fact_rows(run))),
         hashes=Table("hashes", "Fingerprints", ("what", "sha256 or version"), list(hash_rows(run))),
-        suspects=suspects if isinstance(suspects, str) else table if suspects else "none found",
     )
 
 
-def verdict(run: RunFiles, beside: Sequence[str] = (), *, is_suspected: bool = False) -> Verdict:
-    """The score in words, and what to try next; `is_suspected` where a label may be wrong."""
+def verdict(run: RunFiles) -> Verdict:
+    """The score in words, and what to try next."""
     scores, between = run.scores, ""
     if interval := scores.intervals.get(scores.metric):
         between = f"95 % interval {number(interval[0])} to {number(interval[1])}, "
@@ -175,8 +165,8 @@ def verdict(run: RunFiles, beside: Sequence[str] = (), *, is_suspected: bool = F
         scores.metric,
         number(scores.values.get(scores.metric)),
         f"{between}{n:,} {'examples in cross-validation' if scores.folds else 'validation examples'}",
-        sentences("verdict", run, base, course, beside),
-        sentences("next_steps", run, base, course, is_suspected),
+        sentences("verdict", run, base, course),
+        sentences("next_steps", run, base, course),
     )
 
 
