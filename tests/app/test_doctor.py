@@ -13,13 +13,6 @@ from lorakit.app.commands import doctor
 from lorakit.app.commands.doctor import DEMO, SUMS, Finding, examine
 from tests.app.conftest import Cli
 
-KERNELS = {"auto_dtype": "float32", "bf16_gain": 1.0, "adapted_linear_gain": 1.0, "fp32_attention_gain": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorakit.app.commands.inspect.inspect_kernels", lambda: type("Found", (), {"facts": KERNELS}))
-
 
 def found(name: str) -> Finding:
     (finding,) = [finding for finding in examine() if finding.name == name]
@@ -32,7 +25,7 @@ def test_this_machine_is_fit_and_its_token_is_never_shown(cli: Cli, monkeypatch:
     facts = json.loads(out)
     assert (code, facts["fit"]) == (0, True), facts
     findings = {finding["name"]: finding for finding in facts["findings"]}
-    names = "python|lorakit|cpu|threads|kernels|gpu|memory|disk|hub|hub cache|hub token"
+    names = "python|lorakit|cpu|threads|dtype|gpu|memory|disk|hub|hub cache|hub token"
     assert findings.keys() >= set(names.split("|"))
     assert [f for f in findings.values() if f["state"] in ("warning", "failure") and not f["remedy"]] == []
     assert (findings["hub token"]["text"], findings["bundled data"]["state"]) == ("there is one", "ok")

@@ -72,7 +72,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Run all checks; a check that raises counts as a failure."""
     findings: list[Finding] = []
-    for check in (packages, cpu, kernels, gpu, memory, disk, hub, data):
+    for check in (packages, cpu, dtype, gpu, memory, disk, hub, data):
         try:
             findings += check()
         except Exception as err:
@@ -141,16 +141,12 @@ def _proc(file: str, key: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
 
 
-def kernels() -> Iterator[Finding]:
-    """Which speed-ups help on this machine, measured in a few hundred milliseconds."""
-    from lorakit.app.commands.inspect import inspect_kernels
+def dtype() -> Iterator[Finding]:
+    """What models compute in where a recipe does not say, measured in a few milliseconds."""
+    from lorakit.runtime.device import bf16_gain, pick_device, pick_dtype
 
-    facts = inspect_kernels().facts
-    yield Finding(
-        "kernels",
-        f"model.dtype = 'auto' is {facts['auto_dtype']} (bf16 products {facts['bf16_gain']:.1f}x as fast), adapted linear "
-        f"layers {facts['adapted_linear_gain']:.1f}x, bf16 attention by way of fp32 {facts['fp32_attention_gain']:.1f}x",
-    )
+    picked = str(pick_dtype("auto", "lora", pick_device())).removeprefix("torch.")
+    yield Finding("dtype", f"model.dtype = 'auto' is {picked} (bf16 products {bf16_gain():.1f}x as fast)")
 
 
 def gpu() -> Iterator[Finding]:

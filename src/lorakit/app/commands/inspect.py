@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,35 +17,24 @@ from lorakit.app.printing import Output, begin
 from lorakit.errors import AdapterError, ModelError, OutputError, first_line
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lorakit.lora import LoraConfig
     from lorakit.recipe import Recipe
     from lorakit.runtime.events import Report
     from lorakit.training.prepare import Prepared
 
-R = 8
-ATTENTION = (32, 12, 24, 32)  # texts, heads, tokens, width of a head: MiniLM over short sentences
-REPEATS = 5
-
 
 @click.command()
-@click.argument("what", required=False)
+@click.argument("what")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
-@click.option("--kernels", is_flag=True, help="Measure the speed-ups on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def inspect(what: str | None, changes: tuple[str, ...], kernels: bool, as_json: bool) -> None:
+def inspect(what: str, changes: tuple[str, ...], as_json: bool) -> None:
     """Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.
 
     Each adapted layer gets a line: module, pattern that matched it, rank, alpha, parameters.
     """
-    if kernels == (what is not None):
-        raise click.UsageError("name a model, a run, an adapter or a recipe, or pass --kernels")
     from lorakit.recipe import read_recipe, recipe_file
 
-    if what is None:
-        output = inspect_kernels()
-    elif recipe := recipe_file(what):
+    if recipe := recipe_file(what):
         begin(f"reading {what}")
         output = inspect_recipe(read_recipe(recipe, changes))
     else:
@@ -281,47 +270,3 @@ def inspect_model(name: str) -> Output:
     lines += [f"  {kind:<14} x{n:<3} {d_in} -> {d_out}" for (kind, d_out, d_in), n in kinds.items()]
     linear = [{"name": kind, "count": n, "d_in": d_in, "d_out": d_out} for (kind, d_out, d_in), n in kinds.items()]
     return Output(lines, {"model": name, "class": type(model).__name__, "parameters": total, "linear": linear})
-
-
-def inspect_kernels() -> Output:
-    """Each fast part beside what it stands in for, measured here in some hundred milliseconds."""
-    import torch
-    import torch.nn.functional as F
-    from torch.utils.benchmark import Timer
-
-    from lorakit.lora.fused_linear import Update, adapted_linear
-    from lorakit.runtime.device import GAIN, SHAPE, bf16_gain, pick_device, pick_dtype
-
-    def seconds(forward: Callable[[], Tensor]) -> float:
-        timer = Timer("forward().sum().backward()", globals={"forward": forward}, num_threads=torch.get_num_threads())
-        return timer.timeit(REPEATS).mean  # it warms up first
-
-    rows, d_in, d_out = SHAPE
-    weight, bias = torch.ones(d_out, d_in), torch.ones(d_out)
-    x, A, B = (torch.ones(shape, requires_grad=True) for shape in ((rows, d_in), (R, d_in), (d_out, R)))
-    query, key, value = (torch.ones(ATTENTION, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    plain = seconds(lambda: F.linear(x, weight, bias) + F.linear(F.linear(x, A), B) * 2.0)
-    fused = seconds(lambda: adapted_linear(x, weight, bias, [Update(rows, A, B, 2.0)]))
-    narrow = seconds(lambda: F.scaled_dot_product_attention(query, key, value))
-    wide = seconds(lambda: F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(torch.bfloat16))
-    device = pick_device()
-    facts = {
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "auto_dtype": str(pick_dtype("auto", "lora", device)).removeprefix("torch."),
-        "bf16_gain": bf16_gain(),
-        "adapted_linear_gain": plain / fused,
-        "fp32_attention_gain": narrow / wide,
-    }
-    lines = [
-        f"device: {facts['device']}, {facts['threads']} threads, {facts['cpu']}",
-        f"matrix products: in bf16 {facts['bf16_gain']:.2f}x as fast as in fp32; "
-        f"model.dtype = 'auto' takes bf16 from {GAIN}x on, here {facts['auto_dtype']}",
-        f"adapted linear layer, {rows} rows of {d_in} to {d_out}, forward and backward on the CPU: "
-        f"in one function {facts['adapted_linear_gain']:.2f}x as fast",
-        "attention of a bf16 model, forward and backward on the CPU: "
-        f"in fp32 between casts {facts['fp32_attention_gain']:.2f}x as fast",
-        "both are used where they can be, so that a recipe gives the same bits each time; model.kernels = 'plain' goes without",
-    ]
-    return Output(lines, facts)
