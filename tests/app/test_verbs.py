@@ -14,10 +14,8 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import lorakit.app.commands
-from lorakit.app.arguments import recipe_keys
 from lorakit.app.cli import COMMANDS, commands
 from lorakit.app.commands.completion import SHELLS
-from lorakit.recipe import known_keys
 from tests.app.conftest import Cli
 
 # Verbs without --json, and why.
@@ -99,18 +97,6 @@ def test_verbs_options_and_keys_are_completed() -> None:
     assert complete("train", "a.toml", "lora.r=4", "lora.ran") == ["lora.rank_pattern="]
     assert complete("sweep", "a.toml", "train.sched") == ["train.schedule="]
     assert complete("train", "sst2") == ["sst2-bert", "sst2-bert-tuned"]
-
-
-def test_values_are_completed() -> None:
-    assert complete("train", "a.toml", "train.schedule=co") == ["train.schedule=cosine", "train.schedule=constant"]
-    assert complete("train", "a.toml", "lora.use_dora=") == ["lora.use_dora=true", "lora.use_dora=false"]
-    # bash makes words of it at each "="
-    assert complete("train", "a.toml", "train.schedule", "=", "co") == ["cosine", "constant"]
-    assert complete("train", "a.toml", "train.schedule", "=") == ["linear", "cosine", "constant"]
-
-
-def test_keys_are_those_of_a_recipe() -> None:
-    assert sorted(recipe_keys()) == sorted(known_keys())
 
 
 def test_runs_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,8 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -117,27 +116,6 @@ def _guess_task(data: DataSection, model: str) -> str:
     return "text2text_ner" if "t5" in model.lower() else "token_classification"
 
 
-@cache
-def recipe_keys() -> dict[str, tuple[str, ...]]:
-    """Every section.key of a recipe, and its possible values if they are a fixed set."""
-    from lorakit.recipe import FORMATS, Recipe  # late: --help does not need pydantic
-    from lorakit.task_info import TASKS
-
-    sections: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
-    return {
-        f"{name}.{key}": _words(field.annotation)
-        for name, section in sections.items()
-        for key, field in section.model_fields.items()
-    } | {"task.name": tuple(TASKS), "data.format": tuple(FORMATS)}
-
-
-def _words(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal; true and false for a bool."""
-    if annotation is bool:
-        return ("true", "false")
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
-
-
 class TaskType(click.ParamType[str]):
     """A task, by its name in a recipe or its short word."""
 
@@ -167,15 +145,9 @@ class Change(click.types.StringParamType):
     """A section.key=value argument."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        before = ("", *(ctx.params.get(param.name or "") or ()))
-        key, equals, word = incomplete.partition("=")
-        if equals:
-            return [CompletionItem(f"{key}={value}") for value in _values(key) if value.startswith(word)]
-        if before[-1] == "=":  # bash splits key=value into three words
-            return [CompletionItem(value) for value in _values(before[-2]) if value.startswith(incomplete)]
-        if not incomplete and before[-1] in recipe_keys():  # nothing after the =, which click removes
-            return [CompletionItem(value) for value in _values(before[-1])]
-        return [CompletionItem(f"{known}=") for known in recipe_keys() if known.startswith(incomplete)]
+        from lorakit.recipe import known_keys
+
+        return [CompletionItem(f"{key}=") for key in known_keys() if key.startswith(incomplete)]
 
 
 class Source(click.types.StringParamType):
@@ -186,10 +158,6 @@ class Source(click.types.StringParamType):
 
         names = [CompletionItem(name) for name in recipe_names() if name.startswith(incomplete)]
         return names or [CompletionItem(incomplete, type="file")]
-
-
-def _values(key: str) -> tuple[str, ...]:
-    return recipe_keys().get(key, ())
 
 
 class Run(click.Path):
