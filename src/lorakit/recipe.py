@@ -113,7 +113,7 @@ class ModelSection(Section):
     revision: str | None = None  # branch, tag or commit of a hub id
     adapter: str | None = None  # a run or its adapter over the same base to begin from; [lora] is then that adapter's
     adapter_head: Literal["auto", "keep", "new"] = "auto"  # its output layer; auto: kept where the labels are the same
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the faster one on this machine, by a short measurement
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the faster one here; fp16 where a GPU emulates bf16
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: from its config
     quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are stored
     kernels: Literal["auto", "plain"] = "auto"  # plain: modules run unchanged, as in transformers
@@ -310,6 +310,9 @@ class TrainSection(Section):
     patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
     non_finite: Literal["stop", "skip"] = "stop"  # what to do at a step whose loss or gradient is not finite
     shard_base: bool = False  # with several processes: shard the frozen layers over them (FSDP)
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = (
+        "auto"  # auto: the accelerator that torch has here, else the CPU
+    )
     deterministic: bool = False  # on a GPU: bitwise reproducible, by slower algorithms; on a CPU always
 
     @model_validator(mode="after")
@@ -355,9 +358,9 @@ class Recipe(Section):
         if self.model.adapter is not None and method != "lora":
             raise ValueError(f"train.method = {method!r}: a run with model.adapter goes on with LoRA")
         if method == "full":
-            if self.model.dtype == "bf16":
+            if self.model.dtype in ("bf16", "fp16"):
                 raise ValueError(
-                    "model.dtype = 'bf16': train.method = 'full' trains the weights themselves and needs fp32"
+                    f"model.dtype = {self.model.dtype!r}: train.method = 'full' trains the weights themselves and needs fp32"
                 )
             if quantize != "none":
                 raise ValueError(f"model.quantize = {quantize!r}: train.method = 'full' trains the weights themselves")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 
 from lorakit.app.commands import doctor
 from lorakit.app.commands.doctor import DEMO, SUMS, Finding, examine
@@ -86,3 +87,17 @@ def test_check_that_fails_is_a_failure_found(monkeypatch: pytest.MonkeyPatch) ->
     broken.__name__ = "gpu"
     monkeypatch.setattr(doctor, "gpu", broken)
     assert found("gpu") == Finding("gpu", "OSError: no such device", "failure")
+
+
+@pytest.mark.parametrize(("kind", "rest"), [("cuda", "8.0 of 16.0 GB free; "), ("mps", "model")])
+def test_accelerators_are_named_with_what_they_compute_in(
+    monkeypatch: pytest.MonkeyPatch, kind: str, rest: str
+) -> None:
+    from tests.runtime.test_device import EMULATED, be
+
+    be(monkeypatch, kind, get_device_name=lambda device: "Tesla T4", **(EMULATED if kind == "cuda" else {}))
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (int(8e9), int(16e9)))
+    (finding,) = doctor.gpu()
+    assert finding.text.startswith(f"Tesla T4 ({kind})")
+    assert rest in finding.text
+    assert finding.text.endswith("float16" if kind == "cuda" else "float32")

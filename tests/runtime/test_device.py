@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from lorakit.errors import ConfigError
 from lorakit.runtime import device
 
 MEASURED = device.bf16_gain  # before conftest's auto_dtype stands in for it
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("method", ["lora", "head"])
@@ -29,12 +30,49 @@ def test_pick_dtype_takes_the_faster_one_on_a_cpu(
     assert device.pick_dtype("auto", "lora", CPU) == dtype
 
 
-@pytest.mark.parametrize(("supported", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_pick_dtype_takes_bf16_on_a_gpu_that_has_it(
-    monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
+class Module:
+    """Stands for torch.cuda, torch.mps or torch.xpu: has what it is given, and one generator a device."""
+
+    def __init__(self, **members: Any) -> None:
+        self.state: dict[Any, torch.Tensor] = {}
+        vars(self).update(members)
+
+    def get_rng_state(self, device: torch.device | None = None) -> torch.Tensor:
+        return self.state.get(device, torch.zeros(1))
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device | None = None) -> None:
+        self.state[device] = state
+
+
+def be(patch: pytest.MonkeyPatch, kind: str | None, count: int = 1, **members: Any) -> Module:
+    """Let torch find accelerators of this kind, or none."""
+    module = Module(**members)
+    found = None if kind is None else torch.device(kind)
+    patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: found)
+    patch.setattr(torch.accelerator, "device_count", lambda: count if kind else 0)
+    patch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    patch.setattr(torch, "get_device_module", lambda device: module)
+    return module
+
+
+BF16 = {"is_bf16_supported": lambda including_emulation=True: True}
+EMULATED = {"is_bf16_supported": lambda including_emulation=True: including_emulation}
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "dtype"),
+    [
+        ("cuda", BF16, torch.bfloat16),
+        ("cuda", EMULATED, torch.float16),
+        ("xpu", BF16, torch.bfloat16),
+        ("mps", {}, torch.float32),
+    ],
+)
+def test_pick_dtype_takes_what_a_gpu_computes_in(
+    monkeypatch: pytest.MonkeyPatch, kind: str, members: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
-    assert device.pick_dtype("auto", "lora", CUDA) == dtype
+    be(monkeypatch, kind, **members)
+    assert device.pick_dtype("auto", "lora", torch.device(kind)) == dtype
 
 
 @pytest.mark.parametrize("asked", ["auto", "fp32"])
@@ -71,17 +109,53 @@ def test_deterministic_restores_what_was_set_before(asked: bool, monkeypatch: py
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
 @pytest.mark.parametrize("index", [0, 3])
-def test_pick_device_takes_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+def test_pick_device_takes_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPatch, index: int, kind: str) -> None:
+    be(monkeypatch, kind, 2)
     monkeypatch.setenv("LOCAL_RANK", str(index))
+    assert device.pick_device("cpu") == CPU
     if index < 2:
-        assert device.pick_device() == torch.device("cuda", index)
+        assert device.pick_device() == device.pick_device(kind) == torch.device(kind, index)
         return
     with pytest.raises(ConfigError, match="process 4 of this machine has no GPU: there are 2"):
         device.pick_device()
+
+
+@pytest.mark.parametrize(("kind", "has"), [(None, "the CPU alone"), ("cuda", "cuda and the CPU")])
+def test_pick_device_refuses_what_the_machine_has_not(
+    monkeypatch: pytest.MonkeyPatch, kind: str | None, has: str
+) -> None:
+    be(monkeypatch, kind)
+    with pytest.raises(ConfigError, match=f"train.device = 'mps': torch .* finds {has} on this machine"):
+        device.pick_device("mps")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_random_state_of_an_accelerator_is_kept_beside_the_cpus(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    module, own = be(monkeypatch, kind), torch.device(kind, 0)
+    device.set_random_state({"cpu": torch.get_rng_state(), kind: torch.ones(1)}, own)
+    assert module.state == {None if kind == "mps" else own: torch.ones(1)}
+    assert device.random_state(own)[kind] == torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "name"),
+    [("cuda", {"get_device_name": lambda device: "Tesla T4"}, "Tesla T4, "), ("mps", {}, "MPS, "), ("cpu", {}, "")],
+)
+def test_machine_name_begins_with_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, kind: str, members: dict[str, Any], name: str
+) -> None:
+    be(monkeypatch, kind, **members)
+    assert device.gpu_name(torch.device(kind)) == name
+    assert device.machine_name(torch.device(kind)).startswith(name + device.cpu_name())
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_peak_memory_is_the_accelerators(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: 7)
+    assert device.peak_memory(torch.device(kind)) == 7
+    assert device.peak_memory(torch.device("mps")) > 7
 
 
 def test_seed_rank_is_a_plain_seed_on_the_first_rank_alone() -> None:

@@ -160,8 +160,8 @@ def test_members_of_one_order_share_forwards_within_the_limit(
         raise Stopped  # the first step's are enough
 
     monkeypatch.setattr(loop, "plan_forwards", spy)
-    for tokens in (loop.FORWARD_TOKENS["cpu"], 2 * 8 * 12, 1):  # 8 * 12: of a member's batch, at most
-        monkeypatch.setattr(loop, "FORWARD_TOKENS", {"cpu": tokens})
+    for tokens in (loop.FORWARD_TOKENS[True], 2 * 8 * 12, 1):  # 8 * 12: of a member's batch, at most
+        monkeypatch.setattr(loop, "FORWARD_TOKENS", {True: tokens})
         with pytest.raises(Stopped):
             fit_all(runs)
     assert (seen[0], seen[2]) == ([3], [1, 1, 1])

@@ -18,8 +18,8 @@ class ModelKeys(TypedDict, total=False):
     """a run or its adapter over the same base to begin from; [lora] is then that adapter's"""
     adapter_head: Literal["auto", "keep", "new"]
     """its output layer; auto: kept where the labels are the same"""
-    dtype: Literal["auto", "fp32", "bf16"]
-    """auto: the faster one on this machine, by a short measurement"""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    """auto: the faster one here; fp16 where a GPU emulates bf16"""
     dropout: float | None
     """of the base model; unset: from its config"""
     quantize: Literal["none", "int8", "nf4"]
@@ -174,6 +174,7 @@ class TrainKeys(TypedDict, total=False):
     """what to do at a step whose loss or gradient is not finite"""
     shard_base: bool
     """with several processes: shard the frozen layers over them (FSDP)"""
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"]
     deterministic: bool
     """on a GPU: bitwise reproducible, by slower algorithms; on a CPU always"""
 

@@ -98,7 +98,7 @@ class Side(Facts):
     columns: Annotated[
         Columns, BeforeValidator(_in_tuples)
     ]  # of the training data; with a pair, predictions need pairs
-    dtype: Literal["fp32", "bf16"]
+    dtype: Literal["fp32", "bf16", "fp16"]
     method: Literal["lora", "full", "head"]
     quantize: Literal["none", "int8", "nf4"] = "none"
     pooling: Literal["cls", "mean"] = "cls"

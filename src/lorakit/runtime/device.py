@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +19,33 @@ from torch import Tensor, nn
 from lorakit.errors import ConfigError
 from lorakit.lora.inits import named_generator
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DtypeName = Literal["fp32", "bf16", "fp16"]
+DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHAPE = (768, 384, 1536)  # rows, d_in, d_out of a MiniLM feed-forward layer over 32 sentences
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # messages of torch's allocators
 GAIN = 1.5  # bf16 must be this much faster in matrix products to make up for its casts
 
 
-def pick_device() -> torch.device:
-    """The GPU if there is one (under torchrun this process's own), else the CPU.
+def pick_device(name: str = "auto") -> torch.device:
+    """The accelerator that torch has for this machine (under torchrun this process's own one), else the CPU; or the named one.
 
     Raises:
-        ConfigError: this machine runs more processes than it has GPUs.
+        ConfigError: this machine has no such device, or runs more processes than it has of them.
     """
-    if not torch.cuda.is_available():
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind = accelerator.type if accelerator is not None else "cpu"
+    if name == "cpu" or (name == "auto" and kind == "cpu"):
         return torch.device("cpu")
-    index, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if index >= gpus:
-        raise ConfigError(f"process {index + 1} of this machine has no GPU: there are {gpus}; start {gpus} processes")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    if name not in ("auto", kind):
+        has = "the CPU alone" if kind == "cpu" else f"{kind} and the CPU"
+        raise ConfigError(f"train.device = {name!r}: torch {torch.__version__} finds {has} on this machine")
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.accelerator.device_count()
+    if index >= count:
+        raise ConfigError(f"process {index + 1} of this machine has no GPU: there are {count}; start {count} processes")
+    if kind != "mps":  # of which there is one
+        torch.accelerator.set_device_index(index)
+    return torch.device(kind, index)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -53,8 +62,8 @@ def is_out_of_memory(err: BaseException) -> bool:
 
 def peak_memory(device: torch.device) -> int:
     """The peak memory of this process in bytes: the GPU's if it trains there, else the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        return torch.accelerator.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, but bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -68,10 +77,17 @@ def cpu_name() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def gpu_name(device: torch.device) -> str:
+    """The accelerator's name, with a comma behind it; nothing for a CPU."""
+    if device.type == "cpu":
+        return ""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return f"{name(device) if name else device.type.upper()}, "
+
+
 def machine_name(device: torch.device) -> str:
     """A description of the machine that trains a run."""
-    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
-    return f"{gpu}{cpu_name()}, {os.cpu_count()} cores, {platform.system()}"
+    return f"{gpu_name(device)}{cpu_name()}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def seed_rank(seed: int, rank: int) -> None:
@@ -82,27 +98,38 @@ def seed_rank(seed: int, rank: int) -> None:
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The state of torch's generators, by kind of device."""
     states = {"cpu": torch.get_rng_state()}
-    return states if device.type == "cpu" else {**states, device.type: torch.cuda.get_rng_state(device)}
+    if device.type == "cpu":
+        return states
+    return {**states, device.type: torch.get_device_module(device).get_rng_state(*_which(device))}
 
 
 def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Restore the states of `random_state`; devices missing in it are left unchanged."""
     torch.set_rng_state(states["cpu"])
     if device.type in states and device.type != "cpu":
-        torch.cuda.set_rng_state(states[device.type], device)
+        torch.get_device_module(device).set_rng_state(states[device.type], *_which(device))
 
 
-def pick_dtype(name: str, method: str, device: torch.device) -> torch.dtype:
-    """The dtype of the frozen base: `name`, or for "auto" the faster one by measurement.
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    """What a device's module takes to know which one is meant; MPS has one."""
+    return () if device.type == "mps" else (device,)
 
-    Full fine-tuning uses fp32: bf16 weights would round its updates away.
+
+def pick_dtype(name: DtypeName | Literal["auto"], method: str, device: torch.device) -> torch.dtype:
+    """The dtype of the frozen base: `name`, or for "auto" the faster one: on a CPU by measurement, on a GPU by what it has.
+
+    A GPU that only emulates bf16 (a T4) computes in fp16, MPS in fp32. Full fine-tuning uses fp32: weights of fewer digits
+    would round its updates away.
     """
     if method == "full":
         return torch.float32
     if name != "auto":
         return DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type != "cpu":
+        has_bf16 = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+        if has_bf16 is None:
+            return torch.float32
+        return torch.bfloat16 if has_bf16(including_emulation=False) else torch.float16
     return torch.bfloat16 if bf16_gain() >= GAIN else torch.float32
 
 

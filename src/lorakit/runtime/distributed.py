@@ -164,7 +164,9 @@ def joined() -> Iterator[Ranks]:
         return
     _end_with_parent()
     with _peers_needed():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        device = torch.accelerator.current_accelerator(check_available=True)
+        of_device = f",{device.type}:{dist.get_default_backend_for_device(device)}" if device else ""
+        dist.init_process_group(f"cpu:gloo{of_device}", timeout=TIMEOUT)
     yield Ranks(rank, size)
     dist.destroy_process_group()  # not after a failure: it could wait for a dead rank
 

@@ -156,6 +156,7 @@ def checkpoint_of(prepared: Prepared, members: Sequence[Member], progress: Progr
             **optimizer_tensors(member.optimizer),
             **{f"start/{name}": value for name, value in _starts(own).items()},
             **{f"best/{name}": value for name, value in member.best.items()},
+            **({"loss_scale": torch.tensor(member.loss_scale)} if member.loss_scale != 1 else {}),
             **{f"rng/{rank}/{kind}": state for rank, states in enumerate(every) for kind, state in states.items()},
         }
         tensors |= {prefix + name: value for name, value in of_member.items()}
@@ -209,6 +210,8 @@ def restore(checkpoint: Checkpoint, prepared: Prepared, members: Sequence[Member
             elif what == "rng":
                 rank, kind = name.split("/")
                 random_states.setdefault(int(rank), {})[kind] = value
+        if "loss_scale" in tensors:
+            member.loss_scale = float(tensors["loss_scale"])
         member.best, processes = best, len(random_states)
         if processes == ranks.size:
             member.random_state = random_states[ranks.rank]
@@ -234,7 +237,7 @@ def restore(checkpoint: Checkpoint, prepared: Prepared, members: Sequence[Member
 BUDGET = ("epochs", "batch_size", "lr", "eval_every")  # keys that are chosen where the recipe does not set them
 MAY_CHANGE = (
     *("output.dir", "output.trackers", "output.project"),
-    *("data.test", "train.checkpoint_every", "train.non_finite"),
+    *("data.test", "train.checkpoint_every", "train.non_finite", "train.device"),
 )
 
 

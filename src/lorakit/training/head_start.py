@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lorakit.inference.answer import Answered, batches_of
 from lorakit.models import has_dropout
-from lorakit.runtime.device import evaluating, to_device
+from lorakit.runtime.device import evaluating, random_state, set_random_state, to_device
 from lorakit.tasks.base import Item, Task, inputs_of
 
 EXAMPLES = 2000  # items that are enough to fit a linear layer; of more, every second, third, ... is taken
@@ -103,12 +103,13 @@ def _dropout_noise(
 ) -> Tensor:
     """How far dropout moves the states of these items, as root mean square; the generators are left as they were."""
     was_training, noisy = model.training, States()
-    with torch.random.fork_rng([states[0].device] if states[0].is_cuda else []):
-        torch.manual_seed(0)
-        try:
-            _add_states(model.train(), head, task, items, noisy)
-        finally:
-            model.train(was_training)
+    before = random_state(states[0].device)
+    torch.manual_seed(0)
+    try:
+        _add_states(model.train(), head, task, items, noisy)
+    finally:
+        model.train(was_training)
+        set_random_state(before, states[0].device)
     return _rms(
         torch.cat([noisy[_tokens(item)] - state for item, state in zip(items, states, strict=True)]).view(
             -1, head.in_features

@@ -29,9 +29,12 @@ from lorakit.tasks.base import Batch, Item, Task, inputs_of, rows_of
 from lorakit.training.schedule import Plan, lr_factor
 
 FORWARD_TOKENS = {
-    "cpu": 1536,
-    "cuda": 32768,
-}  # the most tokens of several members in one forward; more do not fit a CPU's caches
+    True: 1536,
+    False: 32768,
+}  # on a CPU or not: the most of several members in one forward; more miss its caches
+# Over an fp16 base gradients below 6e-8 would be zero. The loss is multiplied by a scale that is halved where they overflow and
+# doubled after some steps (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2); a step that overflows is computed again.
+LOSS_SCALE, LEAST_SCALE, STEPS_TO_DOUBLE = 2.0**16, 2.0, 2000
 
 
 @dataclass(eq=False)
@@ -46,6 +49,7 @@ class Member:
     done: int = 0  # steps
     micro_batch_size: int | None = None  # if memory does not fit the plan's
     draws: bool = True  # whether its forwards have dropout
+    loss_scale: float = 1.0  # of an fp16 base; 1 for none
     random_state: Mapping[str, Tensor] = field(default_factory=lambda: random_state(torch.device("cpu")))
     best: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # its best parameters, by name
     _batches: Iterator[Sequence[int]] | None = field(default=None, repr=False)
@@ -113,7 +117,7 @@ def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> I
         ConfigError: a single example does not fit into memory.
     """
     device = next(model.parameters()).device
-    most_tokens = FORWARD_TOKENS[device.type]
+    most_tokens = FORWARD_TOKENS[device.type == "cpu"]
     model.train()
     while live := [member for member in members if member.done < member.plan.steps]:
         batches = [member.next_batch(ranks) for member in live]
@@ -128,16 +132,19 @@ def train(model: nn.Module, members: list[Member], *, ranks: Ranks = ALONE) -> I
         while True:
             try:
                 losses = backward(model, forwards, counts, device)
-                break
+                if not (overflown := _overflown(batches, losses, ranks)):
+                    break
+                for member in overflown:
+                    member.loss_scale /= 2
             except OutOfMemory as err:
-                for member, state in zip(live, states, strict=True):
-                    member.optimizer.zero_grad()
-                    member.random_state = state
                 if len(err.batches) > 1:
                     most_tokens = 0
                 else:
                     _halve_micro_batch(err.batches[0])
                 forwards = plan_forwards(batches, most_tokens, device)
+            for member, state in zip(live, states, strict=True):
+                member.optimizer.zero_grad()
+                member.random_state = state
         if batches[0].member.plan.config.shard_base:
             _match_forward_count(model, batches[0], len(forwards), ranks, device)
         yield {batch.member: update(batch, losses[batch], ranks) for batch in batches}
@@ -205,12 +212,13 @@ def backward(
                 batch = parts[0][0]
                 pieces = math.ceil(len(batch.own) / first.rows) if first.task.info.contrasts else 1
                 if pieces > 1:
-                    means = [_backward_in_pieces(model, first.task, inputs, counts[batch], pieces, device)]
+                    means = [_backward_in_pieces(model, first, inputs, counts[batch], pieces, device)]
                 else:
                     by_row = first.task.losses(model, inputs)  # (B,)
                     shares = zip(parts, by_row.split([rows for _, rows in parts]), strict=True)
                     means = [share.sum() / counts[batch] for (batch, _), share in shares]
-                    torch.stack(means).sum().backward()
+                    scaled = [mean * batch.member.loss_scale for mean, (batch, _) in zip(means, parts, strict=True)]
+                    torch.stack(scaled).sum().backward()
         except (RuntimeError, MemoryError) as err:
             if not is_out_of_memory(err):
                 raise
@@ -223,7 +231,7 @@ def backward(
 
 
 def _backward_in_pieces(
-    model: nn.Module, task: Task, batch: Batch, n: int, pieces: int, device: torch.device
+    model: nn.Module, member: Member, batch: Batch, n: int, pieces: int, device: torch.device
 ) -> Tensor:
     """Accumulate the gradient of a loss that compares all rows of a batch, of which only a piece is in memory at a time.
 
@@ -248,13 +256,26 @@ def _backward_in_pieces(
             vectors.append(vectors_of(rows))
     after = random_state(device)
     whole = torch.cat(vectors)[order.argsort()].requires_grad_()
-    mean = task.losses(Answered(whole, {}), batch).sum() / n
-    (gradient,) = torch.autograd.grad(mean, whole)
+    mean = member.task.losses(Answered(whole, {}), batch).sum() / n
+    (gradient,) = torch.autograd.grad(mean * member.loss_scale, whole)
     for rows, state in zip(cuts, states, strict=True):
         set_random_state(state, device)
         vectors_of(rows).backward(gradient[rows])
     set_random_state(after, device)
     return mean.detach()
+
+
+def _overflown(batches: Sequence[MemberBatch], losses: Mapping[MemberBatch, Tensor], ranks: Ranks) -> list[Member]:
+    """The members whose scaled gradients, of a finite loss, are beyond fp16 on a rank; on all ranks the same."""
+    scaled = [batch for batch in batches if batch.member.loss_scale > LEAST_SCALE]
+    if not scaled:
+        return []
+    flags = []
+    for batch in scaled:
+        grads = [p.grad for p in batch.member.parameters if p.grad is not None]
+        flags.append(bool(losses[batch].isfinite()) and not bool(nn.utils.get_total_norm(grads).isfinite()))
+    anywhere = ranks.sum_(torch.tensor(flags).long()).tolist()
+    return [batch.member for batch, flag in zip(scaled, anywhere, strict=True) if flag]
 
 
 def _halve_micro_batch(batch: MemberBatch) -> None:
@@ -267,8 +288,8 @@ def _halve_micro_batch(batch: MemberBatch) -> None:
             f"{max(lengths)} tokens: lower train.micro_batch_size or data.max_length, or use a smaller model.base or "
             "model.quantize = 'nf4'"
         )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # memory of the failed attempt
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()  # memory of the failed attempt
     member.micro_batch_size = (rows + 1) // 2
 
 
@@ -292,6 +313,10 @@ def update(batch: MemberBatch, loss: Tensor, ranks: Ranks) -> Step:
     for group in member.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     loss = ranks.sum_gradients(member.parameters, loss)
+    if member.loss_scale != 1:
+        for parameter in member.parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(member.loss_scale)
     grad_norm = nn.utils.clip_grad_norm_(member.parameters, plan.config.max_grad_norm)
     values = torch.stack([loss, grad_norm]).tolist()  # waits for the device
     is_finite = all(map(math.isfinite, values))
@@ -299,6 +324,8 @@ def update(batch: MemberBatch, loss: Tensor, ranks: Ranks) -> Step:
         member.optimizer.step()
     member.optimizer.zero_grad()
     member.done += 1
+    if member.loss_scale != 1 and member.done % STEPS_TO_DOUBLE == 0:
+        member.loss_scale *= 2
     return Step(
         number=member.done,
         epoch=member.done / plan.steps_per_epoch,

@@ -42,7 +42,7 @@ from lorakit.lora.config import DATA_INIT_NAMES
 from lorakit.lora.targets import passed_by
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base
 from lorakit.recipe import LOFTQ, DataSection, Recipe
-from lorakit.runtime.device import cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
+from lorakit.runtime.device import DTYPE_NAMES, cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.task_info import TaskInfo
@@ -174,12 +174,10 @@ def prepare(
     Raises:
         LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
     """
-    device = pick_device()
+    device = pick_device(recipe.train.device)
     dtype = ranks.first(
         pick_dtype, recipe.model.dtype, recipe.train.method, device
     )  # by measurement, so by one of them
-    name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": name})})
     with ranks.together():
         prepared = _prepare(with_usual_pair(recipe, report), report, device, dtype, once or Once(), fold)
     _check_alike(prepared, ranks)
@@ -242,6 +240,11 @@ def _prepare(
     else:
         base = loaded()
     base = base.with_layers(task_layers(recipe.task, labels))
+    if dtype == torch.float16 and "t5" in (family := str(base.model.config.model_type)):  # type: ignore[union-attr]
+        if recipe.model.dtype == "fp16":
+            raise ConfigError(f"model.dtype = 'fp16': {base.name} ({family}) computes numbers beyond fp16; use 'fp32'")
+        dtype = torch.float32
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": DTYPE_NAMES[dtype]})})
     for note in base.notes:
         report(Note(note))
     is_head = recipe.task.info.model_kind != "embedding"  # which pools as its checkpoint says

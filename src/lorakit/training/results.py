@@ -18,7 +18,7 @@ from lorakit.inference.predictor import Predictor, load
 from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, versions
-from lorakit.runtime.device import machine_name, peak_memory
+from lorakit.runtime.device import DTYPE_NAMES, machine_name, peak_memory
 from lorakit.runtime.files import atomic_folder, atomic_text
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample
@@ -188,7 +188,7 @@ def _side(prepared: Prepared, scores: Scores) -> Side:
         tuned=dict(prepared.tuned),
         max_length=recipe.data.max_length or base.max_length,
         base=Base.of(base.name, base.revision, base.fingerprint),
-        dtype="fp32" if prepared.dtype.itemsize == 4 else "bf16",
+        dtype=DTYPE_NAMES[prepared.dtype],
         quantize=recipe.model.quantize,
         pooling=base.pooling,
         method=recipe.train.method,

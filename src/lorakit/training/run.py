@@ -27,7 +27,7 @@ from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.checkpoint import Checkpoint, Progress, checkpoint_of, restore, save_checkpoint
 from lorakit.training.contrast import warm_up
 from lorakit.training.joint import keep_prefix
-from lorakit.training.loop import Member, train
+from lorakit.training.loop import LOSS_SCALE, Member, train
 from lorakit.training.prepare import Part, Prepared, trained_parameters
 from lorakit.training.progress import History, Interval, LossWatch
 from lorakit.training.results import Result, write_lines, write_results, write_shipped
@@ -255,6 +255,7 @@ def member_of(prepared: Prepared) -> Member:
         prepared.plan,
         prepared.adapter,
         draws=prepared.draws,
+        loss_scale=LOSS_SCALE if prepared.dtype == torch.float16 else 1.0,
         random_state=random_state(prepared.device),
     )
 

@@ -153,12 +153,21 @@ def gpu() -> Iterator[Finding]:
     """The GPUs that torch can use."""
     import torch
 
-    if not torch.cuda.is_available():
+    from lorakit.runtime.device import gpu_name, pick_dtype
+
+    if (kind := torch.accelerator.current_accelerator(check_available=True)) is None:
         yield Finding("gpu", "none that torch can use; everything runs on the CPU", "absent")
         return
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        yield Finding("gpu", f"{torch.cuda.get_device_name(index)}, {free / GB:.1f} of {total / GB:.1f} GB free")
+    for index in range(torch.accelerator.device_count()):
+        device = torch.device(kind.type, index)
+        dtype = str(pick_dtype("auto", "lora", device)).removeprefix("torch.")
+        memory = ""
+        if kind.type in ("cuda", "xpu"):
+            free, total = torch.accelerator.get_memory_info(device)
+            memory = f", {free / GB:.1f} of {total / GB:.1f} GB free"
+        yield Finding(
+            "gpu", f"{gpu_name(device).removesuffix(', ')} ({kind.type}){memory}; model.dtype = 'auto' is {dtype}"
+        )
 
 
 def memory() -> Iterator[Finding]:
