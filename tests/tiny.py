@@ -94,7 +94,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "cls_token_id": 1,
         "sep_token_id": 2,
     },
-    "roberta": BERT_SIZES,
+    **dict.fromkeys(("roberta", "camembert", "xlm-roberta"), BERT_SIZES),
     "t5": {
         "d_model": 32,
         "d_kv": 8,

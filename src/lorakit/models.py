@@ -20,6 +20,7 @@ from lorakit.errors import ModelError, did_you_mean, first_line, short
 from lorakit.fingerprints import fingerprint_of, weights_sha256
 from lorakit.hashing import Fingerprint
 from lorakit.lora import fuse, read_first_row
+from lorakit.lora.packed import pack
 from lorakit.lora.speedups import changes_of
 from lorakit.pickled_weights import BESIDE, PICKLES, conversion_note, converted
 from lorakit.pooling import (
@@ -117,7 +118,8 @@ class BaseModel:
         done = {
             f"{layers} adapted linear layers in one function each": layers,
             "last block: first token only": self.kind.peft_task_type == "SEQ_CLS" and read_first_row(self.model),
-            "attention in fp32": in_fp32 and attend_in_fp32(self.model),
+            "attention in fp32 where a backward pass follows": in_fp32 and attend_in_fp32(self.model),
+            "blocks over packed tokens": pack(self.model),
         }
         return tuple(words for words, is_done in done.items() if is_done)
 
@@ -568,9 +570,9 @@ def _depends_on_batch(model: Any, tokenizer: Any, name: str, kind: Kind) -> bool
 
 
 def attend_in_fp32(model: Any) -> bool:
-    """Let a bf16 model's attention compute in fp32, between casts; whether it is of a kind that can be told so.
+    """Let a bf16 model's attention compute in fp32 where a backward pass follows; whether it is of a kind that can be told so.
 
-    On a CPU the backward pass of torch's attention takes many times longer in bf16 than in fp32 (docs/benchmarks.md).
+    On a CPU that pass takes many times longer in bf16 than in fp32 (docs/benchmarks.md).
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -579,6 +581,9 @@ def attend_in_fp32(model: Any) -> bool:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
+        if not query.requires_grad:
+            plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
+            return plain
         wide = {
             name: option.float() if isinstance(option, Tensor) and option.is_floating_point() else option
             for name, option in {**options, "attention_mask": mask}.items()
@@ -591,7 +596,9 @@ def attend_in_fp32(model: Any) -> bool:
     AttentionInterface.register(FP32_ATTENTION, attention)
     AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
     model.set_attn_implementation(FP32_ATTENTION)
-    changes_of(model).add("attention in fp32", partial(model.set_attn_implementation, "sdpa"))
+    changes_of(model).add(
+        "attention in fp32 where a backward pass follows", partial(model.set_attn_implementation, "sdpa")
+    )
     return True
 
 

@@ -171,8 +171,11 @@ def inputs(loaded: Predictor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    extra = {"decoder_input_ids": batch["input_ids"][:, :4]} if model.config.is_encoder_decoder else {}
-    return model.eval()(**batch, **extra).logits
+    """What a model says of texts, of a tagger's tokens those that are no padding."""
+    if model.config.is_encoder_decoder:
+        return model.eval()(**batch, decoder_input_ids=batch["input_ids"][:, :4]).logits
+    answer: Tensor = model.eval()(**batch).logits
+    return answer if answer.dim() == 2 else answer[batch["attention_mask"] == 1]
 
 
 def auto_class(loaded: Predictor) -> type:

@@ -181,7 +181,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def test_processes_train_what_one_does(
     seen: dict[str, list[Any]], alone: dict[str, Any], folder: Path, name: str
 ) -> None:
-    torch.testing.assert_close(adapter(folder / name), adapter(folder / "alone"), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(adapter(folder / name), adapter(folder / "alone"), atol=3e-6, rtol=1e-5)
     assert lines(folder / name) == lines(folder / "alone")
     for outcome in seen[name]:
         assert outcome.error == ""

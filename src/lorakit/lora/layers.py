@@ -103,20 +103,23 @@ class Layer(AdapterHost):
         self.geometry = geometry
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self.fused or self.merged:
+        updates = self.plain_updates(len(x)) if self.fused and not self.merged else None
+        if updates is None or all(update.A is None for update in updates):
             return super().forward(x, *args, **kwargs)
+        # an optimisation: equal up to rounding, with fewer passes over x and y
+        return adapted_linear(x, self.weight, self.base.bias, updates)
+
+    def plain_updates(self, n: int) -> list[Update] | None:
+        """The updates of a batch of n examples, in its order; None if one of them is not plain."""
         updates = []
-        for adapter, size in self.routing.sized(len(x)):
+        for adapter, size in self.routing.sized(n):
             if adapter is BASE or adapter not in self.adapters:
                 updates.append(Update(size))
             elif (update := self.lora(adapter)).is_plain():
                 updates.append(Update(size, *update.factors(), update.scaling))
             else:
-                return super().forward(x, *args, **kwargs)
-        if all(update.A is None for update in updates):
-            return super().forward(x, *args, **kwargs)
-        # an optimisation: equal up to rounding, with fewer passes over x and y
-        return adapted_linear(x, self.weight, self.base.bias, updates)
+                return None
+        return updates
 
     def lora(self, adapter: str) -> LoRA:
         """The update that `adapter` adds here."""

@@ -102,9 +102,14 @@ def read_first_row(model: Any) -> bool:
     if family is None or getattr(model.config, "classifier_pooling", "cls") != "cls":
         return False
     places = [module for path, module in model.named_modules() if path.endswith(family.after_attention)]
-    hook = places[-1].register_forward_pre_hook(lambda _, inputs: tuple(rows[:, :1] for rows in inputs))  # to (B, 1, d)
+    hook = places[-1].register_forward_pre_hook(first_row)
     changes_of(model).add("last block: first token only", hook.remove)
     return True
+
+
+def first_row(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What the module reads, of token 0 alone. Shapes: each (B, T, d) to (B, 1, d)."""
+    return tuple(rows[:, :1] for rows in inputs)
 
 
 # The blocks below the lowest adapter: computed once per text, looked up in later epochs.
