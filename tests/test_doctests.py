@@ -64,6 +64,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path) -> dict[st
     write_entities(Path("notes.conll"), 16)
     lorakit.train(model="minilm", data="reviews.csv", epochs=1, folder="runs/reviews")
     lorakit.train(model="minilm", data="notes.conll", epochs=1, folder="runs/entities")
+    lorakit.train(model="minilm", data="reviews.csv", task="embedding", epochs=1, folder="runs/search")
     sentences, tags = [["Ingrid", "left"], ["He", "left"]] * 8, [["B-PER", "O"], ["O", "O"]] * 8
     stars = [float(label == "positive") for label in labels]
     return {"lorakit": lorakit, "texts": texts, "labels": labels, "stars": stars, "sentences": sentences, "tags": tags}

@@ -54,6 +54,11 @@ class TaskInfo:
             raise ConfigError(f"task {self.name!r}: answer_columns: {unknown[0]!r} is not one of {ANSWER_COLUMNS}")
 
     @property
+    def has_head(self) -> bool:
+        """Whether its answers come from an output layer of its own."""
+        return self.model_kind not in ("text2text", "embedding")
+
+    @property
     def names_labels(self) -> bool:
         """Whether its answers are labels, which its training data name."""
         return self.wants in ("label", "labels", "words")

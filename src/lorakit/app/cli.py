@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "Test whether RUNs differ by more than chance, by paired tests over the same examples.",
     "completion": "Print what makes SHELL complete commands, options, recipe keys and run folders.",
     "doctor": "Check versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 if something prevents work.",
+    "embed": "Write the vectors of the texts in a file, in order: an array for numpy, or a table.",
     "evaluate": "Score RUN (a run folder or an adapter) on labelled DATA.",
     "export": "Write RUN's model or adapter in the form that another program reads, list what was changed, and check it.",
     "import": "Check an adapter written by peft and convert it, so that predict, evaluate, merge and export work on it.",

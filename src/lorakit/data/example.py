@@ -41,6 +41,7 @@ class Example:
     offsets: tuple[tuple[int, int], ...] = ()
     where: str = ""  # file:line
     group: str | None = None  # what it belongs to: a document, a user
+    is_query: bool = False  # of a text alone: whether it is to find others
     negatives: tuple[str, ...] = ()  # texts that do not belong to `text` as `pair` does
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,8 @@ from lorakit.models import save_model
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
 from lorakit.runtime.events import Report, ignore
 from lorakit.tasks.base import Task
-from lorakit.tasks.metrics.bootstrap import Scores
+from lorakit.tasks.embedding import cut_vectors, unit
+from lorakit.tasks.metrics.bootstrap import Floats, Scores
 from lorakit.tasks.registry import check_labels, make_task, task_layers
 
 MOST_LABELS = 8  # shown by repr
@@ -72,6 +74,65 @@ class Predictor:
         for number, example in enumerate(examples, start=1):
             check_input(example, self.side, f"text {number} of {len(texts)}")
         return self.lines(examples)
+
+    @overload
+    def embed(self, texts: str, *, query: bool = False, dims: int | None = None) -> Floats: ...
+
+    @overload
+    def embed(self, texts: Sequence[str], *, query: bool = False, dims: int | None = None) -> Floats: ...
+
+    def embed(self, texts: str | Sequence[str], *, query: bool = False, dims: int | None = None) -> Floats:
+        """The vector of each text, in order, in fp32; that of a single string alone. Shapes: (n, d), or (d,).
+
+        With `query` texts begin with the query prompt, where the run has one; else with the document prompt. With `dims`
+        vectors are cut to so many dimensions, and are of length 1 again if they were: for runs trained with task.dims.
+
+        Raises:
+            DataError: the run's task gives no vectors, a text is empty, or there are not so many dimensions.
+        """
+        if self.task.info.model_kind != "embedding":
+            raise DataError(
+                f"embed: this run's task, {self.task.info.name}, gives no vectors; task.name = 'embedding' does"
+            )
+        if isinstance(texts, str):
+            alone: Floats = self.embed([texts], query=query, dims=dims)[0]
+            return alone
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(
+                    f"text {number} of {len(texts)} is {'empty' if isinstance(text, str) else 'not a text'}"
+                )
+        if not texts:
+            raise DataError("embed: no text")
+        vectors = np.concatenate(self.answers([Example(text, is_query=query) for text in texts]))
+        return cut_vectors(vectors, dims, is_unit=bool(self.side.task.normalize))
+
+    def similarity(self, queries: Sequence[str], texts: Sequence[str]) -> Floats:
+        """The cosine of each query with each text. Shapes: (queries, texts). Errors as `embed`."""
+        return unit(self.embed(list(queries), query=True)) @ unit(self.embed(list(texts))).T
+
+    def rank(self, query: str, texts: Sequence[str], top: int | None = None) -> list[dict[str, Any]]:
+        """The texts by how well they answer a query, the best first: `{"index", "score", "text"}`, the `top` first of them.
+
+        The score is a cosine, or that of a reranker.
+
+        >>> search = lorakit.load("runs/search")
+        >>> search.rank("a fine evening", ["The soup arrived cold.", "Not a single dull minute."], top=1)[0].keys()
+        dict_keys(['index', 'score', 'text'])
+
+        Raises:
+            DataError: the run's task compares no texts, or a text is empty.
+        """
+        if self.task.info.wants != "related":
+            raise DataError(
+                f"rank: this run's task, {self.task.info.name}, compares no texts; task.name = 'embedding' does"
+            )
+        if self.task.info.has_head:
+            scores = [answer["score"] for answer in self.predict([(query, text) for text in texts])]
+        else:
+            scores = self.similarity([query], texts)[0].tolist()
+        order = sorted(range(len(texts)), key=lambda i: -scores[i])[:top]
+        return [{"index": i, "score": scores[i], "text": texts[i]} for i in order]
 
     def __repr__(self) -> str:
         labels = self.side.labels

@@ -87,7 +87,7 @@ class SharedModel:
             _share_weights_(self.model, over._plain)
         self._head, last = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)][-1]
         self._width = len(info.outputs(side.labels))
-        if info.model_kind != "text2text" and last.out_features != self._width:
+        if info.has_head and last.out_features != self._width:
             raise ModelError(
                 f"{side.base.name}: its output layer was not recognised: {self._head} has {last.out_features} rows"
             )
@@ -145,7 +145,7 @@ class SharedModel:
             side=side,
             tokenizer=self.tokenizer,
             task=make_task(side.task, self.tokenizer, side.labels, side.max_length, side.tuned),
-            outputs=outputs,
+            outputs=outputs if side.task.info.has_head else None,
             parts=[part for part in parts if part.path not in layers],
             layers={part.path: part.module for part in parts if part.path in layers},
             size=sum(tensor.nbytes for tensor in chain(modules.parameters(), modules.buffers())),
@@ -153,9 +153,7 @@ class SharedModel:
 
     def _outputs(self, side: Side) -> int:
         info = side.task.info
-        return (
-            self._width if info.model_kind == "text2text" else len(info.outputs(side.labels))
-        )  # text-to-text models have one head
+        return len(info.outputs(side.labels)) if info.has_head else self._width
 
     def check_base(self, folder: Path, side: Side) -> None:
         """Raise an AdapterError unless an adapter's base has these weights, read and quantised as here."""

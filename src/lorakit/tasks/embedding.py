@@ -111,10 +111,10 @@ class Embedding(Task):
         return cls(tokenizer, max_length, section)
 
     def inputs(self, example: Example) -> list[str]:
-        """Its texts as the model reads them: a text alone is a document."""
+        """Its texts as the model reads them: the first one of a pair is a query."""
         query, document = self.section.query_prompt or "", self.section.document_prompt or ""
         if example.pair is None:
-            return [document + example.text]
+            return [(query if example.is_query else document) + example.text]
         return [query + example.text, *(document + text for text in (example.pair, *example.negatives))]
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
@@ -240,6 +240,20 @@ def unit(vectors: Floats) -> Floats:
     wide = vectors.astype(np.float64)
     ones: Floats = wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)
     return ones
+
+
+def cut_vectors(vectors: Floats, dims: int | None, *, is_unit: bool) -> Floats:
+    """The first dimensions of some vectors, of length 1 again where they were. Shapes: (n, d), to (n, dims).
+
+    Raises:
+        DataError: there are not so many.
+    """
+    if dims is None:
+        return vectors
+    if not 1 <= dims <= vectors.shape[1]:
+        raise DataError(f"dims = {dims}: the vectors have {vectors.shape[1]} dimensions")
+    short = vectors[:, :dims]
+    return unit(short).astype(vectors.dtype) if is_unit else short
 
 
 def cosine(a: Floats, b: Floats) -> float:

@@ -132,12 +132,14 @@ class Predict(BaseModel):
         Raises:
             HTTPException: 422, scores by another function than the head's.
         """
+        if "embedding" in answer:
+            raise HTTPException(422, "this adapter gives vectors, not labels: ask /embed")
         parameters = self.parameters or Parameters()
         if "entities" in answer:
             return [entry for entry in prediction(answer) if entry["entity_group"] not in parameters.ignore_labels]
         function = parameters.function_to_apply
         own = "sigmoid" if "labels" in answer else "softmax"
-        if function not in (None, "none", own) and "value" not in answer:
+        if function not in (None, "none", own) and "value" not in answer and "label" in answer:
             raise HTTPException(422, f"`parameters.function_to_apply`: scores of this adapter are by {own}, or by none")
         entries = prediction(answer, self.raw_scores or function == "none")[: parameters.top_k]
         return entries if self.parameters is None or self.is_batch else [entries]
@@ -150,6 +152,8 @@ def prediction(answer: Mapping[str, Any], raw: bool = False) -> list[dict[str, A
     """
     if "entities" in answer:
         return list(answer["entities"])
+    if "labels" not in answer and "label" not in answer and "score" in answer:  # of a pair, how well it matches
+        return [{"score": answer["score"], "label": "score"}]
     if "value" in answer:
         return [{"score": answer["value"], "label": "value"}]
     probabilities = answer.get("probabilities") or {answer["label"]: answer["score"]}

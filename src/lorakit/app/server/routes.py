@@ -31,11 +31,15 @@ from lorakit.app.server.answers import ERRORS, Predict, Problem, Text, problem, 
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.log import log
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
+from lorakit.app.server.vectors import add_routes
 from lorakit.data.example import Example
 from lorakit.errors import DataError, LorakitError, did_you_mean
+from lorakit.inference.adapter_folder import shipped_folder
 from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
 from lorakit.inference.answer import check_input
 from lorakit.inference.shared_base import Resident
+from lorakit.inference.side import Side, read_facts
+from lorakit.recipe import TaskSection
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 HEALTH = ("/health", "/ping")
@@ -96,7 +100,7 @@ class Service:
     # Answers
 
     async def answers(
-        self, request: Request, name: str, texts: Sequence[Text], *, truncate: bool
+        self, request: Request, name: str, texts: Sequence[Text], *, truncate: bool, is_query: bool = False
     ) -> list[dict[str, Any]]:
         """The answers of one adapter; any failure is an HTTPException."""
         limits = self.limits
@@ -106,7 +110,7 @@ class Service:
             raise HTTPException(413, f"batch size {len(texts)} > maximum allowed batch size {limits.inputs}")
         resident = await self.resident_named(name)
         request.scope[FACTS] = {"adapter": name, "texts": len(texts), **({"inputs": texts} if self.log_texts else {})}
-        queries = [Query(name, self._example(text, resident)) for text in texts]
+        queries = [Query(name, self._example(text, resident, is_query)) for text in texts]
         try:
             future = self.batcher.submit(queries, truncate=truncate)
         except Overloaded as err:
@@ -135,7 +139,13 @@ class Service:
     async def _loaded(self, future: Future[Resident]) -> Resident:
         return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.answer_s)
 
-    def _example(self, text: Text, resident: Resident) -> Example:
+    def section_of(self, name: str) -> TaskSection:
+        """The task of an adapter, in memory or not. Raises a LorakitError or an OSError where it cannot be read."""
+        resident = self.pool.in_memory(name)
+        side = resident.side if resident else read_facts(shipped_folder(self.pool.folders[name]))
+        return side.task
+
+    def _example(self, text: Text, resident: Resident, is_query: bool) -> Example:
         for some in filter(None, text):
             if len(some) > self.limits.characters:
                 most = self.limits.characters
@@ -144,7 +154,7 @@ class Service:
                 raise HTTPException(422, "a text holds a NUL character")
         if not all(some is None or some.strip() for some in text):
             raise HTTPException(400, "`inputs` cannot be empty")
-        example = Example(text[0], pair=text[1])
+        example = Example(text[0], pair=text[1], is_query=is_query)
         try:
             check_input(example, resident.side, "`inputs`")
         except DataError as err:
@@ -237,7 +247,7 @@ class Service:
             "model_id": shared.side.base.name,
             "model_sha": shared.fingerprint.weights,
             "model_dtype": shared.side.dtype,
-            "model_type": {"classifier": {"id2label": dict(enumerate(shared.side.labels))}},
+            "model_type": _model_type(shared.side),
             "max_input_length": shared.side.max_length,
             "max_client_batch_size": self.limits.inputs,
             "max_concurrent_requests": self.limits.waiting,
@@ -349,6 +359,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     for path in ("/predict", "/"):
         app.add_api_route(path, service.predict, methods=["POST"], response_model=None)
     app.add_api_route("/models/{model}", service.predict_by, methods=["POST"], response_model=None)
+    add_routes(app, service)
     got: dict[str, Any] = {
         "/adapters": service.adapters,
         "/info": service.info,
@@ -397,6 +408,16 @@ def _json_route(most_values: int) -> type[APIRoute]:
             return handle if self.body_field else answer
 
     return JsonRoute
+
+
+def _model_type(side: Side) -> dict[str, Any]:
+    if side.task.info.wants != "related":
+        return {"classifier": {"id2label": dict(enumerate(side.labels))}}
+    return (
+        {"reranker": {"id2label": {"0": "score"}}}
+        if side.task.info.has_head
+        else {"embedding": {"pooling": side.pooling}}
+    )
 
 
 async def _healthy() -> Any:

@@ -1,0 +1,175 @@
+"""Vectors from Python, from the command line and over HTTP, where embedding models share a base with other adapters."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import lorakit
+from lorakit.data.example import Example
+from lorakit.errors import DataError
+from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
+from tests.app.conftest import Cli
+from tests.app.test_server import Running, serve
+from tests.related import recipe
+from tests.runs import fit
+
+TEXTS = ["the film was superb", "a rather stale plot", "moving", "the cast was boring"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tables: Path, encoder: Path, bert_run: Path) -> Path:
+    """Two embedding models (one has prompts and shorter vectors) and a classifier, by their names the last of them first."""
+    folder = tmp_path_factory.mktemp("vectors")
+    fit(recipe(encoder, tables / "classes.csv"), folder / "plain")
+    prompts = ("task.query_prompt='the film '", "task.document_prompt='a '", "task.dims=[8]")
+    fit(recipe(encoder, tables / "pairs.csv", *prompts), folder / "search")
+    shutil.copytree(bert_run, folder / "classifier")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(runs: Path) -> Iterator[Running]:
+    with serve(runs) as server:
+        yield server
+
+
+def test_vectors_are_of_one_length_and_read_prompts(runs: Path) -> None:
+    search, plain = lorakit.load(runs / "search"), lorakit.load(runs / "plain")
+    vectors = search.embed(TEXTS)
+    assert vectors.shape == (4, 16) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(search.embed(TEXTS[2]), vectors[2], atol=1e-6)
+    queries = search.embed(TEXTS, query=True)
+    assert not np.allclose(queries, vectors, atol=1e-3)
+    np.testing.assert_allclose(search.similarity(TEXTS, TEXTS), queries @ vectors.T, atol=1e-5)
+    np.testing.assert_allclose(plain.embed(TEXTS, query=True), plain.embed(TEXTS), atol=1e-7)
+    short = search.embed(TEXTS, dims=8)
+    np.testing.assert_allclose(short, vectors[:, :8] / np.linalg.norm(vectors[:, :8], axis=1)[:, None], atol=1e-6)
+
+
+def test_texts_are_ranked_by_their_cosine_with_the_query(runs: Path) -> None:
+    search = lorakit.load(runs / "search")
+    ranked = search.rank("superb", TEXTS)
+    cosines = search.similarity(["superb"], TEXTS)[0]
+    assert [entry["index"] for entry in ranked] == np.argsort(-cosines).tolist()
+    assert ranked[0] == {"index": (best := int(cosines.argmax())), "score": cosines[best], "text": TEXTS[best]}
+    assert search.rank("superb", TEXTS, top=2) == ranked[:2]
+
+
+def test_what_gives_no_vector_is_refused(runs: Path) -> None:
+    search, classifier = lorakit.load(runs / "search"), lorakit.load(runs / "classifier")
+    with pytest.raises(DataError, match=r"^embed: this run's task, sequence_classification, gives no vectors"):
+        classifier.embed(TEXTS)
+    with pytest.raises(DataError, match=r"^rank: this run's task, sequence_classification, compares no texts"):
+        classifier.rank("a", TEXTS)
+    wrong: dict[str, Any] = {
+        r"text 2 of 2 is empty": ["a", " "],
+        r"text 1 of 1 is not a text": [["a"]],
+        r"embed: no text": [],
+    }
+    for message, texts in wrong.items():
+        with pytest.raises(DataError, match=message):
+            search.embed(texts)
+    with pytest.raises(DataError, match=r"dims = 17: the vectors have 16 dimensions"):
+        search.embed(TEXTS, dims=17)
+
+
+@pytest.mark.parametrize("ending", ["npy", "parquet"])
+def test_command_writes_the_vectors_of_a_file(ending: str, runs: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    done = cli(
+        "embed", runs / "search", "--file", "texts.txt", "--out", f"v.{ending}", "--query", "--dims", 8, "--json"
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"out": f"v.{ending}", "texts": 4, "dims": 8}
+    if ending == "npy":
+        vectors = np.load("v.npy")
+    else:
+        table = pq.read_table("v.parquet")
+        vectors = np.array(table["embedding"].to_pylist(), np.float32)
+        assert table["text"].to_pylist() == TEXTS
+    np.testing.assert_array_equal(vectors, lorakit.load(runs / "search").embed(TEXTS, query=True, dims=8))
+
+
+def test_command_refuses_before_it_loads(runs: Path, cli: Cli, tmp_path: Path) -> None:
+    for out, message in {"v.csv": "written as .npy or .parquet", "no/v.npy": "its folder does not exist"}.items():
+        done = cli("embed", runs / "search", "--file", "texts.txt", "--out", out)
+        assert done.code == 2 and message in done.err
+    (tmp_path / "t.txt").write_text("a\n")
+    done = cli("embed", runs / "classifier", "--file", "t.txt", "--out", "v.npy")
+    assert done.code == 3 and "gives no vectors" in done.err and not Path("v.npy").exists()
+
+
+def test_adapters_of_all_kinds_over_one_base_answer_as_alone(runs: Path) -> None:
+    """A mixed batch; the weights are in memory once."""
+    with AdapterPool(find_adapters(runs)) as pool:
+        queries = [Query(name, Example(text)) for text in TEXTS for name in ("plain", "classifier", "search")]
+        answers = pool.answer(queries)
+        models = [resident.shared.model for resident in pool.held(["plain", "classifier"]).__enter__().values()]
+    first, second = (
+        {p.data_ptr() for n, p in m.named_parameters() if ".layer." in n and "adapters" not in n} for m in models
+    )
+    assert first == second
+    alone = {name: lorakit.load(runs / name) for name in ("plain", "classifier", "search")}
+    for (name, example), answer in zip(queries, answers, strict=True):
+        expected = alone[name].predict(example.text)
+        for key in ("embedding", "score"):
+            assert answer.get(key) == pytest.approx(expected.get(key), abs=1e-5)
+
+
+def test_documented_requests_of_text_embeddings_inference(served: Running, runs: Path) -> None:
+    plain, search = lorakit.load(runs / "plain"), lorakit.load(runs / "search")
+    one = served.ask("/embed", {"inputs": "the film was superb"}).json  # as its docs have them, without an adapter
+    np.testing.assert_allclose(one, plain.embed(TEXTS[:1]), atol=1e-6)
+    many = {"inputs": TEXTS, "adapter": "search", "prompt_name": "query", "dimensions": 8}
+    np.testing.assert_allclose(served.ask("/embed", many).json, search.embed(TEXTS, query=True, dims=8), atol=1e-6)
+    inputs = {"source_sentence": "superb", "sentences": TEXTS}
+    cosines = served.ask("/similarity", {"inputs": inputs, "adapter": "search"}).json
+    np.testing.assert_allclose(cosines, search.similarity(["superb"], TEXTS)[0], atol=1e-6)
+    ask = {"query": "superb", "texts": TEXTS, "raw_scores": False, "adapter": "search"}
+    ranked = served.ask("/rerank", {**ask, "return_text": True}).json
+    expected = search.rank("superb", TEXTS)
+    assert [{**entry, "score": 0} for entry in ranked] == [{**entry, "score": 0} for entry in expected]
+    assert [set(entry) for entry in served.ask("/rerank", ask).json] == [{"index", "score"}] * 4
+
+
+def test_request_of_openais_client(served: Running, runs: Path) -> None:
+    vectors = lorakit.load(runs / "search").embed(TEXTS)
+    answered = served.ask("/v1/embeddings", {"input": TEXTS, "model": "search"}).json
+    assert (answered["object"], answered["model"]) == ("list", "search")
+    assert answered["usage"]["prompt_tokens"] == answered["usage"]["total_tokens"] > len(TEXTS)
+    assert [entry["index"] for entry in answered["data"]] == [0, 1, 2, 3]
+    np.testing.assert_allclose([entry["embedding"] for entry in answered["data"]], vectors, atol=1e-6)
+    packed = served.ask("/v1/embeddings", {"input": TEXTS[0], "model": "search", "encoding_format": "base64"}).json
+    raw = base64.b64decode(packed["data"][0]["embedding"])
+    np.testing.assert_allclose(np.frombuffer(raw, "<f4"), vectors[0], atol=1e-6)
+
+
+REFUSED: dict[str, tuple[str, Any, int, str]] = {
+    "a classifier": ("/embed", {"inputs": "a", "adapter": "classifier"}, 422, "never gives vectors"),
+    "of no name": ("/v1/embeddings", {"input": "a", "model": "serach"}, 404, "did you mean 'search'"),
+    "no text": ("/embed", {"inputs": []}, 400, "cannot be empty"),
+    "an empty text": ("/rerank", {"query": "a", "texts": [" "]}, 400, "cannot be empty"),
+    "too many": ("/rerank", {"query": "a", "texts": ["b"] * 5}, 413, "batch size 5"),
+    "dimensions": ("/embed", {"inputs": "a", "dimensions": 17}, 422, "`dimensions`: dims = 17"),
+    "token ids": ("/v1/embeddings", {"input": [1, 2]}, 422, "`input"),
+    "another key": ("/similarity", {"inputs": {"source_sentence": "a"}}, 422, "sentences"),
+    "labels": ("/predict", {"inputs": "a", "adapter": "plain"}, 422, "ask /embed"),
+    "long": ("/embed", {"inputs": "superb " * 30}, 413, "less than 12 tokens"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_requests_that_cannot_be_answered_are_refused(what: str, served: Running) -> None:
+    path, body, status, message = REFUSED[what]
+    answered = served.ask(path, body)
+    assert answered.status == status and message in answered.json["error"], answered.body
