@@ -21,7 +21,19 @@ PACKAGE = Path(lorakit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BELOW_INFERENCE = frozenset(
-    {"errors", "hashing", "fingerprints", "task_info", "lora", "recipe", "models", "data", "tasks", "runtime"}
+    {
+        "errors",
+        "hashing",
+        "fingerprints",
+        "task_info",
+        "lora",
+        "recipe",
+        "pooling",
+        "models",
+        "data",
+        "tasks",
+        "runtime",
+    }
 )
 # Which parts of the package each part may import; itself always, and the root for its version.
 ALLOWED: Mapping[str, frozenset[str]] = {

@@ -31,6 +31,7 @@ from lorakit.pooling import (
     load_head,
     own_layout,
     own_pooling,
+    pooling_of,
     reads_mean,
     save_layout,
 )
@@ -603,11 +604,11 @@ def attend_in_fp32(model: Any) -> bool:
 
 
 def save_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int, without: Collection[str] = ()
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, layout: Layout, without: Collection[str] = ()
 ) -> None:
     """Write a plain model and its tokenizer as a folder that transformers loads, some layers left out.
 
-    One that reads the mean over its tokens is an encoder to transformers, and whole, `max_length` with it, to
+    One that gives vectors, or reads the mean over its tokens, is an encoder to transformers, and whole, with `layout`, to
     sentence-transformers.
     """
     if reads_mean(model):
@@ -616,8 +617,8 @@ def save_model(
     with _quiet():
         model.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
-    if reads_mean(model):
-        save_layout(model, folder, max_length)
+    if reads_mean(model) or pooling_of(model):
+        save_layout(model, folder, layout)
 
 
 def save_plain(base: BaseModel, folder: Path) -> None:

@@ -143,33 +143,58 @@ def reads_mean(model: nn.Module) -> bool:
     return _classify in model._forward_hooks.values()
 
 
-def save_layout(model: nn.Module, folder: Path, max_length: int) -> None:
-    """Write, beside the encoder, what makes it a model of sentence-transformers whose `encode` gives the logits."""
-    head: dict[str, Tensor] = dict(model.get_submodule(HEAD).state_dict())
-    outputs, d = head["weight"].shape
-    modules = [("", "Transformer"), (POOLING, "Pooling"), (DENSE, "Dense")]
-    files: Mapping[str, Any] = {
+def pooling_of(model: nn.Module) -> Literal["cls", "mean"] | None:
+    """How a model makes the vectors that it answers with; None where it answers with something else."""
+    hooks = (hook for hook in model._forward_hooks.values() if isinstance(hook, partial) and hook.func is _embed)
+    return next((hook.args[0] for hook in hooks), None)
+
+
+def save_layout(model: nn.Module, folder: Path, layout: Layout) -> None:
+    """Write, beside an encoder or an adapter, what makes it a model of sentence-transformers.
+
+    Its `encode` gives the model's vectors or, of a classifier over the mean, the logits.
+    """
+    pooling = pooling_of(model)
+    head: dict[str, Tensor] = {} if pooling else dict(model.get_submodule(HEAD).state_dict())
+    config: Any = model.config
+    modules = [("", "Transformer"), (POOLING, "Pooling")]
+    modules += [(DENSE, "Dense")] if head else []
+    modules += [(f"{len(modules)}_Normalize", "Normalize")] if layout.normalize else []
+    files: dict[str, Any] = {
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{module}"}
             for i, (path, module) in enumerate(modules)
         ],
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "sentence_bert_config.json": {"max_seq_length": layout.max_length, "do_lower_case": False},
         f"{POOLING}/config.json": {
-            "word_embedding_dimension": d,
-            **{f"{LEGACY}{mode}": mode == "mean_tokens" for mode in ("cls_token", "mean_tokens", "max_tokens")},
+            "word_embedding_dimension": config.hidden_size,
+            **{
+                f"{LEGACY}{mode}": mode.partition("_")[0] == (pooling or "mean")
+                for mode in ("cls_token", "mean_tokens", "max_tokens")
+            },
         },
-        f"{DENSE}/config.json": {
+    }
+    if any(layout.prompts.values()):
+        files["config_sentence_transformers.json"] = {
+            "prompts": dict(layout.prompts),
+            "default_prompt_name": "document",
+        }
+    if head:
+        outputs, d = head["weight"].shape
+        files[f"{DENSE}/config.json"] = {
             "in_features": d,
             "out_features": outputs,
             "bias": True,
             "activation_function": "torch.nn.modules.linear.Identity",
-        },
-    }
+        }
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    tensors = {f"linear.{name}": tensor.detach().cpu().contiguous() for name, tensor in head.items()}
-    save_file(tensors, folder / DENSE / "model.safetensors", metadata={"format": "pt"})
+    for path, _ in modules[2:]:
+        (folder / path).mkdir(exist_ok=True)
+    if head:
+        tensors = {f"linear.{name}": tensor.detach().cpu().contiguous() for name, tensor in head.items()}
+        save_file(tensors, folder / DENSE / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_head(model: nn.Module, folder: Path) -> bool:

@@ -13,6 +13,7 @@ from tests.tiny import items_of
 
 from lorakit.data.example import Example
 from lorakit.models import save_model
+from lorakit.pooling import Layout
 from lorakit.tasks.metrics.labels import best_threshold
 from lorakit.tasks.multi_label_classification import MultiLabelClassification
 from lorakit.training.prepare import prepare
@@ -134,6 +135,6 @@ def test_head_that_the_checkpoint_brings_is_left_alone(bert: Path, files: Path, 
     first = prepare(changed(sections(bert, files, "multi_label_classification"), "train.method=full"))
     with torch.no_grad():
         first.model.classifier.bias.fill_(0.25)
-    save_model(first.model, first.base.tokenizer, tmp_path / "whole", 64)
+    save_model(first.model, first.base.tokenizer, tmp_path / "whole", Layout(max_length=64))
     again = prepare(changed(sections(tmp_path / "whole", files, "multi_label_classification")))
     assert again.model.get_submodule("classifier").base.bias.tolist() == [0.25] * len(again.task.labels)

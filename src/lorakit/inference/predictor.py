@@ -25,7 +25,7 @@ from lorakit.runtime.events import Report, ignore
 from lorakit.tasks.base import Task
 from lorakit.tasks.embedding import cut_vectors, unit
 from lorakit.tasks.metrics.bootstrap import Floats, Scores
-from lorakit.tasks.registry import check_labels, make_task, task_layers
+from lorakit.tasks.registry import check_labels, layout_of, make_task, task_layers
 
 MOST_LABELS = 8  # shown by repr
 
@@ -191,7 +191,7 @@ class Predictor:
         """
         _fold_in(self.model.float())  # a sum rounded to bf16 would lose most of the adapter and the head
         layers = task_layers(self.side.task, self.side.labels)
-        save_model(self.model, self.tokenizer, folder, self.side.max_length, without=layers)
+        save_model(self.model, self.tokenizer, folder, layout_of(self.side.task, self.side.max_length), without=layers)
 
 
 def load(

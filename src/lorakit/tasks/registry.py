@@ -13,6 +13,7 @@ from lorakit.data.columns import finite_number
 from lorakit.data.example import Example
 from lorakit.data.tags import entities
 from lorakit.errors import AdapterError, ConfigError, DataError, did_you_mean
+from lorakit.pooling import Layout
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
 from lorakit.tasks.base import Task
@@ -88,6 +89,12 @@ def task_layers(section: TaskSection, labels: tuple[str, ...]) -> dict[str, nn.M
     """What the task trains besides what a base model of its kind has, by name; saved with the adapter."""
     made: dict[str, nn.Module] = resolve_name(section.info.layers)(section, labels) if section.info.layers else {}
     return made
+
+
+def layout_of(section: TaskSection, max_length: int) -> Layout:
+    """What sentence-transformers has to know of a task's model."""
+    prompts = {"query": section.query_prompt or "", "document": section.document_prompt or ""}
+    return Layout(bool(section.normalize), prompts if any(prompts.values()) else {}, max_length)
 
 
 def make_task(

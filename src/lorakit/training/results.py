@@ -22,6 +22,7 @@ from lorakit.runtime.device import DTYPE_NAMES, machine_name, peak_memory
 from lorakit.runtime.files import atomic_folder, atomic_text
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample
+from lorakit.tasks.registry import layout_of
 from lorakit.tasks.token_classification import entity_dicts
 from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
@@ -171,7 +172,7 @@ def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
     with atomic_folder(target, replace=True) as folder:
         if prepared.config is None:
             max_length = prepared.recipe.data.max_length or prepared.base.max_length
-            save_model(prepared.model, prepared.base.tokenizer, folder, max_length)
+            save_model(prepared.model, prepared.base.tokenizer, folder, layout_of(prepared.recipe.task, max_length))
         else:
             info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
             save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)

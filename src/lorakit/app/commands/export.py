@@ -34,7 +34,7 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     peft      the adapter unchanged, for peft and programs built on it
     merged    a plain transformers model with the adapter merged
     sentence-transformers
-              the same, for a classifier that reads the mean over tokens
+              the same, for an embedding model, or a classifier that reads the mean over tokens
     onnx      the same, for onnxruntime without torch
     vllm, lorax, llamacpp
               factors A and B with one global alpha / r; the head in a separate file
@@ -74,7 +74,7 @@ def export_run(
     if to not in WHOLE:
         return export_adapter(path, to, out, rank=rank, base_name=base_name, allow_base_mismatch=allow_base_mismatch)
     side = read_side(shipped_folder(path))
-    if to == "sentence-transformers" and side.pooling != "mean":
+    if to == "sentence-transformers" and side.pooling != "mean" and side.task.info.model_kind != "embedding":
         raise ConfigError(
             f"--to {to}: {path} does not read the mean over tokens; use --to merged, or train with model.pooling=mean"
         )

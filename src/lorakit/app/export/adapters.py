@@ -27,8 +27,9 @@ from lorakit.lora import (
 )
 from lorakit.lora.export_profiles import OWN, PROFILES, Profile, conform, left_behind
 from lorakit.models import MINILM_HUB, BaseModel, find, load_base
+from lorakit.pooling import save_layout
 from lorakit.runtime.files import atomic_folder
-from lorakit.tasks.registry import make_task, task_layers
+from lorakit.tasks.registry import layout_of, make_task, task_layers
 
 HEAD = Path("head") / "model.safetensors"  # LoRAX reads every safetensors file beside the config
 PROBES = ("The quick brown fox jumps over the lazy dog.", "Ada Lovelace met Charles Babbage in London in 1833!")
@@ -97,6 +98,10 @@ def export_adapter(
             save_file(dict(head), place / HEAD, metadata={"format": "pt"})
             names = ", ".join(sorted({key.rpartition(".")[0] for key in head}))
             notes.append(f"head: {names} split off into {HEAD}, since {profile.consumer} takes LoRA factors alone")
+        if profile.everything and side.task.info.model_kind == "embedding":
+            save_layout(base.model, place, layout_of(side.task, side.max_length))
+            base.tokenizer.save_pretrained(place)
+            notes.append(f"layout: sentence_transformers.SentenceTransformer('{out}') loads it too, over its base")
         changes = [*conformed.changes, *notes]
         parity = _parity(base, place)
         _check(parity, exact=rank is None)
@@ -109,6 +114,8 @@ def export_adapter(
 
 def _label_lines(side: Side, profile: Profile) -> list[str]:
     names = side.task.info.outputs(side.labels)
+    if side.task.info.model_kind == "embedding":
+        return []
     if side.pooling == "mean":
         head = f"`classifier`, a linear layer to {len(names)} outputs" if profile.everything else f"the head in {HEAD}"
         labels = ", ".join(names)
@@ -210,7 +217,9 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output
         agreement = agree(before.task, side, texts_of(path, side), before.model, after)
         check_exact(agreement)
     lines = left_out(side)
-    if side.pooling == "mean":
+    if side.task.info.model_kind == "embedding":
+        lines.append(f"layout: of sentence-transformers: SentenceTransformer('{out}').encode(texts) gives the vectors")
+    elif side.pooling == "mean":
         lines.append(
             "layout: of sentence-transformers, whose `encode` gives the logits; transformers' classes have no such head"
         )

@@ -169,4 +169,5 @@ def _shown(line: dict[str, Any]) -> Any:
     """The answer without probabilities."""
     if "entities" in line and "generated" not in line:
         return [(entity["entity_group"], entity["start"], entity["end"]) for entity in line["entities"]]
-    return next(line[key] for key in ("generated", "labels", "label", "value") if key in line)
+    # two vectors are close or not, and have no answer apart from that
+    return next((line[key] for key in ("generated", "labels", "label", "value", "score") if key in line), None)

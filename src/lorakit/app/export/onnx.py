@@ -68,7 +68,8 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
     section = side.task.model_copy(update={"crf": False}) if side.task.crf else side.task
     task = make_task(section, base.tokenizer, side.labels, side.max_length, side.tuned)
     texts = texts_of(path, side)
-    output = Output([NO_CRF] * side.task.crf, {})
+    of_length_1 = "vectors: as the pooling gives them; divide each by its length (task.normalize)"
+    output = Output([NO_CRF] * side.task.crf + [of_length_1] * bool(side.task.normalize), {})
     with atomic_folder(out) as place:
         if side.method != "full":
             merge_and_unload(base.model)

@@ -1,0 +1,50 @@
+"""Exports that sentence-transformers loads: equal vectors, merged and as an adapter over its base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import lorakit
+from lorakit.app.commands.export import export_run
+from lorakit.models import load_base
+from tests.related import recipe
+from tests.runs import fit
+
+TEXTS = ["the film was superb", "a rather stale plot", "moving", "superb " * 30]
+KINDS: dict[str, Sequence[str]] = {
+    "the base's own": (),
+    "otherwise": ("task.normalize=false", "model.pooling=cls", "task.query_prompt='the '", "task.document_prompt='a '"),
+    "full": ("train.method=full", "train.lr=1e-3"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folder_gives_the_same_vectors(kind: str, tables: Path, encoder: Path, tmp_path: Path) -> None:
+    run = fit(recipe(encoder, tables / "pairs.csv", *KINDS[kind]), tmp_path / "run").folder
+    predictor = lorakit.load(run)
+    vectors, queries = predictor.embed(TEXTS), predictor.embed(TEXTS, query=True)
+    base = SentenceTransformer(str(encoder), device="cpu").encode(TEXTS)
+    assert np.abs(base - vectors).max() > 1e-3  # it has learned something
+    readers = ["sentence-transformers"] if kind == "full" else ["merged", "sentence-transformers", "peft"]
+    for reader in readers:
+        lines = export_run(run, reader, out := tmp_path / reader).lines
+        assert any("SentenceTransformer" in line for line in lines)
+        theirs = SentenceTransformer(str(out), device="cpu")
+        np.testing.assert_allclose(theirs.encode(TEXTS), vectors, atol=1e-5)
+        np.testing.assert_allclose(
+            theirs.encode(TEXTS, prompt_name="query" if kind == "otherwise" else None), queries, atol=1e-5
+        )
+    if kind == "the base's own":  # as the model card has it
+        theirs = SentenceTransformer(str(encoder), device="cpu")
+        theirs.load_adapter(str(run / "adapter"))
+        np.testing.assert_allclose(theirs.encode(TEXTS), vectors, atol=1e-5)
+    lines = export_run(run, "onnx", tmp_path / "onnx").lines  # which is compared with the model by itself
+    assert lines[0].startswith("vectors: as the pooling gives them") == bool(predictor.side.task.normalize)
+    again = load_base(str(tmp_path / "sentence-transformers"), "embedding", pooling="auto")  # as a base to train from
+    assert (again.pooling, again.missing, again.max_length) == (predictor.side.pooling, (), 12)
+    assert again.layout.normalize is bool(predictor.side.task.normalize)
