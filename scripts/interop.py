@@ -26,6 +26,9 @@ from tests.interop.architectures import ARCHITECTURES  # noqa: E402
 from tests.interop.matrix import CHECKS, TOLERANCE, VARIANTS, Outcome, run_cell  # noqa: E402
 from tests.runs import write_entities, write_reviews  # noqa: E402
 
+from lorakit.lora import speedups  # noqa: E402
+from lorakit.lora.target_presets import PRESETS  # noqa: E402
+
 Cells = Mapping[tuple[str, str], Mapping[str, Outcome]]  # (architecture, variant) -> check -> outcome
 
 VERSIONS = ", ".join(f"{lib.__name__} {lib.__version__.partition('+')[0]}" for lib in (peft, transformers, torch))
@@ -116,6 +119,10 @@ Every family of transformers that has a class for a task, as a tiny random model
 
 `~`: every check passes, within {families.TOLERANCE:g} of the largest number; `refused`: with an error that says
 why, before anything is written; `n/a`: not tried; `-`: transformers has no class. {{counts}}
+
+`presets`: `lora.target_modules` takes `query-value` and `attention`; without, a list of names or `all-linear`. Adapted linear
+layers are one function each in every family; in those of the last column a classifier also computes its last block for the
+first token alone, the others run it whole.
 """
 
 
@@ -123,10 +130,15 @@ def family_document(cells: Cells) -> str:
     """The families as Markdown, one row each."""
     notes: dict[str, int] = {}
     rows = [
-        [name, *(sign(cells[name, kind], notes) if (name, kind) in cells else "-" for kind in families.KINDS)]
+        [
+            name,
+            *(sign(cells[name, kind], notes) if (name, kind) in cells else "-" for kind in families.KINDS),
+            "yes" if name in PRESETS else "-",
+            "first token" if name in {*speedups.LIKE_BERT, *speedups.FAMILIES} else "-",
+        ]
         for name in dict.fromkeys(family for family, _ in cells)
     ]
-    table = markdown(["", *families.KINDS], rows)
+    table = markdown(["", *families.KINDS, "presets", "last block"], rows)
     ends = [min({o.status for o in cell.values()} - {"pass"}, default="pass") for cell in cells.values()]
     words = {"pass": "pass", "differs": "differ, explained", "refused": "refused", "n/a": "n/a", "FAIL": "unexplained"}
     told = ", ".join(f"{ends.count(status)} {word}" for status, word in words.items())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lorakit.data.example import Example
 from lorakit.errors import ModelError
 from lorakit.inference.predictor import load
+from lorakit.lora.speedups import LIKE_BERT, read_first_row
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base, load_tokenizer
 from lorakit.recipe import TaskSection
 from lorakit.tasks.base import pad_inputs
@@ -229,6 +230,33 @@ def test_decoder_gives_the_logits_of_the_model(tmp_path: Path, family: str, tie:
             torch.testing.assert_close(step, wanted[:, i], rtol=1e-4, atol=1e-5)
     after = Decoder(model, batch).after(written, rows.tolist())
     torch.testing.assert_close(after, whole[:, -1, rows].log_softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+# The last block's first token
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in ("deberta-v2", "roformer") else pytest.mark.slow)
+        for name in sorted(LIKE_BERT)
+    ],
+)
+def test_families_like_bert_need_of_the_last_block_one_token(tmp_path: Path, family: str) -> None:
+    """Logits and gradients are those of the model as transformers has it."""
+    found = []
+    for is_fast in (False, True):
+        base = base_of(tmp_path / str(is_fast), family, dropout=0.0, **OWN.get(family, {}))
+        assert not is_fast or read_first_row(base.model)
+        items = [{"input_ids": base.tokenizer(text)["input_ids"]} for text in (SHORT, LONG)]
+        logits = base.model(**pad_inputs(items, base.tokenizer)).logits
+        (logits * torch.tensor([1.0, -2.0])).sum().backward()
+        named = base.model.named_parameters()
+        found.append({"": logits.detach()} | {n: p.grad for n, p in named if p.grad is not None and p.grad.any()})
+    assert found[0].keys() == found[1].keys()
+    largest = max(float(value.abs().max()) for value in found[0].values())  # that of a key's bias is noise about 0
+    for name, plain in found[0].items():
+        torch.testing.assert_close(found[1][name], plain, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
 # The matrix

@@ -31,6 +31,22 @@ FAMILIES: Mapping[str, Family] = {  # by config.model_type
     "distilbert": Family("transformer.layer", ".sa_layer_norm"),
     "modernbert": Family("layers", ".mlp_norm"),
 }
+# Families whose blocks are built as BERT's behind their attention; what comes before differs, so that no block is looked up.
+LIKE_BERT = {
+    *(
+        "convbert",
+        "data2vec-text",
+        "deberta",
+        "deberta-v2",
+        "ernie",
+        "esm",
+        "layoutlm",
+        "luke",
+        "markuplm",
+        "megatron-bert",
+    ),
+    *("rembert", "roberta-prelayernorm", "roc_bert", "roformer", "tapas", "xlm-roberta-xl", "xmod"),
+}
 
 
 class Changes:
@@ -98,7 +114,8 @@ def read_first_row(model: Any) -> bool:
     >>> read_first_row(model)
     True
     """
-    family = FAMILIES.get(model.config.model_type)
+    kind = model.config.model_type
+    family = FAMILIES.get(kind, BERT if kind in LIKE_BERT else None)
     if family is None or getattr(model.config, "classifier_pooling", "cls") != "cls":
         return False
     places = [module for path, module in model.named_modules() if path.endswith(family.after_attention)]

@@ -1,7 +1,7 @@
 """Names for common targets, by model family: `target_modules = "query-value"` or `"attention"`.
 
-A family is one line, under the `model_type` of its configuration. If q, k and v are one fused layer (GPT-2, ModernBERT),
-that layer is used for each of them, as in peft's table.
+A family is the `model_type` of its configuration, one word beside those that are alike. If q, k and v are one fused layer
+(GPT-2, ModernBERT), that layer is used for each of them, as in peft's table.
 """
 
 from __future__ import annotations
@@ -18,44 +18,69 @@ if TYPE_CHECKING:
 
 Preset = Mapping[str, tuple[str, ...]]  # name -> suffixes of module paths
 
-
-def _preset(query_value: str, attention: str) -> Preset:
-    return {"query-value": tuple(query_value.split()), "attention": tuple(attention.split())}
-
-
-_BERT = _preset("query value", "query key value attention.output.dense")
-_T5 = _preset("q v", "q k v o")
-_BART = _preset("q_proj v_proj", "q_proj k_proj v_proj self_attn.out_proj encoder_attn.out_proj")
-_LLAMA = _preset("q_proj v_proj", "q_proj k_proj v_proj o_proj")
-
+# Families that call these layers alike: query-value, attention, and the `model_type` of each.
+_ALIKE = (
+    (
+        "query value",
+        "query key value attention.output.dense",
+        "bert big_bird camembert data2vec-text electra ernie esm layoutlm markuplm megatron-bert mra nystromformer "
+        "rembert roberta roberta-prelayernorm roc_bert roformer tapas xlm-roberta xlm-roberta-xl xmod yoso",
+    ),
+    (
+        "q_proj v_proj",
+        "q_proj k_proj v_proj o_proj",
+        "apertus arcee cohere_compass_text diffllama esmc eurobert exaone4 gemma gemma2 gemma3_text glm glm4 gpt_oss gte helium "
+        "hunyuan_v1_dense hunyuan_v1_moe jina_embeddings_v3 llama ministral ministral3 mistral mixtral nemotron nomic_bert "
+        "olmo olmo2 olmo3 openai_privacy_filter phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 stablelm starcoder2 "
+        "t5gemma ultrabert",
+    ),
+    (
+        "q_proj v_proj",
+        "q_proj k_proj v_proj self_attn.out_proj encoder_attn.out_proj",
+        "bart blenderbot blenderbot-small m2m_100 marian mbart mvp pegasus pegasus_x plbart",
+    ),
+    ("q v", "q k v o", "longt5 mt5 t5 umt5"),
+    ("q_lin v_lin", "q_lin k_lin v_lin out_lin", "distilbert flaubert xlm"),
+    ("c_attn", "c_attn attn.c_proj", "gpt2 gpt_bigcode openai-gpt"),
+    ("query_key_value", "query_key_value self_attention.dense", "bloom falcon"),
+    ("q_proj v_proj", "q_proj k_proj v_proj self_attn.out_proj", "biogpt opt"),
+)
+_OWN = {
+    "albert": ("query value", "query key value attention.dense"),
+    "bigbird_pegasus": (
+        "query value q_proj v_proj",
+        "query key value self_attn.output q_proj k_proj v_proj self_attn.out_proj encoder_attn.out_proj",
+    ),
+    "convbert": ("query value", "query key value conv_kernel_layer conv_out_layer attention.output.dense"),
+    "ctrl": ("Wq Wv", "Wq Wk Wv multi_head_attention.dense"),
+    "deberta": ("in_proj", "in_proj attention.output.dense"),
+    "deberta-v2": ("query_proj value_proj", "query_proj key_proj value_proj attention.output.dense"),
+    "gpt_neo": ("q_proj v_proj", "q_proj k_proj v_proj attention.out_proj"),
+    "gpt_neox": ("query_key_value", "query_key_value attention.dense"),
+    "gptj": ("q_proj v_proj", "q_proj k_proj v_proj attn.out_proj"),
+    "led": (
+        "query value q_proj v_proj",
+        "query key value query_global key_global value_global self_attn.output q_proj k_proj v_proj self_attn.out_proj "
+        "encoder_attn.out_proj",
+    ),
+    "lilt": (
+        "query value",
+        "query key value layout_query layout_key layout_value attention.output.dense attention.layout_output.dense",
+    ),
+    "longformer": ("query value", "query key value query_global key_global value_global attention.output.dense"),
+    "luke": ("query value", "query key value w2e_query e2w_query e2e_query attention.output.dense"),
+    "mobilebert": ("query value", "query key value attention.output.dense bottleneck.attention.dense"),
+    "modernbert": ("Wqkv", "Wqkv attn.Wo"),
+    "modernbert-decoder": ("q_proj v_proj", "q_proj k_proj v_proj attn.Wo"),
+    "mpnet": ("q v", "q k v attn.o"),
+    "mpt": ("Wqkv", "Wqkv attn.out_proj"),
+    "persimmon": ("query_key_value", "query_key_value self_attn.dense"),
+    "phi3": ("qkv_proj", "qkv_proj o_proj"),
+}
 PRESETS: Mapping[str, Preset] = {
-    "albert": _preset("query value", "query key value attention.dense"),
-    "bart": _BART,
-    "bert": _BERT,
-    "camembert": _BERT,
-    "deberta": _preset("in_proj", "in_proj attention.output.dense"),
-    "deberta-v2": _preset("query_proj value_proj", "query_proj key_proj value_proj attention.output.dense"),
-    "distilbert": _preset("q_lin v_lin", "q_lin k_lin v_lin out_lin"),
-    "electra": _BERT,
-    "gemma": _LLAMA,
-    "gpt2": _preset("c_attn", "c_attn attn.c_proj"),
-    "gpt_neox": _preset("query_key_value", "query_key_value attention.dense"),
-    "llama": _LLAMA,
-    "longt5": _T5,
-    "mbart": _BART,
-    "mistral": _LLAMA,
-    "modernbert": _preset("Wqkv", "Wqkv attn.Wo"),
-    "mpnet": _preset("q v", "q k v attn.o"),
-    "mt5": _T5,
-    "opt": _preset("q_proj v_proj", "q_proj k_proj v_proj self_attn.out_proj"),
-    "pegasus": _BART,
-    "phi3": _preset("qkv_proj", "qkv_proj o_proj"),
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "roberta": _BERT,
-    "t5": _T5,
-    "umt5": _T5,
-    "xlm-roberta": _BERT,
+    family: {"query-value": tuple(query_value.split()), "attention": tuple(attention.split())}
+    for query_value, attention, families in (*_ALIKE, *((*names, family) for family, names in _OWN.items()))
+    for family in families.split()
 }
 PRESET_NAMES = tuple(PRESETS["bert"])
 
@@ -74,7 +99,7 @@ def with_presets(model: nn.Module, config: LoraConfig) -> LoraConfig:
                 who = f"the family {family!r}" if family else f"{type(model).__name__}, which has no config.model_type,"
                 raise ConfigError(
                     f"{key} = {preset!r} is not known for {who}; write '{ALL_LINEAR}' or a list of names "
-                    f"such as ['query', 'value']; families with presets: {', '.join(PRESETS)}"
+                    f"such as ['query', 'value']; families with presets: {', '.join(sorted(PRESETS))}"
                 )
             changes: dict[str, Any] = {key: PRESETS[family][preset]}
             config = dataclasses.replace(config, **changes)
