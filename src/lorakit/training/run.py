@@ -315,10 +315,11 @@ def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
 def _learn_pairs(runs: Sequence[Run]) -> Iterator[dict[Member, Step]]:
     """Without a step, what the adapters of few examples learn from pairs before it."""
     for run in runs:
-        for prepared, member in zip((run.prepared, *run.prepared.folds), run.members, strict=True):
+        folds = run.prepared.folds
+        for fold, (prepared, member) in enumerate(zip((run.prepared, *folds), run.members, strict=True)):
             if prepared.contrasts and not member.done:
-                if prepared is run.prepared:
-                    run.report(Note("first the adapter learns from pairs of texts (train.head_start = 'contrast')"))
+                whose = f", and that of fold {fold} of {len(folds)}" if fold else " (train.head_start = 'contrast')"
+                run.report(Note(f"first the adapter learns from pairs of texts{whose}"))
                 warm_up(prepared)
     yield from ()
 
