@@ -228,16 +228,6 @@ def test_bad_rows_stop_the_job_or_are_listed(tmp_path: Path) -> None:
     assert all(reason in line["reason"] for reason, line in zip(reasons, lines, strict=True))
 
 
-def test_parts_have_whole_files_each(job: Job, tmp_path: Path) -> None:
-    for i in (1, 2):
-        score_files(replace(job, part=(i, 2)), ANSWERER, tmp_path / "out")
-    found = [answers(tmp_path / "out" / f"part-{i}-of-2") for i in (1, 2)]
-    assert [len(part) for part in found] == [2 * ROWS, ROWS]
-    assert sorted(record["id"] for part in found for record in part) == list(range(FILES * ROWS))
-    with pytest.raises(ConfigError, match="--part 4/4: 3 input files"):
-        score_files(replace(job, part=(4, 4)), ANSWERER, tmp_path / "out")
-
-
 @pytest.mark.parametrize(
     ("patterns", "keep", "error", "message"),
     [

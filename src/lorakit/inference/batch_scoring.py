@@ -54,7 +54,6 @@ class Job:
     shard_rows: int = SHARD_ROWS
     format: Format = "parquet"
     skips_bad: bool = False  # otherwise a bad row is an error
-    part: tuple[int, int] = (1, 1)  # this process's share of the files: (1, 1) is all, (2, 4) the second of four
 
 
 def score_files(job: Job, answerer: Answerer, out: Path, report: Report = ignore) -> dict[str, Any]:
@@ -65,13 +64,8 @@ def score_files(job: Job, answerer: Answerer, out: Path, report: Report = ignore
         OutputError: the folder holds something else or another job's answers, or another process uses it.
         Interrupted: a signal stopped it; the same call continues.
     """
-    part, parts = job.part
-    if parts > len(job.files):
-        raise ConfigError(f"--part {part}/{parts}: {len(job.files)} input files; a part takes whole files")
-    own = [path for number, path in enumerate(job.files) if number % parts == part - 1]
-    folder = out / f"part-{part}-of-{parts}" if parts > 1 else out
-    scoring = _start_scoring(replace(job, files=own), answerer, folder, report)
-    with _job_folder(folder, scoring.settings(), report), stop_on_signals():
+    scoring = _start_scoring(job, answerer, out, report)
+    with _job_folder(out, scoring.settings(), report), stop_on_signals():
         return scoring.run()
 
 
@@ -159,7 +153,6 @@ class _Scoring:
             "--keep": list(job.keep),
             "--shard-rows": job.shard_rows,
             "--format": job.format,
-            "--part": "/".join(map(str, job.part)),
         }
 
     def run(self) -> dict[str, Any]:

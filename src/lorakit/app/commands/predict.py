@@ -20,16 +20,7 @@ if TYPE_CHECKING:
     from lorakit.data.example import Columns, Example
     from lorakit.inference.batch_scoring import Answerer
 
-FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "part", "as_json")
-
-
-def _part(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise click.BadParameter(f"{text!r}: I/N, for example 1/4 to 4/4")
-    return int(part), int(parts)
+FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "as_json")
 
 
 @click.command()
@@ -72,9 +63,6 @@ def _part(ctx: click.Context, parameter: click.Parameter, text: str | None) -> t
     "--on-error",
     type=click.Choice(("stop", "skip")),
     help="With --out FOLDER: stop at a bad row (default), or list it in a _rejected file and continue.",
-)
-@click.option(
-    "--part", callback=_part, metavar="I/N", help="With --out FOLDER: answer every N-th file from the I-th on."
 )
 @click.option("--json", "as_json", is_flag=True, default=None, help="With --out FOLDER: print the totals as JSON.")
 def predict(
@@ -199,7 +187,6 @@ def _to_folder(
         shard_rows=options["shard_rows"] or SHARD_ROWS,
         format=options["format"] or "parquet",
         skips_bad=options["on_error"] == "skip",
-        part=options["part"] or (1, 1),
     )
     totals = score_files(job, answerer, out, Screen())
     if options["as_json"]:
