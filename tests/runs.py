@@ -107,6 +107,14 @@ def write_reviews(path: Path, n: int, seed: int = 0) -> Path:
     return path
 
 
+def write_pairs(path: Path, n: int, seed: int = 0) -> Path:
+    """A word of a review, the review, and another one without the word."""
+    every = [text for text, _ in reviews(n, seed)]
+    rows = [(word := text.split()[-1], text, next((t for t in every if word not in t), "")) for text in every]
+    path.write_text("\n".join(["query,positive,negative", *map(",".join, rows)]) + "\n")
+    return path
+
+
 def write_ratings(path: Path, n: int, seed: int = 0) -> Path:
     """The reviews with other labels: topics, of which some have none, and stars from -1.5 to 1.5."""
     chance = random.Random(seed)
@@ -141,6 +149,7 @@ DATA: dict[str, tuple[str, dict[str, str]]] = {
     "sequence_regression": ("ratings.csv", {"label": "stars"}),
     "text2text_classification": ("csv", {}),
     "embedding": ("csv", {}),
+    "reranker": ("pairs.csv", {"pair": "positive"}),
 }
 
 

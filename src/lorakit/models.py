@@ -72,6 +72,7 @@ KINDS: Mapping[str, Kind] = {
     "sequence_classification": Kind("AutoModelForSequenceClassification", "SEQ_CLS"),
     "multi_label_classification": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "multi_label_classification"),
     "regression": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "regression"),
+    "reranker": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "regression"),
     "token_classification": Kind("AutoModelForTokenClassification", "TOKEN_CLS"),
     "text2text": Kind("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
     "embedding": Kind("AutoModel", "FEATURE_EXTRACTION"),  # an encoder without a head, whose logits are a vector
@@ -164,7 +165,8 @@ def load_base(
         if kind == "embedding":
             layout, pooling = own_layout(folder, name), _vector_pooling(name, pooling, says, config)
         elif pooling == "auto":
-            pooling = "mean" if says == "mean" and not config.is_encoder_decoder else "cls"
+            # what reads two texts together needs a head that others have for that too
+            pooling = "mean" if says == "mean" and kind != "reranker" and not config.is_encoder_decoder else "cls"
         if pooling == "mean" and kind != "embedding":
             if known.peft_task_type != "SEQ_CLS" or config.is_encoder_decoder:
                 what = "an encoder with a decoder" if config.is_encoder_decoder else f"used by {known.auto_class}"

@@ -168,7 +168,9 @@ class TaskSection(Section):
     subwords: Literal["first", "all"] = "first"  # which sub-words of a word are trained; the first one predicts
     decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best valid IOB2 sequence
     crf: bool = False  # a conditional random field over the tags of a sentence
-    loss: str | None = None  # contrastive, cosent, angle, cosine_mse, triplet; unset: by the data
+    loss: str | None = (
+        None  # contrastive, cosent, angle, cosine_mse, triplet; of a reranker bce, pairwise, listnet; unset: by the data
+    )
     temperature: Annotated[float, Field(gt=0)] = 0.05  # that cosines are divided by in the loss
     symmetric: bool = False  # contrastive: also from each second text to the first ones
     dims: Dims = ()  # shorter vectors that are trained too, of the first so many dimensions (Matryoshka)
@@ -382,7 +384,7 @@ class Recipe(Section):
             )
         if self.task.info.contrasts:
             against = {
-                f"data.folds = {self.data.folds}: the vectors of several models": self.data.folds not in ("auto", 0),
+                f"data.folds = {self.data.folds}: the answers of several models": self.data.folds not in ("auto", 0),
                 "train.shard_base = true: the shares of a batch": self.train.shard_base,
             }
             if why := next((why for why, holds in against.items() if holds), None):

@@ -171,6 +171,20 @@ TASKS: dict[str, TaskInfo] = {
             losses=("contrastive", "cosent", "angle", "cosine_mse", "triplet"),
             complete="lorakit.tasks.embedding:complete",
         ),
+        TaskInfo(
+            name="reranker",
+            made_by="lorakit.tasks.reranker:Reranker.make",
+            model_kind="reranker",
+            wants="related",
+            metrics=("ndcg_at_10", "mrr_at_10", "recall_at_10", "map", "spearman", "pearson"),
+            answer_columns=("score",),
+            word="rerank",
+            keys=("loss",),
+            outputs=lambda labels: ("score",),
+            contrasts=True,
+            losses=("bce", "pairwise", "listnet"),
+            complete="lorakit.tasks.reranker:complete",
+        ),
     )
 }
 

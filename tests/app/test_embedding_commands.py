@@ -51,3 +51,24 @@ def test_every_command_takes_a_run_of_an_embedding_model(
     page = (run / "report.html").read_text()
     assert f"The untouched base has {metric}" in page and "no label" not in page
     assert "SentenceTransformer" in (run / "adapter" / "README.md").read_text()
+
+
+def test_every_command_takes_a_run_of_a_reranker(cli: Cli, encoder: Path, tables: Path, tmp_path: Path) -> None:
+    data, run = tables / "pairs.csv", tmp_path / "run"
+    trained = cli("train", data, "--model", encoder, "--task", "rerank", "train.epochs=1", f"output.dir={run}")
+    assert trained.code == 0, trained.err
+    assert 0 < json.loads(cli("evaluate", run, data, "--json").out)["ndcg_at_10"] <= 1
+    (tmp_path / "pairs.csv").write_text("anchor,positive\nsuperb,the film was superb\n")
+    (answer,) = cli("predict", run, "--file", "pairs.csv").out.splitlines()
+    assert json.loads(answer).keys() == {"text", "pair", "score"}
+    for command in (
+        ("report", run),
+        ("card", run),
+        ("inspect", run),
+        ("check", data, "--run", run),
+        ("compare", run, run),
+    ):
+        done = cli(*command)
+        assert done.code == 0, done.err
+    card = (run / "adapter" / "README.md").read_text()
+    assert "text-ranking" in card and "logits.sigmoid()" in card

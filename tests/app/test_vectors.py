@@ -16,11 +16,11 @@ import pytest
 import lorakit
 from lorakit.data.example import Example
 from lorakit.errors import DataError
-from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
+from lorakit.inference.adapter_pool import AdapterPool, Query
 from tests.app.conftest import Cli
 from tests.app.test_server import Running, serve
 from tests.related import recipe
-from tests.runs import fit
+from tests.runs import changed, fit, sections
 
 TEXTS = ["the film was superb", "a rather stale plot", "moving", "the cast was boring"]
 
@@ -109,21 +109,40 @@ def test_command_refuses_before_it_loads(runs: Path, cli: Cli, tmp_path: Path) -
     assert done.code == 3 and "gives no vectors" in done.err and not Path("v.npy").exists()
 
 
-def test_adapters_of_all_kinds_over_one_base_answer_as_alone(runs: Path) -> None:
-    """A mixed batch; the weights are in memory once."""
-    with AdapterPool(find_adapters(runs)) as pool:
-        queries = [Query(name, Example(text)) for text in TEXTS for name in ("plain", "classifier", "search")]
-        answers = pool.answer(queries)
-        models = [resident.shared.model for resident in pool.held(["plain", "classifier"]).__enter__().values()]
-    first, second = (
-        {p.data_ptr() for n, p in m.named_parameters() if ".layer." in n and "adapters" not in n} for m in models
+def test_adapters_of_all_kinds_over_one_base_answer_as_alone(
+    runs: Path, encoder: Path, tables: Path, files: Path, bert: Path, mean_run: Path, tmp_path: Path
+) -> None:
+    """Two classifiers, a tagger, two embedding models and a reranker: a mixed batch, with the weights in memory once."""
+    reranker = changed(
+        {**recipe(encoder, tables / "pairs.csv").model_dump(exclude_unset=True), "task": {"name": "reranker"}}
     )
-    assert first == second
-    alone = {name: lorakit.load(runs / name) for name in ("plain", "classifier", "search")}
+    fit(reranker, tmp_path / "reranker")
+    fit(changed(sections(bert, files, "token_classification"), "train.max_steps=2"), tmp_path / "tagger")
+    folders = {"reranker": tmp_path / "reranker", "tagger": tmp_path / "tagger", "by-mean": mean_run}
+    folders |= {name: runs / name for name in ("plain", "search", "classifier")}
+    queries = [
+        Query(name, Example(text, pair="superb" if name == "reranker" else None)) for text in TEXTS for name in folders
+    ]
+    with AdapterPool(folders) as pool:
+        answers = pool.answer(queries)
+        with pool.held(folders) as residents:
+            models = {id(resident.shared.model): resident.shared.model for resident in residents.values()}
+    weights = [
+        {p.data_ptr() for name, p in model.named_parameters() if ".layer." in name and ".adapters." not in name}
+        for model in models.values()
+    ]
+    assert len(weights) == 4 and all(each == weights[0] for each in weights)
+    alone = {name: lorakit.load(folder) for name, folder in folders.items()}
     for (name, example), answer in zip(queries, answers, strict=True):
-        expected = alone[name].predict(example.text)
+        (expected,) = alone[name].lines([example])
         for key in ("embedding", "score"):
             assert answer.get(key) == pytest.approx(expected.get(key), abs=1e-5)
+        for one, other in zip(answer.get("entities", ()), expected.get("entities", ()), strict=True):
+            assert (one["start"], one["end"], one["entity_group"]) == (
+                other["start"],
+                other["end"],
+                other["entity_group"],
+            )
 
 
 def test_documented_requests_of_text_embeddings_inference(served: Running, runs: Path) -> None:

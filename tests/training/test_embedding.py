@@ -234,7 +234,7 @@ def test_settings_that_a_recipe_alone_shows_are_refused(encoder: Path, tables: P
     }.items():
         with pytest.raises(ConfigError, match=message):
             recipe(encoder, tables / "pairs.csv", *words)
-    with pytest.raises(ConfigError, match=r"data.folds = 3: the vectors of several models cannot be compared"):
+    with pytest.raises(ConfigError, match=r"data.folds = 3: the answers of several models cannot be compared"):
         changed({"model": {"base": "x"}, "task": {"name": "embedding"}, "data": {"train": "x"}}, "data.folds=3")
 
 

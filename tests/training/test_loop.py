@@ -141,7 +141,7 @@ def gradients(prepared: Prepared, positions: list[int], micro: int) -> dict[str,
 
     handle = optimizer.register_step_pre_hook(keep)
     before = {name: p.detach().clone() for name, p in prepared.model.named_parameters()}
-    plan = Plan([len(item["input_ids"]) for item in rows_of(info, items)], config)
+    plan = Plan([sum(len(row["input_ids"]) for row in rows_of(info, [each])) for each in items], config)
     (steps,) = train(prepared.model, [Member(prepared.task, items, optimizer, plan)])
     (step,) = steps.values()
     handle.remove()

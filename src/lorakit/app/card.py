@@ -59,6 +59,8 @@ def card_of(run: RunFiles) -> ModelCard:
     side, full = run.side, run.scores.method == "full"
     kind, outputs = KINDS[side.task.info.model_kind], side.task.info.outputs(side.labels)
     pipeline, base = PIPELINES[kind.peft_task_type], side.base.name
+    if side.task.info.model_kind == "reranker":
+        pipeline = "text-ranking"
     is_sentence = side.pooling == "mean" or side.task.info.model_kind == "embedding"
     hub_base = MINILM_HUB if base == "minilm" else base if _is_on_hub(base) else ""
     names = (re.split("[:@#]", source)[0] for source in side.data if not Path(source).suffix)

@@ -97,7 +97,6 @@ class TaskKeys(TypedDict, total=False):
     crf: bool
     """a conditional random field over the tags of a sentence"""
     loss: str | None
-    """contrastive, cosent, angle, cosine_mse, triplet; unset: by the data"""
     temperature: float
     """that cosines are divided by in the loss"""
     symmetric: bool

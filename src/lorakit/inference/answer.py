@@ -69,7 +69,10 @@ def check_input(example: Example, side: Side, place: str) -> None:
     """Raise a DataError that begins with `place` if a text is empty, or not a pair where pairs are needed."""
     if not example.text.strip():
         raise DataError(f"{place} is empty")
-    if side.task.info.wants != "related" and (example.pair is None) != (side.columns.pair is None):
+    if side.task.info.wants == "related":
+        if example.pair is None and side.task.info.has_head:
+            raise DataError(f"{place}: this run scores pairs of texts")
+    elif (example.pair is None) != (side.columns.pair is None):
         form = "pairs of texts" if side.columns.pair else "single texts"
         raise DataError(f"{place}: this run was trained on {form}")
 

@@ -47,6 +47,7 @@ from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.task_info import TaskInfo
 from lorakit.tasks.base import Fit, Item, Task, rows_of
+from lorakit.tasks.embedding import form_of
 from lorakit.tasks.metrics.bootstrap import FEW
 from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
 from lorakit.training.begin import Origin, begin_from
@@ -125,6 +126,7 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     kernels: tuple[str, ...]  # the speed-ups in use, in words
+    has_new_head: bool = False
     probed: bool = False  # whether its head starts at the linear probe
     ranks: Ranks = ALONE
     origin: Origin | None = None  # the adapter that it begins from
@@ -150,7 +152,7 @@ class Prepared:
     @property
     def scores_first(self) -> bool:
         """Whether it is scored before the first step: at the linear probe, or as the untouched base."""
-        return self.probed or self.task.info.contrasts
+        return self.probed or (self.task.info.contrasts and not self.has_new_head)
 
     @property
     def keeps_last(self) -> bool:
@@ -288,7 +290,8 @@ def _prepare(
         over = (recipe.task.model_dump_json(), base.fingerprint, max_length, recipe.model.model_dump_json(), train.seed)
         known: States | None = once(("states", source, *over), dict) if folds else None
         found = once(
-            ("probe", source, fold, *over), lambda: _probe(base.model.to(device), head, task, items, origin, known)
+            ("probe", source, fold, *over),
+            lambda: _probe(base.model.to(device), head, task, parts["train"].flat, origin, known),
         )
         head.load_state_dict(found)
     elif head is not None and head_bias is not None:
@@ -302,7 +305,7 @@ def _prepare(
     info = recipe.task.info
     written = [len(item["labels"]) for item in items] if info.model_kind == "text2text" else ()
     lengths = [sum(len(row["input_ids"]) for row in rows_of(info, [each])) for each in items]
-    is_paired = info.contrasts and all(len(each) == 1 for each in items)
+    is_paired = info.contrasts and form_of(parts["train"].examples[0]) == "classes"
     plan = Plan(lengths, chosen, written, [each[0]["labels"][0] for each in items] if is_paired else ())
     if recipe.lora.init in DATA_INIT_NAMES:
         base.model.to(device)
@@ -327,6 +330,7 @@ def _prepare(
         cut=cut,
         device=device,
         dtype=dtype,
+        has_new_head=head is not None,
         probed=probed,
         kernels=() if plain else base.speed_up(dtype, device),
         draws=has_dropout(base.model),

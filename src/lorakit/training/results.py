@@ -130,7 +130,7 @@ def _about(prepared: Prepared, history: History) -> About:
     return About(
         metric=metric,
         best_step=history.best_step,
-        base_score=history.first_score(metric) if prepared.task.info.contrasts else None,
+        base_score=history.first_score(metric) if prepared.task.info.contrasts and not prepared.has_new_head else None,
         linear_probe=history.first_score(metric) if prepared.probed else None,
         folds=len(prepared.folds),
         evaluations=sum("validation" in line for line in history.lines),

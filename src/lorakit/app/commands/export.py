@@ -74,7 +74,7 @@ def export_run(
     if to not in WHOLE:
         return export_adapter(path, to, out, rank=rank, base_name=base_name, allow_base_mismatch=allow_base_mismatch)
     side = read_side(shipped_folder(path))
-    if to == "sentence-transformers" and side.pooling != "mean" and side.task.info.model_kind != "embedding":
+    if to == "sentence-transformers" and side.pooling != "mean" and side.task.info.wants != "related":
         raise ConfigError(
             f"--to {to}: {path} does not read the mean over tokens; use --to merged, or train with model.pooling=mean"
         )

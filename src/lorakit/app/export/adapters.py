@@ -219,6 +219,8 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output
     lines = left_out(side)
     if side.task.info.model_kind == "embedding":
         lines.append(f"layout: of sentence-transformers: SentenceTransformer('{out}').encode(texts) gives the vectors")
+    elif side.task.info.model_kind == "reranker" and side.pooling != "mean":
+        lines.append(f"use: sentence_transformers.CrossEncoder('{out}').predict(pairs) gives the scores")
     elif side.pooling == "mean":
         lines.append(
             "layout: of sentence-transformers, whose `encode` gives the logits; transformers' classes have no such head"
