@@ -194,7 +194,7 @@ def t5_run(tmp_path_factory: pytest.TempPathFactory, t5: Path, files: Path) -> P
 
 def _run(factory: pytest.TempPathFactory, base: Path, files: Path, task: str, *words: str) -> Path:
     from lorakit.app import api
-    from lorakit.app.report.figures import write_figures
+    from lorakit.app.report.architecture import write_figures
     from lorakit.app.report.page import write_report
     from tests.runs import changed, sections
 

@@ -304,7 +304,9 @@ def test_floor_does_without_torch() -> None:
 
 def test_metrics_and_reports_need_numpy_alone() -> None:
     names = [path.stem for path in (PACKAGE / "tasks" / "metrics").glob("[a-z]*.py")]
-    code = "\n".join(["import lorakit.app.report.build", *(f"import lorakit.tasks.metrics.{name}" for name in names)])
+    code = "\n".join(
+        ["import lorakit.app.report.comparison", *(f"import lorakit.tasks.metrics.{name}" for name in names)]
+    )
     assert loaded(code, {"torch", "transformers", "scipy", "sklearn", "numpy"}) == {"numpy"}
 
 

@@ -261,7 +261,6 @@ MISTAKES = (
     mistake("report .", ".: no scores.json; the run is not finished"),
     mistake(f"{REPORT} --out there", "--out there", "report.html", **{"there/a": ""}),
     mistake(f"{REPORT} --out no/page.html", "--out no/page.html: its folder does not exist"),
-    mistake(f"{REPORT} --out x.html --figures a", "--figures a", "exists already, and is not a folder", a=b""),
     mistake(COMBINE, "--weights", "--on"),
     mistake(f"{COMBINE} --weights a,b", "'a,b'", "0.7,0.3"),
     mistake(f"{COMBINE} --weights 1,1,1", "--weights: 3 weights for 2 runs"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shlex
@@ -22,8 +21,9 @@ from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 
 from lorakit.app.report.answers import answer_of, baseline, marked
-from lorakit.app.report.charts import calibration_chart, grouped, training_charts
-from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED, write_csv
+from lorakit.app.report.charts import calibration_chart, grouped, scores_over_steps, training_charts
+from lorakit.app.report.comparison import comparison_of
+from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED
 from lorakit.app.report.page import content_of, html, verdict
 from lorakit.recipe import Recipe
 from lorakit.task_info import TASKS
@@ -325,9 +325,10 @@ def test_over_fitting_is_said_where_validation_loss_rises_and_training_loss_fall
 def test_loss_of_training_and_validation_share_an_axis(request: pytest.FixtureRequest, name: str) -> None:
     run = read_run(request.getfixturevalue(name))
     chart = next(chart for chart in training_charts(run.lines, run.scores) if chart.name == "loss")
-    drawn = [(step, loss) for series, step, loss in chart.rows if series == "validation"]
+    drawn = scores_over_steps(run.lines, "loss")
     assert drawn == [(line.step, line.validation["loss"]) for line in run.lines if line.validation]
     assert len(drawn) == run.scores.evaluations
+    assert f"validation lowest at step {min(drawn, key=lambda point: point[1])[0]}" in chart.alt
 
 
 def test_score_that_stays_at_its_best_came_not_too_early(tmp_path: Path) -> None:
@@ -514,34 +515,6 @@ def test_damaged_file_is_one_line(
     assert (run / "report.html").read_bytes() == before
 
 
-def rows_of(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
-
-
-def test_figures_are_files_with_their_numbers(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
-    code, out, err = cli("report", bert_run, "--out", "page.html", "--figures", "figures", "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(out)["report"] == "page.html"
-    folder = tmp_path / "figures"
-    for name in ("loss", "validation", "lr", "grad_norm", "confusion", "calibration", "length"):
-        assert (folder / f"{name}.svg").read_text().startswith("<?xml")
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    scores = json.loads((bert_run / "scores.json").read_text())
-    counts = [int(row[2]) for row in rows_of(folder / "confusion.csv")[1:]]
-    assert counts == [count for row in scores["confusion"]["matrix"] for count in row]
-    assert dict(row[:2] for row in rows_of(folder / "scores.csv"))["accuracy"] == f"{scores['accuracy']:.4f}"
-
-
-def test_cell_is_no_formula(tmp_path: Path) -> None:
-    rows = [("=1+1", "+1", "-1", "@a", "\tx", -1.5), ("a=1", "", 'a "b", c', None, "1\n2", "\x00")]
-    write_csv(tmp_path / "x.csv", ["=a"], rows)
-    found = rows_of(tmp_path / "x.csv")
-    assert found[1] == ["'=1+1", "'+1", "'-1", "'@a", "'\tx", "-1.5"]
-    assert found[2] == ["a=1", "", 'a "b", c', "", "1\n2", "\ufffd"]
-    assert found[0] == ["'=a"]
-
-
 # Several runs
 
 
@@ -552,7 +525,7 @@ def head_run(bert: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_runs_are_compared_as_compare_does(cli: Cli, bert_run: Path, head_run: Path) -> None:
-    code, out, err = cli("report", bert_run, head_run, "--figures", "figures")
+    code, out, err = cli("report", bert_run, head_run)
     assert (code, err) == (0, "")
     page = check_page(Path("comparison.html").read_text())
     text = "".join(page.texts)
@@ -560,9 +533,12 @@ def test_runs_are_compared_as_compare_does(cli: Cli, bert_run: Path, head_run: P
     assert verdict in out
     assert verdict in text
     assert "a linear probe" in text
-    settings = {row[0]: row[1:] for row in rows_of(Path("figures/settings.csv"))}
+    (table,) = [
+        table for table in comparison_of([read_run(bert_run), read_run(head_run)]).tables if table.name == "settings"
+    ]
+    settings = {row[0]: list(row[1:]) for row in table.rows}
     assert settings["train.method"] == ["lora", "head"]
-    assert settings.keys() == {"key", "train.method", "train.lr"}
+    assert settings.keys() == {"train.method", "train.lr"}
 
 
 def test_folder_of_seeds_is_a_comparison(cli: Cli, bert_run: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import lorakit
-from lorakit.app.report.figures import write_loss
+from lorakit.app.report.charts import write_loss
 from tests.app.conftest import Cli
 from tests.app.test_import import WITH_POOLER, foreign
 

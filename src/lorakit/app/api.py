@@ -15,7 +15,7 @@ from lorakit.app.arguments import default_folder, with_folder, with_task
 from lorakit.app.card import write_card
 from lorakit.app.console import Screen, digits
 from lorakit.app.recipe_types import DataKeys, LoraKeys, ModelKeys, OutputKeys, Shortcuts, TaskKeys, TrainKeys
-from lorakit.app.report.figures import write_figures
+from lorakit.app.report.architecture import write_figures
 from lorakit.app.report.page import write_report
 from lorakit.app.seeds import group_folder, seed_recipes, summary
 from lorakit.app.trackers import Trackers, check_trackers

@@ -1,1 +1,1 @@
-"""The report of a run for people: one HTML file that stands alone, and its figures and numbers as files."""
+"""The report of a run for people: one HTML file that stands alone."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from lorakit.app.report.page import template
+from lorakit.app.report.charts import write_loss
+from lorakit.app.report.page import METHODS, template
 from lorakit.lora import Layer, LoraConfig, count_parameters, hosts
 from lorakit.lora.layers import AdapterHost
 from lorakit.lora.special_layers import BiasHost
 from lorakit.lora.targets import plain, walk
 from lorakit.lora.weight_layouts import CONVOLUTION, EMBEDDING, LINEAR, geometry_of, matrix_shape
+from lorakit.runtime.files import atomic_text
+from lorakit.training.prepare import Prepared
+from lorakit.training.results import Result
 
 FROZEN, ADAPTED, TRAINED = "frozen", "adapted", "trained"  # classes of the template's style
 
@@ -90,6 +94,14 @@ class Inset(NamedTuple):
     scaling: float
     bias: bool
     root: bool  # whether it is alpha divided by the root of r
+
+
+def write_figures(result: Result, lines: Sequence[Mapping[str, Any]], prepared: Prepared) -> None:
+    """Write loss.png and architecture.svg into the run folder."""
+    write_loss(result.folder / "loss.png", lines, result.scores)
+    title = f"{prepared.base.name}: {METHODS.get(method := prepared.recipe.train.method, method)}"
+    picture = architecture(prepared.model, title, prepared.adapter, prepared.config)
+    atomic_text(result.folder / "architecture.svg", picture)
 
 
 def architecture(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lorakit.app.report.answers import Answer, outcome
-from lorakit.app.report.drawing import AMBER, BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, Chart, short
+from lorakit.app.report.drawing import AMBER, BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, STYLE, Chart, short
+from lorakit.runtime.files import atomic_file
 from lorakit.tasks.metrics.bootstrap import around_mean, wilson
 from lorakit.tasks.metrics.calibration import bins_of, calibration_error
 from lorakit.training.run_files import Confusion, LabelScores, Line, RunFiles, RunScores
@@ -116,8 +118,7 @@ def curves(
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(fontsize=9)
 
-    rows = [(label, x, y) for label, points in series.items() for x, y in points]
-    return Chart(name, title, alt, ("series", "step", "value"), rows, draw)
+    return Chart(name, title, alt, draw)
 
 
 def interval_chart(metric: str, rows: Sequence[tuple[str, float, float, float]]) -> Chart:
@@ -133,12 +134,30 @@ def interval_chart(metric: str, rows: Sequence[tuple[str, float, float, float]])
 
     alt = "; ".join(f"{short(name, 30)} {value:.4f} [{low:.4f}, {high:.4f}]" for name, value, low, high in rows) + "."
     title, height = f"{metric} with 95 % intervals", max(1.4, 0.7 + 0.3 * len(rows))
-    return Chart("compared", title, alt, ("run", metric, "low", "high"), rows, draw, _room(rows, 26), height)
+    return Chart("compared", title, alt, draw, _room([row[0] for row in rows], 26), height)
 
 
-def _room(rows: Sequence[Sequence[Any]], most: int) -> float:
+def _room(names: Sequence[str], most: int) -> float:
     """Inches for the names of the rows."""
-    return 0.2 + LETTER * max((len(short(row[0], most)) for row in rows), default=0)
+    return 0.2 + LETTER * max((len(short(name, most)) for name in names), default=0)
+
+
+def write_loss(path: Path, lines: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> None:
+    """The first two charts of a report's training, loss and validation score, beside each other."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot: no global state, no window system
+
+    charts = training_charts([Line.model_validate(line) for line in lines], RunScores.model_validate(scores))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.6))
+        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.9)  # a layout engine takes half a second
+        FigureCanvasAgg(figure)
+        for axes, chart in zip(figure.subplots(1, 2), charts, strict=False):
+            chart.draw(axes)
+            axes.set_title(chart.title)
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
 
 
 # Of the answers
@@ -184,12 +203,10 @@ def confusion_chart(confusion: Confusion) -> Chart:
 
     right, total = sum(matrix[i][i] for i in range(n)), sum(map(sum, matrix))
     alt = f"{right:,} of {total:,} on the diagonal, which is right. The table of most confused labels has the rest."
-    cells = [(labels[i], labels[j], matrix[i][j]) for i in range(n) for j in range(n) if named or matrix[i][j]]
-    room = _room([[label] for label in labels], 16) - 0.2 if named else 0.1
+    room = _room(labels, 16) - 0.2 if named else 0.1
     below = BOTTOM + (0 if n < 5 else room)
     height = max(HEIGHT, below + min(4.2, 0.3 * n)) if named else 4.2
-    columns = ("expected", "answered", "count")
-    return Chart("confusion", "Confusion matrix", alt, columns, cells, draw, 0.4 + room, height, below)
+    return Chart("confusion", "Confusion matrix", alt, draw, 0.4 + room, height, below)
 
 
 def most_confused(confusion: Confusion, most: int = 12) -> list[tuple[str, str, int]]:
@@ -213,7 +230,7 @@ def errors_chart(errors: Mapping[str, int]) -> Chart:
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.15 * max(1, *counts)), xlabel="entities")
 
     alt = ", ".join(f"{count:,} {name}" for name, count in rows) + "."
-    return Chart("entity-errors", "What became of the entities", alt, ("kind", "entities"), rows, draw, left=1.9)
+    return Chart("entity-errors", "What became of the entities", alt, draw, left=1.9)
 
 
 def by_label_chart(scores: Mapping[str, LabelScores], most: int = 30) -> Chart:
@@ -233,10 +250,8 @@ def by_label_chart(scores: Mapping[str, LabelScores], most: int = 30) -> Chart:
         axes.grid(axis="x")
 
     ends = [f"{scores[name].get('f1', 0.0):.3f} ({short(name)})" for name in (chosen[0], chosen[-1])]
-    columns = ("label", "precision", "recall", "f1", "support")
-    rows = [(name, *(row.get(key) for key in columns[1:])) for name, row in scores.items()]
-    left, height = _room([[name] for name in chosen], 22), max(1.6, 0.9 + 0.2 * len(chosen))
-    return Chart("by-label", title, f"F1 from {' to '.join(ends)}.", columns, rows, draw, left, height, 0.62)
+    left, height = _room(chosen, 22), max(1.6, 0.9 + 0.2 * len(chosen))
+    return Chart("by-label", title, f"F1 from {' to '.join(ends)}.", draw, left, height, 0.62)
 
 
 def scatter(pairs: Points) -> Chart:
@@ -252,7 +267,7 @@ def scatter(pairs: Points) -> Chart:
 
     off = fmean(abs(x - y) for x, y in pairs)
     alt = f"{len(pairs):,} examples around the diagonal, {off:.3g} away from it on average."
-    return Chart("answered-expected", "Answered against expected", alt, ("expected", "answered"), pairs, draw)
+    return Chart("answered-expected", "Answered against expected", alt, draw)
 
 
 class Bin(NamedTuple):
@@ -291,26 +306,25 @@ def calibration_chart(pairs: Sequence[tuple[float, bool]]) -> Chart:
         f"{'overconfident' if gap > 0 else 'underconfident'} by {abs(gap):.3f}; expected calibration error {error:.3f}. "
         "On the dashed line confidence is what it says; grey bars are numbers of answers."
     )
-    return Chart("calibration", "Calibration", alt, ("confidence", "share right", "answers"), bins, draw)
+    return Chart("calibration", "Calibration", alt, draw)
 
 
 def length_chart(answers: Sequence[Answer], *, is_share: bool) -> Chart:
     """Error by length of text, in groups of equally many examples, with 95 % intervals."""
     ordered = sorted(answers, key=lambda answer: answer.length)
     size = math.ceil(len(ordered) / LENGTHS)
-    rows: list[Sequence[Any]] = []
+    rows: list[tuple[float, float, float, float]] = []
     for group in (ordered[i : i + size] for i in range(0, len(ordered), size)):
         errors = [answer.error for answer in group]
         ends = wilson(sum(errors), len(errors)) if is_share else around_mean(errors)
-        rows.append((fmean(answer.length for answer in group), fmean(errors), *ends, len(group)))
+        rows.append((fmean(answer.length for answer in group), fmean(errors), *ends))
 
     def draw(axes: Any) -> None:
-        lengths, errors, lows, highs, _ = zip(*rows, strict=True)
+        lengths, errors, lows, highs = zip(*rows, strict=True)
         bars = [[abs(e - end) for e, end in zip(errors, ends, strict=True)] for ends in (lows, highs)]
         axes.errorbar(lengths, errors, yerr=bars, color=RED, marker="o", markersize=4, linewidth=1.2, capsize=2)
         axes.set(xlabel="characters", ylabel="share wrong" if is_share else "mean absolute error", ylim=(0, None))
         axes.grid(axis="y")
 
     alt = f"of the shortest texts {rows[0][1]:.3g}, of the longest {rows[-1][1]:.3g}; bars are 95 % intervals."
-    columns = ("mean length in characters", "error", "low", "high", "examples")
-    return Chart("length", "Length against error", alt, columns, rows, draw)
+    return Chart("length", "Length against error", alt, draw)

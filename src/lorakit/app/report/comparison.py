@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from lorakit.app.comparing import compare_runs
 from lorakit.app.report.charts import curves, interval_chart, points_of, scores_over_steps, smoothed
-from lorakit.app.report.drawing import Cell, Chart, short
-from lorakit.app.report.page import METHODS, Table, fact_rows, number, sentences
+from lorakit.app.report.drawing import Chart, short
+from lorakit.app.report.page import METHODS, Cell, Table, fact_rows, number, sentences
 from lorakit.errors import ConfigError, DataError
 from lorakit.training.run_files import RESAMPLES_FILE, RunFiles
 
@@ -26,7 +26,7 @@ class Comparison:
     title: str
     sentences: list[str]
     charts: list[Chart]
-    all_tables: list[Table]
+    tables: list[Table]
 
     @property
     def json(self) -> dict[str, Any]:

@@ -1,19 +1,14 @@
-"""Charts by matplotlib: as SVG inside a page, in whose colour they draw, and as files of their own; their data as CSV."""
+"""Charts by matplotlib, as SVG inside a page, in whose colour they draw."""
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
-
-from lorakit.runtime.files import atomic_file, atomic_text
 
 INK = "#000001"  # on a page it is currentColor: dark letters on light paper, light ones on dark
 BLUE, RED, GREEN, AMBER = "#2f80d0", "#d9534f", "#2b9a58", "#b7791f"  # legible on both
@@ -24,7 +19,6 @@ LETTER = 0.082  # inches
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}href"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label with $ in it is a label
@@ -39,18 +33,14 @@ STYLE = {
     "axes.facecolor": "none",
 }
 
-Cell = str | float | None
-
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, what it shows in words, and the numbers in it."""
+    """A chart, and what it shows in words."""
 
-    name: str  # of its files
+    name: str
     title: str
     alt: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
     draw: Callable[[Any], None]  # on matplotlib's axes
     left: float = LEFT  # inches for the names of the rows
     height: float = HEIGHT
@@ -59,32 +49,25 @@ class Chart:
     @property
     def svg(self) -> str:
         """An `svg` element to stand in a page."""
-        with drawn(self) as figure:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure  # without pyplot: no global state, no window system
+
+        # the salt makes ids that no other chart of a page has
+        with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
+            warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+            figure = Figure(figsize=(WIDTH, self.height))
+            FigureCanvasAgg(figure)
+            figure.subplots_adjust(
+                left=self.left / WIDTH,
+                right=1 - RIGHT / WIDTH,
+                bottom=self.bottom / self.height,
+                top=1 - TOP / self.height,
+            )
+            self.draw(figure.subplots())
             file = io.StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return for_page(file.getvalue(), f"{self.title}: {self.alt}")
-
-
-@contextmanager
-def drawn(chart: Chart) -> Iterator[Any]:
-    """The figure of a chart."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no global state, no window system
-
-    # the salt makes ids that no other chart of a page has
-    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": chart.name}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
-        figure = Figure(figsize=(WIDTH, chart.height))
-        FigureCanvasAgg(figure)
-        figure.subplots_adjust(
-            left=chart.left / WIDTH,
-            right=1 - RIGHT / WIDTH,
-            bottom=chart.bottom / chart.height,
-            top=1 - TOP / chart.height,
-        )
-        chart.draw(figure.subplots())
-        yield figure
 
 
 def printable(text: str) -> str:
@@ -120,24 +103,3 @@ def for_page(svg: str, label: str) -> str:
             element.set("style", style.replace(INK, "currentColor"))
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": printable(label)}
     return ElementTree.tostring(root, encoding="unicode")
-
-
-def write_chart(chart: Chart, folder: Path) -> None:
-    """Write a chart as SVG and as PNG, and its numbers as CSV."""
-    with drawn(chart) as figure:
-        for kind in ("svg", "png"):
-            with atomic_file(folder / f"{chart.name}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind, dpi=200, facecolor="white")
-    write_csv(folder / f"{chart.name}.csv", chart.columns, chart.rows)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Write a table; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
-
-    def guarded(cell: Cell) -> Cell:
-        text = printable(cell) if isinstance(cell, str) else ""
-        return f"'{text}" if text.startswith(FORMULA) else text or cell
-
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows([map(guarded, row) for row in (columns, *rows)])
-    atomic_text(path, file.getvalue())

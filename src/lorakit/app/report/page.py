@@ -21,7 +21,7 @@ from lorakit.app.report.charts import (
     smoothed,
     training_charts,
 )
-from lorakit.app.report.drawing import Cell, Chart, printable, short
+from lorakit.app.report.drawing import Chart, printable, short
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
 from lorakit.training.run_files import RunFiles, keeps_last, read_run
@@ -33,10 +33,13 @@ RISES, RISEN = 3, 1.05  # evaluations with a validation loss this many times the
 METHODS = {"head": "a linear probe", "full": "full fine-tuning", "lora": "LoRA"}
 
 
+Cell = str | float | None
+
+
 class Table(NamedTuple):
     """A table of the page; the first column names its rows."""
 
-    name: str  # of its CSV file
+    name: str
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -105,16 +108,6 @@ class Content:
     def command(self) -> str:
         """The command that repeats the run."""
         return f"lorakit train {shlex.quote(str(self.run.path / 'recipe.toml'))} output.dir=again"
-
-    @property
-    def charts(self) -> list[Chart]:
-        """Every chart."""
-        return [*self.training, *self.quality]
-
-    @property
-    def all_tables(self) -> list[Table]:
-        """Every table."""
-        return [self.scores, *self.tables, self.facts, self.hashes]
 
     @property
     def json(self) -> dict[str, Any]:
