@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lorakit.inference.side import Side
     from lorakit.lora import Combined
     from lorakit.runtime.events import Report
-    from lorakit.tasks.base import Item
     from lorakit.tasks.metrics.bootstrap import Resampled
     from lorakit.training.prepare import Part
 
@@ -139,7 +138,6 @@ def combine_runs(
             )
         halves = split(examples, 0.5, way.seed) if weights is None else ([], examples)
         seen, unseen = (Part(half, several.task.encode(half) if half else ()) for half in halves)
-        several.cache_frozen_blocks([*seen.flat, *unseen.flat], report)
         if weights is None:
             weights, tried = several.search(seen, judge.trials)
             report(Note(f"{tried} weights tried on {len(seen.examples)} examples"))
@@ -213,16 +211,6 @@ class Several:
         dataset = predictor.read_labelled(judge.data, judge.columns)
         check_labels(self.side.task.name, dataset.examples, self.side.labels)
         return dataset
-
-    def cache_frozen_blocks(self, items: Sequence[Item], report: Report) -> None:
-        """Compute the outputs of the blocks below all adapters once for each text."""
-        from lorakit.lora import adapter_parameters
-        from lorakit.training.joint import cache_frozen_blocks
-
-        for name in self.names:
-            for parameter in adapter_parameters(self.model, name).values():
-                parameter.requires_grad_(True)
-        cache_frozen_blocks(self.model, self.task, items, self.device, report)
 
     def combine(self, weights: Sequence[float]) -> Combined:
         """Put the combination into the model, and make it the active adapter; weights of 0 add nothing to its rank."""
