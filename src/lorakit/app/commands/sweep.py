@@ -37,13 +37,12 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.command(cls=WithHalving)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("words", type=Change(), nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
-@click.option("--random", type=click.IntRange(min=1), metavar="N", help="Sample N points; ranges are LOW..HIGH.")
-@click.option("--draw-seed", type=int, default=0, show_default=True, help="Seed of --random and --optuna.")
+@click.option("--draw-seed", type=int, default=0, show_default=True, help="Seed of --optuna.")
 @click.option("--seeds", callback=_seeds, metavar="0,1,2", help="Train each point with each of these seeds.")
 @click.option(
     "--halving", type=click.IntRange(min=2), metavar="[ETA]", help="Continue only the best 1/ETA of the runs; unset: 3."
 )
-@click.option("--optuna", is_flag=True, help="Search with Optuna.")
+@click.option("--optuna", is_flag=True, help="Search with Optuna; ranges are LOW..HIGH.")
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: total number of points.")
 @click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
 @click.option(
@@ -72,7 +71,7 @@ def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **
     \b
     lorakit sweep sst2-bert train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2
     lorakit sweep sst2-bert train.lr=1e-5..1e-2 lora.r=4..32 --optuna --trials 20
-    lorakit sweep sst2-bert train.lr=1e-5..1e-2 'lora.target_modules=[query,value],all-linear' --random 12
+    lorakit sweep sst2-bert train.lr=1e-5..1e-2 lora.r=4,8 --optuna --trials 12 --sampler random
     """
     from lorakit.app.sweep.plan import Options, make_plan, show_plan
     from lorakit.recipe import recipe_file

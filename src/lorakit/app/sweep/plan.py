@@ -33,7 +33,6 @@ ITEM = re.compile(
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})", re.IGNORECASE)
 SEED = "train.seed"
-DRAWS = 100  # for each new point, before a small space is taken to be used up
 PRUNED_AT = 9  # points that would be halved by thirds as often as a pruner looks
 NAME_LENGTH, WORD_LENGTH = 60, 20  # letters of a run's name, and of a value in it
 
@@ -44,7 +43,6 @@ class Options:
 
     recipe: Path
     words: Sequence[str] = ()
-    random: int | None = None
     draw_seed: int = 0
     seeds: Sequence[int] = ()
     halving: int | None = None
@@ -111,8 +109,6 @@ def make_plan(options: Options) -> Plan:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a sweep runs in one process; use several with `lorakit train`")
-    if options.random and options.optuna:
-        raise ConfigError("--random and --optuna: use one of them")
     if options.optuna and options.halving:
         raise ConfigError("--halving and --optuna: with Optuna use --pruner")
     if options.optuna != (options.trials is not None):
@@ -133,10 +129,7 @@ def make_plan(options: Options) -> Plan:
     axes = [axis for axis in axes if axis.key != SEED and len(axis.values) > 1]
     if not (axes or len(seeds) > 1):
         raise ConfigError("nothing to sweep over; give values, for example train.lr=3e-4,1e-3")
-    settings = []
-    if not options.optuna:
-        points = draw_points(axes, options.random, options.draw_seed) if options.random else grid(axes)
-        settings = [Setting(point, seeds) for point in points]
+    settings = [] if options.optuna else [Setting(point, seeds) for point in grid(axes)]
     eta = options.halving or (3 if options.pruner != "none" else None)
     shares = halving_shares(PRUNED_AT if options.optuna else len(settings), eta, base) if eta else []
     if shares and base.train.max_steps is not None and base.train.eval_every is None:
@@ -265,30 +258,9 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
     """
     if ranges := [axis for axis in axes if axis.is_range]:
         key, (low, high), _ = ranges[0]
-        raise ConfigError(f"{key}={low}..{high}: values are sampled from a range; pass --random N or --optuna")
+        raise ConfigError(f"{key}={low}..{high}: values are sampled from a range; pass --optuna --trials N")
     keys = [axis.key for axis in axes]
     return [dict(zip(keys, values, strict=True)) for values in product(*(axis.values for axis in axes))]
-
-
-def draw_points(axes: Sequence[Axis], n: int, seed: int) -> list[Point]:
-    """n different points, drawn by Optuna.
-
-    Raises:
-        ConfigError: there are not so many.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    space = {axis.key: axis.distribution for axis in axes}
-    points: list[Point] = []
-    for _ in range(DRAWS * n):
-        point = point_of(axes, study.ask(space))
-        if point not in points:
-            points.append(point)
-        if len(points) == n:
-            return points
-    raise ConfigError(f"--random {n}: there are only {len(points)} different points")
 
 
 def point_of(axes: Sequence[Axis], trial: Trial) -> Point:
