@@ -162,6 +162,8 @@ class TaskSection(Section):
     order: LabelNames = ()  # the labels from lowest to highest; unset: by value, if they are numbers
     prefix: str = "ner: "
     max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
+    num_beams: Annotated[int, Field(ge=1, le=64)] = 1  # 1: greedy; else beam search, as transformers' generate
+    length_penalty: float = 1.0  # beams are compared by log-probability / length ** this; above 0 favours longer ones
     constrained: bool = False  # restrict the decoder to words of the source and known types, or to labels
     format: Literal["list", "tanl", "sentinel"] = "list"  # how entities are written
     stride: Annotated[int, Field(ge=0)] | None = None  # tokens shared by neighbouring windows; unset: max_length / 4

@@ -159,6 +159,17 @@ TASKS: dict[str, TaskInfo] = {
             defaults={"prefix": "classify: ", "constrained": True},
         ),
         TaskInfo(
+            name="text2text_generation",
+            made_by="lorakit.tasks.text2text.writing:Text2Text.make",
+            model_kind="text2text",
+            wants="target",
+            metrics=("chrf", "rouge_l", "rouge_1", "rouge_2", "exact_match"),
+            answer_columns=("generated", "score"),
+            word="generation",
+            keys=("prefix", "max_target_length", "num_beams", "length_penalty"),
+            defaults={"prefix": ""},
+        ),
+        TaskInfo(
             name="embedding",
             made_by="lorakit.tasks.embedding:Embedding.make",
             model_kind="embedding",

@@ -32,7 +32,12 @@ TEXTS = ["the film , the film in the EU", "Peter visits Brussels , EU , Peter", 
 SENTENCES = [of_words(text.split(), [GOLD.get(word, "O") for word in text.split()]) for text in TEXTS]
 REVIEWS = ["the film in the film in fine", "fine , fine , the film", "the film , the film , the black film", "black"]
 # by what a task wants of a record: the label of a review with `fine` in it, and of one without
-LABELS: dict[str, tuple[Any, Any]] = {"label": ("1", "0"), "labels": (("fine",), ("dull",)), "number": (1.0, 0.0)}
+LABELS: dict[str, tuple[Any, Any]] = {
+    "label": ("1", "0"),
+    "labels": (("fine",), ("dull",)),
+    "number": (1.0, 0.0),
+    "target": ("1", "0"),
+}
 # what a head says when it has read `fine`; it says the opposite when it has not
 LOGITS = {
     "sequence_classification": (-20.0, 20.0),
@@ -123,7 +128,8 @@ def make(word_pieces: Any, byte_tokenizer: Any) -> Callable[[str], tuple[Task, n
         kind, examples = TASKS[name], SENTENCES
         if kind.wants != "words":
             fine, dull = LABELS[kind.wants]
-            examples = [Example(text, fine if "fine" in text else dull) for text in REVIEWS]
+            key = "target" if kind.wants == "target" else "label"
+            examples = [Example(text, **{key: fine if "fine" in text else dull}) for text in REVIEWS]
         labels, tokenizer = (
             find_labels(name, examples),
             byte_tokenizer if kind.model_kind == "text2text" else word_pieces,
@@ -167,10 +173,10 @@ def test_cutting_lowers_the_score_and_hides_nothing(make, name, key):
 
 
 def _supports(scores: Scores) -> tuple[int, ...]:
-    """How many gold labels or entities were scored, of each kind; numbers have no kinds."""
+    """How many gold labels or entities were scored, of each kind; numbers and texts have no kinds."""
     rows = next((scores[key] for key in ("per_type", "per_class", "per_label") if key in scores), {})
     found = tuple(row["support"] for row in rows.values())
-    assert sum(found) or "pearson" in scores
+    assert sum(found) or "pearson" in scores or "chrf" in scores
     return found
 
 

@@ -84,6 +84,10 @@ class TaskKeys(TypedDict, total=False):
     prefix: str
     max_target_length: int
     """tokens of target or output"""
+    num_beams: int
+    """1: greedy; else beam search, as transformers' generate"""
+    length_penalty: float
+    """beams are compared by log-probability / length ** this; above 0 favours longer ones"""
     constrained: bool
     """restrict the decoder to words of the source and known types, or to labels"""
     format: Literal["list", "tanl", "sentinel"]

@@ -28,6 +28,20 @@ USUAL = {  # names of columns by role, as `plain_name` writes them
         *("label", "labels", "category", "class", "sentiment", "target", "intent", "rating", "stars", "score"),
         *("topic", "emotion", "gold_label", "gold", "is_duplicate", "cats"),
     ),
+    "target": (
+        *(
+            "target",
+            "summary",
+            "highlights",
+            "translation",
+            "answer",
+            "output",
+            "response",
+            "completion",
+            "target_text",
+        ),
+        *("reference", "paraphrase", "simplified", "label"),
+    ),
     "words": ("tokens", "words"),
     "tags": ("ner_tags", "tags", "labels", "ner", "ner_tag"),
     "spans": ("spans", "entities", "label", "labels", "annotations"),
@@ -84,7 +98,7 @@ class Table:
         """The column that plays a role: the one of this name, or without a name the first usual one."""
         if name is not None:
             if name not in self.names:
-                key = {"words": "text", "tags": "label"}.get(role, role)
+                key = {"words": "text", "tags": "label", "target": "label"}.get(role, role)
                 raise DataError(
                     f"{self.source}: data.{key} = {name!r} is not a column; {did_you_mean(name, self.names)}"
                 )
@@ -108,8 +122,8 @@ class Table:
                 for name in self.names[:MOST_NAMES]
             )
             raise DataError(
-                f"{self.source}: which column is the {role}? say data.{role}=NAME; columns: {listed(self.names)}"
-                + (f"; {NO_HEADER}" if looks_like_values else "")
+                f"{self.source}: which column is the {role}? say data.{'label' if role == 'target' else role}=NAME; "
+                f"columns: {listed(self.names)}" + (f"; {NO_HEADER}" if looks_like_values else "")
             )
         if name is None:
             rivals = self.usual(role) if role == "text" else []
@@ -242,7 +256,7 @@ def choose_columns(table: Table, wants: Wants) -> Columns:
     options = replace(options, text=table.column("text", options.text))
     if wants == "related":
         return replace(options, label=related_label(table), negative=negative_columns(table))
-    return replace(options, label=options.label or table.column("label", None))
+    return replace(options, label=options.label or table.column("target" if wants == "target" else "label", None))
 
 
 def related_label(table: Table) -> str | None:
@@ -297,23 +311,25 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     elif isinstance(options.label, tuple):
         label = tuple(table.required("label", name) for name in options.label)
     elif options.label or wants != "text":
-        label = table.required("label", options.label)
+        label = table.required("target" if wants == "target" else "label", options.label)
     pair = table.required("pair", options.pair) if options.pair else None
     negatives = negative_columns(table) if wants == "related" else ()
     if negatives and not options.negative:
         table.notes.append(f"{table.source}: negatives are column {', '.join(map(repr, negatives))}")
     if wants == "related":
         wants = "number" if pair else "label"
-    if options.pair is None and (second := table.second(text)):
+    if options.pair is None and (second := table.second(text)) and second != label:
         table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
     if isinstance(label, str):
         _check_labels(table, label, wants)
-    to_label = None if label is None else label_reader(wants, label, options.label_separator)
+    target = label if wants == "target" and isinstance(label, str) else None
+    to_label = None if label is None or target else label_reader(wants, label, options.label_separator)
 
     def example(row: Row) -> tuple[Row, Example]:
         return row, Example(
             text=_text(row, text),
             label=None if to_label is None else to_label(row),
+            target=None if target is None else _text(row, target),
             pair=None if pair is None else _text(row, pair),
             where=row.where,
             negatives=tuple(text for name in negatives for text in _texts_in(row, name)),

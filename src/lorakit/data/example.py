@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from lorakit.recipe import DataSection
 
 # What a task wants of each record: a text alone, one label, several labels, a number, or words with their tags.
-# Related texts are pairs (with negatives, or a number for how alike they are), or texts with the class that they are of.
-Wants = Literal["text", "label", "labels", "number", "words", "related"]
+# Related texts are pairs (with negatives, or a number for how alike they are), or texts with the class that they are of. A
+# target is a text to be written.
+Wants = Literal["text", "label", "labels", "number", "words", "related", "target"]
 OnBad = Literal["stop", "skip"]
 # One label; a share for each label (soft); several labels; a number.
 Label = str | Mapping[str, float] | tuple[str, ...] | float
@@ -43,6 +44,7 @@ class Example:
     group: str | None = None  # what it belongs to: a document, a user
     is_query: bool = False  # of a text alone: whether it is to find others
     negatives: tuple[str, ...] = ()  # texts that do not belong to `text` as `pair` does
+    target: str | None = None  # the text to be written of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def examples_sha256(examples: Iterable[Example]) -> str:
     """What tells examples in their order from others: sha256 of texts, labels and tags, in hexadecimal."""
     digest = hashlib.sha256()
     for example in examples:
-        more = (example.negatives,) if example.negatives else ()
+        more = [part for part in (example.negatives, example.target) if part]
         digest.update(repr((example.text, example.pair, example.label, example.tags, *more)).encode())
     return digest.hexdigest()
 

@@ -160,7 +160,8 @@ class Prediction(_Open):
     @property
     def is_judged(self) -> bool:
         """Whether it is right or wrong by itself; a vector or a similarity is so among others alone."""
-        return self.embedding is None and (self.score is None or self.label is not None)
+        is_named = self.label is not None or self.generated is not None
+        return self.embedding is None and (self.score is None or is_named)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -64,7 +64,7 @@ def answer_of(p: Prediction) -> Answer:
         expected, answer = f"{p.expected:.4g}", f"{p.value:.4g}"
         error = surprise = abs(p.value - p.expected)
     else:
-        error, surprise = float(p.label != p.expected), 1.0 if p.score is None else p.score
+        error, surprise = float((p.label or p.generated) != p.expected), 1.0 if p.score is None else p.score
         sureness = [(p.score, not error)] if p.score is not None else []
     return Answer(p.text, p.pair or "", expected, answer, error, surprise, sureness)
 
