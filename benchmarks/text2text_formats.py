@@ -1,6 +1,6 @@
-"""The three forms of entities over t5-demo and the bundled sentences: entity F1 and faults, constrained and free.
+"""The forms of entities over t5-demo and the bundled sentences: entity F1 and faults, constrained and free.
 
-python benchmarks/text2text_formats.py [--formats list tanl sentinel] [--epochs 5] [--lr 7e-4] [--sentences 250]
+python benchmarks/text2text_formats.py [--formats list tanl] [--epochs 5] [--lr 7e-4] [--sentences 250]
 `--epochs 0` scores the base as it ships.
 """
 

@@ -165,7 +165,7 @@ class TaskSection(Section):
     num_beams: Annotated[int, Field(ge=1, le=64)] = 1  # 1: greedy; else beam search, as transformers' generate
     length_penalty: float = 1.0  # beams are compared by log-probability / length ** this; above 0 favours longer ones
     constrained: bool = False  # restrict the decoder to words of the source and known types, or to labels
-    format: Literal["list", "tanl", "sentinel"] = "list"  # how entities are written
+    format: Literal["list", "tanl"] = "list"  # how entities are written
     stride: Annotated[int, Field(ge=0)] | None = None  # tokens shared by neighbouring windows; unset: max_length / 4
     subwords: Literal["first", "all"] = "first"  # which sub-words of a word are trained; the first one predicts
     decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best valid IOB2 sequence

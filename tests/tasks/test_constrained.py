@@ -65,7 +65,7 @@ def test_every_gold_output_of_wnut17_can_be_written(request, kind: str, every: i
 
 
 def language(name: str, words: list[str], tokenizer: PreTrainedTokenizerBase) -> Language:
-    return Language(tokenizer, partial(FORMATS[name](tokenizer).ways, words=words, types=TYPES))
+    return Language(tokenizer, partial(FORMATS[name].ways, words=words, types=TYPES))
 
 
 WORDS = ["Anna", "met", "Anna", "Smith", "of", "Smith", "and", "Sons", "in", "Port", "Louis", "."]
@@ -83,19 +83,13 @@ WRONG = [
     "met of: PER",  # no run of words
 ]
 RIGHT = ["None", "Anna: PER", "Anna: PER | Anna Smith: PER", "Smith and Sons: ORG | Port Louis: LOC", ".: MISC"]
-WRONG_PAIRS = {
-    "tanl": ["", "Anna", "Anna Anna met", "[ Anna met", "[ Anna | CITY ] met", "[ | PER ] Anna met", "Anna met ."],
-    "sentinel": ["", "<extra_id_0> O", "<extra_id_0> O <extra_id_1> I-PER", "<extra_id_1> O", "O"],
-}
-RIGHT_PAIRS = {
-    "tanl": ["Anna met", "[ Anna | PER ] met", "[ Anna met | ORG ]", "[ Anna | PER ] [ met | LOC ]"],
-    "sentinel": ["<extra_id_0> O <extra_id_1> O", "<extra_id_0> B-PER <extra_id_1> I-PER"],
-}
+WRONG_PAIR = ["", "Anna", "Anna Anna met", "[ Anna met", "[ Anna | CITY ] met", "[ | PER ] Anna met", "Anna met ."]
+RIGHT_PAIR = ["Anna met", "[ Anna | PER ] met", "[ Anna met | ORG ]", "[ Anna | PER ] [ met | LOC ]"]
 CASES = [
     *(("list", WORDS, output, False) for output in WRONG),
     *(("list", WORDS, output, True) for output in RIGHT),
-    *((name, PAIR, output, False) for name, outputs in WRONG_PAIRS.items() for output in outputs),
-    *((name, PAIR, output, True) for name, outputs in RIGHT_PAIRS.items() for output in outputs),
+    *(("tanl", PAIR, output, False) for output in WRONG_PAIR),
+    *(("tanl", PAIR, output, True) for output in RIGHT_PAIR),
 ]
 
 
@@ -114,7 +108,7 @@ def test_random_walks_are_well_formed_and_invent_nothing(name: str) -> None:
         while paths:
             written.append(rng.choice(sorted(allowed(paths))))
             paths = automaton.step(paths, written[-1])
-        reading = FORMATS[name](tokenizer).read(decode(tokenizer, written), WORDS, TYPES)
+        reading = FORMATS[name].read(decode(tokenizer, written), WORDS, TYPES)
         assert (reading.malformed, reading.unknown_type, reading.invented, reading.misordered) == (0, 0, 0, 0)
 
 

@@ -15,20 +15,15 @@ from lorakit.data.read import read
 from lorakit.data.tags import Entity, entities, to_tags
 from lorakit.tasks.text2text import formats, tanl
 from lorakit.tasks.text2text.entity_format import Mention, Reading
-from lorakit.tasks.text2text.formats import ListFormat, SentinelFormat
-from lorakit.tasks.text2text.tanl import MarkupFormat
+from lorakit.tasks.text2text.formats import FORMATS
 
 TYPES = ("LOC", "MISC", "ORG", "PER")
 DEMO = Path(lorakit.__file__).parent / "demo"
 WORDS = ("Peter", "Blackburn", "visits", "EU", "and", "EU", ".")
 TAGS = ("B-PER", "I-PER", "O", "B-ORG", "O", "B-ORG", "O")
 NO_TAGS = ("O",) * len(WORDS)
-FORMS = [ListFormat(), MarkupFormat(), SentinelFormat(100)]
-EXACT = FORMS[1:]  # these say which of several equal words they mean
-
-
-def named(form) -> str:
-    return form.name
+LIST, TANL = FORMATS["list"], FORMATS["tanl"]  # TANL alone says which of several equal words it means
+each_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 
 
 def is_clear(words, tags) -> bool:
@@ -43,14 +38,14 @@ def whole(reading: Reading) -> bool:
     return not (reading.malformed or reading.unknown_type or reading.invented or reading.misordered)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=named)
+@each_format
 @pytest.mark.parametrize("name", ["train", "validation"])
 def test_bundled_entities_are_found_again_from_their_text(form, name):
     examples = read(str(DEMO / f"entities-{name}.conll"), "words").examples
     readings = [form.read(form.write(x.words, x.tags), x.words, TYPES) for x in examples]
     assert all(map(whole, readings))
     assert [len(r.mentions) for r in readings] == [len(entities(x.tags)) for x in examples]
-    clear = [form in EXACT or is_clear(x.words, x.tags) for x in examples]
+    clear = [form is TANL or is_clear(x.words, x.tags) for x in examples]
     assert clear.count(True) > clear.count(False)
     assert list(compress([r.tags for r in readings], clear)) == list(compress([x.tags for x in examples], clear))
 
@@ -76,7 +71,7 @@ def words_and_tags(chunks):
     return words, tuple(to_tags(found, len(words)))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=named)
+@each_format
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_what_is_written_of_any_words_is_read_back(form, data):
@@ -84,7 +79,7 @@ def test_what_is_written_of_any_words_is_read_back(form, data):
     reading = form.read(form.write(words, tags), words, TYPES)
     assert (reading.malformed, reading.unknown_type) == (0, 0)
     assert list(reading.mentions) == [Mention(" ".join(words[e.start : e.end]), e.type) for e in entities(tags)]
-    if form in EXACT:
+    if form is TANL:
         assert whole(reading)
         assert reading.tags == tags
 
@@ -92,14 +87,14 @@ def test_what_is_written_of_any_words_is_read_back(form, data):
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_list_finds_entities_of_distinct_words_where_they_stand(data):
-    words, tags = words_and_tags(data.draw(sentences(FORMS[0])))
+    words, tags = words_and_tags(data.draw(sentences(LIST)))
     words = [f"{i}{word}" for i, word in enumerate(words)]
-    reading = FORMS[0].read(FORMS[0].write(words, tags), words, TYPES)
+    reading = LIST.read(LIST.write(words, tags), words, TYPES)
     assert whole(reading)
     assert reading.tags == tags
 
 
-@pytest.mark.parametrize("form", FORMS, ids=named)
+@each_format
 @given(output=st.text(st.sampled_from("[]|: aBPERx") | st.characters(), max_size=30), ended=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_any_output_is_read(form, output, ended):
@@ -111,19 +106,14 @@ def test_any_output_is_read(form, output, ended):
 @pytest.mark.parametrize(
     ("form", "tags", "text"),
     [
-        (FORMS[0], NO_TAGS, "None"),
-        (FORMS[0], TAGS, "Peter Blackburn: PER | EU: ORG | EU: ORG"),
-        (FORMS[1], NO_TAGS, "Peter Blackburn visits EU and EU ."),
-        (FORMS[1], TAGS, "[ Peter Blackburn | PER ] visits [ EU | ORG ] and [ EU | ORG ] ."),
-        (FORMS[2], TAGS, " ".join(f"<extra_id_{i}> {tag}" for i, tag in enumerate(TAGS))),
+        (LIST, NO_TAGS, "None"),
+        (LIST, TAGS, "Peter Blackburn: PER | EU: ORG | EU: ORG"),
+        (TANL, NO_TAGS, "Peter Blackburn visits EU and EU ."),
+        (TANL, TAGS, "[ Peter Blackburn | PER ] visits [ EU | ORG ] and [ EU | ORG ] ."),
     ],
 )
 def test_entities_are_written_in_the_forms_of_their_papers(form, tags, text):
     assert form.write(WORDS, tags) == text
-
-
-def test_source_of_sentinels_numbers_the_words():
-    assert FORMS[2].source(["Peter", "spoke"]) == "<extra_id_0> Peter <extra_id_1> spoke"
 
 
 FAULTS = ("malformed", "unknown_type", "invented", "misordered")
@@ -154,7 +144,7 @@ def faults(reading: Reading) -> dict[str, int]:
     ],
 )
 def test_list_is_read_tolerantly_and_its_faults_counted(output, mentions, found):
-    reading = FORMS[0].read(output, WORDS, TYPES)
+    reading = LIST.read(output, WORDS, TYPES)
     assert list(reading.mentions) == [Mention(*mention) for mention in mentions]
     assert faults(reading) == found
 
@@ -179,38 +169,18 @@ def test_list_is_read_tolerantly_and_its_faults_counted(output, mentions, found)
     ],
 )
 def test_markup_is_read_tolerantly_and_its_faults_counted(output, tags, found):
-    reading = FORMS[1].read(output, WORDS, TYPES)
+    reading = TANL.read(output, WORDS, TYPES)
     assert (reading.tags, faults(reading)) == (tags, found)
 
 
-@pytest.mark.parametrize(
-    ("output", "tags", "found"),
-    [
-        ("<extra_id_0>B-PER<extra_id_1> I-PER <extra_id_2> O", ("B-PER", "I-PER", "O"), {}),
-        ("<extra_id_0> B-PER <extra_id_1> O", ("B-PER", "O", "O"), {"malformed": 1}),  # a word without a tag
-        ("<extra_id_0> O <extra_id_1> PER <extra_id_2> O", ("O", "O", "O"), {"malformed": 1}),
-        ("Peter <extra_id_0> O <extra_id_1> O <extra_id_2> O", ("O", "O", "O"), {"malformed": 1}),
-        ("<extra_id_0> B-MAN <extra_id_1> O <extra_id_2> O", ("O", "O", "O"), {"unknown_type": 1}),
-        ("<extra_id_0> O <extra_id_1> O <extra_id_2> O <extra_id_3> O", ("O", "O", "O"), {"invented": 1}),
-        ("<extra_id_0> O <extra_id_1> O <extra_id_1> B-PER <extra_id_2> O", ("O", "O", "O"), {"invented": 1}),
-        ("<extra_id_1> B-PER <extra_id_0> O <extra_id_2> O", ("O", "B-PER", "O"), {"misordered": 1}),
-        ("", ("O", "O", "O"), {"malformed": 1}),
-    ],
-)
-def test_sentinels_are_read_tolerantly_and_their_faults_counted(output, tags, found):
-    reading = FORMS[2].read(output, WORDS[:3], TYPES)
-    assert (reading.tags, faults(reading)) == (tags, found)
-
-
-@pytest.mark.parametrize("form", FORMS, ids=named)
+@each_format
 @pytest.mark.parametrize("tags", [TAGS, NO_TAGS])
 def test_right_output_cut_anywhere_has_no_fault(form, tags):
     output = form.write(WORDS, tags)
-    ends = [end for end in range(len(output) + 1) if output[:end].count("<") == output[:end].count(">")]
-    for end in ends:  # a sentinel is one token
+    for end in range(len(output) + 1):
         reading = form.read(output[:end], WORDS, TYPES, ended=False)
         assert faults(reading) == {}, output[:end]
-        assert set(entities(reading.tags)) <= set(entities(tags)) or form is FORMS[2]
+        assert set(entities(reading.tags)) <= set(entities(tags))
     assert form.read(output, WORDS, TYPES, ended=False).tags == tags
 
 

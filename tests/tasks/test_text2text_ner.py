@@ -10,7 +10,7 @@ import torch
 from tests.tiny import items_of, taught
 
 from lorakit.data.example import of_text, of_words
-from lorakit.data.tags import entities, to_tags
+from lorakit.data.tags import entities
 from lorakit.errors import ConfigError
 from lorakit.tasks.base import IGNORE
 from lorakit.tasks.text2text.decoding import Written
@@ -204,7 +204,7 @@ def test_json_has_text_entities_and_the_output(task, said):
     wanted = [("PER", name, text.index(name), text.index(name) + len(name)) for name in ("Al", "Bo")]
     keys = ("entity_group", "word", "start", "end")
     assert [tuple(entity[key] for key in keys) for entity in line["entities"]] == wanted
-    assert {entity["score"] for entity in line["entities"]} == {answer.written[0].score}
+    assert {entity["score"] for entity in line["entities"]} == {answer.written.score}
     assert json.loads(json.dumps(line)) == line
 
 
@@ -212,24 +212,7 @@ def test_json_has_text_entities_and_the_output(task, said):
 def test_words_with_the_signs_of_the_format_are_found_again(byte_tokenizer, said, name):
     example = of_words(["[x]", "AC|DC", "</s>", "<extra_id_1>", "a:"], ["O", "B-LOC", "I-LOC", "I-LOC", "B-PER"])
     task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, format=name)
-    assert tuple(said(task.expected(example), example, format=name).tags) == example.tags
-
-
-# Windows and limits
-
-
-LONG = [f"w{i}" for i in range(300)]
-LONG_TAGS = to_tags([*(("PER", i, i + 3) for i in range(1, 290, 4))], len(LONG))  # some reach over a window's end
-
-
-def test_sentences_of_more_words_than_sentinels_are_read_in_windows_that_lose_nothing(byte_tokenizer):
-    example = of_words(LONG, LONG_TAGS)
-    task = Text2TextNer(byte_tokenizer, TYPES, 10_000, max_target_length=10_000, constrained=True, format="sentinel")
-    ((first, *others),) = task.encode([example])
-    assert len(others) == -(-len(LONG) // task.form.longest) - 1 > 0
-    raws = [Written(tuple(item["labels"]), True, 0.5) for item in (first, *others)]
-    assert task.answer(example, raws).tags == LONG_TAGS
-    assert any(tag.startswith("I-") for window in task.windows(example)[1:] for tag in window.tags[:1])
+    assert said(task.expected(example), example, format=name).reading.tags == example.tags
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -243,8 +226,8 @@ def test_texts_targets_and_entities_that_limits_cut_off_are_counted(byte_tokeniz
         return tuple(task.cut([example], task.encode([example])))
 
     task = Text2TextNer(byte_tokenizer, TYPES, 999, prefix="", format=name)
-    words, n = task.windows(example)[0].words, len(example.words)
-    ends = [len(byte_tokenizer(task.form.source(words[:i]))["input_ids"]) for i in range(n + 1)]
+    words, n = task.spelling.words(example.words), len(example.words)
+    ends = [len(byte_tokenizer(" ".join(words[:i]))["input_ids"]) for i in range(n + 1)]
     target = len(byte_tokenizer(task.expected(example))["input_ids"])
     assert cut(ends[-1], target) == (0, 0, 0)
     assert cut(ends[-1] - 1, target) == (1, 0, 1)
@@ -263,7 +246,7 @@ def test_texts_targets_and_entities_that_limits_cut_off_are_counted(byte_tokeniz
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("list", "a|b"), ("list", "ns:PER"), ("tanl", "a|b"), ("tanl", "[x]"), ("sentinel", "</s>"), ("list", " PER")],
+    [("list", "a|b"), ("list", "ns:PER"), ("tanl", "a|b"), ("tanl", "[x]"), ("list", " PER")],
 )
 def test_type_that_does_not_survive_is_refused_with_its_name(byte_tokenizer, name, kind):
     with pytest.raises(
@@ -278,10 +261,10 @@ def test_odd_types_survive(byte_tokenizer, name):
         task = Text2TextNer(byte_tokenizer, (kind,), 64, format=name)
         example = of_words(["a", "b", "c"], ["O", f"B-{kind}", f"I-{kind}"])
         raw = Written(tuple(byte_tokenizer(task.expected(example))["input_ids"]), True, 1.0)
-        assert entities(task.answer(example, [raw]).tags) == entities(example.tags)
+        assert entities(task.answer(example, [raw]).reading.tags) == entities(example.tags)
 
 
-@pytest.mark.parametrize(("name", "sign"), [("list", "|"), ("tanl", "["), ("sentinel", "<extra_id_0>")])
+@pytest.mark.parametrize(("name", "sign"), [("list", "|"), ("tanl", "[")])
 def test_tokenizer_without_the_signs_of_the_format_is_refused(word_pieces, name, sign):
     with pytest.raises(ConfigError, match=rf"task.format = '{name}': .*{re.escape(sign)}.*try '"):
         _ = Text2TextNer(word_pieces, TYPES, 64, format=name).form

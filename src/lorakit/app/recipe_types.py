@@ -90,7 +90,7 @@ class TaskKeys(TypedDict, total=False):
     """beams are compared by log-probability / length ** this; above 0 favours longer ones"""
     constrained: bool
     """restrict the decoder to words of the source and known types, or to labels"""
-    format: Literal["list", "tanl", "sentinel"]
+    format: Literal["list", "tanl"]
     """how entities are written"""
     stride: int | None
     """tokens shared by neighbouring windows; unset: max_length / 4"""

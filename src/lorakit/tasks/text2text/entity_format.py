@@ -36,7 +36,6 @@ class Node(NamedTuple):
 
     kind: str
     word: int = 0  # words of the source that lie behind this place
-    type: str = ""  # of the entity that may go on here
 
 
 START, END = Node("start"), Node("end")
@@ -56,11 +55,6 @@ class EntityFormat(Protocol):
     """A form in which entities are written. Words are taken in the tokenizer's spelling (`Spelling`)."""
 
     @property
-    def name(self) -> str:
-        """The value of task.format."""
-        ...
-
-    @property
     def delimiters(self) -> Sequence[str]:
         """Texts that the tokenizer must be able to write."""
         ...
@@ -68,15 +62,6 @@ class EntityFormat(Protocol):
     @property
     def drop_ins(self) -> Mapping[str, str]:
         """Characters that no word may hold, and what stands for each in the source and the output."""
-        ...
-
-    @property
-    def longest(self) -> int | None:
-        """The number of words that one output can speak of; longer sentences are read in windows."""
-        ...
-
-    def source(self, words: Sequence[str]) -> str:
-        """The text that the model reads, behind the prefix."""
         ...
 
     def write(self, words: Sequence[str], tags: Sequence[str]) -> str:

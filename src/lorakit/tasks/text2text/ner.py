@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from lorakit.data.example import Example
-from lorakit.data.tags import OUTSIDE, entities, to_tags
+from lorakit.data.tags import entities
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
 from lorakit.tasks.base import Batch, Cut, Item, Task
@@ -32,34 +31,12 @@ if TYPE_CHECKING:
 FAULTS = ("malformed", "unknown_type", "invented", "misordered")  # numbers in a Reading
 
 
-class Window(NamedTuple):
-    """Words of an example as the model reads them, and their tags."""
+class Extracted(NamedTuple):
+    """The output for an example, and what was read out of it."""
 
-    words: Sequence[str]
-    tags: Sequence[str]
-
-
-class Kept(NamedTuple):
-    """What the length limits leave of a window: the tags that can still be learned, and what was cut."""
-
-    tags: Sequence[str]
-    text_is_cut: bool
-    target_is_cut: bool
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """The outputs for an example, one a window, and what was read out of them."""
-
-    written: tuple[Written, ...]
-    texts: tuple[str, ...]
-    readings: tuple[Reading, ...]
-
-    @property
-    def tags(self) -> list[str]:
-        """An IOB2 tag for each word of the example."""
-        tags = [tag for reading in self.readings for tag in reading.tags]
-        return to_tags(entities(tags), len(tags))
+    written: Written
+    text: str
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -94,58 +71,39 @@ class Text2TextNer(Task):
         """How words are."""
         return Spelling(self.tokenizer, self.form.drop_ins)
 
-    def windows(self, example: Example) -> list[Window]:
-        """The example as the model reads it: whole, unless the format cannot speak of so many words at once."""
-        words = self.spelling.words(example.words)
-        tags = to_tags(entities(example.tags), len(words))
-        size = self.form.longest or max(1, len(words))
-        return [Window(words[at : at + size], tags[at : at + size]) for at in range(0, len(words), size)]
-
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
         self.spelling.words([word for example in examples for word in example.words])  # all at once is faster
-        windows = [self.windows(example) for example in examples]
-        flat = [window for own in windows for window in own]
-        inputs = self._input_ids(
-            [self._source(window.words) for window in flat], truncation=True, max_length=self.max_length
-        )
-        targets = target_ids(self.tokenizer, [self.form.write(*window) for window in flat], self.max_target_length)
+        sources = [self.spelling.words(example.words) for example in examples]
+        inputs = self._input_ids(sources, truncation=True, max_length=self.max_length)
+        targets = target_ids(self.tokenizer, [self.expected(example) for example in examples], self.max_target_length)
         items: list[Item] = [{"input_ids": i, "labels": t} for i, t in zip(inputs, targets, strict=True)]
         if self.constrained:  # the words go along as code points, since a batch is made of numbers
-            items = [{**i, "source": [ord(c) for c in " ".join(w.words)]} for i, w in zip(items, flat, strict=True)]
-        rest = iter(items)
-        return [[next(rest) for _ in own] for own in windows]
+            items = [{**i, "source": [ord(c) for c in " ".join(w)]} for i, w in zip(items, sources, strict=True)]
+        return [[item] if words else [] for item, words in zip(items, sources, strict=True)]
 
-    def _source(self, words: Sequence[str]) -> str:
-        return self.prefix + self.form.source(words)
-
-    def _input_ids(self, sources: Sequence[str], **options: Any) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(sources), verbose=False, **options)["input_ids"]
+    def _input_ids(self, sources: Sequence[Sequence[str]], **options: Any) -> list[list[int]]:
+        texts = [self.prefix + " ".join(words) for words in sources]
+        ids: list[list[int]] = self.tokenizer(texts, verbose=False, **options)["input_ids"]
         return ids
 
     def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
         """An entity is lost where not all of its words are read, or where the target's kept part does not name it."""
         texts = targets = lost = 0
         for example, own in zip(examples, items, strict=True):
-            left = [self._within_limits(window, item) for window, item in zip(self.windows(example), own, strict=True)]
-            texts += any(part.text_is_cut for part in left)
-            targets += any(part.target_is_cut for part in left)
-            if any(part.text_is_cut or part.target_is_cut for part in left):
-                named = [tag for part in left for tag in part.tags]
-                lost += len(set(entities(example.tags)) - set(entities(named)))
+            for item in own:  # none for a text without words
+                words, tags = self.spelling.words(example.words), example.tags
+                n_read = len(words)
+                if len(item["input_ids"]) >= self.max_length:
+                    starts = [words[:i] for i in range(n_read + 1)]
+                    fits = bisect_right(starts, self.max_length, key=lambda start: len(self._input_ids([start])[0]))
+                    n_read = max(0, fits - 1)  # the prefix alone may be too long
+                if target_is_cut := self.tokenizer.eos_token_id not in item["labels"]:
+                    text = decode(self.tokenizer, item["labels"])
+                    tags = self.form.read(text, words, self.labels, ended=False).tags
+                texts += n_read < len(words)
+                targets += target_is_cut
+                lost += len(set(entities(example.tags)) - set(entities(tags[:n_read])))
         return Cut(texts, targets, lost)
-
-    def _within_limits(self, window: Window, item: Item) -> Kept:
-        """What the limits leave of a window."""
-        n, tags = len(window.words), list(window.tags)
-        if len(item["input_ids"]) >= self.max_length:
-            sources = [self._source(window.words[:i]) for i in range(n + 1)]
-            read = bisect_right(sources, self.max_length, key=lambda source: len(self._input_ids([source])[0])) - 1
-            n = max(0, read)  # the prefix alone may be too long
-        if target_is_cut := self.tokenizer.eos_token_id not in item["labels"]:
-            text = decode(self.tokenizer, item["labels"])
-            tags = list(self.form.read(text, window.words, self.labels, ended=False).tags)
-        text_is_cut = n < len(window.words)
-        return Kept([*tags[:n], *[OUTSIDE] * (len(tags) - n)], text_is_cut, target_is_cut)
 
     def collate(self, items: Sequence[Item]) -> Batch:
         return collate(items, self.tokenizer)
@@ -163,12 +121,12 @@ class Text2TextNer(Task):
         return Language(self.tokenizer, partial(self.form.ways, words=words, types=self.labels))
 
     def answer(self, example: Example, raws: Sequence[Written]) -> Extracted:
-        texts = [decode(self.tokenizer, raw.ids) for raw in raws]
-        readings = [
-            self.form.read(text, window.words, self.labels, ended=raw.ended)
-            for text, window, raw in zip(texts, self.windows(example), raws, strict=True)
-        ]
-        return Extracted(tuple(raws), tuple(texts), tuple(readings))
+        if not raws:  # a text without words
+            return Extracted(Written((), ended=True, score=1.0), "", Reading((), ()))
+        (raw,) = raws
+        text = decode(self.tokenizer, raw.ids)
+        reading = self.form.read(text, self.spelling.words(example.words), self.labels, ended=raw.ended)
+        return Extracted(raw, text, reading)
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[Extracted]) -> Evaluation:
         """Scores of entities, and the shares of outputs with some fault.
@@ -178,14 +136,12 @@ class Text2TextNer(Task):
         invented: with a mention of what does not stand in the source. misordered: with a mention of what stands before
         the mention written before it. truncated: that reached max_target_length before their end.
         """
-        tags = [example.tags for example in examples], [answer.tags for answer in answers]
-        readings = [reading for answer in answers for reading in answer.readings]
-        written = [raw for answer in answers for raw in answer.written]
+        tags = [example.tags for example in examples], [answer.reading.tags for answer in answers]
         scores = {
             **entity_scores(*tags),
             "surface_f1": self._surface_f1(examples, answers),
-            **{fault: _share([getattr(reading, fault) > 0 for reading in readings]) for fault in FAULTS},
-            "truncated": _share([not raw.ended for raw in written]),
+            **{fault: _share([getattr(answer.reading, fault) > 0 for answer in answers]) for fault in FAULTS},
+            "truncated": _share([not answer.written.ended for answer in answers]),
         }
         return Evaluation(scores, entity_statistics(*tags))
 
@@ -195,23 +151,22 @@ class Text2TextNer(Task):
         for example, answer in zip(examples, answers, strict=True):
             words = self.spelling.words(example.words)
             gold = Counter(Mention(" ".join(words[e.start : e.end]), e.type) for e in entities(example.tags))
-            predicted = Counter(chain.from_iterable(reading.mentions for reading in answer.readings))
+            predicted = Counter(answer.reading.mentions)
             right += (gold & predicted).total()
             n_predicted += predicted.total()
             n_gold += gold.total()
         return prf(right, n_predicted, n_gold)["f1"]
 
     def to_json(self, example: Example, answer: Extracted) -> dict[str, Any]:
-        spans = entities(answer.tags)
-        score = min((raw.score for raw in answer.written), default=1.0)
+        spans = entities(answer.reading.tags)
         return {
             "text": example.text,
-            "entities": entity_dicts(example, spans, [score] * len(spans)),
-            "generated": " ".join(answer.texts),
+            "entities": entity_dicts(example, spans, [answer.written.score] * len(spans)),
+            "generated": answer.text,
         }
 
     def expected(self, example: Example) -> str:
-        return " ".join(self.form.write(*window) for window in self.windows(example))
+        return self.form.write(self.spelling.words(example.words), example.tags)
 
 
 def _share(claims: Sequence[bool]) -> float:

@@ -62,7 +62,7 @@ class Spelling:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of an output, sentinels and unknown pieces kept; end and padding left out."""
+    """The text of an output, special and unknown pieces kept; end and padding left out."""
     silent = (tokenizer.eos_token_id, tokenizer.pad_token_id)
     visible = [i for i in ids if i not in silent]
     text: str = tokenizer.decode(visible, skip_special_tokens=False, clean_up_tokenization_spaces=False)

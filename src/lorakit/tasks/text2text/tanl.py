@@ -16,13 +16,8 @@ OPEN, BAR, CLOSE = "[", "|", "]"
 class MarkupFormat:
     """The sentence again, each entity in brackets with its type; aligned with the words by least edits."""
 
-    name = "tanl"
     delimiters: Sequence[str] = (OPEN, BAR, CLOSE)
     drop_ins: Mapping[str, str] = {OPEN: "(", BAR: "/", CLOSE: ")"}
-    longest = None
-
-    def source(self, words: Sequence[str]) -> str:
-        return " ".join(words)
 
     def write(self, words: Sequence[str], tags: Sequence[str]) -> str:
         spans = entities(tags)
@@ -55,7 +50,7 @@ class MarkupFormat:
         )
 
     def ways(self, node: Node, words: Sequence[str], types: Sequence[str]) -> Iterable[Way]:
-        kind, at, _ = node
+        kind, at = node
         rest = at < len(words)
         if kind in ("start", "outside"):
             yield Way(words[at], Node("outside", at + 1)) if rest else Way("", END)
