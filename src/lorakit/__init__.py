@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorakit.app.api import train as train
     from lorakit.app.estimators import EntityRecognizer as EntityRecognizer
     from lorakit.app.estimators import TextClassifier as TextClassifier
+    from lorakit.app.estimators import TextEmbedder as TextEmbedder
     from lorakit.app.estimators import TextRegressor as TextRegressor
     from lorakit.data.read import register_reader as register_reader
     from lorakit.errors import LorakitError as LorakitError
@@ -28,6 +29,7 @@ PLACES = {  # of the public names: each is imported when it is first used, so th
     "Predictor": "lorakit.inference.predictor",
     "Result": "lorakit.training.results",
     "TextClassifier": "lorakit.app.estimators",
+    "TextEmbedder": "lorakit.app.estimators",
     "TextRegressor": "lorakit.app.estimators",
     "load": "lorakit.inference.predictor",
     "register_reader": "lorakit.data.read",
@@ -40,6 +42,7 @@ __all__ = [
     "Predictor",
     "Result",
     "TextClassifier",
+    "TextEmbedder",
     "TextRegressor",
     "__version__",
     "load",

@@ -11,14 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, ShuffleSplit, cross_val_score
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 import lorakit
-from lorakit.app.estimators import EntityRecognizer, LoraEstimator, TextClassifier, TextRegressor, in_order
+from lorakit.app.estimators import (
+    EntityRecognizer,
+    InputError,
+    LoraEstimator,
+    TextClassifier,
+    TextEmbedder,
+    TextRegressor,
+    in_order,
+)
 from lorakit.data.read import read
 from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.recipe import read_recipe
@@ -92,7 +101,7 @@ FITTED = (
 )
 
 
-@pytest.mark.parametrize("kind", [TextClassifier, TextRegressor, EntityRecognizer])
+@pytest.mark.parametrize("kind", [TextClassifier, TextRegressor, TextEmbedder, EntityRecognizer])
 def test_estimators_pass_the_checks_of_arguments(kind: type[LoraEstimator]) -> None:
     for name in PLAIN:
         getattr(estimator_checks, name)(kind.__name__, kind())
@@ -276,3 +285,20 @@ def test_mistakes_of_each_estimator(bert: Path, kind: type[LoraEstimator], X: An
 def test_score_refuses_tags_that_are_none(recognizer: EntityRecognizer) -> None:
     with pytest.raises(DataError, match=r"y\[0\] = \['PER', 'O', 'O', 'O'\]: a tag"):
         recognizer.score(SENTENCES[:1], [["PER", "O", "O", "O"]])
+
+
+def test_embedder_is_a_step_of_a_pipeline(encoder: Path) -> None:
+    """Vectors of texts with classes, of pairs, and of pairs with numbers; a pickle of it gives the same."""
+    embedder = TextEmbedder(**short(encoder, steps=4))
+    vectors = embedder.fit(TEXTS, LABELS).transform(TEXTS)
+    assert vectors.shape == (len(TEXTS), 16)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(embedder)).transform(TEXTS), vectors)
+    clusters = make_pipeline(clone(embedder), KMeans(2, n_init=1, random_state=0)).fit_predict(TEXTS, LABELS)
+    assert set(clusters) == {0, 1}
+    pairs = [(text, text.split()[-1]) for text in TEXTS]
+    assert clone(embedder).fit(pairs).scores_["metric"] == "ndcg_at_10"
+    assert clone(embedder).fit(pairs, NUMBERS).scores_["metric"] == "spearman"
+    with pytest.raises(InputError, match=r"^y is missing: texts need a class each"):
+        embedder.fit(TEXTS)
+    with pytest.raises(InputError, match=r"^X holds pairs; vectors are of texts alone"):
+        embedder.transform(pairs)

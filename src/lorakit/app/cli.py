@@ -29,6 +29,7 @@ COMMANDS = {
     "import": "Check an adapter written by peft and convert it, so that predict, evaluate, merge and export work on it.",
     "inspect": "Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.",
     "merge": "Merge RUN's adapter into its base model: a plain transformers folder that needs no lorakit.",
+    "mine": "Find hard negatives for pairs: the other second texts that are most like a first one, for a loss to push away.",
     "predict": "Answer TEXTs, or the texts in a file, one JSON line each, in order.",
     "push": "Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.",
     "quickstart": "Train on the bundled data, score, and answer new sentences; both demo systems unless one is named.",

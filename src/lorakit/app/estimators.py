@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
@@ -217,6 +217,40 @@ class TextRegressor(RegressorMixin, LoraEstimator):
     def as_pipeline(self, X: Any) -> list[dict[str, Any]]:
         """`{"label": "value", "score"}` for each text, as transformers' text-classification pipeline returns."""
         return [{"label": "value", "score": answer["value"]} for answer in self._answers(X)]
+
+
+class TextEmbedder(TransformerMixin, LoraEstimator):
+    """Texts to vectors, near those of the texts that belong to them: a step of a pipeline before a clustering, say.
+
+    >>> embedder = lorakit.TextEmbedder(model="minilm", epochs=1).fit(texts, labels)
+    >>> embedder.transform(["What a film!"]).shape[0]
+    1
+    """
+
+    task = "embedding"
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train on texts and their classes, on pairs of texts, or on pairs and numbers for how alike the two are.
+
+        Raises:
+            LorakitError: a text is empty or stands alone without a class, or an argument cannot be used.
+        """
+        texts = texts_of(X)
+        if y is None and isinstance(texts[0], str):
+            raise InputError("y is missing: texts need a class each, or a second text: X of pairs")
+        labels: list[Any] = [{} for _ in texts]
+        if y is not None:
+            texts, values = paired(texts, listed(y, "y"))
+            is_class = isinstance(texts[0], str)
+            labels = [{"label": str(value) if is_class else value} for value in values]
+        return self._fit([{"text": a, **b, **label} for (a, b), label in zip(map(columns, texts), labels, strict=True)])
+
+    def transform(self, X: Any) -> Any:
+        """The vector of each text, (n, d)."""
+        texts = texts_of(X)
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError("X holds pairs; vectors are of texts alone")
+        return self.predictor_.embed([str(text) for text in texts])
 
 
 class EntityRecognizer(LoraEstimator):

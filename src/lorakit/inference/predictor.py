@@ -17,13 +17,14 @@ from lorakit.data.tags import entities, to_tags
 from lorakit.errors import DataError
 from lorakit.inference.adapter_folder import load_shipped, read_side, shipped_folder
 from lorakit.inference.answer import answer_all, as_input, check_input, chunks
-from lorakit.inference.side import Side
+from lorakit.inference.side import Base, Side
 from lorakit.lora import adapter_names, merge_and_unload
-from lorakit.models import save_model
+from lorakit.models import load_base, save_model
+from lorakit.recipe import TaskSection
 from lorakit.runtime.device import DTYPES, cast_frozen_, pick_device
 from lorakit.runtime.events import Report, ignore
 from lorakit.tasks.base import Task
-from lorakit.tasks.embedding import cut_vectors, unit
+from lorakit.tasks.embedding import complete, cut_vectors, unit
 from lorakit.tasks.metrics.bootstrap import Floats, Scores
 from lorakit.tasks.registry import check_labels, layout_of, make_task, task_layers
 
@@ -219,6 +220,27 @@ def load(
     base.model.to(device).eval()
     base.speed_up(DTYPES[side.dtype], device)
     task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
+    return Predictor(base.model, task, side, device, base.tokenizer)
+
+
+def load_embedder(name: str) -> Predictor:
+    """An untouched base model, by its name or folder, as what `embed` takes. Raises a ModelError as `load_base`."""
+    base = load_base(name, "embedding", pooling="auto")
+    section = complete(TaskSection(name="embedding"), base.layout, [Example("", pair="")])
+    side = Side(
+        task=section,
+        base=Base.of(base.name, None, base.fingerprint),
+        labels=(),
+        max_length=base.max_length,
+        columns=Columns(),
+        dtype="fp32",
+        method="head",
+        pooling=base.pooling,
+    )
+    device = pick_device()
+    base.model.to(device).eval()
+    base.speed_up(torch.float32, device)
+    task = make_task(section, base.tokenizer, (), base.max_length)
     return Predictor(base.model, task, side, device, base.tokenizer)
 
 

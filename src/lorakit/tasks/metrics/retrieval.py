@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,6 +30,15 @@ def ranks_of(
             place[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
             ranks.append(np.sort(place[list(relevant[i])]))
     return ranks
+
+
+def most_similar(queries: Floats, documents: Floats, most: int) -> Iterator[tuple[Sequence[int], Floats]]:
+    """For each query the first `most` documents by cosine, the best first, and the cosines of all. Shapes: (Q, d), (N, d)."""
+    queries, documents = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, documents))
+    step = max(1, AT_ONCE // len(documents))
+    for start in range(0, len(queries), step):
+        for row in queries[start : start + step] @ documents.T:
+            yield np.argsort(-row, kind="stable")[:most].tolist(), row
 
 
 def retrieval_statistics(ranks: Sequence[Floats], examples: Sequence[int], n: int) -> dict[str, Statistic]:
