@@ -159,7 +159,15 @@ def bert_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) 
 @pytest.fixture(scope="session")
 def mean_run(tmp_path_factory: pytest.TempPathFactory, sentence_bert: Path, files: Path) -> Path:
     """A complete run folder of sequence classification by the mean over tokens."""
-    return _run(tmp_path_factory, sentence_bert, files, "sequence_classification", "train.lr=5e-3", "model.dropout=0.1")
+    return _run(
+        tmp_path_factory,
+        sentence_bert,
+        files,
+        "sequence_classification",
+        "train.lr=5e-3",
+        "train.seed=1",
+        "model.dropout=0.1",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,9 @@ from lorakit.errors import ModelError, did_you_mean, first_line, short
 from lorakit.fingerprints import fingerprint_of, weights_sha256
 from lorakit.hashing import Fingerprint
 from lorakit.lora import fuse, read_first_row
+from lorakit.lora.kernels import attend, draw, fits
 from lorakit.lora.packed import pack
-from lorakit.lora.speedups import changes_of
+from lorakit.lora.speedups import changes_of, pass_once
 from lorakit.pickled_weights import BESIDE, PICKLES, conversion_note, converted
 from lorakit.pooling import (
     HEAD,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
-FP32_ATTENTION = "sdpa-in-fp32"  # a name in transformers' table of attention functions
+ATTENTION = "lorakit-sdpa"  # a name in transformers' table of attention functions
 MOST_LAYERS = 1_000  # a damaged config asked for a million, which are built one by one
 LAYER_COUNT = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)?layers?")
 HUB_TIMEOUT_S = 4.0
@@ -110,18 +111,19 @@ class BaseModel:
             self.model.add_module(name, module)
         return replace(self, saved_modules=(*self.saved_modules, *layers))
 
-    def speed_up(self, dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
+    def speed_up(self, device: torch.device) -> tuple[str, ...]:
         """Apply all speed-ups that help here to a model that is cast and adapted; returns them in words.
 
         Which, fixed rules say and no measurement, so that runs are reproducible (docs/adr/0007). `changes_of` undoes them.
         """
-        in_fp32 = dtype == torch.bfloat16 and device.type == "cpu"  # where attention's backward pass is slow in bf16
+        on_cpu = device.type == "cpu"
         layers = fuse(self.model)
         done = {
             f"{layers} adapted linear layers in one function each": layers,
             "last block: first token only": self.kind.peft_task_type == "SEQ_CLS" and read_first_row(self.model),
-            "attention in fp32 where a backward pass follows": in_fp32 and attend_in_fp32(self.model),
-            "blocks over packed tokens": pack(self.model),
+            "attention in few passes": on_cpu and attend_in_few_passes(self.model),
+            "dropout and norms in one pass each": on_cpu and pass_once(self.model),
+            "blocks over packed tokens": on_cpu and pack(self.model),
         }
         return tuple(words for words, is_done in done.items() if is_done)
 
@@ -572,21 +574,38 @@ def _depends_on_batch(model: Any, tokenizer: Any, name: str, kind: Kind) -> bool
     return float((alone - together).abs().max()) > NEAR * float(alone.abs().max())
 
 
-def attend_in_fp32(model: Any) -> bool:
-    """Let a bf16 model's attention compute in fp32 where a backward pass follows; whether it is of a kind that can be told so.
+def attend_in_few_passes(model: Any) -> bool:
+    """Let a model's attention on a CPU run in few passes where a backward pass follows; whether it is of a kind that can.
 
-    On a CPU that pass takes many times longer in bf16 than in fp32 (docs/benchmarks.md).
+    That pass of torch's own takes many times longer than it need with dropout, and in bf16, for which there is fp32 where
+    few passes cannot be had (docs/benchmarks.md).
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        if not query.requires_grad:
-            plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
-            return plain
+        if not query.requires_grad and not options.get(
+            "dropout"
+        ):  # which is drawn alike with a backward pass and without
+            torchs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
+            return torchs
+        bias: Tensor | None = options.get("position_bias")
+        is_known = key.shape[1] == query.shape[1] and options.get("softcap") is None and options.get("cache") is None
+        if is_known and not (bias is not None and bias.requires_grad) and fits(query):
+            if (causal := options.get("is_causal")) is None:
+                causal = getattr(module, "is_causal", True)
+            if mask is None and causal and query.shape[2] > 1:
+                mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+            if mask is not None and mask.dtype != torch.bool:  # of numbers to be added
+                bias, mask = mask if bias is None else bias + mask, None
+            drop = draw(options.get("dropout", 0.0))
+            scaling = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
+            bias = None if bias is None else bias.to(query.dtype)
+            answer = attend(query, key, value, bias=bias, mask=mask, scaling=scaling, drop=drop)
+            return answer.transpose(1, 2).contiguous(), None
         wide = {
             name: option.float() if isinstance(option, Tensor) and option.is_floating_point() else option
             for name, option in {**options, "attention_mask": mask}.items()
@@ -596,12 +615,10 @@ def attend_in_fp32(model: Any) -> bool:
 
     if getattr(model.config, "_attn_implementation", None) != "sdpa":
         return False
-    AttentionInterface.register(FP32_ATTENTION, attention)
-    AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
-    model.set_attn_implementation(FP32_ATTENTION)
-    changes_of(model).add(
-        "attention in fp32 where a backward pass follows", partial(model.set_attn_implementation, "sdpa")
-    )
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+    changes_of(model).add("attention in few passes", partial(model.set_attn_implementation, "sdpa"))
     return True
 
 

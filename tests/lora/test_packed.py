@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.lora import LoraConfig, add_adapter, fuse, hosts, merge, read_first_row, routed
-from lorakit.lora.kernels import Dropout, Texts, add_norm, attend, gelu, library
+from lorakit.lora.kernels import Dropout, Texts, add_norm, attend, dropout, gelu, library, merge_heads, rms_norm, split
 from lorakit.lora.packed import pack
 from lorakit.lora.speedups import changes_of
 from tests.lora.test_speedups import BERT, adapted, assert_same
@@ -29,6 +29,15 @@ FIRST = Texts(torch.arange(len(LENGTHS) + 1), len(LENGTHS), 1, len(LENGTHS))
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor], asking: Texts, texts: Texts, heads: int, drop: Dropout
+) -> Tensor:
+    """As a block does it."""
+    pairs = zip((q, k, v), biases, (asking, texts, texts), strict=True)
+    q, k, v = (split(x, bias.to(x.dtype), of, heads) for x, bias, of in pairs)
+    return merge_heads(attend(q, k, v, texts=texts, scaling=q.shape[-1] ** -0.5, drop=drop), asking)
 
 
 def attend_by_torch(q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor], asking: Texts) -> Tensor:
@@ -69,7 +78,7 @@ def test_attention_is_softmax_attention_of_each_text(asking: Texts) -> None:
     biases = [numbers(WIDTH, seed=i).bfloat16() for i in range(3)]
     inputs = [numbers(of.rows, WIDTH, seed=i) for i, of in enumerate((asking, TEXTS, TEXTS))]
     assert_as_torch(
-        lambda q, k, v: attend(q, k, v, [b.to(q.dtype) for b in biases], asking, TEXTS, HEADS, NONE),
+        lambda q, k, v: attend_rows(q, k, v, biases, asking, TEXTS, HEADS, NONE),
         lambda q, k, v: attend_by_torch(q, k, v, [b.float() for b in biases], asking),
         *inputs,
     )
@@ -94,35 +103,64 @@ def test_gelu_is_that_of_torch_far_out_as_well() -> None:
     assert_as_torch(lambda x: gelu(x, bias.to(x.dtype)), lambda x: F.gelu(x + bias.float()), x)
 
 
+def test_root_mean_square_norm_is_that_of_torch() -> None:
+    gain = numbers(WIDTH).bfloat16()
+    assert_as_torch(
+        lambda x: rms_norm(x, gain.to(x.dtype), 1e-6),
+        lambda x: F.rms_norm(x, (WIDTH,), gain.float(), 1e-6),
+        numbers(2, 7, WIDTH, seed=1),
+    )
+
+
+def test_bias_and_mask_of_attention_are_those_of_torch() -> None:
+    """As T5 has them: a bias for each head, a mask for each text, one of whose rows sees nothing."""
+    bias, mask = numbers(1, HEADS, 3, 5, seed=4).bfloat16(), numbers(2, 1, 3, 5, seed=5) > -0.5
+    mask[0, 0, 2] = False
+    inputs = [numbers(2, HEADS, n, WIDTH, seed=n) for n in (3, 5, 5)]
+
+    def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        probabilities = (q @ k.mT + bias.float()).masked_fill(~mask, -1e30).softmax(-1)
+        return probabilities.masked_fill(~mask, 0) @ v
+
+    assert_as_torch(
+        lambda q, k, v: attend(q, k, v, bias=bias.to(q.dtype), mask=mask, scaling=1.0, drop=NONE), theirs, *inputs
+    )
+
+
 def test_what_is_not_a_number_stays_so() -> None:
     """A step whose loss is not finite is skipped, so nothing may hide it."""
     x = torch.full((TEXTS.rows, WIDTH), torch.nan)
     bias = torch.zeros(WIDTH)
     assert gelu(x, bias).isnan().all()
     assert add_norm(x, bias, x, bias, bias, 1e-5, NONE).isnan().all()
-    assert attend(x, x, torch.ones_like(x), [bias] * 3, TEXTS, TEXTS, HEADS, NONE)[: sum(LENGTHS)].isnan().all()
+    assert attend_rows(x, x, torch.ones_like(x), [bias] * 3, TEXTS, TEXTS, HEADS, NONE)[: sum(LENGTHS)].isnan().all()
 
 
 def test_dropout_leaves_its_share_and_keeps_the_mean() -> None:
     rate, n = 0.1, 400
     single = Texts(torch.arange(n + 1), n, 1, n)  # of one token each, so that its probability is 1
     zeros, ones, bias = torch.zeros(n, 64), torch.ones(n, 64), torch.zeros(64)
-    kept = attend(zeros, zeros, ones, [bias] * 3, single, single, 64, Dropout(rate, 5))
+    kept = attend_rows(zeros, zeros, ones, [bias] * 3, single, single, 64, Dropout(rate, 5))
     assert set(kept.unique().tolist()) == {0.0, float(torch.tensor(1 / (1 - rate)))}
     assert abs(float((kept == 0).float().mean()) - rate) < 0.01  # five standard errors
-    other = attend(zeros, zeros, ones, [bias] * 3, single, single, 64, Dropout(rate, 6))
+    assert set(dropout(ones, Dropout(rate, 5)).unique().tolist()) == set(kept.unique().tolist())
+    other = attend_rows(zeros, zeros, ones, [bias] * 3, single, single, 64, Dropout(rate, 6))
     assert abs(float(((kept == 0) & (other == 0)).float().mean()) - rate**2) < 0.005
-    assert torch.equal(kept, attend(zeros, zeros, ones, [bias] * 3, single, single, 64, Dropout(rate, 5)))
+    assert torch.equal(kept, attend_rows(zeros, zeros, ones, [bias] * 3, single, single, 64, Dropout(rate, 5)))
 
 
-@pytest.mark.parametrize("name", ["attend", "add_norm"])
+@pytest.mark.parametrize("name", ["attend", "add_norm", "dropout"])
 def test_gradients_with_dropout_are_those_of_differences(name: str) -> None:
     drop, bias, gain = Dropout(0.3, 7), numbers(WIDTH), numbers(WIDTH, seed=1)
     computed = {
-        "attend": lambda q, k, v: attend(q, k, v, [bias] * 3, TEXTS, TEXTS, HEADS, drop),
+        "attend": lambda q, k, v: attend_rows(q, k, v, [bias] * 3, TEXTS, TEXTS, HEADS, drop),
+        "dropout": lambda x: dropout(x, drop),
         "add_norm": lambda x, residual: add_norm(x, bias, residual, gain, bias, 1e-5, drop),
     }[name]
-    inputs = [numbers(TEXTS.rows, WIDTH, seed=i).requires_grad_() for i in range(3 if name == "attend" else 2)]
+    inputs = [
+        numbers(TEXTS.rows, WIDTH, seed=i).requires_grad_()
+        for i in range({"attend": 3, "add_norm": 2, "dropout": 1}[name])
+    ]
     weights = numbers(TEXTS.rows, WIDTH, seed=8)
     (computed(*inputs) * weights).sum().backward()
     for x in inputs:

@@ -127,7 +127,7 @@ def test_loss_that_falls_or_varies_is_not_told() -> None:
 
 def test_run_that_diverges_says_so(raw: Sections, tmp_path: Path) -> None:
     told: list[Event] = []
-    words = ("train.lr=30", "train.epochs=8", "train.eval_every=40", "train.checkpoint_every=40", "train.warmup=40")
+    words = ("train.lr=300", "train.epochs=8", "train.eval_every=40", "train.checkpoint_every=40", "train.warmup=40")
     fit(changed(raw, *words, "train.schedule=constant", "model.dropout=0.1"), tmp_path, told.append)
     assert any("lower train.lr" in text for text in notes(told))
 

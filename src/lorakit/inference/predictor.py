@@ -218,7 +218,7 @@ def load(
     device = pick_device()
     cast_frozen_(base.model, DTYPES[side.dtype])
     base.model.to(device).eval()
-    base.speed_up(DTYPES[side.dtype], device)
+    base.speed_up(device)
     task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
     return Predictor(base.model, task, side, device, base.tokenizer)
 
@@ -239,7 +239,7 @@ def load_embedder(name: str) -> Predictor:
     )
     device = pick_device()
     base.model.to(device).eval()
-    base.speed_up(torch.float32, device)
+    base.speed_up(device)
     task = make_task(section, base.tokenizer, (), base.max_length)
     return Predictor(base.model, task, side, device, base.tokenizer)
 

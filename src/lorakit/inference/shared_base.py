@@ -95,7 +95,7 @@ class SharedModel:
         self._templates: dict[tuple[int, bool, str], nn.Module] = {}  # the most recently used last
         self._keys = (f"version-{number}" for number in count(1))
         self.routing = Routing()
-        base.speed_up(dtype, self.device)
+        base.speed_up(self.device)
 
     def build(self, folder: Path) -> Resident:
         """Read an adapter, while others serve.

@@ -119,26 +119,50 @@ void merge(const T *heads, T *rows, const Int *starts, Int texts, Int H, Int W, 
                 memcpy(rows + (starts[text] + i) * d + h * width, heads + ((text * H + h) * W + i) * width, width * sizeof(T));
 }
 
-/* Scores (texts, queries, W) become probabilities over the tokens of their text, and 0 behind it; `dropped`, if not null, those
-   that dropout leaves. */
-void softmax(T *scores, T *dropped, const Int *starts, Int texts, Int queries, Int W, float scale, double rate, uint64_t seed) {
+/* Where a row of an array (texts, H, Q, W) begins, by its strides of the first three. */
+static inline Int begin_of(const Int *strides, Int row, Int H, Int Q) {
+    return row / (H * Q) * strides[0] + row / Q % H * strides[1] + row % Q * strides[2];
+}
+
+/* Scores (texts, H, Q, W) become probabilities over the tokens of their text, and 0 behind it: of softmax(scale scores + bias)
+   over what the mask leaves, and 0 in a row that it leaves nothing of. Starts, bias and mask, each with its strides, may be null.
+   `dropped`, if not null, becomes what dropout leaves of them. */
+void softmax(T *scores, T *dropped, const Int *starts, const T *bias, const Int *of_bias, const uint8_t *mask, const Int *of_mask,
+             Int texts, Int H, Int Q, Int W, float scale, double rate, uint64_t seed) {
     Drop drop = drop_of(rate, seed);
 #pragma omp parallel for
-    for (Int row = 0; row < texts * queries; row++) {
-        Int n = starts[row / queries + 1] - starts[row / queries];
+    for (Int row = 0; row < texts * H * Q; row++) {
+        Int text = row / (H * Q), n = starts ? starts[text + 1] - starts[text] : W;
         T *s = scores + row * W;
         float e[W], most = -INFINITY, sum = 0.f;
-#pragma omp simd reduction(max : most)
-        for (Int j = 0; j < n; j++) {
+#pragma omp simd
+        for (Int j = 0; j < n; j++)
             e[j] = load(s[j]) * scale;
+        if (bias) {
+            const T *own = bias + begin_of(of_bias, row, H, Q);
+#pragma omp simd
+            for (Int j = 0; j < n; j++)
+                e[j] += load(own[j]);
+        }
+        const uint8_t *seen = mask ? mask + begin_of(of_mask, row, H, Q) : 0;
+        if (seen)
+#pragma omp simd
+            for (Int j = 0; j < n; j++)
+                e[j] = seen[j] ? e[j] : -3e38f;
+#pragma omp simd reduction(max : most)
+        for (Int j = 0; j < n; j++)
             most = e[j] > most ? e[j] : most;
-        }
-#pragma omp simd reduction(+ : sum)
-        for (Int j = 0; j < n; j++) {
+#pragma omp simd
+        for (Int j = 0; j < n; j++)
             e[j] = exp_of(e[j] - most);
+        if (seen)
+#pragma omp simd
+            for (Int j = 0; j < n; j++)
+                e[j] = seen[j] ? e[j] : 0.f;
+#pragma omp simd reduction(+ : sum)
+        for (Int j = 0; j < n; j++)
             sum += e[j];
-        }
-        float share = 1.f / sum;
+        float share = sum == 0.f ? 0.f : 1.f / sum;
 #pragma omp simd
         for (Int j = 0; j < n; j++)
             s[j] = store(e[j] * share);
@@ -153,34 +177,69 @@ void softmax(T *scores, T *dropped, const Int *starts, Int texts, Int queries, I
 }
 
 /* From the gradient of the (dropped) probabilities p that of the scores, in place: scale p (g - sum p g). */
-void softmax_backward(const T *p, T *grad, T *dropped, const Int *starts, Int texts, Int queries, Int W, float scale, double rate,
-                      uint64_t seed) {
+void softmax_backward(const T *p, T *grad, T *dropped, Int rows, Int W, float scale, double rate, uint64_t seed) {
     Drop drop = drop_of(rate, seed);
 #pragma omp parallel for
-    for (Int row = 0; row < texts * queries; row++) {
-        Int n = starts[row / queries + 1] - starts[row / queries];
+    for (Int row = 0; row < rows; row++) {
         const T *own = p + row * W;
         T *g = grad + row * W;
         float by[W], sum = 0.f;
-        if (dropped) {
+        if (dropped)
 #pragma omp simd
-            for (Int j = 0; j < n; j++) {
+            for (Int j = 0; j < W; j++) {
                 float kept = kept_of(drop, (uint32_t)(row * W + j));
                 by[j] = load(g[j]) * kept;
                 dropped[row * W + j] = store(load(own[j]) * kept);
             }
-            memset(dropped + row * W + n, 0, (W - n) * sizeof(T));
-        } else
+        else
 #pragma omp simd
-            for (Int j = 0; j < n; j++)
+            for (Int j = 0; j < W; j++)
                 by[j] = load(g[j]);
 #pragma omp simd reduction(+ : sum)
-        for (Int j = 0; j < n; j++)
+        for (Int j = 0; j < W; j++)
             sum += load(own[j]) * by[j];
 #pragma omp simd
-        for (Int j = 0; j < n; j++)
+        for (Int j = 0; j < W; j++)
             g[j] = store(scale * load(own[j]) * (by[j] - sum));
-        memset(g + n, 0, (W - n) * sizeof(T));
+    }
+}
+
+/* What dropout leaves of x; the same of its gradient. */
+void dropout(const T *x, T *y, Int N, double rate, uint64_t seed) {
+    Drop drop = drop_of(rate, seed);
+#pragma omp parallel for simd
+    for (Int i = 0; i < N; i++)
+        y[i] = store(load(x[i]) * kept_of(drop, (uint32_t)i));
+}
+
+/* y = gain x / sqrt(mean x^2 + eps), and 1 / that root (Zhang and Sennrich 2019). */
+void rms_norm(const T *x, const T *gain, T *y, float *inverse, Int N, Int d, float eps) {
+#pragma omp parallel for
+    for (Int row = 0; row < N; row++) {
+        const T *own = x + row * d;
+        float square = 0.f;
+#pragma omp simd reduction(+ : square)
+        for (Int c = 0; c < d; c++)
+            square += load(own[c]) * load(own[c]);
+        float scale = inverse[row] = 1.f / sqrtf(square / d + eps);
+#pragma omp simd
+        for (Int c = 0; c < d; c++)
+            y[row * d + c] = store(load(own[c]) * scale * load(gain[c]));
+    }
+}
+
+void rms_norm_backward(const T *grad, const T *x, const float *inverse, const T *gain, T *by_x, Int N, Int d) {
+#pragma omp parallel for
+    for (Int row = 0; row < N; row++) {
+        const T *g = grad + row * d, *own = x + row * d;
+        float along = 0.f, scale = inverse[row];
+#pragma omp simd reduction(+ : along)
+        for (Int c = 0; c < d; c++)
+            along += load(g[c]) * load(gain[c]) * load(own[c]);
+        along *= scale * scale * scale / d;
+#pragma omp simd
+        for (Int c = 0; c < d; c++)
+            by_x[row * d + c] = store(scale * load(g[c]) * load(gain[c]) - along * load(own[c]));
     }
 }
 

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,14 +82,28 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="lorakit-"))
 
 
+def fits(x: Tensor) -> bool:
+    """Whether these functions can take an array: on a CPU, of a type that they know, and not while a graph is recorded."""
+    is_recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return (
+        x.device.type == "cpu"
+        and not is_recorded
+        and not torch.is_autocast_enabled("cpu")
+        and library(x.dtype) is not None
+    )
+
+
 # What each function takes: a type and what its letters mean. Pointers are addresses of tensors, or None.
 POINTER, INTEGER, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 DROPOUT = (ctypes.c_double, ctypes.c_uint64)
 SIGNATURES: Mapping[str, tuple[type, ...]] = {
     "split": (*[POINTER] * 4, *[INTEGER] * 4),
     "merge": (*[POINTER] * 3, *[INTEGER] * 4),
-    "softmax": (*[POINTER] * 3, *[INTEGER] * 3, FLOAT, *DROPOUT),
-    "softmax_backward": (*[POINTER] * 4, *[INTEGER] * 3, FLOAT, *DROPOUT),
+    "softmax": (*[POINTER] * 7, *[INTEGER] * 4, FLOAT, *DROPOUT),
+    "softmax_backward": (*[POINTER] * 3, *[INTEGER] * 2, FLOAT, *DROPOUT),
+    "dropout": (*[POINTER] * 2, INTEGER, *DROPOUT),
+    "rms_norm": (*[POINTER] * 4, *[INTEGER] * 2, FLOAT),
+    "rms_norm_backward": (*[POINTER] * 5, *[INTEGER] * 2),
     "add_norm": (*[POINTER] * 8, *[INTEGER] * 2, FLOAT, *DROPOUT),
     "add_norm_backward": (*[POINTER] * 6, *[INTEGER] * 2, *DROPOUT),
     "gelu": (*[POINTER] * 3, *[INTEGER] * 2),
@@ -97,7 +111,7 @@ SIGNATURES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Call a function of the library."""
     compiled = library(dtype)
     assert compiled is not None
@@ -125,71 +139,164 @@ class Texts(NamedTuple):
     rows: int  # those of all texts, and perhaps some more that belong to none
 
 
+class Split(torch.autograd.Function):
+    """The computation of `split`, whose backward pass is that of `Merge`, and the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bias: Tensor | None, texts: Texts, heads: int) -> Tensor:
+        ctx.texts, ctx.heads = texts, heads
+        d = rows.shape[1]
+        y = rows.new_empty(texts.n, heads, texts.longest, d // heads)
+        _call("split", rows.dtype, rows, bias, y, texts.starts, texts.n, heads, texts.longest, d)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return Merge.forward(ctx, grad, ctx.texts), None, None, None
+
+
+class Merge(torch.autograd.Function):
+    """The computation of `merge`."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, texts: Texts) -> Tensor:
+        ctx.texts, ctx.heads = texts, heads.shape[1]
+        d = heads.shape[1] * heads.shape[3]
+        rows = heads.new_zeros(texts.rows, d)
+        _call("merge", rows.dtype, heads.contiguous(), rows, texts.starts, texts.n, ctx.heads, texts.longest, d)
+        return rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return Split.forward(ctx, grad.contiguous(), None, ctx.texts, ctx.heads), None
+
+
+def split(rows: Tensor, bias: Tensor, texts: Texts, heads: int) -> Tensor:
+    """Rows plus a frozen bias as texts and heads, 0 behind a text.
+
+    Shapes: rows (texts.rows, d) and bias (d,) to (texts, heads, longest, d / heads).
+    """
+    y: Tensor = Split.apply(rows, bias, texts, heads)
+    return y
+
+
+def merge_heads(heads: Tensor, texts: Texts) -> Tensor:
+    """The reverse; rows that belong to no text are 0. Shapes: (texts, heads, longest, d / heads) to (texts.rows, d)."""
+    rows: Tensor = Merge.apply(heads, texts)
+    return rows
+
+
 class Attend(torch.autograd.Function):
     """The computation of `attend`. The probabilities are saved; what is dropped of them is drawn again in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        biases: Sequence[Tensor],
-        asking: Texts,
-        texts: Texts,
-        heads: int,
-        drop: Dropout,
-    ) -> Tensor:
-        split = zip((q, k, v), biases, (asking, texts, texts), strict=True)
-        q, k, v = (_split(rows, bias, of, heads) for rows, bias, of in split)
-        p = q @ k.mT  # (texts heads, asking, longest); as yet scores
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, texts: Texts | None, bias: Tensor | None, mask: Tensor | None,
+        scaling: float, drop: Dropout,
+    ) -> Tensor:  # fmt: skip
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        p = q @ k.mT  # (B, heads, Q, T); as yet scores
         dropped = torch.empty_like(p) if drop.rate else None
-        options = (texts.starts, texts.n, heads * asking.longest, texts.longest, q.shape[2] ** -0.5, *drop)
-        _call("softmax", p.dtype, p, dropped, *options)
+        starts = None if texts is None else texts.starts
+        arrays = (*_strided(bias, p.shape), *_strided(mask, p.shape))
+        _call("softmax", p.dtype, p, dropped, starts, *arrays, *p.shape, scaling, *drop)
         ctx.save_for_backward(q, k, v, p)
-        ctx.asking, ctx.texts, ctx.heads, ctx.drop, ctx.options = asking, texts, heads, drop, options
-        return _merge((p if dropped is None else dropped) @ v, asking, heads)
+        ctx.scaling, ctx.drop = scaling, drop
+        y: Tensor = (p if dropped is None else dropped) @ v
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         q, k, v, p = ctx.saved_tensors
-        by_y = _split(grad.contiguous(), None, ctx.asking, ctx.heads)
-        by_scores = by_y @ v.mT  # as yet of the probabilities
+        by_scores = grad @ v.mT  # as yet of the probabilities
         dropped = torch.empty_like(p) if ctx.drop.rate else None
-        _call("softmax_backward", p.dtype, p, by_scores, dropped, *ctx.options)
-        by_v = (p if dropped is None else dropped).mT @ by_y
-        by = ((by_scores @ k, ctx.asking), (by_scores.mT @ q, ctx.texts), (by_v, ctx.texts))
-        return (*(_merge(split, of, ctx.heads) for split, of in by), None, None, None, None, None)
+        rows = p.numel() // p.shape[-1]
+        _call("softmax_backward", p.dtype, p, by_scores, dropped, rows, p.shape[-1], ctx.scaling, *ctx.drop)
+        by_v = (p if dropped is None else dropped).mT @ grad
+        return by_scores @ k, by_scores.mT @ q, by_v, None, None, None, None, None
 
 
-def _split(rows: Tensor, bias: Tensor | None, texts: Texts, heads: int) -> Tensor:
-    """Shapes: rows (N, d), bias (d,) to (texts heads, longest, d / heads)."""
-    d = rows.shape[1]
-    split = rows.new_empty(texts.n * heads, texts.longest, d // heads)
-    _call("split", rows.dtype, rows, bias, split, texts.starts, texts.n, heads, texts.longest, d)
-    return split
-
-
-def _merge(split: Tensor, texts: Texts, heads: int) -> Tensor:
-    """The reverse of `_split`; rows that belong to no text are 0."""
-    d = split.shape[2] * heads
-    rows = split.new_zeros(texts.rows, d)
-    _call("merge", rows.dtype, split, rows, texts.starts, texts.n, heads, texts.longest, d)
-    return rows
+def _strided(array: Tensor | None, shape: torch.Size) -> tuple[Tensor | None, Any]:
+    """An array as wide as this shape, and its strides of the other dimensions, of which it may lack some."""
+    if array is None:
+        return None, None
+    if array.stride(-1) != 1 or array.shape[-1] != shape[-1]:
+        array = array.expand(*array.shape[:-1], shape[-1]).contiguous()
+    array = array.expand(shape)
+    return array, (ctypes.c_int64 * 3)(*array.stride()[:3])
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, biases: Sequence[Tensor], asking: Texts, texts: Texts, heads: int, drop: Dropout
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    texts: Texts | None = None,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    scaling: float,
+    drop: Dropout,
 ) -> Tensor:
-    """Softmax attention of each text's tokens among themselves, after the biases are added to q, k and v.
+    """Attention: softmax(scaling q k^T + bias) v over what the mask leaves, dropout on the probabilities; the bias is frozen.
 
-    `asking` are the rows of q: `texts` as well, or one row of each.
+    Where `texts` is given a text has as many keys as tokens.
 
-    Shapes: q (asking.rows, d), k and v (texts.rows, d), biases 3 of (d,), to (asking.rows, d).
+    Shapes: q (B, heads, Q, d), k and v (B, heads, T, d); bias and bool mask broadcast to (B, heads, Q, T); to (B, heads, Q, d).
     """
-    answer: Tensor = Attend.apply(q, k, v, biases, asking, texts, heads, drop)
-    return answer
+    y: Tensor = Attend.apply(q, k, v, texts, bias, mask, scaling, drop)
+    return y
+
+
+class DropOut(torch.autograd.Function):
+    """The computation of `dropout`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, drop: Dropout) -> Tensor:
+        ctx.drop = drop
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        _call("dropout", x.dtype, x, y, x.numel(), *drop)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return DropOut.forward(ctx, grad, ctx.drop), None
+
+
+def dropout(x: Tensor, drop: Dropout) -> Tensor:
+    """What dropout leaves of x, drawn from its seed."""
+    y: Tensor = DropOut.apply(x, drop)
+    return y
+
+
+class RMSNorm(torch.autograd.Function):
+    """The computation of `rms_norm`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        y, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+        _call("rms_norm", x.dtype, x, gain, y, inverse, inverse.numel(), x.shape[-1], eps)
+        ctx.save_for_backward(x, inverse, gain)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, inverse, gain = ctx.saved_tensors
+        by_x = torch.empty_like(x)
+        _call("rms_norm_backward", x.dtype, grad.contiguous(), x, inverse, gain, by_x, inverse.numel(), x.shape[-1])
+        return by_x, None, None
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """gain x / sqrt(mean x^2 + eps), the gain frozen (Zhang and Sennrich 2019, arXiv:1910.07467). Shapes: (..., d), (d,)."""
+    y: Tensor = RMSNorm.apply(x, gain, eps)
+    return y
 
 
 class AddNorm(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.lora.fused_linear import Update, adapted_linear
-from lorakit.lora.kernels import Texts, add_norm, attend, draw, gelu, library
+from lorakit.lora.kernels import Texts, add_norm, attend, draw, fits, gelu, library, merge_heads, split
 from lorakit.lora.layers import Layer
 from lorakit.lora.speedups import changes_of, first_row
 
@@ -116,10 +116,12 @@ class Block(NamedTuple):
         asking, rows = texts, x
         if self.reads_first_row:
             asking, rows = Texts(torch.arange(texts.n + 1), texts.n, 1, texts.n), x[texts.starts[:-1]]
-        q, k, v = self.query(rows, asking), self.key(x, texts), self.value(x, texts)
-        biases = (self.query.bias, self.key.bias, self.value.bias)
-        y = attend(q, k, v, biases, asking, texts, heads, draw(self.attention_dropout))
-        y = self._add_norm(self.attended, y, rows, asking, self.attention_norm)
+        q, k, v = (
+            split(linear(own, of), linear.bias, of, heads)
+            for linear, own, of in ((self.query, rows, asking), (self.key, x, texts), (self.value, x, texts))
+        )
+        y = attend(q, k, v, texts=texts, scaling=q.shape[-1] ** -0.5, drop=draw(self.attention_dropout))
+        y = self._add_norm(self.attended, merge_heads(y, asking), rows, asking, self.attention_norm)
         hidden = gelu(self.up(y, asking), self.up.bias)
         return self._add_norm(self.down, hidden, y, asking, self.norm)
 
@@ -130,16 +132,18 @@ class Block(NamedTuple):
 
 def _blocks(encoder: Any, hidden: Tensor) -> list[Block] | None:
     """The encoder's blocks as they are now; None if they must run as modules."""
-    if hidden.device.type != "cpu" or library(hidden.dtype) is None or torch.is_autocast_enabled("cpu"):
-        return None
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+    if not fits(hidden):
         return None
     last = encoder.layer[-1].attention.output
     reads_first_row = list(last._forward_pre_hooks.values()) == [first_row]
     for module in encoder.modules():
         has_hooks = module._forward_hooks or module._backward_hooks
         has_others = module._forward_pre_hooks and not (module is last and reads_first_row)
-        if has_hooks or has_others or ("forward" in module.__dict__ and module is not encoder):
+        if (
+            has_hooks
+            or has_others
+            or ("forward" in module.__dict__ and module is not encoder and type(module) is not nn.Dropout)
+        ):
             return None
     blocks = [_block(module, hidden, reads_first_row and module is encoder.layer[-1]) for module in encoder.layer]
     known = [block for block in blocks if block is not None]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lorakit.lora.kernels import draw, dropout, fits, library, rms_norm
 from lorakit.lora.layers import Layer, hosts
 
 
@@ -127,6 +128,44 @@ def read_first_row(model: Any) -> bool:
 def first_row(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What the module reads, of token 0 alone. Shapes: each (B, T, d) to (B, 1, d)."""
     return tuple(rows[:, :1] for rows in inputs)
+
+
+def pass_once(model: Any) -> int:
+    """Compute dropout and T5's norms in one pass over memory each; returns how many such modules there are.
+
+    >>> pass_once(model)
+    15
+    """
+    if library(model.dtype) is None:
+        return 0
+    modules = [(module, _drop) for module in model.modules() if type(module) is nn.Dropout]
+    modules += [(module, _norm) for module in model.modules() if type(module).__name__.endswith("T5LayerNorm")]
+    for module, forward in modules:
+        module.__dict__["forward"] = partial(forward, module)
+    if modules:
+        changes_of(model).add(
+            "dropout and norms in one pass each", partial(_restore, [module for module, _ in modules])
+        )
+    return len(modules)
+
+
+def _restore(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        del module.forward
+
+
+def _drop(module: nn.Dropout, x: Tensor) -> Tensor:
+    if module.training and 0 < module.p < 1 and fits(x):
+        return dropout(x, draw(module.p))
+    return nn.Dropout.forward(module, x)
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    gain = module.weight
+    if gain.dtype == x.dtype and not gain.requires_grad and fits(x):
+        return rms_norm(x, gain, module.variance_epsilon)
+    y: Tensor = type(module).forward(module, x)
+    return y
 
 
 # The blocks below the lowest adapter: computed once per text, looked up in later epochs.

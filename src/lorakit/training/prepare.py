@@ -332,7 +332,7 @@ def _prepare(
         dtype=dtype,
         has_new_head=head is not None,
         probed=probed,
-        kernels=() if plain else base.speed_up(dtype, device),
+        kernels=() if plain else base.speed_up(device),
         draws=has_dropout(base.model),
         fold_of=fold_of,
         origin=origin,
