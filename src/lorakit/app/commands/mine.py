@@ -72,6 +72,10 @@ def mine(
             best = [documents[i] for i in order if documents[i] not in own[query] and scores[i] <= bound][:negatives]
             lines.append(json.dumps({"query": query, "positive": document, "negatives": best}, ensure_ascii=False))
             n += len(best)
+    if not n:
+        raise DataError(
+            f"{data}: every other text is nearly as similar as the own one: a --margin above {margin:g} takes more"
+        )
     atomic_text(out, "".join(line + "\n" for line in lines))
     Output(
         [f"{out}: {len(lines):,} pairs with {n:,} negatives among {len(documents):,} texts"],
