@@ -48,6 +48,10 @@ SCENARIOS: dict[str, Training] = {
     "accuracy": Training(
         "MiniLM-L6, query and value, r 4, to the end", ("lorakit", "b1"), examples=1500, epochs=2, scored=True
     ),
+    "memory": Training(
+        "MiniLM-L6, all linear layers, r 8, three epochs of 2,000 texts",
+        ("lorakit", "b1", "b1-bf16"), targets="all-linear", r=8, examples=2000, epochs=3
+    ),
 }  # fmt: skip
 
 

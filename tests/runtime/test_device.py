@@ -166,3 +166,15 @@ def test_seed_rank_is_a_plain_seed_on_the_first_rank_alone() -> None:
     torch.manual_seed(7)
     assert torch.rand(1).item() == drawn[0]
     assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_the_memory_of_products_is_bounded_unless_the_user_says_otherwise(
+    own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, value = device.PRODUCTS_KEPT
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    device.pick_device("cpu")
+    assert os.environ[name] == (own or value)

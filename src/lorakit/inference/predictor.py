@@ -212,10 +212,10 @@ def load(
     """
     folder = shipped_folder(Path(path))
     side = read_side(folder)
+    device = pick_device()
     base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch, report=report)
     if merge:
         _fold_in(base.model)
-    device = pick_device()
     cast_frozen_(base.model, DTYPES[side.dtype])
     base.model.to(device).eval()
     base.speed_up(device)

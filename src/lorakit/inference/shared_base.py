@@ -77,10 +77,10 @@ class SharedModel:
         _check_method(folder, side)
         if over is not None:
             over.check_base(folder, side)
+        self.device, dtype = pick_device(), DTYPES[side.dtype]
         base = load_shipped(folder, side, with_adapter=False)
         info = side.task.info
         self.fingerprint, self.tokenizer = base.fingerprint, base.tokenizer
-        self.device, dtype = pick_device(), DTYPES[side.dtype]
         cast_frozen_(base.model.requires_grad_(False), dtype)
         self.model: Any = base.model.to(self.device).eval()
         if over is not None:

@@ -24,6 +24,9 @@ DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHAPE = (768, 384, 1536)  # rows, d_in, d_out of a MiniLM feed-forward layer over 32 sentences
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # messages of torch's allocators
+# How many products, each with its own buffers, oneDNN keeps for matrices of a size that it has met. Its own limit of 1,024 took
+# 240 MB more after 120 steps of MiniLM in bf16, at no gain in time (docs/LOG.md, 2026-11-30).
+PRODUCTS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 GAIN = 1.5  # bf16 must be this much faster in matrix products to make up for its casts
 
 
@@ -36,6 +39,7 @@ def pick_device(name: str = "auto") -> torch.device:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kind = accelerator.type if accelerator is not None else "cpu"
     if name == "cpu" or (name == "auto" and kind == "cpu"):
+        os.environ.setdefault(*PRODUCTS_KEPT)  # read by oneDNN at its first product
         return torch.device("cpu")
     if name not in ("auto", kind):
         has = "the CPU alone" if kind == "cpu" else f"{kind} and the CPU"
