@@ -19,7 +19,7 @@ from lorakit.errors import EXIT_CODES, Interrupted, LorakitError, RankError, fir
 COMMANDS = {
     "card": "Write RUN's model card (README.md beside its adapter) again, from the run folder alone.",
     "check": "Check whether DATA, or the data of a RECIPE, are fit to train on, and list likely mistakes in them.",
-    "combine": "Combine several RUNs of one task and base into one adapter, with fixed weights or the best of a search.",
+    "combine": "Combine several RUNs of one task and base into one adapter: a weighted sum, TIES or DARE.",
     "compare": "Test whether RUNs differ by more than chance, by paired tests over the same examples.",
     "completion": "Print what makes SHELL complete commands, options, recipe keys and run folders.",
     "doctor": "Check versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 if something prevents work.",
