@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("lorakit", deadline=None, max_examples=30)  # --hypothesis-profile=default: a hundred
+settings.load_profile("lorakit")
 
 N_TRAIN, N_VALIDATION = 36, 12  # with a batch of 8: four whole batches and a ragged one
 

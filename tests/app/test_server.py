@@ -446,7 +446,7 @@ BODIES = st.one_of(
 PATHS = st.sampled_from(["/predict", "/", "/models/mood", "/models/x"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES, path=PATHS)
 def test_no_request_gets_an_answer_of_class_5xx(running: Running, body: bytes, path: str) -> None:
     assert_answered(running, body, path)

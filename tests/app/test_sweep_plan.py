@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from sklearn.model_selection import ParameterGrid
@@ -71,7 +71,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(VALUES)
 def test_word_says_any_value_so_that_a_recipe_reads_it(value: Any) -> None:
     import tomllib

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.documents import ANCHOR, FILES, Document, code_units, found, refusal
 
@@ -87,7 +87,6 @@ def test_spans_that_are_not_of_a_text_are_refused(save, kind, export):
 
 @pytest.mark.parametrize("write", [task, minimal, as_csv], ids=["json", "json_min", "csv"])
 @given(file=FILES, units=st.booleans(), indent=st.sampled_from([None, 2]))
-@settings(max_examples=20, deadline=None)
 def test_reading_label_studio_gives_back_what_was_written(folder, write, indent, file, units):
     file = [ANCHOR, *file]
     records = [(task if write is task else minimal)(document, units=units) for document in file]
@@ -198,7 +197,6 @@ def lines(records: Iterable[dict[str, Any]]) -> str:
 
 
 @given(file=FILES, tokenised=st.booleans())
-@settings(max_examples=20, deadline=None)
 def test_reading_prodigy_gives_back_what_was_written(folder, file, tokenised):
     path = folder / "a.jsonl"
     tokens = [[(0, len(document.text))] if tokenised else [] for document in file]
@@ -272,7 +270,6 @@ def save_brat(folder, file) -> None:
 
 
 @given(file=FILES)
-@settings(max_examples=20, deadline=None)
 def test_reading_brat_gives_back_what_was_written(folder, file):
     save_brat(folder / "brat", file)
     assert words(folder / "brat") == file
@@ -383,7 +380,6 @@ def vocab():
 
 
 @given(file=FILES)
-@settings(max_examples=20, deadline=None)
 def test_reading_docbin_gives_back_what_was_written(folder, vocab, file):
     save_docs(folder / "a.spacy", [doc_of(document, vocab) for document in file])
     assert words(folder / "a.spacy") == file

@@ -7,7 +7,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.documents import FILES, TEXTS, found, refusal
 
@@ -40,7 +40,6 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", WRITERS)
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS.map(str.strip)), min_size=1, max_size=4))
-@settings(max_examples=20, deadline=None)
 def test_reading_gives_back_what_was_written(folder, name, rows):
     texts, labels = zip(*rows, strict=True)
     WRITERS[name](pa.table({"text": texts, "label": labels}), folder / name)
@@ -50,7 +49,6 @@ def test_reading_gives_back_what_was_written(folder, name, rows):
 
 
 @given(file=FILES, name=st.sampled_from([*WRITERS]))
-@settings(max_examples=20, deadline=None)
 def test_reading_spans_gives_back_what_was_written(folder, name, file):
     spans = [[dict(zip(("start", "end", "label"), span, strict=True)) for span in document.spans] for document in file]
     kind = pa.list_(pa.struct({"start": pa.int64(), "end": pa.int64(), "label": pa.string()}))

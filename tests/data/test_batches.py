@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorakit.data.audit import label_counts
@@ -35,7 +35,6 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 @given(lengths=LENGTHS, size=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
 def test_bucketed_batches_have_every_example_once(lengths, size, seed, epoch):
     batches = bucketed_batches(lengths, size, seed, epoch)
     assert sorted(flat(batches)) == list(range(len(lengths)))
@@ -45,7 +44,6 @@ def test_bucketed_batches_have_every_example_once(lengths, size, seed, epoch):
 
 
 @given(lengths=LENGTHS, size=st.integers(1, 40), most=st.none() | st.integers(1, 200))
-@settings(max_examples=30, deadline=None)
 def test_sorted_batches_begin_with_the_longest_and_have_every_example_once(lengths, size, most):
     batches = sorted_batches(lengths, size, most)
     assert sorted(flat(batches)) == list(range(len(lengths)))
@@ -59,7 +57,6 @@ def test_sorted_batches_begin_with_the_longest_and_have_every_example_once(lengt
 @given(
     pairs=st.lists(st.tuples(st.integers(1, 512), st.integers(1, 64)), min_size=1, max_size=200), size=st.integers(1, 9)
 )
-@settings(max_examples=30, deadline=None)
 def test_batches_by_targets_too_have_every_example_once(pairs, size):
     lengths, targets = zip(*pairs, strict=True)
     batches = bucketed_batches(lengths, size, 0, 0, targets)
@@ -124,7 +121,6 @@ def test_split_depends_on_the_seed_alone():
     seed=st.integers(0, 9),
 )
 @example(labels=[*"aaaaaaaaaaaaabc"], share=0.5, seed=0)
-@settings(max_examples=30, deadline=None)
 def test_split_gives_each_label_its_share(labels, share, seed):
     examples = [Example(str(i), label) for i, label in enumerate(labels)]
     _, validation = split(examples, share, seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit.data.example import Columns, Example
@@ -149,7 +149,6 @@ def test_tags_of_records_that_break_the_scheme_are_counted_with_their_words(save
 
 
 @given(rows=st.lists(TAGGED, min_size=1, max_size=4), separator=st.sampled_from("\t "), columns=st.integers(2, 4))
-@settings(max_examples=30, deadline=None)
 def test_reading_gives_back_what_was_written(tmp_path_factory, rows, separator, columns):
     sentences = [tuple(zip(*row, strict=True)) for row in rows]
     path = tmp_path_factory.getbasetemp() / "written.conll"
@@ -248,7 +247,6 @@ LISTS = st.lists(st.text(st.characters(categories=["L", "P"]), min_size=1), min_
 
 
 @given(st.lists(LISTS, min_size=1))
-@settings(max_examples=25, deadline=None)
 def test_lists_of_words_that_pandas_writes_into_cells_are_read_back(tmp_path_factory, sentences):
     path = tmp_path_factory.getbasetemp() / "words.csv"
     tags = [["B-PER", *["O"] * (len(words) - 1)] for words in sentences]

@@ -12,7 +12,7 @@ from lorakit.data.example import of_text, of_words
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_words_of_a_text_are_all_of_it_but_white_space(text):
     example = of_text(text)
     assert example.text == text
@@ -42,14 +42,12 @@ def test_raw_text_is_cut_as_conll_files_cut_it(text, words):
 
 
 @given(text=st.text(st.sampled_from("aéoñ.,'- 1"), max_size=20))
-@settings(max_examples=60, deadline=None)
 def test_accents_are_cut_alike_composed_and_decomposed(text):
     composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
     assert [unicodedata.normalize("NFC", word) for word in of_text(decomposed).words] == list(of_text(composed).words)
 
 
 @given(words=st.lists(st.text(min_size=1, max_size=5), max_size=6))
-@settings(max_examples=50, deadline=None)
 def test_offsets_of_words_point_into_their_text(words):
     example = of_words(words)
     assert [example.text[start:end] for start, end in example.offsets] == words

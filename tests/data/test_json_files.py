@@ -35,7 +35,6 @@ def folder(tmp_path_factory):
 @given(
     rows=ROWS, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), newline=st.sampled_from(["\n", "\r\n"])
 )
-@settings(max_examples=20, deadline=None)
 def test_reading_an_array_gives_back_what_was_written(folder, rows, indent, ascii_only, newline):
     path = folder / "a.json"
     content = json.dumps(rows, indent=indent, ensure_ascii=ascii_only)
@@ -156,7 +155,7 @@ ANY = st.recursive(
 
 
 @given(values=st.lists(ANY, min_size=1, max_size=3), indent=st.sampled_from([None, 1]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_json_is_read_or_refused(tmp_path_factory, values, indent):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_text("\n".join(json.dumps(value, indent=indent) for value in values) + "\n")

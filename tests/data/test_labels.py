@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit.data.columns import label_reader
@@ -157,7 +157,6 @@ def test_columns_of_labels_without_a_mark_or_a_place_are_noted_and_refused(save)
 # Lists as pandas and numpy write them, vectors, dicts
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.lists(

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.documents import ANCHOR, FILES, Document, code_units, documents, found, refusal
 
@@ -49,14 +49,12 @@ def read_back(path, content, **options):
 
 @pytest.mark.parametrize("keys", KEYS, ids="-".join)
 @given(file=FILES, column=st.sampled_from(["spans", "entities"]))
-@settings(max_examples=12, deadline=None)
 def test_reading_objects_gives_back_what_was_written(folder, keys, column, file):
     content = lines({"text": document.text, column: as_objects(document, keys)} for document in file)
     assert read_back(folder / "a.jsonl", content) == file
 
 
 @given(file=FILES, column=st.sampled_from(["label", "labels", "entities"]))
-@settings(max_examples=20, deadline=None)
 def test_reading_doccano_gives_back_what_was_written(folder, column, file):
     file = [ANCHOR, *file]
     content = lines({"id": i, "text": text, column: spans} for i, (text, spans) in enumerate(file))
@@ -65,7 +63,6 @@ def test_reading_doccano_gives_back_what_was_written(folder, column, file):
 
 
 @given(file=FILES, units=st.booleans())
-@settings(max_examples=40, deadline=None)
 def test_reading_spans_with_their_texts_tells_characters_from_code_units(folder, file, units):
     file = [ANCHOR, *file]
     content = lines({"text": document.text, "spans": as_objects(document, units=units, own=True)} for document in file)
@@ -215,7 +212,6 @@ def test_recipe_says_what_becomes_of_overlaps():
 
 
 @given(document=documents())
-@settings(max_examples=60, deadline=None)
 def test_spans_cut_words_only_at_their_borders(document):
     example = of_spans(document.text, [Span(*entry) for entry in document.spans])
     borders = {border for start, end, _ in document.spans for border in (start, end)}
@@ -229,7 +225,6 @@ def test_spans_cut_words_only_at_their_borders(document):
 
 
 @given(document=documents(), data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_tokens_of_the_file_are_its_words(document, data):
     text = document.text
     cuts = [*data.draw(st.lists(st.integers(0, len(text)), max_size=5)), 0, len(text)]

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.documents import refusal
 
@@ -179,7 +179,6 @@ def folder(tmp_path_factory):
 
 
 @given(rows=ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
-@settings(max_examples=30, deadline=None)
 def test_reading_csv_gives_back_what_was_written(folder, rows, newline):
     path = folder / "a.csv"
     path.write_bytes(as_csv(rows, newline, csv.QUOTE_ALL).encode())
@@ -190,7 +189,6 @@ STRICT = pa.csv.ConvertOptions(strings_can_be_null=False, column_types={"text": 
 
 
 @given(rows=ROWS, newline=st.sampled_from(["\n", "\r\n"]))
-@settings(max_examples=25, deadline=None)
 def test_csv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows, newline):
     path = folder / "b.csv"
     path.write_bytes(as_csv(rows, newline, csv.QUOTE_ALL).encode())
@@ -202,7 +200,6 @@ def test_csv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows, newline)
 
 
 @given(rows=TSV_ROWS)
-@settings(max_examples=25, deadline=None)
 def test_tsv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows):
     path = folder / "b.tsv"
     path.write_bytes("\n".join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())
@@ -214,7 +211,6 @@ def test_tsv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows):
 
 
 @given(rows=ROWS, ascii_only=st.booleans())
-@settings(max_examples=30, deadline=None)
 def test_reading_jsonl_gives_back_what_was_written(folder, rows, ascii_only):
     path = folder / "a.jsonl"
     path.write_bytes(as_jsonl(rows, ascii_only).encode())
@@ -222,7 +218,6 @@ def test_reading_jsonl_gives_back_what_was_written(folder, rows, ascii_only):
 
 
 @given(rows=TSV_ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
-@settings(max_examples=30, deadline=None)
 def test_reading_tsv_gives_back_what_was_written(folder, rows, newline):
     path = folder / "a.tsv"
     path.write_bytes(newline.join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())

@@ -48,7 +48,7 @@ def grown(smaller: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 ATOMS = st.sampled_from(["a", "b", r"\.", ".", "[ab]", "[^a]", r"\w", r"\d", r"[a-b.]", "^", "$", r"\b", ""])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(pattern=st.recursive(ATOMS, grown, max_leaves=8), text=st.text("ab.1\n", max_size=6))
 def test_any_pattern_matches_as_in_python(pattern: str, text: str) -> None:
     assert Pattern(pattern).fullmatch(text) == bool(re.fullmatch(pattern, text))

@@ -7,7 +7,7 @@ from itertools import compress, pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import lorakit
@@ -73,7 +73,6 @@ def words_and_tags(chunks):
 
 @each_format
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
 def test_what_is_written_of_any_words_is_read_back(form, data):
     words, tags = words_and_tags(data.draw(sentences(form)))
     reading = form.read(form.write(words, tags), words, TYPES)
@@ -85,7 +84,6 @@ def test_what_is_written_of_any_words_is_read_back(form, data):
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
 def test_list_finds_entities_of_distinct_words_where_they_stand(data):
     words, tags = words_and_tags(data.draw(sentences(LIST)))
     words = [f"{i}{word}" for i, word in enumerate(words)]
@@ -96,7 +94,6 @@ def test_list_finds_entities_of_distinct_words_where_they_stand(data):
 
 @each_format
 @given(output=st.text(st.sampled_from("[]|: aBPERx") | st.characters(), max_size=30), ended=st.booleans())
-@settings(max_examples=40, deadline=None)
 def test_any_output_is_read(form, output, ended):
     reading = form.read(output, WORDS, TYPES, ended=ended)
     assert len(reading.tags) == len(WORDS)
@@ -235,7 +232,6 @@ def cheapest(said: tuple[str, ...], words: tuple[str, ...]) -> float:
 
 
 @given(st.lists(st.sampled_from("abcA"), max_size=7), st.lists(st.sampled_from("abcA"), max_size=7))
-@settings(max_examples=80, deadline=None)
 def test_alignment_of_words_is_a_shortest_edit_script(said, words):
     places = tanl.align(said, words)
     matched = [(word, words[place]) for word, place in zip(said, places, strict=True) if place is not None]

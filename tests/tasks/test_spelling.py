@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit.data.tags import to_tags
@@ -22,7 +22,6 @@ def tokenizer(request):
 
 
 @given(words=st.lists(ANY, min_size=1))
-@settings(max_examples=40, deadline=None)
 def test_spelled_words_come_back_from_the_tokenizer_whatever_they_are(tokenizer, words):
     spelling = Spelling(tokenizer, DROP_INS)
     spelled = spelling.words(words)
@@ -34,7 +33,6 @@ def test_spelled_words_come_back_from_the_tokenizer_whatever_they_are(tokenizer,
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(words=st.lists(ANY.filter(str.isprintable), min_size=2, max_size=6))
-@settings(max_examples=20, deadline=None)
 def test_any_words_are_read_back_through_the_tokenizer(tokenizer, name, words):
     form = FORMATS[name](tokenizer)
     spelled = Spelling(tokenizer, form.drop_ins).words(words)

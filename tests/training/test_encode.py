@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit.errors import DataError
@@ -29,7 +29,6 @@ def alike(value: Any) -> Any:
     return [(key, [(type(v), v) for v in row]) for item in value for key, row in sorted(item.items())]
 
 
-@settings(max_examples=40, deadline=None)
 @given(chunks=EXAMPLES)
 def test_items_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, chunks: Any) -> None:
     examples = [items for chunk in chunks for items in chunk]
