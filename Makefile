@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test faults lint fix docs bench bench-quick clean
+NEWEST := .venv-newest
+
+.PHONY: quickstart test test-newest faults lint fix docs bench bench-quick clean
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +25,13 @@ quickstart: $(VENV)/.package  ## train, score and use both systems on the bundle
 
 test: lint  ## lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # tiny models: one thread a process, a process a core
+
+test-newest:  ## all tests but the long ones, and the walk over its families, on the newest transformers and torch
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	grep -vE "^($$(sed -n 's/==.*//p' constraints-newest.txt | paste -sd'|'))==" constraints.txt | cat - constraints-newest.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(NEWEST)/constraints.txt -e ".[test]"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n auto -m slow tests/interop tests/lora
 
 faults: $(VENV)/.test  ## 200 kills, 1,000 flipped bits, several processes: minutes; prints its figures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults or slow" -s tests/faults tests/runtime tests/inference tests/training tests/app tests/interop tests/test_documents.py
@@ -48,4 +57,4 @@ bench-quick: $(VENV)/.test  ## a small version of it, printed
 	$(BIN)/python benchmarks/speed.py --quick
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST)

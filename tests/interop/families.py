@@ -137,7 +137,7 @@ NO_TEXT = "the family reads more than text: sound, images or places on a page"
 LEFT_OUT = {
     **dict.fromkeys(("audioflamingo3", "bros", "gemma3", "glmasr", "granite_speech", "qwen3_5"), NO_TEXT),
     **dict.fromkeys(("granite_speech_plus", "layoutlmv2", "layoutlmv3", "modernvbert", "qwen3_asr"), NO_TEXT),
-    **dict.fromkeys(("moss_transcribe_diarize", "musicflamingo", "nemo_speechlm", "qwen2_audio"), NO_TEXT),
+    **dict.fromkeys(("moss_transcribe_diarize", "musicflamingo", "nemo_speechlm", "omniasr", "qwen2_audio"), NO_TEXT),
     **dict.fromkeys(("seamless_m4t", "seamless_m4t_v2", "t5gemma2", "ultravbert", "vibevoice_asr"), NO_TEXT),
     **dict.fromkeys(("voxtral", "voxtral_realtime"), NO_TEXT),
     "encoder-decoder": "two models of any families put together",

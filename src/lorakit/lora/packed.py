@@ -52,6 +52,7 @@ class Encoded(NamedTuple):
 
     last_hidden_state: Tensor  # (B, T, d); 0 behind a text
     past_key_values: None = None
+    cache: None = None  # the same, from transformers 5.24 on
     hidden_states: None = None
     attentions: None = None
     cross_attentions: None = None
