@@ -55,6 +55,7 @@ LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that ar
 # in the config, by Falcon, GPT-J, ...
 READ_EACH_TIME = ("attention_dropout", "attn_pdrop", "dropout", "hidden_dropout")
 SHORT, LONG = "a", "a b c d e f g h i"  # two texts to be read together
+READ = ("input_ids", "attention_mask")
 NEAR = 1e-3  # of the largest answer: by so much one may differ from another that should be the same
 # Families with byte-level BPE, where a word given alone must be told that a space stands before it.
 BYTE_LEVEL = ("roberta", "longformer", "bart", "deberta", "gpt2", "modernbert")
@@ -128,10 +129,23 @@ class BaseModel:
         return tuple(words for words, is_done in done.items() if is_done)
 
     def new_head(self) -> nn.Linear | None:
-        """The output layer, where the checkpoint lacked it and it has a bias."""
+        """The output layer, where the checkpoint lacked it, it has a bias, and it reads what the task answers: a text or a token.
+
+        T5Gemma's gives logits of every token, one of which is then the text's.
+        """
         linears = [(path, m) for path, m in self.model.named_modules() if isinstance(m, nn.Linear)]
         path, last = linears[-1]
-        return last if f"{path}.bias" in self.missing else None
+        if f"{path}.bias" not in self.missing:
+            return None
+        shapes: list[torch.Size] = []
+        hook = last.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+        device = last.weight.device
+        text = {key: torch.tensor([ids], device=device) for key, ids in self.tokenizer(LONG).items() if key in READ}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self.model(**text)
+        hook.remove()
+        reads_tokens = len(shapes[0]) == 3 and shapes[0][1] > 1
+        return last if reads_tokens == (self.kind.peft_task_type == "TOKEN_CLS") else None
 
 
 def load_base(
@@ -491,7 +505,7 @@ def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
     Raises:
         ModelError: it does, or cannot read the text.
     """
-    text = {key: torch.tensor([ids]) for key, ids in tokenizer(SHORT).items() if key in ("input_ids", "attention_mask")}
+    text = {key: torch.tensor([ids]) for key, ids in tokenizer(SHORT).items() if key in READ}
     written = [model.config.decoder_start_token_id, *tokenizer(LONG)["input_ids"][:3]]
     steps, cache = [], None
     try:

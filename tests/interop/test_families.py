@@ -177,6 +177,21 @@ def test_output_layer_that_the_checkpoint_lacks_is_trained(
     assert load_base(str(tmp_path), "text2text").saved_modules == lacking
 
 
+@pytest.mark.parametrize(
+    ("family", "kind", "reads"),
+    [
+        ("bert", CLASSIFICATION, True),
+        ("bert", TAGGING, True),
+        ("t5gemma", CLASSIFICATION, False),
+        ("gpt2", TAGGING, True),
+    ],
+)
+def test_output_layer_that_gives_logits_of_every_token_is_no_start_for_a_probe(
+    tmp_path: Path, family: str, kind: str, reads: bool
+) -> None:
+    assert (base_of(tmp_path, family, kind, **OWN.get(family, {})).new_head() is not None) == reads
+
+
 # End tokens
 
 

@@ -46,7 +46,7 @@ LIKE_BERT = {
         "markuplm",
         "megatron-bert",
     ),
-    *("rembert", "roberta-prelayernorm", "roc_bert", "roformer", "tapas", "xlm-roberta-xl", "xmod"),
+    *("rembert", "roberta-prelayernorm", "roc_bert", "roformer", "tapas", "xlm-roberta-xl"),
 }
 
 
