@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 import lorakit
 from lorakit.app.commands.export import export_run
+from lorakit.app.commands.import_ import import_adapter
 from lorakit.models import load_base
 from tests.related import recipe
 from tests.runs import fit
@@ -48,3 +51,16 @@ def test_folder_gives_the_same_vectors(kind: str, tables: Path, encoder: Path, t
     again = load_base(str(tmp_path / "sentence-transformers"), "embedding", pooling="auto")  # as a base to train from
     assert (again.pooling, again.missing, again.max_length) == (predictor.side.pooling, (), 12)
     assert again.layout.normalize is bool(predictor.side.task.normalize)
+
+
+def test_adapter_trained_by_sentence_transformers_is_imported(encoder: Path, tmp_path: Path) -> None:
+    theirs = SentenceTransformer(str(encoder), device="cpu")
+    peft_config = peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
+    theirs.add_adapter(peft_config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    theirs[0].auto_model.save_pretrained(tmp_path / "theirs")
+    lines = import_adapter(tmp_path / "theirs", tmp_path / "ours", task="embedding", base=str(encoder))
+    assert any("task: embedding" in line for line in lines)
+    np.testing.assert_allclose(lorakit.load(tmp_path / "ours").embed(TEXTS), theirs.encode(TEXTS), atol=1e-5)

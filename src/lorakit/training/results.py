@@ -107,6 +107,7 @@ def write_results(
     unused = {key for key in ("left_out", "cut", "base_score") if getattr(about, key) in ({}, None)}
     scores.update(about.model_dump(exclude=unused))
     lines = [task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
+    lines = [{key: value for key, value in line.items() if key != "embedding"} for line in lines]  # 8 kB each
     expected = [_expected(task, example) for example in part.examples]
     both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
     write_lines(folder, "predictions.jsonl", both)

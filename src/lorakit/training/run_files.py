@@ -155,13 +155,12 @@ class Prediction(_Open):
     value: float | None = None
     entities: list[Span] | None = None
     generated: str | None = None
-    embedding: list[float] | None = None
 
     @property
     def is_judged(self) -> bool:
         """Whether it is right or wrong by itself; a vector or a similarity is so among others alone."""
-        is_named = self.label is not None or self.generated is not None
-        return self.embedding is None and (self.score is None or is_named)
+        answers = (self.label, self.labels, self.value, self.entities, self.generated)
+        return any(answer is not None for answer in answers)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import click
@@ -59,7 +60,7 @@ def import_adapter(
         ConfigError: base, task or labels cannot be read from the files.
         OutputError: `out` exists or cannot be written; nothing is left half written.
     """
-    from lorakit.data.example import Columns
+    from lorakit.data.example import Columns, Example
     from lorakit.inference.adapter_folder import write_side
     from lorakit.inference.side import Base, Side
     from lorakit.lora import BaseInfo, count_parameters, load_adapter, read_adapter_config, save_adapter
@@ -87,6 +88,8 @@ def import_adapter(
     if "decoding" in section.info.keys:
         section = section.model_copy(update={"decoding": "argmax"})
     model = _load_base(source, BaseInfo(name, None if base else info.revision, info.task_type), task, labels, header)
+    if model.kind == KINDS["embedding"] and section.info.complete:  # pooled, normalised and prompted as the base says
+        section = resolve_name(section.info.complete)(section, model.layout, [Example("", pair="")])
     labels = labels or (_own_labels(model) if section.info.names_labels else ())
     _check_nothing_random(source, model, header)
     config = load_adapter(model.model, source)
@@ -114,7 +117,7 @@ def import_adapter(
         f"task: {task} (task_type {info.task_type})",
         f"adapter: {kind}, r {config.r}, alpha {config.lora_alpha:g}, over {targets or 'no layer'}; {counts.lora:,} parameters",
         f"trained in full: {', '.join(config.modules_to_save) or 'nothing'}; {counts.saved:,} parameters",
-        f"labels: {', '.join(labels)}",
+        *([f"labels: {', '.join(labels)}"] if labels else []),
     ]
     if any(re.fullmatch(r"LABEL_\d+", label) for label in labels):
         lines.append("the labels are numbered, not named: --labels gives them names")
@@ -129,6 +132,8 @@ def _load_base(
     from lorakit.task_info import TASKS
 
     name, revision, kind = str(info.name_or_path), info.revision, TASKS[task].model_kind
+    if kind == "embedding":
+        return load_base(name, kind, revision=revision, pooling="auto")
     if kind == "text2text":
         if not labels:
             raise ConfigError(f"{source}: name the entity types that the adapter writes with --labels PER,LOC,...")
