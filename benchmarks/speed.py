@@ -47,8 +47,10 @@ NAMES = {
     "peft-loop": "peft in a plain PyTorch loop",
     "pipeline": "transformers pipeline, batches of 32",
     "notebook": "peft in a plain loop, padded to 256 and 64",
-    "generate-1": "`model.generate`, one by one",
-    "generate-8": "`model.generate`, batches of 8",
+    "peft-sorted": "the same, by length",
+    "generate-8": "`model.generate`, batches of 8 by length",
+    "generate-64": "`model.generate`, batches of 64 by length",
+    "generate-256": "`model.generate`, batches of 256 by length",
     "generate-notebook": "`model.generate`, batches of 8 padded to 256",
 }
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"

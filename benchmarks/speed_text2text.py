@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ class Text2Text:
     base: str = "t5-small"  # its shape
 
 
-WRITERS = ("lorakit", "generate-1", "generate-8", "generate-notebook")
+WRITERS = ("lorakit", "generate-8", "generate-64", "generate-256", "generate-notebook")
 SCENARIOS = {
-    "t5-train": Text2Text("T5-small's shape, training to write entities", ("lorakit", "notebook", "b1"), 64),
-    "t5-generate": Text2Text("T5-small's shape, writing 64 tokens a sentence", WRITERS, 64),
+    "t5-train": Text2Text(
+        "T5-small's shape, training to write entities",
+        ("lorakit", "lorakit-dropout", "notebook", "b1", "peft-loop", "peft-sorted"),
+        64,
+    ),
+    "t5-generate": Text2Text("T5-small's shape, writing 64 tokens a sentence", WRITERS, 256),
     "t5-demo-generate": Text2Text("t5-demo, writing entities of the bundled sentences", WRITERS, 128, "t5-demo"),
 }
 COLUMNS = (
@@ -101,7 +106,7 @@ def recipe_of(job: Job) -> Any:
     source = str(job.folder / f"{job.spec.base}.conll")
     return make_recipe(
         {
-            "model": {"base": base_of(job)},
+            "model": {"base": base_of(job), **({} if job.system == "lorakit-dropout" else {"dropout": 0.0})},
             "data": {"train": source, "validation": source},
             "task": {"name": "text2text_ner", "max_target_length": TARGET_TOKENS},
             "lora": {"r": R, "alpha": ALPHA, "target_modules": TARGETS},
@@ -186,16 +191,17 @@ def lorakit_training(job: Job) -> Trained:
     return Trained(ready.model.config, spent, padded)
 
 
-def with_peft(job: Job) -> Any:
-    """The model with peft's adapter."""
+def with_peft(job: Job, dtype: Any = None) -> Any:
+    """The model with peft's adapter, over a base in fp32 unless another type is named."""
     import peft
+    import torch
     from transformers import AutoModelForSeq2SeqLM, set_seed
 
     from lorakit.models import find
 
     set_seed(job.seed)
     return peft.get_peft_model(
-        AutoModelForSeq2SeqLM.from_pretrained(find(base_of(job))).float(),
+        AutoModelForSeq2SeqLM.from_pretrained(find(base_of(job))).to(dtype or torch.float32),
         peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=R, lora_alpha=ALPHA, target_modules=rf".*{TARGETS}"),
     )
 
@@ -245,8 +251,44 @@ def trainer_training(job: Job) -> Trained:
     return Trained(model.config, spent, collator.tokens)
 
 
+def loop_training(job: Job, by_length: bool) -> Trained:
+    """A plain loop in the type that lorakit takes, each batch padded to its longest, in random order or by length."""
+    import torch
+
+    model, rows = with_peft(job, best_dtype()), rows_of(job)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+    spent, padded = Spent(), 0
+    model.train()
+    order = torch.randperm(len(rows))
+    if by_length:
+        order = torch.tensor([len(row["input_ids"]) for row in rows]).argsort()
+    with measured(spent):
+        for positions in order.split(BATCH):
+            chosen = [rows[i] for i in positions.tolist()]
+            columns = [[row[key] for row in chosen] for key in ("input_ids", "labels")]
+            pairs = zip(columns, (0, -100), strict=True)
+            ids, labels = (filled(column, max(map(len, column)), value) for column, value in pairs)
+            padded += ids.numel() + labels.numel()
+            model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return Trained(model.config, spent, padded)
+
+
+def best_dtype() -> Any:
+    """What `model.dtype = "auto"` takes on this machine."""
+    import torch
+
+    from lorakit.runtime.device import pick_dtype
+
+    return pick_dtype("auto", "lora", torch.device("cpu"))
+
+
 TRAIN: dict[str, Callable[[Job], Trained]] = {
     "lorakit": lorakit_training,
+    "lorakit-dropout": lorakit_training,
+    "peft-loop": lambda job: loop_training(job, by_length=False),
+    "peft-sorted": lambda job: loop_training(job, by_length=True),
     "notebook": notebook_training,
     "b1": trainer_training,
 }
@@ -292,26 +334,32 @@ def lorakit_writing(job: Job) -> Callable[[], list[list[int]]]:
 
 
 def generating(job: Job, size: int, pad_to: int | None) -> Callable[[], list[list[int]]]:
-    """`generate` of transformers in the order of the sentences, without an adapter."""
+    """`generate` of transformers without an adapter: as a notebook has it, or at its best, in lorakit's type and by length."""
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
     from lorakit.models import find
 
-    model = AutoModelForSeq2SeqLM.from_pretrained(find(base_of(job))).float().eval()
+    model = (
+        AutoModelForSeq2SeqLM.from_pretrained(find(base_of(job))).to(torch.float32 if pad_to else best_dtype()).eval()
+    )
     rows = [row["input_ids"] for row in rows_of(job)]
+    order = sorted(range(len(rows)), key=lambda i: 0 if pad_to else len(rows[i]))
 
     def write() -> list[list[int]]:
-        outputs: list[list[int]] = []
-        for i in range(0, len(rows), size):
-            some = rows[i : i + size]
+        outputs: dict[int, list[int]] = {}
+        for start in range(0, len(rows), size):
+            places = order[start : start + size]
+            some = [rows[i] for i in places]
             ids = filled(some, pad_to or max(map(len, some)), 0)
             with torch.no_grad():
                 found = model.generate(
                     input_ids=ids, attention_mask=(ids != 0).long(), max_new_tokens=TARGET_TOKENS, do_sample=False, num_beams=1
                 )  # fmt: skip
-            outputs += [ended(row[1:], model.config.eos_token_id) for row in found.tolist()]
-        return outputs
+            outputs |= {
+                i: ended(row[1:], model.config.eos_token_id) for i, row in zip(places, found.tolist(), strict=True)
+            }
+        return [outputs[i] for i in range(len(rows))]
 
     return write
 
@@ -323,7 +371,6 @@ def ended(ids: list[int], eos: int) -> list[int]:
 
 WRITE: dict[str, Callable[[Job], Callable[[], list[list[int]]]]] = {
     "lorakit": lorakit_writing,
-    "generate-1": lambda job: generating(job, 1, None),
-    "generate-8": lambda job: generating(job, 8, None),
-    "generate-notebook": lambda job: generating(job, 8, INPUT_TOKENS),
+    **{f"generate-{size}": partial(generating, size=size, pad_to=None) for size in (8, 64, 256)},
+    "generate-notebook": partial(generating, size=8, pad_to=INPUT_TOKENS),
 }

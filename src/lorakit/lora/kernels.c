@@ -176,6 +176,40 @@ void softmax(T *scores, T *dropped, const Int *starts, const T *bias, const Int 
     }
 }
 
+/* Attention of one query for each row: row i asks the first counts[i] keys of text rows[i], with a bias (H, counts) if not null.
+   q and y (N, H, width), keys and values (texts, H, W, width). */
+void attend_last(const T *q, const T *keys, const T *values, const T *bias, Int of_bias, const Int *rows, const Int *counts, T *y, Int N,
+                 Int H, Int W, Int width) {
+#pragma omp parallel for
+    for (Int at = 0; at < N * H; at++) {
+        Int n = counts[at / H], head = at % H;
+        const T *own = q + at * width, *key = keys + (rows[at / H] * H + head) * W * width;
+        const T *value = values + (rows[at / H] * H + head) * W * width;
+        float e[n], sum = 0.f, most = -INFINITY, total[width];
+        for (Int j = 0; j < n; j++) {
+            float score = 0.f;
+#pragma omp simd reduction(+ : score)
+            for (Int c = 0; c < width; c++)
+                score += load(own[c]) * load(key[j * width + c]);
+            e[j] = score + (bias ? load(bias[head * of_bias + j]) : 0.f);
+            most = e[j] > most ? e[j] : most;
+        }
+#pragma omp simd reduction(+ : sum)
+        for (Int j = 0; j < n; j++) {
+            e[j] = exp_of(e[j] - most);
+            sum += e[j];
+        }
+        memset(total, 0, sizeof total);
+        for (Int j = 0; j < n; j++)
+#pragma omp simd
+            for (Int c = 0; c < width; c++)
+                total[c] += e[j] * load(value[j * width + c]);
+#pragma omp simd
+        for (Int c = 0; c < width; c++)
+            y[at * width + c] = store(total[c] / sum);
+    }
+}
+
 /* From the gradient of the (dropped) probabilities p that of the scores, in place: scale p (g - sum p g). */
 void softmax_backward(const T *p, T *grad, T *dropped, Int rows, Int W, float scale, double rate, uint64_t seed) {
     Drop drop = drop_of(rate, seed);

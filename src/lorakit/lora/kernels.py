@@ -101,6 +101,7 @@ SIGNATURES: Mapping[str, tuple[type, ...]] = {
     "merge": (*[POINTER] * 3, *[INTEGER] * 4),
     "softmax": (*[POINTER] * 7, *[INTEGER] * 4, FLOAT, *DROPOUT),
     "softmax_backward": (*[POINTER] * 3, *[INTEGER] * 2, FLOAT, *DROPOUT),
+    "attend_last": (*[POINTER] * 4, INTEGER, *[POINTER] * 3, *[INTEGER] * 4),
     "dropout": (*[POINTER] * 2, INTEGER, *DROPOUT),
     "rms_norm": (*[POINTER] * 4, *[INTEGER] * 2, FLOAT),
     "rms_norm_backward": (*[POINTER] * 5, *[INTEGER] * 2),
@@ -247,6 +248,22 @@ def attend(
     Shapes: q (B, heads, Q, d), k and v (B, heads, T, d); bias and bool mask broadcast to (B, heads, Q, T); to (B, heads, Q, d).
     """
     y: Tensor = Attend.apply(q, k, v, texts, bias, mask, scaling, drop)
+    return y
+
+
+def attend_last(
+    q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, counts: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Attention of one query a row, without gradients: row i asks the first counts[i] keys of text rows[i].
+
+    The scores are not scaled, as in T5.
+
+    Shapes: q (R, heads, d), keys and values (B, heads, T, d), rows and counts (R,) of int64, bias (heads, T), to (R, heads, d).
+    """
+    q, y = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
+    of_bias = 0 if bias is None else bias.stride(0)
+    sizes = (*q.shape[:2], keys.shape[2], q.shape[2])
+    _call("attend_last", q.dtype, q, keys, values, bias, of_bias, rows, counts, y, *sizes)
     return y
 
 

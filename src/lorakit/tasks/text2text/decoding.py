@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
 from lorakit.tasks.text2text.entity_format import END, START, Node, Way
+from lorakit.tasks.text2text.t5_steps import T5Steps, is_known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,6 +82,7 @@ class Decoder:
         self.mask = batch["attention_mask"]
         self.encoded = model.get_encoder()(**inputs_of(batch)).last_hidden_state  # (B, T, d)
         self.cache: Any = None
+        self.steps = T5Steps(model, self.encoded, self.mask) if is_known(model, self.encoded, self.mask) else None
 
     def step(self, tokens: Sequence[int], allowed: Sequence[set[int]] | None) -> list[tuple[int, float]]:
         """The likeliest next token of each row behind its last one, and its log-probability among the allowed ones."""
@@ -100,6 +102,9 @@ class Decoder:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order."""
         index = torch.tensor(rows, device=self.mask.device)
+        if self.steps:
+            self.steps.keep(index)
+            return
         self.mask, self.encoded = self.mask[index], self.encoded[index]
         self.cache.batch_select_indices(index)
 
@@ -107,10 +112,20 @@ class Decoder:
         """Log-probabilities of some tokens among each other, behind an output that begins so. Shapes: (B, tokens)."""
         self.cache = None
         begun = torch.tensor([[self.start, *prefix]] * len(self.mask), device=self.mask.device)
-        return self.logits(begun, torch.tensor(tokens, device=self.mask.device)).float().log_softmax(-1)
+        return self._by_modules(begun, torch.tensor(tokens, device=self.mask.device)).float().log_softmax(-1)
 
     def logits(self, last: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits of the token behind the last ones: all, or of some rows of the output layer. Shapes: (B, T), (R) -> (B, R)."""
+        """Logits of the token behind the last ones: all, or of some rows of the output layer. Shapes: (B, 1), (R) -> (B, R)."""
+        if not self.steps:
+            return self._by_modules(last, rows)
+        states = self.steps(last[:, 0])
+        if rows is not None and self._has_bare_head():
+            return F.linear(states, self.model.get_output_embeddings().weight[rows])
+        logits: Tensor = self.model.get_output_embeddings()(states)
+        return logits if rows is None else logits[:, rows]
+
+    def _by_modules(self, last: Tensor, rows: Tensor | None) -> Tensor:
+        """The same as transformers computes it, of several tokens at once too. Shapes: (B, T), (R) -> (B, R)."""
         inputs = {"encoder_outputs": Encoded(self.encoded), "attention_mask": self.mask, "decoder_input_ids": last}
         states: list[Tensor] = []  # what the output layer reads, scaled as the family does it
 
