@@ -90,11 +90,8 @@ def test_task_from_outside_does_all_that_others_do(cli: Cli, bert: Path, tmp_pat
     assert done.code == 0 and "value" in pq.read_schema("answers.parquet").names
 
     with serve(tmp_path) as server:
-        infer = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a superb film"]}]}
-        answered = server.ask("/v2/models/run/infer", infer).json
-        described = server.ask("/v2/models/run").json
-    assert answered["outputs"][0]["data"] == pytest.approx([predicted["value"]], abs=1e-5)
-    assert [output["name"] for output in described["outputs"]] == ["value"]
+        answered = server.ask("/predict", {"inputs": "a superb film"}).json
+    assert answered == [{"label": "value", "score": pytest.approx(predicted["value"], abs=1e-5)}]
 
     for command in (
         ("report", run),

@@ -126,7 +126,7 @@ class TestRay:
         serve.run(deployment([bert_run], replicas=2), route_prefix="/")
         try:
             url = "http://127.0.0.1:8473"
-            assert httpx2.get(f"{url}/v2/health/ready", timeout=60).status_code == 200
+            assert httpx2.get(f"{url}/health", timeout=60).status_code == 200
             answers = httpx2.post(f"{url}/predict", json={"inputs": [[text] for text in TEXTS[:8]]}, timeout=60).json()
             plain = load(bert_run).predict(TEXTS[:8])
             assert [max(some, key=lambda a: a["score"])["label"] for some in answers] == [p["label"] for p in plain]

@@ -152,8 +152,8 @@ def protocol() -> Iterator[tuple[str, bytes]]:
     }.items():
         yield f"line {name}", line
     for target in (
-        *("*", "//", "/%", "/%zz", "/%00", "/%ff%fe", "/../../etc/passwd", "/predict%2f", "/v2/models/%2e%2e/infer"),
-        *("/v2/models//infer", f"/v2/models/{'a' * 9_000}/infer", f"/v2/models/{'%f0%9f%98%80' * 900}/infer"),
+        *("*", "//", "/%", "/%zz", "/%00", "/%ff%fe", "/../../etc/passwd", "/predict%2f", "/models/%2e%2e"),
+        *("/models//", f"/models/{'a' * 9_000}", f"/models/{'%f0%9f%98%80' * 900}"),
         *("http://localhost/predict", "http://[/", "a:b", "?", "#"),
     ):
         for method in ("GET", "POST"):
