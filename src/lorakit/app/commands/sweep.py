@@ -65,8 +65,8 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **values: Any) -> None:
     """Train RECIPE with many settings, and show which are best.
 
-    Values with commas are a grid; a list is written in brackets. Each run has its own folder beside sweep.json,
-    sweep.csv, sweep.png and sweep.svg.
+    Values with commas are a grid; a list is written in brackets. Each run has its own folder beside sweep.json
+    and sweep.csv.
 
     \b
     lorakit sweep sst2-bert train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2

@@ -274,12 +274,12 @@ class Sweep:
 
 
 def run_sweep(plan: Plan, report: Report = ignore) -> Sweep:
-    """Train every point and leave sweep.json, sweep.csv, sweep.png and sweep.svg beside the runs.
+    """Train every point and leave sweep.json and sweep.csv beside the runs.
 
     Raises:
         LorakitError: a mistake that all points share; an Interrupted after a signal.
     """
-    from lorakit.app.sweep.table import write_csv, write_plots
+    from lorakit.app.sweep.table import write_csv
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     resume = "auto" if plan.options.resume else None
@@ -289,7 +289,6 @@ def run_sweep(plan: Plan, report: Report = ignore) -> Sweep:
         sweep.run()
         sweep.best()
         write_csv(sweep)
-        write_plots(sweep)
     return sweep
 
 

@@ -1,9 +1,8 @@
-"""What a sweep shows: a table, best first, sweep.csv, and a picture of the score against each key."""
+"""What a sweep shows: a table, best first, and sweep.csv."""
 
 from __future__ import annotations
 
 import csv
-import math
 import shlex
 import statistics
 from contextlib import suppress
@@ -17,10 +16,9 @@ from rich.table import Table
 
 from lorakit.app.comparing import compare_runs
 from lorakit.app.printing import Output
-from lorakit.app.sweep.plan import SEED
 from lorakit.errors import LorakitError
 from lorakit.runtime.files import atomic_file
-from lorakit.tasks.metrics.bootstrap import LOWER, quantiles
+from lorakit.tasks.metrics.bootstrap import quantiles
 from lorakit.training.run_files import read_resamples
 
 if TYPE_CHECKING:
@@ -144,47 +142,3 @@ def write_csv(sweep: Sweep) -> None:
             numbers = [member.scores.get(name, "") for name in scores]
             ends = member.interval or ("", "")
             writer.writerow([member.name, *point, member.seed, member.status, *ends, *numbers, member.error or ""])
-
-
-def write_plots(sweep: Sweep) -> None:
-    """sweep.png and sweep.svg: the score against each key that differs, a point for each run, and the mean as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no global state, no window system
-
-    metric = str(sweep.metric)
-    done = [
-        ({**member.point, SEED: member.seed}, member.scores.get(metric))
-        for member in sweep.members
-        if member.status == "done"
-    ]
-    scored = [(point, score) for point, score in done if score is not None and math.isfinite(score)]
-    keys = [key for key in _keys(sweep) if len({_cell(point.get(key)) for point, _ in done}) > 1] or [SEED]
-    columns = min(3, len(keys))
-    rows = math.ceil(len(keys) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes in grid.flat[len(keys) :]:
-        axes.set_visible(False)
-    for key, axes in zip(keys, grid.flat, strict=False):
-        values = [point.get(key) for point, _ in scored]
-        is_number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-        names = list(dict.fromkeys(map(_cell, values)))
-        at = [float(value) if is_number else names.index(_cell(value)) for value in values]  # type: ignore[arg-type]
-        axes.plot(at, [score for _, score in scored], "o", color="#4c72b0", alpha=0.6)
-        means = [
-            (x, statistics.fmean(s for own, (_, s) in zip(at, scored, strict=True) if own == x))
-            for x in sorted(set(at))
-        ]
-        axes.plot(*zip(*means, strict=True), "-", color="#c44e52", linewidth=1.5)
-        axes.set_xlabel(key)
-        axes.grid(alpha=0.25)
-        if not is_number:
-            axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
-        elif min(at) > 0 and max(at) >= 10 * min(at):
-            axes.set_xscale("log")
-    for row in grid:
-        row[0].set_ylabel(f"{metric}{' (less is better)' if metric in LOWER else ''}")
-    for ending in ("png", "svg"):
-        with atomic_file(sweep.folder / f"sweep.{ending}") as temporary:
-            figure.savefig(temporary, dpi=120, format=ending)
