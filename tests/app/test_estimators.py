@@ -142,7 +142,7 @@ def test_classifier_answers_as_the_run_it_leaves(bert: Path, tmp_path: Path) -> 
     wanted = [[answer["probabilities"][label] for label in ("10", "9")] for answer in answers]
     assert fitted.predictor_.task.labels == ("9", "10") and fitted.classes_.tolist() == ["10", "9"]
     assert fitted.predict_proba(TEXTS).tolist() == wanted
-    assert fitted.as_pipeline(TEXTS) == [{key: answer[key] for key in ("label", "score")} for answer in answers]
+    assert fitted.predictor_.predict(TEXTS) == answers
     assert fitted.scores_["parameters"]["lora"] > 0
     note, budget, *pairs = fitted.notes_
     assert pairs and all("learns from pairs" in each for each in pairs)
@@ -183,7 +183,9 @@ def test_labels_without_an_order_come_back_as_they_were(bert: Path) -> None:
     moods = [Mood.GLAD if label == "good" else Mood.SAD for label in LABELS]
     model = TextClassifier(**short(bert)).fit(TEXTS, moods)
     assert list(model.classes_) == [Mood.GLAD, Mood.SAD]
-    assert [str(mood) for mood in model.predict(TEXTS)] == [answer["label"] for answer in model.as_pipeline(TEXTS)]
+    assert [str(mood) for mood in model.predict(TEXTS)] == [
+        answer["label"] for answer in model.predictor_.predict(TEXTS)
+    ]
 
 
 @pytest.mark.parametrize("labels", [[True, False], [1.0, 0.0], ["b", "a"], [(0, 1), (0, 0)]])
@@ -208,7 +210,6 @@ def test_regressor_gives_numbers_and_scores_by_r2(bert: Path) -> None:
     model = TextRegressor(**short(bert, steps=4)).fit(TEXTS, np.array(NUMBERS))
     found = model.predict(TEXTS)
     assert found.shape == (len(TEXTS),) and model.score(TEXTS, NUMBERS) == r2_score(NUMBERS, found)
-    assert model.as_pipeline(TEXTS) == [{"label": "value", "score": number} for number in found]
 
 
 def test_recognizer_gives_a_tag_a_word_and_scores_as_seqeval(recognizer: EntityRecognizer) -> None:

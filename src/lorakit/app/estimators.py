@@ -186,10 +186,6 @@ class TextClassifier(ClassifierMixin, LoraEstimator):
         names = [str(label).strip() for label in self.classes_]
         return np.array([[answer["probabilities"][name] for name in names] for answer in answers])
 
-    def as_pipeline(self, X: Any) -> list[dict[str, Any]]:
-        """`{"label", "score"}` for each text, as transformers' text-classification pipeline returns."""
-        return [{"label": answer["label"], "score": answer["score"]} for answer in self._answers(X)]
-
 
 class TextRegressor(RegressorMixin, LoraEstimator):
     """Texts, or pairs of texts, to numbers.
@@ -213,10 +209,6 @@ class TextRegressor(RegressorMixin, LoraEstimator):
     def predict(self, X: Any) -> Any:
         """A number for each text, (n,)."""
         return np.array([answer["value"] for answer in self._answers(X)])
-
-    def as_pipeline(self, X: Any) -> list[dict[str, Any]]:
-        """`{"label": "value", "score"}` for each text, as transformers' text-classification pipeline returns."""
-        return [{"label": "value", "score": answer["value"]} for answer in self._answers(X)]
 
 
 class TextEmbedder(TransformerMixin, LoraEstimator):
@@ -289,10 +281,6 @@ class EntityRecognizer(LoraEstimator):
                 )
         f1: float = entity_scores(gold, predicted)["entity_f1"]
         return f1
-
-    def as_pipeline(self, X: Any) -> list[list[dict[str, Any]]]:
-        """The entities of each raw text, as transformers' token-classification pipeline gives grouped ones."""
-        return [answer["entities"] for answer in self._answers(X)]
 
 
 # Training
