@@ -85,7 +85,7 @@ inspect recipes/dora.toml
 export runs/bert --to peft --out exported/peft
 export runs/dora --to vllm --out exported/refused
 export runs/dora --to vllm --rank 4 --out exported/vllm
-export runs/bert --to lorax --out exported/lorax
+export runs/bert --to llamacpp --out exported/llamacpp
 export runs/t5-ner --to merged --out exported/t5-ner
 export runs/quantised --to merged --out exported/quantised
 merge runs/crf --out exported/crf

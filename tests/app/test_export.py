@@ -115,14 +115,13 @@ def test_merged_is_a_plain_model_with_the_same_answers(
     torch.testing.assert_close(answers(plain), answers(lorakit.load(folder).model), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("consumer", ["vllm", "lorax"])
+@pytest.mark.parametrize("consumer", ["vllm", "llamacpp"])
 def test_plain_consumers_get_factors_with_one_scaling(cli: Cli, mixed_run: Path, tmp_path: Path, consumer: str) -> None:
     code, out, _ = cli("export", mixed_run, "--to", consumer, "--out", "out")
     assert code == 0
     subjects = [line.partition(":")[0] for line in out.splitlines()]
-    filled = ["layers"] if consumer == "lorax" else []
     rest = ["target_modules", "head", "check", "use", f"exported for {consumer}"]
-    assert subjects == ["scaling", "rank", *filled, *rest]
+    assert subjects == ["scaling", "rank", *rest]
     raw = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     model = lorakit.load(mixed_run).model
@@ -145,8 +144,8 @@ def test_head_that_was_split_off_completes_the_model(cli: Cli, bert_run: Path, t
 
 
 def test_adapter_folder_gives_the_same_bytes_but_for_the_base_s_name(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
-    cli("export", bert_run, "--to", "lorax", "--out", "a")
-    _, out, _ = cli("export", bert_run / "adapter", "--to", "lorax", "--out", "b", "--base-name", "some/base")
+    cli("export", bert_run, "--to", "vllm", "--out", "a")
+    _, out, _ = cli("export", bert_run / "adapter", "--to", "vllm", "--out", "b", "--base-name", "some/base")
     assert "base model: called some/base" in out
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()} for name in "ab")
     configs = [json.loads(files.pop("adapter_config.json")) for files in (first, second)]

@@ -6,7 +6,6 @@ to that form exactly, or by a truncated SVD with its error stated, or refused wi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,9 +19,9 @@ from lorakit.lora.inits import Factors, truncated
 from lorakit.lora.inject import insert_adapter
 from lorakit.lora.layers import Layer, SavedModule, hosts
 from lorakit.lora.peft_files import PREFIX, adapter_tensors
-from lorakit.lora.targets import adaptable_layers, has_suffix, plain, saved_modules, walk
+from lorakit.lora.targets import has_suffix, plain, saved_modules, walk
 from lorakit.lora.updates import DoRA
-from lorakit.lora.weight_layouts import EMBEDDING, LINEAR, TRANSPOSED, Geometry, geometry_of
+from lorakit.lora.weight_layouts import CONVOLUTION, geometry_of
 
 FACTORS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 MAGNITUDE = "lora_magnitude_vector"
@@ -36,14 +35,11 @@ class Profile:
     consumer: str
     use: str  # how to use the exported folder; {out}, {r} and {served_r} (the next rank that vLLM supports) are filled in
     everything: bool = False  # each layer's own r and alpha, rsLoRA, DoRA, biases, whole modules: nothing is converted
-    kinds: tuple[Geometry, ...] = (LINEAR, TRANSPOSED, EMBEDDING)  # the layers whose factors it reads
-    whole_types: bool = False  # needs a kind of layer (such as query) in all blocks or in none
 
 
 PROFILES: Mapping[str, Profile] = {
     "peft": Profile("peft", "PeftModel.from_pretrained(base, '{out}')", everything=True),
     "vllm": Profile("vLLM", "vllm serve BASE --enable-lora --max-lora-rank {served_r} --lora-modules NAME={out}"),
-    "lorax": Profile("LoRAX", "adapter_source local, adapter_id {out}", kinds=(LINEAR, TRANSPOSED), whole_types=True),
     "llamacpp": Profile("llama.cpp", "python convert_lora_to_gguf.py {out} --base FOLDER_OF_THE_BASE"),
 }
 
@@ -86,14 +82,11 @@ def conform(model: nn.Module, config: LoraConfig, profile: Profile, *, rank: int
         next(iter(scalings)) * r if keeps_alpha else r
     )  # with alpha = r the scaling is 1, and the old one goes into B
     saved = config.modules_to_save if profile.everything else ()
-    types = {_type(path) for path in parts}  # layers that differ from these only in the number of the block
-    like = [path for path in adaptable_layers(model) if _type(path) in types]
-    filled = [path for path in like if path not in parts] if profile.whole_types else []
     written = LoraConfig(
         r=r,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=_names(model, {*parts, *filled}, saved),
+        target_modules=_names(model, set(parts), saved),
         modules_to_save=saved,
     )
     insert_adapter(model, written, CONFORMED)
@@ -114,11 +107,6 @@ def conform(model: nn.Module, config: LoraConfig, profile: Profile, *, rank: int
         )
     if padded := sum(len(part.factors.A) < r for part in parts.values()):
         changes.append(f"rank: {padded} of {len(parts)} layers padded with zeros to r = {r}")
-    if filled:
-        kinds = ", ".join(sorted({_type(path) for path in filled}))
-        changes.append(
-            f"layers: {len(filled)} added with zeros, since {profile.consumer} takes all of a type or none: {kinds}"
-        )
     listed = not isinstance(config.target_modules, str) and sorted(config.target_modules)
     names = written.target_modules
     if listed != sorted(names) or config.layers_to_transform is not None or config.exclude_modules:
@@ -142,14 +130,12 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
 
 
 def _check_readable(model: nn.Module, profile: Profile, rank: int | None) -> None:
-    """Raise unless every tensor of the adapter is a factor of a supported layer, or belongs to a whole module."""
+    """Raise unless every tensor of the adapter is a factor of a layer, or belongs to a whole module."""
     layers = dict(_layers(model))
     if not layers:
         raise AdapterError(f"{profile.consumer} reads LoRA factors only, and this adapter has none")
-    for path, layer in layers.items():
-        if layer.geometry not in profile.kinds:
-            kind = type(layer.base).__name__
-            raise AdapterError(f"{profile.consumer} does not support LoRA over {path} ({kind}); --to merged keeps it")
+    if path := next((path for path, layer in layers.items() if layer.geometry is CONVOLUTION), None):
+        raise AdapterError(f"{profile.consumer} does not support LoRA over {path}, a convolution; --to merged keeps it")
     whole = [path for path, host in hosts(model, OWN) if isinstance(host, SavedModule)]
     readable = {f"{PREFIX}{path}.{factor}" for path in layers for factor in FACTORS}
     readable |= {f"{PREFIX}{path}.{MAGNITUDE}" for path in layers if rank is not None}
@@ -174,22 +160,17 @@ def _plain(layer: Layer, rank: int | None) -> _Plain:
 
 
 def _fill(model: nn.Module, parts: Mapping[str, _Plain], *, fold: bool) -> None:
-    """Write factors, padded with zeros to the new rank, with the scaling in B if `fold`; others become zero."""
+    """Write factors, padded with zeros to the new rank, with the scaling in B if `fold`."""
     for path, host in hosts(model, CONFORMED):
         if isinstance(host, Layer):
             update = host.lora(CONFORMED)
             update.lora_A.zero_()
             update.lora_B.zero_()
-            if path in parts:
-                A, B = parts[path].factors
-                update.lora_A[: len(A)] = A
-                update.lora_B[:, : len(A)] = B * parts[path].scaling if fold else B
+            A, B = parts[path].factors
+            update.lora_A[: len(A)] = A
+            update.lora_B[:, : len(A)] = B * parts[path].scaling if fold else B
         elif isinstance(host, SavedModule):
             host.adapters[CONFORMED].load_state_dict(host.adapters[OWN].state_dict())
-
-
-def _type(path: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", path)
 
 
 def _names(model: nn.Module, paths: set[str], saved: Sequence[str]) -> tuple[str, ...]:

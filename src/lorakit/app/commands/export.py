@@ -12,7 +12,7 @@ from lorakit.app.printing import Output, begin
 from lorakit.errors import ConfigError
 
 WHOLE = ("merged", "sentence-transformers", "onnx")  # what gets a whole model; the others are export_profiles.PROFILES
-CONSUMERS = ("peft", *WHOLE, "vllm", "lorax", "llamacpp")
+CONSUMERS = ("peft", *WHOLE, "vllm", "llamacpp")
 
 
 @click.command()
@@ -36,7 +36,7 @@ def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **option
     sentence-transformers
               the same, for an embedding model, or a classifier that reads the mean over tokens
     onnx      the same, for onnxruntime without torch
-    vllm, lorax, llamacpp
+    vllm, llamacpp
               factors A and B with one global alpha / r; the head in a separate file
     """
     begin(f"exporting {run}")

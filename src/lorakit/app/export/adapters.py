@@ -31,7 +31,7 @@ from lorakit.pooling import save_layout
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import layout_of, make_task, task_layers
 
-HEAD = Path("head") / "model.safetensors"  # LoRAX reads every safetensors file beside the config
+HEAD = Path("head") / "model.safetensors"  # not beside the adapter, where readers look for factors
 PROBES = ("The quick brown fox jumps over the lazy dog.", "Ada Lovelace met Charles Babbage in London in 1833!")
 TOLERANCE = 1e-4  # of the largest weight change: far above fp32 rounding, far below any real mistake
 READ_BACK = "exported"  # the name under which the written adapter is loaded again
