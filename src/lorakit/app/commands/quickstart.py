@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import random
 import shutil
 import sys
 from contextlib import nullcontext, redirect_stdout
@@ -62,7 +60,6 @@ ENTITIES_T5: dict[str, dict[str, Any]] = {
     "task": {"name": "text2text_ner", "max_target_length": 192, "constrained": True},
     "train": {"epochs": 5, "batch_size": 16, "lr": 7e-4, "eval_every": 158},
 }
-FEW = 16  # reviews of each label, for a run before that over all
 SAMPLES = 5  # of validation sentences, shown of what a T5 writes
 FILES = {
     "report.html": "the whole of it as a page to look at",
@@ -109,21 +106,9 @@ def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run:
         return
     begin(f"loading the base {'models' if len(systems) > 1 else 'model'}")
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        few = _run_few(free_folder(out / "quickstart-few")) if "quickstart-sentiment" in systems else None
         results = [_run(title, sections, free_folder(out / name)) for name, (title, sections) in systems.items()]
-        if few is not None:
-            tell("\nSentiment, by the number of reviews that were read in training:")
-            for result in (few, results[0]):
-                low, high = result.scores["intervals"]["accuracy"]
-                n, score = result.scores["examples"]["train"], result.scores["accuracy"]
-                tell(
-                    f"  {n:>5,} reviews: accuracy {score:.3f} (95 % interval {low:.3f} to {high:.3f})  {result.folder}"
-                )
     if as_json:
-        facts = [{**result.scores, "run": str(result.folder)} for result in results]
-        if few is not None:
-            facts[0]["few"] = {**few.scores, "run": str(few.folder)}
-        echo(json.dumps(facts))
+        echo(json.dumps([{**result.scores, "run": str(result.folder)} for result in results]))
 
 
 def _plan(out: Path, systems: dict[str, tuple[str, dict[str, dict[str, Any]]]]) -> Output:
@@ -148,35 +133,6 @@ def _t5_base() -> str:
     except ModelError:
         return "t5-demo"
     return "t5-small"
-
-
-def _run_few(folder: Path) -> Result:
-    """Train on FEW reviews of each label, with no setting but the base, as somebody would who begins to label."""
-    from lorakit.app.api import train_recipe
-    from lorakit.app.console import Screen
-    from lorakit.recipe import make_recipe
-
-    tell(f"\nSentiment with {FEW} reviews of each label, no option set")
-    with (DEMO / "reviews-train.csv").open(encoding="utf-8", newline="") as file:
-        reviews = list(csv.DictReader(file))
-    random.Random(0).shuffle(reviews)
-    data = folder.with_suffix(".csv")
-    data.parent.mkdir(parents=True, exist_ok=True)
-    with data.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, reviews[0])
-        writer.writeheader()
-        for label in sorted({review["label"] for review in reviews}):
-            writer.writerows([review for review in reviews if review["label"] == label][:FEW])
-    raw = {
-        "model": {"base": SENTIMENT["model"]["base"]},
-        "data": {"train": str(data), "validation": SENTIMENT["data"]["validation"]},
-        "output": {"dir": str(folder)},
-    }
-    screen = Screen()
-    try:
-        return train_recipe(make_recipe(raw, where="quickstart"), report=screen)
-    finally:
-        screen.close()
 
 
 def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Result:
