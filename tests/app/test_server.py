@@ -443,7 +443,8 @@ BODIES = st.one_of(
         },
     ).map(lambda value: json.dumps(value).encode()),
 )
-PATHS = st.sampled_from(["/predict", "/", "/models/mood", "/models/x"])
+VECTORS = ("/embed", "/similarity", "/rerank", "/v1/embeddings")
+PATHS = st.sampled_from(["/predict", "/", "/models/mood", "/models/x", *VECTORS])
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

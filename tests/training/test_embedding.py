@@ -25,6 +25,7 @@ from lorakit.lora import routed
 from lorakit.models import load_base
 from lorakit.pooling import own_layout
 from lorakit.runtime.device import random_state, set_random_state
+from lorakit.runtime.distributed import Ranks
 from lorakit.tasks.base import inputs_of
 from lorakit.tasks.embedding import Embedding, number_of
 from lorakit.training.loop import train
@@ -236,6 +237,11 @@ def test_settings_that_a_recipe_alone_shows_are_refused(encoder: Path, tables: P
             recipe(encoder, tables / "pairs.csv", *words)
     with pytest.raises(ConfigError, match=r"data.folds = 3: the answers of several models cannot be compared"):
         changed({"model": {"base": "x"}, "task": {"name": "embedding"}, "data": {"train": "x"}}, "data.folds=3")
+
+
+def test_several_processes_are_refused(encoder: Path, tables: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trains in one process, not in 2; train.micro_batch_size divides"):
+        prepare(recipe(encoder, tables / "pairs.csv"), ranks=Ranks(0, 2))
 
 
 def test_data_without_what_belongs_together_are_refused(tmp_path: Path) -> None:

@@ -176,6 +176,11 @@ def prepare(
     Raises:
         LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
     """
+    if ranks.size > 1 and recipe.task.info.contrasts:
+        raise ConfigError(
+            f"task.name = {recipe.task.name!r} compares the texts of a whole batch, so it trains in one process, not in "
+            f"{ranks.size}; train.micro_batch_size divides a large batch"
+        )
     device = pick_device(recipe.train.device)
     dtype = ranks.first(
         pick_dtype, recipe.model.dtype, recipe.train.method, device

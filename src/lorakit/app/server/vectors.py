@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -93,6 +94,7 @@ class Embeddings(BaseModel):
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Let the application answer with vectors and comparisons."""
+    counter = copy.deepcopy(service.pool.shared.tokenizer)  # the other one is at work in the answering thread
 
     async def vectors_of(
         request: Request, adapter: str | None, inputs: Texts, dims: int | None, *, truncate: bool, query: bool = False
@@ -127,7 +129,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         """OpenAI's form of the same."""
         name, vectors = await vectors_of(request, body.model, body.input, body.dimensions, truncate=False)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        tokens = sum(map(len, service.pool.shared.tokenizer(texts)["input_ids"]))
+        encoded = await asyncio.to_thread(counter, texts)
+        tokens = sum(map(len, encoded["input_ids"]))
         forms: list[Any] = vectors.tolist()
         if body.encoding_format == "base64":
             forms = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
