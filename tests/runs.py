@@ -148,6 +148,7 @@ DATA: dict[str, tuple[str, dict[str, str]]] = {
     "ordinal_classification": ("ratings.csv", {"label": "stars"}),
     "sequence_regression": ("ratings.csv", {"label": "stars"}),
     "text2text_classification": ("csv", {}),
+    "text2text_generation": ("csv", {}),
     "embedding": ("csv", {}),
     "reranker": ("pairs.csv", {"pair": "positive"}),
 }
@@ -159,7 +160,8 @@ def sections(base: Path, data: Path, task: str = "sequence_classification") -> S
     return {
         "model": {"base": str(base), "dtype": "fp32"},
         "data": {"train": str(data / f"train.{ending}"), "validation": str(data / f"validation.{ending}"), **columns},
-        "task": {"name": task} | ({"max_target_length": 12} if task == "text2text_ner" else {}),
+        "task": {"name": task}
+        | ({"max_target_length": 12} if task in ("text2text_ner", "text2text_generation") else {}),
         "lora": {"r": 4, "dropout": DROPOUT},
         "train": {"epochs": 2, "batch_size": 8, "lr": 2e-2, "head_start": "random"},
     }

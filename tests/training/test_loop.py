@@ -26,6 +26,7 @@ BASES = {
     "token_classification": "roberta",
     "text2text_ner": "t5",
     "text2text_classification": "t5",
+    "text2text_generation": "t5",
 }  # bert for all others
 
 
