@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lorakit.app.report.answers import Answer, outcome
-from lorakit.app.report.drawing import AMBER, BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, STYLE, Chart, short
+from lorakit.app.report.answers import Answer
+from lorakit.app.report.drawing import BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, STYLE, Chart, short
 from lorakit.runtime.files import atomic_file
 from lorakit.tasks.metrics.bootstrap import around_mean, wilson
 from lorakit.tasks.metrics.calibration import bins_of, calibration_error
-from lorakit.training.run_files import Confusion, LabelScores, Line, RunFiles, RunScores
+from lorakit.training.run_files import Confusion, Line, RunFiles, RunScores
 
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot
@@ -167,10 +167,6 @@ def answer_charts(run: RunFiles, answers: Sequence[Answer]) -> Iterator[Chart]:
     """Those that the run's task has."""
     if run.scores.confusion is not None:
         yield confusion_chart(run.scores.confusion)
-    if run.scores.errors:
-        yield errors_chart(run.scores.errors)
-    if len(run.scores.by_label) > 2:
-        yield by_label_chart(run.scores.by_label)
     values = [(p.expected, p.value) for p in run.predictions if p.value is not None]
     if numbers := [(x, y) for x, y in values if isinstance(x, float) and y is not None]:
         yield scatter(numbers)
@@ -214,44 +210,6 @@ def most_confused(confusion: Confusion, most: int = 12) -> list[tuple[str, str, 
     pairs = zip(confusion.labels, confusion.matrix, strict=True)
     cells = [(a, b, n) for a, row in pairs for b, n in zip(confusion.labels, row, strict=True) if a != b and n]
     return sorted(cells, key=lambda cell: -cell[2])[:most]
-
-
-def errors_chart(errors: Mapping[str, int]) -> Chart:
-    """What became of the entities, in the words of the answers below it."""
-    rows = [(outcome(name), count) for name, count in errors.items()]
-
-    def draw(axes: Any) -> None:
-        names, counts = zip(*rows, strict=True)
-        bars = axes.barh(
-            range(len(rows)), counts, color=[GREEN if name == outcome("correct") else RED for name in names], alpha=0.75
-        )
-        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-        axes.set_yticks(range(len(rows)), names)
-        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.15 * max(1, *counts)), xlabel="entities")
-
-    alt = ", ".join(f"{count:,} {name}" for name, count in rows) + "."
-    return Chart("entity-errors", "What became of the entities", alt, draw, left=1.9)
-
-
-def by_label_chart(scores: Mapping[str, LabelScores], most: int = 30) -> Chart:
-    """F1 of each label, the lowest first where they are too many."""
-    chosen = sorted(scores, key=lambda name: scores[name].get("f1", 0.0))
-    title = "By label" if len(chosen) <= most else f"The {most} labels with the lowest F1"
-    chosen = chosen[:most]
-
-    def draw(axes: Any) -> None:
-        at = {kind: [scores[name].get(kind, 0.0) for name in chosen] for kind in ("precision", "recall", "f1")}
-        axes.plot(at["precision"], range(len(chosen)), "<", color=AMBER, label="precision", ms=5)
-        axes.plot(at["recall"], range(len(chosen)), ">", color=BLUE, label="recall", ms=5)
-        axes.barh(range(len(chosen)), at["f1"], color=INK, alpha=0.2, label="F1")
-        axes.set_yticks(range(len(chosen)), [short(name, 22) for name in chosen], fontsize=9)
-        axes.set(xlim=(0, 1.02), ylim=(len(chosen) - 0.5, -0.5))
-        axes.figure.legend(fontsize=9, ncols=3, loc="lower center")
-        axes.grid(axis="x")
-
-    ends = [f"{scores[name].get('f1', 0.0):.3f} ({short(name)})" for name in (chosen[0], chosen[-1])]
-    left, height = _room(chosen, 22), max(1.6, 0.9 + 0.2 * len(chosen))
-    return Chart("by-label", title, f"F1 from {' to '.join(ends)}.", draw, left, height, 0.62)
 
 
 def scatter(pairs: Points) -> Chart:

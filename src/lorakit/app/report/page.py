@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from lorakit.app.report.answers import Answer, answer_of, baseline
+from lorakit.app.report.answers import Answer, answer_of, baseline, outcome
 from lorakit.app.report.charts import (
     Points,
     answer_charts,
@@ -235,6 +235,9 @@ def _tables(run: RunFiles) -> Iterator[Table]:
         yield Table("by-label-table", "Scores by label", ("label", "precision", "recall", "f1", "support"), rows)
     if run.scores.confusion is not None and (cells := most_confused(run.scores.confusion)):
         yield Table("most-confused", "Most often confused", ("expected", "answered", "times"), cells)
+    if errors := run.scores.errors:
+        rows = [[outcome(kind), f"{n:,}"] for kind, n in errors.items()]
+        yield Table("entity-errors", "What became of the entities", ("", "entities"), rows)
 
 
 def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
