@@ -601,9 +601,8 @@ def attend_in_few_passes(model: Any) -> bool:
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        if not query.requires_grad and not options.get(
-            "dropout"
-        ):  # which is drawn alike with a backward pass and without
+        has_backward = any(array.requires_grad for array in (query, key, value))
+        if not has_backward and not options.get("dropout"):  # which is drawn alike with a backward pass and without
             torchs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
             return torchs
         bias: Tensor | None = options.get("position_bias")

@@ -13,7 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.lora import LoraConfig, add_adapter, fuse, hosts, merge, read_first_row, routed
-from lorakit.lora.kernels import Dropout, Texts, add_norm, attend, dropout, gelu, library, merge_heads, rms_norm, split
+from lorakit.lora.kernels import (
+    Dropout,
+    Texts,
+    add_norm,
+    attend,
+    dropout,
+    gelu,
+    library,
+    likeliest,
+    merge_heads,
+    rms_norm,
+    split,
+)
 from lorakit.lora.packed import pack
 from lorakit.lora.speedups import changes_of
 from tests.lora.test_speedups import BERT, adapted, assert_same
@@ -125,6 +137,17 @@ def test_bias_and_mask_of_attention_are_those_of_torch() -> None:
     assert_as_torch(
         lambda q, k, v: attend(q, k, v, bias=bias.to(q.dtype), mask=mask, scaling=1.0, drop=NONE), theirs, *inputs
     )
+
+
+def test_likeliest_is_the_first_of_the_largest() -> None:
+    for dtype in TOLERANCE:
+        logits = numbers(5, 70, dtype=dtype) * 4
+        logits[0, [3, 9]], logits[1, -1] = 20.0, 30.0
+        wanted = logits.float().log_softmax(-1)
+        places, log_p = likeliest(logits)
+        assert places.tolist() == [3, 69, *wanted[2:].argmax(-1).tolist()]
+        torch.testing.assert_close(log_p, wanted.max(-1).values, atol=1e-5, rtol=1e-5)
+    assert likeliest(torch.full((1, 9), torch.nan))[1].isnan().all()
 
 
 def test_what_is_not_a_number_stays_so() -> None:

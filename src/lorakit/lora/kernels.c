@@ -210,6 +210,26 @@ void attend_last(const T *q, const T *keys, const T *values, const T *bias, Int 
     }
 }
 
+/* The place of the largest number of each row, the first of equal ones, and the log of its probability by softmax. */
+void likeliest(const T *x, Int *place, float *log_p, Int N, Int d) {
+#pragma omp parallel for
+    for (Int row = 0; row < N; row++) {
+        const T *own = x + row * d;
+        float most = -INFINITY, sum = 0.f;
+#pragma omp simd reduction(max : most)
+        for (Int c = 0; c < d; c++)
+            most = load(own[c]) > most ? load(own[c]) : most;
+        Int at = 0;
+        while (at < d - 1 && load(own[at]) != most)
+            at++;
+#pragma omp simd reduction(+ : sum)
+        for (Int c = 0; c < d; c++)
+            sum += exp_of(load(own[c]) - most);
+        place[row] = at;
+        log_p[row] = -logf(sum);
+    }
+}
+
 /* From the gradient of the (dropped) probabilities p that of the scores, in place: scale p (g - sum p g). */
 void softmax_backward(const T *p, T *grad, T *dropped, Int rows, Int W, float scale, double rate, uint64_t seed) {
     Drop drop = drop_of(rate, seed);

@@ -102,6 +102,7 @@ SIGNATURES: Mapping[str, tuple[type, ...]] = {
     "softmax": (*[POINTER] * 7, *[INTEGER] * 4, FLOAT, *DROPOUT),
     "softmax_backward": (*[POINTER] * 3, *[INTEGER] * 2, FLOAT, *DROPOUT),
     "attend_last": (*[POINTER] * 4, INTEGER, *[POINTER] * 3, *[INTEGER] * 4),
+    "likeliest": (*[POINTER] * 3, *[INTEGER] * 2),
     "dropout": (*[POINTER] * 2, INTEGER, *DROPOUT),
     "rms_norm": (*[POINTER] * 4, *[INTEGER] * 2, FLOAT),
     "rms_norm_backward": (*[POINTER] * 5, *[INTEGER] * 2),
@@ -265,6 +266,14 @@ def attend_last(
     sizes = (*q.shape[:2], keys.shape[2], q.shape[2])
     _call("attend_last", q.dtype, q, keys, values, bias, of_bias, rows, counts, y, *sizes)
     return y
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each row's largest logit, the first of equal ones, and its log-probability. Shapes: (N, V) to (N,) twice."""
+    logits = logits.contiguous()
+    place, log_p = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    _call("likeliest", logits.dtype, logits, place, log_p, *logits.shape)
+    return place, log_p
 
 
 class DropOut(torch.autograd.Function):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorakit.lora.kernels import fits, likeliest
 from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
 from lorakit.tasks.text2text.entity_format import END, START, Node, Way
 from lorakit.tasks.text2text.t5_steps import T5Steps, is_known
@@ -88,8 +89,9 @@ class Decoder:
         """The likeliest next token of each row behind its last one, and its log-probability among the allowed ones."""
         last = torch.tensor(tokens, device=self.mask.device)[:, None]  # (B, 1)
         if allowed is None:
-            best = self.logits(last, None).float().log_softmax(-1).max(-1)
-            return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            logits = self.logits(last, None)
+            places, log_p = likeliest(logits) if fits(logits) else logits.float().log_softmax(-1).max(-1)[::-1]
+            return list(zip(places.tolist(), log_p.tolist(), strict=True))
         union = sorted(set().union(*allowed))
         column = {token: i for i, token in enumerate(union)}
         barred = torch.ones(len(allowed), len(union), dtype=torch.bool)
