@@ -80,7 +80,7 @@ def main() -> int:
             cpu = run(
                 Path(scratch, name, "cpu"), sections, options.steps, *fixed, "train.device=cpu", "model.dtype=fp32"
             )
-            for dtype in ("fp32", "auto", "fp16"):
+            for dtype in ("fp32", "auto") if options.device == "cpu" else ("fp32", "auto", "fp16"):
                 words = (f"train.device={options.device}", f"model.dtype={dtype}")
                 folder = Path(scratch, name, dtype)
                 try:
