@@ -38,6 +38,11 @@ class Extracted(NamedTuple):
     text: str
     reading: Reading
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the example's words."""
+        return self.reading.tags
+
 
 @dataclass(frozen=True)
 class Text2TextNer(Task):
