@@ -26,7 +26,7 @@ def test_this_machine_is_fit_and_its_token_is_never_shown(cli: Cli, monkeypatch:
     facts = json.loads(out)
     assert (code, facts["fit"]) == (0, True), facts
     findings = {finding["name"]: finding for finding in facts["findings"]}
-    names = "python|lorakit|cpu|threads|dtype|gpu|memory|disk|hub|hub cache|hub token"
+    names = "python|lorakit|cpu|threads|dtype|kernels|gpu|memory|disk|hub|hub cache|hub token"
     assert findings.keys() >= set(names.split("|"))
     assert [f for f in findings.values() if f["state"] in ("warning", "failure") and not f["remedy"]] == []
     assert (findings["hub token"]["text"], findings["bundled data"]["state"]) == ("there is one", "ok")

@@ -72,7 +72,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Run all checks; a check that raises counts as a failure."""
     findings: list[Finding] = []
-    for check in (packages, cpu, dtype, gpu, memory, disk, hub, data):
+    for check in (packages, cpu, dtype, kernels, gpu, memory, disk, hub, data):
         try:
             findings += check()
         except Exception as err:
@@ -147,6 +147,20 @@ def dtype() -> Iterator[Finding]:
 
     picked = str(pick_dtype("auto", "lora", pick_device())).removeprefix("torch.")
     yield Finding("dtype", f"model.dtype = 'auto' is {picked} (bf16 products {bf16_gain():.1f}x as fast)")
+
+
+def kernels() -> Iterator[Finding]:
+    """Whether the passes between matrix products can be compiled."""
+    import torch
+
+    from lorakit.lora.kernels import library
+
+    if library(torch.float32):
+        yield Finding("kernels", "compiled; BERT's blocks run over packed tokens")
+    else:
+        yield Finding(
+            "kernels", "no C compiler (cc, gcc or clang), so blocks run as modules: slower, same results", "absent"
+        )
 
 
 def gpu() -> Iterator[Finding]:
