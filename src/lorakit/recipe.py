@@ -309,7 +309,7 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     seeds: Seeds = ()  # in place of seed: a run for each, and the mean and spread of their scores
-    eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: each epoch or, if epochs is unset, 8 times
+    eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: each epoch; with epochs unset 4 or 8 times
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: with each evaluation
     patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
     non_finite: Literal["stop", "skip"] = "stop"  # what to do at a step whose loss or gradient is not finite

@@ -168,7 +168,7 @@ class TrainKeys(TypedDict, total=False):
     seeds: Sequence[int]
     """in place of seed: a run for each, and the mean and spread of their scores"""
     eval_every: int | None
-    """steps; unset: each epoch or, if epochs is unset, 8 times"""
+    """steps; unset: each epoch; with epochs unset 4 or 8 times"""
     checkpoint_every: int | None
     """steps; unset: with each evaluation"""
     patience: int | None
