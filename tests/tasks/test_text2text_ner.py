@@ -212,7 +212,7 @@ def test_json_has_text_entities_and_the_output(task, said):
 def test_words_with_the_signs_of_the_format_are_found_again(byte_tokenizer, said, name):
     example = of_words(["[x]", "AC|DC", "</s>", "<extra_id_1>", "a:"], ["O", "B-LOC", "I-LOC", "I-LOC", "B-PER"])
     task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, format=name)
-    assert said(task.expected(example), example, format=name).reading.tags == example.tags
+    assert said(task.expected(example), example, format=name).tags == example.tags
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -261,7 +261,7 @@ def test_odd_types_survive(byte_tokenizer, name):
         task = Text2TextNer(byte_tokenizer, (kind,), 64, format=name)
         example = of_words(["a", "b", "c"], ["O", f"B-{kind}", f"I-{kind}"])
         raw = Written(tuple(byte_tokenizer(task.expected(example))["input_ids"]), True, 1.0)
-        assert entities(task.answer(example, [raw]).reading.tags) == entities(example.tags)
+        assert entities(task.answer(example, [raw]).tags) == entities(example.tags)
 
 
 @pytest.mark.parametrize(("name", "sign"), [("list", "|"), ("tanl", "[")])

@@ -141,7 +141,7 @@ class Text2TextNer(Task):
         invented: with a mention of what does not stand in the source. misordered: with a mention of what stands before
         the mention written before it. truncated: that reached max_target_length before their end.
         """
-        tags = [example.tags for example in examples], [answer.reading.tags for answer in answers]
+        tags = [example.tags for example in examples], [answer.tags for answer in answers]
         scores = {
             **entity_scores(*tags),
             "surface_f1": self._surface_f1(examples, answers),
@@ -163,7 +163,7 @@ class Text2TextNer(Task):
         return prf(right, n_predicted, n_gold)["f1"]
 
     def to_json(self, example: Example, answer: Extracted) -> dict[str, Any]:
-        spans = entities(answer.reading.tags)
+        spans = entities(answer.tags)
         return {
             "text": example.text,
             "entities": entity_dicts(example, spans, [answer.written.score] * len(spans)),
