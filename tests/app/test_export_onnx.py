@@ -23,6 +23,7 @@ from lorakit.inference.adapter_folder import read_side
 from lorakit.inference.predictor import Predictor
 from tests.app.conftest import Cli
 from tests.conftest import N_TRAIN, N_VALIDATION
+from tests.related import recipe
 from tests.runs import changed, fit, sections
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "exports.md"
@@ -207,3 +208,19 @@ def test_model_that_writes_is_refused(t5_run: Path, cli: Cli, tmp_path: Path) ->
     code, _, err = cli("export", t5_run, "--to", "onnx", "--out", "out")
     assert (code, "export it with --to merged, of which optimum makes ONNX files" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
+
+
+@slow
+def test_vectors_have_their_pooling_in_the_graph(encoder: Path, tables: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    run = fit(recipe(encoder, tables / "pairs.csv"), tmp_path / "run").folder
+    lines = export_run(run, "onnx", out := tmp_path / "onnx").lines
+    assert lines[0].startswith("vectors: as the pooling gives them")
+    predictor = lorakit.load(run)
+    batch = predictor.tokenizer(["the film was superb", "moving"], padding=True, return_tensors="np")
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    inputs = {each.name: batch[each.name] for each in session.get_inputs()}
+    (vectors,) = session.run(None, inputs)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors, predictor.embed(["the film was superb", "moving"]), atol=1e-4)
