@@ -68,12 +68,12 @@ def make_files(spec: Text2Text, folder: Path, data: Path | None) -> None:
         source = data / "wnut17" / "wnut17train.conll"
     sentences = [s for s in source.read_text(encoding="utf-8").replace("\n\t\n", "\n\n").split("\n\n") if s.strip()]
     chosen = "\n\n".join(sentences[: spec.examples]) + "\n\n"
-    (folder / f"{spec.base}.conll").write_text(chosen, encoding="utf-8")
+    (folder / f"{spec.base}-{spec.examples}.conll").write_text(chosen, encoding="utf-8")
     if spec.base == "t5-small" and not (folder / spec.base).exists():
         make_t5_small(folder / spec.base, data)
     _, items = prepared(Job(spec, "lorakit", folder, 0))
     ids = [{"input_ids": item["input_ids"], "labels": item["labels"]} for item in items]
-    (folder / f"{spec.base}-items.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / f"{spec.base}-{spec.examples}-items.json").write_text(json.dumps(ids), encoding="utf-8")
 
 
 def make_t5_small(folder: Path, data: Path | None) -> None:
@@ -103,7 +103,7 @@ def recipe_of(job: Job) -> Any:
     """What a user writes."""
     from lorakit.recipe import make_recipe
 
-    source = str(job.folder / f"{job.spec.base}.conll")
+    source = str(job.folder / f"{job.spec.base}-{job.spec.examples}.conll")
     return make_recipe(
         {
             "model": {"base": base_of(job), **({} if job.system == "lorakit-dropout" else {"dropout": 0.0})},
@@ -125,7 +125,9 @@ def prepared(job: Job) -> tuple[Any, Sequence[Any]]:
 
 def rows_of(job: Job) -> list[Row]:
     """The same items as lists of token ids."""
-    rows: list[Row] = json.loads((job.folder / f"{job.spec.base}-items.json").read_text(encoding="utf-8"))
+    rows: list[Row] = json.loads(
+        (job.folder / f"{job.spec.base}-{job.spec.examples}-items.json").read_text(encoding="utf-8")
+    )
     return rows
 
 

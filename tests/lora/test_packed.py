@@ -316,7 +316,7 @@ def test_without_a_compiler_the_modules_run(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_cache_that_others_could_write_to_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (folder := tmp_path / "lorakit").mkdir()
+    (folder := tmp_path / "lorakit" / "kernels").mkdir(parents=True)
     folder.chmod(0o777)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.cache_clear()

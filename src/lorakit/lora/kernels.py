@@ -13,7 +13,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ TIMEOUT_S = 60
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The compiled functions for one type; None where they cannot be compiled here."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), *COMPILERS))), None)
-    if compiler is None or dtype not in DTYPES:
+    if compiler is None or dtype not in DTYPES or os.name != "posix":
         return None
     flags = ["-shared", "-fPIC", "-O3", "-fno-math-errno", "-march=native" if _is_x86() else "-mcpu=native"]
     # torch's own threads: a second OpenMP beside its own would have as many again, which spin
@@ -40,20 +41,32 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     flags += ["-fopenmp"] if threads.exists() else ["-fopenmp-simd"]
     flags += ["-DBF16"] if dtype == torch.bfloat16 else []
     name = hashlib.sha256(repr((SOURCE.read_bytes(), flags, _cpu_flags())).encode()).hexdigest()[:20]
+    own = _cache_folder()
     try:
-        path = _cache_folder() / f"kernels-{name}.so"
-        if not path.exists():
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            command = [compiler, *flags, str(SOURCE), "-o", str(unfinished), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
-            unfinished.replace(path)
-        compiled = ctypes.CDLL(str(path))
+        # what is loaded stays so when its file is gone
+        with nullcontext(own) if own else tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
+            path = Path(folder, f"{name}.so")
+            if not path.exists():
+                _compile([compiler, *flags], path)
+            compiled = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError):
         return None
     for function, types in SIGNATURES.items():
         getattr(compiled, function).argtypes = types
         getattr(compiled, function).restype = None
     return compiled
+
+
+def _compile(command: Sequence[str], path: Path) -> None:
+    """Compile into a file of its own, which takes the name at once: other threads and processes may do the same."""
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent)
+    os.close(descriptor)
+    try:
+        words = [*command, str(SOURCE), "-o", unfinished, "-lm"]
+        subprocess.run(words, check=True, capture_output=True, timeout=TIMEOUT_S)
+        Path(unfinished).replace(path)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
 
 
 def _is_x86() -> bool:
@@ -69,17 +82,16 @@ def _cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _cache_folder() -> Path:
-    """The user's cache, or a new folder where others could write there: what is found in it is run."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit"
+def _cache_folder() -> Path | None:
+    """Where the user's compiled files are; None where there can be none, or others could write to it: what is found is run."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lorakit", "kernels")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="lorakit-"))
+    except (OSError, RuntimeError):  # of a user without a home
+        return None
+    is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return folder if is_own and os.access(folder, os.W_OK) else None
 
 
 def fits(x: Tensor) -> bool:
