@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lorakit
-from lorakit.app.report.label_errors import suspects
+from lorakit.app.checking import suspects
 from lorakit.data.example import Example
 from lorakit.data.read import read
 

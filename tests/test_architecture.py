@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -356,6 +357,15 @@ def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
         "        raise AssertionError(words)\n"
     )
     assert loaded(code, {"torch", "transformers", "numpy", "safetensors", "lorakit.recipe"}) == {"lorakit.recipe"}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts"])
+def test_programs_import_modules_that_exist(folder: str) -> None:
+    for path in (PACKAGE.parents[1] / folder).glob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        ours = {name for name in names if name.partition(".")[0] == PACKAGE.name}
+        assert not [name for name in ours if not importlib.util.find_spec(name)], path.name
 
 
 # Participles that say nothing of the thing they name, and words of a dialect that the package once had.
