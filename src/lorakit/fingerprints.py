@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import ModelError, first_line
-from lorakit.hashing import Fingerprint, file_sha256, open_regular
+from lorakit.hashing import Fingerprint, file_sha256, open_regular, user_cache
 
 MOST_HEADER = 10**8  # bytes of a safetensors file's header, as its library has it
 REMEMBERED = 2**24  # bytes of a file from which on its sum is remembered, since computing it takes a while
@@ -53,13 +53,9 @@ def _remembered_sha256(path: Path) -> str:
 
     An entry is a file of its own, written whole, so processes do not disturb each other; one that is damaged is not used.
     """
-    stamp, home = _stamp(path), Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():
-        with suppress(RuntimeError):  # a user without a home
-            home = Path.home() / ".cache"
-    if stamp["size"] < REMEMBERED or not home.is_absolute():
+    stamp, cache = _stamp(path), user_cache("weights")
+    if stamp["size"] < REMEMBERED or cache is None:
         return file_sha256(path)
-    cache = home / "lorakit" / "weights"
     entry = cache / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
     with suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(entry.read_bytes())

@@ -23,6 +23,17 @@ KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a n
 MOST_DIGITS = 4_000  # of a whole number in JSON; Python reads 4,300
 
 
+def user_cache(name: str) -> Path | None:
+    """A folder for what can be made again, in the user's cache; None for a user without a home. It need not exist."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():  # then it is to be ignored (XDG base directories)
+        try:
+            home = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return home / "lorakit" / name if home.is_absolute() else None
+
+
 class Fingerprint(NamedTuple):
     """What tells a base model from any that answers otherwise: a sha256 of each part; None where it is not known."""
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorakit.hashing import user_cache
+
 SOURCE = Path(__file__).with_name("kernels.c")
 DTYPES = (torch.float32, torch.bfloat16)
 COMPILERS = ("cc", "gcc", "clang")
@@ -84,11 +86,12 @@ def _cpu_flags() -> str:
 
 def _cache_folder() -> Path | None:
     """Where the user's compiled files are; None where there can be none, or others could write to it: what is found is run."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lorakit", "kernels")
+    if (folder := user_cache("kernels")) is None:
+        return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except (OSError, RuntimeError):  # of a user without a home
+    except OSError:
         return None
     is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
     return folder if is_own and os.access(folder, os.W_OK) else None
@@ -281,14 +284,14 @@ def attend_last(
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of each row's largest logit, the first of equal ones, and its log-probability. Shapes: (N, V) to (N,) twice."""
+    """The index of each row's largest logit, the first of equal ones, and its log-probability. Shapes: (N, V) to (N,) twice."""
     logits = logits.contiguous()
     place, log_p = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
     _call("likeliest", logits.dtype, logits, place, log_p, *logits.shape)
     return place, log_p
 
 
-class DropOut(torch.autograd.Function):
+class Drop(torch.autograd.Function):
     """The computation of `dropout`."""
 
     @staticmethod
@@ -302,12 +305,12 @@ class DropOut(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return DropOut.forward(ctx, grad, ctx.drop), None
+        return Drop.forward(ctx, grad, ctx.drop), None
 
 
 def dropout(x: Tensor, drop: Dropout) -> Tensor:
     """What dropout leaves of x, drawn from its seed."""
-    y: Tensor = DropOut.apply(x, drop)
+    y: Tensor = Drop.apply(x, drop)
     return y
 
 
