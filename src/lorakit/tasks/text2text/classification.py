@@ -15,11 +15,11 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import IGNORE, Batch, pad
+from lorakit.tasks.base import Batch
 from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, mean
-from lorakit.tasks.sequence import SequenceTask, most_probable, texts_of
-from lorakit.tasks.text2text.decoding import Decoder, greedy, losses_of_rows
+from lorakit.tasks.sequence import most_probable, texts_of
+from lorakit.tasks.text2text.decoding import Decoder, WritingTask, greedy
 from lorakit.tasks.text2text.spelling import decode
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Text2TextClassification(SequenceTask):
+class Text2TextClassification(WritingTask):
     """Classification as generation.
 
     Constrained, the answer is the likeliest label, where the probability of a label is the product of its tokens', each
@@ -72,16 +72,6 @@ class Text2TextClassification(SequenceTask):
 
     def target(self, example: Example) -> list[int]:
         return self.written[self.labels.index(self.expected(example))]
-
-    def stack(self, targets: Sequence[list[int]]) -> Tensor:
-        """Tokens to be written. Shapes: (B, target tokens)."""
-        return pad(targets, IGNORE)
-
-    def n_targets(self, labels: Tensor) -> Tensor:
-        return (labels != IGNORE).sum(1)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return losses_of_rows(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Named]:
         if self.constrained:

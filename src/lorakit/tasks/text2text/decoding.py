@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from lorakit.lora.kernels import fits, likeliest
 from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
+from lorakit.tasks.sequence import SequenceTask
 from lorakit.tasks.text2text.entity_format import END, START, Node, Way
 from lorakit.tasks.text2text.t5_steps import T5Steps, is_known
 
@@ -264,3 +266,18 @@ def losses_of_rows(model: Any, batch: Batch) -> Tensor:
         logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
     losses = F.cross_entropy(logits.float(), labels[is_target], reduction="none")  # (N,)
     return losses.new_zeros(labels.shape).masked_scatter(is_target, losses).sum(1)
+
+
+@dataclass(frozen=True)
+class WritingTask(SequenceTask):
+    """A task whose answer to a text, or a pair of texts, a model writes."""
+
+    def stack(self, targets: Sequence[list[int]]) -> Tensor:
+        """Tokens to be written. Shapes: (B, target tokens)."""
+        return pad(targets, IGNORE)
+
+    def n_targets(self, labels: Tensor) -> Tensor:
+        return (labels != IGNORE).sum(1)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return losses_of_rows(model, batch)

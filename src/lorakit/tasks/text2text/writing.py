@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.data.example import Example
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import IGNORE, Batch, Cut, Item, pad
+from lorakit.tasks.base import Batch, Cut, Item
 from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.texts import text_statistics
-from lorakit.tasks.sequence import SequenceTask, texts_of
-from lorakit.tasks.text2text.decoding import Decoder, Written, greedy, losses_of_rows, target_ids
+from lorakit.tasks.sequence import texts_of
+from lorakit.tasks.text2text.decoding import Decoder, WritingTask, Written, greedy, target_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Text2Text(SequenceTask):
+class Text2Text(WritingTask):
     """Generation as it is: the target is written token by token, greedily or by beam search."""
 
     info = TASKS["text2text_generation"]
@@ -61,16 +61,6 @@ class Text2Text(SequenceTask):
     def cut(self, examples: Sequence[Example], items: Sequence[Sequence[Item]]) -> Cut:
         ends = [item["labels"][-1] for (item,) in items if "labels" in item]
         return super().cut(examples, items)._replace(targets=sum(end != self.tokenizer.eos_token_id for end in ends))
-
-    def stack(self, targets: Sequence[list[int]]) -> Tensor:
-        """Tokens to be written. Shapes: (B, target tokens)."""
-        return pad(targets, IGNORE)
-
-    def n_targets(self, labels: Tensor) -> Tensor:
-        return (labels != IGNORE).sum(1)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return losses_of_rows(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Text]:
         if self.num_beams == 1:
