@@ -21,7 +21,7 @@ from lorakit.tasks.base import Batch, inputs_of
 from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.labels import mean, values
 from lorakit.tasks.sequence import SequenceTask, texts_of
-from tests.app.conftest import Cli, cli, no_pictures  # noqa: F401
+from tests.app.conftest import Cli, cli, every_command_reads, no_pictures  # noqa: F401
 from tests.app.test_server import serve
 from tests.runs import write_ratings
 
@@ -93,15 +93,7 @@ def test_task_from_outside_does_all_that_others_do(cli: Cli, bert: Path, tmp_pat
         answered = server.ask("/predict", {"inputs": "a superb film"}).json
     assert answered == [{"label": "value", "score": pytest.approx(predicted["value"], abs=1e-5)}]
 
-    for command in (
-        ("report", run),
-        ("card", run),
-        ("inspect", run),
-        ("check", data, "--run", run),
-        ("compare", run, run),
-    ):
-        done = cli(*command)
-        assert done.code == 0, done.err
+    every_command_reads(cli, run, data)
     assert "median regression" in (run / "report.html").read_text()
 
 

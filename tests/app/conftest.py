@@ -27,6 +27,14 @@ class NoRoute(Exception):
 Cli = Callable[..., Outcome]
 
 
+def every_command_reads(cli: Cli, run: Path, data: Path) -> None:
+    """The commands that read a run of any task end well."""
+    commands = (("report", run), ("card", run), ("inspect", run), ("check", data, "--run", run), ("compare", run, run))
+    for command in commands:
+        done = cli(*command)
+        assert done.code == 0, done.err
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> Cli:
     """Run `lorakit` with these words in an empty folder; runs get no pictures, which take longer than their training."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.app.conftest import Cli
+from tests.app.conftest import Cli, every_command_reads
 
 
 @pytest.mark.parametrize(
@@ -39,15 +39,7 @@ def test_every_command_takes_a_run_of_an_embedding_model(
         done = cli("predict", run, "--file", data, "--out", "answers.parquet")
         assert done.code == 0, done.err
         assert len(pq.read_table("answers.parquet")["embedding"][0]) == 16
-    for command in (
-        ("report", run),
-        ("card", run),
-        ("inspect", run),
-        ("check", data, "--run", run),
-        ("compare", run, run),
-    ):
-        done = cli(*command)
-        assert done.code == 0, done.err
+    every_command_reads(cli, run, data)
     page = (run / "report.html").read_text()
     assert f"The untouched base has {metric}" in page and "no label" not in page
     assert "SentenceTransformer" in (run / "adapter" / "README.md").read_text()
@@ -61,14 +53,6 @@ def test_every_command_takes_a_run_of_a_reranker(cli: Cli, encoder: Path, tables
     (tmp_path / "pairs.csv").write_text("anchor,positive\nsuperb,the film was superb\n")
     (answer,) = cli("predict", run, "--file", "pairs.csv").out.splitlines()
     assert json.loads(answer).keys() == {"text", "pair", "score"}
-    for command in (
-        ("report", run),
-        ("card", run),
-        ("inspect", run),
-        ("check", data, "--run", run),
-        ("compare", run, run),
-    ):
-        done = cli(*command)
-        assert done.code == 0, done.err
+    every_command_reads(cli, run, data)
     card = (run / "adapter" / "README.md").read_text()
     assert "text-ranking" in card and "logits.sigmoid()" in card
