@@ -52,6 +52,12 @@ def ask(page: Tab, running: Running, adapter: str, text: str) -> None:
     page.wait("!at('answer').hidden && !at('send').disabled")
 
 
+def test_page_begins_with_examples_of_the_adapter(page: Tab, running: Running) -> None:
+    page.open(f"http://127.0.0.1:{running.port}/")
+    page.wait("document.querySelectorAll('#examples button').length > 0")
+    assert page.run("document.querySelectorAll('.bad').length") == 0
+
+
 def assert_harmless(page: Tab) -> None:
     assert page.run("document.title") == "lorakit"
     assert page.run("document.images.length + document.querySelectorAll('b').length") == 0

@@ -227,6 +227,11 @@ class Service:
         """The adapters served, with facts about those in memory."""
         return [{"name": name, **self._described(name)} for name in self.pool.folders]
 
+    async def adapter(self, name: str) -> Any:
+        """The facts about one adapter, which is loaded for them."""
+        await self.resident_named(name)
+        return {"name": name, **self._described(name)}
+
     def _described(self, name: str) -> dict[str, Any]:
         resident = self.pool.in_memory(name)
         if resident is None:
@@ -362,6 +367,7 @@ def create_app(service: Service, token: str | None = None, hosts: Sequence[str] 
     add_routes(app, service)
     got: dict[str, Any] = {
         "/adapters": service.adapters,
+        "/adapters/{name}": service.adapter,
         "/info": service.info,
         "/metrics": service.metrics_page,
         "/": _page(),
