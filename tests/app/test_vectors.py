@@ -65,6 +65,27 @@ def test_texts_are_ranked_by_their_cosine_with_the_query(runs: Path) -> None:
     assert search.rank("superb", TEXTS, top=2) == ranked[:2]
 
 
+def test_each_text_goes_through_the_model_once(runs: Path) -> None:
+    """The query of many pairs, in a pool and alone; a text that is query and document has another prompt as each."""
+    pairs = [("superb", text) for text in (*TEXTS, TEXTS[0], "superb")]
+    alone = lorakit.load(runs / "search")
+    with AdapterPool({"search": runs / "search"}) as pool:
+        pool.answer([Query("search", Example(*pairs[0][:1]))])
+        for model, ask in (
+            (alone.model, lambda: alone.predict(pairs)),
+            (pool.shared.model, lambda: pool.answer([Query("search", Example(q, pair=text)) for q, text in pairs])),
+        ):
+            rows: list[int] = []
+            hook = model.register_forward_hook(
+                lambda module, inputs, output, rows=rows: rows.append(len(output.logits))
+            )
+            answers = ask()
+            hook.remove()
+            assert sum(rows) == 1 + len(TEXTS) + 1
+            scores = alone.similarity(["superb"], [text for _, text in pairs])[0]
+            np.testing.assert_allclose([answer["score"] for answer in answers], scores, atol=1e-6)
+
+
 def test_what_gives_no_vector_is_refused(runs: Path) -> None:
     search, classifier = lorakit.load(runs / "search"), lorakit.load(runs / "classifier")
     with pytest.raises(DataError, match=r"^embed: this run's task, sequence_classification, gives no vectors"):

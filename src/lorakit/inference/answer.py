@@ -145,10 +145,17 @@ def answer_rows(
 
     The batches are the same whatever the number of ranks, and each is answered by one of them: so are the answers. In a
     batch an adapter's rows are neighbours. Text-to-text models drop finished rows, so there each adapter has its own batches.
+    A text of which a vector is wanted goes through the model once, however often it stands in the rows.
     """
     groups: dict[Adapter | None, list[int]] = {}
-    for place, (adapter, _) in enumerate(rows):
-        groups.setdefault(adapter if adapter.task.info.model_kind == "text2text" else None, []).append(place)
+    first: dict[tuple[Adapter, tuple[int, ...]], int] = {}  # the place of each text of an embedding model
+    repeats: dict[int, int] = {}  # the first place of the same text, by place
+    for place, (adapter, item) in enumerate(rows):
+        kind = adapter.task.info.model_kind
+        if kind == "embedding" and (at := first.setdefault((adapter, tuple(item["input_ids"])), place)) != place:
+            repeats[place] = at
+        else:
+            groups.setdefault(adapter if kind == "text2text" else None, []).append(place)
     batches = [
         sorted((own[i] for i in batch), key=lambda place: rows[place].adapter.key or "")
         for own in groups.values()
@@ -173,6 +180,8 @@ def answer_rows(
     for number, batch in enumerate(batches):
         for place, raw in zip(batch, gathered[number % ranks.size][number // ranks.size], strict=True):
             raws[place] = raw
+    for place, at in repeats.items():
+        raws[place] = raws[at]
     return raws
 
 
