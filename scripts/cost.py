@@ -115,7 +115,7 @@ PACKED, START_S = 32, 30.0
 def show_model() -> None:
     """Print the tables of docs/cost.md that no machine was needed for."""
     large = replace(BERT_BASE, batch_tokens=8 * BERT_BASE.batch_tokens)  # 256 examples
-    print("| processes | compute ms | all-reduce ms | latency ms | tokens/s | efficiency | MB sent a step |")
+    print("| processes | compute ms | all-reduce ms | latency ms | tokens/s | efficiency | MB sent in a step |")
     print("|---|---|---|---|---|---|---|")
     for name, machine in (("one machine (NVLink)", A100), ("10 Gbit/s Ethernet", ETHERNET)):
         print(f"| {name} | | | | | | |")

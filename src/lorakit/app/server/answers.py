@@ -22,16 +22,19 @@ PREDICT_EXAMPLES: list[Any] = [
 ]
 ERRORS = {  # by status: text-embeddings-inference's error type, and when it occurs
     400: ("validation", "the body is not JSON, or a text is empty"),
-    401: ("unauthorized", "no token, or a wrong one"),
-    404: ("validation", "no adapter of this name, or no such route"),
-    405: ("validation", "a method that the route does not have"),
-    408: ("validation", "a body that takes more than 5 s"),
-    413: ("validation", "too much: a body of 2 MB, more than `--inputs` texts, a text longer than its adapter reads"),
-    415: ("validation", "a Content-Type that is not application/json"),
-    422: ("validation", "anything else that is wrong with a request"),
+    401: ("unauthorized", "the token is missing or wrong"),
+    404: ("validation", "there is no such adapter or route"),
+    405: ("validation", "the route does not support this method"),
+    408: ("validation", "sending the body took more than 5 s"),
+    413: (
+        "validation",
+        "the body is over 2 MB, there are more than `--inputs` texts, or a text is too long for its adapter",
+    ),
+    415: ("validation", "the Content-Type is not application/json"),
+    422: ("validation", "anything else is wrong with the request"),
     424: ("backend", "the model failed on this request, or its adapter cannot be loaded; the log says why"),
-    429: ("overloaded", "`--waiting` texts wait; ask again in a second"),
-    503: ("unhealthy", "no answer within `--timeout`, or the server is stopping"),
+    429: ("overloaded", "`--waiting` texts are already waiting; try again in a second"),
+    503: ("unhealthy", "there was no answer within `--timeout`, or the server is stopping"),
 }
 
 
@@ -78,9 +81,7 @@ def _inputs(value: Any) -> Any:
     for entry in value if _is_batch(value) else [value]:
         texts = [entry] if isinstance(entry, str) else entry
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise PydanticCustomError(
-                "inputs", "a text, a pair [a, b], or a batch of them [[a], [b, c], ...] is needed"
-            )
+            raise PydanticCustomError("inputs", "expected a text, a pair [a, b], or a batch [[a], [b, c], ...]")
         if len(texts) not in (1, 2) and value:
             form = "a list of {n} strings is neither a text nor a pair; a batch is [[a], [b], ...]"
             raise PydanticCustomError("inputs", form, {"n": len(texts)})
@@ -133,14 +134,14 @@ class Predict(BaseModel):
             HTTPException: 422, scores by another function than the head's.
         """
         if "embedding" in answer:
-            raise HTTPException(422, "this adapter gives vectors, not labels: ask /embed")
+            raise HTTPException(422, "this adapter returns vectors, not labels; use /embed")
         parameters = self.parameters or Parameters()
         if "entities" in answer:
             return [entry for entry in prediction(answer) if entry["entity_group"] not in parameters.ignore_labels]
         function = parameters.function_to_apply
         own = "sigmoid" if "labels" in answer else "softmax"
         if function not in (None, "none", own) and "value" not in answer and "label" in answer:
-            raise HTTPException(422, f"`parameters.function_to_apply`: scores of this adapter are by {own}, or by none")
+            raise HTTPException(422, f"`parameters.function_to_apply`: this adapter supports {own} and none")
         entries = prediction(answer, self.raw_scores or function == "none")[: parameters.top_k]
         return entries if self.parameters is None or self.is_batch else [entries]
 
