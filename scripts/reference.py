@@ -60,22 +60,20 @@ def cli() -> str:
 
 
 def keys() -> str:
-    """Every key of a recipe: what it may be, what it is where nothing is said, what it does."""
+    """Every key of a recipe: its values, its default, and what it does."""
     remarks = comments(Path(recipe.__file__))
     for key, tasks in recipe.task_keys().items():
-        remarks["TaskSection", key] = "; ".join(filter(None, [remarks["TaskSection", key], f"of {', '.join(tasks)}"]))
+        remarks["TaskSection", key] += f" For {', '.join(tasks)}."
     parts = ["# The recipe", ""]
     parts += [
-        "Every key, as it stands in a recipe's tables or, `section.key=value`, on the command line. A key that is not here is"
+        "These are all the keys of a recipe. Write them in a TOML file, or as `section.key=value` on the command line. A",
+        "key that is not listed here is an error that suggests the nearest one. So is a value of the wrong type, NaN, or a",
+        "number out of range. The `recipe.toml` of a run lists all keys with the values it used.",
     ]
-    parts += [
-        "an error that names the nearest one; so is a value of another type, NaN, or a number out of range. A run's own"
-    ]
-    parts += ["`recipe.toml` has all of them, with what held."]
     for section, field in recipe.Recipe.model_fields.items():
         kind: Any = field.annotation
         parts += ["", f"## [{section}]", "", inspect.cleandoc(kind.__doc__), ""]
-        parts += ["| key | is | default | |", "|---|---|---|---|"]
+        parts += ["| key | value | default | what it does |", "|---|---|---|---|"]
         parts += [row(kind, key, schema, remarks.get((kind.__name__, key), "")) for key, schema in schemas(kind)]
     return "\n".join(parts) + "\n"
 
@@ -83,7 +81,7 @@ def keys() -> str:
 def row(kind: type[BaseModel], key: str, schema: Mapping[str, Any], remark: str) -> str:
     """A key's line of the table."""
     field = kind.model_fields[key]
-    default = "**needed**" if field.is_required() else shown(field.get_default(call_default_factory=True))
+    default = "**required**" if field.is_required() else shown(field.get_default(call_default_factory=True))
     cells = (f"`{key}`", said(schema), default, remark)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -126,15 +124,15 @@ def said(schema: Mapping[str, Any]) -> str:
 
 
 def comments(path: Path) -> dict[tuple[str, str], str]:
-    """What the comment behind each field of each class says."""
+    """The comment above each field of each class; every key of a section has one."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     found = {}
     for node in ast.parse(text).body:
         for field in node.body if isinstance(node, ast.ClassDef) else []:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                behind = lines[(field.end_lineno or 0) - 1][field.end_col_offset or 0 :]
-                found[node.name, field.target.id] = behind.strip().removeprefix("#").strip()
+                above = lines[field.lineno - 2].strip()
+                found[node.name, field.target.id] = above.removeprefix("#").strip() if above.startswith("#") else ""
     return found
 
 

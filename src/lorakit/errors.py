@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 # What each exit code means.
 EXIT_CODES = {
-    0: "done",
-    1: "a fault of lorakit's",
+    0: "success",
+    1: "a bug in lorakit",
     2: "a mistake in the recipe, on the command line, or in a model, an adapter or a folder",
-    3: "data that cannot be read as what they were said to be",
+    3: "data that cannot be read, or does not fit the task",
     4: "a loss, a gradient or a weight that is not finite",
     5: "storage: disk full, read-only, no permission, input/output error",
-    75: "stopped by a signal; --resume auto goes on",
+    75: "stopped by a signal; continue with --resume auto",
 }
 
 

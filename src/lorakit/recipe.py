@@ -109,17 +109,24 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The frozen base model."""
 
-    base: str  # hub id, folder, `minilm` or `t5-demo`
-    revision: str | None = None  # branch, tag or commit of a hub id
-    adapter: str | None = None  # a run or its adapter over the same base to begin from; [lora] is then that adapter's
-    adapter_head: Literal["auto", "keep", "new"] = "auto"  # its output layer; auto: kept where the labels are the same
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the faster one here; fp16 where a GPU emulates bf16
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # of the base model; unset: from its config
-    quantize: Literal["none", "int8", "nf4"] = "none"  # how the frozen linear layers are stored
-    kernels: Literal["auto", "plain"] = "auto"  # plain: modules run unchanged, as in transformers
-    pooling: Pooling = (
-        "auto"  # of a classifier: the model family's own (cls), or the mean over tokens; auto: from 1_Pooling
-    )
+    # A hub id, a folder, `minilm` or `t5-demo`.
+    base: str
+    # A branch, tag or commit of a hub id.
+    revision: str | None = None
+    # Start from this run or adapter on the same base. [lora] is then taken from it.
+    adapter: str | None = None
+    # Whether to keep the output layer of `adapter`. auto: keep it if the labels are the same.
+    adapter_head: Literal["auto", "keep", "new"] = "auto"
+    # How the frozen base is stored. auto: the fastest on this machine, or fp16 if the GPU only emulates bf16.
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # Dropout of the base model. Default: from its config, or none below 500 examples.
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    # How the frozen linear layers are stored.
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    # auto: use faster modules where they fit. plain: run every module unchanged, as in transformers.
+    kernels: Literal["auto", "plain"] = "auto"
+    # What a classifier reads. cls: what its model family does; mean: the mean over tokens; auto: what the checkpoint says.
+    pooling: Pooling = "auto"
 
 
 class DataSection(Section):
@@ -128,57 +135,95 @@ class DataSection(Section):
     A data set of the hub is ID[:CONFIG][@REVISION][#SPLIT]; URLs are those that fsspec reads.
     """
 
+    # The training data.
     train: str | None = None
-    validation: str | None = None  # unset: a share of train, drawn by seed
+    # The validation data. Default: a share of the training data.
+    validation: str | None = None
+    # Data to score once, at the end.
     test: str | None = None
+    # The format of the files. auto: guessed from name and content.
     format: DataFormat = "auto"
-    text: Name | None = None  # column names; unset: the usual ones, as a note states
+    # Column of the text. Default: a common name, which a note prints.
+    text: Name | None = None
+    # Column of the second text, for pairs.
     pair: Name | None = None
-    label: Name | Names | None = None  # several columns: a 0 or 1, or a share, for each label
-    negative: Name | Names | None = None  # columns of texts that do not belong to the first one, for embeddings
-    label_separator: Annotated[str, Field(min_length=1)] = ","  # between several labels in one cell
-    overlaps: Literal["error", "longest"] = "error"  # overlapping character spans: refuse, or keep the longest
-    delimiter: Delimiter | None = None  # of a table, or its name (tab); unset: detected, as a note states
-    header: bool | None = None  # false: the first line of a table is a record, and columns are named 1, 2, ...
-    encoding: str | None = None  # of text files; unset: UTF-8
-    columns: ColumnNumbers | None = None  # of CoNLL lines, counted from 1: {word = 2, tag = 3}; unset: detected
-    on_bad: Literal["stop", "skip"] = (
-        "stop"  # what to do about records that cannot be used: stop and list them, or skip them
-    )
-    group: str | None = None  # column (a document, a user) whose equal values stay on one side of the split
-    folds: Folds = "auto"  # of a cross-validation, 0 for none; auto: some below 500 examples
-    validation_share: Share = 0.1  # stratified by label; equal texts stay together
-    max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; unset: the model's limit, at most 512
-    cache: str | None = None  # folder, shared by runs, for encoded examples and downloaded files; unset: in memory
+    # Column of the label. For several columns: a 0 or 1, or a share, for each label.
+    label: Name | Names | None = None
+    # Columns of texts that do not belong to the first text, for embeddings.
+    negative: Name | Names | None = None
+    # Separates several labels in one cell.
+    label_separator: Annotated[str, Field(min_length=1)] = ","
+    # What to do if character spans overlap: stop, or keep the longest.
+    overlaps: Literal["error", "longest"] = "error"
+    # Separator of a table, or its name (tab). Default: guessed, which a note prints.
+    delimiter: Delimiter | None = None
+    # false: the table has no header, and its columns are called 1, 2, ...
+    header: bool | None = None
+    # Encoding of text files. Default: UTF-8.
+    encoding: str | None = None
+    # Columns of CoNLL files, counted from 1: {word = 2, tag = 3}. Default: guessed.
+    columns: ColumnNumbers | None = None
+    # What to do with bad records: stop and list them, or skip them.
+    on_bad: Literal["stop", "skip"] = "stop"
+    # Column (a document, a user) whose rows must stay on the same side of the split.
+    group: str | None = None
+    # Folds for cross-validation, or 0 for none. auto: 2 or 3 below 500 examples without validation data.
+    folds: Folds = "auto"
+    # Share to hold out. Stratified by label; identical texts stay together.
+    validation_share: Share = 0.1
+    # Longest text in tokens. Default: the model's limit, at most 512.
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    # Folder for encoded examples and downloaded files, shared by runs. Default: keep them in memory.
+    cache: str | None = None
 
 
 class TaskSection(Section):
-    """What is learned. A key of another task is an error."""
+    """What to learn. Setting a key of another task is an error."""
 
+    # The task.
     name: TaskName = "sequence_classification"
-    metric: str | None = None  # the score that chooses the best checkpoint; unset: the task's first
-    class_weights: ClassWeights = "none"  # in the loss; labels missing from a table have weight 1
-    calibrate: bool = False  # scale probabilities by a temperature tuned on the validation examples
-    order: LabelNames = ()  # the labels from lowest to highest; unset: by value, if they are numbers
+    # The score that chooses the best checkpoint. Default: the main score of the task.
+    metric: str | None = None
+    # Weights of the labels in the loss. Labels missing from a table have weight 1.
+    class_weights: ClassWeights = "none"
+    # Scale probabilities by a temperature that is tuned on the validation examples.
+    calibrate: bool = False
+    # The labels from lowest to highest. Not needed if they are numbers.
+    order: LabelNames = ()
+    # What to put before each text. Default: ner:, classify: or nothing, by task.
     prefix: str = "ner: "
-    max_target_length: Annotated[int, Field(ge=8)] = 128  # tokens of target or output
-    num_beams: Annotated[int, Field(ge=1, le=64)] = 1  # 1: greedy; else beam search, as transformers' generate
-    length_penalty: float = 1.0  # beams are compared by log-probability / length ** this; above 0 favours longer ones
-    constrained: bool = False  # restrict the decoder to words of the source and known types, or to labels
-    format: Literal["list", "tanl"] = "list"  # how entities are written
-    stride: Annotated[int, Field(ge=0)] | None = None  # tokens shared by neighbouring windows; unset: max_length / 4
-    subwords: Literal["first", "all"] = "first"  # which sub-words of a word are trained; the first one predicts
-    decoding: Literal["viterbi", "argmax"] = "viterbi"  # viterbi: the best valid IOB2 sequence
-    crf: bool = False  # a conditional random field over the tags of a sentence
-    loss: str | None = (
-        None  # contrastive, cosent, angle, cosine_mse, triplet; of a reranker bce, pairwise, listnet; unset: by the data
-    )
-    temperature: Annotated[float, Field(gt=0)] = 0.05  # that cosines are divided by in the loss
-    symmetric: bool = False  # contrastive: also from each second text to the first ones
-    dims: Dims = ()  # shorter vectors that are trained too, of the first so many dimensions (Matryoshka)
-    normalize: bool | None = None  # vectors of length 1; unset: as the base does
-    query_prompt: str | None = None  # before each first text of a pair, and each text of other data; unset: the base's
-    document_prompt: str | None = None  # before second texts and negatives
+    # Longest target or output, in tokens.
+    max_target_length: Annotated[int, Field(ge=8)] = 128
+    # 1: greedy search. More: beam search, as in transformers' generate.
+    num_beams: Annotated[int, Field(ge=1, le=64)] = 1
+    # Beams are compared by log-probability / length ** this. Higher values favour longer texts.
+    length_penalty: float = 1.0
+    # Let the decoder write only words of the text and known types, or only labels.
+    constrained: bool = False
+    # How entities are written.
+    format: Literal["list", "tanl"] = "list"
+    # How many tokens neighbouring windows share. Default: a quarter of max_length.
+    stride: Annotated[int, Field(ge=0)] | None = None
+    # Which sub-words of a word are trained. The first one predicts.
+    subwords: Literal["first", "all"] = "first"
+    # viterbi: the best valid IOB2 sequence. argmax: each word on its own.
+    decoding: Literal["viterbi", "argmax"] = "viterbi"
+    # Add a conditional random field over the tags of a sentence.
+    crf: bool = False
+    # Embeddings: contrastive, cosent, angle, cosine_mse, triplet. Rerankers: bce, pairwise, listnet. Default: by the data.
+    loss: str | None = None
+    # Cosines are divided by this in the loss.
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    # Contrastive loss: also compare each second text with all first texts.
+    symmetric: bool = False
+    # Also train vectors cut to their first dimensions (Matryoshka), for example [128, 64].
+    dims: Dims = ()
+    # Return vectors of length 1. Default: as in the base.
+    normalize: bool | None = None
+    # Put before each query, or before each text if there are no pairs. Default: the base's prompt.
+    query_prompt: str | None = None
+    # Put before second texts and negatives. Default: the base's prompt.
+    document_prompt: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -231,23 +276,40 @@ def _listed(names: Sequence[str] | str) -> tuple[str, ...] | str:
 class LoraSection(Section):
     """The adapter. Keys have peft's names without the lora_ prefix."""
 
+    # The rank: rows of A and columns of B.
     r: Annotated[int, Field(ge=1)] = 8
+    # The update is scaled by alpha / r.
     alpha: Annotated[float, Field(gt=0)] = 16
+    # Dropout on the input of the update.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Layers to adapt: names, a regular expression, `all-linear`, or a preset such as `query-value`.
     target_modules: Names | str = ALL_LINEAR
+    # Layers to leave out: names, or a regular expression.
     exclude_modules: Names | str = ()
+    # Adapt only these blocks, counted from 0. Default: all of them.
     layers_to_transform: Indices | None = None
+    # Scale by alpha / sqrt(r).
     use_rslora: bool = False
+    # Use DoRA.
     use_dora: bool = False
-    update: str = "lora"  # lora, dora (the same as use_dora), lora_fa, vera, adalora
-    target_r: Annotated[int, Field(ge=1)] | None = None  # adalora: the average rank after pruning; unset: r / 2
+    # lora, dora (the same as use_dora), lora_fa, vera or adalora.
+    update: str = "lora"
+    # adalora: the average rank after pruning. Default: r / 2.
+    target_r: Annotated[int, Field(ge=1)] | None = None
+    # Give B a bias.
     lora_bias: bool = False
-    bias: Literal["none", "lora_only", "all"] = "none"  # biases of the base that are trained
-    trainable_token_indices: Indices | dict[str, Indices] = ()  # rows of the input embedding, or of embeddings by name
+    # Which biases of the base to train.
+    bias: Literal["none", "lora_only", "all"] = "none"
+    # Rows of the input embedding to train, or of embeddings by name.
+    trainable_token_indices: Indices | dict[str, Indices] = ()
+    # How A and B start: kaiming, gaussian, pissa, olora, orthogonal, ...; see LoraConfig.
     init: str = "kaiming"
+    # Other ranks for some layers, by name or regular expression.
     rank_pattern: dict[str, int] = {}
+    # Other alphas for some layers, by name or regular expression.
     alpha_pattern: dict[str, float] = {}
-    modules_to_save: Names = ()  # trained in full, in addition to the head and newly initialised layers
+    # Modules to train in full, besides the head and newly initialised layers.
+    modules_to_save: Names = ()
 
     @model_validator(mode="after")
     def _can_be_made(self) -> Self:
@@ -290,34 +352,52 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    """How it is trained. A step is one optimizer update; `batch_size` is the number of examples in it, over all micro-batches."""
+    """How to train. A step is one optimizer update; `batch_size` is the number of examples in it, over all micro-batches."""
 
+    # lora: train an adapter. full: train all weights. head: train only the output layer.
     method: Literal["lora", "full", "head"] = "lora"
-    epochs: Annotated[int, Field(ge=1)] | None = None  # unset: by the number of examples, as batch_size and lr
-    max_steps: Annotated[int, Field(ge=1)] | None = None  # ends the run before `epochs` are done
+    # Passes over the training data. Default: by the number of examples.
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    # Stop after this many steps, even if `epochs` are not done.
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    # Examples in a step. Default: by the number of examples.
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples per forward; unset: the whole batch
+    # Examples in a forward pass. Default: the whole batch.
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    # Learning rate. Default: by the number of examples.
     lr: Annotated[float, Field(gt=0)] | None = None
-    head_start: HeadStart = (
-        "auto"  # of a new output layer: random, or fitted; contrast: after the adapter has learned from pairs
-    )
-    head_lr: Annotated[float, Field(gt=0)] | None = None  # of modules trained in full; unset: lr
-    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0  # LoRA+: the learning rate of B over that of A
-    warmup: Annotated[float, Field(ge=0)] = 0.06  # below 1: a share of all steps; else a number of steps
+    # How a new output layer starts. probe: fitted to the frozen base. contrast: fitted after the adapter learned from pairs.
+    head_start: HeadStart = "auto"
+    # Learning rate of modules that are trained in full. Default: lr.
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    # LoRA+: the learning rate of B, as a multiple of A's.
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    # Below 1: a share of all steps. Otherwise: a number of steps.
+    warmup: Annotated[float, Field(ge=0)] = 0.06
+    # How the learning rate falls after warm-up.
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # Weight decay of AdamW.
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    # Clip gradients to this norm.
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    # Decides the split, the order of examples and all random numbers.
     seed: Annotated[int, Field(ge=0)] = 0
-    seeds: Seeds = ()  # in place of seed: a run for each, and the mean and spread of their scores
-    eval_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: each epoch; with epochs unset 4 or 8 times
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = None  # steps; unset: with each evaluation
-    patience: Annotated[int, Field(ge=1)] | None = None  # evaluations without a new best before stopping
-    non_finite: Literal["stop", "skip"] = "stop"  # what to do at a step whose loss or gradient is not finite
-    shard_base: bool = False  # with several processes: shard the frozen layers over them (FSDP)
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = (
-        "auto"  # auto: the accelerator that torch has here, else the CPU
-    )
-    deterministic: bool = False  # on a GPU: bitwise reproducible, by slower algorithms; on a CPU always
+    # Instead of seed: one run for each, with mean and spread of the scores.
+    seeds: Seeds = ()
+    # Steps between evaluations. Default: every epoch, or 4 to 8 times if epochs is not set.
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    # Steps between checkpoints. Default: at each evaluation.
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    # Stop after this many evaluations without a new best.
+    patience: Annotated[int, Field(ge=1)] | None = None
+    # What to do if a loss or gradient is not finite: stop, or skip the step.
+    non_finite: Literal["stop", "skip"] = "stop"
+    # With several processes: split the frozen layers between them (FSDP).
+    shard_base: bool = False
+    # Where to train. auto: the accelerator that torch finds, or else the CPU.
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    # On a GPU: give the same bits every time, with slower algorithms. CPUs always do.
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _seed_or_seeds(self) -> Self:
@@ -339,9 +419,12 @@ class ChosenTrain(TrainSection):
 class OutputSection(Section):
     """Where the run folder goes, and which trackers log the run."""
 
-    dir: str | None = None  # unset: runs/<name of the recipe or data file>
+    # The run folder. Default: runs/, and the name of the recipe or data file.
+    dir: str | None = None
+    # Where to log the run.
     trackers: Trackers = ()
-    project: str | None = None  # the trackers' project; unset: from their environment variables, or lorakit
+    # The trackers' project. Default: from their environment variables, or lorakit.
+    project: str | None = None
 
 
 class Recipe(Section):

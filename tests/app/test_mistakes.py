@@ -342,7 +342,7 @@ def test_debug_shows_the_traceback(cli: Cli) -> None:
     [
         (
             RuntimeError("first\nsecond"),
-            (1, "error: RuntimeError: first (a fault of lorakit's; --debug shows where)\n"),
+            (1, "error: RuntimeError: first (this is a bug in lorakit; --debug shows where)\n"),
         ),
         (KeyboardInterrupt(), (130, "\nerror: interrupted\n")),  # the terminal's ^C stands before the line break
     ],

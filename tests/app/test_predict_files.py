@@ -87,4 +87,4 @@ def test_each_row_is_answered_by_its_adapter(cli: Cli, adapters: Path, tmp_path:
 
 def test_stopped_command_is_repeated_to_go_on() -> None:
     words = ["predict", "runs/a", "--file", "in *.csv", "--out", "out"]
-    assert how_to_go_on(words) == "; to go on: lorakit predict runs/a --file 'in *.csv' --out out"
+    assert how_to_go_on(words) == "; to continue: lorakit predict runs/a --file 'in *.csv' --out out"

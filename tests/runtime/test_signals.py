@@ -153,7 +153,7 @@ def test_evaluation_is_broken_off_and_done_later(
     ],
 )
 def test_how_to_go_on_is_a_whole_command(words: str, command: str) -> None:
-    assert how_to_go_on(words.split()) == f"; to go on: {command}"
+    assert how_to_go_on(words.split()) == f"; to continue: {command}"
     assert how_to_go_on(["quickstart"]) == ""
 
 
@@ -186,7 +186,7 @@ def test_sigterm_ends_a_real_process_with_75_and_the_command_that_goes_on(
     process.join(60)
     assert process.exitcode == 75, "".join(said) + rest
     last = rest.splitlines()[-1]
-    assert last.startswith("stopped by SIGTERM; to go on: lorakit train ")
+    assert last.startswith("stopped by SIGTERM; to continue: lorakit train ")
     assert last.endswith("output.dir=run --resume auto")
     assert newest_checkpoint(tmp_path / "run" / "checkpoints")[0].step % 5 in range(5)
     assert not (tmp_path / "run" / ".lock").exists()

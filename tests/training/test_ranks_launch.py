@@ -112,7 +112,7 @@ def test_sigterm_saves_once_and_leaves_no_process(recipe: Path, tmp_path: Path) 
     sent = time.monotonic()
     _, err = finished(process, 75)
     print(f"\nfrom SIGTERM to the end of 2 processes and their launcher: {time.monotonic() - sent:.1f} s")
-    assert err.count("; to go on: lorakit train") == 1
+    assert err.count("; to continue: lorakit train") == 1
     assert processes(folder) == []
     finished(lorakit(recipe, f"output.dir={folder}", *words, "--nproc", 2, "--resume", "auto"))
     finished(lorakit(recipe, f"output.dir={whole}", *words, "--nproc", 2))

@@ -17,27 +17,27 @@ from lorakit.errors import EXIT_CODES, Interrupted, LorakitError, RankError, fir
 
 # Each command is a module of `lorakit.app.commands`; this is the first sentence of its help.
 COMMANDS = {
-    "card": "Write RUN's model card (README.md beside its adapter) again, from the run folder alone.",
-    "check": "Check whether DATA, or the data of a RECIPE, are fit to train on, and list likely mistakes in them.",
+    "card": "Write RUN's model card (README.md next to its adapter) again, from the run folder alone.",
+    "check": "Check whether DATA (or the data of a RECIPE) is fit to train on, and list likely mistakes.",
     "combine": "Combine several RUNs of one task and base into one adapter: a weighted sum, TIES or DARE.",
-    "compare": "Test whether RUNs differ by more than chance, by paired tests over the same examples.",
-    "completion": "Print what makes SHELL complete commands, options, recipe keys and run folders.",
-    "doctor": "Check versions, CPU, GPU, memory, disk, hub and bundled data; exit code 1 if something prevents work.",
-    "embed": "Write the vectors of the texts in a file, in order: an array for numpy, or a table.",
+    "compare": "Test whether RUNs differ by more than chance, with paired tests on the same examples.",
+    "completion": "Print a script that makes SHELL complete commands, options, recipe keys and run folders.",
+    "doctor": "Check versions, CPU, GPU, memory, disk, hub and bundled data. Exits with 1 if lorakit cannot work here.",
+    "embed": "Turn the texts in a file into vectors, in order, and write them as a numpy array or a table.",
     "evaluate": "Score RUN (a run folder or an adapter) on labelled DATA.",
-    "export": "Write RUN's model or adapter in the form that another program reads, list what was changed, and check it.",
-    "import": "Check an adapter written by peft and convert it, so that predict, evaluate, merge and export work on it.",
+    "export": "Write RUN's model or adapter in another program's format, list what changed, and check the result.",
+    "import": "Check an adapter trained with peft, and convert it for use with predict, evaluate, merge and export.",
     "inspect": "Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.",
-    "merge": "Merge RUN's adapter into its base model: a plain transformers folder that needs no lorakit.",
-    "mine": "Find hard negatives for pairs: the other second texts that are most like a first one, for a loss to push away.",
-    "predict": "Answer TEXTs, or the texts in a file, one JSON line each, in order.",
+    "merge": "Merge RUN's adapter into its base model, and write a transformers folder that does not need lorakit.",
+    "mine": "Find hard negatives for pairs of texts: texts that resemble the right answer to a query, but belong to another one.",
+    "predict": "Predict TEXTs, or the texts in a file, and print one line of JSON for each, in order.",
     "push": "Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.",
-    "quickstart": "Train on the bundled data, score, and answer new sentences; both demo systems unless one is named.",
-    "recipe": "List, show or copy the recipes that ship with lorakit.",
-    "report": "Write the report of RUN from its folder alone, one HTML file; for several RUNs, a page that compares them.",
-    "serve": "Answer over HTTP with the adapters of RUNs, or of FOLDERs of them, all over one base model.",
-    "sweep": "Train RECIPE with many settings, and show which are best.",
-    "train": "Train as RECIPE says, or on DATA with --model.",
+    "quickstart": "Train on the bundled data, score the model, and try it on new sentences. Runs both demos unless you name one.",
+    "recipe": "List, show or copy the built-in recipes.",
+    "report": "Write RUN's report, a single HTML file, from the run folder alone.",
+    "serve": "Serve the adapters of RUNs, or of FOLDERs of runs, over HTTP. They all share one base model.",
+    "sweep": "Train RECIPE with many settings, and show which ones work best.",
+    "train": "Train with the settings in RECIPE, or on DATA with --model.",
 }
 CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -68,9 +68,9 @@ class Commands(click.Group):
 )
 @click.version_option(lorakit.__version__, prog_name="lorakit")
 def commands() -> None:
-    """LoRA fine-tuning from a file of labelled text to an honest score and an adapter that ships.
+    """LoRA fine-tuning: from a file of labelled text to an honest score and an adapter you can deploy.
 
-    Every command takes --debug, which shows the traceback of a failure.
+    Add --debug to any command to see the traceback of an error.
     """
 
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     except Exception as err:
         text = first_line(err, "no message")
-        fail(f"{type(err).__name__}: {text} (a fault of lorakit's; --debug shows where)", 1, debug)
+        fail(f"{type(err).__name__}: {text} (this is a bug in lorakit; --debug shows where)", 1, debug)
 
 
 def program() -> None:
@@ -130,13 +130,13 @@ def fail(message: str, code: int, debug: bool) -> None:
 def how_to_go_on(words: Sequence[str]) -> str:
     """The command that continues an interrupted training, sweep or prediction of files; empty for other commands."""
     if words[0] == "predict":
-        return f"; to go on: {shlex.join(['lorakit', *words])}"
+        return f"; to continue: {shlex.join(['lorakit', *words])}"
     if words[0] == "sweep":
-        return f"; to go on: {shlex.join(['lorakit', *(word for word in words if word != '--resume'), '--resume'])}"
+        return f"; to continue: {shlex.join(['lorakit', *(word for word in words if word != '--resume'), '--resume'])}"
     if words[0] != "train":
         return ""
     others = [word for i, word in enumerate(words) if not word.startswith("--resume") and words[i - 1] != "--resume"]
-    return f"; to go on: {shlex.join(['lorakit', *others, '--resume', 'auto'])}"
+    return f"; to continue: {shlex.join(['lorakit', *others, '--resume', 'auto'])}"
 
 
 if __name__ == "__main__":

@@ -11,185 +11,216 @@ class ModelKeys(TypedDict, total=False):
     """The frozen base model."""
 
     base: Required[str]
-    """hub id, folder, `minilm` or `t5-demo`"""
+    """A hub id, a folder, `minilm` or `t5-demo`."""
     revision: str | None
-    """branch, tag or commit of a hub id"""
+    """A branch, tag or commit of a hub id."""
     adapter: str | None
-    """a run or its adapter over the same base to begin from; [lora] is then that adapter's"""
+    """Start from this run or adapter on the same base. [lora] is then taken from it."""
     adapter_head: Literal["auto", "keep", "new"]
-    """its output layer; auto: kept where the labels are the same"""
+    """Whether to keep the output layer of `adapter`. auto: keep it if the labels are the same."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
-    """auto: the faster one here; fp16 where a GPU emulates bf16"""
+    """How the frozen base is stored. auto: the fastest on this machine, or fp16 if the GPU only emulates bf16."""
     dropout: float | None
-    """of the base model; unset: from its config"""
+    """Dropout of the base model. Default: from its config, or none below 500 examples."""
     quantize: Literal["none", "int8", "nf4"]
-    """how the frozen linear layers are stored"""
+    """How the frozen linear layers are stored."""
     kernels: Literal["auto", "plain"]
-    """plain: modules run unchanged, as in transformers"""
+    """auto: use faster modules where they fit. plain: run every module unchanged, as in transformers."""
     pooling: Literal["auto", "cls", "mean"]
+    """What a classifier reads. cls: what its model family does; mean: the mean over tokens; auto: what the checkpoint says."""
 
 
 class DataKeys(TypedDict, total=False):
     """Where the examples come from: a file, a pattern or URL of files, a folder saved by `datasets`, or a data set of the hub."""
 
     train: str | None
+    """The training data."""
     validation: str | None
-    """unset: a share of train, drawn by seed"""
+    """The validation data. Default: a share of the training data."""
     test: str | None
+    """Data to score once, at the end."""
     format: str
+    """The format of the files. auto: guessed from name and content."""
     text: str | None
-    """column names; unset: the usual ones, as a note states"""
+    """Column of the text. Default: a common name, which a note prints."""
     pair: str | None
+    """Column of the second text, for pairs."""
     label: str | Sequence[str] | None
-    """several columns: a 0 or 1, or a share, for each label"""
+    """Column of the label. For several columns: a 0 or 1, or a share, for each label."""
     negative: str | Sequence[str] | None
-    """columns of texts that do not belong to the first one, for embeddings"""
+    """Columns of texts that do not belong to the first text, for embeddings."""
     label_separator: str
-    """between several labels in one cell"""
+    """Separates several labels in one cell."""
     overlaps: Literal["error", "longest"]
-    """overlapping character spans: refuse, or keep the longest"""
+    """What to do if character spans overlap: stop, or keep the longest."""
     delimiter: str | None
-    """of a table, or its name (tab); unset: detected, as a note states"""
+    """Separator of a table, or its name (tab). Default: guessed, which a note prints."""
     header: bool | None
-    """false: the first line of a table is a record, and columns are named 1, 2, ..."""
+    """false: the table has no header, and its columns are called 1, 2, ..."""
     encoding: str | None
-    """of text files; unset: UTF-8"""
+    """Encoding of text files. Default: UTF-8."""
     columns: Mapping[Literal["word", "tag"], int] | None
-    """of CoNLL lines, counted from 1: {word = 2, tag = 3}; unset: detected"""
+    """Columns of CoNLL files, counted from 1: {word = 2, tag = 3}. Default: guessed."""
     on_bad: Literal["stop", "skip"]
+    """What to do with bad records: stop and list them, or skip them."""
     group: str | None
-    """column (a document, a user) whose equal values stay on one side of the split"""
+    """Column (a document, a user) whose rows must stay on the same side of the split."""
     folds: Literal["auto", 0] | int
-    """of a cross-validation, 0 for none; auto: some below 500 examples"""
+    """Folds for cross-validation, or 0 for none. auto: 2 or 3 below 500 examples without validation data."""
     validation_share: float
-    """stratified by label; equal texts stay together"""
+    """Share to hold out. Stratified by label; identical texts stay together."""
     max_length: int | None
-    """tokens; unset: the model's limit, at most 512"""
+    """Longest text in tokens. Default: the model's limit, at most 512."""
     cache: str | None
-    """folder, shared by runs, for encoded examples and downloaded files; unset: in memory"""
+    """Folder for encoded examples and downloaded files, shared by runs. Default: keep them in memory."""
 
 
 class TaskKeys(TypedDict, total=False):
-    """What is learned. A key of another task is an error."""
+    """What to learn. Setting a key of another task is an error."""
 
     name: str
+    """The task."""
     metric: str | None
-    """the score that chooses the best checkpoint; unset: the task's first"""
+    """The score that chooses the best checkpoint. Default: the main score of the task."""
     class_weights: Literal["none", "balanced"] | Mapping[str, float]
-    """in the loss; labels missing from a table have weight 1"""
+    """Weights of the labels in the loss. Labels missing from a table have weight 1."""
     calibrate: bool
-    """scale probabilities by a temperature tuned on the validation examples"""
+    """Scale probabilities by a temperature that is tuned on the validation examples."""
     order: Sequence[str]
-    """the labels from lowest to highest; unset: by value, if they are numbers"""
+    """The labels from lowest to highest. Not needed if they are numbers."""
     prefix: str
+    """What to put before each text. Default: ner:, classify: or nothing, by task."""
     max_target_length: int
-    """tokens of target or output"""
+    """Longest target or output, in tokens."""
     num_beams: int
-    """1: greedy; else beam search, as transformers' generate"""
+    """1: greedy search. More: beam search, as in transformers' generate."""
     length_penalty: float
-    """beams are compared by log-probability / length ** this; above 0 favours longer ones"""
+    """Beams are compared by log-probability / length ** this. Higher values favour longer texts."""
     constrained: bool
-    """restrict the decoder to words of the source and known types, or to labels"""
+    """Let the decoder write only words of the text and known types, or only labels."""
     format: Literal["list", "tanl"]
-    """how entities are written"""
+    """How entities are written."""
     stride: int | None
-    """tokens shared by neighbouring windows; unset: max_length / 4"""
+    """How many tokens neighbouring windows share. Default: a quarter of max_length."""
     subwords: Literal["first", "all"]
-    """which sub-words of a word are trained; the first one predicts"""
+    """Which sub-words of a word are trained. The first one predicts."""
     decoding: Literal["viterbi", "argmax"]
-    """viterbi: the best valid IOB2 sequence"""
+    """viterbi: the best valid IOB2 sequence. argmax: each word on its own."""
     crf: bool
-    """a conditional random field over the tags of a sentence"""
+    """Add a conditional random field over the tags of a sentence."""
     loss: str | None
+    """Embeddings: contrastive, cosent, angle, cosine_mse, triplet. Rerankers: bce, pairwise, listnet. Default: by the data."""
     temperature: float
-    """that cosines are divided by in the loss"""
+    """Cosines are divided by this in the loss."""
     symmetric: bool
-    """contrastive: also from each second text to the first ones"""
+    """Contrastive loss: also compare each second text with all first texts."""
     dims: Sequence[int]
-    """shorter vectors that are trained too, of the first so many dimensions (Matryoshka)"""
+    """Also train vectors cut to their first dimensions (Matryoshka), for example [128, 64]."""
     normalize: bool | None
-    """vectors of length 1; unset: as the base does"""
+    """Return vectors of length 1. Default: as in the base."""
     query_prompt: str | None
-    """before each first text of a pair, and each text of other data; unset: the base's"""
+    """Put before each query, or before each text if there are no pairs. Default: the base's prompt."""
     document_prompt: str | None
-    """before second texts and negatives"""
+    """Put before second texts and negatives. Default: the base's prompt."""
 
 
 class LoraKeys(TypedDict, total=False):
     """The adapter. Keys have peft's names without the lora_ prefix."""
 
     r: int
+    """The rank: rows of A and columns of B."""
     alpha: float
+    """The update is scaled by alpha / r."""
     dropout: float
+    """Dropout on the input of the update."""
     target_modules: Sequence[str] | str
+    """Layers to adapt: names, a regular expression, `all-linear`, or a preset such as `query-value`."""
     exclude_modules: Sequence[str] | str
+    """Layers to leave out: names, or a regular expression."""
     layers_to_transform: Sequence[int] | None
+    """Adapt only these blocks, counted from 0. Default: all of them."""
     use_rslora: bool
+    """Scale by alpha / sqrt(r)."""
     use_dora: bool
+    """Use DoRA."""
     update: str
-    """lora, dora (the same as use_dora), lora_fa, vera, adalora"""
+    """lora, dora (the same as use_dora), lora_fa, vera or adalora."""
     target_r: int | None
-    """adalora: the average rank after pruning; unset: r / 2"""
+    """adalora: the average rank after pruning. Default: r / 2."""
     lora_bias: bool
+    """Give B a bias."""
     bias: Literal["none", "lora_only", "all"]
-    """biases of the base that are trained"""
+    """Which biases of the base to train."""
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]]
-    """rows of the input embedding, or of embeddings by name"""
+    """Rows of the input embedding to train, or of embeddings by name."""
     init: str
+    """How A and B start: kaiming, gaussian, pissa, olora, orthogonal, ...; see LoraConfig."""
     rank_pattern: Mapping[str, int]
+    """Other ranks for some layers, by name or regular expression."""
     alpha_pattern: Mapping[str, float]
+    """Other alphas for some layers, by name or regular expression."""
     modules_to_save: Sequence[str]
-    """trained in full, in addition to the head and newly initialised layers"""
+    """Modules to train in full, besides the head and newly initialised layers."""
 
 
 class TrainKeys(TypedDict, total=False):
-    """How it is trained. A step is one optimizer update; `batch_size` is the number of examples in it, over all micro-batches."""
+    """How to train. A step is one optimizer update; `batch_size` is the number of examples in it, over all micro-batches."""
 
     method: Literal["lora", "full", "head"]
+    """lora: train an adapter. full: train all weights. head: train only the output layer."""
     epochs: int | None
-    """unset: by the number of examples, as batch_size and lr"""
+    """Passes over the training data. Default: by the number of examples."""
     max_steps: int | None
-    """ends the run before `epochs` are done"""
+    """Stop after this many steps, even if `epochs` are not done."""
     batch_size: int | None
+    """Examples in a step. Default: by the number of examples."""
     micro_batch_size: int | None
-    """examples per forward; unset: the whole batch"""
+    """Examples in a forward pass. Default: the whole batch."""
     lr: float | None
+    """Learning rate. Default: by the number of examples."""
     head_start: Literal["auto", "contrast", "probe", "random"]
+    """How a new output layer starts. probe: fitted to the frozen base. contrast: fitted after the adapter learned from pairs."""
     head_lr: float | None
-    """of modules trained in full; unset: lr"""
+    """Learning rate of modules that are trained in full. Default: lr."""
     loraplus_lr_ratio: float
-    """LoRA+: the learning rate of B over that of A"""
+    """LoRA+: the learning rate of B, as a multiple of A's."""
     warmup: float
-    """below 1: a share of all steps; else a number of steps"""
+    """Below 1: a share of all steps. Otherwise: a number of steps."""
     schedule: Literal["linear", "cosine", "constant"]
+    """How the learning rate falls after warm-up."""
     weight_decay: float
+    """Weight decay of AdamW."""
     max_grad_norm: float
+    """Clip gradients to this norm."""
     seed: int
+    """Decides the split, the order of examples and all random numbers."""
     seeds: Sequence[int]
-    """in place of seed: a run for each, and the mean and spread of their scores"""
+    """Instead of seed: one run for each, with mean and spread of the scores."""
     eval_every: int | None
-    """steps; unset: each epoch; with epochs unset 4 or 8 times"""
+    """Steps between evaluations. Default: every epoch, or 4 to 8 times if epochs is not set."""
     checkpoint_every: int | None
-    """steps; unset: with each evaluation"""
+    """Steps between checkpoints. Default: at each evaluation."""
     patience: int | None
-    """evaluations without a new best before stopping"""
+    """Stop after this many evaluations without a new best."""
     non_finite: Literal["stop", "skip"]
-    """what to do at a step whose loss or gradient is not finite"""
+    """What to do if a loss or gradient is not finite: stop, or skip the step."""
     shard_base: bool
-    """with several processes: shard the frozen layers over them (FSDP)"""
+    """With several processes: split the frozen layers between them (FSDP)."""
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"]
+    """Where to train. auto: the accelerator that torch finds, or else the CPU."""
     deterministic: bool
-    """on a GPU: bitwise reproducible, by slower algorithms; on a CPU always"""
+    """On a GPU: give the same bits every time, with slower algorithms. CPUs always do."""
 
 
 class OutputKeys(TypedDict, total=False):
     """Where the run folder goes, and which trackers log the run."""
 
     dir: str | None
-    """unset: runs/<name of the recipe or data file>"""
+    """The run folder. Default: runs/, and the name of the recipe or data file."""
     trackers: Sequence[Literal["tensorboard", "wandb", "mlflow", "trackio"]]
+    """Where to log the run."""
     project: str | None
-    """the trackers' project; unset: from their environment variables, or lorakit"""
+    """The trackers' project. Default: from their environment variables, or lorakit."""
 
 
 class Shortcuts(TypedDict, total=False):

@@ -16,7 +16,7 @@ from lorakit.app.printing import echo
 @click.option("--dry-run", is_flag=True, help="Print the card, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print its path and header as JSON.")
 def card(run: Path, dry_run: bool, as_json: bool) -> None:
-    """Write RUN's model card (README.md beside its adapter) again, from the run folder alone."""
+    """Write RUN's model card (README.md next to its adapter) again, from the run folder alone."""
     from lorakit.app.card import card_of, read_shipped, write_card
 
     text = card_of(read_shipped(run))

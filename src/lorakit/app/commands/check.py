@@ -13,17 +13,19 @@ from lorakit.app.printing import begin
 @click.command()
 @click.argument("what", type=Source(), metavar="DATA|RECIPE")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
-@click.option("--model", help="Count lengths in this base model's tokens; unset: the recipe's model, or words.")
-@click.option("--task", type=TaskType(), help="Task for DATA; unset: detected from the file.")
+@click.option(
+    "--model", help="Measure lengths in tokens of this base model. Default: the recipe's model, or else words."
+)
+@click.option("--task", type=TaskType(), help="Task for DATA. Default: guessed from the file.")
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label.")
-@click.option("--run", type=click.Path(path_type=Path), help="A trained run: list labels that it finds unlikely.")
+@click.option("--run", type=click.Path(path_type=Path), help="A trained run. Lists labels that it finds unlikely.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, **options: str | None) -> None:
-    """Check whether DATA, or the data of a RECIPE, are fit to train on, and list likely mistakes in them.
+    """Check whether DATA (or the data of a RECIPE) is fit to train on, and list likely mistakes.
 
-    Counts, balance, lengths, duplicates, conflicting labels, overlap of the parts, rare labels; with --run suspected
-    label errors too. The last line is the verdict.
+    Prints counts, label balance and lengths, and looks for duplicates, conflicting labels, rare labels, and
+    texts shared by training and validation data. With --run it also lists likely label errors. The last line is the verdict.
     """
     from lorakit.recipe import recipe_file
 

@@ -31,12 +31,12 @@ def _weights(ctx: click.Context, parameter: click.Parameter, text: str | None) -
 
 @click.command()
 @click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN [RUN ...]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write the adapter to; unset: only print.")
-@click.option("--weights", callback=_weights, metavar="W,W,...", help="A weight for each run; unset: equal ones.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write the adapter to. Default: only print.")
+@click.option("--weights", callback=_weights, metavar="W,W,...", help="A weight for each run. Default: equal weights.")
 @click.option("--method", default="linear", show_default=True, help="linear, ties, dare, dare_ties, magnitude_prune.")
-@click.option("--density", type=float, help="Share of entries to keep, for all methods but linear.")
-@click.option("--rank", type=click.IntRange(min=1), help="Approximate the result at this rank; unset: exact.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of dare's random drops.")
+@click.option("--density", type=float, help="Share of entries to keep, for all methods except linear.")
+@click.option("--rank", type=click.IntRange(min=1), help="Approximate the result at this rank. Default: exact.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for dare's random drops.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load adapters onto a base model they were not trained on.")
 def combine(

@@ -12,17 +12,15 @@ from lorakit.app.printing import begin
 
 @click.command()
 @click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN [RUN ...]")
-@click.option(
-    "--on", metavar="DATA", help="Compare on this data by predicting; unset: on the runs' validation examples."
-)
+@click.option("--on", metavar="DATA", help="Predict and compare on this data. Default: the runs' validation examples.")
 @click.option("--text", help="With --on: column of the text.")
-@click.option("--pair", help="With --on: column of the second text of pairs.")
+@click.option("--pair", help="With --on: column of the second text in pairs.")
 @click.option("--label", help="With --on: column of the label, or several with commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
-    """Test whether RUNs differ by more than chance, by paired tests over the same examples.
+    """Test whether RUNs differ by more than chance, with paired tests on the same examples.
 
-    Runs that differ only in the seed form one group; the first group is compared with each of the others.
+    Runs that differ only in their seed form one group. The first group is compared with each of the others.
     """
     begin("loading the runs' answers" if on is None else "loading the runs")
     from lorakit.app.comparing import compare_runs

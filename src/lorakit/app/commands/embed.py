@@ -16,15 +16,21 @@ ENDINGS = (".npy", ".parquet")
 @click.command()
 @click.argument("run", type=RUN)
 @click.option(
-    "--file", "source", required=True, type=click.Path(path_type=Path), help="Lines of a .txt file, or a table."
+    "--file",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A .txt file with one text on each line, or a table.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Write to this .npy or .parquet file.")
-@click.option("--text", help="Column of the text; unset: as in training, or one of the usual names.")
-@click.option("--query", is_flag=True, help="The texts are queries, not documents: they begin with the query prompt.")
-@click.option("--dims", type=click.IntRange(min=1), help="Only the first so many dimensions (after task.dims).")
+@click.option("--text", help="Column of the text. Default: as in training, or a common name.")
+@click.option("--query", is_flag=True, help="The texts are queries, not documents. Adds the query prompt.")
+@click.option(
+    "--dims", type=click.IntRange(min=1), help="Keep only this many dimensions (for runs trained with task.dims)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the totals as JSON.")
 def embed(run: Path, source: Path, out: Path, text: str | None, query: bool, dims: int | None, as_json: bool) -> None:
-    """Write the vectors of the texts in a file, in order: an array for numpy, or a table.
+    """Turn the texts in a file into vectors, in order, and write them as a numpy array or a table.
 
     \b
     lorakit embed runs/search --file documents.txt --out vectors.npy

@@ -15,9 +15,9 @@ from lorakit.app.printing import begin, echo, tell
 @click.argument("run", type=RUN)
 @click.argument("data")
 @click.option("--text", help="Column of the text.")
-@click.option("--pair", help="Column of the second text of pairs; unset: as in training.")
-@click.option("--label", help="Column of the label, or several with commas; unset: as in training.")
-@click.option("--format", "format_", default="auto", help="Format of DATA; auto: by its name and content.")
+@click.option("--pair", help="Column of the second text in pairs. Default: as in training.")
+@click.option("--label", help="Column of the label, or several with commas. Default: as in training.")
+@click.option("--format", "format_", default="auto", help="Format of DATA. Default: guessed from its name and content.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def evaluate(

@@ -19,16 +19,18 @@ CONSUMERS = ("peft", *WHOLE, "vllm", "llamacpp")
 @click.argument("run", type=RUN)
 @click.option("--to", type=click.Choice(CONSUMERS), required=True, help="The program that will read it.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
-@click.option("--int8", is_flag=True, help="With onnx: also write it in int8, and print how much that changes.")
+@click.option("--int8", is_flag=True, help="With onnx: also write an 8-bit model, and print how much it differs.")
 @click.option(
-    "--rank", type=click.IntRange(min=1), help="Approximate updates of higher rank (DoRA's) at this rank, by SVD."
+    "--rank",
+    type=click.IntRange(min=1),
+    help="Approximate updates of higher rank (such as DoRA's) at this rank, with SVD.",
 )
-@click.option("--base-name", metavar="ID", help="What the reader calls the base model; unset: as in training.")
+@click.option("--base-name", metavar="ID", help="The base model's name in that program. Default: as in training.")
 @click.option("--dry-run", is_flag=True, help="Export and check, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Write RUN's model or adapter in the form that another program reads, list what was changed, and check it.
+    """Write RUN's model or adapter in another program's format, list what changed, and check the result.
 
     \b
     peft      the adapter unchanged, for peft and programs built on it

@@ -26,14 +26,14 @@ HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # t
 @click.command(name="import")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
-@click.option("--base", help="Its base model, if the adapter does not name it or it is elsewhere.")
+@click.option("--base", help="Its base model, if the adapter does not name it or it has moved.")
 @click.option("--task", type=TaskType(), help="Its task, if its task_type does not determine it.")
 @click.option("--labels", metavar="A,B,...", help="The labels, in the order of its head's rows.")
-@click.option("--pair", metavar="COLUMN", help="The second text's column, if it was trained on pairs.")
+@click.option("--pair", metavar="COLUMN", help="Column of the second text, if it was trained on pairs.")
 @click.option("--dry-run", is_flag=True, help="Check the adapter, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print its facts as JSON.")
 def import_(folder: Path, out: Path, labels: str | None, dry_run: bool, as_json: bool, **options: str | None) -> None:
-    """Check an adapter written by peft and convert it, so that predict, evaluate, merge and export work on it."""
+    """Check an adapter trained with peft, and convert it for use with predict, evaluate, merge and export."""
     names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()
     with folder_to_write(out, dry_run) as place:
         lines = import_adapter(folder, place, labels=names, **options)

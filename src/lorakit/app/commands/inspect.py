@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def inspect(what: str, changes: tuple[str, ...], as_json: bool) -> None:
     """Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.
 
-    Each adapted layer gets a line: module, pattern that matched it, rank, alpha, parameters.
+    Prints one line for each adapted layer: the module, the pattern it matched, rank, alpha and parameters.
     """
     from lorakit.recipe import read_recipe, recipe_file
 

@@ -17,7 +17,7 @@ from lorakit.app.printing import Output, begin
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
-    """Merge RUN's adapter into its base model: a plain transformers folder that needs no lorakit."""
+    """Merge RUN's adapter into its base model, and write a transformers folder that does not need lorakit."""
     begin(f"merging {run}")
     with folder_to_write(out, dry_run) as place:
         from lorakit.app.export.adapters import merge as merge_run

@@ -16,23 +16,28 @@ SEARCHED = 100  # documents that are looked at for each query, besides its own
 @click.command()
 @click.argument("data")
 @click.option(
-    "--model", required=True, metavar="BASE|RUN", help="What searches: a base model (minilm), or a run of embedding."
+    "--model",
+    required=True,
+    metavar="BASE|RUN",
+    help="The model to search with: a base model such as minilm, or an embedding run.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Write to this .jsonl file.")
-@click.option("--negatives", type=click.IntRange(min=1), default=4, help="Negatives for each pair at most (4).")
+@click.option(
+    "--negatives", type=click.IntRange(min=1), default=4, help="At most this many negatives for each pair (4)."
+)
 @click.option(
     "--margin",
     type=click.FloatRange(min=0, max=1, min_open=True),
     default=0.95,
-    help="Leave out texts with more than this share of the own text's similarity, which may belong to the query too (0.95).",
+    help="Skip texts with more than this share of the right answer's similarity, because they may be right too (0.95).",
 )
-@click.option("--text", help="Column of the first texts; unset: the usual ones.")
-@click.option("--pair", help="Column of the second texts; unset: the usual ones.")
+@click.option("--text", help="Column of the first texts. Default: a common name.")
+@click.option("--pair", help="Column of the second texts. Default: a common name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the totals as JSON.")
 def mine(
     data: str, model: str, out: Path, negatives: int, margin: float, text: str | None, pair: str | None, as_json: bool
 ) -> None:
-    """Find hard negatives for pairs: the other second texts that are most like a first one, for a loss to push away.
+    """Find hard negatives for pairs of texts: texts that resemble the right answer to a query, but belong to another one.
 
     \b
     lorakit mine pairs.csv --model minilm --out mined.jsonl

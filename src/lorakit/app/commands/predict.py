@@ -30,30 +30,32 @@ FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "as_json")
     "sources",
     multiple=True,
     metavar="FILE|PATTERN",
-    help="Texts from a file: .txt lines, or the text column of a table; several with --out FOLDER.",
+    help="Read texts from this file: lines of a .txt file, or the text column of a table. Several with --out FOLDER.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the answers to this .jsonl, .csv, .tsv or .parquet file, or shards to a FOLDER (a name without suffix).",
+    help="Write to this .jsonl, .csv, .tsv or .parquet file, or in shards to a FOLDER (a name without suffix).",
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 @click.option(
     "--merge",
     is_flag=True,
-    help="Merge the adapter into the base first: about 10 % faster, equal up to rounding.",
+    help="Merge the adapter into the base first. About 10 % faster, and the same up to rounding.",
 )
 @click.option(
     "--adapters",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Instead of RUN: a folder of runs or adapters over one base model.",
+    help="In place of RUN: a folder of runs or adapters on one base model.",
 )
 @click.option(
-    "--adapter-column", metavar="COLUMN", help="With --adapters: the column of --file that names each row's adapter."
+    "--adapter-column",
+    metavar="COLUMN",
+    help="With --adapters: the column in --file that names the adapter for each row.",
 )
-@click.option("--text", help="With --file: column of the text; unset: as in training, or one of the usual names.")
-@click.option("--pair", help="With --file: column of the second text of pairs.")
+@click.option("--text", help="With --file: column of the text. Default: as in training, or a common name.")
+@click.option("--pair", help="With --file: column of the second text in pairs.")
 @click.option("--keep", multiple=True, metavar="COLUMN", help="With --out FOLDER: copy this column to the answers.")
 @click.option(
     "--format", type=click.Choice(("parquet", "jsonl")), help="With --out FOLDER: format of the shards (parquet)."
@@ -76,9 +78,9 @@ def predict(
     adapter_column: str | None,
     **options: Any,
 ) -> None:
-    """Answer TEXTs, or the texts in a file, one JSON line each, in order.
+    """Predict TEXTs, or the texts in a file, and print one line of JSON for each, in order.
 
-    With --out FOLDER files of any size are answered shard by shard; if interrupted, run the same command to continue.
+    With --out FOLDER, files of any size are read and answered in shards. If interrupted, run the same command again to continue.
 
     \b
     lorakit predict runs/reviews "a superb film"

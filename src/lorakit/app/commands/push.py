@@ -23,8 +23,10 @@ HTTP_CLIENTS = ("httpx", "httpcore", "requests")  # whose errors huggingface_hub
 @click.command()
 @click.argument("run", type=RUN)
 @click.argument("repo_id", metavar="REPO_ID")
-@click.option("--private", is_flag=True, help="Make the repository private; an existing one must be private already.")
-@click.option("--revision", metavar="BRANCH", help="Push to this branch, created if missing; unset: main.")
+@click.option("--private", is_flag=True, help="Make the repository private. If it exists already, it must be private.")
+@click.option(
+    "--revision", metavar="BRANCH", help="Push to this branch, and create it if it is missing. Default: main."
+)
 @click.option("--dry-run", is_flag=True, help="List the files and their sizes, upload nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the files and the address as JSON.")
 def push(run: Path, repo_id: str, private: bool, revision: str | None, dry_run: bool, as_json: bool) -> None:

@@ -74,16 +74,20 @@ FILES = {
 @click.command()
 @click.argument("which", type=click.Choice(["sentiment", "ner"]), required=False)
 @click.option(
-    "--t5", is_flag=True, help="With ner: text to text, on t5-small from the hub's cache or the bundled t5-demo."
+    "--t5", is_flag=True, help="With ner: use T5, either t5-small from the hub or its cache, or the bundled t5-demo."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder for the run folders.",
 )
 @click.option("--copy-data", is_flag=True, help=f"Only copy the bundled data to this folder: {', '.join(COPIES)}.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout, everything else on stderr.")
 def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run: bool, as_json: bool) -> None:
-    """Train on the bundled data, score, and answer new sentences; both demo systems unless one is named."""
+    """Train on the bundled data, score the model, and try it on new sentences. Runs both demos unless you name one."""
     if t5 and which == "sentiment":
         raise ConfigError("--t5 goes with ner")
     if copy_data:

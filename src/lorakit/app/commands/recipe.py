@@ -14,14 +14,14 @@ from lorakit.runtime.files import atomic_text
 
 @click.group()
 def recipe() -> None:
-    """List, show or copy the recipes that ship with lorakit.
+    """List, show or copy the built-in recipes.
 
     Each is used by its name: `lorakit train sst2-bert`. To change more than a few keys copy it.
     """
 
 
 @recipe.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print the names and what each is for as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the names and what each recipe is for as JSON.")
 def list_(as_json: bool) -> None:
     """List the recipes, each with the first line of its comment."""
     from lorakit.recipe import recipe_names
@@ -40,7 +40,7 @@ def show(name: str) -> None:
 
 @recipe.command()
 @click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), help="The file to write; unset: NAME.toml in this folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write. Default: NAME.toml in this folder.")
 def copy(name: str, out: Path | None) -> None:
     """Copy the recipe NAME to a file of your own."""
     text, path = _text(name), out or Path(f"{name}.toml")

@@ -21,44 +21,52 @@ MIB = 2**20
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; any but this machine's needs --token.",
-)
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free port.")
-@click.option(
-    "--token", envvar="LORAKIT_TOKEN", help="Require `Authorization: Bearer TOKEN`; better set as LORAKIT_TOKEN."
+    help="Address to listen on. Any address other people can reach needs --token.",
 )
 @click.option(
-    "--memory", type=click.IntRange(min=1), default=1024, show_default=True, help="MiB for adapters in memory."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
+)
+@click.option(
+    "--token",
+    envvar="LORAKIT_TOKEN",
+    help="Require `Authorization: Bearer TOKEN`. It is safer to set it in LORAKIT_TOKEN.",
+)
+@click.option(
+    "--memory", type=click.IntRange(min=1), default=1024, show_default=True, help="Memory for adapters, in MiB."
 )
 @click.option(
     "--waiting",
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="The most waiting texts; beyond it: 429.",
+    help="Refuse requests (429) while this many texts are waiting.",
 )
 @click.option(
     "--inputs",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="The most texts in a request; beyond it: 413.",
+    help="Refuse requests (413) with more texts than this.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
     default=60.0,
     show_default=True,
-    help="Seconds to wait for an answer, or for an adapter to load.",
+    help="How many seconds an answer, or loading an adapter, may take.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What goes to stderr, in JSON: info has every request and its latency, debug also health checks.",
+    help="What to log to stderr, in JSON. info logs every request with its latency, debug also health checks.",
 )
-@click.option("--log-texts", is_flag=True, help="Log the texts of each request too, which may be private.")
+@click.option("--log-texts", is_flag=True, help="Log the texts of each request too. They may be private.")
 @click.option("--dry-run", is_flag=True, help="Load the adapters, print what would be served, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is served as JSON.")
 def serve(
@@ -72,15 +80,15 @@ def serve(
     as_json: bool,
     **limits: float,
 ) -> None:
-    """Answer over HTTP with the adapters of RUNs, or of FOLDERs of them, all over one base model.
+    """Serve the adapters of RUNs, or of FOLDERs of runs, over HTTP. They all share one base model.
 
     \b
     lorakit serve runs/reviews
     curl 127.0.0.1:8080/predict -X POST -d '{"inputs":"I like you."}' -H 'Content-Type: application/json'
 
-    The routes are text-embeddings-inference's /predict (with "adapter" to choose one), /metrics, /openapi.json, and a page.
-    Adapters changed in or added to a FOLDER are served without a restart. Put a proxy (Caddy, nginx) in front of it
-    if other people can reach it.
+    The routes are text-embeddings-inference's /predict (choose an adapter with "adapter"), /metrics, /openapi.json, and a
+    page to try it in a browser. Adapters that are added to a FOLDER, or change, are served without a restart.
+    If other people can reach the server, put a proxy (Caddy, nginx) in front of it.
     """
     if host not in LOOPBACK and not token:
         raise ConfigError(f"--host {host}: reachable from other machines; set --token or LORAKIT_TOKEN")

@@ -37,14 +37,19 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.command(cls=WithHalving)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("words", type=Change(), nargs=-1, metavar="[KEY=VALUE,VALUE ...]")
-@click.option("--draw-seed", type=int, default=0, show_default=True, help="Seed of --optuna.")
+@click.option("--draw-seed", type=int, default=0, show_default=True, help="Seed for --optuna.")
 @click.option("--seeds", callback=_seeds, metavar="0,1,2", help="Train each point with each of these seeds.")
 @click.option(
-    "--halving", type=click.IntRange(min=2), metavar="[ETA]", help="Continue only the best 1/ETA of the runs; unset: 3."
+    "--halving",
+    type=click.IntRange(min=2),
+    metavar="[ETA]",
+    help="Stop early all but the best 1/ETA of the runs. Default: 3.",
 )
-@click.option("--optuna", is_flag=True, help="Search with Optuna; ranges are LOW..HIGH.")
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: total number of points.")
-@click.option("--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="Trials trained together.")
+@click.option("--optuna", is_flag=True, help="Search with Optuna. Write ranges as LOW..HIGH.")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="With --optuna: the total number of points.")
+@click.option(
+    "--at-once", type=click.IntRange(min=1), default=4, show_default=True, help="How many trials to train together."
+)
 @click.option(
     "--sampler",
     type=click.Choice(SAMPLERS),
@@ -59,14 +64,13 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
     show_default=True,
     help="With --optuna: how to stop trials that fall behind.",
 )
-@click.option("--resume", is_flag=True, help="Continue the sweep in the folder; finished runs are not repeated.")
+@click.option("--resume", is_flag=True, help="Continue the sweep in its folder. Finished runs are not repeated.")
 @click.option("--dry-run", is_flag=True, help="Print the points, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sweep as JSON.")
 def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **values: Any) -> None:
-    """Train RECIPE with many settings, and show which are best.
+    """Train RECIPE with many settings, and show which ones work best.
 
-    Values with commas are a grid; a list is written in brackets. Each run has its own folder beside sweep.json
-    and sweep.csv.
+    Values with commas form a grid. Write a list in brackets. Each run has its own folder, next to sweep.json and sweep.csv.
 
     \b
     lorakit sweep sst2-bert train.lr=3e-4,1e-3 lora.r=4,8 --seeds 0,1,2

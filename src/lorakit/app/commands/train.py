@@ -23,20 +23,22 @@ SHUTDOWN_S = 60  # from a signal until the processes are killed; they need a ste
 @click.command()
 @click.argument("what", type=Source(), metavar="DATA|RECIPE")
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
-@click.option("--model", help="Base model for DATA: a hub id, a folder, minilm or t5-demo.")
+@click.option("--model", help="Base model for DATA: a hub id, a folder, minilm, or t5-demo.")
 @click.option(
-    "--task", type=TaskType(), help="Task for DATA, by this word or its full name; unset: detected from the file."
+    "--task", type=TaskType(), help="Task for DATA, by this word or its full name. Default: guessed from the file."
 )
 @click.option("--text", help="Column of the text.")
 @click.option("--label", help="Column of the label, or several with commas.")
 @click.option(
     "--resume",
     metavar="auto|PATH",
-    help="Continue from the run's newest complete checkpoint (auto; starts if there is none), or from this one.",
+    help="Continue from this checkpoint. auto continues from the newest one, or starts if there is none.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, write nothing.")
-@click.option("--nproc", type=click.IntRange(min=1), default=1, help="Processes on this machine, as with torchrun.")
+@click.option(
+    "--nproc", type=click.IntRange(min=1), default=1, help="Number of processes on this machine, as with torchrun."
+)
 @click.pass_obj
 def train(
     words: list[str],
@@ -50,9 +52,9 @@ def train(
     nproc: int,
     **options: str | None,
 ) -> None:
-    """Train as RECIPE says, or on DATA with --model.
+    """Train with the settings in RECIPE, or on DATA with --model.
 
-    RECIPE is a TOML file, or the name of one that ships with lorakit (`lorakit recipe list`).
+    RECIPE is a TOML file, or the name of a built-in recipe (see `lorakit recipe list`).
 
     \b
     lorakit train reviews.csv --model minilm
