@@ -105,7 +105,7 @@ def dense_parts(model: nn.Module, name: str) -> dict[str, tuple[Array, Array]]:
             product = B @ A * host.lora(name).scaling
             direction = before[path] + product
             is_dora = hasattr(host.lora(name), "magnitude")
-            gain = (after[path] / direction).mean(1) if is_dora else np.ones(len(B))
+            gain = (after[path] * direction).sum(1) / (direction**2).sum(1) if is_dora else np.ones(len(B))
             parts[path] = gain, gain[:, None] * product
     return parts
 
