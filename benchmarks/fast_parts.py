@@ -30,7 +30,7 @@ from lorakit.models import attend_in_few_passes, load_base
 from lorakit.recipe import TrainSection
 from lorakit.runtime.device import DTYPES, cast_frozen_
 from lorakit.tasks.base import inputs_of
-from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.tasks.sequence import SequenceClassification
 from lorakit.training.loop import Member, train
 from lorakit.training.prepare import trained_parameters
 from lorakit.training.schedule import Plan, make_optimizer

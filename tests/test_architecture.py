@@ -25,7 +25,6 @@ BELOW_INFERENCE = frozenset(
     {
         "errors",
         "hashing",
-        "fingerprints",
         "task_info",
         "lora",
         "recipe",
@@ -39,14 +38,13 @@ BELOW_INFERENCE = frozenset(
 # Which parts of the package each part may import; itself always, and the root for its version.
 ALLOWED: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
-    "hashing": frozenset(),
+    "hashing": frozenset({"errors"}),
     "lora": frozenset({"errors", "hashing"}),
     "task_info": frozenset({"errors"}),
     "recipe": frozenset({"errors", "hashing", "lora", "task_info"}),
-    "fingerprints": frozenset({"errors", "hashing"}),
     "pooling": frozenset({"errors", "hashing"}),
     "pickled_weights": frozenset({"errors", "hashing"}),
-    "models": frozenset({"fingerprints", "pickled_weights", "pooling", "errors", "hashing", "lora", "recipe"}),
+    "models": frozenset({"pickled_weights", "pooling", "errors", "hashing", "lora", "recipe"}),
     "data": frozenset({"errors", "hashing", "lora", "recipe"}),
     "tasks": frozenset({"errors", "lora", "task_info", "recipe", "models", "pooling", "data"}),
     "runtime": frozenset({"errors", "lora", "tasks"}),

@@ -22,7 +22,7 @@ import transformers
 from safetensors.torch import load_file
 
 from lorakit.errors import ModelError
-from lorakit.fingerprints import fingerprint_of
+from lorakit.hashing import fingerprint_of
 from lorakit.models import find, load_base
 from lorakit.pickled_weights import MOST_PICKLE, converted
 from lorakit.training.prepare import prepare

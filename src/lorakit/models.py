@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError, did_you_mean, first_line, short
-from lorakit.fingerprints import fingerprint_of, weights_sha256
-from lorakit.hashing import Fingerprint
+from lorakit.hashing import Fingerprint, fingerprint_of, weights_sha256
 from lorakit.lora import fuse, read_first_row
 from lorakit.lora.kernels import attend, draw, fits
 from lorakit.lora.packed import pack

@@ -83,7 +83,7 @@ TASKS: dict[str, TaskInfo] = {
     for info in (
         TaskInfo(
             name="sequence_classification",
-            made_by="lorakit.tasks.sequence_classification:SequenceClassification.make",
+            made_by="lorakit.tasks.sequence:SequenceClassification.make",
             model_kind="sequence_classification",
             wants="label",
             takes_shares=True,
@@ -95,7 +95,7 @@ TASKS: dict[str, TaskInfo] = {
         ),
         TaskInfo(
             name="multi_label_classification",
-            made_by="lorakit.tasks.multi_label_classification:MultiLabelClassification.make",
+            made_by="lorakit.tasks.sequence:MultiLabelClassification.make",
             model_kind="multi_label_classification",
             wants="labels",
             metrics=("macro_average_precision", "micro_f1_at_0.5", "macro_f1_at_0.5", "subset_accuracy_at_0.5"),
@@ -104,7 +104,7 @@ TASKS: dict[str, TaskInfo] = {
         ),
         TaskInfo(
             name="ordinal_classification",
-            made_by="lorakit.tasks.ordinal_classification:OrdinalClassification.make",
+            made_by="lorakit.tasks.sequence:OrdinalClassification.make",
             model_kind="multi_label_classification",  # in transformers' words: each output is a logit of its own
             wants="label",
             metrics=("quadratic_kappa", "accuracy", "mae", "macro_f1", "mcc", "nll", "brier"),
@@ -116,7 +116,7 @@ TASKS: dict[str, TaskInfo] = {
         ),
         TaskInfo(
             name="sequence_regression",
-            made_by="lorakit.tasks.sequence_regression:SequenceRegression.make",
+            made_by="lorakit.tasks.sequence:SequenceRegression.make",
             model_kind="regression",
             wants="number",
             metrics=("pearson", "spearman", "mae", "rmse"),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lorakit.app.api import train_recipe, train_recipes
-from lorakit.app.comparing import compare_runs
 from lorakit.app.console import score_lines
+from lorakit.app.report.comparison import compare_runs
 from lorakit.errors import ConfigError, DataError, NumericsError, OutputError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Evaluated, Event

@@ -16,10 +16,9 @@ from unittest.mock import Mock
 import pytest
 
 import lorakit
-from lorakit import fingerprints
+from lorakit import hashing
 from lorakit.errors import AdapterError, ConfigError, ModelError
-from lorakit.fingerprints import fingerprint_of, weights_sha256
-from lorakit.hashing import file_sha256
+from lorakit.hashing import file_sha256, fingerprint_of, weights_sha256
 from lorakit.inference.adapter_pool import AdapterPool
 from lorakit.models import load_base, load_tokenizer
 from tests.app.conftest import Cli
@@ -176,7 +175,7 @@ def test_base_that_answers_the_same_is_taken(base: Path, run: Path) -> None:
 
 
 def test_fingerprint_is_the_same_in_another_process(base: Path, t5: Path) -> None:
-    code = "import sys; from pathlib import Path; from lorakit.fingerprints import fingerprint_of as f\n"
+    code = "import sys; from pathlib import Path; from lorakit.hashing import fingerprint_of as f\n"
     code += "for folder in sys.argv[1:]: print(*f(Path(folder)))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code, base, t5], capture_output=True, text=True, env=environment)
@@ -257,10 +256,10 @@ def test_config_of_a_million_layers_or_none_is_refused(base: Path, layers: int) 
 def sums(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mock:
     """Calls that read all of a file for its sum; sums of small files and of new ones are remembered too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(fingerprints, "REMEMBERED", 0)
-    monkeypatch.setattr(fingerprints, "SETTLED_S", -1e9)
+    monkeypatch.setattr(hashing, "REMEMBERED", 0)
+    monkeypatch.setattr(hashing, "SETTLED_S", -1e9)
     counted = Mock(wraps=file_sha256)
-    monkeypatch.setattr(fingerprints, "file_sha256", counted)
+    monkeypatch.setattr(hashing, "file_sha256", counted)
     return counted
 
 
@@ -296,7 +295,7 @@ def test_a_remembered_sum_is_not_that_of_another_file(base: Path, sums: Mock, ch
 def test_a_sum_is_not_remembered_of_a_file_that_may_be_written_to(
     base: Path, sums: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprints, "SETTLED_S", 1e9)
+    monkeypatch.setattr(hashing, "SETTLED_S", 1e9)
     assert weights_sha256(base) == weights_sha256(base)
     assert sums.call_count == 2
 

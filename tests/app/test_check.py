@@ -19,7 +19,7 @@ from lorakit.data.read import read
 from lorakit.errors import ConfigError
 from lorakit.inference.predictor import Predictor, load
 from lorakit.recipe import TaskSection
-from lorakit.tasks.multi_label_classification import MultiLabelClassification
+from lorakit.tasks.sequence import MultiLabelClassification
 from tests.app.conftest import Cli
 from tests.runs import changed, reviews, sections, write_reviews
 

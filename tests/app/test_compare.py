@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorakit.app.comparing import compare_runs
+from lorakit.app.report.comparison import compare_runs
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.tasks.metrics.bootstrap import Statistic, resample

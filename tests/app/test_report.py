@@ -21,9 +21,17 @@ from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 
 from lorakit.app.report.answers import answer_of, baseline, marked
-from lorakit.app.report.charts import calibration_chart, grouped, scores_over_steps, training_charts
+from lorakit.app.report.charts import (
+    AMBER,
+    BLUE,
+    GREEN,
+    RED,
+    calibration_chart,
+    grouped,
+    scores_over_steps,
+    training_charts,
+)
 from lorakit.app.report.comparison import comparison_of
-from lorakit.app.report.drawing import AMBER, BLUE, GREEN, RED
 from lorakit.app.report.page import content_of, html, verdict
 from lorakit.recipe import Recipe
 from lorakit.task_info import TASKS

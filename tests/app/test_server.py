@@ -28,8 +28,7 @@ from hypothesis import strategies as st
 
 from lorakit.app.server import process, routes
 from lorakit.app.server.answers import ERRORS, prediction
-from lorakit.app.server.log import json_log
-from lorakit.app.server.process import Server, make_server
+from lorakit.app.server.process import Server, json_log, make_server
 from lorakit.app.server.queue import Batcher, Closed, Overloaded
 from lorakit.app.server.routes import OPEN, Limits, Service, find_all
 from lorakit.data.example import Example

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorakit.app.cli import main
-from lorakit.fingerprints import fingerprint_of
+from lorakit.hashing import fingerprint_of
 from tests.runs import changed, fit, save_bert, sections, write_reviews
 
 SIDE, CONFIG, WEIGHTS = "lorakit.json", "adapter_config.json", "adapter_model.safetensors"

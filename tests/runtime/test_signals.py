@@ -19,7 +19,7 @@ from lorakit.errors import Interrupted
 from lorakit.runtime import signals
 from lorakit.runtime.events import Event, Note, Step
 from lorakit.runtime.signals import SIGNALS, Stop, stop_on_signals
-from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.tasks.sequence import SequenceClassification
 from lorakit.training.checkpoint import newest_checkpoint
 from tests.faults.outcome import differences, outcome
 from tests.runs import Sections, changed, children, without_pictures

@@ -22,9 +22,8 @@ from lorakit.tasks.metrics.bootstrap import (
     resample,
     sign_flips,
 )
-from lorakit.tasks.metrics.calibration import ece
 from lorakit.tasks.metrics.entities import entity_statistics
-from lorakit.tasks.metrics.labels import accuracy, macro_average_precision
+from lorakit.tasks.metrics.labels import accuracy, ece, macro_average_precision
 from lorakit.tasks.metrics.numbers import spearman
 
 N = 200

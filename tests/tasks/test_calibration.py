@@ -7,9 +7,8 @@ import pytest
 import torch
 from sklearn import metrics
 
-from lorakit.tasks.metrics.calibration import at_temperature, best_temperature, calibration_statistics
-from lorakit.tasks.metrics.calibration import ece as ece_statistic
-from lorakit.tasks.metrics.labels import values
+from lorakit.tasks.metrics.labels import at_temperature, best_temperature, calibration_statistics, values
+from lorakit.tasks.metrics.labels import ece as ece_statistic
 
 C = 4
 

@@ -17,8 +17,7 @@ from lorakit.data.read import read
 from lorakit.data.tags import entities
 from lorakit.tasks.text2text.decoding import Language, allowed
 from lorakit.tasks.text2text.formats import FORMATS
-from lorakit.tasks.text2text.ner import Text2TextNer
-from lorakit.tasks.text2text.spelling import decode
+from lorakit.tasks.text2text.ner import Text2TextNer, decode
 
 DEMO = Path(lorakit.__file__).parent / "demo"
 SHARED = Path(__file__).parents[3] / "shared" / "data"

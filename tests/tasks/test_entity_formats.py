@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import lorakit
 from lorakit.data.read import read
 from lorakit.data.tags import Entity, entities, to_tags
-from lorakit.tasks.text2text import formats, tanl
+from lorakit.tasks.text2text import formats
 from lorakit.tasks.text2text.entity_format import Mention, Reading
 from lorakit.tasks.text2text.formats import FORMATS
 
@@ -205,7 +205,7 @@ def test_right_output_cut_anywhere_has_no_fault(form, tags):
 )
 def test_mentions_are_found_left_to_right_each_word_used_once(words, surfaces, spans, invented):
     mentions = [Mention(surface, "LOC") for surface in surfaces]
-    found, _ = formats.align(mentions, words.split(" "))
+    found, _ = formats.find_mentions(mentions, words.split(" "))
     assert found == [Entity("LOC", start, end) for start, end in spans]
     assert len(mentions) - len(found) == invented
 
@@ -215,7 +215,7 @@ def test_mentions_are_found_left_to_right_each_word_used_once(words, surfaces, s
     [("Al met Bo", ["Bo", "Al"], 1), ("Al met Al", ["Al", "Al"], 0), ("Al met Bo", ["met", "Al", "Bo"], 1)],
 )
 def test_mentions_that_go_back_are_counted(words, surfaces, misordered):
-    assert formats.align([Mention(s, "LOC") for s in surfaces], words.split(" "))[1] == misordered
+    assert formats.find_mentions([Mention(s, "LOC") for s in surfaces], words.split(" "))[1] == misordered
 
 
 def cheapest(said: tuple[str, ...], words: tuple[str, ...]) -> float:
@@ -233,7 +233,7 @@ def cheapest(said: tuple[str, ...], words: tuple[str, ...]) -> float:
 
 @given(st.lists(st.sampled_from("abcA"), max_size=7), st.lists(st.sampled_from("abcA"), max_size=7))
 def test_alignment_of_words_is_a_shortest_edit_script(said, words):
-    places = tanl.align(said, words)
+    places = formats.align_words(said, words)
     matched = [(word, words[place]) for word, place in zip(said, places, strict=True) if place is not None]
     kept = [place for place in places if place is not None]
     assert kept == sorted(set(kept))

@@ -15,7 +15,7 @@ from lorakit.data.example import Example
 from lorakit.models import save_model
 from lorakit.pooling import Layout
 from lorakit.tasks.metrics.labels import best_threshold
-from lorakit.tasks.multi_label_classification import MultiLabelClassification
+from lorakit.tasks.sequence import MultiLabelClassification
 from lorakit.training.prepare import prepare
 
 LABELS = ("cast", "music", "plot", "never")

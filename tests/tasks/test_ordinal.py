@@ -12,8 +12,8 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError
 from lorakit.recipe import make_recipe
 from lorakit.task_info import steps
-from lorakit.tasks.ordinal_classification import OrdinalClassification
 from lorakit.tasks.registry import check_labels, find_labels
+from lorakit.tasks.sequence import OrdinalClassification
 
 LABELS = ("poor", "fair", "good", "great")
 TEXTS = ["Fine film .", "the film in Brussels , the EU .", "Peter", "black film visits Peter"]

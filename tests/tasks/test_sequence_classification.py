@@ -15,7 +15,7 @@ from tests.tiny import items_of
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.recipe import TaskSection
-from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.tasks.sequence import SequenceClassification
 
 LABELS = ("bad", "fine", "good")
 TEXTS = ["Fine film .", "the film in Brussels , the EU .", "Peter", "black film visits Peter"]

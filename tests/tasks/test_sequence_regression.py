@@ -16,7 +16,7 @@ from lorakit.errors import DataError
 from lorakit.tasks.metrics.bootstrap import RESAMPLES, goodness, intervals, resample
 from lorakit.tasks.metrics.labels import values
 from lorakit.tasks.metrics.numbers import number_statistics
-from lorakit.tasks.sequence_regression import SequenceRegression
+from lorakit.tasks.sequence import SequenceRegression
 
 NUMBERS = (1.5, -40.0, 1000.0, 3.0)
 TEXTS = ["Fine film .", "the film in Brussels , the EU .", "Peter", "black film visits Peter"]

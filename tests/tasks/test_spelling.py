@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lorakit.data.tags import to_tags
 from lorakit.tasks.text2text.formats import FORMATS
-from lorakit.tasks.text2text.spelling import LOST, Spelling, decode
+from lorakit.tasks.text2text.ner import LOST, Spelling, decode
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from(
     ["|", "[x]", "</s>", "<extra_id_0>", "</</s>>", "{", "\u200b", "½", "a:"]

@@ -15,8 +15,7 @@ from lorakit.errors import ConfigError
 from lorakit.tasks.base import IGNORE
 from lorakit.tasks.text2text.decoding import Written
 from lorakit.tasks.text2text.formats import FORMATS
-from lorakit.tasks.text2text.ner import Extracted, Text2TextNer
-from lorakit.tasks.text2text.spelling import decode
+from lorakit.tasks.text2text.ner import Extracted, Text2TextNer, decode
 
 TYPES = ("LOC", "PER")
 EXAMPLES = [

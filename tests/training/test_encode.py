@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit.errors import DataError
-from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.tasks.sequence import SequenceClassification
 from lorakit.training import encode
 from lorakit.training.encode import FACTS, CachedItems, write_items
 from lorakit.training.prepare import prepare

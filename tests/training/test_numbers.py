@@ -13,7 +13,7 @@ from torch import Tensor
 from lorakit.errors import ConfigError, NumericsError
 from lorakit.runtime.device import is_out_of_memory
 from lorakit.runtime.events import Event, Note
-from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.tasks.sequence import SequenceClassification
 from lorakit.training import run as run_module
 from lorakit.training.progress import WINDOW, LossWatch
 from tests.faults.outcome import differences, outcome

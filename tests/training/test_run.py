@@ -20,7 +20,7 @@ from lorakit.lora import count_parameters
 from lorakit.recipe import Recipe, read_recipe
 from lorakit.runtime.events import Evaluated, Event, Note, Started, Step
 from lorakit.tasks.metrics.bootstrap import Evaluation, intervals
-from lorakit.tasks.sequence_classification import SequenceClassification
+from lorakit.tasks.sequence import SequenceClassification
 from lorakit.training.prepare import prepare
 from lorakit.training.results import SAMPLES
 from lorakit.training.run_files import DIGITS, read_resamples

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lorakit.data.example import OF_TRAINING
 from lorakit.errors import AdapterError, OutputError
-from lorakit.fingerprints import fingerprint_of
-from lorakit.hashing import file_sha256
+from lorakit.hashing import file_sha256, fingerprint_of
 from lorakit.inference.side import FORMAT, GUARDED, SIDE_FILE, Side, read_facts
 from lorakit.lora import load_adapter, quantize, read_adapter_config
 from lorakit.lora.peft_config import MAX_BYTES

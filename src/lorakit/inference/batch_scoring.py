@@ -22,8 +22,7 @@ from lorakit.data.delimited import Row, sound
 from lorakit.data.example import Columns, Example
 from lorakit.data.streaming import stamp_of, stream
 from lorakit.errors import ConfigError, DataError, OutputError, did_you_mean
-from lorakit.fingerprints import fingerprint_of
-from lorakit.hashing import folder_sha256
+from lorakit.hashing import fingerprint_of, folder_sha256
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
 from lorakit.inference.answer import check_input, chunks

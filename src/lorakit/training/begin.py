@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from lorakit.errors import ConfigError, OutputError
-from lorakit.fingerprints import fingerprint_of
+from lorakit.hashing import fingerprint_of
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.side import Side
 from lorakit.lora import LoraConfig, Target, load_adapter, read_adapter_config

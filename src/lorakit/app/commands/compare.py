@@ -23,7 +23,7 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
     Runs that differ only in their seed form one group. The first group is compared with each of the others.
     """
     begin("loading the runs' answers" if on is None else "loading the runs")
-    from lorakit.app.comparing import compare_runs
+    from lorakit.app.report.comparison import compare_runs
 
     output = compare_runs(runs, on, named_columns(**columns))
     output.show(as_json, [comparison["verdict"] for comparison in output.facts["comparisons"]])

@@ -86,8 +86,7 @@ def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **
         return show_plan(plan).show(as_json)
     begin(f"training in {plan.folder}")
     from lorakit.app.console import Screen  # after mistakes of recipes: needs torch
-    from lorakit.app.sweep.study import run_sweep
-    from lorakit.app.sweep.table import show_sweep
+    from lorakit.app.sweep.study import run_sweep, show_sweep
 
     with closing(Screen()) as screen:
         output = show_sweep(run_sweep(plan, screen))

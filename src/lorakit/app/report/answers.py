@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from lorakit.app.report.drawing import short
 from lorakit.data.tags import Entity
 from lorakit.tasks.metrics.entities import SCHEMAS, error_kind, match
 from lorakit.training.run_files import Prediction, RunScores, Span
 
 CUT = 480  # the most characters of a text to show
 LEAD = 120  # of them before the first mistake
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 class Segment(NamedTuple):
@@ -158,3 +159,14 @@ def baseline(predictions: Sequence[Prediction], scores: RunScores) -> Baseline |
     }
     metric = scores.metric if scores.metric in known else "accuracy"
     return Baseline(f"the commonest label {short(label)!r}", metric, known[metric]) if metric in scores.values else None
+
+
+def printable(text: str) -> str:
+    """A text without the characters that no XML or HTML may hold."""
+    return UNPRINTABLE.sub("\ufffd", text)
+
+
+def short(text: str, most: int = 60) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(printable(text[: most + 1]).split())
+    return line if len(text) <= most else f"{line[: most - 1]}…"

@@ -1,28 +1,114 @@
-"""Which charts a run has: how it was trained, and where its answers are wrong."""
+"""Charts, drawn by matplotlib as SVG for a page; and which of them a run has: how it was trained, where its answers are wrong."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 
-from lorakit.app.report.answers import Answer
-from lorakit.app.report.drawing import BLUE, BOTTOM, GREEN, HEIGHT, INK, LETTER, RED, SERIES, STYLE, Chart, short
+from lorakit.app.report.answers import Answer, printable, short
 from lorakit.runtime.files import atomic_file
 from lorakit.tasks.metrics.bootstrap import around_mean, wilson
-from lorakit.tasks.metrics.calibration import bins_of, calibration_error
+from lorakit.tasks.metrics.labels import bins_of, calibration_error
 from lorakit.training.run_files import Confusion, Line, RunFiles, RunScores
 
+INK = "#000001"  # on a page it is currentColor: dark letters on light paper, light ones on dark
+BLUE, RED, GREEN, AMBER = "#2f80d0", "#d9534f", "#2b9a58", "#b7791f"  # legible on both
+SERIES = (BLUE, RED, GREEN, AMBER, INK)
+WIDTH, HEIGHT = 4.8, 3.0  # inches; 346 points wide, so that letters stay legible on a phone
+LEFT, RIGHT, TOP, BOTTOM = 0.72, 0.15, 0.12, 0.5
+LETTER = 0.082  # inches
+SVG = "{http://www.w3.org/2000/svg}"
+XLINK = "{http://www.w3.org/1999/xlink}href"
 LENGTHS = 8  # groups of examples of similar length
 POINTS = 2000  # in a scatter plot
 NAMED, NUMBERED = 24, 12  # classes of a confusion matrix that still get their names, and their numbers
 EPOCHS = 8  # ticks of an axis, about
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a label with $ in it is a label
+    "font.size": 10,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+}
+
 
 Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, and what it shows in words."""
+
+    name: str
+    title: str
+    alt: str
+    draw: Callable[[Any], None]  # on matplotlib's axes
+    left: float = LEFT  # inches for the names of the rows
+    height: float = HEIGHT
+    bottom: float = BOTTOM
+
+    @property
+    def svg(self) -> str:
+        """An `svg` element to stand in a page."""
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure  # without pyplot: no global state, no window system
+
+        # the salt makes ids that no other chart of a page has
+        with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
+            warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+            figure = Figure(figsize=(WIDTH, self.height))
+            FigureCanvasAgg(figure)
+            figure.subplots_adjust(
+                left=self.left / WIDTH,
+                right=1 - RIGHT / WIDTH,
+                bottom=self.bottom / self.height,
+                top=1 - TOP / self.height,
+            )
+            self.draw(figure.subplots())
+            file = io.StringIO()
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        return for_page(file.getvalue(), f"{self.title}: {self.alt}")
+
+
+def for_page(svg: str, label: str) -> str:
+    """matplotlib's SVG as a part of a page: its ink the page's, no size, no fonts, no ids but those it needs.
+
+    What came from data is text in it, and is escaped again.
+    """
+    root = ElementTree.fromstring(svg)
+    elements = list(root.iter())
+    used = set(re.findall(r"#([\w-]+)", " ".join(value for e in elements for value in e.attrib.values())))
+    for element in elements:
+        for child in list(element):
+            if child.tag in (f"{SVG}metadata", f"{SVG}style"):
+                element.remove(child)
+        element.tag = element.tag.removeprefix(SVG)
+        if XLINK in element.attrib:
+            element.set("href", element.attrib.pop(XLINK))
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)
+        if style := element.get("style"):
+            style = re.sub(r"font-family:[^;]*;?", "", re.sub(r"font: ?(\d+px)[^;]*", r"font-size: \1", style))
+            element.set("style", style.replace(INK, "currentColor"))
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": printable(label)}
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 # Over steps

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from lorakit.app.report.answers import Answer, answer_of, baseline, outcome
+from lorakit.app.report.answers import Answer, answer_of, baseline, outcome, printable, short
 from lorakit.app.report.charts import (
+    Chart,
     Points,
     answer_charts,
     most_confused,
@@ -21,7 +22,6 @@ from lorakit.app.report.charts import (
     smoothed,
     training_charts,
 )
-from lorakit.app.report.drawing import Chart, printable, short
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
 from lorakit.training.run_files import RunFiles, keeps_last, read_run

@@ -29,7 +29,6 @@ from starlette.types import Scope
 import lorakit
 from lorakit.app.server.answers import ERRORS, Predict, Problem, Text, problem, read_json
 from lorakit.app.server.guard import Guard
-from lorakit.app.server.log import log
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.app.server.vectors import add_routes
 from lorakit.data.example import Example
@@ -40,6 +39,8 @@ from lorakit.inference.answer import check_input
 from lorakit.inference.shared_base import Resident
 from lorakit.inference.side import Side, read_facts
 from lorakit.recipe import TaskSection
+
+log = logging.getLogger("lorakit.serve")
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 HEALTH = ("/health", "/ping")

@@ -19,8 +19,7 @@ from lorakit.tasks.base import Batch
 from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.labels import classification_scores, classification_statistics, mean
 from lorakit.tasks.sequence import most_probable, texts_of
-from lorakit.tasks.text2text.decoding import Decoder, WritingTask, greedy
-from lorakit.tasks.text2text.spelling import decode
+from lorakit.tasks.text2text.decoding import Decoder, WritingTask, decode, greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -19,14 +21,65 @@ from lorakit.tasks.base import Batch, Cut, Item, Task
 from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.entities import entity_scores, entity_statistics
 from lorakit.tasks.metrics.labels import prf
-from lorakit.tasks.text2text.decoding import Language, Written, collate, greedy, losses_of_rows, target_ids
+from lorakit.tasks.text2text.decoding import Language, Written, collate, decode, greedy, losses_of_rows, target_ids
 from lorakit.tasks.text2text.entity_format import EntityFormat, Mention, Reading
 from lorakit.tasks.text2text.formats import make_format
-from lorakit.tasks.text2text.spelling import Spelling, decode
 from lorakit.tasks.token_classification import entity_dicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+LOST = "*"  # stands for a character that the tokenizer does not know
+
+
+class Spelling:
+    """The spelling of words in the source and the output of a text-to-text model.
+
+    Most words are spelled as they are. The rest come out of the tokenizer as another text (it folds compatibility
+    characters and white space, and lacks some altogether), look like one of its special tokens, or hold a delimiter of
+    the format. Those are replaced before the model reads them, so that a copy of what it read can always be written and
+    be found again. No spelled word is empty or has white space in it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, drop_ins: Mapping[str, str]) -> None:
+        self.tokenizer = tokenizer
+        self.drop_ins = str.maketrans(dict(drop_ins))
+        special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, special)))
+        self._known: dict[str, str] = {}
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """The words, spelled."""
+        if new := [word for word in dict.fromkeys(words) if word not in self._known]:
+            plain = [self._plain(word) for word in new]
+            for word, text, back in zip(new, plain, self._back(plain), strict=True):
+                self._known[word] = text if text and text == back else self._repaired(word, back)
+        return [self._known[word] for word in words]
+
+    def _repaired(self, word: str, back: str) -> str:
+        letters = "".join(
+            self._first_stable(self._back([letter])[0], unicodedata.normalize("NFKD", letter)[:1]) or LOST
+            for letter in word
+        )
+        return self._first_stable(back, letters) or LOST * len(word) or LOST
+
+    def _first_stable(self, *texts: str) -> str:
+        """The first of the texts that the tokenizer gives back, or none."""
+        plain = [self._plain(text) for text in texts]
+        return next((text for text, back in zip(plain, self._back(plain), strict=True) if text and text == back), "")
+
+    def _plain(self, text: str) -> str:
+        """Without special tokens, delimiters, white space and control characters."""
+        text = self.special.sub(lambda match: "(" + match[0][1:], text).translate(self.drop_ins)
+        return "".join(c for c in text if c.isprintable() and not c.isspace())
+
+    def _back(self, words: Sequence[str]) -> list[str]:
+        """What the tokenizer gives back of each word behind another; nothing where it has no piece for a part."""
+        ids = self.tokenizer([f"x {word}" for word in words], add_special_tokens=False)["input_ids"]
+        unknown = self.tokenizer.unk_token_id
+        return ["" if unknown in row else decode(self.tokenizer, row).removeprefix("x").strip() for row in ids]
+
 
 FAULTS = ("malformed", "unknown_type", "invented", "misordered")  # numbers in a Reading
 
