@@ -18,9 +18,8 @@ import lorakit
 from lorakit.app.arguments import default_folder, with_folder
 from lorakit.app.cli import COMMANDS
 from lorakit.app.commands import quickstart
-from lorakit.app.report.page import verdict
+from lorakit.app.report.page import verdict_in
 from lorakit.recipe import RECIPES, known_keys, make_recipe, read_recipe, recipe_file
-from lorakit.training.run_files import read_run
 from tests.app.conftest import Cli
 from tests.runs import Sections, changed, sections, weights
 
@@ -63,7 +62,7 @@ def test_train_recipe_takes_changes_and_names_the_run_after_itself(
     counts = scores["parameters"]
     assert f"trained {counts['trainable']:,} of {counts['total']:,} parameters" in out
     assert f"run folder: {Path('runs') / 'small'}\n" in out
-    assert out.endswith("\n".join(["", *verdict(read_run(Path("runs/small"))).lines, ""]))
+    assert out.endswith("\n".join(["", *verdict_in(Path("runs/small")).lines, ""]))
     assert f"validation accuracy {scores['accuracy']:.4f}" in err
 
 
@@ -76,7 +75,7 @@ def test_train_data_prints_json_and_is_resumed_to_the_same_end_over_the_same_dat
     run = Path("runs") / "mine"
     assert (code, json.loads(out)["run"]) == (0, str(run))
     assert {"accuracy", "macro_f1", "parameters"} <= json.loads(out).keys()
-    assert json.loads(out)["verdict"] == verdict(read_run(run)).lines
+    assert json.loads(out)["verdict"] == verdict_in(run).lines
     assert "text is column 'text'" in err
     assert "its score is from 3-fold cross-validation, chosen by seed 0" in err
     before = weights(run)

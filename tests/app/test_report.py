@@ -32,7 +32,7 @@ from lorakit.app.report.charts import (
     training_charts,
 )
 from lorakit.app.report.comparison import comparison_of
-from lorakit.app.report.page import content_of, html, verdict
+from lorakit.app.report.page import content_of, html, verdict, verdict_in
 from lorakit.recipe import Recipe
 from lorakit.task_info import TASKS
 from lorakit.tasks.metrics.bootstrap import wilson
@@ -293,6 +293,18 @@ def test_verdict_says_how_the_run_went_and_what_would_help(tmp_path: Path, name:
     assert remedy in words and f"output.dir={run.path}-2" in words
     known = [word.partition("=")[0].split(".") for word in words]
     assert all(key in Recipe.model_fields[section].annotation.model_fields for section, key in known)
+
+
+def test_verdict_of_several_seeds_is_their_mean_and_what_the_middle_one_says(tmp_path: Path) -> None:
+    for seed, right in enumerate((0.9, 0.6, 0.75)):
+        (tmp_path / f"seed-{seed}").mkdir()
+        scores = run_that(tmp_path, [right], right=right, method="head").scores.model_dump_json()
+        (tmp_path / f"seed-{seed}" / "scores.json").write_text(scores)
+    first, *_, command = verdict_in(tmp_path).lines
+    assert first.startswith(
+        "accuracy 0.7500 (mean of 3 seeds, standard deviation 0.1500; what follows is of seed-2: 0.7500, 95 %"
+    )
+    assert f"{tmp_path}/recipe.toml" in command
 
 
 def test_verdict_says_that_one_answer_is_all(tmp_path: Path) -> None:

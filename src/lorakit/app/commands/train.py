@@ -71,8 +71,7 @@ def train(
     begin(f"{'checking' if dry_run else 'training'} {recipe.model.base} on {recipe.data.train}, in {recipe.output.dir}")
     from lorakit.app.api import train_recipe
     from lorakit.app.console import Screen, score_lines
-    from lorakit.app.report.page import verdict as verdict_of
-    from lorakit.training.run_files import read_run
+    from lorakit.app.report.page import verdict_in
 
     screen = Screen()
     try:
@@ -85,7 +84,7 @@ def train(
         screen.close()
     if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
         return
-    verdict = [] if recipe.train.seeds else verdict_of(read_run(result.folder)).lines
+    verdict = verdict_in(result.folder).lines
     if as_json:
         echo(json.dumps({**result.scores, "verdict": verdict, "run": str(result.folder)}))
         return
@@ -98,9 +97,8 @@ def train(
     tell(f"run folder: {result.folder}")
     if (page := result.folder / "report.html").is_file():  # with several seeds, each has its own
         tell(f"report: {page}")
-    if verdict:
-        tell(verdict[0], color="cyan")
-        tell("\n".join(verdict[1:]))
+    tell(verdict[0], color="cyan")
+    tell("\n".join(verdict[1:]))
 
 
 # Several processes

@@ -6,9 +6,10 @@ import base64
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, ClassVar, NamedTuple
 
 from lorakit.app.report.answers import Answer, answer_of, baseline, outcome, printable, short
@@ -24,7 +25,7 @@ from lorakit.app.report.charts import (
 )
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
-from lorakit.training.run_files import RunFiles, keeps_last, read_run
+from lorakit.training.run_files import RunFiles, keeps_last, read_run, runs_of
 
 FILE = "report.html"
 WORST = 20  # mistakes that are shown
@@ -161,6 +162,21 @@ def verdict(run: RunFiles) -> Verdict:
         sentences("verdict", run, base, course),
         sentences("next_steps", run, base, course),
     )
+
+
+def verdict_in(folder: Path) -> Verdict:
+    """The verdict of the run in a folder; for several seeds their mean, then that of the run in the middle."""
+    runs = [read_run(path) for path in runs_of(folder)]
+    metric = runs[0].scores.metric
+    runs.sort(key=lambda run: run.scores.values.get(metric, -math.inf))
+    middle = runs[(len(runs) - 1) // 2]
+    found = verdict(replace(middle, path=folder))  # the next command is for all seeds
+    if len(runs) == 1:
+        return found
+    values = [run.scores.values.get(metric, math.nan) for run in runs]
+    over = f"mean of {len(runs)} seeds, standard deviation {number(stdev(values))}"
+    about = f"{over}; what follows is of {middle.name}: {found.value}, {found.about}"
+    return found._replace(value=number(fmean(values)), about=about)
 
 
 class Course(NamedTuple):
