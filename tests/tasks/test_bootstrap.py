@@ -78,6 +78,13 @@ def test_statistic_of_several_sums_equals_that_of_scipy_on_the_same_draws():
     assert interval(resample({"f": found})["f"], 50) == pytest.approx(tuple(theirs))
 
 
+def test_smaller_resample_has_the_first_ones_of_the_usual_one():
+    """So that runs with other folds are compared on draws that overlap."""
+    values = np.random.default_rng(0).normal(size=30)
+    theirs = np.random.RandomState(0).randint(0, 30, (RESAMPLES, 30))[:, :20]
+    np.testing.assert_allclose(resample({"m": mean_of(values)}, 20)["m"].values, values[theirs].mean(1))
+
+
 @pytest.fixture(scope="module")
 def drawn() -> Floats:
     """Which of 40 examples each resample holds."""

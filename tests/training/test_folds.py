@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -52,8 +53,12 @@ def test_ships_what_all_examples_teach_and_scores_what_each_fold_has_not_seen(
         if not key.startswith("best/"):
             torch.testing.assert_close(tensors(tmp_path / "folds")[key], checkpoint, atol=0, rtol=0)
     assert plain.scores["examples"]["train"] == result.scores["examples"]["train"] == len(every)
-    numbers = number_folds(every, 3, 0)
     answers = lines(tmp_path / "folds" / "predictions.jsonl")
+    right, n = np.array([line["label"] == line["expected"] for line in answers]), len(every)
+    as_many_as_trained = np.random.RandomState(0).randint(0, n, (1000, n))[:, : n - n // 3]
+    ends = np.quantile(right[as_many_as_trained].mean(1), (0.025, 0.975))
+    assert result.scores["intervals"]["accuracy"] == pytest.approx(list(ends))
+    numbers = number_folds(every, 3, 0)
     assert [line["text"] for line in answers] == [example.text for example in every]
     for fold in range(3):
         paths = [tmp_path / f"{fold}-{name}.jsonl" for name in ("train", "validation")]

@@ -97,10 +97,12 @@ def write_results(
             replace(prepared, tuned={**prepared.tuned, **evaluation.tuned}),
         )
         evaluation = task.evaluate(part.examples, answers)
-    resampled, scores = resample(evaluation.statistics), evaluation.scores
+    n, folds = len(part.examples), len(prepared.folds)
+    drawn = n - n // folds if folds else n  # as many as a fold's adapter was trained on
+    resampled, scores = resample(evaluation.statistics, drawn), evaluation.scores
     write_shipped(folder, prepared, scores)
     write_resamples(folder, sampled(part.examples, prepared.recipe.task.selection_metric, resampled))
-    scores["intervals"] = intervals(resampled, len(part.examples))
+    scores["intervals"] = intervals(resampled, drawn)
     if "test" in prepared.parts:
         scores["test"] = task.evaluate(prepared.parts["test"].examples, test_answers).with_intervals()
     about = _about(prepared, history)
