@@ -170,13 +170,13 @@ def verdict_in(folder: Path) -> Verdict:
     metric = runs[0].scores.metric
     runs.sort(key=lambda run: run.scores.values.get(metric, -math.inf))
     middle = runs[(len(runs) - 1) // 2]
-    found = verdict(replace(middle, path=folder))  # the next command is for all seeds
+    of_middle = verdict(replace(middle, path=folder))  # the next command is for all seeds
     if len(runs) == 1:
-        return found
+        return of_middle
     values = [run.scores.values.get(metric, math.nan) for run in runs]
     over = f"mean of {len(runs)} seeds, standard deviation {number(stdev(values))}"
-    about = f"{over}; what follows is of {middle.name}: {found.value}, {found.about}"
-    return found._replace(value=number(fmean(values)), about=about)
+    about = f"{over}; what follows is of {middle.name}: {of_middle.value}, {of_middle.about}"
+    return of_middle._replace(value=number(fmean(values)), about=about)
 
 
 class Course(NamedTuple):
