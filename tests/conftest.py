@@ -142,14 +142,15 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train and validation files: .csv to classify, .ratings.csv, .pairs.csv, .conll with entities."""
-    from tests.runs import write_entities, write_pairs, write_ratings, write_reviews
+    """A folder with train and validation files: .csv to classify, .ratings, .pairs, .choices, .conll with entities."""
+    from tests.runs import write_choices, write_entities, write_pairs, write_ratings, write_reviews
 
     folder = tmp_path_factory.mktemp("data")
     for name, n, seed in (("train", N_TRAIN, 1), ("validation", N_VALIDATION, 2)):
         write_reviews(folder / f"{name}.csv", n, seed)
         write_ratings(folder / f"{name}.ratings.csv", n, seed)
         write_pairs(folder / f"{name}.pairs.csv", n, seed)
+        write_choices(folder / f"{name}.choices.csv", n, seed)
         write_entities(folder / f"{name}.conll", n, seed)
     return folder
 

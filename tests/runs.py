@@ -115,6 +115,20 @@ def write_pairs(path: Path, n: int, seed: int = 0) -> Path:
     return path
 
 
+def write_choices(path: Path, n: int, seed: int = 0) -> Path:
+    """A question with two or three reviews to choose from, of which one is good."""
+    chance, rows = random.Random(seed), []
+    every = reviews(4 * n, seed)
+    of = {label: [text for text, own in every if own == label] for label in ("good", "bad")}
+    for i in range(n):
+        choices = [chance.choice(of["bad"]) for _ in range(1 + i % 2)]
+        at = chance.randint(0, len(choices))
+        choices.insert(at, chance.choice(of["good"]))
+        rows.append(f"which one,{','.join((*choices, '')[:3])},{'ABC'[at]}")
+    path.write_text("\n".join(["question,choice1,choice2,choice3,answer", *rows]) + "\n")
+    return path
+
+
 def write_ratings(path: Path, n: int, seed: int = 0) -> Path:
     """The reviews with other labels: topics, of which some have none, and stars from -1.5 to 1.5."""
     chance = random.Random(seed)
@@ -142,7 +156,7 @@ def write_entities(path: Path, n: int, seed: int = 0) -> Path:
 # Recipes and runs
 
 # By task: the ending of its files, and the columns that it reads; all others read words with tags.
-DATA: dict[str, tuple[str, dict[str, str]]] = {
+DATA: dict[str, tuple[str, dict[str, Any]]] = {
     "sequence_classification": ("csv", {}),
     "multi_label_classification": ("ratings.csv", {"label": "topics", "label_separator": "|"}),
     "ordinal_classification": ("ratings.csv", {"label": "stars"}),
@@ -151,6 +165,7 @@ DATA: dict[str, tuple[str, dict[str, str]]] = {
     "text2text_generation": ("csv", {}),
     "embedding": ("csv", {}),
     "reranker": ("pairs.csv", {"pair": "positive"}),
+    "multiple_choice": ("choices.csv", {"choices": ["choice1", "choice2", "choice3"]}),
 }
 
 

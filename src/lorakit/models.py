@@ -65,8 +65,13 @@ class Kind:
     """How transformers and peft call a kind of model."""
 
     auto_class: str
-    peft_task_type: str
+    peft_task_type: str | None
     problem_type: str | None = None  # what the config says to transformers' own loss and pipelines
+
+    @property
+    def answers_texts(self) -> bool:
+        """Whether a head of transformers answers whole texts."""
+        return self.auto_class in ("AutoModelForSequenceClassification", "AutoModelForMultipleChoice")
 
 
 KINDS: Mapping[str, Kind] = {
@@ -74,6 +79,8 @@ KINDS: Mapping[str, Kind] = {
     "multi_label_classification": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "multi_label_classification"),
     "regression": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "regression"),
     "reranker": Kind("AutoModelForSequenceClassification", "SEQ_CLS", "regression"),
+    # peft has no word for it: its adapters name the class of their model
+    "multiple_choice": Kind("AutoModelForMultipleChoice", None),
     "token_classification": Kind("AutoModelForTokenClassification", "TOKEN_CLS"),
     "text2text": Kind("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
     "embedding": Kind("AutoModel", "FEATURE_EXTRACTION"),  # an encoder without a head, whose logits are a vector
@@ -120,7 +127,7 @@ class BaseModel:
         layers = fuse(self.model)
         done = {
             f"{layers} adapted linear layers in one function each": layers,
-            "last block: first token only": self.kind.peft_task_type == "SEQ_CLS" and read_first_row(self.model),
+            "last block: first token only": self.kind.answers_texts and read_first_row(self.model),
             "attention in few passes": on_cpu and attend_in_few_passes(self.model),
             "dropout and norms in one pass each": on_cpu and pass_once(self.model),
             "blocks over packed tokens": on_cpu and pack(self.model),
@@ -181,7 +188,8 @@ def load_base(
             layout, pooling = own_layout(folder, name), _vector_pooling(name, pooling, says, config)
         elif pooling == "auto":
             # what reads two texts together needs a head that others have for that too
-            pooling = "mean" if says == "mean" and kind != "reranker" and not config.is_encoder_decoder else "cls"
+            with_own_head = kind in ("reranker", "multiple_choice")
+            pooling = "mean" if says == "mean" and not with_own_head and not config.is_encoder_decoder else "cls"
         if pooling == "mean" and kind != "embedding":
             if known.peft_task_type != "SEQ_CLS" or config.is_encoder_decoder:
                 what = "an encoder with a decoder" if config.is_encoder_decoder else f"used by {known.auto_class}"
@@ -199,6 +207,9 @@ def load_base(
             changes_of(model).add("classifier over the mean of the tokens", classifier.remove)
             new = set() if load_head(model, folder) else {f"{HEAD}.weight", f"{HEAD}.bias"}
             missing = {key for key in missing if not key.startswith("pooler.")} | new
+        if kind == "multiple_choice":
+            handle = model.register_forward_pre_hook(one_choice_a_row, with_kwargs=True)
+            changes_of(model).add("one choice a row", handle.remove)
         tokenizer = _tokenizer(folder, name, config, known)
     if dropout is not None:
         _set_dropout([*model.modules(), *_configs_of(model)], dropout)
@@ -232,6 +243,16 @@ def load_base(
         layout=layout,
         notes=tuple(note for note in (conversion_note(folder, name),) if note),
     )
+
+
+def one_choice_a_row(
+    model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let a model for multiple choice read rows of one choice each, so that questions may have different numbers of them.
+
+    Before its forward. Shapes: inputs (B, T) to (B, 1, T), of which its logits are (B, 1); (B, C, T) stays.
+    """
+    return args, {key: x[:, None] if isinstance(x, Tensor) and x.dim() == 2 else x for key, x in inputs.items()}
 
 
 def _vector_pooling(name: str, pooling: Pooling, says: str, config: Any) -> Literal["cls", "mean"]:
@@ -468,7 +489,7 @@ def _tokenizer(folder: Path, name: str, config: Any, kind: Kind) -> Any:
         options["add_prefix_space"] = True
     # These heads read the state at the last end token, and want as many of them in each text: one that a text spells
     # is text.
-    ends_count = kind.peft_task_type == "SEQ_CLS" and config.is_encoder_decoder
+    ends_count = kind.answers_texts and config.is_encoder_decoder
     if ends_count:
         options["split_special_tokens"] = True
     tokenizer = _from_pretrained("AutoTokenizer", folder, name, **options)
@@ -482,7 +503,7 @@ def _tokenizer(folder: Path, name: str, config: Any, kind: Kind) -> Any:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"model.base = {name!r}: its tokenizer has neither a padding nor an end token; name one")
         tokenizer.pad_token = tokenizer.eos_token
-    reads_last = kind.peft_task_type == "SEQ_CLS" and getattr(config, "summary_type", None) == "last"
+    reads_last = kind.answers_texts and getattr(config, "summary_type", None) == "last"
     tokenizer.padding_side = "left" if reads_last else "right"
     return tokenizer
 

@@ -151,6 +151,10 @@ class DataSection(Section):
     label: Name | Names | None = None
     # Columns of texts that do not belong to the first text, for embeddings.
     negative: Name | Names | None = None
+    # Columns of the answers to choose from: one column of lists, or one column for each. Default: common names.
+    choices: Name | Names | None = None
+    # How the label names the right choice: by letter or name, by text, or by number. Default: guessed, which a note prints.
+    answers: Literal["name", "text", "from_0", "from_1"] | None = None
     # Separates several labels in one cell.
     label_separator: Annotated[str, Field(min_length=1)] = ","
     # What to do if character spans overlap: stop, or keep the longest.
@@ -462,6 +466,11 @@ class Recipe(Section):
             }
             if why := next((why for why, holds in against.items() if holds), None):
                 raise ValueError(f"data.folds = {self.data.folds}: not where {why}")
+        for key in ("choices", "answers"):
+            if getattr(self.data, key) is not None and self.task.info.wants != "choices":
+                raise ValueError(
+                    f"data.{key} = {getattr(self.data, key)!r} is for multiple choice, not {self.task.name}"
+                )
         if self.train.head_start == "contrast" and (method != "lora" or self.task.name != "sequence_classification"):
             raise ValueError(
                 "train.head_start = 'contrast' trains an adapter on pairs of texts with one label: it needs "

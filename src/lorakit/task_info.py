@@ -63,6 +63,11 @@ class TaskInfo:
         """Whether its answers are labels, which its training data name."""
         return self.wants in ("label", "labels", "words")
 
+    @property
+    def compares(self) -> bool:
+        """Whether it says of several texts which goes best with another one."""
+        return self.wants in ("related", "choices")
+
     def metrics_of(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """The scores that can choose the best checkpoint with these labels."""
         return tuple(name for name in self.metrics if name not in self.two_label_metrics or len(labels) == 2)
@@ -168,6 +173,18 @@ TASKS: dict[str, TaskInfo] = {
             word="generation",
             keys=("prefix", "max_target_length", "num_beams", "length_penalty"),
             defaults={"prefix": ""},
+        ),
+        TaskInfo(
+            name="multiple_choice",
+            made_by="lorakit.tasks.multiple_choice:MultipleChoice.make",
+            model_kind="multiple_choice",
+            wants="choices",
+            metrics=("accuracy", "nll"),
+            answer_columns=("label", "score", "probabilities"),
+            word="choice",
+            outputs=lambda labels: ("score",),
+            outputs_are="a score of one choice: softmax over those of a question gives probabilities",
+            contrasts=True,
         ),
         TaskInfo(
             name="embedding",

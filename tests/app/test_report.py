@@ -131,7 +131,13 @@ def test_training_leaves_a_report(request: pytest.FixtureRequest, name: str) -> 
 def test_every_task_has_been_reported(request: pytest.FixtureRequest) -> None:
     found = {read_run(request.getfixturevalue(name)).section("task")["name"] for name in RUNS}
     # the lines of the first are those below, the others have tests of their own
-    assert TASKS.keys() - found == {"text2text_classification", "text2text_generation", "embedding", "reranker"}
+    assert TASKS.keys() - found == {
+        "text2text_classification",
+        "text2text_generation",
+        "embedding",
+        "reranker",
+        "multiple_choice",
+    }
     lines = [Prediction(text="a", label="good", score=0.6, expected="good")]  # where answers are constrained
     lines += [Prediction(text="a", label=None, generated="goo", score=0.6, expected="good")]
     right, wrong = map(answer_of, lines)

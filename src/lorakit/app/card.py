@@ -28,6 +28,7 @@ PIPELINES = {
     "TOKEN_CLS": "token-classification",
     "SEQ_2_SEQ_LM": "",
     "FEATURE_EXTRACTION": "sentence-similarity",
+    None: "multiple-choice",
 }
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

@@ -26,7 +26,7 @@ from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.tasks.registry import check_labels, find_labels, make_task
 from lorakit.tasks.token_classification import TokenClassification
-from lorakit.training.prepare import read_part, read_parts, with_usual_pair
+from lorakit.training.prepare import read_part, read_parts, with_usual_columns
 
 MANY = 12  # labels; beyond it only the most frequent and the rarest are shown
 CUT = 0.05  # share of cut texts from which it counts as a problem
@@ -60,7 +60,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Outpu
             notes.append(event.text)
 
     if run is None:
-        recipe = with_usual_pair(recipe, keep)  # a run knows whether it takes pairs
+        recipe = with_usual_columns(recipe, keep)  # a run knows whether it takes pairs
     else:
         trained = read_side(shipped_folder(run)).task
         if trained.info.wants != recipe.task.info.wants:
@@ -228,7 +228,7 @@ def suspects(predictor: Predictor, examples: Sequence[Example]) -> list[Suspect]
     if isinstance(predictor.task, TokenClassification):
         return _of_words(predictor, examples)
     answers = [predictor.task.to_json(e, a) for e, a in zip(examples, predictor.answers(examples), strict=True)]
-    if not all("probabilities" in answer for answer in answers):
+    if not predictor.task.info.names_labels or not all("probabilities" in answer for answer in answers):
         raise ConfigError(
             f"{predictor.side.task.name}: label errors can only be found for tasks that give each label a probability"
         )

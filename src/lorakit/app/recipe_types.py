@@ -49,6 +49,10 @@ class DataKeys(TypedDict, total=False):
     """Column of the label. For several columns: a 0 or 1, or a share, for each label."""
     negative: str | Sequence[str] | None
     """Columns of texts that do not belong to the first text, for embeddings."""
+    choices: str | Sequence[str] | None
+    """Columns of the answers to choose from: one column of lists, or one column for each. Default: common names."""
+    answers: Literal["name", "text", "from_0", "from_1"] | None
+    """How the label names the right choice: by letter or name, by text, or by number. Default: guessed, which a note prints."""
     label_separator: str
     """Separates several labels in one cell."""
     overlaps: Literal["error", "longest"]

@@ -59,8 +59,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def words(example: Example) -> int:
-    """The number of words of a record, both texts of a pair together."""
-    return len(example.words) or len(f"{example.text} {example.pair or ''}".split())
+    """The number of words of a record, both texts of a pair together, of choices the longest."""
+    return len(example.words) or len(
+        f"{example.text} {example.pair or ''} {max(example.choices, key=len, default='')}".split()
+    )
 
 
 # Findings in all parts together
@@ -209,11 +211,11 @@ def _groups(examples: Iterable[Example], key: Callable[[Example], Hashable]) -> 
 
 def same_text(example: Example) -> Hashable:
     """What examples of the same text (or words, or pair of texts) have in common."""
-    return example.words or (example.text, example.pair)
+    return example.words or (example.text, example.pair, *example.choices)
 
 
 def _folded(example: Example) -> Hashable:
-    return tuple(" ".join(text.casefold().split()) for text in (example.text, example.pair or ""))
+    return tuple(" ".join(text.casefold().split()) for text in (example.text, example.pair or "", *example.choices))
 
 
 def _answer(example: Example) -> Any:

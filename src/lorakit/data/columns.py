@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+from lorakit.data.choices import CONTEXTS, MEANING, choices_of, reading_of, right_choice
 from lorakit.data.delimited import MOST_COLUMNS, NO_HEADER, QUOTED_LIST, Row, plain_name, written_list
 from lorakit.data.example import Columns, Example, Label, Wants, of_spans, of_words
 from lorakit.data.spans import Marked, Span, is_spans, settle, spans_of
@@ -42,10 +43,20 @@ USUAL = {  # names of columns by role, as `plain_name` writes them
         ),
         *("reference", "paraphrase", "simplified", "label"),
     ),
+    "question": (
+        *("question", "question_stem", "stem", "premise", "ctx", "goal", "sent1", "sentence", "prompt", "context"),
+        *("article", "passage", "text"),
+    ),
+    "answer": (
+        *("label", "answer", "answerkey", "answer_key", "answer_idx", "answer_index", "correct", "correct_answer"),
+        *("gold", "gold_label", "cop", "target"),
+    ),
     "words": ("tokens", "words"),
     "tags": ("ner_tags", "tags", "labels", "ner", "ner_tag"),
     "spans": ("spans", "entities", "label", "labels", "annotations"),
 }
+# The recipe's keys for roles that have none of their own name.
+KEYS = {"words": "text", "question": "text", "tags": "label", "target": "label", "answer": "label"}
 PAIRS = {  # names of first texts and of the second ones that go with them
     "text": ("text_pair", "pair", "text2", "text_b", "second_text"),
     "text1": ("text2",),
@@ -98,9 +109,8 @@ class Table:
         """The column that plays a role: the one of this name, or without a name the first usual one."""
         if name is not None:
             if name not in self.names:
-                key = {"words": "text", "tags": "label", "target": "label"}.get(role, role)
                 raise DataError(
-                    f"{self.source}: data.{key} = {name!r} is not a column; {did_you_mean(name, self.names)}"
+                    f"{self.source}: data.{KEYS.get(role, role)} = {name!r} is not a column; {did_you_mean(name, self.names)}"
                 )
             return name
         names = self.usual(role)
@@ -122,7 +132,7 @@ class Table:
                 for name in self.names[:MOST_NAMES]
             )
             raise DataError(
-                f"{self.source}: which column is the {role}? say data.{'label' if role == 'target' else role}=NAME; "
+                f"{self.source}: which column is the {role}? say data.{KEYS.get(role, role)}=NAME; "
                 f"columns: {listed(self.names)}" + (f"; {NO_HEADER}" if looks_like_values else "")
             )
         if name is None:
@@ -253,6 +263,12 @@ def choose_columns(table: Table, wants: Wants) -> Columns:
     if wants == "words":
         words, tags = table.words_and_tags() or (table.column("text", options.text), table.spans())
         return replace(options, text=words, label=tags)
+    if options.choices is not None:
+        text, pair = question_columns(table)
+        label, answers = table.label if wants == "text" else table.column("answer", table.label), options.answers
+        if label and not answers:
+            answers = reading_of(table.source, label, table.rows[:SAMPLE], options.choices)
+        return replace(options, text=text, pair=pair, label=label, answers=answers)
     options = replace(options, text=table.column("text", options.text))
     if wants == "related":
         return replace(options, label=related_label(table), negative=negative_columns(table))
@@ -293,6 +309,49 @@ def negative_columns(table: Table) -> tuple[str, ...]:
     return names
 
 
+def question_columns(table: Table) -> tuple[str | None, str | None]:
+    """The column of questions; or that of texts they are about, and theirs, which stand before each choice."""
+    options = table.options
+    plain = {plain_name(name): name for name in table.names}
+    for text, question in CONTEXTS.items():
+        if {text, question} <= plain.keys() and options.text is None and options.pair is None:
+            return plain[text], plain[question]
+    return table.column("question", options.text), options.pair and table.required("pair", options.pair)
+
+
+def _questions(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
+    """Questions with choices, where they are labelled with the letter of the right one."""
+    options, columns = table.options, table.options.choices
+    if columns is None:
+        raise DataError(
+            f"{table.source}: which columns are the choices? say data.choices=NAME of a column of lists, or NAME,NAME,... of "
+            f"one choice each; columns: {listed(table.names)}"
+        )
+    for name in (columns,) if isinstance(columns, str) else columns:
+        table.column("choices", name)
+    text, pair = question_columns(table)
+    text = table.required("question", options.text) if text is None or pair is None else text
+    if pair and not options.pair:
+        table.notes.append(f"{table.source}: text is column {text!r}; column {pair!r} stands before each choice")
+    label, how = None, options.answers
+    if table.label or wants != "text":
+        label = table.required("answer", table.label)
+        how = how or reading_of(table.source, label, table.rows[:SAMPLE], columns)
+        table.notes.append(f"{table.source}: an answer is {MEANING[how]}")
+
+    def example(row: Row) -> tuple[Row, Example]:
+        choices = choices_of(row, columns)
+        begun = "" if pair is None else f"{_text(row, pair).strip()} "
+        return row, Example(
+            text=_text(row, text),
+            label=right_choice(row, label, choices, how) if label and how else None,
+            where=row.where,
+            choices=tuple(begun + each for each in choices.texts),
+        )
+
+    return table.usable(table.rows, example)
+
+
 def never_given(source: str, labels: Sequence[str], examples: Iterable[Example]) -> list[str]:
     """The note of the columns of labels that mark no example."""
     given = {name for example in examples if isinstance(example.label, (tuple, Mapping)) for name in example.label}
@@ -302,6 +361,8 @@ def never_given(source: str, labels: Sequence[str], examples: Iterable[Example])
 
 def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     options = table.options
+    if wants == "choices" or options.choices is not None:
+        return _questions(table, wants)
     text = table.required("text", options.text)
     label: str | tuple[str, ...] | None = None
     if wants == "related":

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 # What a task wants of each record: a text alone, one label, several labels, a number, or words with their tags.
 # Related texts are pairs (with negatives, or a number for how alike they are), or texts with the class that they are of. A
-# target is a text to be written.
-Wants = Literal["text", "label", "labels", "number", "words", "related", "target"]
+# target is a text to be written. Choices are texts of which one is right, named by its letter.
+Wants = Literal["text", "label", "labels", "number", "words", "related", "target", "choices"]
+Answers = Literal["name", "text", "from_0", "from_1"]  # how a file says which choice is right
 OnBad = Literal["stop", "skip"]
 # One label; a share for each label (soft); several labels; a number.
 Label = str | Mapping[str, float] | tuple[str, ...] | float
@@ -45,6 +46,7 @@ class Example:
     is_query: bool = False  # of a text alone: whether it is to find others
     negatives: tuple[str, ...] = ()  # texts that do not belong to `text` as `pair` does
     target: str | None = None  # the text to be written of it
+    choices: tuple[str, ...] = ()  # what may follow it, one of which is right: `label` is its letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Columns:
     pair: str | None = None
     label: str | tuple[str, ...] | None = None  # several: 0/1 columns, or shares
     negative: str | tuple[str, ...] | None = None
+    choices: str | tuple[str, ...] | None = None  # one of lists, or several of one choice each
+    answers: Answers | None = None  # how the label names the right choice; unset: told from the first rows
     label_separator: str = ","  # between labels in one cell
     overlaps: Overlaps = "error"  # what becomes of character spans that overlap
     group: str | None = None  # of what examples belong to; none of the usual names is looked for
@@ -92,7 +96,7 @@ def examples_sha256(examples: Iterable[Example]) -> str:
     """What tells examples in their order from others: sha256 of texts, labels and tags, in hexadecimal."""
     digest = hashlib.sha256()
     for example in examples:
-        more = [part for part in (example.negatives, example.target) if part]
+        more = [part for part in (example.negatives, example.target, example.choices) if part]
         digest.update(repr((example.text, example.pair, example.label, example.tags, *more)).encode())
     return digest.hexdigest()
 

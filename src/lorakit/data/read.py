@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from lorakit import recipe
 from lorakit.data import annotation_files
+from lorakit.data.choices import usual_choices
 from lorakit.data.columnar import read_arrow, read_datasets, read_parquet
 from lorakit.data.columns import SAMPLE, Table, examples_of, is_annotated, never_given
 from lorakit.data.delimited import (
@@ -162,6 +163,12 @@ def usual_pair(source: str, columns: Columns = Columns(), format: str = "auto") 
     text = table.column("text", None)
     second = text and table.second(text)
     return second if second and all(isinstance(row.values.get(second), str) for row in table.rows[:SAMPLE]) else None
+
+
+def find_choices(source: str, columns: Columns = Columns(), format: str = "auto") -> str | tuple[str, ...] | None:
+    """The columns of choices that have usual names, where there are such; errors as `usual_pair`'s, which has none."""
+    table = _beginning(source, columns, format, SAMPLE)
+    return None if table is None else usual_choices(table.rows)
 
 
 def _beginning(source: str, columns: Columns, format: str, most: int | None = None) -> Table | None:

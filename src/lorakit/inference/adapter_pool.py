@@ -245,7 +245,7 @@ class AdapterPool:
         with self.held([query.adapter]) as residents:
             task, most = residents[query.adapter].task, residents[query.adapter].side.max_length
             example = as_input(task, query.example)
-            if len(f"{example.text}{example.pair}".encode()) < most - SPECIAL:
+            if len("".join((example.text, example.pair or "", *example.choices)).encode()) < most - SPECIAL:
                 return False  # a token has at least one byte
             return task.cut([example], task.encode([example])).texts > 0
 

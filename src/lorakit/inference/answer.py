@@ -69,7 +69,12 @@ def check_input(example: Example, side: Side, place: str) -> None:
     """Raise a DataError that begins with `place` if a text is empty, or not a pair where pairs are needed."""
     if not example.text.strip():
         raise DataError(f"{place} is empty")
-    if side.task.info.wants == "related":
+    if side.task.info.wants == "choices":
+        if not example.choices:
+            raise DataError(
+                f"{place}: this run chooses among choices: rank them, or name them in a file (data.choices)"
+            )
+    elif side.task.info.wants == "related":
         if example.pair is None and side.task.info.has_head:
             raise DataError(f"{place}: this run scores pairs of texts")
     elif (example.pair is None) != (side.columns.pair is None):

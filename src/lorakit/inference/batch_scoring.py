@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorakit.data.columnar import schema_of
-from lorakit.data.columns import Table, examples_of
+from lorakit.data.columns import Table, choose_columns, examples_of
 from lorakit.data.delimited import Row, sound
 from lorakit.data.example import Columns, Example
 from lorakit.data.streaming import stamp_of, stream
@@ -107,7 +107,11 @@ def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -
         raise DataError(f"{path}: no record" + (", and none in the other files" if len(job.files) > 1 else ""))
     table = Table(str(path), head, answerer.complete(job.columns), [])
     words = table.column("text", table.options.text) is None and table.column("words", None) is not None
-    columns = table.options if words else replace(table.options, text=table.required("text", table.options.text))
+    columns = table.options
+    if columns.choices is not None:
+        columns = choose_columns(table, "text")
+    elif not words:
+        columns = replace(columns, text=table.required("text", columns.text))
     for note in table.notes:
         report(Note(note))
     for path, head in heads.items():
@@ -169,7 +173,9 @@ class _Scoring:
             return known
         size, stamp = self.job.shard_rows, stamp_of(path)
         start = next(first for first in count(0, size) if not self._shard(number, first).exists())
-        roles = (self.columns.text, self.columns.pair, self.columns.label, *self.job.keep)
+        choices = self.columns.choices or ()
+        choices = (choices,) if isinstance(choices, str) else choices
+        roles = (self.columns.text, self.columns.pair, self.columns.label, *choices, *self.job.keep)
         # all columns are read if texts are lists of words
         rows = stream(path, start, [n for n in roles if isinstance(n, str)] if self.columns.text else None)
         for first in count(start, size):

@@ -115,7 +115,7 @@ class Predictor:
     def rank(self, query: str, texts: Sequence[str], top: int | None = None) -> list[dict[str, Any]]:
         """The texts by how well they answer a query, the best first: `{"index", "score", "text"}`, the `top` first of them.
 
-        The score is a cosine, or that of a reranker.
+        The score is a cosine, that of a reranker, or the probability of a choice among these.
 
         >>> search = lorakit.load("runs/search")
         >>> search.rank("a fine evening", ["The soup arrived cold.", "Not a single dull minute."], top=1)[0].keys()
@@ -124,11 +124,15 @@ class Predictor:
         Raises:
             DataError: the run's task compares no texts, or a text is empty.
         """
-        if self.task.info.wants != "related":
+        if not self.task.info.compares:
             raise DataError(
                 f"rank: this run's task, {self.task.info.name}, compares no texts; task.name = 'embedding' does"
             )
-        if self.task.info.has_head:
+        if self.task.info.wants == "choices":
+            question = Example(query, choices=tuple(texts))
+            check_input(question, self.side, "query")
+            scores = list(self.lines([question])[0]["probabilities"].values())
+        elif self.task.info.has_head:
             scores = [answer["score"] for answer in self.predict([(query, text) for text in texts])]
         else:
             scores = self.similarity([query], texts)[0].tolist()

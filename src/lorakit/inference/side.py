@@ -42,7 +42,10 @@ def _in_tuples(columns: Any) -> Any:
     """JSON has no tuples."""
     if not isinstance(columns, dict):
         return columns
-    return {**columns, **{key: tuple(columns[key]) for key in ("label", "negative") if type(columns.get(key)) is list}}
+    return {
+        **columns,
+        **{key: tuple(columns[key]) for key in ("label", "negative", "choices") if type(columns.get(key)) is list},
+    }
 
 
 def _usable(tuned: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def find_labels(task_name: str, examples: Iterable[Example], order: Sequence[str
     if order:
         return tuple(order)
     info = TASKS[task_name]
-    if info.wants in ("related", "target"):  # classes are not answered
+    if info.wants in ("related", "target", "choices"):  # classes and letters are not learned
         return ()
     rest = iter(examples)  # read once: they may be more than memory takes
     first = next(rest)
@@ -64,7 +64,7 @@ def _by_value(labels: Sequence[str]) -> tuple[str, ...]:
 def check_labels(task_name: str, examples: Iterable[Example], labels: Sequence[str]) -> None:
     """Raise a DataError with file and line at the first label that the training data (or the order) do not have."""
     info = TASKS[task_name]
-    if info.wants in ("related", "target"):
+    if info.wants in ("related", "target", "choices"):
         return
     known = {label.removeprefix("B-").removeprefix("I-") for label in labels} if info.wants == "words" else set(labels)
     place = "order" if "order" in info.keys else "training data"

@@ -51,11 +51,11 @@ def choose_head_start(recipe: Recipe, items: Sequence[Mapping[str, Any]]) -> Hea
     has_one_label = is_classification and all(len(item["labels"]) == 1 for item in items)
     if train.head_start == "contrast" and not has_one_label:
         raise ConfigError("train.head_start = 'contrast' needs examples with one label each, not shares of several")
-    is_by_query = recipe.task.loss not in (None, "bce")  # of which a single row has no loss
+    is_choice = recipe.task.info.wants == "choices"
+    is_by_query = is_choice or recipe.task.loss not in (None, "bce")  # of which a single row has no loss
     if train.head_start == "probe" and is_by_query:
-        raise ConfigError(
-            f"train.head_start = 'probe' fits single pairs, which task.loss = {recipe.task.loss!r} cannot judge"
-        )
+        what = f"task.name = {recipe.task.name!r}" if is_choice else f"task.loss = {recipe.task.loss!r}"
+        raise ConfigError(f"train.head_start = 'probe' fits single pairs, which {what} cannot judge")
     if train.head_start != "auto":
         return train.head_start
     if is_by_query:

@@ -19,7 +19,7 @@ from lorakit.data.audit import alike
 from lorakit.data.batches import number_folds, split
 from lorakit.data.example import OF_TRAINING, Dataset, Example, columns_of
 from lorakit.data.files import means_files
-from lorakit.data.read import read, usual_pair
+from lorakit.data.read import find_choices, read, usual_pair
 from lorakit.errors import ConfigError, ModelError
 from lorakit.inference.answer import chunks
 from lorakit.lora import (
@@ -186,7 +186,7 @@ def prepare(
         pick_dtype, recipe.model.dtype, recipe.train.method, device
     )  # by measurement, so by one of them
     with ranks.together():
-        prepared = _prepare(with_usual_pair(recipe, report), report, device, dtype, once or Once(), fold)
+        prepared = _prepare(with_usual_columns(recipe, report), report, device, dtype, once or Once(), fold)
     _check_alike(prepared, ranks)
     model = prepared.model  # of which the first rank has what is trained, and what adapters start from or keep frozen
     buffers = [buffer for name, buffer in model.named_buffers() if ".adapters." in name]
@@ -310,7 +310,7 @@ def _prepare(
     info = recipe.task.info
     written = [len(item["labels"]) for item in items] if info.model_kind == "text2text" else ()
     lengths = [sum(len(row["input_ids"]) for row in rows_of(info, [each])) for each in items]
-    is_paired = info.contrasts and form_of(parts["train"].examples[0]) == "classes"
+    is_paired = info.wants == "related" and form_of(parts["train"].examples[0]) == "classes"
     plan = Plan(lengths, chosen, written, [each[0]["labels"][0] for each in items] if is_paired else ())
     if recipe.lora.init in DATA_INIT_NAMES:
         base.model.to(device)
@@ -385,9 +385,20 @@ def _check_alike(prepared: Prepared, ranks: Ranks) -> None:
                     raise ConfigError(f"rank {rank} has another {what} than rank 0")
 
 
-def with_usual_pair(recipe: Recipe, report: Report = ignore) -> Recipe:
-    """The recipe with data.pair where neither it nor data.text is named and two columns have the usual names of pairs."""
+def with_usual_columns(recipe: Recipe, report: Report = ignore) -> Recipe:
+    """The recipe with data.pair where neither it nor data.text is named and two columns have the usual names of pairs.
+
+    Where the task wants choices it is data.choices: answers to unlabelled records read these columns too.
+    """
     data, task = recipe.data, recipe.task.info
+    if task.wants == "choices":
+        if data.train is None or data.choices is not None:
+            return recipe
+        if (choices := find_choices(data.train, columns_of(data), data.format)) is not None:
+            names = (choices,) if isinstance(choices, str) else choices
+            report(Note(f"{data.train}: choices are column {', '.join(map(repr, names))}"))
+            return recipe.model_copy(update={"data": data.model_copy(update={"choices": choices})})
+        return recipe
     if data.train is None or task.wants == "words" or task.model_kind == "text2text":
         return recipe
     if (pair := usual_pair(data.train, columns_of(data), data.format)) is None:

@@ -155,6 +155,7 @@ class Prediction(_Open):
     value: float | None = None
     entities: list[Span] | None = None
     generated: str | None = None
+    choices: list[str] = []  # A, B, ..., by which label and expected name them
 
     @property
     def is_judged(self) -> bool:

@@ -78,7 +78,7 @@ def import_adapter(
         raise ConfigError(f"{source}: the adapter does not name its base model; pass --base")
     task_type = "SEQ_CLS" if info.task_type == MEAN else info.task_type
     # several tasks may share one of peft's task_types; the first of them is meant unless --task says otherwise
-    usual = (name for name, kind in TASKS.items() if KINDS[kind.model_kind].peft_task_type == task_type)
+    usual = (name for name, kind in TASKS.items() if task_type == KINDS[kind.model_kind].peft_task_type is not None)
     task = task or next(usual, None)
     if task is None:
         known = ", ".join(TASKS)

@@ -97,7 +97,8 @@ def _own(run: Path) -> tuple[list[Example], int]:
     except (LorakitError, OSError):  # an adapter alone, or data that are elsewhere now
         answers = run / "predictions.jsonl"
         lines = answers.read_text(encoding="utf-8").splitlines()[:OWN] if answers.is_file() else []
-        return [Example(line["text"], None, line.get("pair")) for line in map(json.loads, lines)], 0
+        read = map(json.loads, lines)
+        return [Example(x["text"], None, x.get("pair"), choices=tuple(x.get("choices", ()))) for x in read], 0
     if "validation" not in parts:  # all examples were, in turns
         parts["validation"] = parts.pop("train")
     own = [example for name in ("validation", "test", "train") for example in parts.get(name, ())][:OWN]
@@ -111,7 +112,8 @@ def _made_up(texts: Sequence[str], side: Side) -> list[Example]:
     counts = [1, *(ceil(side.max_length * i / (MADE - 1)) for i in range(1, MADE))]
     made = [" ".join(chance.choices(words, k=count)) for count in counts]
     pair = None if side.columns.pair is None else made[0]
-    return [Example(text, None, pair) for text in made]
+    choices = tuple(made[:2]) if side.task.info.wants == "choices" else ()
+    return [Example(text, None, pair, choices=choices) for text in made]
 
 
 def agree(task: Task, side: Side, texts: Texts, model: nn.Module, export: nn.Module) -> Agreement:

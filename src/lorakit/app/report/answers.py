@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
+from string import ascii_uppercase
 from typing import NamedTuple
 
 from lorakit.data.tags import Entity
@@ -67,6 +68,8 @@ def answer_of(p: Prediction) -> Answer:
     else:
         error, surprise = float((p.label or p.generated) != p.expected), 1.0 if p.score is None else p.score
         sureness = [(p.score, not error)] if p.score is not None else []
+    if p.choices:
+        expected, answer = (f"{name}: {p.choices[ascii_uppercase.index(name)]}" for name in (expected, answer))
     return Answer(p.text, p.pair or "", expected, answer, error, surprise, sureness)
 
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError, from_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-Text = tuple[str, str | None]  # a text, and the second one of a pair
+Text = tuple[str, str | tuple[str, ...] | None]  # a text, and the second one of a pair or its choices
 TINY = 1e-38  # a probability of 0 has no logarithm
 MOST_CHARACTERS = 500  # of an error message, which may quote the request
 PREDICT_EXAMPLES: list[Any] = [

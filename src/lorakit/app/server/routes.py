@@ -31,6 +31,7 @@ from lorakit.app.server.answers import ERRORS, Predict, Problem, Text, problem, 
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.app.server.vectors import add_routes
+from lorakit.data.choices import MOST as MOST_CHOICES
 from lorakit.data.example import Example
 from lorakit.errors import DataError, LorakitError, did_you_mean
 from lorakit.inference.adapter_folder import shipped_folder
@@ -147,15 +148,21 @@ class Service:
         return side.task
 
     def _example(self, text: Text, resident: Resident, is_query: bool) -> Example:
-        for some in filter(None, text):
+        first, second = text
+        choices = second if isinstance(second, tuple) else ()
+        texts = [some for some in (first, *(choices or [second])) if some is not None]
+        if not (2 <= len(choices) <= MOST_CHOICES) and isinstance(second, tuple):
+            raise HTTPException(422, f"{len(choices)} texts to choose among, not 2 to {MOST_CHOICES}")
+        for some in texts:
             if len(some) > self.limits.characters:
                 most = self.limits.characters
                 raise HTTPException(413, f"a text of {len(some)} characters; at most {most} are read")
             if "\0" in some:
                 raise HTTPException(422, "a text holds a NUL character")
-        if not all(some is None or some.strip() for some in text):
+        if not all(some.strip() for some in texts):
             raise HTTPException(400, "`inputs` cannot be empty")
-        example = Example(text[0], pair=text[1], is_query=is_query)
+        pair = None if isinstance(second, tuple) else second
+        example = Example(first, pair=pair, is_query=is_query, choices=choices)
         try:
             check_input(example, resident.side, "`inputs`")
         except DataError as err:
@@ -418,7 +425,7 @@ def _json_route(most_values: int) -> type[APIRoute]:
 
 
 def _model_type(side: Side) -> dict[str, Any]:
-    if side.task.info.wants != "related":
+    if not side.task.info.compares:
         return {"classifier": {"id2label": dict(enumerate(side.labels))}}
     return (
         {"reranker": {"id2label": {"0": "score"}}}

@@ -114,7 +114,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def compared(
         request: Request, adapter: str | None, query: str, texts: Sequence[str], *, truncate: bool
     ) -> list[float]:
-        name = await _named(service, adapter, lambda info: info.wants == "related", "compares texts")
+        name = await _named(service, adapter, lambda info: info.compares, "compares texts")
+        if service.section_of(name).info.wants == "choices":
+            (answer,) = await service.answers(request, name, [(query, tuple(texts))], truncate=truncate)
+            return list(answer["probabilities"].values())
         answers = await service.answers(request, name, [(query, text) for text in texts], truncate=truncate)
         return [answer["score"] for answer in answers]
 
