@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,63 +158,65 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bert_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
     """A complete run folder of sequence classification."""
-    return _run(tmp_path_factory, bert, files, "sequence_classification")
-
-
-@pytest.fixture(scope="session")
-def mean_run(tmp_path_factory: pytest.TempPathFactory, sentence_bert: Path, files: Path) -> Path:
-    """A complete run folder of sequence classification by the mean over tokens."""
-    return _run(
-        tmp_path_factory,
-        sentence_bert,
-        files,
-        "sequence_classification",
-        "train.lr=5e-3",
-        "train.seed=1",
-        "model.dropout=0.1",
-    )
-
-
-@pytest.fixture(scope="session")
-def multi_label_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
-    """A complete run folder of multi-label classification."""
-    return _run(tmp_path_factory, bert, files, "multi_label_classification")
-
-
-@pytest.fixture(scope="session")
-def ordinal_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
-    """A complete run folder of ordinal classification."""
-    return _run(tmp_path_factory, bert, files, "ordinal_classification")
-
-
-@pytest.fixture(scope="session")
-def regression_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
-    """A complete run folder of regression."""
-    return _run(tmp_path_factory, bert, files, "sequence_regression")
+    return _complete_run(tmp_path_factory, bert, files, "sequence_classification")
 
 
 @pytest.fixture(scope="session")
 def tagger_run(tmp_path_factory: pytest.TempPathFactory, roberta: Path, files: Path) -> Path:
     """A complete run folder of token classification."""
-    return _run(tmp_path_factory, roberta, files, "token_classification")
+    return _complete_run(tmp_path_factory, roberta, files, "token_classification")
 
 
 @pytest.fixture(scope="session")
 def t5_run(tmp_path_factory: pytest.TempPathFactory, t5: Path, files: Path) -> Path:
     """A complete run folder of text-to-text NER, short since random weights never end a sentence."""
-    return _run(tmp_path_factory, t5, files, "text2text_ner", "train.max_steps=3")
+    return _complete_run(tmp_path_factory, t5, files, "text2text_ner", "train.max_steps=3")
 
 
-def _run(factory: pytest.TempPathFactory, base: Path, files: Path, task: str, *words: str) -> Path:
-    from lorakit.app import api
+@pytest.fixture(scope="session")
+def mean_run(tmp_path_factory: pytest.TempPathFactory, sentence_bert: Path, files: Path) -> Path:
+    """A run of sequence classification by the mean over tokens, as all below without pictures and report."""
+    words = ("train.lr=5e-3", "train.seed=1", "model.dropout=0.1")
+    return _run(tmp_path_factory, sentence_bert, files, "sequence_classification", *words)
+
+
+@pytest.fixture(scope="session")
+def multi_label_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
+    """A run of multi-label classification."""
+    return _run(tmp_path_factory, bert, files, "multi_label_classification")
+
+
+@pytest.fixture(scope="session")
+def ordinal_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
+    """A run of ordinal classification."""
+    return _run(tmp_path_factory, bert, files, "ordinal_classification")
+
+
+@pytest.fixture(scope="session")
+def regression_run(tmp_path_factory: pytest.TempPathFactory, bert: Path, files: Path) -> Path:
+    """A run of regression."""
+    return _run(tmp_path_factory, bert, files, "sequence_regression")
+
+
+def _complete_run(factory: pytest.TempPathFactory, base: Path, files: Path, task: str, *words: str) -> Path:
     from lorakit.app.report.architecture import write_figures
     from lorakit.app.report.page import write_report
-    from tests.runs import changed, sections
+
+    # the test that asks first may have taken away what writes pictures and report
+    return _run(factory, base, files, task, *words, write_figures=write_figures, write_report=write_report)
+
+
+def _run(
+    factory: pytest.TempPathFactory, base: Path, files: Path, task: str, *words: str, **writers: Callable[..., object]
+) -> Path:
+    from lorakit.app import api
+    from tests.runs import changed, sections, without_pictures
 
     folder = factory.mktemp("runs") / task
-    with pytest.MonkeyPatch.context() as patch:  # the test that asks first may have taken them away
-        patch.setattr(api, "write_figures", write_figures)
-        patch.setattr(api, "write_report", write_report)
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        for name, writer in writers.items():
+            patch.setattr(api, name, writer)
         return api.train_recipe(changed(sections(base, files, task), f"output.dir={folder}", *words)).folder
 
 

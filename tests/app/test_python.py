@@ -81,7 +81,8 @@ def test_result_and_predictor_answer_and_are_short(
     bert: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events: list[Event] = []
-    small: Mapping[str, Any] = {"model": bert, "data": files / "train.csv", "epochs": 1}
+    data = {"train": str(files / "train.csv"), "folds": 0}
+    small: Mapping[str, Any] = {"model": bert, "data": data, "train": {"max_steps": 1, "head_start": "random"}}
     result = lorakit.train(**small, folder=tmp_path / "run", report=events.append)
     assert isinstance(events[0], api.Note) and any(isinstance(event, Started) for event in events)
     assert capsys.readouterr().err == ""  # neither a terminal nor a notebook, and there is a report

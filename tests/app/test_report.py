@@ -109,9 +109,11 @@ def check_page(text: str) -> Page:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_training_leaves_a_report(request: pytest.FixtureRequest, name: str) -> None:
+def test_every_task_is_reported(request: pytest.FixtureRequest, name: str) -> None:
     run = request.getfixturevalue(name)
-    page = check_page((run / "report.html").read_text())
+    by_training = run / "report.html"  # of some of them
+    markup = by_training.read_text() if by_training.exists() else html(content_of(read_run(run)))
+    page = check_page(markup)
     scores = json.loads((run / "scores.json").read_text())
     text = "".join(page.texts)
     assert f"{scores['metric']}\n{scores[scores['metric']]:.4f}" in text
@@ -121,10 +123,7 @@ def test_training_leaves_a_report(request: pytest.FixtureRequest, name: str) -> 
     assert scores["machine"] in text and scores["ended"][:10] in text
     assert "lorakit compare OLD NEW" in text
     assert text.count("right: ") + text.count("wrong: ") + text.count("off by ") >= 8
-    rows = re.findall(
-        r'<th scope="row"><bdi>(\w[^<]*)</bdi><small class="gloss">(.*?)</small></th>',
-        (run / "report.html").read_text(),
-    )
+    rows = re.findall(r'<th scope="row"><bdi>(\w[^<]*)</bdi><small class="gloss">(.*?)</small></th>', markup)
     assert len(rows) == len(read_run(run).scores.values) and all(gloss for _, gloss in rows), rows
 
 

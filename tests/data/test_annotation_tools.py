@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.documents import ANCHOR, FILES, Document, code_units, found, refusal
 
@@ -86,6 +86,7 @@ def test_spans_that_are_not_of_a_text_are_refused(save, kind, export):
 
 
 @pytest.mark.parametrize("write", [task, minimal, as_csv], ids=["json", "json_min", "csv"])
+@settings(max_examples=10)  # of each of three forms, several files in each example
 @given(file=FILES, units=st.booleans(), indent=st.sampled_from([None, 2]))
 def test_reading_label_studio_gives_back_what_was_written(folder, write, indent, file, units):
     file = [ANCHOR, *file]

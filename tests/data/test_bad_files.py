@@ -1,8 +1,4 @@
-"""The files that other readers lose rows on without a word: how many rows are kept, or the line that refuses them.
-
-Tables for all readers of single files. Defaults of pandas lose 4 of the 5 texts named NA; those of pandas, polars and
-pyarrow fail at a lone quote; `str.splitlines` gives 3 records for 2 of JSON.
-"""
+"""The files that cannot be read, for all readers of single files: the line that refuses each, and how it begins."""
 
 from __future__ import annotations
 
@@ -19,18 +15,6 @@ from tests.data.conftest import Save
 from lorakit.data.example import Columns, Wants
 from lorakit.data.read import FORMATS, read
 from lorakit.errors import DataError
-
-NULLS = ["NA", "null", "None", "nan", "NULL"]
-QUOTES = ['"', 'a "', '"b', '"c" d', "e'", '""']
-
-
-class Good(NamedTuple):
-    """A file whose rows are all kept."""
-
-    case: str
-    name: str
-    content: str | bytes
-    texts: list[str]
 
 
 class Bad(NamedTuple):
@@ -51,29 +35,6 @@ def table(texts: list[str], separator: str = ",", newline: str = "\n") -> str:
 def records(texts: list[str]) -> str:
     return "\n".join(f'{{"text": "{text}", "label": "x"}}' for text in texts)
 
-
-GOOD = [
-    Good("null words", "a.csv", table(NULLS), NULLS),
-    Good("null words", "a.tsv", table(NULLS, "\t"), NULLS),
-    Good("null words", "a.jsonl", records(NULLS), NULLS),
-    Good("null words", "a.json", "[" + records(NULLS).replace("\n", ",\n") + "]", NULLS),
-    Good("null words", "a.txt", "".join(f"{i % 2} {text}\n" for i in range(5) for text in NULLS), NULLS * 5),
-    Good("lone quote", "a.tsv", table(QUOTES, "\t"), QUOTES),
-    Good("byte-order mark", "a.csv", "\ufeff" + table(["a", "b"]), ["a", "b"]),
-    Good("byte-order mark", "a.tsv", "\ufeff" + table(["a", "b"], "\t"), ["a", "b"]),
-    Good("byte-order mark", "a.jsonl", "\ufeff" + records(["a", "b"]), ["a", "b"]),
-    Good("byte-order mark", "a.json", "\ufeff[" + records(["a"]) + "]", ["a"]),
-    Good("CR only", "a.csv", table(["a", "b"], newline="\r"), ["a", "b"]),
-    Good("CR only", "a.tsv", table(["a", "b"], "\t", "\r"), ["a", "b"]),
-    Good("U+2028", "a.csv", table(["a\u2028b", "c"]), ["a\u2028b", "c"]),
-    Good("U+2028", "a.tsv", table(["a\u2028b", "c"], "\t"), ["a\u2028b", "c"]),
-    Good("U+2028", "a.jsonl", records(["a\u2028b", "c"]), ["a\u2028b", "c"]),
-    Good("no line end", "a.csv", table(["a", "b"]).rstrip("\n"), ["a", "b"]),
-    Good("quoted line end", "a.csv", table(['"a\nb"', '"c"']), ["a\nb", "c"]),
-    Good("long field", "a.csv", table(["y" * 10**6]), ["y" * 10**6]),
-    Good("long field", "a.tsv", table(["y" * 10**6], "\t"), ["y" * 10**6]),
-    Good("long field", "a.jsonl", records(["y" * 10**6]), ["y" * 10**6]),
-]
 
 ALL = ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll", "a.txt", "a.train")
 TABLE, LINE = "text,label\na,x\n", '{"text": "a", "label": "x"}\n'
@@ -261,12 +222,6 @@ BAD = [
         )
     ),
 ]
-
-
-@pytest.mark.parametrize("file", GOOD, ids=lambda file: f"{file.case}-{file.name}")
-def test_every_row_is_kept(save: Save, file: Good) -> None:
-    dataset = read(str(save(file.name, file.content)))
-    assert [example.text for example in dataset.examples] == file.texts
 
 
 @pytest.mark.parametrize("file", BAD, ids=lambda file: f"{file.name}{file.message}"[:60])

@@ -38,11 +38,10 @@ def generated(model: Any, batch: dict[str, torch.Tensor], **how: Any) -> list[li
 
 
 @pytest.mark.parametrize("architecture", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
-@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.5, -1.0])
-@pytest.mark.parametrize("num_beams", [2, 5])
+@pytest.mark.parametrize(("num_beams", "length_penalty"), [(2, 1.0), (5, 0.0), (2, 2.5), (3, -1.0)])
 def test_beams_are_those_of_generate(architecture: str, num_beams: int, length_penalty: float) -> None:
     n_ended = 0
-    for seed in range(4):
+    for seed in range(3):
         model: PreTrainedModel = tiny(architecture, seed=seed)
         with torch.no_grad():  # so that outputs end at all lengths
             model.get_output_embeddings().weight[model.config.eos_token_id] *= 3

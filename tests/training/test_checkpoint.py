@@ -91,7 +91,6 @@ def test_resumed_run_of_another_method_equals_the_one_that_never_stopped(
 VARIANTS = {
     "all biases, token rows": ["lora.bias=all", "lora.lora_bias=true", "lora.trainable_token_indices=[5, 6, 7]"],
     "VeRA": ["lora.update=vera"],
-    "PiSSA": ["lora.init=pissa"],
     "AdaLoRA, fast PiSSA": ["lora.update=adalora", "lora.target_r=2", "lora.init=pissa_niter_4"],
     "EVA": ["lora.init=eva"],
 }

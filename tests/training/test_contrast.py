@@ -78,8 +78,10 @@ def spread(prepared: Prepared) -> float:
 
 @pytest.mark.parametrize("words", [(), ("model.dropout=0", "lora.dropout=0")])
 def test_resumed_run_equals_the_one_that_never_stopped_and_its_baseline_is_the_frozen_probe(
-    words: tuple[str, ...], bert: Path, files: Path, tmp_path: Path
+    words: tuple[str, ...], bert: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(contrast, "STEPS", 3)
+    monkeypatch.setattr(contrast, "STEPS_PER_LABEL", 1)
     raw = sections(bert, files)
     del raw["data"]["validation"]
     recipe = changed(raw, CONTRAST, "data.folds=2", "train.max_steps=4", "train.checkpoint_every=2", *words)

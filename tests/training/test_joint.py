@@ -78,13 +78,13 @@ MIXED = {  # by name: the words of each member
         ["lora.layers_to_transform=1,", "train.batch_size=5"],
     ),
 }
-LONG = "ranks, scalings, targets"  # in which rounding has 25 steps to grow
+LONG = "ranks, scalings, targets"  # in which rounding has 15 steps to grow
 
 
 @pytest.mark.parametrize("mixed", MIXED)
 def test_a_member_learns_what_it_learns_alone(mixed: str, bert: Path, files: Path, tmp_path: Path) -> None:
     raw = sections(bert, files)
-    long = ["train.epochs=5", "train.max_steps=25", "train.eval_every=25"] if mixed == LONG else ["train.max_steps=7"]
+    long = ["train.epochs=3", "train.max_steps=15", "train.eval_every=15"] if mixed == LONG else ["train.max_steps=7"]
     recipes = [changed(raw, *STILL, *long, *words) for words in MIXED[mixed]]  # into a second epoch at least
     for i, result in enumerate(fit_jointly(recipes, tmp_path / "joint")):
         alone = fit(recipes[i], tmp_path / f"alone-{i}")
