@@ -9,13 +9,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 from click.shell_completion import ShellComplete
 
 import lorakit.app.commands
+from lorakit.app.arguments import DEVICE
 from lorakit.app.cli import COMMANDS, commands
 from lorakit.app.commands.completion import SHELLS
+from lorakit.recipe import TrainSection
 from tests.app.conftest import Cli
 
 # Verbs without --json, and why.
@@ -136,3 +140,34 @@ def test_bash_completes_without_torch(tmp_path: Path, cli: Cli) -> None:
     done = subprocess.run(["bash", "--norc", "-c", ask], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["lora.alpha=", "lora.alpha_pattern="], done.stderr
     assert "torch" not in (tmp_path / "imports").read_text()
+
+
+def test_every_command_that_answers_takes_a_device(
+    bert_run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def pick(name: str = "auto", key: str = "device") -> torch.device:
+        names.append(name)
+        return torch.device("cpu")
+
+    (tmp_path / "data.csv").write_text("text,label,by\na superb film,good,a\na stale plot,bad,a\n")
+    (tmp_path / "a").symlink_to(bert_run)
+    commands = {
+        ("predict", bert_run, "a superb film"): 0,
+        ("predict", "--adapters", ".", "--file", "data.csv", "--adapter-column", "by"): 0,
+        ("evaluate", bert_run, "data.csv"): 0,
+        ("serve", bert_run, "--dry-run"): 0,
+        ("embed", bert_run, "--file", "data.csv", "--out", "v.npy"): 3,  # it gives no vectors
+    }
+    with monkeypatch.context() as patch:
+        for place in ("predictor", "shared_base"):
+            patch.setattr(f"lorakit.inference.{place}.pick_device", pick)
+        for words, code in commands.items():
+            assert cli(*words, "--device", "xpu").code == code, words
+    assert names == ["xpu"] * len(commands)
+    for words in commands:
+        refused = cli(*words, "--device", "cuda")
+        assert refused.code == 2 and "device = 'cuda': torch" in refused.err, refused.err
+    recipes = TrainSection.model_fields["device"].annotation
+    assert DEVICE(lambda: None).__click_params__[0].type.choices == get_args(recipes)

@@ -127,8 +127,8 @@ def test_pick_device_refuses_what_the_machine_has_not(
     monkeypatch: pytest.MonkeyPatch, kind: str | None, has: str
 ) -> None:
     be(monkeypatch, kind)
-    with pytest.raises(ConfigError, match=f"train.device = 'mps': torch .* finds {has} on this machine"):
-        device.pick_device("mps")
+    with pytest.raises(ConfigError, match=rf"train\.device = 'mps': torch .* finds {has} on this machine"):
+        device.pick_device("mps", "train.device")
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])

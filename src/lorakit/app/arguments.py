@@ -173,6 +173,12 @@ class Run(click.Path):
 
 
 RUN = Run(path_type=Path)
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(("auto", "cpu", "cuda", "mps", "xpu")),
+    default="auto",
+    help="Where the model runs. Default: on a GPU if there is one.",
+)
 
 
 @contextmanager

@@ -45,16 +45,22 @@ class AdapterPool:
 
     Raises:
         AdapterError: an adapter's base model differs from the first one's, or it is damaged or too large.
+        ConfigError: this machine has no such device.
     """
 
     def __init__(
-        self, folders: Mapping[str, Path], *, limit_bytes: int = LIMIT_BYTES, load_s: float = math.inf
+        self,
+        folders: Mapping[str, Path],
+        *,
+        device: str = "auto",
+        limit_bytes: int = LIMIT_BYTES,
+        load_s: float = math.inf,
     ) -> None:
         if not folders:
             raise OutputError("no adapter to answer with")
         self.folders = dict(folders)
         self.limit_bytes, self.load_s = limit_bytes, load_s
-        self.shared = SharedModel(shipped_folder(next(iter(folders.values()))))
+        self.shared = SharedModel(shipped_folder(next(iter(folders.values()))), device=device)
         self._models = {model_of(self.shared.side): self.shared}  # only the loader adds to it
         self._resident: dict[str, Resident] = {}  # by name, the least recently used first
         self._uses: Counter[str] = Counter()  # by key, in current batches

@@ -402,10 +402,15 @@ class Answerer:
 
 
 def by_run(
-    path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
+    path: str | Path,
+    *,
+    allow_base_mismatch: bool = False,
+    merge: bool = False,
+    device: str = "auto",
+    report: Report = ignore,
 ) -> Answerer:
     """Answers by one run or adapter, loaded with these options; errors as `load`."""
-    predictor = load(path, allow_base_mismatch=allow_base_mismatch, merge=merge, report=report)
+    predictor = load(path, allow_base_mismatch=allow_base_mismatch, merge=merge, device=device, report=report)
     side, folders = predictor.side, {"": shipped_folder(Path(path))}
     return Answerer(
         replace(side.columns, label=None),
@@ -417,7 +422,7 @@ def by_run(
 
 
 @contextmanager
-def by_label(folder: Path) -> Iterator[Answerer]:
+def by_label(folder: Path, *, device: str = "auto") -> Iterator[Answerer]:
     """Answers by the adapter in a folder that each example's label names; errors as `AdapterPool`."""
     folders = {name: shipped_folder(path) for name, path in find_adapters(folder).items()}
     sides = {name: read_side(path) for name, path in folders.items()}
@@ -427,7 +432,7 @@ def by_label(folder: Path) -> Iterator[Answerer]:
             raise DataError(f"{example.where}: no adapter {name!r}; {did_you_mean(name, sides)}")
         check_input(example, sides[name], example.where)
 
-    with AdapterPool(folders) as pool:
+    with AdapterPool(folders, device=device) as pool:
 
         def lines(examples: Sequence[Example]) -> list[dict[str, Any]]:
             return pool.answer([Query(str(example.label), replace(example, label=None)) for example in examples])

@@ -200,7 +200,12 @@ class Predictor:
 
 
 def load(
-    path: str | Path, *, allow_base_mismatch: bool = False, merge: bool = False, report: Report = ignore
+    path: str | Path,
+    *,
+    allow_base_mismatch: bool = False,
+    merge: bool = False,
+    device: str = "auto",
+    report: Report = ignore,
 ) -> Predictor:
     """Load a run or adapter from its folder.
 
@@ -208,23 +213,24 @@ def load(
     Predictor('minilm', sequence_classification, 2 labels: negative, positive)
 
     With `merge` the adapter is merged into the base: about 10 % faster, with the same answers up to rounding, in bf16 that
-    of the weights.
+    of the weights. `device` is auto (an accelerator if there is one), cpu, cuda, mps or xpu.
 
     Raises:
+        ConfigError: this machine has no such device.
         AdapterError: the base model differs from the one trained on (in weights, config or tokenizer) and not
             `allow_base_mismatch`; or the folder is damaged.
     """
     folder = shipped_folder(Path(path))
     side = read_side(folder)
-    device = pick_device()
+    chosen = pick_device(device)
     base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch, report=report)
     if merge:
         _fold_in(base.model)
     cast_frozen_(base.model, DTYPES[side.dtype])
-    base.model.to(device).eval()
-    base.speed_up(device)
+    base.model.to(chosen).eval()
+    base.speed_up(chosen)
     task = make_task(side.task, base.tokenizer, side.labels, side.max_length, side.tuned)
-    return Predictor(base.model, task, side, device, base.tokenizer)
+    return Predictor(base.model, task, side, chosen, base.tokenizer)
 
 
 def load_embedder(name: str) -> Predictor:

@@ -63,6 +63,8 @@ class Resident(Adapter):
 class SharedModel:
     """The base model of an adapter's folder, at first without adapters; `over` is one of another kind, whose weights it shares.
 
+    `device` is a name that `pick_device` takes.
+
     An adapter is loaded into a *template*: a copy of the model's modules that shares the base's weights and holds one
     adapter, reused for all adapters with the same settings. Serving it then means an entry in a dict at each place.
     There are no locks: one thread may `build` while another answers, and `add` and `remove` may run during an answer
@@ -72,12 +74,13 @@ class SharedModel:
         AdapterError: the adapter's base is not that of `over`, or it is damaged.
     """
 
-    def __init__(self, folder: Path, over: SharedModel | None = None) -> None:
+    def __init__(self, folder: Path, over: SharedModel | None = None, *, device: str = "auto") -> None:
         self.side = side = read_side(folder)
         _check_method(folder, side)
         if over is not None:
             over.check_base(folder, side)
-        self.device, dtype = pick_device(), DTYPES[side.dtype]
+        self.device: torch.device = over.device if over else pick_device(device)
+        dtype = DTYPES[side.dtype]
         base = load_shipped(folder, side, with_adapter=False)
         info = side.task.info
         self.fingerprint, self.tokenizer = base.fingerprint, base.tokenizer

@@ -30,11 +30,11 @@ PRODUCTS_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 GAIN = 1.5  # bf16 must be this much faster in matrix products to make up for its casts
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto", key: str = "device") -> torch.device:
     """The accelerator that torch has for this machine (under torchrun this process's own one), else the CPU; or the named one.
 
     Raises:
-        ConfigError: this machine has no such device, or runs more processes than it has of them.
+        ConfigError: this machine has no such device (which `key` asked for), or runs more processes than it has of them.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kind = accelerator.type if accelerator is not None else "cpu"
@@ -43,7 +43,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cpu")
     if name not in ("auto", kind):
         has = "the CPU alone" if kind == "cpu" else f"{kind} and the CPU"
-        raise ConfigError(f"train.device = {name!r}: torch {torch.__version__} finds {has} on this machine")
+        raise ConfigError(f"{key} = {name!r}: torch {torch.__version__} finds {has} on this machine")
     index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.accelerator.device_count()
     if index >= count:
         raise ConfigError(f"process {index + 1} of this machine has no GPU: there are {count}; start {count} processes")

@@ -181,7 +181,7 @@ def prepare(
             f"task.name = {recipe.task.name!r} compares the texts of a whole batch, so it trains in one process, not in "
             f"{ranks.size}; train.micro_batch_size divides a large batch"
         )
-    device = pick_device(recipe.train.device)
+    device = pick_device(recipe.train.device, "train.device")
     dtype = ranks.first(
         pick_dtype, recipe.model.dtype, recipe.train.method, device
     )  # by measurement, so by one of them

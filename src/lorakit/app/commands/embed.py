@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import RUN
+from lorakit.app.arguments import DEVICE, RUN
 from lorakit.app.printing import Output, begin, echo
 from lorakit.errors import OutputError
 
@@ -28,8 +28,11 @@ ENDINGS = (".npy", ".parquet")
 @click.option(
     "--dims", type=click.IntRange(min=1), help="Keep only this many dimensions (for runs trained with task.dims)."
 )
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the totals as JSON.")
-def embed(run: Path, source: Path, out: Path, text: str | None, query: bool, dims: int | None, as_json: bool) -> None:
+def embed(
+    run: Path, source: Path, out: Path, text: str | None, query: bool, dims: int | None, device: str, as_json: bool
+) -> None:
     """Turn the texts in a file into vectors, in order, and write them as a numpy array or a table.
 
     \b
@@ -48,7 +51,7 @@ def embed(run: Path, source: Path, out: Path, text: str | None, query: bool, dim
     from lorakit.inference.predictor import load
     from lorakit.runtime.files import atomic_file
 
-    predictor = load(run, report=Screen())
+    predictor = load(run, device=device, report=Screen())
     dataset = read_texts(source, Columns(text or predictor.side.columns.text))
     for note in dataset.notes:
         echo(note, err=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorakit.app.arguments import Run
+from lorakit.app.arguments import DEVICE, Run
 from lorakit.app.printing import begin, echo
 from lorakit.errors import ConfigError, DataError, OutputError
 
@@ -43,6 +43,7 @@ FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "as_json")
     is_flag=True,
     help="Merge the adapter into the base first. About 10 % faster, and the same up to rounding.",
 )
+@DEVICE
 @click.option(
     "--adapters",
     type=click.Path(path_type=Path),
@@ -74,6 +75,7 @@ def predict(
     out: Path | None,
     allow_base_mismatch: bool,
     merge: bool,
+    device: str,
     adapters: Path | None,
     adapter_column: str | None,
     **options: Any,
@@ -109,9 +111,10 @@ def predict(
     columns = Columns(options["text"], options["pair"], adapter_column)
     of: AbstractContextManager[Answerer]
     if adapters is not None:
-        of = by_label(adapters)
+        of = by_label(adapters, device=device)
     else:
-        of = nullcontext(by_run(run, allow_base_mismatch=allow_base_mismatch, merge=merge, report=Screen()))
+        loaded = by_run(run, allow_base_mismatch=allow_base_mismatch, merge=merge, device=device, report=Screen())
+        of = nullcontext(loaded)
     with of as answerer, _in_words_of_options():
         if to_folder and out is not None:
             return _to_folder(answerer, sources, columns, out, options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import RUN
+from lorakit.app.arguments import DEVICE, RUN
 from lorakit.app.printing import begin, echo
 from lorakit.errors import ConfigError
 
@@ -67,6 +67,7 @@ MIB = 2**20
     help="What to log to stderr, in JSON. info logs every request with its latency, debug also health checks.",
 )
 @click.option("--log-texts", is_flag=True, help="Log the texts of each request too. They may be private.")
+@DEVICE
 @click.option("--dry-run", is_flag=True, help="Load the adapters, print what would be served, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is served as JSON.")
 def serve(
@@ -76,6 +77,7 @@ def serve(
     token: str | None,
     log_level: str,
     log_texts: bool,
+    device: str,
     dry_run: bool,
     as_json: bool,
     **limits: float,
@@ -115,4 +117,5 @@ def serve(
         dry_run=dry_run,
         log_level=log_level,
         log_texts=log_texts,
+        device=device,
     )

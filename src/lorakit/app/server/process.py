@@ -109,6 +109,7 @@ def run(
     dry_run: bool = False,
     log_level: str = "info",
     log_texts: bool = False,
+    device: str = "auto",
 ) -> None:
     """Load all adapters (as many as fit into memory), serve them until a signal comes, and answer accepted requests.
 
@@ -117,7 +118,7 @@ def run(
     """
     with (
         json_log(log_level),
-        AdapterPool(find_all(roots), limit_bytes=limits["memory"], load_s=limits["timeout"]) as pool,
+        AdapterPool(find_all(roots), device=device, limit_bytes=limits["memory"], load_s=limits["timeout"]) as pool,
     ):
         for name, folder in pool.folders.items():
             try:
