@@ -12,7 +12,8 @@ from lorakit.data.example import of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities
 from lorakit.inference.answer import answer_all
-from lorakit.models import T5_DEMO, load_base
+from lorakit.model_files import T5_DEMO
+from lorakit.models import load_base
 from lorakit.runtime.device import pick_device
 from lorakit.tasks.text2text.ner import Text2TextNer
 

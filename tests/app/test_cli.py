@@ -275,7 +275,7 @@ def test_recipes_that_ship_are_used_by_their_names(cli: Cli, hub_out_of_reach: N
 def test_advice_of_recipes_works_without_a_hub(
     name: str, cli: Cli, hub_out_of_reach: None, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorakit.models._minilm", lambda: bert)
+    monkeypatch.setattr("lorakit.model_files._minilm", lambda: bert)
     for source in (Path(lorakit.__file__).parent / "demo").glob("*-validation.*"):
         for part in ("train", "val", "test"):
             shutil.copy(source, f"{part}{source.suffix}")

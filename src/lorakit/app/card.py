@@ -16,7 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lorakit.app.report.page import fact_rows, hash_rows, label_rows, score_table, template, verdict
 from lorakit.errors import OutputError
-from lorakit.models import KINDS, MINILM_HUB
+from lorakit.model_files import MINILM_HUB
+from lorakit.models import KINDS
 from lorakit.runtime.files import atomic_text
 from lorakit.training.run_files import RunFiles, read_run
 

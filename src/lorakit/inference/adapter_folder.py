@@ -12,7 +12,8 @@ from lorakit.inference.side import FORMAT, GUARDED, SIDE_FILE, Side, read_facts
 from lorakit.lora import load_adapter, quantize, read_adapter_config
 from lorakit.lora.peft_config import MAX_BYTES
 from lorakit.lora.peft_files import WEIGHTS_FILE, read_header
-from lorakit.models import BaseModel, find, load_base
+from lorakit.model_files import find
+from lorakit.models import BaseModel, load_base
 from lorakit.runtime.events import Note, Report, ignore
 from lorakit.tasks.registry import task_layers
 

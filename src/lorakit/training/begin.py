@@ -16,7 +16,7 @@ from lorakit.lora import LoraConfig, Target, load_adapter, read_adapter_config
 from lorakit.lora.inject import insert_adapter
 from lorakit.lora.peft_files import reload_adapter
 from lorakit.lora.targets import select_targets
-from lorakit.models import find
+from lorakit.model_files import find
 from lorakit.recipe import LoraSection, Recipe
 
 # what a run may say otherwise than the adapter that it begins from: dropout acts in training alone

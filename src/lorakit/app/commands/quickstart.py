@@ -130,7 +130,7 @@ def _plan(out: Path, systems: dict[str, tuple[str, dict[str, dict[str, Any]]]]) 
 
 def _t5_base() -> str:
     """t5-small from the hub or its cache, else the bundled demonstration model."""
-    from lorakit.models import find
+    from lorakit.model_files import find
 
     try:
         find("t5-small")

@@ -26,7 +26,8 @@ from lorakit.lora import (
     set_adapter,
 )
 from lorakit.lora.export_profiles import OWN, PROFILES, Profile, conform, left_behind
-from lorakit.models import MINILM_HUB, BaseModel, find, load_base
+from lorakit.model_files import MINILM_HUB, find
+from lorakit.models import BaseModel, load_base
 from lorakit.pooling import save_layout
 from lorakit.runtime.files import atomic_folder
 from lorakit.tasks.registry import layout_of, make_task, task_layers

