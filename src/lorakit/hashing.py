@@ -13,8 +13,8 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,16 @@ from lorakit.errors import ModelError, first_line
 
 KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
 MOST_DIGITS = 4_000  # of a whole number in JSON; Python reads 4,300
+
+
+def proc(file: str, *names: str) -> str:
+    """The first value under one of these names in a file of /proc; nothing on systems that are not Linux."""
+    try:
+        lines = Path("/proc", file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    values = (value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() in names)
+    return next(values, "")
 
 
 def user_cache(name: str) -> Path | None:
@@ -33,6 +43,18 @@ def user_cache(name: str) -> Path | None:
         except RuntimeError:
             return None
     return home / "lorakit" / name if home.is_absolute() else None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its name at once when it is written: others may do the same meanwhile."""
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent)
+    os.close(descriptor)
+    try:
+        yield Path(unfinished)
+        Path(unfinished).replace(path)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
 
 
 def open_regular(path: Path, most: int | None = None) -> io.BufferedReader:
@@ -201,9 +223,8 @@ def _remembered_sha256(path: Path) -> str:
     if stamp == _stamp(path) and time.time() - max(stamp["mtime_ns"], stamp["ctime_ns"]) / 1e9 > SETTLED_S:
         with suppress(OSError):  # a home that cannot be written
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=cache, delete=False) as file:
-                json.dump({"stamp": stamp, "sha256": sha256}, file)
-            Path(file.name).replace(entry)
+            with whole_file(entry) as file:
+                file.write_text(json.dumps({"stamp": stamp, "sha256": sha256}), encoding="utf-8")
     return sha256
 
 

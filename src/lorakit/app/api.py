@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -25,7 +24,7 @@ from lorakit.recipe import Recipe, known_keys
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Evaluated, Event, Note, Report, Started, Step, ignore
-from lorakit.runtime.files import atomic_text
+from lorakit.runtime.files import atomic_json, atomic_text
 from lorakit.runtime.signals import Stop, stop_on_signals
 from lorakit.training.checkpoint import Checkpoint, find_checkpoint, same_recipe
 from lorakit.training.joint import attempt, groups_of, prepare_all
@@ -272,7 +271,7 @@ def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | Non
                 raise result
         scores = summary([result for result in results if isinstance(result, Result)])
         if is_first:
-            atomic_text(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+            atomic_json(folder / "scores.json", scores)
     return Result(folder, scores)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from lorakit.errors import ConfigError, LorakitError, first_line
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Logged, Note, Report, Started
-from lorakit.runtime.files import atomic_text
+from lorakit.runtime.files import atomic_json
 from lorakit.training.results import Result
 
 STATE = "trackers.json"  # in the run folder: each tracker's id of the run
@@ -224,7 +224,7 @@ class Trackers:
                         tracker.log(line["step"], _values(line))
         if self.open:
             ids = {**known, **{name: tracker.id for name, tracker in self.open.items()}}
-            atomic_text(self.folder / STATE, json.dumps(ids, indent=2) + "\n")
+            atomic_json(self.folder / STATE, ids)
 
     def close(self, outcome: Result | LorakitError | None) -> None:
         """Close all trackers: a finished run with its scores and files, a paused one as it is, any other as failed."""

@@ -28,9 +28,10 @@ from lorakit.inference.adapter_pool import AdapterPool, Query, find_adapters
 from lorakit.inference.answer import check_input, chunks
 from lorakit.inference.predictor import load
 from lorakit.inference.side import Side
-from lorakit.models import find, versions
+from lorakit.model_files import find
+from lorakit.models import versions
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.runtime.files import atomic_file, atomic_text, cannot_write, locked, make_folder
+from lorakit.runtime.files import atomic_file, atomic_json, cannot_write, locked, make_folder
 from lorakit.runtime.signals import stop_on_signals
 from lorakit.task_info import TASKS
 
@@ -95,7 +96,7 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
         raise cannot_write(folder, err) from err
     with locked(folder, check, "answering", "--out", report):
         if not any(path.name != JOB for path in folder.glob("[!.]*")):  # no answers yet: the job may change
-            atomic_text(folder / JOB, json.dumps({**settings, "versions": versions()}, indent=2) + "\n")
+            atomic_json(folder / JOB, {**settings, "versions": versions()})
         yield
 
 
@@ -162,7 +163,7 @@ class _Scoring:
         """Answer the remaining rows; returns the totals of all shards."""
         files = [self._file(number, path) for number, path in enumerate(self.job.files)]
         totals = {key: sum(file[key] for file in files) for key in ("rows", "answered", "rejected")}
-        atomic_text(self.folder / SUCCESS, json.dumps({**totals, "files": files}, indent=2) + "\n")
+        atomic_json(self.folder / SUCCESS, {**totals, "files": files})
         return totals
 
     def _file(self, number: int, path: Path) -> dict[str, Any]:
@@ -196,7 +197,7 @@ class _Scoring:
             shards[shard.name] = {"first": first + 1, "rows": answered + rejected, "rejected": rejected}
         n, rejected = (sum(shard[key] for shard in shards.values()) for key in ("rows", "rejected"))
         totals = {"file": str(path), "rows": n, "answered": n - rejected, "rejected": rejected, "shards": shards}
-        atomic_text(note, json.dumps(totals, indent=2) + "\n")
+        atomic_json(note, totals)
         return totals
 
     def _shard(self, number: int, first: int) -> Path:

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorakit.hashing import user_cache
+from lorakit.hashing import proc, user_cache, whole_file
 
 SOURCE = Path(__file__).with_name("kernels.c")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -37,19 +37,23 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), *COMPILERS))), None)
     if compiler is None or dtype not in DTYPES or os.name != "posix":
         return None
-    flags = ["-shared", "-fPIC", "-O3", "-fno-math-errno", "-march=native" if _is_x86() else "-mcpu=native"]
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    flags = ["-shared", "-fPIC", "-O3", "-fno-math-errno", "-march=native" if is_x86 else "-mcpu=native"]
     # torch's own threads: a second OpenMP beside its own would have as many again, which spin
     threads = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
     flags += ["-fopenmp"] if threads.exists() else ["-fopenmp-simd"]
     flags += ["-DBF16"] if dtype == torch.bfloat16 else []
-    name = hashlib.sha256(repr((SOURCE.read_bytes(), flags, _cpu_flags())).encode()).hexdigest()[:20]
+    cpu = proc("cpuinfo", "flags", "Features") or platform.processor()  # machines of one home folder may differ in it
+    name = hashlib.sha256(repr((SOURCE.read_bytes(), flags, cpu)).encode()).hexdigest()[:20]
     own = _cache_folder()
     try:
         # what is loaded stays so when its file is gone
         with nullcontext(own) if own else tempfile.TemporaryDirectory(prefix="lorakit-") as folder:
             path = Path(folder, f"{name}.so")
             if not path.exists():
-                _compile([compiler, *flags], path)
+                with whole_file(path) as unfinished:
+                    words = [compiler, *flags, str(SOURCE), "-o", str(unfinished), "-lm"]
+                    subprocess.run(words, check=True, capture_output=True, timeout=TIMEOUT_S)
             compiled = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError):
         return None
@@ -57,31 +61,6 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         getattr(compiled, function).argtypes = types
         getattr(compiled, function).restype = None
     return compiled
-
-
-def _compile(command: Sequence[str], path: Path) -> None:
-    """Compile into a file of its own, which takes the name at once: other threads and processes may do the same."""
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent)
-    os.close(descriptor)
-    try:
-        words = [*command, str(SOURCE), "-o", unfinished, "-lm"]
-        subprocess.run(words, check=True, capture_output=True, timeout=TIMEOUT_S)
-        Path(unfinished).replace(path)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
-
-
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64", "i686")
-
-
-def _cpu_flags() -> str:
-    """What the CPU can do, which differs among the machines that share a home folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def _cache_folder() -> Path | None:

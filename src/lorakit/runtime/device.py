@@ -8,15 +8,15 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
+from lorakit.hashing import proc
 from lorakit.lora.inits import named_generator
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
@@ -74,11 +74,7 @@ def peak_memory(device: torch.device) -> int:
 
 def cpu_name() -> str:
     """The CPU's model name."""
-    lines = []
-    with suppress(OSError):  # other systems than Linux
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    return proc("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def gpu_name(device: torch.device) -> str:

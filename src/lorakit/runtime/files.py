@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -94,6 +95,11 @@ def atomic_text(path: Path, text: str) -> None:
     data = text.encode()
     with atomic_file(path, len(data)) as temporary:
         temporary.write_bytes(data)
+
+
+def atomic_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, for people to read too."""
+    atomic_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def make_folder(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, versions
 from lorakit.runtime.device import DTYPE_NAMES, machine_name, peak_memory
-from lorakit.runtime.files import atomic_folder, atomic_text
+from lorakit.runtime.files import atomic_folder, atomic_json, atomic_text
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample
 from lorakit.tasks.registry import layout_of
@@ -115,7 +115,7 @@ def write_results(
     write_lines(folder, "predictions.jsonl", both)
     write_lines(folder, "samples.jsonl", both[:SAMPLES])
     write_lines(folder, "metrics.jsonl", history.lines)
-    atomic_text(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    atomic_json(folder / "scores.json", scores)
     return Result(folder, scores)
 
 

@@ -20,7 +20,7 @@ import click
 import lorakit
 from lorakit.app.printing import Output, begin
 from lorakit.errors import first_line
-from lorakit.hashing import file_sha256
+from lorakit.hashing import file_sha256, proc
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -121,7 +121,7 @@ def cpu() -> Iterator[Finding]:
     from lorakit.runtime.device import cpu_name
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    known = (_proc("cpuinfo", "flags") or _proc("cpuinfo", "Features")).split()
+    known = proc("cpuinfo", "flags", "Features").split()
     flags = ", ".join(flag for flag in FLAGS if flag in known) or "no vector instructions known of"
     yield Finding("cpu", f"{cpu_name()}, {cores} cores, {flags}")
     threads = torch.get_num_threads()
@@ -130,15 +130,6 @@ def cpu() -> Iterator[Finding]:
         yield Finding("threads", f"{threads} of torch on {cores} cores", "warning", remedy)
     else:
         yield Finding("threads", f"{threads} of torch")
-
-
-def _proc(file: str, key: str) -> str:
-    """A value of /proc/cpuinfo or /proc/meminfo; nothing on systems that are not Linux."""
-    try:
-        lines = Path("/proc", file).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
 
 
 def dtype() -> Iterator[Finding]:
@@ -186,7 +177,7 @@ def gpu() -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """Free memory."""
-    if available := _proc("meminfo", "MemAvailable"):
+    if available := proc("meminfo", "MemAvailable"):
         remedy = "close other programs, or train with model.quantize=int8 or train.micro_batch_size=8"
         yield _room("memory", float(available.split()[0]) * 1024 / GB, remedy)
     else:
