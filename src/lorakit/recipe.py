@@ -214,7 +214,7 @@ class TaskSection(Section):
     decoding: Literal["viterbi", "argmax"] = "viterbi"
     # Add a conditional random field over the tags of a sentence.
     crf: bool = False
-    # Embeddings: contrastive, cosent, angle, cosine_mse, triplet. Rerankers: bce, pairwise, listnet. Default: by the data.
+    # What compares texts, listed in docs/how-to/search.md and, for rerankers, rerank.md. Default: by the data.
     loss: str | None = None
     # Cosines are divided by this in the loss.
     temperature: Annotated[float, Field(gt=0)] = 0.05

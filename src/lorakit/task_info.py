@@ -196,7 +196,7 @@ TASKS: dict[str, TaskInfo] = {
             word="embedding",
             keys=("loss", "temperature", "symmetric", "dims", "normalize", "query_prompt", "document_prompt"),
             contrasts=True,
-            losses=("contrastive", "cosent", "angle", "cosine_mse", "triplet"),
+            losses=("contrastive", "cosent", "angle", "cosine_mse", "triplet", "margin_mse", "kl"),
             complete="lorakit.tasks.embedding:complete",
         ),
         TaskInfo(
@@ -210,7 +210,7 @@ TASKS: dict[str, TaskInfo] = {
             keys=("loss",),
             outputs=lambda labels: ("score",),
             contrasts=True,
-            losses=("bce", "pairwise", "listnet"),
+            losses=("bce", "pairwise", "listnet", "lambda", "margin_mse"),
             complete="lorakit.tasks.reranker:complete",
         ),
     )

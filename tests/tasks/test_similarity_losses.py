@@ -10,6 +10,7 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer import losses as oracles
 from sentence_transformers.sentence_transformer.losses.triplet import TripletDistanceMetric
+from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,13 +43,17 @@ def random_vectors(n: int, d: int = D) -> list[Tensor]:
 
 
 def related(vectors: list[Tensor], scores: Tensor | None = None) -> Related:
-    """Different texts all of them: anchors, positives and, in further columns, negatives."""
+    """Different texts all of them: anchors, positives and, in further columns, negatives; a column of scores for each."""
     anchors, positives, *others = vectors
     negatives = torch.cat(others) if others else anchors.new_empty(0, anchors.shape[1])
     numbers = torch.arange(2 * B + len(negatives))
     keys = (numbers[:B], numbers[B : 2 * B], numbers[2 * B :])
     of = torch.arange(B).repeat(len(others))
-    return Related(anchors, positives, negatives, of, torch.rand(B) if scores is None else scores, keys)
+    if scores is None:
+        scores = torch.rand(B)
+    of_positive, *of_negatives = scores.T if scores.dim() == 2 else (scores, *others)
+    of_negative = torch.cat([*of_negatives, scores.new_empty(0)])
+    return Related(anchors, positives, negatives, of, (of_positive, of_negative), keys)
 
 
 ORACLES: dict[str, tuple[Callable[[Any], Any], int, bool]] = {  # its maker, columns, and whether it is symmetric
@@ -60,6 +65,40 @@ ORACLES: dict[str, tuple[Callable[[Any], Any], int, bool]] = {  # its maker, col
     "cosine_mse": (lambda m: oracles.CosineSimilarityLoss(m), 2, False),
     "triplet": (lambda m: oracles.TripletLoss(m, TripletDistanceMetric.COSINE, TRIPLET_MARGIN), 3, False),
 }
+
+
+def divided_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """What the oracles of distillation compare with the teacher's scores."""
+    return pairwise_cos_sim(a, b) * SCALE
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+@pytest.mark.parametrize("name", ["margin_mse", "kl"])
+def test_distillation_and_its_gradient_are_those_of_sentence_transformers(name: str, negatives: int) -> None:
+    vectors = random_vectors(2 + negatives)
+    teacher = 5 * torch.randn(B, 1 + negatives, generator=named_generator(0, "teacher"))
+    oracle = {"margin_mse": oracles.MarginMSELoss, "kl": oracles.DistillKLDivLoss}[name]
+    expected = oracle(Body(), similarity_fct=divided_cosine).compute_loss_from_embeddings(vectors, teacher)
+    loss = LOSSES[name](related(vectors, teacher), TEMPERATURE, False).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    mine, theirs = (torch.autograd.grad(value, vectors) for value in (loss, expected))
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_distillation_of_an_anchor_does_not_depend_on_what_else_is_in_the_batch() -> None:
+    """Anchors with 1, 2 and 0 negatives, together and each alone."""
+    anchors, positives, negatives = (v[:3].detach() for v in random_vectors(3))
+    of, keys = torch.tensor([0, 1, 1]), (torch.arange(3),) * 3
+    scores = torch.tensor([2.0, 1.0, 0.5]), torch.tensor([-1.0, 3.0, 0.0])
+    for name in ("margin_mse", "kl"):
+        together = LOSSES[name](Related(anchors, positives, negatives, of, scores, keys), TEMPERATURE, False)
+        for i in range(3):
+            own, one = of == i, slice(i, i + 1)
+            alone = Related(
+                anchors[one], positives[one], negatives[own], of[own] - i, (scores[0][one], scores[1][own]), keys
+            )
+            torch.testing.assert_close(LOSSES[name](alone, TEMPERATURE, False), together[one])
+        assert together[2] == 0
 
 
 @pytest.mark.parametrize("d", [D, D - 1])
@@ -95,25 +134,42 @@ def test_supervised_loss_equals_the_formula_and_its_gradient_is_finite() -> None
     assert not supervised(vectors, torch.arange(7), 0.1).any()
 
 
-def test_texts_that_are_equal_are_no_negatives_of_each_other() -> None:
-    """Rows 0 and 1 have the same anchor; the positive of row 2 is row 3's anchor; row 4's negative is row 5's positive."""
-    anchors, positives, negatives = random_vectors(3)
-    keys = (
-        torch.tensor([0, 0, 2, 3, 4, 5]),
-        torch.tensor([10, 11, 3, 13, 14, 15]),
-        torch.tensor([20, 21, 22, 23, 15, 25]),
-    )
-    of = torch.arange(B)
-    losses = contrastive(Related(anchors, positives, negatives, of, torch.rand(B), keys), TEMPERATURE, False)
-    left_out = {0: {1}, 1: {0}, 2: set(), 3: {2}, 4: set(), 5: {B + 4}}
-    candidates = [*positives.detach(), *negatives.detach()]
+# Texts of anchors, positives and negatives. Rows 0 and 1 have the same anchor, 1 and 2 the same positive; row 3's positive is row
+# 4's anchor; row 0's negative is its anchor's other positive, row 4's is row 5's positive, and row 5's is row 2's anchor.
+TEXTS = ("aabcde", "xyyduw", "ypqrwb")
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_no_loss_has_a_negative_that_belongs_to_its_anchor(symmetric: bool) -> None:
+    """Against the formula over those candidates alone that neither are the anchor's text nor stand beside it in any pair."""
+    vectors = [each.detach() for each in random_vectors(3)]
+    keys = torch.tensor([[ord(text) for text in of] for of in TEXTS])
+    none = torch.zeros(B), torch.zeros(B)
+    losses = contrastive(Related(*vectors, torch.arange(B), none, tuple(keys)), TEMPERATURE, symmetric)
+    anchors, positives, negatives = TEXTS
+    belongs = {(a, p) for a, p in zip(anchors, positives, strict=True)} | {(text, text) for text in anchors}
+    cosines = F.cosine_similarity(vectors[0][:, None], torch.cat(vectors[1:]), dim=2) / TEMPERATURE
+    n_left_out = 0
     for i, loss in enumerate(losses.tolist()):
-        cosines = {
-            j: float(F.cosine_similarity(anchors[i].detach(), candidate, dim=0)) / TEMPERATURE
-            for j, candidate in enumerate(candidates)
-            if j not in left_out[i]
-        }
-        assert loss == pytest.approx(math.log(sum(map(math.exp, cosines.values()))) - cosines[i], rel=1e-4, abs=1e-5)
+        row = [j for j, text in enumerate(positives + negatives) if j == i or (anchors[i], text) not in belongs]
+        column = [j for j, text in enumerate(anchors) if j == i or (text, positives[i]) not in belongs]
+        n_left_out += 2 * B - len(row)
+        there = float(cosines[i, row].logsumexp(0) - cosines[i, i])
+        back = float(cosines[column, i].logsumexp(0) - cosines[i, i])
+        assert loss == pytest.approx((there + back) / 2 if symmetric else there, rel=1e-4, abs=1e-5)
+    assert n_left_out == 3 + 3 + 3 + 0 + 1 + 1
+
+
+def test_a_text_of_two_classes_is_no_negative_of_itself() -> None:
+    """Row 3 is row 0's text in another class: the loss of both is that without the other."""
+    vectors = torch.randn(5, D, generator=named_generator(0, "classes"))
+    labels, texts = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([7, 8, 9, 7, 6])
+    losses = supervised(vectors, labels, TEMPERATURE, texts)
+    for own, other in ((0, 3), (3, 0)):
+        rest = [i for i in range(5) if i != other]
+        alone = supervised(vectors[rest], labels[rest], TEMPERATURE)[rest.index(own)]
+        torch.testing.assert_close(losses[own], alone)
+    torch.testing.assert_close(losses[2], supervised(vectors, labels, TEMPERATURE)[2])
 
 
 def test_triplet_takes_the_mean_over_an_anchors_negatives_and_zero_without() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections import Counter
@@ -67,14 +68,25 @@ DIMS = ("task.dims=[8]",)
 
 @pytest.mark.parametrize(
     ("form", "words", "micro"),
-    [("pairs", (), 1), ("pairs", DIMS, 3), ("scores", (), 5), ("scores", DIMS, 3), ("classes", (), 3)],
+    [
+        ("pairs", (), 1),
+        ("pairs", DIMS, 3),
+        ("scores", (), 5),
+        ("scores", DIMS, 3),
+        ("classes", (), 3),
+        ("repeats", ("task.symmetric=true",), 3),
+    ],
 )
 def test_gradient_in_pieces_is_that_of_the_whole_batch_with_dropout(
-    form: str, words: Sequence[str], micro: int, tables: Path, encoder: Path
+    form: str, words: Sequence[str], micro: int, tables: Path, encoder: Path, tmp_path: Path
 ) -> None:
     """One step in pieces of any size, against one forward a piece whose graphs are all kept."""
     words = ("model.dropout=0.2", "lora.dropout=0.1", "train.max_steps=1", f"train.micro_batch_size={micro}", *words)
-    prepared = prepare(recipe(encoder, tables / f"{form}.csv", *words))
+    data = tables / f"{form}.csv"
+    if form == "repeats":  # of anchors and of positives in every batch: what is masked in pieces is so in the whole
+        pairs = [(f"a {t}", f"the {f} {t}") for t in ("film", "plot") for f in ("superb", "stale")] * 4
+        data = save_table(tmp_path / "pairs.csv", ["anchor", "positive"], pairs)
+    prepared = prepare(recipe(encoder, data, *words))
     member, model = member_of(prepared), prepared.model
     items = prepared.parts["train"].drawn(prepared.task.info)
     rows = [item for i in next(iter(member.plan.batches(0))) for item in items[i]]
@@ -147,6 +159,40 @@ def test_each_form_of_data_is_learned_and_the_untouched_base_is_scored_first(
     assert line.keys() == ({"text", "expected"} if form == "classes" else {"text", "pair", "score", "expected"})
     again = result.predictor.evaluate(result.predictor.read_labelled(str(tables / f"{form}.csv")).examples)
     assert again[metric] == pytest.approx(scores[metric], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, tables: Path) -> Path:
+    """Pairs with a negative and a teacher's scores of both, in a column of a usual name."""
+    rows = list(csv.DictReader((tables / "pairs.csv").read_text().splitlines()))
+    path = tmp_path_factory.mktemp("taught") / "pairs.csv"
+    return save_table(
+        path, [*rows[0], "score"], [[*row.values(), f"[{i % 4 + 4}, -1.5]"] for i, row in enumerate(rows)]
+    )
+
+
+@pytest.mark.parametrize("loss", ["", "task.loss=kl"])
+def test_a_teachers_scores_are_learned(loss: str, taught: Path, encoder: Path, tmp_path: Path) -> None:
+    run = fit(recipe(encoder, taught, "task.temperature=0.2", *filter(None, [loss])), tmp_path / "run")
+    assert run.predictor.side.task.loss == (loss.partition("=")[2] or "margin_mse")
+    assert run.scores["ndcg_at_10"] > run.scores["base_score"] + 0.02
+    examples = read(str(taught), "related", columns=Columns(pair="positive")).examples
+    assert [e.teacher for e in examples[:2]] == [(4.0, -1.5), (5.0, -1.5)] and examples[0].label is None
+    task = prepare(recipe(encoder, taught)).task
+    assert [item["labels"] for item in task.encode(examples[:1])[0]] == [[4.0], [4.0], [-1.5]]
+
+
+def test_a_teachers_scores_are_one_for_each_text(taught: Path, tables: Path, encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(taught.read_text().replace("[4, -1.5]", "[4, 1, 2]"))
+    with pytest.raises(DataError, match=r"a.csv:2: column 'score' holds 3 scores; there are 2 texts to score"):
+        read(str(tmp_path / "a.csv"), "related", columns=Columns(pair="positive"))
+    with pytest.raises(DataError, match=r"pairs.csv:2: no teacher's scores, which task.loss = 'kl' needs: data.label"):
+        prepare(recipe(encoder, tables / "pairs.csv", "task.loss=kl"))
+    reranker = {**recipe(encoder, taught).model_dump(exclude_unset=True), "task": {"name": "reranker"}}
+    with pytest.raises(DataError, match=r"pairs.csv:2: the score 4 is not from 0 to 1, as task.loss = 'bce' learns it"):
+        prepare(changed(reranker))
+    prepared = prepare(changed(reranker, "task.loss=margin_mse"))
+    assert [item["labels"] for item in prepared.parts["train"].items[0]] == [[4.0], [-1.5]]
 
 
 @pytest.mark.parametrize("form", ["pairs", "classes"])

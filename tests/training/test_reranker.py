@@ -13,6 +13,7 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import losses as oracles
+from transformers import AutoTokenizer
 
 import lorakit
 from lorakit.app.commands.export import export_run
@@ -20,6 +21,7 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError
 from lorakit.inference.answer import Answered
 from lorakit.recipe import Recipe
+from lorakit.tasks.reranker import Reranker
 from lorakit.training.prepare import prepare
 from tests.related import recipe as recipe_of
 from tests.related import save_table
@@ -55,24 +57,35 @@ class Scored:
 
 
 GROUPS = ((1.0, 0.0, 0.0), (1.0, 0.0), (1.0, 0.0, 0.0, 0.0))
+TAUGHT = ((3.5, -1.0, 0.25), (1.5, 2.5), (0.0, 1.0, -2.0, 1.0))  # by a teacher, for whom a negative may be the best
 
 
-@pytest.mark.parametrize("loss", ["bce", "pairwise", "listnet"])
-def test_loss_and_gradient_are_those_of_sentence_transformers(loss: str, encoder: Path, tables: Path) -> None:
-    prepared = prepare(recipe(encoder, tables / "pairs.csv", f"task.loss={loss}"))
-    examples = [Example("superb", pair="film", negatives=("plot",) * (len(group) - 1)) for group in GROUPS]
-    batch = prepared.task.collate([item for own in prepared.task.encode(examples) for item in own])
+@pytest.mark.parametrize("groups", [GROUPS, TAUGHT])
+@pytest.mark.parametrize("loss", ["bce", "pairwise", "listnet", "lambda", "margin_mse"])
+def test_loss_and_gradient_are_those_of_sentence_transformers(loss: str, groups: Any, encoder: Path) -> None:
+    section = changed({"model": {"base": "x"}, "task": {"name": "reranker", "loss": loss}}).task
+    task = Reranker.make(section, AutoTokenizer.from_pretrained(encoder), (), 12)
+    examples = [
+        Example("superb", pair="film", negatives=("plot",) * len(rest), teacher=(first, *rest) * (groups is TAUGHT))
+        for first, *rest in groups
+    ]
+    batch = task.collate([item for own in task.encode(examples) for item in own])
     scores = torch.randn(9, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    mine = prepared.task.losses(Answered(scores, {}), batch).sum() / batch["n_targets"].sum()
+    mine = task.losses(Answered(scores, {}), batch).sum() / batch["n_targets"].sum()
     model: Any = Scored(scores)
     texts, place = [], iter(range(9))
-    for group in GROUPS:
+    for group in groups:
         texts.append([str(next(place)) for _ in group])
-    labels = [torch.tensor(group) for group in GROUPS]
+    labels = [torch.tensor(group) for group in groups]
     if loss == "bce":
         expected = torch.nn.BCEWithLogitsLoss()(scores[:, 0], torch.cat(labels))
     elif loss == "listnet":
         expected = oracles.ListNetLoss(model)([["q"] * 3, texts], labels)
+    elif loss == "lambda":
+        expected = oracles.LambdaLoss(model)([["q"] * 3, texts], labels)
+    elif loss == "margin_mse":  # whose oracle takes equally many texts of all queries
+        margins = [torch.cat([own[:1] - own[1:] for own in of]) for of in (scores[:, 0].split([3, 2, 4]), labels)]
+        expected = torch.nn.MSELoss()(*margins)
     else:
         expected = oracles.RankNetLoss(model, reduction_log="natural")([["q"] * 3, texts], labels)
     torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
@@ -126,6 +139,7 @@ def test_a_trained_cross_encoder_is_scored_before_the_first_step(encoder: Path, 
         ("pairs", ("task.metric=spearman",), r"task.metric = 'spearman' is not a score of these data"),
         ("pairs", ("task.loss=pairwise", "train.head_start=probe"), r"train.head_start = 'probe' fits single pairs"),
         ("pairs", ("task.loss=cosent",), r"task.loss = 'cosent': "),
+        ("pairs", ("task.loss=margin_mse",), r"pairs.csv:2: no teacher's scores"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -113,7 +113,7 @@ class TaskKeys(TypedDict, total=False):
     crf: bool
     """Add a conditional random field over the tags of a sentence."""
     loss: str | None
-    """Embeddings: contrastive, cosent, angle, cosine_mse, triplet. Rerankers: bce, pairwise, listnet. Default: by the data."""
+    """What compares texts, listed in docs/how-to/search.md and, for rerankers, rerank.md. Default: by the data."""
     temperature: float
     """Cosines are divided by this in the loss."""
     symmetric: bool

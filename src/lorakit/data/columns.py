@@ -276,7 +276,7 @@ def choose_columns(table: Table, wants: Wants) -> Columns:
 
 
 def related_label(table: Table) -> str | None:
-    """Of related texts the column of their classes, or of how alike two are; None where pairs have neither."""
+    """Of related texts the column of their classes, of how alike two are, or of a teacher's scores; None of pairs without."""
     options, source = table.options, table.source
     if isinstance(options.label, tuple):
         raise DataError(f"{source}: data.label names several columns; one has the classes of texts, or scores of pairs")
@@ -290,7 +290,8 @@ def related_label(table: Table) -> str | None:
         return label
     if options.label is None and label is not None:
         values = (row.values.get(label) for row in table.rows[:SAMPLE])
-        if label in negative_columns(table) or any(finite_number(value) is None for value in values):
+        is_score = (finite_number(value) is not None or _listed_numbers(value) for value in values)
+        if label in negative_columns(table) or not all(is_score):
             return None  # something else about the pairs
     return label
 
@@ -387,13 +388,16 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     to_label = None if label is None or target else label_reader(wants, label, options.label_separator)
 
     def example(row: Row) -> tuple[Row, Example]:
+        texts = tuple(text for name in negatives for text in _texts_in(row, name))
+        teacher = _teacher_scores(row, label, 1 + len(texts)) if pair and isinstance(label, str) else ()
         return row, Example(
             text=_text(row, text),
-            label=None if to_label is None else to_label(row),
+            label=None if to_label is None or teacher else to_label(row),
             target=None if target is None else _text(row, target),
             pair=None if pair is None else _text(row, pair),
             where=row.where,
-            negatives=tuple(text for name in negatives for text in _texts_in(row, name)),
+            negatives=texts,
+            teacher=teacher,
         )
 
     return table.usable(table.rows, example)
@@ -445,6 +449,24 @@ def _texts_in(row: Row, column: str) -> list[str]:
     value = row.values.get(column)
     items = value if isinstance(value, list) else [] if value is None or value == "" else [value]
     return [_text(Row({column: item}, row.where), column) for item in items]
+
+
+def _listed_numbers(value: Any) -> list[float]:
+    """The numbers of a list, also of one that stands in a cell as text; none of anything else."""
+    items = written_list(value.strip(), ",") if isinstance(value, str) and value.strip()[:1] == "[" else value
+    numbers = [finite_number(item) for item in items] if isinstance(items, list) else []
+    return [number for number in numbers if number is not None] if None not in numbers else []
+
+
+def _teacher_scores(row: Row, column: str, texts: int) -> tuple[float, ...]:
+    """A score for each of the texts that are compared with the first one, or () where the cell is no list."""
+    scores = _listed_numbers(row.values.get(column))
+    if scores and len(scores) != texts:
+        raise DataError(
+            f"{row.where}: column {column!r} holds {len(scores)} scores; there are {texts} texts to score, the second one and "
+            f"{texts - 1} negatives"
+        )
+    return tuple(scores)
 
 
 def _text(row: Row, column: str) -> str:

@@ -45,6 +45,7 @@ class Example:
     group: str | None = None  # what it belongs to: a document, a user
     is_query: bool = False  # of a text alone: whether it is to find others
     negatives: tuple[str, ...] = ()  # texts that do not belong to `text` as `pair` does
+    teacher: tuple[float, ...] = ()  # how well `pair`, and each negative, answers `text`, as another model scored it
     target: str | None = None  # the text to be written of it
     choices: tuple[str, ...] = ()  # what may follow it, one of which is right: `label` is its letter
 
@@ -96,7 +97,7 @@ def examples_sha256(examples: Iterable[Example]) -> str:
     """What tells examples in their order from others: sha256 of texts, labels and tags, in hexadecimal."""
     digest = hashlib.sha256()
     for example in examples:
-        more = [part for part in (example.negatives, example.target, example.choices) if part]
+        more = [part for part in (example.negatives, example.target, example.choices, example.teacher) if part]
         digest.update(repr((example.text, example.pair, example.label, example.tags, *more)).encode())
     return digest.hexdigest()
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 Form = Literal["pairs", "scores", "classes"]  # of the data
 ANCHOR, POSITIVE, NEGATIVE = range(3)  # the role of a text in its example
-FORMS: Mapping[str, Sequence[Form]] = {"contrastive": ("pairs", "classes"), "triplet": ("pairs",)}  # others: scores
+DISTILLS = ("margin_mse", "kl")  # losses that learn a teacher's scores
+FORMS: Mapping[str, Sequence[Form]] = {  # that a loss takes; others: scores
+    "contrastive": ("pairs", "classes"),
+    **dict.fromkeys(("triplet", *DISTILLS), ("pairs",)),
+}
 SCORES: Mapping[Form, Sequence[str]] = {
     "pairs": ("ndcg_at_10", "mrr_at_10", "recall_at_10", "map"),
     "classes": ("ndcg_at_10", "mrr_at_10", "recall_at_10", "map"),
@@ -53,7 +57,8 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
         DataError: an example lacks what its loss takes.
     """
     form = form_of(examples[0])
-    loss = section.loss or ("cosent" if form == "scores" else "contrastive")
+    with_pairs = "margin_mse" if examples[0].teacher else "contrastive"
+    loss = section.loss or ("cosent" if form == "scores" else with_pairs)
     metric = section.metric or SCORES[form][0]
     what = {"pairs": "pairs of texts", "scores": "pairs of texts with scores", "classes": "texts with their classes"}[
         form
@@ -63,9 +68,12 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
     if metric not in SCORES[form]:
         raise ConfigError(f"task.metric = {metric!r} is not a score of {what}; these are: {', '.join(SCORES[form])}")
     for example in examples:
-        if loss == "triplet" and not example.negatives:
+        if loss in ("triplet", *DISTILLS) and not example.negatives:
+            raise DataError(f"{example.where}: no negative, which task.loss = {loss!r} needs; 'contrastive' needs none")
+        if loss in DISTILLS and not example.teacher:
             raise DataError(
-                f"{example.where}: no negative, which task.loss = 'triplet' needs; 'contrastive' needs none"
+                f"{example.where}: no teacher's scores, which task.loss = {loss!r} needs: data.label, a list of the second "
+                "text's and each negative's"
             )
         if loss == "cosine_mse" and isinstance(example.label, float) and abs(example.label) > 1:
             raise DataError(
@@ -128,6 +136,8 @@ class Embedding(Task):
             for place, text in enumerate((example.text, example.pair, *example.negatives)[: len(own)]):
                 assert text is not None
                 label = example.label if isinstance(example.label, float) else number_of(str(example.label))
+                if example.teacher:  # the anchor has its positive's
+                    label = example.teacher[max(place, POSITIVE) - POSITIVE]
                 role = min(place, NEGATIVE)
                 items[-1].append(next(rows) | {"role": [role], "text": [number_of(text)], "labels": [label]})
         return items
@@ -157,14 +167,14 @@ class Embedding(Task):
         vectors: Tensor = model(**inputs_of(batch)).logits.float()  # (B, d)
         section, role, d = self.section, batch["role"], vectors.shape[1]
         if not (role == POSITIVE).any():
-            return matryoshka(
-                lambda n: supervised(vectors[:, :n], batch["labels"], section.temperature), section.dims, d
-            )
+            keys = batch["labels"], section.temperature, batch["text"]
+            return matryoshka(lambda n: supervised(vectors[:, :n], *keys), section.dims, d)
         rows = [(role == each).nonzero()[:, 0] for each in (ANCHOR, POSITIVE, NEGATIVE)]
         anchors, positives, negatives = (vectors[own] for own in rows)
         of = (role == ANCHOR).cumsum(0)[rows[NEGATIVE]] - 1
         keys = batch["text"][rows[0]], batch["text"][rows[1]], batch["text"][rows[2]]
-        related = Related(anchors, positives, negatives, of, batch["labels"][rows[ANCHOR]].float(), keys)
+        scores = batch["labels"][rows[POSITIVE]].float(), batch["labels"][rows[NEGATIVE]].float()
+        related = Related(anchors, positives, negatives, of, scores, keys)
         loss = LOSSES[section.loss or "contrastive"]
         by_anchor = matryoshka(
             lambda n: loss(related.shortened(n), section.temperature, section.symmetric), section.dims, d

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,98 @@ from lorakit.tasks.metrics.labels import values
 from lorakit.tasks.metrics.numbers import number_statistics
 from lorakit.tasks.metrics.retrieval import retrieval_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
+
+LAMBDA_MU = 10.0  # share of NDCG-Loss2 in the weights of LambdaLoss, beside LambdaRank's
+
+
+class Lists(NamedTuple):
+    """The texts of some queries, the own one of each query first. Shapes: (B,)."""
+
+    labels: Tensor
+    query: Tensor  # its number
+
+    @property
+    def together(self) -> Tensor:
+        """Whether the texts i and j are of one query. Shapes: (B, B)."""
+        return self.query[:, None] == self.query
+
+    @property
+    def better(self) -> Tensor:
+        """Whether text i answers the query of both better than text j does. Shapes: (B, B)."""
+        return self.together & (self.labels[:, None] > self.labels)
+
+    @property
+    def first(self) -> Tensor:
+        """The place of the own text of each text's query. Shapes: (B,)."""
+        return torch.searchsorted(self.query, self.query)
+
+    @property
+    def is_own(self) -> Tensor:
+        """Whether a text is the own one of its query. Shapes: (B,)."""
+        return self.first == torch.arange(len(self.query), device=self.query.device)
+
+    def ranks(self, values: Tensor) -> Tensor:
+        """The place of each text, from 1, when its query's are sorted by a value, the highest first. Shapes: (B,), to (B,)."""
+        numbers = torch.arange(len(values), device=values.device)
+        before = (values > values[:, None]) | ((values == values[:, None]) & (numbers < numbers[:, None]))
+        return 1 + (self.together & before).sum(1)
+
+
+def bce(scores: Tensor, lists: Lists) -> Tensor:
+    """Binary cross-entropy of each text."""
+    return F.binary_cross_entropy_with_logits(scores, lists.labels, reduction="none")
+
+
+def pairwise(scores: Tensor, lists: Lists) -> Tensor:
+    """RankNet (Burges et al. 2005, doi:10.1145/1102351.1102363): log(1 + exp(s_j - s_i)) over the texts i and j of a query of
+    which i is better."""
+    return (F.softplus(scores - scores[:, None]) * lists.better).sum(1)
+
+
+def listnet(scores: Tensor, lists: Lists) -> Tensor:
+    """ListNet (Cao et al. 2007, doi:10.1145/1273496.1273513): the cross-entropy between the softmax of labels and that of scores
+    over the texts of a query."""
+    others = ~lists.together
+    shares = lists.labels.expand_as(others).masked_fill(others, -torch.inf).softmax(1)
+    logs = scores.expand_as(others).masked_fill(others, -torch.inf).log_softmax(1).masked_fill(others, 0)
+    return -(shares * logs).sum(1) * lists.is_own
+
+
+def lambda_loss(scores: Tensor, lists: Lists) -> Tensor:
+    """LambdaLoss (Wang et al. 2018, doi:10.1145/3269206.3271784) with the weights of NDCG-Loss2++: log2(1 + exp(s_j - s_i)) over
+    the texts of which i is better, times a bound of what NDCG loses if they change places. Labels below 0 gain nothing."""
+    gains = 2 ** lists.labels.clamp_min(0) - 1
+    best = gains / (1 + lists.ranks(lists.labels)).log2()
+    best = (best * lists.together).sum(1).clamp_min(1e-10)  # (B,): the DCG of its query's best order
+    ranks = lists.ranks(scores)
+    apart = (ranks[:, None] - ranks).abs().clamp_min(1)
+    discounts = 1 / (1 + ranks).log2()
+    weights = LAMBDA_MU * (1 / (1 + apart).log2() - 1 / (2 + apart).log2()) + (discounts[:, None] - discounts).abs()
+    weights = weights * ((gains[:, None] - gains).abs() / best[:, None])
+    return (weights * F.softplus(scores - scores[:, None]) * lists.better).sum(1) / math.log(2)
+
+
+def margin_mse(scores: Tensor, lists: Lists) -> Tensor:
+    """The squared difference between the margin of a query's own text over each other one and the margin of their labels, a
+    teacher's scores (Hofstätter et al. 2020, arXiv:2010.02666)."""
+    first = lists.first
+    return (scores[first] - scores - lists.labels[first] + lists.labels).square()
+
+
+class Loss(NamedTuple):
+    """A loss, and how many terms it has in each row. Shapes: both (B,)."""
+
+    of: Callable[[Tensor, Lists], Tensor]  # of scores
+    targets: Callable[[Lists], Tensor]
+
+
+LOSSES: Mapping[str, Loss] = {
+    "bce": Loss(bce, lambda lists: torch.ones_like(lists.query)),
+    "pairwise": Loss(pairwise, lambda lists: lists.better.sum(1)),
+    "listnet": Loss(listnet, lambda lists: lists.is_own),
+    "lambda": Loss(lambda_loss, lambda lists: lists.better.sum(1)),
+    "margin_mse": Loss(margin_mse, lambda lists: ~lists.is_own),
+}
 
 
 def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) -> TaskSection:
@@ -52,10 +145,16 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
             f"task.metric = {metric!r} is not a score of these data; these are: {', '.join(SCORES[form])}"
         )
     for example in examples:
-        if isinstance(example.label, float) and not 0 <= example.label <= 1:
+        scores = [example.label] if isinstance(example.label, float) else example.teacher
+        if loss == "bce" and any(not 0 <= (wrong := score) <= 1 for score in scores):
             raise DataError(
-                f"{example.where}: the score {example.label:g} is not from 0 to 1, as task.name = 'reranker' learns it; "
-                "divide all by the highest"
+                f"{example.where}: the score {wrong:g} is not from 0 to 1, as task.loss = 'bce' learns it; "
+                + ("'margin_mse' takes any" if example.teacher else "divide all by the highest")
+            )
+        if loss == "margin_mse" and not example.teacher:
+            raise DataError(
+                f"{example.where}: no teacher's scores, which task.loss = 'margin_mse' needs: data.label, a list of the second "
+                "text's and each negative's"
             )
     return section.model_copy(update={"loss": loss, "metric": metric})
 
@@ -64,9 +163,7 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
 class Reranker(SequenceTask):
     """One score a pair of texts, from 0 to 1; an answer to an example has that of its second text and of each negative.
 
-    Losses: `bce`, binary cross-entropy of each pair; `pairwise`, the mean of log(1 + exp(s_j - s_i)) over the texts i and j of
-    a query of which i is better (RankNet, Burges et al. 2005); `listnet`, the cross-entropy between the softmax of labels and
-    that of scores over the texts of a query (Cao et al. 2007).
+    A text's label is 1 if it belongs to the query and 0 if it is a negative, or a teacher's score.
     """
 
     info: ClassVar[TaskInfo] = TASKS["reranker"]
@@ -79,8 +176,10 @@ class Reranker(SequenceTask):
     def candidates(self, example: Example) -> list[Example]:
         """The pairs that are read: the query with its own text, and with each negative."""
         label = example.label if isinstance(example.label, float) else 1.0
-        own = replace(example, label=label, negatives=())
-        return [own, *(replace(own, label=0.0, pair=text) for text in example.negatives)]
+        labels = example.teacher or (label, *(0.0 for _ in example.negatives))
+        own = replace(example, negatives=(), teacher=())
+        texts = zip((example.pair, *example.negatives), labels, strict=True)
+        return [replace(own, label=label, pair=text) for text, label in texts]
 
     def target(self, example: Example) -> list[float]:
         assert isinstance(example.label, float)
@@ -98,25 +197,13 @@ class Reranker(SequenceTask):
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = super().collate(items)
         role, labels = torch.tensor([item["role"][0] for item in items]), batch["labels"][:, 0].float()
-        batch |= {"role": role, "labels": labels}
-        is_better = better(batch)
-        batch["n_targets"] = {"listnet": role == ANCHOR, "pairwise": is_better.sum(1)}.get(
-            self.loss, torch.ones_like(role)
-        ).long()
-        return batch
+        lists = Lists(labels, (role == ANCHOR).cumsum(0))
+        return batch | {"role": role, "labels": labels, "n_targets": LOSSES[self.loss].targets(lists).long()}
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """That of a query's list stands in its first row, that of two texts in the better one's."""
         scores: Tensor = model(**inputs_of(batch)).logits.float()[:, 0]  # (B,)
-        labels = batch["labels"]
-        if self.loss == "bce":
-            return F.binary_cross_entropy_with_logits(scores, labels, reduction="none")
-        if self.loss == "pairwise":
-            return (F.softplus(scores - scores[:, None]) * better(batch)).sum(1)
-        others = ~same_query(batch)
-        shares = labels.expand_as(others).masked_fill(others, -torch.inf).softmax(1)
-        logs = scores.expand_as(others).masked_fill(others, -torch.inf).log_softmax(1).masked_fill(others, 0)
-        return -(shares * logs).sum(1) * (batch["role"] == ANCHOR)
+        return LOSSES[self.loss].of(scores, Lists(batch["labels"], (batch["role"] == ANCHOR).cumsum(0)))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[float]:
         scores: list[float] = model(**inputs_of(batch)).logits.float()[:, 0].sigmoid().tolist()
@@ -143,14 +230,3 @@ class Reranker(SequenceTask):
 
     def expected(self, example: Example) -> Any:
         return 1.0 if example.label is None else example.label
-
-
-def same_query(batch: Batch) -> Tensor:
-    """Which rows are of one example. Shapes: (B, B)."""
-    query = (batch["role"] == ANCHOR).cumsum(0)
-    return query[:, None] == query
-
-
-def better(batch: Batch) -> Tensor:
-    """Whether the text of row i answers its query better than that of row j does. Shapes: (B, B)."""
-    return same_query(batch) & (batch["labels"][:, None] > batch["labels"])
