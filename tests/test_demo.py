@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lorakit
-from lorakit.data.example import of_words
+from lorakit.data.example import Columns, of_words
 from lorakit.data.read import read
 from lorakit.data.tags import entities
 from lorakit.inference.answer import answer_all
@@ -18,6 +18,7 @@ from lorakit.runtime.device import pick_device
 from lorakit.tasks.text2text.ner import Text2TextNer
 
 DEMO = Path(lorakit.__file__).parent / "demo"
+PARTS = ("train", "validation")
 TYPES = {"PER", "ORG", "LOC", "MISC"}
 
 
@@ -36,6 +37,16 @@ def test_reviews_are_many_and_half_positive() -> None:
     assert set(labels) == {"negative", "positive"}
     assert labels.total() >= 600
     assert abs(labels["positive"] - labels["negative"]) < 0.05 * labels.total()
+
+
+def test_questions_are_many_and_each_has_an_answer_of_its_own() -> None:
+    """None stands twice, so that a search for an answer has one right one; validation is enough to choose a step by."""
+    parts = [
+        read(str(DEMO / f"questions-{part}.csv"), "related", columns=Columns(pair="answer")).examples for part in PARTS
+    ]
+    assert len(parts[0]) >= 300 and len(parts[1]) >= 50
+    for texts in zip(*((example.text, example.pair) for part in parts for example in part), strict=True):
+        assert len({str(text).casefold() for text in texts}) == len(parts[0]) + len(parts[1])
 
 
 def test_entity_sentences_are_many_and_of_all_types() -> None:

@@ -339,6 +339,18 @@ def test_quickstart_trains_and_answers(
     assert out.count("Open next:") == 2
 
 
+def test_quickstart_of_search_shows_the_base_beside_the_adapter(
+    cli: Cli, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = {"model": {"base": str(encoder), "dtype": "fp32"}, "train": {"max_steps": 1, "batch_size": 8}}
+    monkeypatch.setattr(quickstart, "SEARCH", {**quickstart.SEARCH, **tiny})
+    code, out, _ = cli("quickstart", "search")
+    assert code == 0
+    assert re.search(r"ndcg_at_10 +0\.\d+ of the untouched base\nndcg_at_10 +0\.\d+ \[", out)
+    assert all(f"{question}\n    0." in out for question in quickstart.UNSEEN_QUESTIONS)
+    assert "lorakit serve runs/quickstart-search  and ask on http://127.0.0.1:8080" in out
+
+
 def test_module_runs_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorakit", "train", "nowhere.csv", "--model", "minilm", "train.lrr=1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import lorakit
 from tests.app.test_server import Running, serve
 from tests.browser import PATH, Tab, browser
+from tests.related import FEELINGS, THINGS, recipe
+from tests.runs import fit
 from tests.shipped import ship
 
 pytestmark = pytest.mark.skipif(PATH is None, reason="no Chromium here")
@@ -40,6 +43,14 @@ def running(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator[Ru
 def tagging(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("marked")
     ship(folder / NAME, bert, "token_classification", ("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), seed=3)
+    with serve(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def searching(tmp_path_factory: pytest.TempPathFactory, encoder: Path, tables: Path) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("found")
+    fit(recipe(encoder, tables / "pairs.csv", "train.max_steps=1"), folder / "search")
     with serve(folder) as server:
         yield server
 
@@ -116,6 +127,28 @@ def test_examples_are_answered_and_history_shows_them_again(
     page.open(f"http://127.0.0.1:{tagging.port}/")
     page.wait("at('examples').children.length > 0")
     assert "Nairobi" in page.run("at('examples').innerText")
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_question_is_searched_for_in_the_texts_of_the_page(page: Tab, searching: Running, width: int) -> None:
+    """More texts than a request may have, by their similarity to the question, the best ten."""
+    page.resize(width)
+    page.open(f"http://127.0.0.1:{searching.port}/")
+    page.wait("at('send').textContent === 'Search'")
+    assert page.run("at('pair').value.split('\\n').length") == 8
+    page.run("at('examples').firstChild.click()")
+    page.wait("!at('answer').hidden && !at('send').disabled")
+    texts = [f"the {thing} was {feeling}" for thing in THINGS for feeling in FEELINGS]
+    page.run(
+        f"at('pair').value = {json.dumps(chr(10).join([*texts, ' ']))}; at('text').value = 'superb'; at('send').click()"
+    )
+    page.wait("at('entries').children.length === 2 && !at('send').disabled")
+    shown = page.run("[...document.querySelectorAll('#shown li')].map(line => line.children[1].textContent)")
+    best = lorakit.load(searching.root / "search").rank("superb", texts, top=10)
+    assert shown == [entry["text"] for entry in best]
+    assert page.run("document.documentElement.scrollWidth") <= width
+    page.run("at('pair').value = ' '; at('send').click()")
+    page.wait("document.querySelectorAll('#shown .bad').length === 1")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")

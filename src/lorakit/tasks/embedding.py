@@ -167,8 +167,8 @@ class Embedding(Task):
         vectors: Tensor = model(**inputs_of(batch)).logits.float()  # (B, d)
         section, role, d = self.section, batch["role"], vectors.shape[1]
         if not (role == POSITIVE).any():
-            keys = batch["labels"], section.temperature, batch["text"]
-            return matryoshka(lambda n: supervised(vectors[:, :n], *keys), section.dims, d)
+            classes = batch["labels"], section.temperature, batch["text"]
+            return matryoshka(lambda n: supervised(vectors[:, :n], *classes), section.dims, d)
         rows = [(role == each).nonzero()[:, 0] for each in (ANCHOR, POSITIVE, NEGATIVE)]
         anchors, positives, negatives = (vectors[own] for own in rows)
         of = (role == ANCHOR).cumsum(0)[rows[NEGATIVE]] - 1

@@ -1,4 +1,4 @@
-"""`lorakit quickstart`: both reference systems in small, on data that ship with the package, without a hub."""
+"""`lorakit quickstart`: the reference systems in small, on data that ship with the package, without a hub."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from contextlib import nullcontext, redirect_stdout
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from lorakit.app.printing import Output, begin, echo, tell
 from lorakit.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from lorakit.inference.predictor import Predictor
     from lorakit.training.results import Result
 
 DEMO = Path(lorakit.__file__).parent / "demo"
@@ -26,6 +28,8 @@ COPIES = {  # of the bundled data, by what --copy-data calls them
     "reviews-test.csv": "reviews-validation.csv",
     "notes.conll": "entities-train.conll",
     "notes-test.conll": "entities-validation.conll",
+    "questions.csv": "questions-train.csv",
+    "questions-test.csv": "questions-validation.csv",
 }
 # None of these stands in the bundled data.
 UNSEEN_REVIEWS = (
@@ -38,6 +42,12 @@ UNSEEN_SENTENCES = (
     "Ingrid Solberg flew from Oslo to Nairobi to meet the directors of Kestrel Energy .",
     "Paris beat Chelsea 2 - 1 , and Omar Haddad scored twice for the French champions .",
     "In spring the rivers rise and the roads stay closed .",
+)
+UNSEEN_QUESTIONS = (
+    "Why is the evening sky orange?",
+    "How can a ship made of metal swim?",
+    "What keeps a loaf light and fluffy?",
+    "Who proved that our planet goes round the Sun?",
 )
 
 SENTIMENT: dict[str, dict[str, Any]] = {
@@ -60,6 +70,17 @@ ENTITIES_T5: dict[str, dict[str, Any]] = {
     "task": {"name": "text2text_ner", "max_target_length": 192, "constrained": True},
     "train": {"epochs": 5, "batch_size": 16, "lr": 7e-4, "eval_every": 158},
 }
+SEARCH: dict[str, dict[str, Any]] = {
+    "model": {"base": "minilm", "dropout": 0.0},
+    "data": {
+        "train": str(DEMO / "questions-train.csv"),
+        "validation": str(DEMO / "questions-validation.csv"),
+        "pair": "answer",
+    },
+    "task": {"name": "embedding"},
+    "lora": {"r": 8, "alpha": 16.0},
+    "train": {"epochs": 4, "batch_size": 32, "lr": 1e-3},
+}
 SAMPLES = 5  # of validation sentences, shown of what a T5 writes
 FILES = {
     "report.html": "the whole of it as a page to look at",
@@ -72,7 +93,7 @@ FILES = {
 
 
 @click.command()
-@click.argument("which", type=click.Choice(["sentiment", "ner"]), required=False)
+@click.argument("which", type=click.Choice(["sentiment", "ner", "search"]), required=False)
 @click.option(
     "--t5", is_flag=True, help="With ner: use T5, either t5-small from the hub or its cache, or the bundled t5-demo."
 )
@@ -87,8 +108,8 @@ FILES = {
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout, everything else on stderr.")
 def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run: bool, as_json: bool) -> None:
-    """Train on the bundled data, score the model, and try it on new sentences. Runs both demos unless you name one."""
-    if t5 and which == "sentiment":
+    """Train on the bundled data, score the model, and try it on new sentences. Runs sentiment and ner unless you name one."""
+    if t5 and which in ("sentiment", "search"):
         raise ConfigError("--t5 goes with ner")
     if copy_data:
         if taken := [name for name in COPIES if Path(name).exists()]:
@@ -97,14 +118,16 @@ def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run:
             shutil.copyfile(DEMO / source, name)
         return Output([f"{name}: {DEMO / source}" for name, source in COPIES.items()], COPIES).show(as_json)
     systems: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {}  # by folder: what it is, and its recipe
-    if which != "ner" and not t5:
+    if which in ("sentiment", None) and not t5:
         systems["quickstart-sentiment"] = ("Sentiment of reviews: positive or negative", SENTIMENT)
-    if which != "sentiment" and t5:
+    if which in ("ner", None) and t5:
         base = _t5_base()
         recipe = {**ENTITIES_T5, "model": {"base": base}}
         systems["quickstart-ner-t5"] = (f"Named entities, written out by {base}", recipe)
-    elif which != "sentiment":
+    elif which in ("ner", None):
         systems["quickstart-ner"] = ("Named entities: a tag for each word", ENTITIES)
+    if which == "search":
+        systems["quickstart-search"] = ("Search: which text answers a question", SEARCH)
     if dry_run:
         _plan(out, systems).show(as_json)
         return
@@ -166,15 +189,32 @@ def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Resul
             tell(f"  input       {sample['text']}")
             tell(f"  target      {sample['expected']}")
             tell(f"  prediction  {sample['generated']}\n")
-    is_sentiment = recipe.task.name == "sequence_classification"
-    for answer in load(folder).predict(UNSEEN_REVIEWS if is_sentiment else UNSEEN_SENTENCES):
-        if is_sentiment:
-            tell(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
-        else:
-            entities = ", ".join(f"{e['word']} ({e['entity_group']})" for e in answer["entities"])
-            tell(f"  {answer['text']}\n    -> {entities or 'no entity'}")
+    _show_answers(load(folder))
     tell("\nOpen next:")
     for name, what in FILES.items():
-        tell(f"  {folder / name}{'/' * name.endswith('/')}  {what}")
-    tell(f'\nUse it:  lorakit predict {folder} "your own sentence"')
+        if (folder / name).exists():
+            tell(f"  {folder / name}{'/' * name.endswith('/')}  {what}")
+    if recipe.task.name == "embedding":
+        tell(f"\nUse it:  lorakit serve {folder}  and ask on http://127.0.0.1:8080")
+        tell(f"         lorakit embed {folder} --file texts.txt --out vectors.npy")
+    else:
+        tell(f'\nUse it:  lorakit predict {folder} "your own sentence"')
     return result
+
+
+def _show_answers(predictor: Predictor) -> None:
+    """Answer texts that stand in no training data."""
+    if predictor.task.info.name == "sequence_classification":
+        for answer in predictor.predict(UNSEEN_REVIEWS):
+            tell(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")
+    elif predictor.task.info.name == "embedding":
+        parts = (predictor.read_labelled(SEARCH["data"][part]).examples for part in ("train", "validation"))
+        texts = [str(example.pair) for example in chain.from_iterable(parts)]
+        for question, cosines in zip(UNSEEN_QUESTIONS, predictor.similarity(UNSEEN_QUESTIONS, texts), strict=True):
+            tell(f"  {question}")
+            for place in (-cosines).argsort()[:2]:
+                tell(f"    {cosines[place]:.2f}  {texts[place]}")
+    else:
+        for answer in predictor.predict(UNSEEN_SENTENCES):
+            entities = ", ".join(f"{e['word']} ({e['entity_group']})" for e in answer["entities"])
+            tell(f"  {answer['text']}\n    -> {entities or 'no entity'}")
