@@ -25,7 +25,7 @@ PETER = Document("Peter spoke", ((0, 5, "PER"),))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tools")
 
 
@@ -254,14 +254,14 @@ def test_bad_record_of_prodigy_is_refused_with_its_line(save, bad, message):
 # brat
 
 
-def annotations(document) -> str:
+def annotations(document: Document) -> str:
     return "".join(
         f"T{i}\t{kind} {start} {end}\t{document.text[start:end]}\n".replace("\n", " ").rstrip(" ") + "\n"
         for i, (start, end, kind) in enumerate(document.spans, start=1)
     )
 
 
-def save_brat(folder, file) -> None:
+def save_brat(folder: Path, file: Sequence[Document]) -> None:
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         path.unlink()
@@ -279,7 +279,7 @@ def test_reading_brat_gives_back_what_was_written(folder, file):
 
 
 @pytest.fixture
-def brat(tmp_path):
+def brat(tmp_path: Path) -> Path:
     """A folder with one document, whose annotations a test may replace."""
     save_brat(tmp_path / "brat", [PETER])
     return tmp_path / "brat"
@@ -357,7 +357,7 @@ def test_empty_text_and_half_of_a_pair_of_brat_are_refused(brat):
 # spaCy
 
 
-def doc_of(document, vocab):
+def doc_of(document: Document, vocab: Any) -> Any:
     """A Doc whose tokens end where spans and white space begin and end."""
     spacy = pytest.importorskip("spacy", reason="the extra spacy is not installed")
     text = document.text
@@ -369,14 +369,14 @@ def doc_of(document, vocab):
     return doc
 
 
-def save_docs(path, docs) -> None:
+def save_docs(path: Path, docs: Sequence[Any]) -> None:
     from spacy.tokens import DocBin
 
     DocBin(docs=docs, store_user_data=True).to_disk(path)
 
 
 @pytest.fixture(scope="module")
-def vocab():
+def vocab() -> Any:
     return pytest.importorskip("spacy", reason="the extra spacy is not installed").vocab.Vocab()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -16,12 +18,12 @@ from lorakit.data.read import read
 from lorakit.errors import DataError
 
 
-def write_stream(table, path) -> None:
+def write_stream(table: pa.Table, path: Path) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
 
 
-def write_file(table, path) -> None:
+def write_file(table: pa.Table, path: Path) -> None:
     pa.feather.write_feather(table, path, compression="uncompressed")
 
 
@@ -34,7 +36,7 @@ WRITERS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("arrow")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +41,13 @@ England NNP B-NP B-LOC
 EXTRA = ("NN", "I-NP")
 
 
-def content(sentences, separator: str = "\t", columns: int = 2, newline: str = "\n", gap: str = "") -> str:
+def content(
+    sentences: Sequence[tuple[Sequence[str], Sequence[str]]],
+    separator: str = "\t",
+    columns: int = 2,
+    newline: str = "\n",
+    gap: str = "",
+) -> str:
     """The text of a CoNLL file."""
     lines = []
     for words, tags in sentences:
@@ -161,7 +167,7 @@ def test_reading_gives_back_what_was_written(tmp_path_factory, rows, separator, 
 WORDS = [(("Ada", "left"), ("B-PER", "O")), (("She", "saw", "Oslo"), ("O", "O", "B-LOC"))]
 
 
-def laid_out(*columns, header="", comment="", gap="\t") -> str:
+def laid_out(*columns: Callable[..., str], header: str = "", comment: str = "", gap: str = "\t") -> str:
     """Lines whose columns are made by functions of the number of the word (from 0), the word and its tag."""
     blocks = [
         comment + "".join(gap.join(make(i, *both) for make in columns) + "\n" for i, both in enumerate(zip(*sentence)))  # noqa: B905
@@ -170,15 +176,15 @@ def laid_out(*columns, header="", comment="", gap="\t") -> str:
     return header + "\n".join(blocks)
 
 
-def w(i, word, tag):
+def w(i: int, word: str, tag: str) -> str:
     return word
 
 
-def t(i, word, tag):
+def t(i: int, word: str, tag: str) -> str:
     return tag
 
 
-def under(i, word, tag):
+def under(i: int, word: str, tag: str) -> str:
     return "_"
 
 

@@ -10,6 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tests.data.documents import refusal
 
+from lorakit.data.example import Dataset as Read
 from lorakit.data.read import read
 from lorakit.data.streaming import Streamed
 from lorakit.errors import DataError
@@ -37,15 +38,15 @@ CONLL = tagged([1, 2, 0])
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str | None]]:
     """A hub of two data sets; gives the list of calls to `load_dataset`."""
-    calls = []
+    calls: list[tuple[str, str | None, str | None]] = []
     found = {
         "nyu-mll/glue": DatasetDict(train=GLUE, validation=GLUE.select([1]), test=UNLABELLED),
         "eriktks/conll2003": DatasetDict(train=CONLL),
     }
 
-    def load_dataset(name, config=None, *, revision=None):
+    def load_dataset(name: str, config: str | None = None, *, revision: str | None = None) -> DatasetDict:
         calls.append((name, config, revision))
         if name not in found:
             raise FileNotFoundError(f"{name} is not on the hub\nand much more text")
@@ -55,7 +56,7 @@ def hub(monkeypatch):
     return calls
 
 
-def records(dataset):
+def records(dataset: Read) -> list[tuple[str, object]]:
     return [(example.text, example.label) for example in dataset.examples]
 
 

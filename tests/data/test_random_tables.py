@@ -6,6 +6,7 @@ import csv
 import io
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -50,19 +51,19 @@ def random_text(draw: random.Random) -> str:
     return text
 
 
-def by_csv(rows, draw: random.Random, delimiter: str, quoting: int, newline: str) -> str:
+def by_csv(rows: Sequence[Sequence[str]], draw: random.Random, delimiter: str, quoting: int, newline: str) -> str:
     out = io.StringIO(newline="")
     csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=newline).writerows(rows)
     return out.getvalue()
 
 
-def by_pandas(rows, draw: random.Random, delimiter: str, quoting: int, newline: str) -> str:
+def by_pandas(rows: Sequence[Sequence[str]], draw: random.Random, delimiter: str, quoting: int, newline: str) -> str:
     header, *body = rows
     frame = pd.DataFrame(body, columns=header)
     return str(frame.to_csv(sep=delimiter, index=False, quoting=quoting, lineterminator=newline))
 
 
-def by_hand(rows, draw: random.Random, delimiter: str, quoting: int, newline: str) -> str:
+def by_hand(rows: Sequence[Sequence[str]], draw: random.Random, delimiter: str, quoting: int, newline: str) -> str:
     """As polars does: quotes where something needs them, around empty texts too, or nowhere (and nothing may need them)."""
 
     def field(value: str) -> str:

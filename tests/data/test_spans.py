@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +27,9 @@ KEYS = [
 ]
 
 
-def as_objects(document, keys=KEYS[0], units=False, own=False):
+def as_objects(
+    document: Document, keys: Sequence[str] = KEYS[0], units: bool = False, own: bool = False
+) -> list[dict[str, Any]]:
     text = document.text
     offset = (lambda at: code_units(text, at)) if units else (lambda at: at)
     return [
@@ -33,16 +38,16 @@ def as_objects(document, keys=KEYS[0], units=False, own=False):
     ]
 
 
-def lines(records) -> str:
+def lines(records: Iterable[object]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("spans")
 
 
-def read_back(path, content, **options):
+def read_back(path: Path, content: str, **options: Any) -> list[Document]:
     path.write_bytes(b"\xef\xbb\xbf" + content.encode())
     return [found(example) for example in read(str(path), "words", **options).examples]
 
@@ -131,7 +136,7 @@ def test_white_space_at_the_ends_of_spans_is_cut_and_noted(save):
     assert note.endswith(f"ends: 7 ({', '.join(f'{path}:{line}' for line in range(1, 6))}, ...)")
 
 
-def span(start, end, label="PER", **more):
+def span(start: object, end: object, label: object = "PER", **more: object) -> dict[str, object]:
     return {"start": start, "end": end, "label": label, **more}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import accumulate
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -25,18 +27,18 @@ NASTY = ["NA", "null", "None", "nan", "a,b", 'say "hi"', "two\nlines", "\ntwo\r\
 NASTY += ["y" * 10**6]
 
 
-def records(path) -> list[tuple[str, str | None]]:
+def records(path: Path) -> list[tuple[str, object]]:
     return [(example.text, example.label) for example in read(str(path)).examples]
 
 
-def as_csv(rows, newline: str = "\r\n", quoting: int = csv.QUOTE_MINIMAL) -> str:
+def as_csv(rows: Iterable[Sequence[str]], newline: str = "\r\n", quoting: int = csv.QUOTE_MINIMAL) -> str:
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator=newline, quoting=quoting)
     writer.writerows([("text", "label"), *rows])
     return out.getvalue()
 
 
-def as_jsonl(rows, ascii_only: bool = True) -> str:
+def as_jsonl(rows: Iterable[Sequence[str]], ascii_only: bool = True) -> str:
     return "".join(json.dumps({"text": t, "label": l}, ensure_ascii=ascii_only) + "\n" for t, l in rows)
 
 
@@ -178,7 +180,7 @@ TSV_ROWS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("written")
 
 

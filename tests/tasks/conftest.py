@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def bert_config(tokenizer: PreTrainedTokenizerFast, n_labels: int) -> BertConfig
 
 
 @pytest.fixture
-def make_classifier(word_pieces):
+def make_classifier(word_pieces: PreTrainedTokenizerFast) -> Callable[[int], BertForSequenceClassification]:
     def make(n_labels: int) -> BertForSequenceClassification:
         torch.manual_seed(0)
         return BertForSequenceClassification(bert_config(word_pieces, n_labels)).eval()
@@ -79,7 +80,7 @@ def make_classifier(word_pieces):
 
 
 @pytest.fixture
-def make_tagger(word_pieces):
+def make_tagger(word_pieces: PreTrainedTokenizerFast) -> Callable[[int], BertForTokenClassification]:
     def make(n_labels: int) -> BertForTokenClassification:
         torch.manual_seed(0)
         return BertForTokenClassification(bert_config(word_pieces, n_labels)).eval()
@@ -88,7 +89,7 @@ def make_tagger(word_pieces):
 
 
 @pytest.fixture(scope="session")
-def make_writer(byte_tokenizer):
+def make_writer(byte_tokenizer: ByT5Tokenizer) -> Callable[[], T5ForConditionalGeneration]:
     def make() -> T5ForConditionalGeneration:
         torch.manual_seed(0)
         config = T5Config(

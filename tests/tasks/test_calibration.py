@@ -13,7 +13,7 @@ from lorakit.tasks.metrics.labels import ece as ece_statistic
 C = 4
 
 
-def ece(gold, probabilities) -> float:
+def ece(gold: np.ndarray, probabilities: np.ndarray) -> float:
     return values({"ece": ece_statistic(gold, probabilities)})["ece"]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny import items_of
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lorakit.data.example import of_words
 from lorakit.data.tags import odd_tags
@@ -41,7 +44,7 @@ def field() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return 2 * draw(rows, words, C), 2 * draw(rows, C, C, seed=1), tags, mask
 
 
-def score_by_hand(emissions, transitions, path) -> torch.Tensor:
+def score_by_hand(emissions: torch.Tensor, transitions: torch.Tensor, path: Sequence[int]) -> Any:
     return sum(emissions[i, tag] for i, tag in enumerate(path)) + sum(transitions[a, b] for a, b in pairwise(path))
 
 
@@ -87,18 +90,18 @@ def test_sentence_without_words_is_certain(field):
 
 
 @pytest.fixture
-def task(word_pieces) -> TokenClassification:
+def task(word_pieces: PreTrainedTokenizerFast) -> TokenClassification:
     return TokenClassification(word_pieces, LABELS, max_length=32, crf=True)
 
 
 @pytest.fixture
-def model(make_tagger):
+def model(make_tagger: Callable[[int], PreTrainedModel]) -> PreTrainedModel:
     model = make_tagger(C)
     model.add_module(CRF, Crf(C))
     return model
 
 
-def teach(model) -> None:
+def teach(model: torch.nn.Module) -> None:
     """Transitions as strong as the emissions."""
     with torch.no_grad():
         model.get_submodule(CRF).transitions.copy_(3 * draw(C, C, seed=5))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tests.tiny import items_of, tiny_t5
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from lorakit.data.example import of_words
 from lorakit.lora import LoraConfig, add_adapter
@@ -20,10 +22,10 @@ EXAMPLES = [of_words(words.split()) for words in ("Anna met Bo in Port Louis .",
 class Within(LogitsProcessor):
     """The constraint by transformers' own interface, over the logits of the whole vocabulary."""
 
-    def __init__(self, languages):
+    def __init__(self, languages: Any) -> None:
         self.languages, self.paths = languages, None
 
-    def __call__(self, input_ids, scores):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.paths is None:
             self.paths = [language.begin() for language in self.languages]
         else:
@@ -37,7 +39,9 @@ class Within(LogitsProcessor):
         return kept
 
 
-def generated(model, batch, eos, languages=None):
+def generated(
+    model: Any, batch: dict[str, torch.Tensor], eos: int, languages: Any = None
+) -> list[tuple[tuple[int, ...], bool, float]]:
     """What transformers writes: tokens up to the end, and the mean probability of each."""
     out = model.generate(
         input_ids=batch["input_ids"],
@@ -57,7 +61,7 @@ def generated(model, batch, eos, languages=None):
     return rows
 
 
-def make(tokenizer, name, **config):
+def make(tokenizer: Any, name: str, **config: Any) -> tuple[Text2TextNer, PreTrainedModel, dict[str, torch.Tensor]]:
     task = Text2TextNer(tokenizer, ("LOC", "PER"), 400, max_target_length=LIMIT, constrained=True, format=name)
     return task, tiny_t5(vocab_size=len(tokenizer), **config), task.collate(items_of(task, EXAMPLES))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import compress, pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import lorakit
 from lorakit.data.read import read
 from lorakit.data.tags import Entity, entities, to_tags
 from lorakit.tasks.text2text import formats
-from lorakit.tasks.text2text.entity_format import Mention, Reading
+from lorakit.tasks.text2text.entity_format import EntityFormat, Mention, Reading
 from lorakit.tasks.text2text.formats import FORMATS
 
 TYPES = ("LOC", "MISC", "ORG", "PER")
@@ -26,7 +27,7 @@ LIST, TANL = FORMATS["list"], FORMATS["tanl"]  # TANL alone says which of severa
 each_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 
 
-def is_clear(words, tags) -> bool:
+def is_clear(words: Sequence[str], tags: Sequence[str]) -> bool:
     """Whether the words of each entity stand nowhere else, as those of "Who is Who , said Mr Who" do."""
     spelt = [tuple(words[entity.start : entity.end]) for entity in entities(tags)]
     lengths = {len(entity) for entity in spelt}
@@ -51,18 +52,18 @@ def test_bundled_entities_are_found_again_from_their_text(form, name):
 
 
 @cache
-def words_for(form):
+def words_for(form: EntityFormat) -> st.SearchStrategy[str]:
     """Any words without white space and without what the form replaces by drop-ins."""
     letters = st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="".join(form.drop_ins))
     return st.text(letters, min_size=1, max_size=4) | st.sampled_from(["a", ":", "a:", "None", "PER", "x: PER"[:2]])
 
 
-def sentences(form):
+def sentences(form: EntityFormat) -> st.SearchStrategy[list[tuple[list[str], str | None]]]:
     chunks = st.tuples(st.lists(words_for(form), min_size=1, max_size=3), st.sampled_from([None, *TYPES]))
     return st.lists(chunks, min_size=1, max_size=6)
 
 
-def words_and_tags(chunks):
+def words_and_tags(chunks: Sequence[tuple[list[str], str | None]]) -> tuple[list[str], tuple[str, ...]]:
     words, found = [], []
     for chunk, kind in chunks:
         if kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sklearn import metrics
 from tests.runs import changed, sections
 from tests.tiny import items_of
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lorakit.data.example import Example
 from lorakit.models import save_model
@@ -26,12 +28,12 @@ N = 200
 
 
 @pytest.fixture
-def task(word_pieces) -> MultiLabelClassification:
+def task(word_pieces: PreTrainedTokenizerFast) -> MultiLabelClassification:
     return MultiLabelClassification(word_pieces, LABELS, max_length=32)
 
 
 @pytest.fixture
-def model(make_classifier):
+def model(make_classifier: Callable[[int], PreTrainedModel]) -> PreTrainedModel:
     model = make_classifier(len(LABELS))
     model.config.problem_type = "multi_label_classification"
     return model

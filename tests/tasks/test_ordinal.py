@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics
 from tests.tiny import items_of
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, DataError
@@ -21,12 +24,12 @@ EXAMPLES = [Example(text, label=label) for text, label in zip(TEXTS, LABELS, str
 
 
 @pytest.fixture
-def task(word_pieces) -> OrdinalClassification:
+def task(word_pieces: PreTrainedTokenizerFast) -> OrdinalClassification:
     return OrdinalClassification(word_pieces, LABELS, max_length=32)
 
 
 @pytest.fixture
-def model(make_classifier):
+def model(make_classifier: Callable[[int], PreTrainedModel]) -> PreTrainedModel:
     return make_classifier(len(steps(LABELS)))
 
 

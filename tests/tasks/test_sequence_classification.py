@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from sklearn.metrics import accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from tests.tiny import items_of
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError
@@ -24,12 +26,12 @@ PAIRS = [Example(text, label="bad", pair=f"{text} in the EU") for text in TEXTS]
 
 
 @pytest.fixture
-def task(word_pieces) -> SequenceClassification:
+def task(word_pieces: PreTrainedTokenizerFast) -> SequenceClassification:
     return SequenceClassification(word_pieces, LABELS, max_length=32)
 
 
 @pytest.fixture
-def model(make_classifier):
+def model(make_classifier: Callable[[int], PreTrainedModel]) -> PreTrainedModel:
     return make_classifier(len(LABELS))
 
 
@@ -124,7 +126,7 @@ def test_soft_labels_are_scored_against_the_most_probable_one(task):
 # Class weights
 
 
-def weighted(word_pieces, class_weights: object) -> SequenceClassification:
+def weighted(word_pieces: PreTrainedTokenizerFast, class_weights: object) -> SequenceClassification:
     section = TaskSection(class_weights=class_weights)
     return SequenceClassification.make(section, word_pieces, LABELS, 32).fit(EXAMPLES).task
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import scipy.stats
 import torch
 from sklearn import metrics
 from tests.tiny import items_of
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lorakit.data.example import Example
 from lorakit.errors import DataError
@@ -24,19 +27,19 @@ EXAMPLES = [Example(text, label=x, where=f"a.csv:{i}") for i, (text, x) in enume
 
 
 @pytest.fixture
-def task(word_pieces) -> SequenceRegression:
+def task(word_pieces: PreTrainedTokenizerFast) -> SequenceRegression:
     return SequenceRegression(word_pieces, (), max_length=32).fit(EXAMPLES).task
 
 
 @pytest.fixture
-def model(make_classifier):
+def model(make_classifier: Callable[[int], PreTrainedModel]) -> PreTrainedModel:
     model = make_classifier(1)
     model.config.problem_type = "regression"
     return model
 
 
 @pytest.fixture(scope="module", params=[0.0, 1e6])
-def numbers(request) -> tuple[np.ndarray, np.ndarray]:
+def numbers(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
     """Gold numbers and answers, far from zero too, with ties."""
     rng = np.random.default_rng(0)
     gold = request.param + rng.normal(size=100).round(1)
@@ -68,7 +71,7 @@ def test_units_survive_shipping(task, word_pieces):
     assert shipped == task
 
 
-def number_scores(gold, answers):
+def number_scores(gold: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
     return values(number_statistics(gold, answers))
 
 

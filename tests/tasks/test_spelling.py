@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ DROP_INS = {"[": "(", "|": "/", "]": ")"}
 
 
 @pytest.fixture(scope="module", params=["byte_tokenizer", pytest.param("t5_tokenizer", marks=pytest.mark.shared)])
-def tokenizer(request):
+def tokenizer(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 

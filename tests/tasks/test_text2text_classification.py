@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny import items_of, taught
+from transformers import ByT5Tokenizer, T5ForConditionalGeneration
 
 from lorakit.data.example import Example
 from lorakit.errors import ConfigError, NumericsError
@@ -25,17 +28,17 @@ GOLD = ["fine", "bad", "good", "bad film"]
 
 
 @pytest.fixture(scope="module")
-def task(byte_tokenizer) -> Text2TextClassification:
+def task(byte_tokenizer: ByT5Tokenizer) -> Text2TextClassification:
     return make_task(TaskSection(name="text2text_classification"), byte_tokenizer, LABELS, 64)
 
 
 @pytest.fixture(scope="module")
-def trained(task, make_writer):
+def trained(task: Text2TextClassification, make_writer: Callable[[], T5ForConditionalGeneration]) -> torch.nn.Module:
     return taught(make_writer(), task, task.collate(items_of(task, EXAMPLES)))
 
 
 @torch.no_grad()
-def by_brute_force(model, ids: list[int], labels: list[list[int]]) -> list[float]:
+def by_brute_force(model: Any, ids: list[int], labels: list[list[int]]) -> list[float]:
     """Each label's probability, token by token, each among the tokens that some label has there."""
     found = []
     for label in labels:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny import items_of, taught
+from transformers import ByT5Tokenizer, T5ForConditionalGeneration
 
-from lorakit.data.example import of_text, of_words
+from lorakit.data.example import Example, of_text, of_words
 from lorakit.data.tags import entities
 from lorakit.errors import ConfigError
-from lorakit.tasks.base import IGNORE
+from lorakit.tasks.base import IGNORE, Batch
 from lorakit.tasks.text2text.decoding import Written
 from lorakit.tasks.text2text.formats import FORMATS
 from lorakit.tasks.text2text.ner import Extracted, Text2TextNer, decode
@@ -29,26 +32,26 @@ CUT = len("Al: PER")  # tokens of output, at which some answers of the trained m
 
 
 @pytest.fixture(scope="module")
-def task(byte_tokenizer) -> Text2TextNer:
+def task(byte_tokenizer: ByT5Tokenizer) -> Text2TextNer:
     return Text2TextNer(byte_tokenizer, TYPES, max_length=64, prefix="", max_target_length=32)
 
 
 @pytest.fixture(scope="module")
-def batch(task):
+def batch(task: Text2TextNer) -> Batch:
     return task.collate(items_of(task, EXAMPLES))
 
 
 @pytest.fixture(scope="module")
-def trained(task, batch, make_writer):
+def trained(task: Text2TextNer, batch: Batch, make_writer: Callable[[], T5ForConditionalGeneration]) -> torch.nn.Module:
     """A model that a few steps on the task's own loss taught to write something like the targets."""
     return taught(make_writer(), task, batch)
 
 
 @pytest.fixture(scope="module")
-def said(byte_tokenizer):
+def said(byte_tokenizer: ByT5Tokenizer) -> Callable[..., Extracted]:
     """The answer that a text amounts to."""
 
-    def say(text: str, example, ended: bool = True, **knobs) -> Extracted:
+    def say(text: str, example: Example, ended: bool = True, **knobs: Any) -> Extracted:
         task = Text2TextNer(byte_tokenizer, TYPES, max_length=64, **knobs)
         ids = byte_tokenizer(text, add_special_tokens=False)["input_ids"]
         return task.answer(example, [Written(tuple(ids), ended, score=0.5)])
@@ -57,7 +60,7 @@ def said(byte_tokenizer):
 
 
 @torch.no_grad()
-def greedy(model, ids: list[int], limit: int) -> tuple[list[int], float]:
+def greedy(model: Any, ids: list[int], limit: int) -> tuple[list[int], float]:
     """The output of one row and its mean log-probability, a step at a time, without `generate`."""
     config, log_ps = model.config, []
     output = [config.decoder_start_token_id]
@@ -218,7 +221,7 @@ def test_words_with_the_signs_of_the_format_are_found_again(byte_tokenizer, said
 def test_texts_targets_and_entities_that_limits_cut_off_are_counted(byte_tokenizer, name):
     example = EXAMPLES[2]
 
-    def cut(max_length: int, max_target_length: int):
+    def cut(max_length: int, max_target_length: int) -> tuple[int, ...]:
         task = Text2TextNer(
             byte_tokenizer, TYPES, max_length, prefix="", max_target_length=max_target_length, format=name
         )

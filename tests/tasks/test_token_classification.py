@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.tiny import items_of
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lorakit.data.example import of_text, of_words
+from lorakit.data.example import Example, of_text, of_words
 from lorakit.data.tags import odd_tags
 from lorakit.errors import ConfigError
 from lorakit.inference.answer import answer_all
@@ -36,43 +39,43 @@ EXAMPLES = [of_words(text.split(), [GOLD.get(word, "O") for word in text.split()
 class PerfectTagger(nn.Module):
     """Knows the tag of every word by its first sub-word."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         first = {tokenizer(word, add_special_tokens=False)["input_ids"][0]: tag for word, tag in GOLD.items()}
         table = [LABELS.index(first.get(i, "O")) for i in range(len(tokenizer))]
         self.register_buffer("table", torch.tensor(table))
 
-    def forward(self, input_ids, **_):
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(logits=20.0 * F.one_hot(self.table[input_ids], len(LABELS)))
 
 
 class WildTagger(nn.Module):
     """Says of each sub-word something of its own, with no thought of its neighbours."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         table = torch.randn(len(tokenizer), len(LABELS), generator=torch.Generator().manual_seed(0))
         self.register_buffer("table", table)
 
-    def forward(self, input_ids, **_):
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(logits=self.table[input_ids])
 
 
 @pytest.fixture
-def task(word_pieces) -> TokenClassification:
+def task(word_pieces: PreTrainedTokenizerFast) -> TokenClassification:
     return TokenClassification(word_pieces, LABELS, max_length=32)
 
 
 @pytest.fixture
-def model(make_tagger):
+def model(make_tagger: Callable[[int], PreTrainedModel]) -> PreTrainedModel:
     return make_tagger(len(LABELS))
 
 
-def answers(task, model, examples):
+def answers(task: TokenClassification, model: nn.Module, examples: Sequence[Example]) -> list[Tagged]:
     return answer_all(model, task, examples, task.encode(examples), torch.device("cpu"))
 
 
-def long_example(n: int, seed: int = 0):
+def long_example(n: int, seed: int = 0) -> Example:
     """A sentence of n words, whose names are tagged at random."""
     chance = random.Random(seed)
     words = chance.choices([*GOLD, "visits", "the", "film", "\u200b", "Blackburns"], k=n)
@@ -252,7 +255,7 @@ def test_answers_are_those_of_the_first_sub_word_whichever_are_trained(task, mod
 class EverythingIsAName(nn.Module):
     """Says B-PER wherever it is asked, at special tokens too."""
 
-    def forward(self, input_ids, **_):
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(logits=F.one_hot(torch.full_like(input_ids, LABELS.index("B-PER")), len(LABELS)))
 
 

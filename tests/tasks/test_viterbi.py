@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +18,15 @@ LENGTHS = (1, 2, 4, 3)
 C = len(TAGS)
 
 
-def is_valid(sequence) -> bool:
+def is_valid(sequence: Sequence[int]) -> bool:
     """As the reader of files sees it, which knows nothing of tables."""
     return not odd_tags([TAGS[i] for i in sequence], "IOB2")
 
 
-def best_by_hand(emissions, transitions, constrained: bool) -> tuple[int, ...]:
+def best_by_hand(emissions: torch.Tensor, transitions: torch.Tensor, constrained: bool) -> tuple[int, ...]:
     """The best of all sequences."""
 
-    def total(sequence) -> float:
+    def total(sequence: Sequence[int]) -> Any:
         steps = pairwise(sequence)
         return sum(emissions[i, t] for i, t in enumerate(sequence)) + sum(transitions[a, b] for a, b in steps)
 
