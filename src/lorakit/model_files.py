@@ -138,7 +138,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except hub.HfHubHTTPError as err:
         raise ModelError(f"{at}: the hub answered {err.response.status_code}; try again later") from err
     except Exception as err:  # OSError, or one of the HTTP client's own, whose module has changed its name before
-        raise ModelError(f"{at}: {what}, and the hub cannot be reached; 'minilm' and 't5-demo' need no hub") from err
+        raise ModelError(
+            f"{at}: {what}, and the hub cannot be reached; 'minilm' and 't5-demo' work without it"
+        ) from err
 
 
 # Pickled weights

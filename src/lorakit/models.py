@@ -101,7 +101,8 @@ class BaseModel:
     notes: tuple[str, ...] = ()  # what the user is told of its files
 
     def copy(self) -> BaseModel:
-        """The same with a model of its own, for another adapter: weights of the checkpoint, which stay, share their memory."""
+        """The same with a model of its own, for another adapter: weights of the checkpoint, which stay, share "
+        "their memory."""
         named = self.model.named_parameters()
         shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for name, p in named if name not in self.missing}
         return replace(self, model=deepcopy(self.model, shared))
@@ -120,16 +121,17 @@ class BaseModel:
         on_cpu = device.type == "cpu"
         layers = fuse(self.model)
         done = {
-            f"{layers} adapted linear layers in one function each": layers,
+            f"{layers} fused LoRA layers": layers,
             "last block: first token only": self.kind.answers_texts and read_first_row(self.model),
-            "attention in few passes": on_cpu and attend_in_few_passes(self.model),
-            "dropout and norms in one pass each": on_cpu and pass_once(self.model),
-            "blocks over packed tokens": on_cpu and pack(self.model),
+            "fused attention": on_cpu and attend_in_few_passes(self.model),
+            "fused dropout and norms": on_cpu and pass_once(self.model),
+            "no work on padding": on_cpu and pack(self.model),
         }
         return tuple(words for words, is_done in done.items() if is_done)
 
     def new_head(self) -> nn.Linear | None:
-        """The output layer, where the checkpoint lacked it, it has a bias, and it reads what the task answers: a text or a token.
+        """The output layer, where the checkpoint lacked it, it has a bias, and it reads what the task answers: a "
+        "text or a token.
 
         T5Gemma's gives logits of every token, one of which is then the text's.
         """
@@ -214,7 +216,8 @@ def load_base(
             own.pad_token_id = tokenizer.pad_token_id
     if any(hasattr(config, "expert_capacity") for config in _configs_of(model)):
         raise ModelError(
-            f"model.base = {name!r}: its experts take so many tokens of a batch and no more (expert_capacity), so that the "
+            f"model.base = {name!r}: its experts take so many tokens of a batch and no more (expert_capacity), so "
+            f"that the "
             "answer to a text would depend on the others; choose a model without"
         )
     with torch.random.fork_rng(devices=[]):
@@ -257,8 +260,8 @@ def _vector_pooling(name: str, pooling: Pooling, says: str, config: Any) -> Lite
         return pooling
     if says not in ("", "cls", "mean"):
         raise ModelError(
-            f"model.base = {name!r}: its checkpoint makes one vector of a text by {says} (1_Pooling); lorakit has 'mean' and "
-            "'cls': set model.pooling to train it otherwise"
+            f"model.base = {name!r}: its checkpoint turns a text into a vector by {says} (1_Pooling), but lorakit "
+            f"has only 'mean' and 'cls'; set model.pooling to one of them"
         )
     return "cls" if says == "cls" else "mean"
 
@@ -293,7 +296,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _from_pretrained(auto_class: str, folder: Path, name: str, **options: Any) -> Any:
-    """What a class of transformers reads from a base's folder. Every reading goes through here: no code in it is ever run.
+    """What a class of transformers reads from a base's folder. Every reading goes through here: no code in it is "
+    "ever run.
 
     Raises:
         ModelError: the folder needs code of its own, or its files are damaged or of another kind.
@@ -393,7 +397,7 @@ def _tokenizer(folder: Path, name: str, config: Any, kind: Kind) -> Any:
         backend.normalizer = normalizers.Sequence([apart, *([backend.normalizer] if backend.normalizer else [])])
     if tokenizer.pad_token_id is None:  # decoder-only families have none; what stands there is masked
         if tokenizer.eos_token_id is None:
-            raise ModelError(f"model.base = {name!r}: its tokenizer has neither a padding nor an end token; name one")
+            raise ModelError(f"model.base = {name!r}: its tokenizer has neither a padding nor an end token; add one")
         tokenizer.pad_token = tokenizer.eos_token
     reads_last = kind.answers_texts and getattr(config, "summary_type", None) == "last"
     tokenizer.padding_side = "left" if reads_last else "right"
@@ -412,7 +416,8 @@ def _decoder_start(model: Any, name: str) -> int:
 
 
 def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
-    """Refuse a model whose decoder says otherwise to a text in training, to what an encoder has read of it, or token by token.
+    """Refuse a model whose decoder says otherwise to a text in training, to what an encoder has read of it, or "
+    "token by token.
 
     Raises:
         ModelError: it does, or cannot read the text.
@@ -435,7 +440,8 @@ def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
         ) from err
     if max((expected - other).abs().max() for other in (at_once, torch.stack(steps))) > NEAR * expected.abs().max():
         raise ModelError(
-            f"model.base = {name!r}: {type(model).__name__} of this transformers gives other logits token by token than for "
+            f"model.base = {name!r}: {type(model).__name__} of this transformers gives other logits token by token "
+            f"than for "
             "a whole output, so that it would be trained on one and answer by the other"
         )
 
@@ -453,7 +459,8 @@ def _saved_modules(model: nn.Module, missing: set[str], kind: Kind) -> tuple[str
 
 
 def _max_length(model: Any, tokenizer: Any) -> int:
-    """The longest text in tokens: of the positions that the model has, those that it counts from behind its padding token."""
+    """The longest text in tokens: of the positions that the model has, those that it counts from behind its "
+    "padding token."""
     names = ("max_position_embeddings", "max_encoder_position_embeddings")
     limits = [getattr(config, name, None) for config in _configs(model.config) for name in names]
     limits.append(tokenizer.model_max_length)
@@ -543,7 +550,7 @@ def attend_in_few_passes(model: Any) -> bool:
     AttentionInterface.register(ATTENTION, attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)
-    changes_of(model).add("attention in few passes", partial(model.set_attn_implementation, "sdpa"))
+    changes_of(model).add("fused attention", partial(model.set_attn_implementation, "sdpa"))
     return True
 
 

@@ -447,7 +447,7 @@ class Recipe(Section):
         if self.model.adapter is None and self.model.adapter_head != "auto":
             raise ValueError(f"model.adapter_head = {self.model.adapter_head!r} needs model.adapter")
         if self.model.adapter is not None and method != "lora":
-            raise ValueError(f"train.method = {method!r}: a run with model.adapter goes on with LoRA")
+            raise ValueError(f"train.method = {method!r}: a run with model.adapter continues with LoRA")
         if method == "full":
             if self.model.dtype in ("bf16", "fp16"):
                 raise ValueError(
@@ -459,13 +459,13 @@ class Recipe(Section):
                 raise ValueError("task.crf = true: train.method = 'full' writes a plain model, which cannot hold a CRF")
         if self.data.folds not in ("auto", 0):
             against = {
-                "data.validation is named": self.data.validation is not None,
+                "data.validation is set": self.data.validation is not None,
                 "data.cache holds examples outside of memory": self.data.cache is not None,
                 "train.method = 'full' trains the weights that the folds would share": method == "full",
                 "train.shard_base = true": self.train.shard_base,
             }
             if why := next((why for why, holds in against.items() if holds), None):
-                raise ValueError(f"data.folds = {self.data.folds}: not where {why}")
+                raise ValueError(f"data.folds = {self.data.folds}: not possible, because {why}")
         for key in ("choices", "answers"):
             if getattr(self.data, key) is not None and self.task.info.wants != "choices":
                 raise ValueError(
@@ -577,7 +577,7 @@ def _check_size(value: Any, place: str, depth: int = 0) -> None:
     if depth > MOST_NESTED:
         raise ConfigError(f"{place}: nested too deep")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ConfigError(f"{place}: a whole number beyond 64 bits")
+        raise ConfigError(f"{place}: a whole number too large for 64 bits")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
         _check_size(inner, place, depth + 1)
 

@@ -160,7 +160,7 @@ def test_another_base_is_refused_and_the_part_named(name: str, base: Path, run: 
     changed = fingerprint_of(base)
     assert [key for key in before._fields if getattr(before, key) != getattr(changed, key)] == [part]
     with pytest.raises(
-        AdapterError, match=rf"trained on another .*base: its {part} has sha256 \w{{12}}\.\.\., the one found"
+        AdapterError, match=rf"trained on a different .*base: its {part} has sha256 \w{{12}}\.\.\., the one found"
     ):
         lorakit.load(run)
     if name != "tokenizer special":
@@ -197,7 +197,7 @@ def test_older_folder_is_read_with_a_note(cli: Cli, run: Path) -> None:
     edit(run / "lorakit.json", base=old)
     code, out, err = cli("predict", run, "a superb film")
     assert (code, out.count("\n")) == (0, 1)
-    assert "written by an older lorakit: the base's config and tokenizer could not be compared" in err
+    assert "written by an older lorakit: the base's config and tokenizer cannot be compared" in err
 
 
 def test_resuming_over_another_base_is_refused(base: Path, files: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_train_data_prints_json_and_is_resumed_to_the_same_end_over_the_same_dat
     assert {"accuracy", "macro_f1", "parameters"} <= json.loads(out).keys()
     assert json.loads(out)["verdict"] == verdict_in(run).lines
     assert "text is column 'text'" in err
-    assert "its score is from 3-fold cross-validation, chosen by seed 0" in err
+    assert "its score comes from 3-fold cross-validation, chosen by seed 0" in err
     before = weights(run)
     code, _, err = cli(*words, "--resume", "auto")
     assert (code, "resumed after step 3" in err, weights(run)) == (0, True, before)
@@ -112,7 +112,7 @@ def test_dry_run_takes_the_task_from_data_or_word_and_writes_nothing(
     code, out, _ = cli("train", files / data, "--model", base, *options, *short)
     assert code == 0
     assert f": {task.replace('_', ' ')}\n" in out and len(out.splitlines()) < 12
-    assert re.search(r"^time: about [\d.]+ s of steps on this machine", out, re.M)
+    assert re.search(r"^time: about [\d.]+ s for the steps on this machine", out, re.M)
     assert "parameters: " in out
     assert "steps: 8 (1 an epoch), base in float32" in out
     assert list(tmp_path.iterdir()) == []

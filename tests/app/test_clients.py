@@ -61,14 +61,14 @@ def test_hub_client_gets_labels(running: Running) -> None:
 def test_hub_client_is_refused_in_words(running: Running) -> None:
     with pytest.raises(HfHubHTTPError, match="401"):
         hub(running).text_classification("a")
-    with pytest.raises(HfHubHTTPError, match="scores of this adapter are by softmax"):
+    with pytest.raises(HfHubHTTPError, match="this adapter supports softmax and none"):
         hub(running, token=TOKEN).text_classification("a", function_to_apply="sigmoid")
     with pytest.raises(HfHubHTTPError, match="top_k"):
         hub(running, token=TOKEN).text_classification("a", top_k=0)
     both = running.ask(
         "/models/tags", {"inputs": "a", "adapter": "mood"}, {**BEARER, "Content-Type": "application/json"}
     )
-    assert (both.status, both.json["error"]) == (422, "`adapter`: the path names another one, 'tags'")
+    assert (both.status, both.json["error"]) == (422, "`adapter`: the path already names 'tags'")
 
 
 def test_hub_client_gets_entities(tagging: Running) -> None:

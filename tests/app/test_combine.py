@@ -48,7 +48,7 @@ def test_combination_is_the_weighted_sum_of_the_updates(runs: list[Path], tmp_pa
 
 def test_a_weight_of_zero_takes_no_part_of_the_rank(runs: list[Path]) -> None:
     assert [combine_runs(runs, weights).facts["r"] for weights in ((1, 0), (0, 2), (1, 2))] == [4, 2, 6]
-    with pytest.raises(ConfigError, match="all of them are 0"):
+    with pytest.raises(ConfigError, match="all weights are 0"):
         combine_runs(runs, (0, 0))
 
 

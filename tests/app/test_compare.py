@@ -69,9 +69,9 @@ def test_verdict_names_the_better_run_with_mcnemar_s_p(tmp_path: Path) -> None:
     [
         (
             "accuracy",
-            r"no difference between A and B.*; accuracy decides; of the other scores recall is better for B \(p ",
+            r"no difference between A and B.*; the verdict is about accuracy; of the other scores, recall is better for B \(p ",
         ),
-        ("recall", r"B is better than A by .* recall, .*; recall decides, and the other scores show no difference$"),
+        ("recall", r"B is better than A by .* recall, .*; the verdict is about recall, and no other score differs$"),
     ],
 )
 def test_verdict_says_which_score_decides_and_what_the_others_show(tmp_path: Path, metric: str, verdict: str) -> None:
@@ -88,8 +88,8 @@ def test_verdict_says_which_score_decides_and_what_the_others_show(tmp_path: Pat
 def test_verdict_says_what_the_examples_could_have_shown(tmp_path: Path) -> None:
     runs = [made(tmp_path / name, rights(0.8, seed), lr=seed) for name, seed in (("a", 1), ("b", 2))]
     verdict = compare_runs(runs).lines[-1]
-    assert f"no difference between A and B that {N} examples can show" in verdict
-    (_, shown) = verdict.split("they can show about ")
+    assert "no significant difference" in verdict and f"{N} examples can show about" in verdict
+    (_, shown) = verdict.split("examples can show about ")
     variance = 2 * 0.8 * 0.2 / N  # of the difference of two independent shares
     assert float(shown.split()[0]) == pytest.approx(100 * 2.8 * variance**0.5, rel=0.2)
 
@@ -126,7 +126,7 @@ def test_groups_without_an_equal_seed_are_refused(tmp_path: Path) -> None:
     runs = [made(tmp_path / f"a{seed}", rights(0.7), seed=seed) for seed in (0, 1)]
     runs += [made(tmp_path / f"b{seed}", rights(0.7), seed=seed, lr=1e-2) for seed in (2, 3)]
     with pytest.raises(
-        ConfigError, match=r"has the seeds 0, 1, .*b2 2, 3: groups are compared over pairs of equal seeds"
+        ConfigError, match=r"has the seeds 0, 1, .*b2 has 2, 3; groups can only be compared if they share seeds"
     ):
         compare_runs(runs)
 
@@ -150,7 +150,7 @@ def test_verdict_is_about_another_score_where_the_headline_cannot_be_resampled(t
 
 @pytest.mark.parametrize(
     ("n", "verdict"),
-    [(1, "no verdict: 1 example cannot show a difference in nll (here -1); take more"), (3, "no verdict: 3 examples")],
+    [(1, "no verdict: 1 example cannot show a difference in nll (here -1); use more"), (3, "no verdict: 3 examples")],
 )
 def test_too_few_examples_give_no_verdict(tmp_path: Path, n: int, verdict: str) -> None:
     runs = [made(tmp_path / name, [name == "b"] * n, lr=i + 1, metric="nll") for i, name in enumerate("ab")]
@@ -169,10 +169,12 @@ def test_too_few_examples_give_no_verdict(tmp_path: Path, n: int, verdict: str) 
 
 def test_runs_over_other_examples_are_refused_with_the_first_that_differs(tmp_path: Path) -> None:
     runs = [made(tmp_path / name, rights(0.8), lr=i + 1, word=name) for i, name in enumerate("ab")]
-    with pytest.raises(DataError, match=r"b/predictions\.jsonl:1: 'b 0' / 'yes', in .*a 'a 0' / 'yes': .*--on DATA"):
+    with pytest.raises(
+        DataError, match=r"b/predictions\.jsonl:1: 'b 0' / 'yes', but 'a 0' / 'yes' in .*a; .*--on DATA"
+    ):
         compare_runs(runs)
     longer = made(tmp_path / "c", [*rights(0.8), True], lr=9, word="a")
-    with pytest.raises(DataError, match=rf"c/predictions\.jsonl:{N + 1}: 'a {N}' / 'yes', in .*a nothing"):
+    with pytest.raises(DataError, match=rf"c/predictions\.jsonl:{N + 1}: 'a {N}' / 'yes', but nothing in .*a;"):
         compare_runs([runs[0], longer])
     for run in runs:
         (run / "predictions.jsonl").unlink()
@@ -182,9 +184,7 @@ def test_runs_over_other_examples_are_refused_with_the_first_that_differs(tmp_pa
 
 def test_runs_without_a_score_in_common_are_refused(tmp_path: Path) -> None:
     runs = [made(tmp_path / "a", rights(0.8)), made(tmp_path / "b", rights(0.8), lr=1, metric="mae")]
-    with pytest.raises(
-        ConfigError, match=r"is judged by accuracy, .*b by mae: they have no comparable score in common"
-    ):
+    with pytest.raises(ConfigError, match=r"is scored by accuracy and .*b by mae, so they have no score in common"):
         compare_runs(runs)
 
 

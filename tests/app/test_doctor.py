@@ -29,12 +29,12 @@ def test_this_machine_is_fit_and_its_token_is_never_shown(cli: Cli, monkeypatch:
     names = "python|lorakit|cpu|threads|dtype|kernels|gpu|memory|disk|hub|hub cache|hub token"
     assert findings.keys() >= set(names.split("|"))
     assert [f for f in findings.values() if f["state"] in ("warning", "failure") and not f["remedy"]] == []
-    assert (findings["hub token"]["text"], findings["bundled data"]["state"]) == ("there is one", "ok")
+    assert (findings["hub token"]["text"], findings["bundled data"]["state"]) == ("found", "ok")
     printed = cli("doctor").out
     absent = [name for name, f in findings.items() if name.startswith("extra ") and f["state"] == "absent"]
     assert len(printed.splitlines()) == len(facts["findings"]) - len(absent) + (len(absent) > 0) + 1
     assert all(name.removeprefix("extra ") in printed for name in absent)
-    assert printed.splitlines()[-1].startswith("fit to train")
+    assert printed.splitlines()[-1].startswith("ready to train")
     assert "nobody_may_see_it" not in out + printed
 
 
@@ -46,7 +46,7 @@ def test_damaged_data_prevent_work(cli: Cli, tmp_path: Path, monkeypatch: pytest
     code, out, _ = cli("doctor")
     (line,) = [line for line in out.splitlines() if "bundled data" in line]
     assert line.startswith("failure") and "reviews-train.csv" in line and "pip install" in line
-    assert (code, out.splitlines()[-1].startswith("not fit to train")) == (1, True)
+    assert (code, out.splitlines()[-1].startswith("not ready to train")) == (1, True)
 
 
 def test_sums_are_those_of_the_bundled_files() -> None:

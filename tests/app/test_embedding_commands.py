@@ -29,7 +29,7 @@ def test_every_command_takes_a_run_of_an_embedding_model(
     assert trained.code == 0, trained.err
 
     first, second, *_ = (line for line in trained.out.splitlines() if line.startswith(metric))
-    assert first.endswith("of the untouched base") and "[" in second
+    assert first.endswith("for the untouched base") and "[" in second
 
     evaluated = json.loads(cli("evaluate", run, data, "--json").out)
     assert 0 < evaluated[metric] <= 1
@@ -41,7 +41,7 @@ def test_every_command_takes_a_run_of_an_embedding_model(
         assert len(pq.read_table("answers.parquet")["embedding"][0]) == 16
     every_command_reads(cli, run, data)
     page = (run / "report.html").read_text()
-    assert f"The untouched base has {metric}" in page and "no label" not in page
+    assert f"The untouched base scores {metric}" in page and "no label" not in page
     assert "SentenceTransformer" in (run / "adapter" / "README.md").read_text()
 
 

@@ -255,7 +255,7 @@ def test_mistakes_in_texts_and_labels_are_one_line(bert: Path, X: Any, y: Any, m
     [
         ({"r": 0}, r"lora\.r = 0: should be greater"),
         ({"lr": "fast"}, r"train\.lr = 'fast'"),
-        ({"recipe": {"lora": {"r": 3}}}, r"recipe: lora\.r = 3: say r=\.\.\. of the estimator"),
+        ({"recipe": {"lora": {"r": 3}}}, r"recipe: lora\.r = 3: use the estimator's r=\.\.\."),
         ({"recipe": {"data": {"train": "x.csv"}}}, r"recipe: data\.train = 'x\.csv': fit\(X, y\) sets it"),
         ({"recipe": {"lora": {"drpout": 0.1}}}, r"unknown key 'lora\.drpout'; did you mean 'lora\.dropout'"),
         ({"recipe": {"lora": 3}}, r"recipe: lora is not a table"),
@@ -273,7 +273,7 @@ def test_mistakes_in_arguments_are_refused_by_fit(bert: Path, more: dict[str, An
         (TextRegressor, ["a", "b"], [1.0, float("nan")], r"fit\(X, y\):2: column 'label' holds nan"),
         (TextRegressor, ["a", "b", "c"], [1, 1, 1], r"fit\(X, y\): every training example has the number 1"),
         (EntityRecognizer, [["a", "b"]], [["O"]], r"fit\(X, y\):1: 2 words but 1 tags"),
-        (EntityRecognizer, [["a"]] * 3, [["O"]] * 3, r"fit\(X, y\): no entity in the training data"),
+        (EntityRecognizer, [["a"]] * 3, [["O"]] * 3, r"fit\(X, y\): the training data has no entities"),
         (EntityRecognizer, ["a b"], [["O", "O"]], r"X\[0\] = 'a b': a list is expected"),
         (EntityRecognizer, [["a"]], [["PER"]], r"'PER' is not a tag"),
     ],

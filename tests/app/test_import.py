@@ -95,7 +95,7 @@ def test_imported_adapter_is_exported_and_read_by_peft_again(
 def test_labels_come_from_the_base_and_pairs_are_answered(cli: Cli, theirs: Theirs, tmp_path: Path) -> None:
     code, out, _ = cli("import", theirs.folder, "--out", "ours", "--pair", "hypothesis")
     assert code == 0
-    assert "labels: LABEL_0, LABEL_1\nthe labels are numbered, not named: --labels gives them names" in out
+    assert "labels: LABEL_0, LABEL_1\nthe labels are only numbered; name them with --labels" in out
     assert lorakit.load(tmp_path / "ours").predict([("a film", "a plot")])[0]["label"].startswith("LABEL_")
 
 
@@ -179,7 +179,7 @@ def test_imported_adapter_knows_its_base(cli: Cli, bert: Path, tmp_path: Path) -
     foreign(here, tmp_path / "theirs", **WITH_POOLER)
     assert cli("import", "theirs", "--out", "ours").code == 0
     save_bert(tmp_path / "base", seed=5)
-    with pytest.raises(AdapterError, match="trained on another"):
+    with pytest.raises(AdapterError, match="trained on a different"):
         lorakit.load(tmp_path / "ours")
 
 

@@ -42,7 +42,7 @@ def test_negatives_are_the_nearest_texts_of_others(cli: Cli, encoder: Path, tmp_
         assert line["negatives"] == others[:2]
     assert any(line["negatives"] for line in lines)
     none = cli("mine", data, "--model", encoder, "--out", "none.jsonl", "--margin", 0.3)
-    assert none.code == 3 and "a --margin above 0.3 takes more" in none.err and not Path("none.jsonl").exists()
+    assert none.code == 3 and "use a --margin above 0.3" in none.err and not Path("none.jsonl").exists()
 
 
 def test_a_run_mines_and_a_reranker_is_trained_on_what_it_found(
@@ -57,8 +57,8 @@ def test_a_run_mines_and_a_reranker_is_trained_on_what_it_found(
 
 def test_data_that_are_no_pairs_are_refused(cli: Cli, encoder: Path, tables: Path) -> None:
     for data, words, message in (
-        (tables / "classes.csv", (), "say --pair NAME"),
-        (tables / "scores.csv", (), "scores.csv:2: a pair with a score"),
+        (tables / "classes.csv", (), "Use --pair NAME"),
+        (tables / "scores.csv", (), "scores.csv:2: this pair has a score"),
         (tables / "pairs.csv", ("--out", "mined.csv"), "negatives are written as .jsonl"),
     ):
         done = cli("mine", data, "--model", encoder, *(words or ("--out", "mined.jsonl")))

@@ -163,7 +163,7 @@ def test_command_that_is_copied_gives_the_same_answer(page: Tab, running: Runnin
 
 def test_refusal_is_told_on_the_page(page: Tab, running: Running) -> None:
     ask(page, running, "mood", "word " * 1000)
-    assert page.run("document.querySelector('#shown .bad').textContent").startswith("a text of 5000 characters")
+    assert page.run("document.querySelector('#shown .bad').textContent").startswith("a text has 5000 characters")
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])

@@ -44,7 +44,7 @@ def test_shards_have_the_answers_of_one_file(cli: Cli, adapters: Path, tmp_path:
             assert dict(row["probabilities"]).keys() == answer["probabilities"].keys()
     for words, message in (
         (("north", "--merge"), "merged"),  # one folder, one way to answer
-        (("south",), "adapter changed since the folder was begun"),
+        (("south",), "adapter changed since the folder was started"),
     ):
         code, _, err = cli("predict", adapters / words[0], *words[1:], *shards)
         assert (code, message in err.splitlines()[-1]) == (2, True)

@@ -275,13 +275,13 @@ def run_that(folder: Path, scored: list[float], n: int = 100, right: float = 0.8
 
 VERDICTS = {
     "early": ([0.5, 0.8, 0.7, 0.7, 0.7], {}, "the run (0.8000) is better by 30.0 points", "train.lr=0.0003"),
-    "late": ([0.5, 0.6, 0.7, 0.8], {}, "The best of 4 evaluations", "train.epochs=8"),
-    "chance": ([0.5, 0.5, 0.5], {"right": 0.5}, "is not better than that by more than chance", "train.lr=0.002"),
-    "below": ([0.9, 0.8, 0.7], {"linear_probe": 0.95}, "accuracy 0.9500: the run is worse than that, by 15.0", "train.lr=0.0002"),
+    "late": ([0.5, 0.6, 0.7, 0.8], {}, "This is the best of 4 evaluations", "train.epochs=8"),
+    "chance": ([0.5, 0.5, 0.5], {"right": 0.5}, "is not better by more than chance", "train.lr=0.002"),
+    "below": ([0.9, 0.8, 0.7], {"linear_probe": 0.95}, "accuracy 0.9500: the run is worse by 15.0", "train.lr=0.0002"),
     "probe": ([0.6, 0.7, 0.8], {"linear_probe": 0.6}, "accuracy 0.6000: the run is better by 20.0 points", "train.epochs=8"),
     "few": ([0.5, 0.5], {"right": 0.5, "examples": {"train": 20, "validation": 100}}, "Always", "train.epochs=8"),
     "cut": ([0.8], {"cut": {"train": 90}}, "Always", "data.max_length=128"),
-    "guess": ([0.5], {"right": 0.5, "n": 20}, "Only 20 validation examples", "data.validation=FILE"),
+    "guess": ([0.5], {"right": 0.5, "n": 20}, "With only 20 validation examples", "data.validation=FILE"),
 }  # fmt: skip
 
 
@@ -315,7 +315,7 @@ def test_verdict_of_several_seeds_is_their_mean_and_what_the_middle_one_says(tmp
 def test_verdict_says_that_one_answer_is_all(tmp_path: Path) -> None:
     run = run_that(tmp_path, [0.5], right=0.5)
     lines = [p.model_copy(update={"label": "good"}) for p in run.predictions]
-    said = "It answers 'good' to every validation example."
+    said = "It gives the same answer to every validation example: 'good'."
     assert said in verdict(replace(run, predictions=lines)).sentences
     assert said not in verdict(run).sentences
     alike = [p.model_copy(update={"expected": "good"}) for p in lines]
@@ -341,9 +341,9 @@ def test_over_fitting_is_said_where_validation_loss_rises_and_training_loss_fall
     ]
     lines += [Line(step=10 * i, loss=loss) for i, loss in enumerate(trained)]
     found = verdict(replace(run, lines=lines))
-    said = "validation loss was lowest at step 10 (0.5) and rose to 0.8 while training loss fell"
+    said = "validation loss was lowest at step 10 (0.5), then rose to 0.8 while training loss fell"
     assert (said in str(found.sentences)) == overfits
-    assert ("To over-fit less" in found.next_steps[0]) == overfits
+    assert ("To reduce overfitting" in found.next_steps[0]) == overfits
 
 
 @pytest.mark.parametrize("name", ["bert_run", "t5_run"])
@@ -505,7 +505,7 @@ def test_missing_file_is_named(cli: Cli, bert_run: Path, tmp_path: Path) -> None
     assert (code, err) == (0, "")
     text = "".join(check_page((run / "report.html").read_text()).texts)
     for name in names:
-        assert f"{name} is not in the run folder" in text
+        assert f"{name} is missing from the run folder" in text
     assert out.splitlines()[-1] == f"report: {run / 'report.html'}"
 
 

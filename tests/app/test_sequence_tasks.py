@@ -18,7 +18,7 @@ from tests.app.test_import import WITH_POOLER, foreign
 
 TEXT = "the film was superb"
 LEFT_OUT = {
-    "multi_label_run": "thresholds: a plain model has 0.5 for each label; tuned: ",
+    "multi_label_run": "thresholds: a plain model uses 0.5 for each label; the tuned ones are ",
     "ordinal_run": "outputs: logits of a label beyond the k-th",
     "regression_run": "units: value = ",
 }
@@ -28,7 +28,7 @@ def test_temperature_is_shown_and_put_into_answers_when_asked_for(cli: Cli, bert
     short = ("train.max_steps=2", "train.batch_size=8", "model.dtype=fp32", "task.calibrate=true", "output.dir=run")
     code, out, _ = cli("train", files / "train.csv", "--model", bert, *short, "data.folds=0")
     assert code == 0
-    assert re.search(r"  a temperature of \d+\.\d\d, in the answers, takes ece 0\.\d{3} to 0\.\d{3}, nll ", out)
+    assert re.search(r"  a temperature of \d+\.\d\d \(applied\) changes ece from 0\.\d{3} to 0\.\d{3}, nll ", out)
     scores = json.loads(Path("run/scores.json").read_text())
     assert scores["calibration"]["scaled"] == {name: scores[name] for name in ("ece", "brier", "nll")}
     (first, *_) = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]

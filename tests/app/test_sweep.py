@@ -209,7 +209,7 @@ def test_resume_refuses_another_sweep_and_takes_more_points(trainer: Trainer, re
     trained(recipe, *GRID)
     with pytest.raises(OutputError, match="exists already"):
         trained(recipe, *GRID)
-    with pytest.raises(ConfigError, match=r"another sweep: its train\.epochs was 9, now 1"):
+    with pytest.raises(ConfigError, match=r"another sweep: its train\.epochs was 9, now it is 1"):
         trained(recipe, *GRID, "train.epochs=1", resume=True)
     trainer.calls.clear()
     more = trained(recipe, "lora.r=4,8,16", GRID[1], resume=True)
@@ -245,6 +245,6 @@ def test_command_sweeps_a_real_recipe(cli: Cli, bert: Path, files: Path) -> None
     scores = [float(line.split()[1]) for line in lines[2:4]]
     assert scores == sorted(scores, reverse=True)
     run = next(line for line in lines if line.startswith("best: ")).removeprefix("best: ")
-    assert lines[-1] == f'to use it: lorakit predict {run} "a text"'
+    assert lines[-1] == f'to try it: lorakit predict {run} "a text"'
     assert cli("predict", run, "a superb film").code == 0
     assert cli(*words, "--resume").out == out

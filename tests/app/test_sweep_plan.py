@@ -107,9 +107,9 @@ def test_plan_has_every_seed_of_a_point(tmp_path: Path) -> None:
         (("lora.r=4",), {}, "nothing to sweep over"),
         (("output.dir=a,b",), {}, "a folder within the sweep"),
         (("train.seed=0..3",), {}, "seeds are not sampled"),
-        (("lora.r=4,8", "train.seed=1"), {"seeds": (1,)}, "--seeds and train.seed: use one"),
-        (("lora.r=4,8",), {"optuna": True}, "--optuna and --trials N go together"),
-        (("lora.r=4,8",), {"optuna": True, "trials": 3, "halving": 3}, "--halving and --optuna"),
+        (("lora.r=4,8", "train.seed=1"), {"seeds": (1,)}, "use either --seeds or train.seed"),
+        (("lora.r=4,8",), {"optuna": True}, "--optuna and --trials N only work together"),
+        (("lora.r=4,8",), {"optuna": True, "trials": 3, "halving": 3}, "--halving does not work with --optuna"),
     ],
 )
 def test_plan_refuses(tmp_path: Path, words: tuple[str, ...], options: dict[str, Any], message: str) -> None:

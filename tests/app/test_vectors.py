@@ -27,7 +27,8 @@ TEXTS = ["the film was superb", "a rather stale plot", "moving", "the cast was b
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tables: Path, encoder: Path, bert_run: Path) -> Path:
-    """Two embedding models (one has prompts and shorter vectors) and a classifier, by their names the last of them first."""
+    """Two embedding models (one has prompts and shorter vectors) and a classifier, by their names the last of them "
+    "first."""
     folder = tmp_path_factory.mktemp("vectors")
     fit(recipe(encoder, tables / "classes.csv"), folder / "plain")
     prompts = ("task.query_prompt='the film '", "task.document_prompt='a '", "task.dims=[8]")
@@ -88,14 +89,14 @@ def test_each_text_goes_through_the_model_once(runs: Path) -> None:
 
 def test_what_gives_no_vector_is_refused(runs: Path) -> None:
     search, classifier = lorakit.load(runs / "search"), lorakit.load(runs / "classifier")
-    with pytest.raises(DataError, match=r"^embed: this run's task, sequence_classification, gives no vectors"):
+    with pytest.raises(DataError, match=r"^embed: this run's task, sequence_classification, does not make vectors"):
         classifier.embed(TEXTS)
-    with pytest.raises(DataError, match=r"^rank: this run's task, sequence_classification, compares no texts"):
+    with pytest.raises(DataError, match=r"^rank: this run's task, sequence_classification, does not compare texts"):
         classifier.rank("a", TEXTS)
     wrong: dict[str, Any] = {
         r"text 2 of 2 is empty": ["a", " "],
         r"text 1 of 1 is not a text": [["a"]],
-        r"embed: no text": [],
+        r"embed: no texts": [],
     }
     for message, texts in wrong.items():
         with pytest.raises(DataError, match=message):
@@ -127,7 +128,7 @@ def test_command_refuses_before_it_loads(runs: Path, cli: Cli, tmp_path: Path) -
         assert done.code == 2 and message in done.err
     (tmp_path / "t.txt").write_text("a\n")
     done = cli("embed", runs / "classifier", "--file", "t.txt", "--out", "v.npy")
-    assert done.code == 3 and "gives no vectors" in done.err and not Path("v.npy").exists()
+    assert done.code == 3 and "does not make vectors" in done.err and not Path("v.npy").exists()
 
 
 def test_adapters_of_all_kinds_over_one_base_answer_as_alone(
@@ -203,7 +204,7 @@ REFUSED: dict[str, tuple[str, Any, int, str]] = {
     "dimensions": ("/embed", {"inputs": "a", "dimensions": 17}, 422, "`dimensions`: dims = 17"),
     "token ids": ("/v1/embeddings", {"input": [1, 2]}, 422, "`input"),
     "another key": ("/similarity", {"inputs": {"source_sentence": "a"}}, 422, "sentences"),
-    "labels": ("/predict", {"inputs": "a", "adapter": "plain"}, 422, "ask /embed"),
+    "labels": ("/predict", {"inputs": "a", "adapter": "plain"}, 422, "use /embed"),
     "long": ("/embed", {"inputs": "superb " * 30}, 413, "less than 12 tokens"),
 }
 

@@ -166,12 +166,12 @@ def test_cancelled_annotations_and_other_opinions_do_not_count(save):
     ("annotations", "message"),
     [
         ([{"result": []}, {"result": [result(region(PETER, (0, 5, "PER")))]}], "2 annotations that differ;"),
-        ([], "not annotated; a text without any entity says []"),
+        ([], "not annotated; use [] for a text without entities"),
         ([{"was_cancelled": True, "result": []}], "not annotated"),
         ({}, "annotations is not a list of annotations with a list of results each"),
         ([{"result": None}], "annotations is not a list of annotations"),
         ([{"result": [7]}], "annotations is not a list of annotations"),
-        ([{"result": [result("x")]}], "a result of type 'labels' without a value or a from_name"),
+        ([{"result": [result("x")]}], "a result of type 'labels' has no value or no from_name"),
         ([{"result": [result({"start": "/p[1]", "end": "/p[1]", "labels": ["X"]})]}], "{'start': '/p[1]'"),
     ],
 )
@@ -325,15 +325,15 @@ def test_fingerprint_of_brat_follows_its_annotations(brat):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("T2\tPER 0 2;3 5\tPe er", "an entity of several parts (0 2;3 5), which no tags of words can say"),
+        ("T2\tPER 0 2;3 5\tPe er", "an entity in several parts (0 2;3 5), which word tags cannot express"),
         (
             "T2\tPER 0 5 Peter",
-            "'T2\\tPER 0 5 Peter' is not an annotation of brat's: ID, tab, TYPE START END, tab, text",
+            "'T2\\tPER 0 5 Peter' is not a brat annotation; expected ID, tab, TYPE START END, tab, text",
         ),
-        ("T2\tPER -1 5\tPeter", "'T2\\tPER -1 5\\tPeter' is not an annotation of brat's"),
-        ("what is this", "'what is this' is not an annotation of brat's"),
-        ("T2\tPER 6 10\tspoke", "span 6-10 (PER) reads 'spok', but should read 'spoke'; that stands at 6-11"),
-        ("T2\tPER 6 40\tspoke", "span 6-40 (PER) lies outside the text, which has 11 characters"),
+        ("T2\tPER -1 5\tPeter", "'T2\\tPER -1 5\\tPeter' is not a brat annotation"),
+        ("what is this", "'what is this' is not a brat annotation"),
+        ("T2\tPER 6 10\tspoke", "span 6-10 (PER) reads 'spok', but should read 'spoke'; that is at 6-11"),
+        ("T2\tPER 6 40\tspoke", "span 6-40 (PER) is outside the text, which has 11 characters"),
         ("T2\tORG 0 5\tPeter", "span 0-5 (PER) and span 0-5 (ORG) overlap"),
     ],
 )
@@ -350,7 +350,7 @@ def test_empty_text_and_half_of_a_pair_of_brat_are_refused(brat):
     for left, lost in (("txt", "ann"), ("ann", "txt")):
         save_brat(brat, [PETER, PETER])
         (brat / f"doc.0.{lost}").unlink()
-        with pytest.raises(DataError, match=refusal(brat / f"doc.0.{left}", f"there is no doc.0.{lost} beside it; ")):
+        with pytest.raises(DataError, match=refusal(brat / f"doc.0.{left}", f"doc.0.{lost} is missing next to it; ")):
             read(str(brat), "words")
 
 
@@ -414,7 +414,7 @@ def test_categories_of_docbin_are_labels_and_span_groups_may_be_named(tmp_path, 
 @pytest.mark.parametrize("content", ["text,label\na,b\n", b"\x78\x9c\x03\x00\x00\x00\x00\x01"])
 def test_file_that_is_no_docbin_is_refused(save, vocab, content):
     path = save("a.spacy", content)
-    with pytest.raises(DataError, match=refusal(path, "no DocBin of spaCy's: ")):
+    with pytest.raises(DataError, match=refusal(path, "not a spaCy DocBin: ")):
         read(str(path), "words")
 
 

@@ -63,7 +63,7 @@ def test_reading_spans_gives_back_what_was_written(folder, name, file):
 def test_file_of_another_kind_is_refused(save, name, kind):
     for content in ("text,label\na,b\n", b"ARROW1\0\0rubbish", b"PAR1rubbish!PAR1"):
         path = save(name, content)
-        with pytest.raises(DataError, match=refusal(path, f"no {kind} file: ")):
+        with pytest.raises(DataError, match=refusal(path, f"not a valid {kind} file: ")):
             read(str(path))
 
 

@@ -65,7 +65,7 @@ def test_texts_of_train_in_another_part_are_a_problem(part: str) -> None:
     finding = found(train=clean(20), **{part: there})[f"overlap of train and {part}"]
     assert (finding.count, finding.is_problem) == (2, True)
     assert finding.places == ["o.csv:0 = text.csv:3", "o.csv:1 = text.csv:4"]
-    assert "2 (66.7%), 1 of them but for case or white space" in finding.text
+    assert "2 (66.7%), 1 of them except for case or white space" in finding.text
 
 
 def test_labels_missing_or_rare_are_told_by_part() -> None:
@@ -89,7 +89,7 @@ def test_labels_that_people_read_as_one_are_a_problem(labels: tuple[str, str]) -
         "alike labels"
     ]
     assert (finding.count, finding.is_problem, finding.places) == (1, True, [" / ".join(map(repr, labels))])
-    assert "differ in case, number format or invisible characters alone: 1" in finding.text
+    assert "differ only in case, number format or invisible characters: 1" in finding.text
     kinds = [of_words(["x", str(i)], ["B-PER", "B-Per"]) for i in range(9)]
     assert found(train=kinds)["alike labels"].places == ["'PER' / 'Per'"]
 

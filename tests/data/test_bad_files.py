@@ -40,8 +40,8 @@ ALL = ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll", "a.txt", "a.train")
 TABLE, LINE = "text,label\na,x\n", '{"text": "a", "label": "x"}\n'
 WORDS, TAGS = '{"tokens": ["a"], "ner_tags": ["O"]}\n', "Ada\tB-PER\nleft\tO\n\n"
 LABELLED_LINES = "".join(f"{number % 2} text number {number}\n" for number in range(40))
-LATIN_1 = "is not valid UTF-8; name the file's encoding, for example data.encoding=cp1252"
-NUL, SURROGATE = "a NUL character; text has none", "a lone surrogate escape such as \\ud800 is not text"
+LATIN_1 = "is not valid UTF-8; set the file's encoding, for example data.encoding=cp1252"
+NUL, SURROGATE = "a NUL character, which text cannot have", "a lone surrogate escape such as \\ud800 is not text"
 NOT_A_LABEL = "not a label (a text, a whole number, true or false)"
 NEEDS_WORDS = (
     ": this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', or texts with "
@@ -55,7 +55,7 @@ BAD = [
     # bytes
     *(Bad(name, "x,y\na,b\ncafé,x\n".encode("latin-1"), f":3: byte 11 (0xe9) {LATIN_1}") for name in ALL),
     *(Bad(name, table(["a", "b\0c"]), f":3: {NUL}") for name in ALL if "json" not in name),
-    *(Bad(n, table(["a"]).encode("utf-16"), ":1: the file is UTF-16: say data.encoding=utf-16") for n in ALL[:4:3]),
+    *(Bad(n, table(["a"]).encode("utf-16"), ":1: the file is UTF-16; set data.encoding=utf-16") for n in ALL[:4:3]),
     *(Bad(n, table(["a"]).encode("utf-16-be"), f":1: {NUL}") for n in ALL[:4:3]),
     *(Bad(name, b"\xef\xbb\xbf\r\n", ": the file is empty") for name in ALL if name != "a.json"),
     *(Bad("a.csv", content, ": the file is empty") for content in (b"", b"\n", b" \r\n\t\n", b"\xef\xbb\xbf")),
@@ -64,9 +64,7 @@ BAD = [
     Bad("a.csv", TABLE + "b\n", ":3: 1 columns, the header has 2: text, label"),
     Bad("a.csv", 'text,label\n"a\n\nb",x\nb\n', ":5: 1 columns, the header has 2: text, label"),
     Bad("a.tsv", 'text\tlabel\n"a\tb\nlonely\n', ":3: 1 columns, the header has 2: text, label"),
-    Bad(
-        "a.csv", "My export\ntext,label\n", ":2: 2 columns, the header has 1: My export; remove what stands above the h"
-    ),
+    Bad("a.csv", "My export\ntext,label\n", ":2: 2 columns, the header has 1: My export; remove the lines above the h"),
     Bad("a.csv", table(["a", '"b', "c"]), ":3: not valid CSV: unexpected end of data"),
     Bad("a.csv", table(['"a\nb"', '"b"c']), ":4: not valid CSV: ',' expected after '\"'"),
     Bad("a.csv", "text,label,text\na,b,c\n", ":1: a column name appears twice in the header: text, label, text"),
@@ -77,30 +75,33 @@ BAD = [
     Bad("a.csv", TABLE + '" \n ",x', ":3: column 'text' is empty"),
     Bad("a.csv", TABLE + "a,", ":3: column 'label' holds '', not a label"),
     Bad("a.csv", TABLE + "a, ", ":3: column 'label' holds ' ', not a label"),
-    Bad("a.csv", "a," * 20_000 + "b\n", ":1: 20,001 columns; a table has 10,000 at most"),
+    Bad("a.csv", "a," * 20_000 + "b\n", ":1: 20,001 columns; a table can have at most 10,000"),
     Bad("a.csv", "text;x,label\na;b,c\n", ": the fields could be separated by comma (',') (2 columns) or semicolon"),
-    Bad(
-        "a.tsv", 'text\tlabel\n"a\tx\nb"\ty\n', ": if quotes stand around fields, 2 lines of 2 columns or, if they are"
-    ),
-    Bad("a.csv", HEADLESS, ": which column is the text? say data.text=NAME; columns: 1, Headline 0, Body 0; if the fi"),
+    Bad("a.tsv", 'text\tlabel\n"a\tx\nb"\ty\n', ": if quotes enclose fields, 2 lines of 2 columns or, if they are"),
+    Bad("a.csv", HEADLESS, ": which column is the text? Set data.text=NAME; columns: 1, Headline 0, Body 0; if the fi"),
     Bad(
         *(
             "a.csv",
             HEADLESS,
-            ": the label column '1' is named as one of its labels; if the first line is a record, say",
+            ": the label column '1' has the same name as one of its labels; if the first line is a record, set",
         ),
         columns=Columns(text="Headline 0", label="1"),
     ),
-    Bad("a.csv", "words,labels\nAda,B-X\n", ": a row a word, but no column says which sentence a word is in", "words"),
     Bad(
-        "a.csv", "sentence_id,words,labels\n1,a,O\n2,b,B-X\n1,c,O\n", ":4: sentence '1' goes on after another", "words"
+        "a.csv", "words,labels\nAda,B-X\n", ": each row is a word, but no column says which sentence it is in", "words"
     ),
-    Bad("a.csv", "tokens,ner_tags\n\"['Ada', 'left']\",\"[1, 0]\"\n", ":2: column 'ner_tags' holds numbers", "words"),
+    Bad(
+        "a.csv",
+        "sentence_id,words,labels\n1,a,O\n2,b,B-X\n1,c,O\n",
+        ":4: sentence '1' continues after another",
+        "words",
+    ),
+    Bad("a.csv", "tokens,ner_tags\n\"['Ada', 'left']\",\"[1, 0]\"\n", ":2: column 'ner_tags' has numbers", "words"),
     # columns and formats
     Bad(
-        "a.csv", "words here,label\na,b\n", ": which column is the text? say data.text=NAME; columns: words here, label"
+        "a.csv", "words here,label\na,b\n", ": which column is the text? Set data.text=NAME; columns: words here, label"
     ),
-    Bad("a.csv", "text,verdict\na,b\n", ": which column is the label? say data.label=NAME; columns: text, verdict"),
+    Bad("a.csv", "text,verdict\na,b\n", ": which column is the label? Set data.label=NAME; columns: text, verdict"),
     *(
         Bad(
             "a.csv",
@@ -121,7 +122,7 @@ BAD = [
         for name in ("utf-9", "base64", "a\0b")
     ),
     Bad("a.csv", TABLE, ": format = 'prodgy' is not known; did you mean 'prodigy'?", format="prodgy"),
-    Bad("a.data", "one line\nanother line\n", ": the format cannot be told from its name or first lines"),
+    Bad("a.data", "one line\nanother line\n", ": the format cannot be guessed from its name or first lines"),
     Bad("a.csv", TABLE, NEEDS_WORDS, "words"),
     # lines
     Bad("a.txt", LABELLED_LINES + "1\n", ":41: column 'text' is empty"),
@@ -135,7 +136,7 @@ BAD = [
             ('"a"', "a str, not a JSON object"),
             ("null", "a NoneType, not a JSON object"),
             (records(["b\0c"]), NUL),
-            (records(["b\\u0000"]), "column 'text' holds a NUL character"),
+            (records(["b\\u0000"]), "column 'text' contains a NUL character"),
             (records(["b\\ud800"]), SURROGATE),
             (r'{"text": "a", "la\udc00bel": "b"}', SURROGATE),
             ('{"text": "a", "text": "b"}', "not JSON: the key 'text' appears twice in an object"),
@@ -147,10 +148,10 @@ BAD = [
             ('{"text": ["a"], "label": "x"}', "column 'text' holds ['a'], not a text"),
             ('{"text": "a"}', f"column 'label' holds None, {NOT_A_LABEL}"),
             ('{"text": "a", "label": NaN}', "column 'label' holds nan, not a label"),
-            ('{"text": "a", "label": 4.5}', f"column 'label' holds 4.5, {NOT_A_LABEL}; for numbers say"),
+            ('{"text": "a", "label": 4.5}', f"column 'label' holds 4.5, {NOT_A_LABEL}; for numbers, set"),
             (
                 '{"text": "a", "label": ["x", "y"]}',
-                "column 'label' holds 2 labels, ['x', 'y'], where one is wanted; for",
+                "column 'label' holds 2 labels, ['x', 'y'], but this task needs one; for",
             ),
             ('{"text": "a", "label": []}', "column 'label' holds [], not a label"),
         )
@@ -164,11 +165,11 @@ BAD = [
                 ('[{"text": "a"},\n {"text": "b"', ":2: not JSON: Expecting ',' delimiter at column 14"),
                 (
                     '[{"text": "a"}\n\n {"text": "b"}]',
-                    ":3: not JSON: after a record of the array comes a comma or the cl",
+                    ":3: not JSON: expected a comma or the cl",
                 ),
                 ('[{"text": "a"},\n]', ":2: not JSON: Expecting value at column 1"),
-                ('[{"text": "a"}', ":1: not JSON: after a record of the array"),
-                ('[{"text": "a"}]\n{"text": "b"}', ":1: not JSON: after a record of the array"),
+                ('[{"text": "a"}', ":1: not JSON: expected a comma or the closing"),
+                ('[{"text": "a"}]\n{"text": "b"}', ":1: not JSON: expected a comma or the closing"),
                 ("[", ":1: not JSON: Expecting value"),
                 ('[{"text": "a"},\n"b"]', ":2, record 2: a str, not a JSON object"),
                 ('[{"text": "a"},\n["b"]]', ":2, record 2: a list, not a JSON object"),
@@ -183,9 +184,7 @@ BAD = [
             )
         )
     ),
-    Bad(
-        "a.json", '{\n"text": "a"\n}\n{\n"text": "b"\n}', ":3: an object over several lines, and more behind it; write"
-    ),
+    Bad("a.json", '{\n"text": "a"\n}\n{\n"text": "b"\n}', ":3: an object over several lines, and more after it; write"),
     Bad("a.json", '[["a", "x"], ["b", "y"]]', ':1, record 1: a list, not a JSON object; write {"text": ..., "label":'),
     Bad("a.json", '[\n["a", "x"]\n]', ':2, record 1: a list, not a JSON object; write {"text": ..., "label": ...}'),
     # tagged words
@@ -215,7 +214,7 @@ BAD = [
             ('{"tokens": [null], "ner_tags": ["O"]}', "word 1 of column 'tokens' is None, not a text"),
             (
                 '{"tokens": ["a"], "ner_tags": [3]}',
-                "column 'ner_tags' holds numbers, whose names are not in the file; write",
+                "column 'ner_tags' has numbers whose names are not in the file; write",
             ),
             ('{"tokens": "a", "ner_tags": ["O"]}', "column 'tokens' is not a list of words or tags"),
             ('{"tokens": ["a"]}', "column 'ner_tags' is not a list of words or tags"),

@@ -58,7 +58,7 @@ def test_every_bad_record_is_told_or_left_out(tmp_path: Path, kind: str, again: 
     assert [int(line) for line in re.findall(rf"{re.escape(str(path))}:(\d+)", str(caught.value))] == lines
     found = read(str(path), WANTS[kind], columns=SKIP, again=again)
     assert (len(list(found.examples)), found.left_out) == (3, len(lines))
-    assert any(f"{path}: records that cannot be used, left out: {len(lines)} ({path}:2" in note for note in found.notes)
+    assert any(f"{path}: bad records left out: {len(lines)} ({path}:2" in note for note in found.notes)
     assert read(str(write(tmp_path / "b.jsonl", [good] * 3)), WANTS[kind], again=again).left_out == 0
 
 

@@ -160,5 +160,5 @@ def test_split_of_few_large_groups_holds_the_smallest_out():
     examples = [Example(str(i), "a", group=group) for i, group in enumerate("aaaabbbbccc")]
     _, validation = split(examples, 0.1, 0, by_group=True)
     assert {e.group for e in validation} == {"c"}
-    with pytest.raises(ConfigError, match=r"data\.group: all examples are in one group, .*name data\.validation"):
+    with pytest.raises(ConfigError, match=r"data\.group: all examples are in one group, .*set data\.validation"):
         split(examples[:4], 0.1, 0, by_group=True)

@@ -109,7 +109,7 @@ def test_text_is_the_words_joined_by_spaces_with_their_offsets(save):
 def test_tagged_words_are_texts_to_predict_on_but_have_no_label(save):
     path = save("a.conll", content(SENTENCES))
     assert [example.text for example in read(str(path), "text").examples] == [" ".join(words) for words, _ in SENTENCES]
-    with pytest.raises(DataError, match=re.escape(f"{path}: it holds tagged words; this task needs a text")):
+    with pytest.raises(DataError, match=re.escape(f"{path}: it contains tagged words, but this task needs a text")):
         read(str(path))
 
 
@@ -261,4 +261,4 @@ def test_lists_of_words_that_pandas_writes_into_cells_are_read_back(tmp_path_fac
     dataset = read(str(path), "words")
     assert [list(example.words) for example in dataset.examples] == sentences
     assert [list(example.tags) for example in dataset.examples] == tags
-    assert f"{path}: a row a sentence, its words in a list" in dataset.notes
+    assert f"{path}: each row is a sentence, with its words in a list" in dataset.notes

@@ -80,7 +80,7 @@ def test_quoted_fields_between_tabs_are_read_as_pandas_writes_them(tmp_path, quo
     path = tmp_path / "a.tsv"
     pd.DataFrame(ROWS, columns=["text", "label"]).to_csv(path, sep="\t", index=False, quoting=quoting)
     assert records(path) == ROWS
-    assert any("stand in quotes, which are not part of them" in note for note in read(str(path)).notes)
+    assert any("are in quotes, which are removed" in note for note in read(str(path)).notes)
 
 
 @pytest.mark.parametrize("texts", [['"a" b', '"c"'], ['"c"', "d"], ['"', "d"], ['""', '"c" d "e"']])
@@ -92,7 +92,7 @@ def test_quotes_that_nothing_asked_for_are_text(save, texts):
 def test_asked_format_says_how_quotes_are_read(save):
     path = save("a.tsv", 'text\tlabel\n"a"\tx\n"b ""c"""\ty\nd\tx\n')
     notes = read(str(path)).notes
-    assert f"{path}: some fields stand in quotes, which are taken as text; data.format=csv drops them" in notes
+    assert f"{path}: some fields are in quotes, which are kept as text; data.format=csv removes them" in notes
     as_csv = read(str(path), columns=Columns(delimiter="\t"), format="csv")
     assert [example.text for example in as_csv.examples] == ["a", 'b "c"', "d"]
     assert read(str(path), format="tsv").examples[0].text == '"a"'
@@ -196,9 +196,9 @@ def test_compressed_tables_are_read(save, name, pack):
         ("a.csv.gz", gzip.compress(b"text,label\n" * 999)[:40], ": damaged: "),
         ("a.csv.bz2", bz2.compress(b"text,label\n" * 999)[:40], ": damaged: "),
         ("a.zip", b"text,label\n", ": damaged: File is not a zip file"),
-        ("a.zip", zipped(b"x", "a.csv", "b.csv"), ": 2 files in the archive: a.csv, b.csv; unpack it and name the one"),
+        ("a.zip", zipped(b"x", "a.csv", "b.csv"), ": 2 files in the archive: a.csv, b.csv; unpack it and give the one"),
         ("a.csv.gz", gzip.compress(b"a,b\n" * 2_000_000), ": unpacks to more than 50 times its size"),
-        ("a.parquet.gz", gzip.compress(b"PAR1"), ": a compressed file of parquet is not read; unpack it first"),
+        ("a.parquet.gz", gzip.compress(b"PAR1"), ": a compressed parquet file cannot be read; unpack it first"),
         ("a.csv", gzip.compress(b"text,label\n"), ": not text but gzip data, whose name ends in .gz"),
         ("a.csv", zipped(b"x"), ": not text but a zip archive or an Excel workbook"),
         ("a.csv", b"PAR1....", ": not text but Parquet"),
@@ -235,7 +235,7 @@ def test_records_of_json_are_the_same_to_both_readers(save, shape, end):
 def test_pipes_and_devices_are_refused(tmp_path):
     path = tmp_path / "a.csv"
     os.mkfifo(path)
-    refuses(path, ": not a regular file but a pipe or a device; write what comes from it to a file first")
+    refuses(path, ": not a regular file but a pipe or a device; write its content to a file first")
     with pytest.raises(DataError, match="not a regular file"):
         list(stream(path))
     refuses(Path("/dev/zero"), ": not a regular file but a pipe or a device", format="csv")
@@ -265,7 +265,7 @@ def test_rows_of_words_are_grouped_to_sentences(save, asked):
     dataset = read(str(path), "words", columns=asked)
     assert [(e.words, e.tags) for e in dataset.examples] == [(("Ada", "left"), ("B-per", "O")), (("Oslo",), ("B-geo",))]
     assert [example.where for example in dataset.examples] == [f"{path}:2", f"{path}:4"]
-    assert f"{path}: a row a word: words are column 'Word', sentences 'Sentence #'" in dataset.notes
+    assert f"{path}: each row is a word: words are column 'Word', sentences 'Sentence #'" in dataset.notes
 
 
 # The table in the documents

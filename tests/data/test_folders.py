@@ -77,8 +77,8 @@ def test_tables_of_a_folder_are_those_of_the_split(tmp_path):
     [
         ({"test.csv": "a,b\n"}, ": no file of the split train: test.csv; name one"),
         ({"a.csv": "a,b\n", "b.jsonl": "{}"}, ": tables of several kinds: a.csv, b.jsonl; name one, or a pattern"),
-        ({"a.md": "a"}, ": a folder of nothing that is read: tables, class folders of .txt,"),
-        ({"one/a.txt": "a"}, ": a folder of nothing that is read"),
+        ({"a.md": "a"}, ": nothing in this folder can be read; expected tables, class folders of .txt,"),
+        ({"one/a.txt": "a"}, ": nothing in this folder can be read"),
     ],
 )
 def test_folder_that_is_unclear_is_refused(tmp_path, files, message):
@@ -131,12 +131,12 @@ def test_workbook_is_read_as_its_cells_are_shown(tmp_path):
         ("a film", "5", f"{path}:2"),
         ("7", "2", f"{path}:3"),
     ]
-    assert f"{path}: sheet 'data' is read, more not" in dataset.notes
+    assert f"{path}: reads sheet 'data', but not more" in dataset.notes
     assert len(read(str(path), columns=Columns(header=False, text="1", label="2")).examples) == 3
 
 
 def test_file_that_is_no_workbook_is_refused(tmp_path):
     pytest.importorskip("python_calamine")
     (tmp_path / "a.xlsx").write_bytes(b"PK no")
-    with pytest.raises(DataError, match=r"a\.xlsx: not a workbook that can be read: .*; save it as CSV"):
+    with pytest.raises(DataError, match=r"a\.xlsx: cannot be read as a workbook: .*; save it as CSV"):
         read(str(tmp_path / "a.xlsx"))

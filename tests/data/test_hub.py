@@ -154,5 +154,5 @@ def test_fingerprint_of_saved_records_follows_their_content(tmp_path):
 
 
 def test_folder_without_a_data_set_is_refused(tmp_path):
-    with pytest.raises(DataError, match=refusal(tmp_path, "a folder of nothing that is read: ")):
+    with pytest.raises(DataError, match=refusal(tmp_path, "nothing in this folder can be read; expected ")):
         read(str(tmp_path))

@@ -132,7 +132,7 @@ def test_pairs_of_spacy_are_read(save, as_lines):
 def test_old_export_of_doccano_has_numbers_for_labels(save):
     span = {"label": 2, "start_offset": 0, "end_offset": 4, "user": 1}
     path = save("a.jsonl", json.dumps({"id": 1, "text": "Mila slept", "annotations": [span]}))
-    with pytest.raises(DataError, match=r"is a number, whose name is not in the file; export with names \(of doccano"):
+    with pytest.raises(DataError, match=r"is a number whose name is not in the file; export with names \(of doccano"):
         read(str(path), "words")
     path = save("b.jsonl", json.dumps({"text": "Mila slept", "annotations": [{**span, "label": "PER"}]}))
     assert read(str(path), "words").examples[0].tags == ("B-PER", "O")
@@ -141,7 +141,7 @@ def test_old_export_of_doccano_has_numbers_for_labels(save):
 @pytest.mark.parametrize("indent", [None, 1])
 def test_parts_of_one_value_are_refused_with_the_remedy(save, indent):
     parts = {"train": [{"text": "a", "label": "x"}], "test": [{"text": "b", "label": "x"}]}
-    with pytest.raises(DataError, match="stand under train, test; write those of one part to a file of their own"):
+    with pytest.raises(DataError, match="are under train, test; write each part to its own file"):
         read(str(save("a.json", json.dumps(parts, indent=indent))))
 
 

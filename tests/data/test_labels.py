@@ -58,7 +58,7 @@ def test_columns_of_zeros_and_ones_are_labels_and_others_refused():
     for cell in ("", "2", "yes", None, 0.5, math.nan):
         with refused(f"column 'y' holds {cell!r}, not 0 or 1"):
             read_both(Row({"x": "1", "y": cell}, "a.csv:7"))
-    with pytest.raises(ConfigError, match=r"^data\.label names 2 columns \(x, y\); this task wants one number"):
+    with pytest.raises(ConfigError, match=r"^data\.label names 2 columns \(x, y\); this task needs one number"):
         label_reader("number", ("x", "y"))
 
 
@@ -78,7 +78,7 @@ def test_decimal_comma_is_read_and_noted_and_refused_beside_a_point(save):
     for other in ("1.000", "2.5"):
         path = save("a.csv", f"text;score\na;-0,5\nb;{other}\n")
         with pytest.raises(
-            DataError, match=f"holds decimal commas and '{re.escape(other)}'; write all numbers in one way"
+            DataError, match=f"mixes decimal commas and '{re.escape(other)}'; write all numbers the same way"
         ):
             read(str(path), "number")
 
@@ -113,9 +113,12 @@ def test_shares_are_read_and_made_to_sum_to_1():
         *((cell, "the shares of the labels") for cell in ({"a": 0.5, "b": 0.498}, {"a": 1, "b": 1}, {"a": 0}, {})),
         (
             {"x": 1, "y": 1.0, "z": 0},
-            "the shares of the labels x, y, z sum to 2, not to 1; for several labels say task",
+            "the shares of the labels x, y, z sum to 2, not to 1; for several labels, set task",
         ),
-        ("['x', 'y']", "column 'label' holds 2 labels, ['x', 'y'], where one is wanted; for several say task.name"),
+        (
+            "['x', 'y']",
+            "column 'label' holds 2 labels, ['x', 'y'], but this task needs one; for several, set task.name",
+        ),
         *(
             ({"a": 1, "b": share}, f"label 'b' has {share!r}, not a share from 0 to 1")
             for share in (-0.1, "x", None, math.nan, True)
@@ -227,7 +230,7 @@ def test_vectors_without_names_are_refused_with_the_remedy(tmp_path: Path, cells
     path.write_text("".join(json.dumps({"text": "a", "labels": cell}) + "\n" for cell in cells))
     with pytest.raises(
         DataError,
-        match=r"a\.jsonl: column 'labels' holds a 0 or 1 for each label, but not their names; .*say data\.label=NAME,NAME",
+        match=r"a\.jsonl: column 'labels' has a 0 or 1 for each label, but not their names; .*set data\.label=NAME,NAME",
     ):
         read(str(path), "labels")
 
@@ -252,13 +255,13 @@ def test_cats_are_found_by_their_name(tmp_path: Path):
         (
             ["1.5", "2.0"],
             "label",
-            "holds decimal numbers, each a label of its own; to predict the number say task.name=",
+            "has decimal numbers, and each becomes a label; to predict the number, set task.name=",
         ),
         (["1.0", "0.0"], "label", None),
         (["v1.5", "2.5"], "label", None),
         (["1.5", "2.0"], "number", None),
-        (["x|y", "y"], "labels", "holds '|'; if it stands between labels, say data.label_separator=|"),
-        (["x;y", "y"], "labels", "holds ';'; if it stands between labels, say data.label_separator=;"),
+        (["x|y", "y"], "labels", "holds '|'; if it separates labels, set data.label_separator=|"),
+        (["x;y", "y"], "labels", "holds ';'; if it separates labels, set data.label_separator=;"),
         (["x|y,z", "y"], "labels", None),
     ],
 )
@@ -267,5 +270,5 @@ def test_what_cells_of_labels_may_mean_instead_is_said(
 ):
     path = tmp_path / "a.csv"
     pd.DataFrame({"text": ["a", "b"], "label": cells}).to_csv(path, index=False)
-    told = [found for found in read(str(path), wants).notes if "'label' holds" in found]
+    told = [found for found in read(str(path), wants).notes if "column 'label' h" in found]
     assert [found.startswith(f"{path}: column 'label' {note}") for found in told] == [True] * (note is not None)

@@ -133,7 +133,7 @@ def test_spans_are_found_by_their_form_where_no_column_is_usual(save, name):
 def test_second_text_that_is_not_asked_for_is_said(save):
     path = save("a.csv", "premise,hypothesis,label\nIt rains.,It is wet.,yes\n")
     alone, pairs = read(str(path)), read(str(path), columns=Columns(pair="hypothesis"))
-    said = f"{path}: column 'hypothesis' is not read; for pairs of texts say data.pair=hypothesis"
+    said = f"{path}: column 'hypothesis' is not used; for pairs of texts set data.pair=hypothesis"
     assert said in alone.notes
     assert said not in pairs.notes
 
@@ -250,7 +250,7 @@ def test_lines_that_begin_with_labels_are_told(save, lines):
 )
 def test_lines_that_begin_with_the_same_words_are_not_taken_for_labels(save, line):
     path = save("a.txt", "".join(line.format(i) + "\n" for i in range(40)))
-    with pytest.raises(DataError, match=r"no columns, no labels.*say data\.format=label-first"):
+    with pytest.raises(DataError, match=r"no columns, no labels.*set data\.format=label-first"):
         read(str(path))
     assert len(read(str(path), format="label-first").examples) == 40
 
@@ -261,7 +261,7 @@ def test_lines_of_fasttext_give_all_labels_without_their_mark(save):
         (("soup", "salt"), "hot and salty"),
         (("cake",), "sweet"),
     ]
-    with pytest.raises(DataError, match=r"holds 2 labels, .* for several say task\.name=multi_label_classification"):
+    with pytest.raises(DataError, match=r"holds 2 labels, .* for several, set task\.name=multi_label_classification"):
         read(str(path))
 
 

@@ -79,7 +79,7 @@ def test_reading_spans_with_their_texts_tells_characters_from_code_units(folder,
 def test_file_that_counts_in_two_ways_is_refused(save):
     records = [{"text": ANCHOR.text, "spans": as_objects(ANCHOR, units=units, own=True)} for units in (False, True)]
     path = save("a.jsonl", lines(records))
-    message = f"offsets count UTF-16 code units here, but characters at {path}:1; a file counts in one way"
+    message = f"offsets count UTF-16 code units here, but characters at {path}:1; a file must use one of them"
     with pytest.raises(DataError, match=refusal(f"{path}:2", message)):
         read(str(path), "words")
 
@@ -128,12 +128,12 @@ def test_white_space_at_the_ends_of_spans_is_cut_and_noted(save):
     dataset = read(str(path), "words")
     assert [found(example).spans for example in dataset.examples] == [((0, 5, "PER"),), (), ((0, 2, "PER"),)]
     assert dataset.notes[-2:] == [
-        f"{path}: spans cut at white space at their ends: 1 ({path}:1)",
-        f"{path}: spans of white space alone, left out: 1 ({path}:2)",
+        f"{path}: white space removed at the ends of spans: 1 ({path}:1)",
+        f"{path}: spans of only white space, left out: 1 ({path}:2)",
     ]
     path = save("b.jsonl", lines([{"text": "a b", "spans": [[0, 2, "X"]]}] * 7))  # places are listed five at most
     note = read(str(path), "words").notes[-1]
-    assert note.endswith(f"ends: 7 ({', '.join(f'{path}:{line}' for line in range(1, 6))}, ...)")
+    assert note.endswith(f"spans: 7 ({', '.join(f'{path}:{line}' for line in range(1, 6))}, ...)")
 
 
 def span(start: object, end: object, label: object = "PER", **more: object) -> dict[str, object]:
@@ -141,13 +141,13 @@ def span(start: object, end: object, label: object = "PER", **more: object) -> d
 
 
 BAD = [
-    (span(0, 12), "span 0-12 (PER) lies outside the text, which has 11 characters"),
-    (span(-1, 5), "span -1-5 (PER) lies outside the text, which has 11 characters"),
-    (span(12, 13), "span 12-13 (PER) lies outside the text"),
+    (span(0, 12), "span 0-12 (PER) is outside the text, which has 11 characters"),
+    (span(-1, 5), "span -1-5 (PER) is outside the text, which has 11 characters"),
+    (span(12, 13), "span 12-13 (PER) is outside the text"),
     (span(3, 3), "span 3-3 (PER) is empty; its end is the offset after its last character"),
     (span(5, 3), "span 5-3 (PER) is empty"),
-    (span(1, 6, text="Peter"), "span 1-6 (PER) reads 'eter ', but should read 'Peter'; that stands at 0-5"),
-    (span(0, 4, text="Peter"), "span 0-4 (PER) reads 'Pete', but should read 'Peter'; that stands at 0-5"),
+    (span(1, 6, text="Peter"), "span 1-6 (PER) reads 'eter ', but should read 'Peter'; that is at 0-5"),
+    (span(0, 4, text="Peter"), "span 0-4 (PER) reads 'Pete', but should read 'Peter'; that is at 0-5"),
     (span(0, 5, text="Paul"), "span 0-5 (PER) reads 'Peter', but should read 'Paul'"),
     (span("0", 5), "{'start': '0', 'end': 5, 'label': 'PER'}: start and end of a span are whole numbers of characters"),
     (span(0.0, 5), "{'start': 0.0, 'end': 5, 'label': 'PER'}: start and end"),
@@ -174,8 +174,8 @@ def test_bad_span_is_refused_with_line_and_id(save, bad, message):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({}, "not annotated; a text without any entity says []"),
-        ({"spans": None}, "not annotated; a text without any entity says []"),
+        ({}, "not annotated; use [] for a text without entities"),
+        ({"spans": None}, "not annotated; use [] for a text without entities"),
         ({"spans": "PER"}, "'PER' is not a list of spans"),
         ({"spans": {"0": "x" * 100}}, "{'0': '" + "x" * 70 + "... is not a list of spans"),
     ],
@@ -201,7 +201,7 @@ OVERLAPPING = [
 @pytest.mark.parametrize(("spans", "message", "longest"), OVERLAPPING)
 def test_overlaps_are_refused_or_the_longest_is_taken_and_noted(save, spans, message, longest):
     path = save("a.jsonl", lines([{"id": "x", "text": "abcdefghij", "spans": spans}]))
-    where, rule = f"{path}:1 (id x)", f"{message} overlap, and a word has one tag; "
+    where, rule = f"{path}:1 (id x)", f"{message} overlap, but a word can have only one tag; "
     with pytest.raises(DataError, match=refusal(where, rule) + r".*data\.overlaps=longest"):
         read(str(path), "words")
     dataset = read(str(path), "words", columns=Columns(overlaps="longest"))
@@ -247,8 +247,8 @@ def test_tokens_of_the_file_are_its_words(document, data):
     [
         ([(0, 2), (3, 5)], "'c' at 2 is in no token"),
         ([(0, 3)], "'de' at 3 is in no token"),
-        ([(0, 3), (2, 5)], "token 2-5 overlaps the one before or lies outside the text"),
-        ([(0, 6)], "token 0-6 overlaps the one before or lies outside the text"),
+        ([(0, 3), (2, 5)], "token 2-5 overlaps the one before or is outside the text"),
+        ([(0, 6)], "token 0-6 overlaps the one before or is outside the text"),
         ([(3, 5), (0, 3)], "'abc' at 0 is in no token"),
     ],
 )

@@ -131,11 +131,15 @@ def test_signal_ends_with_what_is_published(job: Job, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "answerer", "message"),
     [
-        ({"shard_rows": 2 * SHARD}, ANSWERER, "--shard-rows changed .* 256 then, 512 now"),
+        ({"shard_rows": 2 * SHARD}, ANSWERER, "--shard-rows changed .* was 256, now it is 512"),
         ({"keep": ()}, ANSWERER, "--keep changed"),
         ({"format": "jsonl"}, ANSWERER, "--format changed"),
-        ({"columns": Columns(text="other")}, ANSWERER, "text changed .* text then, other now"),
-        ({}, replace(ANSWERER, identity=lambda: {"base": "1", "adapter": "3"}), "adapter changed .* 2 then, 3 now"),
+        ({"columns": Columns(text="other")}, ANSWERER, "text changed .* was text, now it is other"),
+        (
+            {},
+            replace(ANSWERER, identity=lambda: {"base": "1", "adapter": "3"}),
+            "adapter changed .* was 2, now it is 3",
+        ),
     ],
 )
 def test_other_job_is_refused(
@@ -153,7 +157,7 @@ def test_changed_input_is_refused(job: Job, tmp_path: Path) -> None:
     score_files(job, ANSWERER, tmp_path / "out")
     table = pq.read_table(job.files[1])
     pq.write_table(table.slice(1), job.files[1])
-    with pytest.raises(OutputError, match=r"in-1.parquet changed since the folder was begun"):
+    with pytest.raises(OutputError, match=r"in-1.parquet changed since the folder was started"):
         score_files(job, ANSWERER, tmp_path / "out")
 
 
@@ -183,7 +187,7 @@ def test_second_process_and_strangers_folder_are_refused(job: Job, tmp_path: Pat
         folder.mkdir()
         (folder / "letter.txt").touch()
         (folder / name).write_text(content)
-        with pytest.raises(OutputError, match="holds something else"):
+        with pytest.raises(OutputError, match="contains something else"):
             score_files(job, ANSWERER, folder)
         assert (folder / name).read_text() == content and len([*folder.iterdir()]) == len({name, "letter.txt"})
     (folder / "letter.txt").unlink()
@@ -233,7 +237,7 @@ def test_bad_rows_stop_the_job_or_are_listed(tmp_path: Path) -> None:
     [
         (["in-*.parquet", "in-0.parquet"], (), DataError, "in-0.parquet: named twice"),
         (["non-*.parquet"], (), DataError, "non-.*: no such file"),
-        (["."], (), DataError, "no such file: it is a folder, whose files are '.*/[*].parquet'"),
+        (["."], (), DataError, "no such file: it is a folder; its files are '.*/[*].parquet'"),
         (["in-*.parquet"], ("idd",), DataError, "--keep idd is not a column; did you mean 'id'"),
         (["in-*.parquet", "z.parquet"], ("id",), DataError, "z.parquet: --keep id is string here, and int64 in"),
         (["z.parquet"], ("score",), ConfigError, "--keep score: answers already have a column of that name"),

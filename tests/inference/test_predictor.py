@@ -156,7 +156,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     for seed in "01":
         (tmp_path / f"seed-{seed}" / "adapter").mkdir(parents=True)
         (tmp_path / f"seed-{seed}" / "adapter" / "lorakit.json").touch()
-    with pytest.raises(OutputError, match=r"holds 2 runs, .* name one, for example .*seed-0$"):
+    with pytest.raises(OutputError, match=r"contains 2 runs, .* choose one, for example .*seed-0$"):
         load(tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_a_run_learns_the_same(base: str, task: str, request: pytest.FixtureRequ
     words = ("model.dropout=0", "lora.dropout=0", "lora.target_modules=all-linear", "train.max_steps=6")
     fast = prepare(changed(raw, *words))
     plain = prepare(changed(raw, *words, "model.kernels=plain"))
-    assert fast.kernels[0].endswith("adapted linear layers in one function each")
+    assert fast.kernels[0].endswith("fused LoRA layers")
     assert ("last block: first token only" in fast.kernels) == (base == "bert")
     assert plain.kernels == ()
     (losses, learned), (plain_losses, plain_learned) = stepped(fast), stepped(plain)
@@ -129,10 +129,10 @@ def test_changes_of_a_forward_are_listed_and_undone(sentence_bert: Path, bert: P
     keep_prefix([fast])
     changes = changes_of(fast.model)
     assert list(changes) == [
-        "adapted linear layers in one function each",
+        "fused LoRA layers",
         "last block: first token only",
-        "attention in few passes",
-        *(["dropout and norms in one pass each", "blocks over packed tokens"] if library(torch.float32) else []),
+        "fused attention",
+        *(["fused dropout and norms", "no work on padding"] if library(torch.float32) else []),
         "blocks below the adapters looked up",
     ]
     count = len(list(changes))

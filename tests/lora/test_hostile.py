@@ -256,7 +256,7 @@ def test_another_base_of_the_same_shapes_is_refused_before_it_is_loaded(shipped:
     side = json.loads((shipped / SIDE).read_text(encoding="utf-8"))
     side["base"]["name"] = str(save_bert(tmp_path / "base", seed=5))
     (shipped / SIDE).write_text(json.dumps(side), encoding="utf-8")
-    assert f"{shipped}: trained on another {tmp_path / 'base'}: its weights have sha256" in refusal(
+    assert f"{shipped}: trained on a different {tmp_path / 'base'}: its weights have sha256" in refusal(
         lambda: load(shipped)
     )
 

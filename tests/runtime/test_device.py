@@ -118,11 +118,11 @@ def test_pick_device_takes_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPat
     if index < 2:
         assert device.pick_device() == device.pick_device(kind) == torch.device(kind, index)
         return
-    with pytest.raises(ConfigError, match="process 4 of this machine has no GPU: there are 2"):
+    with pytest.raises(ConfigError, match="process 4 of this machine has no GPU; there are 2"):
         device.pick_device()
 
 
-@pytest.mark.parametrize(("kind", "has"), [(None, "the CPU alone"), ("cuda", "cuda and the CPU")])
+@pytest.mark.parametrize(("kind", "has"), [(None, "only the CPU"), ("cuda", "cuda and the CPU")])
 def test_pick_device_refuses_what_the_machine_has_not(
     monkeypatch: pytest.MonkeyPatch, kind: str | None, has: str
 ) -> None:

@@ -123,7 +123,7 @@ def test_order_is_given_or_by_value():
 
 @pytest.mark.parametrize("labels", [("fair", "poor"), ("1", "2", "1.0"), ("1", "nan"), ("0", "inf")])
 def test_order_of_what_is_not_all_different_numbers_is_asked_for(labels):
-    with pytest.raises(ConfigError, match=rf"^task\.order is missing: .*from lowest to highest: {', '.join(labels)}"):
+    with pytest.raises(ConfigError, match=rf"^task\.order is missing; .*from lowest to highest: {', '.join(labels)}"):
         find_labels("ordinal_classification", [Example("x", label=label) for label in labels])
 
 
@@ -140,5 +140,5 @@ def test_label_outside_of_the_order_is_refused():
 
 
 def test_shares_are_refused():
-    with pytest.raises(DataError, match=r"^a\.csv:2: a soft label; ordinal_classification takes one label"):
+    with pytest.raises(DataError, match=r"^a\.csv:2: a soft label; ordinal_classification needs one label"):
         check_labels("ordinal_classification", [Example("x", label={"good": 1.0}, where="a.csv:2")], LABELS)

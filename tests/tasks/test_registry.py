@@ -88,7 +88,7 @@ def test_types_of_words_are_checked(task):
     check_labels(task, sentences("O I-PER", "O"), known)
     with pytest.raises(DataError, match=r"^a\.conll:2: label 'PERS' is not in the training data; did you mean 'PER'\?"):
         check_labels(task, sentences("O B-PER", "O B-PERS"), known)
-    with pytest.raises(DataError, match=r"^a\.conll: no entity in the training data: every tag is O"):
+    with pytest.raises(DataError, match=r"^a\.conll: the training data has no entities: every tag is O"):
         find_labels(task, sentences("O O", "O"))
 
 

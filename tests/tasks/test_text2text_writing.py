@@ -151,7 +151,7 @@ def test_targets_are_read_from_the_usual_column_or_a_named_one(summaries: Path, 
     (example,) = read(str(tmp_path / "qa.csv"), "target").examples
     assert (example.text, example.target) == ("who?", "Ada")
     (tmp_path / "none.csv").write_text("text,other\na,b\n")
-    with pytest.raises(DataError, match=r"which column is the target\? say data\.label=NAME"):
+    with pytest.raises(DataError, match=r"which column is the target\? Set data\.label=NAME"):
         read(str(tmp_path / "none.csv"), "target")
     (tmp_path / "gap.csv").write_text("text,target\na,b\nc,\n")
     with pytest.raises(DataError, match=r"gap\.csv:3"):

@@ -157,8 +157,11 @@ def test_quantised_base_is_that_of_the_adapter(bert: Path, files: Path, tmp_path
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "another rank": (("lora.r=8",), "lora.r = 8: .*, from which the run begins, has 4; leave it out"),
-    "other targets": (("lora.target_modules=[query]",), r"lora.target_modules = \('query',\): .* leave it out"),
+    "another rank": (("lora.r=8",), "lora.r = 8: .*, which the run starts from, has 4; leave this setting out"),
+    "other targets": (
+        ("lora.target_modules=[query]",),
+        r"lora.target_modules = \('query',\): .* leave this setting out",
+    ),
     "another init": (("lora.init=pissa",), "lora.init = 'pissa': .* has 'kaiming'"),
     "another form of the base": (("model.quantize=int8",), "model.quantize = 'int8': .* has 'none'"),
     "no folder": (("model.adapter=nowhere",), "model.adapter = 'nowhere': nowhere: no such run folder"),
@@ -166,7 +169,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         ("model.adapter=.",),
         r"model.adapter = '\.': \.: neither a run folder nor a lorakit adapter",
     ),
-    "the whole model": (("train.method=full",), "train.method = 'full': a run with model.adapter goes on with LoRA"),
+    "the whole model": (("train.method=full",), "train.method = 'full': a run with model.adapter continues with LoRA"),
     "its head, of other labels": (
         ("model.adapter_head=keep", "data.label=stars"),
         "'keep': .* with the labels bad, good;",

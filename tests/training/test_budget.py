@@ -59,6 +59,6 @@ def test_few_examples_that_were_held_out_do_not_choose_a_step(bert: Path, files:
     notes: list[Event] = []
     assert prepare(changed(raw), notes.append).keeps_last
     assert not prepare(changed(raw, "train.patience=2")).keeps_last
-    assert any("so the last step is kept" in note.text for note in notes if isinstance(note, Note))
+    assert any("so the last one is kept" in note.text for note in notes if isinstance(note, Note))
     scores = fit(changed(raw, "train.head_start=probe"), tmp_path).scores
     assert scores["best_step"] == max(scores["best_step"], 8)

@@ -91,7 +91,7 @@ def test_bf16_base_keeps_the_transitions_in_fp32(raw: dict) -> None:
 
 def test_merged_model_is_plain_and_says_what_it_lost(crf_run: Path, tmp_path: Path) -> None:
     said = merge(crf_run, tmp_path / "merged").lines
-    assert said[0] == "crf: its transitions are left out, a plain model answers each word by itself"
+    assert said[0] == "crf: its transitions are left out, so a plain model tags each word on its own"
     _, info = transformers.AutoModelForTokenClassification.from_pretrained(
         tmp_path / "merged", output_loading_info=True
     )

@@ -260,12 +260,12 @@ def test_a_text_that_stands_twice_has_one_number_and_its_own_role(encoder: Path)
 @pytest.mark.parametrize(
     ("form", "words", "message"),
     [
-        ("classes", ("task.loss=cosent",), r"task.loss = 'cosent' does not take texts with their classes"),
+        ("classes", ("task.loss=cosent",), r"task.loss = 'cosent' does not work with texts with their classes"),
         ("scores", ("task.loss=cosine_mse",), r"scores.csv:3: the score 4.5 is not a cosine"),
         ("scores", ("task.metric=map",), r"task.metric = 'map' is not a score of pairs of texts with scores"),
         ("classes", ("task.query_prompt=q", "task.document_prompt=d"), r"task.document_prompt = 'd': texts with"),
         ("pairs", ("data.negative=wrong",), r"data.negative = 'wrong' is not a column"),
-        ("classes", ("data.negative=label",), r"data.negative names texts that a pair lacks"),
+        ("classes", ("data.negative=label",), r"data.negative needs pairs; set the second text"),
         ("classes", ("data.label=[text,label]",), r"data.label names several columns"),
     ],
 )
@@ -289,7 +289,7 @@ def test_settings_that_a_recipe_alone_shows_are_refused(encoder: Path, tables: P
 
 
 def test_several_processes_are_refused(encoder: Path, tables: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trains in one process, not in 2; train.micro_batch_size divides"):
+    with pytest.raises(ConfigError, match=r"trains in one process, not in 2; use train.micro_batch_size for"):
         prepare(recipe(encoder, tables / "pairs.csv"), ranks=Ranks(0, 2))
 
 
@@ -332,7 +332,7 @@ def test_a_base_that_makes_vectors_in_another_way_is_refused(encoder: Path, t5: 
         own_layout(base, "x")
     (base / "modules.json").unlink()
     (base / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
-    with pytest.raises(ModelError, match=r"by max \(1_Pooling\); lorakit has 'mean' and 'cls'"):
+    with pytest.raises(ModelError, match=r"by max \(1_Pooling\), but lorakit has only 'mean' and 'cls'"):
         load_base(str(base), "embedding", pooling="auto")
     assert load_base(str(base), "embedding", pooling="cls").pooling == "cls"
     with pytest.raises(ModelError, match=r"an encoder with a decoder; embeddings need an encoder"):

@@ -101,7 +101,7 @@ def test_too_many_skips_end_the_run(
     monkeypatch.setattr(run_module, "SKIPS", in_all)
     spoil(2, 3)
     with pytest.raises(
-        NumericsError, match=rf"step 3: .*like 1 before it: the limit is {in_a_row} in a row and {in_all} in"
+        NumericsError, match=rf"step 3: .*like 1 others; the limit is {in_a_row} in a row and {in_all} in"
     ):
         fit(changed(raw, "train.non_finite=skip"), tmp_path)
 
@@ -124,7 +124,7 @@ def test_loss_that_climbs_is_told_once_with_a_hint() -> None:
 
 def test_loss_that_stands_still_is_told_once() -> None:
     assert warned([0.6931] * 3 * WINDOW) == [
-        (WINDOW, f"steps 1 to {WINDOW}: the loss stays at 0.6931: is every label the same, or train.lr too low?")
+        (WINDOW, f"steps 1 to {WINDOW}: the loss stays at 0.6931; are all labels the same, or is train.lr too low?")
     ]
 
 
@@ -175,7 +175,7 @@ def test_micro_batch_is_halved_where_memory_is_full(
     assert weights(tmp_path / "halved") == weights(tmp_path / "small")
     texts = [text for text in notes(told) if "memory" in text]
     assert texts == [
-        "out of memory at step 1: 2 examples per forward from now on; a step still has 8, and its gradient is the same"
+        "out of memory at step 1: 2 examples in a forward pass from now on; a step still has 8, with the same"
     ]
 
 
@@ -196,7 +196,7 @@ def test_no_room_for_one_example_is_an_error_with_advice(
     Small(monkeypatch, 0, MemoryError())
     with pytest.raises(
         ConfigError,
-        match=r"step 1: out of memory with 1 of 8 examples at a time, the longest of \d+ tokens: .*quantize",
+        match=r"step 1: out of memory with 1 of 8 examples at a time, the longest of \d+ tokens; .*quantize",
     ):
         fit(changed(raw), tmp_path)
 

@@ -98,8 +98,8 @@ def test_auto_takes_what_the_base_says_and_tells_it(words: str, bert: Path, file
     does = {
         "mean": "so does the classifier",
         "cls": "",
-        "mean and max": "its family's own",
-        "lasttoken": "its family's own",
+        "mean and max": "the head of its model family",
+        "lasttoken": "the head of its model family",
     }
     assert len(told) == bool(does[words])
     assert all(f"by {words} (1_Pooling)" in text and does[words] in text for text in told)

@@ -133,7 +133,7 @@ def test_a_trained_cross_encoder_is_scored_before_the_first_step(encoder: Path, 
 @pytest.mark.parametrize(
     ("form", "words", "message"),
     [
-        ("classes", (), r"a text alone; task.name = 'reranker' takes pairs"),
+        ("classes", (), r"a single text; task.name = 'reranker' needs pairs"),
         ("scores", (), r"scores.csv:3: the score 4.5 is not from 0 to 1"),
         ("scores", ("task.loss=listnet",), r"task.loss = 'listnet' compares the texts of a query"),
         ("pairs", ("task.metric=spearman",), r"task.metric = 'spearman' is not a score of these data"),
@@ -156,5 +156,5 @@ def test_pairs_without_negatives_and_texts_alone_are_refused(encoder: Path, tabl
     run = fit(recipe(encoder, tables / "pairs.csv", "train.max_steps=1"), tmp_path / "run").folder
     with pytest.raises(DataError, match=r"text 1 of 1: this run scores pairs of texts"):
         lorakit.load(run).predict(["alone"])
-    with pytest.raises(DataError, match=r"reranker, gives no vectors"):
+    with pytest.raises(DataError, match=r"reranker, does not make vectors"):
         lorakit.load(run).embed(["alone"])

@@ -173,7 +173,7 @@ def test_tensor_of_another_shape_is_refused_and_not_stretched(
 def test_no_checkpoint_yet_begins_the_run(tmp_path: Path) -> None:
     told: list[Event] = []
     assert find_checkpoint(tmp_path, "auto", told.append) is None
-    assert told == [Note(f"{tmp_path}: no checkpoint yet; starting from the first step")]
+    assert told == [Note(f"{tmp_path}: no checkpoint yet, so starting from the first step")]
 
 
 def test_checkpoints_of_which_none_is_whole_are_an_error(tmp_path: Path) -> None:

@@ -94,9 +94,7 @@ def test_lora_start_equals_the_base_model_and_its_dropout_is_settable(raw: Secti
     batch = models[0].task.collate(models[0].parts["train"].flat[:4])
     with torch.no_grad():
         first, second = (p.task.predict(p.model.eval(), batch) for p in models)
-    assert first == [
-        pytest.approx(row, rel=1e-6) for row in second
-    ]  # the blocks run over packed tokens, and as modules
+    assert first == [pytest.approx(row, rel=1e-6) for row in second]  # the blocks skip padding, and as modules
     rates = {m.p for m in models[0].model.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.25, raw["lora"]["dropout"]}
 
@@ -111,7 +109,7 @@ def test_usual_columns_of_pairs_are_read_as_pairs_and_said(raw: Sections, tmp_pa
     )
     assert prepared.recipe.data.pair == "answer"
     assert {example.pair for example in prepared.parts["train"].examples} <= {f"that {i}" for i in range(10)}
-    assert f"{path}: pair is column 'answer'; to read one text an example, name it with data.text" in notes
+    assert f"{path}: pair is column 'answer'; to read a single text, set data.text" in notes
     alone = prepare(changed(raw, f"data.train={path}", f"data.validation={path}", "data.text=question"))
     assert alone.recipe.data.pair is None
 
@@ -364,7 +362,7 @@ def test_prepare_says_which_layers_are_too_small_for_the_rank(raw: Sections, tmp
     prepared = prepare(changed(raw, f"model.base={folder}"), notes.append)
     assert [target.path for target in prepared.targets if "contact_head" in target.path] == []
     assert (
-        Note("lora.target_modules = 'all-linear' leaves out esm.contact_head.regression: too small for r = 4") in notes
+        Note("lora.target_modules = 'all-linear' leaves out esm.contact_head.regression (too small for r = 4)") in notes
     )
 
 
@@ -386,4 +384,4 @@ def test_labels_that_people_read_as_one_are_told(raw: Sections, files: Path, tmp
     events: list[Event] = []
     prepare(changed(raw, f"data.train={tmp_path / 'alike.csv'}"), events.append)
     told = [event.text for event in events if isinstance(event, Note)]
-    assert "labels that differ in case, number format or invisible characters alone: 'Good' / 'good'" in told
+    assert "labels that differ only in case, number format or invisible characters: 'Good' / 'good'" in told

@@ -27,7 +27,7 @@ def test_folder_that_holds_anything_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="exists already"), run_folder(tmp_path, None):
         pytest.fail("it is not ours")
-    with pytest.raises(OutputError, match=r"holds no run .*recipe\.toml"), run_folder(tmp_path, "auto"):
+    with pytest.raises(OutputError, match=r"contains no run .*recipe\.toml"), run_folder(tmp_path, "auto"):
         pytest.fail("it is not ours")
     assert names(tmp_path) == ["notes.txt"]
 

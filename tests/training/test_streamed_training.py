@@ -127,7 +127,7 @@ def test_file_from_a_url_is_copied_once_a_version(files: Path, tmp_path: Path) -
     ("source", "message"),
     [
         ("memory://nowhere/*.csv", r"memory://nowhere/\*\.csv: cannot be read: no such file"),
-        ("s3://bucket/a.csv", "s3://bucket/a.csv: the package that reads such URLs is missing: Install s3fs"),
+        ("s3://bucket/a.csv", "s3://bucket/a.csv: a package for URLs like this is missing: Install s3fs"),
         ("nonsense://a.csv", "nonsense://a.csv: cannot be read: Protocol not known: nonsense"),
     ],
 )
@@ -141,7 +141,7 @@ def test_nothing_is_held_out_of_a_stream(bert: Path, files: Path, tmp_path: Path
     raw = sharded(sections(bert, files), tmp_path)
     assert not holds_words(raw["data"]["train"])
     del raw["data"]["validation"]
-    with pytest.raises(ConfigError, match=r"part-\*\.parquet.*name data.validation"):
+    with pytest.raises(ConfigError, match=r"part-\*\.parquet.*set data.validation"):
         prepare(changed(raw, f"data.cache={tmp_path / 'cache'}"))
 
 

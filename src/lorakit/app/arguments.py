@@ -28,11 +28,11 @@ def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None])
     if path := recipe_file(what):
         flags = [f"--{name}" for name, value in options.items() if value is not None]
         if flags:
-            raise ConfigError(f"{flags[0]} goes with DATA; with a recipe use section.key=value")
+            raise ConfigError(f"{flags[0]} only works with DATA; with a recipe use section.key=value")
         return read_recipe(path, changes)
     if options["model"] is None:
         if re.fullmatch(r"[\w-]+", what) and not Path(what).exists():
-            raise ConfigError(f"{what!r} is neither a file nor a recipe; {did_you_mean(what, recipe_names())}")
+            raise ConfigError(f"{what!r} is neither a file nor a built-in recipe; {did_you_mean(what, recipe_names())}")
         raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm")
     raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
     raw["data"].update({"text": options["text"], "label": _split_commas(options["label"])})

@@ -64,7 +64,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Outpu
     else:
         trained = read_side(shipped_folder(run)).task
         if trained.info.wants != recipe.task.info.wants:
-            raise ConfigError(f"--run {run} was trained for {trained.name}, the data are for {recipe.task.name}")
+            raise ConfigError(f"--run {run} was trained for {trained.name}, but the data is for {recipe.task.name}")
     parts: Parts
     if whole and recipe.data.train is not None:
         dataset: Dataset = read_part(recipe, recipe.data.train, "train", keep)
@@ -158,7 +158,7 @@ def _part_lines(name: str, facts: dict[str, Any]) -> Iterator[str]:
 def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mapping[str, str | None]) -> Recipe:
     """The recipe by which a run would read a source: its task, columns, base model and length limit, unless others are named."""
     if options["task"] is not None:
-        raise ConfigError("--task and --run: use one of them; a run knows its task")
+        raise ConfigError("use either --task or --run; a run has a task already")
     side = read_side(shipped_folder(run))
     columns = {
         **dataclasses.asdict(side.columns),
@@ -194,8 +194,8 @@ def _suspects(run: Path, parts: Parts, sums: dict[str, str]) -> tuple[dict[str, 
             lines.append("  most often: " + ", ".join(f"{a!r} for {b!r} {n}x" for (a, b), n in swaps))
     if set(predictor.side.data.values()) & set(sums.values()):
         lines.append(
-            f"note: {run} has used these data, to train or to choose its best checkpoint; memorised label errors "
-            "are not found: a run over other examples finds more"
+            f"note: {run} was trained on this data, or chose its best checkpoint with it, so it may have memorised "
+            "label errors; a run on other examples finds more"
         )
     return facts, lines
 

@@ -102,7 +102,7 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     width = max(18, *map(len, values), *(len(name) + 2 for name in rows))
     lines = [f"{key:<{width}} {value}" for key, value in values.items()]
     if scores.get("base_score") is not None:
-        lines.insert(0, f"{scores['metric']:<{width}} {digits(scores['base_score'])} of the untouched base")
+        lines.insert(0, f"{scores['metric']:<{width}} {digits(scores['base_score'])} for the untouched base")
     for name, row in rows.items():
         numbers = "  ".join(f"{part} {row[part]:.3f}" for part in ("precision", "recall", "f1"))
         lines.append(f"  {name:<{width - 2}} {numbers}  n {row['support']}")
@@ -111,9 +111,9 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
         lines.append(f"  entity errors: {', '.join(kinds)}; {scores['errors']['correct']} correct")
     if calibration := scores.get("calibration"):
         unscaled, scaled = calibration["unscaled"], calibration["scaled"]
-        changes = (f"{name} {unscaled[name]:.3f} to {scaled[name]:.3f}" for name in ("ece", "nll"))
-        where = "in the answers" if calibration["applied"] else "left out of the answers (task.calibrate)"
-        lines.append(f"  a temperature of {calibration['temperature']:.2f}, {where}, takes {', '.join(changes)}")
+        changes = (f"{name} from {unscaled[name]:.3f} to {scaled[name]:.3f}" for name in ("ece", "nll"))
+        where = "applied" if calibration["applied"] else "not applied; see task.calibrate"
+        lines.append(f"  a temperature of {calibration['temperature']:.2f} ({where}) changes {', '.join(changes)}")
     if len(seeds := scores.get("seeds", ())) > 1:
         lines.append(f"mean and standard deviation over the seeds {', '.join(map(str, seeds))}")
     test = score_lines(scores["test"]) if "test" in scores else []

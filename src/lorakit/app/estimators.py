@@ -108,7 +108,7 @@ class LoraEstimator(BaseEstimator):
                 raise ConfigError(f'recipe: {section} is not a table; expected {{"{section}": {{key: value}}}}')
             sections[section] = dict(table)
         of_knobs = {key: value for knob, key in KNOBS.items() if (value := getattr(self, knob)) is not None}
-        taken = {key: f"say {knob}=... of the estimator" for knob, key in KNOBS.items()}
+        taken = {key: f"use the estimator's {knob}=..." for knob, key in KNOBS.items()}
         taken |= dict.fromkeys(OURS, f"{EXAMPLES} sets it")
         for section, table in sections.items():
             for name in table:

@@ -44,7 +44,9 @@ def read_brat(path: Path, options: Columns = Columns(), notes: list[str] | None 
         text_file, annotations = folder / f"{name}.txt", folder / f"{name}.ann"
         for file, other in ((text_file, annotations), (annotations, text_file)):
             if not file.is_file():
-                raise DataError(f"{other}: there is no {file.name} beside it; a text without entities has an empty one")
+                raise DataError(
+                    f"{other}: {file.name} is missing next to it; for a text without entities, make it empty"
+                )
         text = read_text(text_file)
         yield Row({"text": text, "annotations": annotations}, f"{text_file}:1")
 
@@ -79,11 +81,11 @@ def _spans(path: Path, text: str, others: dict[str, list[str]]) -> Iterator[Span
 def _entity(line: str, text: str, where: str) -> Span:
     match = ENTITY.fullmatch(line)
     if match is None:
-        raise DataError(f"{where}: {line[:60]!r} is not an annotation of brat's: ID, tab, TYPE START END, tab, text")
+        raise DataError(f"{where}: {line[:60]!r} is not a brat annotation; expected ID, tab, TYPE START END, tab, text")
     parts = [tuple(map(int, part.split())) for part in match["offsets"].split(";")]
     # brat cuts an entity at each line end; with nothing but white space between them the parts are one
     if any(text[end:start].strip() or start < end for (_, end), (start, _) in pairwise(parts)):
-        raise DataError(f"{where}: an entity of several parts ({match['offsets']}), which no tags of words can say")
+        raise DataError(f"{where}: an entity in several parts ({match['offsets']}), which word tags cannot express")
     start, end = parts[0][0], parts[-1][1]
     return Span(start, end, match["type"], match["text"], where)
 
@@ -105,7 +107,7 @@ def read_docbin(path: Path, options: Columns = Columns(), notes: list[str] | Non
     try:
         docs = list(DocBin().from_bytes(data).get_docs(Vocab()))
     except Exception as err:  # zlib, msgpack and spaCy raise many kinds for damaged bytes
-        raise DataError(f"{path}: no DocBin of spaCy's: {type(err).__name__} {err}") from err
+        raise DataError(f"{path}: not a spaCy DocBin: {type(err).__name__} {err}") from err
     for number, doc in enumerate(docs, start=1):
         yield Row(_values(doc, f"{path}:{number}"), f"{path}:{number}")
 
@@ -238,7 +240,7 @@ def _flat_task(row: Row, others: dict[str, list[str]]) -> Flat:
         if kind != SPANS and kind not in LABELS:
             others[str(kind)].append(where)
         elif not isinstance(value, dict) or not isinstance(name, str):
-            raise DataError(f"{where}: a result of type {kind!r} without a value or a from_name")
+            raise DataError(f"{where}: a result of type {kind!r} has no value or no from_name")
         elif kind == SPANS:
             answers.setdefault(name, []).append(value)
         else:
@@ -257,7 +259,7 @@ def _results(row: Row) -> Sequence[Mapping[str, Any]] | None:
     results: list[Sequence[Mapping[str, Any]]] = [annotation["result"] for annotation in finished]
     if any(_content(result) != _content(results[0]) for result in results[1:]):
         raise DataError(
-            f"{row.place}: {len(results)} annotations that differ; mark one as ground truth or keep one alone"
+            f"{row.place}: {len(results)} annotations that differ; mark one as ground truth, or keep only one"
         )
     return results[0] if results else None
 

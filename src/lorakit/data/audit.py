@@ -103,7 +103,7 @@ def conflicts(examples: Sequence[Example]) -> list[Finding]:
 
 
 def overlaps(parts: Parts) -> list[Finding]:
-    """Texts of another part that stand in train too, as they are or but for case and white space."""
+    """Texts of another part that are also in train, as they are or but for case and white space."""
     exact = {same_text(example): example for example in parts["train"]}
     folded = {_folded(example): example for example in parts["train"]}
     findings = []
@@ -113,13 +113,13 @@ def overlaps(parts: Parts) -> list[Finding]:
         same = [(example, exact[same_text(example)]) for example in part if same_text(example) in exact]
         alike = [(e, folded[_folded(e)]) for e in part if _folded(e) in folded and same_text(e) not in exact]
         count = len(same) + len(alike)
-        text = f"texts of {name} that stand in train too: {_share(count, part)}"
-        text += f", {len(alike):,} of them but for case or white space" if alike else ""
+        text = f"texts of {name} that are also in train: {_share(count, part)}"
+        text += f", {len(alike):,} of them except for case or white space" if alike else ""
         places = [_together(pair) for pair in (*same, *alike)]
         findings.append(Finding(f"overlap of train and {name}", count, text, places, True))
         groups = {e.group: e for e in parts["train"] if e.group is not None}
         shared = {e.group: (e, groups[e.group]) for e in part if e.group in groups}
-        text = f"groups (data.group) of {name} that stand in train too: {len(shared):,}"
+        text = f"groups (data.group) of {name} that are also in train: {len(shared):,}"
         places = [f"{group!r} ({_together(pair)})" for group, pair in shared.items()]
         findings.append(Finding(f"groups of train and {name}", len(shared), text, places, True))
     return _some(findings)
@@ -135,7 +135,7 @@ def missing_labels(parts: Parts) -> list[Finding]:
     findings = [Finding("rare labels", len(rare), text, shown, True)]
     for name, of_part in counts.items():
         missing = [label for label in known if label not in of_part]
-        text = f"labels that do not stand in {name}: {len(missing)}"
+        text = f"labels that do not occur in {name}: {len(missing)}"
         findings.append(Finding(f"labels missing in {name}", len(missing), text, missing, name == "train"))
     return _some(findings)
 
@@ -143,7 +143,7 @@ def missing_labels(parts: Parts) -> list[Finding]:
 def alike_labels(examples: Iterable[Example]) -> list[Finding]:
     """Labels that differ in case, in the form of a number, or in characters that cannot be seen."""
     groups = alike(label_counts(examples))
-    text = f"labels that differ in case, number format or invisible characters alone: {len(groups)}"
+    text = f"labels that differ only in case, number format or invisible characters: {len(groups)}"
     places = [" / ".join(map(repr, group)) for group in groups]
     return _some([Finding("alike labels", len(groups), text, places, True)])
 

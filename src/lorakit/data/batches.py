@@ -132,7 +132,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int, *, by_group: 
     order = torch.randperm(len(examples), generator=named_generator(seed, "validation split")).tolist()
     units = _units(examples, order, by_group)
     if len(units) < 2 and by_group:
-        raise ConfigError("data.group: all examples are in one group, which cannot be split; name data.validation")
+        raise ConfigError("data.group: all examples are in one group, which cannot be split; set data.validation")
     units = units if len(units) > 1 else [[i] for i in order]  # one text over and over
     counts = [Counter(name for i in unit for name in labels_of(examples[i]) or ("",)) for unit in units]
     of_label: dict[str, list[int]] = defaultdict(list)

@@ -110,7 +110,7 @@ def _checked(path: Path, format: str) -> Iterator[None]:
         try:
             yield
         except (ArrowException, OSError) as err:
-            raise DataError(f"{path}: no {format} file: {first_line(err)}") from err
+            raise DataError(f"{path}: not a valid {format} file: {first_line(err)}") from err
 
 
 def _rows(records: Iterable[Mapping[str, Any]], features: Mapping[str, Any], source: str, first: int) -> Iterator[Row]:

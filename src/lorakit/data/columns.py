@@ -102,7 +102,7 @@ class Table:
         """The names of all columns; a record of JSON may lack some."""
         names = list(dict.fromkeys(name for row in self.rows for name in row.values))
         if len(names) > MOST_COLUMNS:
-            raise DataError(f"{self.source}: {len(names):,} columns; a table has {MOST_COLUMNS:,} at most")
+            raise DataError(f"{self.source}: {len(names):,} columns; a table can have at most {MOST_COLUMNS:,}")
         return names
 
     def column(self, role: str, name: str | None) -> str | None:
@@ -132,7 +132,7 @@ class Table:
                 for name in self.names[:MOST_NAMES]
             )
             raise DataError(
-                f"{self.source}: which column is the {role}? say data.{KEYS.get(role, role)}=NAME; "
+                f"{self.source}: which column is the {role}? Set data.{KEYS.get(role, role)}=NAME; "
                 f"columns: {listed(self.names)}" + (f"; {NO_HEADER}" if looks_like_values else "")
             )
         if name is None:
@@ -166,7 +166,7 @@ class Table:
         """The one column that data.label names, where words are wanted or looked for."""
         label = self.options.label
         if isinstance(label, tuple):
-            raise DataError(f"{self.source}: data.label names several columns; tags and spans stand in one")
+            raise DataError(f"{self.source}: data.label names several columns, but tags and spans are in one")
         return label
 
     def holds_spans(self, column: str) -> bool:
@@ -243,7 +243,8 @@ def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
         if spans := table.spans():
             return _spanned(table, spans)
         raise DataError(
-            f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and 'ner_tags', "
+            f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and "
+            f"'ner_tags', "
             f"or texts with 'spans'; columns: {listed(table.names)}"
         )
     words = table.column("words", None)
@@ -251,14 +252,15 @@ def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
         if wants == "text":
             return table.usable(table.rows, lambda row: (row, of_words(_strings(row, words), where=row.where)))
         raise DataError(
-            f"{table.source}: it holds tagged words; this task needs a text and its {wants} a record; "
-            "for words say task.name=token_classification"
+            f"{table.source}: it contains tagged words, but this task needs a text and its {wants} in each record; "
+            f"for words, set task.name=token_classification"
         )
     return _texts(table, wants)
 
 
 def choose_columns(table: Table, wants: Wants) -> Columns:
-    """The options with names for those columns that `examples_of` found in these rows: the rows that follow have them too."""
+    """The options with names for those columns that `examples_of` found in these rows: the rows that follow have "
+    "them too."""
     options = table.options
     if wants == "words":
         words, tags = table.words_and_tags() or (table.column("text", options.text), table.spans())
@@ -279,13 +281,13 @@ def related_label(table: Table) -> str | None:
     """Of related texts the column of their classes, of how alike two are, or of a teacher's scores; None of pairs without."""
     options, source = table.options, table.source
     if isinstance(options.label, tuple):
-        raise DataError(f"{source}: data.label names several columns; one has the classes of texts, or scores of pairs")
+        raise DataError(f"{source}: data.label names several columns, but classes and scores are in one")
     label = table.column("label", options.label)
     if options.pair is None:
         if label is None:
             raise DataError(
-                f"{source}: which texts belong together? name the column of second texts (data.pair=NAME) or of classes "
-                f"(data.label=NAME); columns: {listed(table.names)}"
+                f"{source}: which texts belong together? Set the column of second texts (data.pair=NAME) or of "
+                f"classes (data.label=NAME); columns: {listed(table.names)}"
             )
         return label
     if options.label is None and label is not None:
@@ -303,7 +305,7 @@ def negative_columns(table: Table) -> tuple[str, ...]:
         is_pair = table.options.pair is not None
         return tuple(name for name in table.names if is_pair and NEGATIVE.fullmatch(plain_name(name)))
     if table.options.pair is None:
-        raise DataError(f"{table.source}: data.negative names texts that a pair lacks: name its second text, data.pair")
+        raise DataError(f"{table.source}: data.negative needs pairs; set the second text, data.pair")
     names = (named,) if isinstance(named, str) else named
     for name in names:
         table.column("negative", name)
@@ -381,7 +383,7 @@ def _texts(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     if wants == "related":
         wants = "number" if pair else "label"
     if options.pair is None and (second := table.second(text)) and second != label:
-        table.notes.append(f"{table.source}: column {second!r} is not read; for pairs of texts say data.pair={second}")
+        table.notes.append(f"{table.source}: column {second!r} is not used; for pairs of texts set data.pair={second}")
     if isinstance(label, str):
         _check_labels(table, label, wants)
     target = label if wants == "target" and isinstance(label, str) else None
@@ -411,7 +413,7 @@ def _check_labels(table: Table, column: str, wants: Wants) -> None:
     if wants == "number" and any(map(has_decimal_comma, cells)):
         if point := next((cell for cell in cells if "." in cell), None):  # 1.000 may be a thousand there
             raise DataError(
-                f"{source}: column {column!r} holds decimal commas and {point!r}; write all numbers in one way"
+                f"{source}: column {column!r} mixes decimal commas and {point!r}; write all numbers the same way"
             )
         table.notes.append(f"{source}: numbers with a decimal comma in column {column!r}")
     if wants == "labels":
@@ -420,27 +422,27 @@ def _check_labels(table: Table, column: str, wants: Wants) -> None:
         is_vectors = len(flags) > 1 and len(set(map(len, flags))) == 1 < len(flags[0])
         if is_vectors and {x for f in flags for x in f} <= {0.0, 1.0}:
             raise DataError(
-                f"{source}: column {column!r} holds a 0 or 1 for each label, but not their names; write a column for each, "
-                "named as its label, and say data.label=NAME,NAME,..."
+                f"{source}: column {column!r} has a 0 or 1 for each label, but not their names; write one column "
+                f"for each label, with its name, and set data.label=NAME,NAME,..."
             )
         marks = [mark for mark in ";|" if any(mark in cell for cell in cells)]
         if not any(separator in cell for cell in cells):
             table.notes.extend(
-                f"{source}: column {column!r} holds {mark!r}; if it stands between labels, say data.label_separator={mark}"
+                f"{source}: column {column!r} holds {mark!r}; if it separates labels, set data.label_separator={mark}"
                 for mark in marks
             )
     if wants == "label":
         numbers = [finite_number(cell) for cell in cells]
         if None not in numbers and any(x % 1 for x in numbers if x is not None):
             table.notes.append(
-                f"{source}: column {column!r} holds decimal numbers, each a label of its own; to predict the number say "
+                f"{source}: column {column!r} has decimal numbers, and each becomes a label; to predict the number, set "
                 "task.name=sequence_regression"
             )
         is_usual = table.options.header is not None or plain_name(column) in USUAL["label"]
         if not is_usual and any(row.values.get(column) == column for row in table.rows):
             raise DataError(
-                f"{source}: the label column {column!r} is named as one of its labels; {NO_HEADER}; if it is the header, "
-                "data.header=true"
+                f"{source}: the label column {column!r} has the same name as one of its labels; {NO_HEADER}; if it "
+                f"is the header, set data.header=true"
             )
 
 
@@ -476,7 +478,7 @@ def _text(row: Row, column: str) -> str:
     if not value.strip():
         raise DataError(f"{row.where}: column {column!r} is empty")
     if "\0" in value:
-        raise DataError(f"{row.where}: column {column!r} holds a NUL character; text has none")
+        raise DataError(f"{row.where}: column {column!r} contains a NUL character, which text cannot have")
     return value
 
 
@@ -490,7 +492,8 @@ def _tagged(table: Table, words: str, column: str) -> list[tuple[Row, Example]]:
         for i, tag in enumerate(tags):
             if not is_tag(tag):
                 raise DataError(
-                    f"{row.word(i)}: {tag!r} is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and "
+                    f"{row.word(i)}: {tag!r} is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in "
+                    f"IOBES and "
                     "BILOU)" + ("" if "-" in tag else f"; if it is a type, write I-{short(tag)[1:-1]}")
                 )
         return row, own, tags
@@ -518,14 +521,14 @@ def _strings(row: Row, column: str) -> list[str]:
     for i, item in enumerate(value):
         if type(item) is int:
             raise DataError(
-                f"{row.where}: column {column!r} holds numbers, whose names are not in the file; write the tags by name, such as "
-                "O and B-PER"
+                f"{row.where}: column {column!r} has numbers whose names are not in the file; write the tags by "
+                f"name, such as O and B-PER"
             )
         if not isinstance(item, str) or not item:
             what = "is empty" if isinstance(item, str) else f"is {short(item)}, not a text"
             raise DataError(f"{row.where}: word {i + 1} of column {column!r} {what}")
     if any("\0" in item for item in value):
-        raise DataError(f"{row.where}: column {column!r} holds a NUL character; text has none")
+        raise DataError(f"{row.where}: column {column!r} contains a NUL character, which text cannot have")
     return value
 
 
@@ -569,7 +572,7 @@ def label_reader(wants: Wants, columns: str | Sequence[str], separator: str = ",
         return lambda row: marked_labels(row, columns)
     if wants == "label":
         return lambda row: shares(row, {name: row.values.get(name) for name in columns})
-    raise ConfigError(f"data.label names {len(columns)} columns ({', '.join(columns)}); this task wants one {wants}")
+    raise ConfigError(f"data.label names {len(columns)} columns ({', '.join(columns)}); this task needs one {wants}")
 
 
 def one_label(row: Row, column: str) -> str | Mapping[str, float]:
@@ -583,13 +586,14 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
         value = value[0]
     if isinstance(value, list) and len(value) > 1 and all(map(_name, value)):
         raise DataError(
-            f"{row.where}: column {column!r} holds {len(value)} labels, {short(value)}, where one is wanted; for several say "
-            "task.name=multi_label_classification"
+            f"{row.where}: column {column!r} holds {len(value)} labels, {short(value)}, but this task needs one; "
+            f"for several, set task.name=multi_label_classification"
         )
     if (name := _name(value)) is None:
-        number = "; for numbers say task.name=sequence_regression" if isinstance(value, float) else ""
+        number = "; for numbers, set task.name=sequence_regression" if isinstance(value, float) else ""
         raise DataError(
-            f"{row.where}: column {column!r} holds {short(value)}, not a label (a text, a whole number, true or false){number}"
+            f"{row.where}: column {column!r} holds {short(value)}, not a label (a text, a whole number, true or "
+            f"false){number}"
         )
     return name
 
@@ -604,7 +608,9 @@ def shares(row: Row, values: Mapping[str, Any]) -> dict[str, float]:
         given[name] = share
     total = sum(given.values())
     if abs(total - 1) > SHARES_OFF:
-        several = "; for several labels say task.name=multi_label_classification" if {*given.values()} <= {0, 1} else ""
+        several = (
+            "; for several labels, set task.name=multi_label_classification" if {*given.values()} <= {0, 1} else ""
+        )
         raise DataError(f"{row.where}: the shares of the labels {listed([*given])} sum to {total:g}, not to 1{several}")
     return {name: share / total for name, share in given.items()}
 

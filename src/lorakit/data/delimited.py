@@ -18,7 +18,7 @@ from lorakit.data.text import LONGEST, check_unpacked, listed, opened, stream_li
 from lorakit.errors import DataError, first_line
 
 MOST_COLUMNS = 10_000
-NO_HEADER = "if the first line is a record, say data.header=false: the columns are then 1, 2, ..."
+NO_HEADER = "if the first line is a record, set data.header=false; the columns are then called 1, 2, ..."
 
 
 class Row(NamedTuple):
@@ -89,7 +89,7 @@ def csv_rows(
         if isinstance(fields, DataError):
             yield fields
         elif len(fields) != len(names):
-            hint = "; remove what stands above the header, or say data.delimiter" if len(names) == 1 else ""
+            hint = "; remove the lines above the header, or set data.delimiter" if len(names) == 1 else ""
             yield DataError(f"{where}: {len(fields)} columns, the header has {len(names)}: {listed(names)}{hint}")
         else:
             yield Row(dict(zip(names, fields, strict=True)), where)
@@ -122,14 +122,14 @@ def _delimiter(path: Path, options: Columns, usual: str, head: Sequence[str]) ->
         records = [next(_records(dialect, path, head), ("", list[str]()))[1] for dialect in dialects]
         counts[delimiter] = max(0 if isinstance(fields, DataError) else len(fields) for fields in records)
     if (columns := max(counts.values())) > MOST_COLUMNS:
-        raise DataError(f"{path}:1: {columns:,} columns; a table has {MOST_COLUMNS:,} at most")
+        raise DataError(f"{path}:1: {columns:,} columns; a table can have at most {MOST_COLUMNS:,}")
     able = [delimiter for delimiter in DELIMITERS if counts[delimiter] > 1]
     if len(able) < 2:
         return able[0] if able else usual
     good = [d for d in able if any((_shape(way, path, options, TRIED) or (0, 0))[1] > 1 for way in ways[d])]
     if len(good) > 1:
         each = " or ".join(f"{_shown(d)} ({counts[d]} columns)" for d in good)
-        raise DataError(f"{path}: the fields could be separated by {each}: say data.delimiter")
+        raise DataError(f"{path}: the fields could be separated by {each}; set data.delimiter")
     return good[0] if good else usual if usual in able else max(able, key=counts.__getitem__)
 
 
@@ -150,12 +150,12 @@ def _quotes(path: Path, options: Columns, dialect: Dialect) -> tuple[bool, list[
     raw = dialect._replace(quoted=False)
     if (shape := _shape(dialect, path, options)) is None:
         return False, []
-    notes = [f"{path}: fields stand in quotes, which are not part of them; data.format=tsv keeps them"]
+    notes = [f"{path}: fields are in quotes, which are removed; data.format=tsv keeps them"]
     if (raw_shape := _shape(raw, path, options)) is None:
         return True, notes  # a quoted field holds a tab or a line end
     if raw_shape != shape:
         ways = " or, if they are text, ".join(f"{n:,} lines of {columns} columns" for n, columns in (shape, raw_shape))
-        raise DataError(f"{path}: if quotes stand around fields, {ways}: say data.format=csv or data.format=tsv")
+        raise DataError(f"{path}: if quotes enclose fields, {ways}; set data.format=csv or data.format=tsv")
     n, columns = shape
     begin, hold = [0] * columns, [0] * columns  # how many fields of a column begin with a quote, and hold one too
     for _, fields in _records(raw, path, stream_lines(path, options.encoding)):
@@ -164,7 +164,7 @@ def _quotes(path: Path, options: Columns, dialect: Dialect) -> tuple[bool, list[
             hold[k] += field.startswith('"') and '""' in field
     if all(count in (0, n) for count in begin) or begin == hold:
         return True, notes
-    return False, [f"{path}: some fields stand in quotes, which are taken as text; data.format=csv drops them"]
+    return False, [f"{path}: some fields are in quotes, which are kept as text; data.format=csv removes them"]
 
 
 def _shape(dialect: Dialect, path: Path, options: Columns, most: int | None = None) -> tuple[int, int] | None:
@@ -191,7 +191,7 @@ def _records(dialect: Dialect, path: Path, lines: Iterable[str]) -> Iterator[tup
         except StopIteration:
             return
         except csv.Error as err:
-            fields = DataError(f"{where}: not valid CSV: {err}; a quote inside a quoted field is written twice")
+            fields = DataError(f"{where}: not valid CSV: {err}; write a quote inside a quoted field twice")
         finally:
             csv.field_size_limit(limit)
         if fields:
@@ -202,7 +202,7 @@ def _header(fields: list[str] | DataError, where: str) -> list[str]:
     if isinstance(fields, DataError):
         raise fields
     if len(fields) > MOST_COLUMNS:
-        raise DataError(f"{where}: {len(fields):,} columns; a table has {MOST_COLUMNS:,} at most")
+        raise DataError(f"{where}: {len(fields):,} columns; a table can have at most {MOST_COLUMNS:,}")
     header = [name.strip() for name in fields]
     named = [name for name in header if name]  # spreadsheets leave several empty columns without a name
     if len(set(named)) < len(named):
@@ -227,10 +227,10 @@ def read_excel(path: Path, options: Columns = Columns(), notes: list[str] | None
             name: workbook.get_sheet_by_name(name).to_python(skip_empty_area=False) for name in workbook.sheet_names
         }
     except Exception as err:  # calamine raises many kinds for damaged bytes
-        raise DataError(f"{path}: not a workbook that can be read: {first_line(err)}; save it as CSV") from err
+        raise DataError(f"{path}: cannot be read as a workbook: {first_line(err)}; save it as CSV") from err
     filled = {name: rows for name, rows in sheets.items() if any(any(cell != "" for cell in row) for row in rows)}
     if len(filled) > 1 and notes is not None:
-        notes.append(f"{path}: sheet {next(iter(filled))!r} is read, {listed(list(filled)[1:])} not")
+        notes.append(f"{path}: reads sheet {next(iter(filled))!r}, but not {listed(list(filled)[1:])}")
 
     def text(value: Any) -> str:
         if isinstance(value, float) and value.is_integer():
@@ -384,7 +384,7 @@ def _layout(path: Path, lines: Sequence[str], options: Columns) -> Layout:
     header, fields = first
     n = len(fields)
     if n > MOST_TAG_COLUMNS:
-        raise DataError(f"{path}: {n:,} columns; lines of words and tags have {MOST_TAG_COLUMNS} at most")
+        raise DataError(f"{path}: {n:,} columns; lines of words and tags can have at most {MOST_TAG_COLUMNS}")
     lower = [field.lower() for field in fields]
     is_header = n > 1 and (
         (lower[-1] in HEADERS and not any(is_tag(standard(field)) for field in fields))
@@ -473,12 +473,14 @@ def word_rows(rows: Sequence[Row], options: Columns, source: str) -> tuple[list[
             cells = {column: row.values.get(column) for column in (word, tag)}
             lists = {column: written_list(cell.strip(), ",") for column, cell in cells.items() if isinstance(cell, str)}
             with_lists.append(row._replace(values={**row.values, **lists}))
-        return with_lists, [f"{source}: a row a sentence, its words in a list"]
+        return with_lists, [f"{source}: each row is a sentence, with its words in a list"]
     if not all(isinstance(cell := v.get(tag), str) and is_tag(standard(cell)) for v in head):
         return None
     sentence = _first_of(SENTENCE, names)
     if sentence is None:
-        raise DataError(f"{source}: a row a word, but no column says which sentence a word is in: call it sentence_id")
+        raise DataError(
+            f"{source}: each row is a word, but no column says which sentence it is in; call that column sentence_id"
+        )
     sentences: dict[str, Row] = {}
     last = ""
     for row in rows:
@@ -488,11 +490,13 @@ def word_rows(rows: Sequence[Row], options: Columns, source: str) -> tuple[list[
             values = {"tokens": words, "ner_tags": tags, options.text or "tokens": words, label or "ner_tags": tags}
             sentences[name] = Row(values, row.where)
         elif name != last:
-            raise DataError(f"{row.where}: sentence {name!r} goes on after another one; sort the rows")
+            raise DataError(f"{row.where}: sentence {name!r} continues after another one; sort the rows")
         last = name
         for key, column in (("tokens", word), ("ner_tags", tag)):
             sentences[name].values[key].append(row.values.get(column))
-    return list(sentences.values()), [f"{source}: a row a word: words are column {word!r}, sentences {sentence!r}"]
+    return list(sentences.values()), [
+        f"{source}: each row is a word: words are column {word!r}, sentences {sentence!r}"
+    ]
 
 
 # A list as Python prints it, with names in quotes: ['x', 'y'], and ['x' 'y'] of numpy. No text matches in two ways, so

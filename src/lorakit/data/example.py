@@ -144,7 +144,7 @@ def of_spans(
     position = 0
     for start, end in (*tokens, (len(text), len(text))) if tokens is not None else ():
         if not position <= start <= end <= len(text):
-            raise DataError(f"{where}: token {start}-{end} overlaps the one before or lies outside the text")
+            raise DataError(f"{where}: token {start}-{end} overlaps the one before or is outside the text")
         if missed := text[position:start].strip():
             raise DataError(f"{where}: {missed!r} at {position} is in no token")
         position = end

@@ -29,7 +29,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         matches = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))  # noqa: PTH207
         files = [path for match in matches if (path := Path(match)).is_file()]
         if not files:
-            folder = f": it is a folder, whose files are '{pattern.rstrip('/')}/*.parquet'" if matches else ""
+            folder = f": it is a folder; its files are '{pattern.rstrip('/')}/*.parquet'" if matches else ""
             raise DataError(f"{pattern}: no such file{folder}")
         paths += files
     if twice := next((path for i, path in enumerate(paths) if path in paths[:i]), None):
@@ -72,7 +72,7 @@ def files_of(source: str, folder: Path | None = None) -> list[Path]:
     except DataError:
         raise
     except ImportError as err:
-        raise DataError(f"{source}: the package that reads such URLs is missing: {first_line(err)}") from err
+        raise DataError(f"{source}: a package for URLs like this is missing: {first_line(err)}") from err
     except Exception as err:  # every file system has errors of its own
         raise DataError(f"{source}: cannot be read: {first_line(err)}") from err
 
@@ -81,7 +81,7 @@ def _fetched(system: Any, name: str, source: str, folder: Path | None) -> Path:
     if "file" in system.protocol:
         return Path(name)
     if folder is None:
-        raise DataError(f"{source}: name a folder for copies of files from elsewhere, with data.cache=FOLDER")
+        raise DataError(f"{source}: set data.cache=FOLDER, where copies of remote files are kept")
     version = str(system.ukey(name))[:16]
     place = folder / COPIES / version / PurePosixPath(name).name
     if not place.is_file():

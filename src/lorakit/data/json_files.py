@@ -107,7 +107,7 @@ def _object_records(path: Path, text: str) -> Iterator[Row]:
     if text[end:].strip():
         line = text.count("\n", 0, end) + 1
         raise DataError(
-            f"{path}:{line}: an object over several lines, and more behind it; write a record a line, or an array"
+            f"{path}:{line}: an object over several lines, and more after it; write one record on each line, or an array"
         )
     if (key := _container(value)) is not None:
         yield from _array(path, text, _position_of(text, start, key), is_all=False)
@@ -144,7 +144,7 @@ def _array(path: Path, text: str, position: int, *, is_all: bool = True) -> Iter
             break
     if text[position : position + 1] != "]" or (is_all and _past_space(text, position + 1) < len(text)):
         line += text.count("\n", counted, position)
-        raise DataError(f"{path}:{line}: not JSON: after a record of the array comes a comma or the closing ]")
+        raise DataError(f"{path}:{line}: not JSON: expected a comma or the closing ] after a record of the array")
 
 
 def _past_space(text: str, position: int) -> int:
@@ -161,13 +161,11 @@ def _record(values: Any, where: str) -> Row:
         )
         raise DataError(f"{where}: a {type(values).__name__}, not a JSON object{hint}")
     if len(values) > 1 and all(map(_is_records, values.values())):
-        raise DataError(
-            f"{where}: records stand under {listed(values)}; write those of one part to a file of their own"
-        )
+        raise DataError(f"{where}: records are under {listed(values)}; write each part to its own file")
     if values and all(isinstance(column, dict) and "0" in column for column in values.values()):
         raise DataError(f'{where}: columns of records under their numbers; write them with pandas\' orient="records"')
     if len(values) > MOST_COLUMNS:
-        raise DataError(f"{where}: {len(values):,} keys; a record has {MOST_COLUMNS:,} at most")
+        raise DataError(f"{where}: {len(values):,} keys; a record can have at most {MOST_COLUMNS:,}")
     try:
         json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as err:

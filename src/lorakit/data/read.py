@@ -91,7 +91,8 @@ HEAD = 400  # lines or rows that are looked at to tell what a file holds
 
 
 def register_reader(name: str, read: Reader, *endings: str) -> None:
-    """Let files of a format from outside of this package be read: those with these endings, and where data.format says so.
+    """Let files of a format from outside of this package be read: those with these endings, and where data.format "
+    "says so.
 
     >>> from lorakit.data.delimited import Row
     >>> def read_mood(path, columns, notes):  # lines such as `good| what a film`
@@ -303,8 +304,8 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
         if kind := _kind_of_folder(path, split):
             return kind
         raise DataError(
-            f"{source}: a folder of nothing that is read: tables, class folders of .txt, .txt with .ann (brat), or a data "
-            "set saved by `datasets`"
+            f"{source}: nothing in this folder can be read; expected tables, class folders of .txt, .txt with .ann "
+            f"(brat), or a data set saved by `datasets`"
         )
     if not path.exists():
         if path.suffix.lower() in (*ENDINGS, *FILE_LIKE) or source.startswith((".", "/", "~")):
@@ -315,7 +316,7 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
     if kind is None and annotation_files.is_brat(path):
         return "brat"
     if kind is not None and inner_name(path) != path and kind not in COMPRESSIBLE:
-        raise DataError(f"{path}: a compressed file of {kind} is not read; unpack it first")
+        raise DataError(f"{path}: a compressed {kind} file cannot be read; unpack it first")
     if kind not in (None, "tsv"):
         return kind
     head = list(islice(stream_lines(path, encoding), HEAD))
@@ -333,8 +334,8 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
     if lines and any(mark in lines[0] for mark in ",;|"):
         return "csv"
     raise DataError(
-        f"{path}: the format cannot be told from its name or first lines (no columns, no labels); if each line begins with "
-        f"its label, say data.format=label-first; else data.format={'|'.join(FORMATS)}"
+        f"{path}: the format cannot be guessed from its name or first lines (no columns, no labels); if each line "
+        f"begins with its label, set data.format=label-first; otherwise data.format={'|'.join(FORMATS)}"
     )
 
 

@@ -69,7 +69,7 @@ def spans_of(value: Any, where: str) -> list[Span]:
         DataError: the value is not such a list, an offset is not a whole number, or a type is missing.
     """
     if value is None:
-        raise DataError(f"{where}: not annotated; a text without any entity says []")
+        raise DataError(f"{where}: not annotated; use [] for a text without entities")
     if not isinstance(value, list):
         raise DataError(f"{where}: {short(value)} is not a list of spans")
     return [span for item in value for span in _read(item, where)]
@@ -90,7 +90,7 @@ def _read(item: Any, where: str) -> Iterable[Span]:
         raise DataError(f"{where}: {short(item)}: start and end of a span are whole numbers of characters")
     if any(type(kind) is int for kind in types):
         raise DataError(
-            f"{where}: {short(item)}: the type is a number, whose name is not in the file; export with names (of doccano: "
+            f"{where}: {short(item)}: the type is a number whose name is not in the file; export with names (of doccano: "
             "JSONL with label names)"
         )
     if not types or not all(isinstance(kind, str) and kind.strip() for kind in types):
@@ -137,8 +137,8 @@ def settle(
             continue
         resolved.append(apart)
         left_out += [record.where] * (len(spans) - len(apart))
-    notes += counted(f"{source}: spans cut at white space at their ends", trimmed)
-    notes += counted(f"{source}: spans of white space alone, left out", blank)
+    notes += counted(f"{source}: white space removed at the ends of spans", trimmed)
+    notes += counted(f"{source}: spans of only white space, left out", blank)
     notes += counted(f"{source}: spans that overlap longer ones, left out", left_out)
     return resolved, notes
 
@@ -191,8 +191,8 @@ def _counts_code_units(records: Iterable[Marked]) -> bool:
                 votes.setdefault(units, record.where)
     if len(votes) == 2:
         raise DataError(
-            f"{votes[True]}: offsets count UTF-16 code units here, but characters at {votes[False]}; "
-            "a file counts in one way"
+            f"{votes[True]}: offsets count UTF-16 code units here, but characters at {votes[False]}; a file must "
+            f"use one of them"
         )
     return True in votes
 
@@ -234,7 +234,7 @@ OTHER_OFFSETS: Mapping[str, Callable[[Marked], Marked]] = {
 
 def _check(span: Span, text: str) -> None:
     if not 0 <= span.start <= len(text) or span.end > len(text):
-        raise DataError(f"{span.where}: {span} lies outside the text, which has {len(text)} characters")
+        raise DataError(f"{span.where}: {span} is outside the text, which has {len(text)} characters")
     if span.end <= span.start:
         raise DataError(f"{span.where}: {span} is empty; its end is the offset after its last character")
     piece = text[span.start : span.end]
@@ -242,7 +242,7 @@ def _check(span: Span, text: str) -> None:
         own, start = span.text, span.start
         places = [at for at in (text.rfind(own, 0, start + len(own)), text.find(own, start)) if own and at >= 0]
         at = min(places, key=lambda at: abs(at - start), default=None)
-        hint = "" if at is None else f"; that stands at {at}-{at + len(own)}"
+        hint = "" if at is None else f"; that is at {at}-{at + len(own)}"
         raise DataError(f"{span.where}: {span} reads {short(piece)}, but should read {short(span.text)}{hint}")
 
 
@@ -259,8 +259,8 @@ def _without_overlaps(spans: Sequence[Span], overlaps: Overlaps) -> list[Span]:
         for one, other in pairwise(ordered):
             if other.start < one.end:
                 raise DataError(
-                    f"{other.where}: {one} and {other} overlap, and a word has one tag; correct them, or keep the longer "
-                    "ones with data.overlaps=longest"
+                    f"{other.where}: {one} and {other} overlap, but a word can have only one tag; correct them, or "
+                    f"keep the longer ones with data.overlaps=longest"
                 )
         return ordered
     longest: list[Span] = []

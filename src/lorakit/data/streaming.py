@@ -118,7 +118,7 @@ class Streamed(Sequence[Example]):
                 examples = examples_of(table, self._wants) if rows else []
                 if f"{self.source}: {CODE_UNITS}" in table.notes:  # a file counts in one way, which later rows may tell
                     raise DataError(
-                        f"{rows[0].where}: {CODE_UNITS}, which takes the whole file: leave data.cache unset"
+                        f"{rows[0].where}: {CODE_UNITS}, which needs the whole file; leave data.cache unset"
                     )
                 yield examples, [*of_reading, *table.notes], in_order(bad)
                 columns = choose_columns(table, self._wants) if rows else columns

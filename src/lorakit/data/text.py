@@ -78,7 +78,7 @@ def _member(path: Path) -> zipfile.ZipInfo:
         raise DataError(f"{path}: damaged: {err}") from err
     if len(members) != 1:
         names = listed(member.filename for member in members)
-        raise DataError(f"{path}: {len(members)} files in the archive: {names}; unpack it and name the one to read")
+        raise DataError(f"{path}: {len(members)} files in the archive: {names}; unpack it and give the one to read")
     return members[0]
 
 
@@ -91,7 +91,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         if path.exists() and not path.is_file():
-            what = "a folder" if path.is_dir() else "a pipe or a device; write what comes from it to a file first"
+            what = "a folder" if path.is_dir() else "a pipe or a device; write its content to a file first"
             raise DataError(f"{path}: not a regular file but {what}")
         with COMPRESSED.get(path.suffix.lower(), partial(Path.open, mode="rb"))(path) as file:
             yield file
@@ -137,7 +137,7 @@ def stream_lines(path: Path, encoding: str | None = None, *, longest: int = LONG
         with opened(path) as raw, io.TextIOWrapper(raw, codec, newline="") as text:
             head = raw.read(4)
             if encoding is None and head[:2] in UTF16:
-                raise DataError(f"{path}:1: the file is UTF-16: say data.encoding=utf-16")
+                raise DataError(f"{path}:1: the file is UTF-16; set data.encoding=utf-16")
             if what := next((what for magic, what in MAGIC.items() if head.startswith(magic)), None):
                 raise DataError(f"{path}: not text but {what}")
             if b"\0" in head and encoding is None:
@@ -170,8 +170,8 @@ def _check_stream(path: Path, size: int, changed: int) -> None:
 
 
 def _nul(path: Path, line: int, encoding: str | None) -> DataError:
-    hint = "" if encoding else "; if the file is UTF-16, say data.encoding=utf-16-le or utf-16-be"
-    return DataError(f"{path}:{line}: a NUL character; text has none{hint}")
+    hint = "" if encoding else "; if the file is UTF-16, set data.encoding=utf-16-le or utf-16-be"
+    return DataError(f"{path}:{line}: a NUL character, which text cannot have{hint}")
 
 
 def _codec(path: Path, encoding: str | None) -> str:
@@ -198,7 +198,7 @@ def encoding_note(path: Path, encoding: str | None) -> list[str]:
             decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         is_ascii = True
-    return [f"{path}: read as {encoding}" + ("" if is_ascii else ", though it is valid UTF-8 too: look at the texts")]
+    return [f"{path}: read as {encoding}" + ("" if is_ascii else ", but it is also valid UTF-8; check the texts")]
 
 
 def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
@@ -218,11 +218,11 @@ def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:
             position += len(block)
             line += block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
         else:
-            return DataError(f"{path}:{line}: the file ends inside of a character ({err.reason})")
+            return DataError(f"{path}:{line}: the file ends inside a character ({err.reason})")
     if codec != "utf-8-sig":
         return DataError(f"{path}:{line}: byte {position} (0x{byte:02x}) is not valid {codec}; see data.encoding")
     return DataError(
-        f"{path}:{line}: byte {position} (0x{byte:02x}) is not valid UTF-8; name the file's encoding, for example "
+        f"{path}:{line}: byte {position} (0x{byte:02x}) is not valid UTF-8; set the file's encoding, for example "
         f"data.encoding=cp1252 (Western Europe, Windows){_guessed(path)}"
     )
 
@@ -280,7 +280,7 @@ def left_out(source: str, bad: Sequence[DataError], n: int | None = None) -> lis
     """The note of `n` records that were left out, with the first reasons; none where there is none."""
     n = n or len(bad)
     reasons = [*map(str, bad[:MOST]), *["..."] * (n > MOST)]
-    return [f"{source}: records that cannot be used, left out: {n:,} ({'; '.join(reasons)})"] if n else []
+    return [f"{source}: bad records left out: {n:,} ({'; '.join(reasons)})"] if n else []
 
 
 def in_order(bad: Iterable[DataError]) -> list[DataError]:

@@ -45,7 +45,7 @@ def shipped_folder(path: Path) -> Path:
         raise OutputError(f"{path}: no such run folder")
     if runs := sorted(side.parent.parent for name in (ADAPTER, MODEL) for side in path.glob(f"*/{name}/{SIDE_FILE}")):
         raise OutputError(
-            f"{path}: holds {len(runs)} runs, of several seeds or of a sweep; name one, for example {runs[0]}"
+            f"{path}: contains {len(runs)} runs, of several seeds or a sweep; choose one, for example {runs[0]}"
         )
     raise OutputError(
         f"{path}: neither a run folder nor a lorakit adapter (no {SIDE_FILE}, no {ADAPTER}/{SIDE_FILE}); "
@@ -88,13 +88,11 @@ def load_shipped(
         fingerprint = fingerprint_of(find(name, side.base.revision))
         if (differences := recorded.differences(fingerprint)) and not allow_base_mismatch:
             raise AdapterError(
-                f"{folder}: trained on another {name}: {'; '.join(differences)}; "
-                "answers would differ (--allow-base-mismatch loads it anyway)"
+                f"{folder}: trained on a different {name}: {'; '.join(differences)}; predictions would differ (use "
+                f"--allow-base-mismatch to load it anyway)"
             )
         if None in recorded:
-            report(
-                Note(f"{folder}: written by an older lorakit: the base's config and tokenizer could not be compared")
-            )
+            report(Note(f"{folder}: written by an older lorakit: the base's config and tokenizer cannot be compared"))
     base = load_base(
         name,
         info.model_kind,

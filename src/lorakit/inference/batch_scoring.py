@@ -78,7 +78,7 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
         except (OSError, ValueError, RecursionError):
             before = None
         if shown and not (isinstance(before, dict) and "answered by" in before):
-            raise OutputError(f"--out {folder}: holds something else; choose another folder")
+            raise OutputError(f"--out {folder}: contains something else; choose another folder")
         for key, value in json.loads(json.dumps(settings)).items() if shown - {JOB} else ():
             if (old := before.get(key)) != value:
                 if isinstance(value, dict) and isinstance(old, dict):
@@ -86,8 +86,8 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
                         (k, old.get(k), value.get(k)) for k in {**value, **old} if old.get(k) != value.get(k)
                     )
                 raise OutputError(
-                    f"--out {folder}: {key} changed since the folder was begun: {old} then, {value} now; "
-                    "choose another folder"
+                    f"--out {folder}: {key} changed since the folder was started: it was {old}, now it is {value}; "
+                    f"choose another folder"
                 )
 
     try:
@@ -326,9 +326,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def check_ending(path: Path) -> None:
     """Raise an OutputError if the suffix of a file of answers is not one of its formats."""
     if path.suffix.lower() not in ENDINGS:
-        raise OutputError(
-            f"--out {path}: answers are written as {', '.join(ENDINGS)}; choose one of these endings, or a folder"
-        )
+        raise OutputError(f"--out {path}: use one of the suffixes {', '.join(ENDINGS)}, or a folder")
 
 
 def stream_answers(path: Path, answers: Iterable[Mapping[str, Any]], tasks: Iterable[str], *, pairs: bool) -> None:

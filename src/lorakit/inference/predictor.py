@@ -93,7 +93,8 @@ class Predictor:
         """
         if self.task.info.model_kind != "embedding":
             raise DataError(
-                f"embed: this run's task, {self.task.info.name}, gives no vectors; task.name = 'embedding' does"
+                f"embed: this run's task, {self.task.info.name}, does not make vectors; train with task.name = "
+                f"'embedding'"
             )
         if isinstance(texts, str):
             alone: Floats = self.embed([texts], query=query, dims=dims)[0]
@@ -104,7 +105,7 @@ class Predictor:
                     f"text {number} of {len(texts)} is {'empty' if isinstance(text, str) else 'not a text'}"
                 )
         if not texts:
-            raise DataError("embed: no text")
+            raise DataError("embed: no texts")
         vectors = np.concatenate(self.answers([Example(text, is_query=query) for text in texts]))
         return cut_vectors(vectors, dims, is_unit=bool(self.side.task.normalize))
 
@@ -113,7 +114,8 @@ class Predictor:
         return unit(self.embed(list(queries), query=True)) @ unit(self.embed(list(texts))).T
 
     def rank(self, query: str, texts: Sequence[str], top: int | None = None) -> list[dict[str, Any]]:
-        """The texts by how well they answer a query, the best first: `{"index", "score", "text"}`, the `top` first of them.
+        """The texts by how well they answer a query, the best first: `{"index", "score", "text"}`, the `top` first "
+        "of them.
 
         The score is a cosine, that of a reranker, or the probability of a choice among these.
 
@@ -126,7 +128,8 @@ class Predictor:
         """
         if not self.task.info.compares:
             raise DataError(
-                f"rank: this run's task, {self.task.info.name}, compares no texts; task.name = 'embedding' does"
+                f"rank: this run's task, {self.task.info.name}, does not compare texts; train with task.name = "
+                f"'embedding'"
             )
         if self.task.info.wants == "choices":
             question = Example(query, choices=tuple(texts))

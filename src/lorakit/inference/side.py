@@ -129,7 +129,7 @@ def read_facts(folder: Path) -> Side:
     except ValueError as err:
         raise AdapterError(f"{path}: damaged: {err}") from err
     if export := raw.get("export"):
-        raise AdapterError(f"{folder}: an export to {str(export)[:80]}, for other programs; use the run itself")
+        raise AdapterError(f"{folder}: this is an export to {str(export)[:80]} for other programs; use the run itself")
     if (format := raw.get("format")) != FORMAT:
         words = (
             "was written by a newer lorakit; this one reads" if isinstance(format, int) and format > FORMAT else "not"

@@ -138,7 +138,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Combined:
-    """The result of `combine`: the error in each layer, and the settings to save it with."""
+    """The result of `combine`: the error in each layer, and the settings to save it with.
+
+    >>> for name in ("a", "b"):
+    ...     targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), name)
+    >>> combined = combine(model, ["a", "b"], [0.5, 0.5], into="both", r=4)
+    >>> save_adapter(model, folder, combined.config, name="both")
+    """
 
     errors: Mapping[str, float]  # |P - kept| / |P| in the Frobenius norm; 0 if nothing was truncated
     config: LoraConfig

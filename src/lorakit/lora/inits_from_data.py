@@ -27,7 +27,10 @@ NITER = 4  # power iterations; LoRA-GA's own code takes 4
 
 
 class Data(NamedTuple):
-    """Batches of the training data, and the loss function."""
+    """Batches of the training data, and the loss function.
+
+    >>> data = Data([batch], lambda batch: model(**batch).logits.sum())
+    """
 
     batches: Iterable[Batch]  # positions where a batch's `attention_mask` (B, T) is 0 are left out
     loss: Callable[[Batch], Tensor]  # a scalar of any scale
@@ -175,7 +178,13 @@ DATA_INITS: Mapping[str, DataInit] = {"eva": eva, "lora_ga": lora_ga}
 
 
 class Start(NamedTuple):
-    """The start of an adapter from data: its settings, with the resulting ranks, and factors by path."""
+    """The start of an adapter from data: its settings, with the resulting ranks, and factors by path.
+
+    >>> config = LoraConfig(r=4, init_lora_weights="eva", target_modules=("query",))
+    >>> start = start_from_data(model, config, Data([batch], lambda batch: model(**batch).logits.sum()))
+    >>> list(start.factors)[0]
+    'bert.encoder.layer.0.attention.self.query'
+    """
 
     config: LoraConfig
     factors: Mapping[str, Factors]

@@ -39,7 +39,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class ParameterCount(NamedTuple):
-    """Numbers of scalars. `trainable` is the sum of `saved`, in modules trained in full, and `lora`, all others."""
+    """Numbers of scalars. `trainable` is the sum of `saved`, in modules trained in full, and `lora`, all others.
+
+    >>> ParameterCount(lora=6_144, saved=770, total=22_700_000).trainable
+    6914
+    """
 
     lora: int
     saved: int

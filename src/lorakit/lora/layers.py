@@ -91,7 +91,12 @@ class AdapterHost(nn.Module):
 
 
 class Layer(AdapterHost):
-    """A frozen layer of any kind in weight_layouts.py, and the low-rank updates its adapters add: y = W x + b + s B A x."""
+    """A frozen layer of any kind in weight_layouts.py, and the low-rank updates its adapters add: y = W x + b + s B A x.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("word_embeddings", "query")))
+    >>> all(isinstance(host, Layer) for _, host in hosts(model))
+    True
+    """
 
     base: Any  # a module with a weight, and a bias or none
     fused = False  # whether plain updates are computed by adapted_linear
@@ -162,13 +167,25 @@ class Layer(AdapterHost):
 
 
 class LoRALinear(Layer):
-    """A frozen linear layer and the low-rank updates its adapters add: y = W x + b + s B A x."""
+    """A frozen linear layer and the low-rank updates its adapters add: y = W x + b + s B A x.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)))
+    >>> layer = model.bert.encoder.layer[0].attention.self.query
+    >>> type(layer), type(layer.base), list(layer.adapters)
+    (<class 'lorakit.lora.layers.LoRALinear'>, <class 'torch.nn.modules.linear.Linear'>, ['default'])
+    """
 
     base: nn.Linear
 
 
 class SavedModule(AdapterHost):
-    """A module that adapters train in full (a head, a newly initialised layer): each has its own copy."""
+    """A module that adapters train in full (a head, a newly initialised layer): each has its own copy.
+
+    >>> config = LoraConfig(r=4, target_modules=("query",), modules_to_save=("classifier",))
+    >>> targets = add_adapter(model, config)
+    >>> [path for path, host in hosts(model) if isinstance(host, SavedModule)]
+    ['classifier']
+    """
 
     def __getattr__(self, name: str) -> Any:
         return nn.Module.__getattr__(self, name)  # the base's weights are not the ones in use
@@ -213,6 +230,12 @@ class Routing:
 
     `segments` are in batch order. One segment serves the whole batch whatever its size; no segment means the base model.
     Beam search multiplies examples, so the caller multiplies the counts.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)), "a")
+    >>> routing = model.bert.encoder.layer[0].attention.self.query.routing
+    >>> with routed(model, [("a", 1), (None, 2)]):
+    ...     print(routing.segments)
+    [('a', 1), (None, 2)]
     """
 
     def __init__(self) -> None:

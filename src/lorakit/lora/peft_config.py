@@ -121,7 +121,12 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 class BaseInfo(NamedTuple):
-    """What an adapter says of the model it belongs to."""
+    """What an adapter says of the model it belongs to.
+
+    >>> config = LoraConfig(r=4, target_modules=("query",))
+    >>> targets = add_adapter(model, config)
+    >>> save_adapter(model, folder, config, BaseInfo("bert-base-uncased", task_type="SEQ_CLS"))
+    """
 
     name_or_path: str | None = None
     revision: str | None = None

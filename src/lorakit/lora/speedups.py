@@ -93,7 +93,7 @@ def fuse(model: nn.Module) -> int:
     for layer in plain:
         layer.fused = True
     if plain:
-        changes_of(model).add("adapted linear layers in one function each", partial(_separate, model))
+        changes_of(model).add("fused LoRA layers", partial(_separate, model))
     return len(plain)
 
 
@@ -143,9 +143,7 @@ def pass_once(model: Any) -> int:
     for module, forward in modules:
         module.__dict__["forward"] = partial(forward, module)
     if modules:
-        changes_of(model).add(
-            "dropout and norms in one pass each", partial(_restore, [module for module, _ in modules])
-        )
+        changes_of(model).add("fused dropout and norms", partial(_restore, [module for module, _ in modules]))
     return len(modules)
 
 
@@ -198,6 +196,8 @@ class Prefix:
     The file lives as long as the process and belongs to this model, whose first blocks are frozen. A batch with a text that
     is not stored is computed as usual. Dropout in the blocks must be off, and padding at the end. Values are stored in the
     model's own dtype, from batches that do not depend on training, so a resumed run reads the same bits.
+
+    >>> prefix = Prefix(model, frozen_blocks(model))
     """
 
     def __init__(self, model: Any, blocks: Sequence[nn.Module]) -> None:

@@ -22,7 +22,12 @@ HEADS = frozenset({"classifier", "score", "qa_outputs", "lm_head", "embed_out"})
 
 
 class Target(NamedTuple):
-    """A layer to adapt: its path, the entry that matched it, and its rank and alpha."""
+    """A layer to adapt: its path, the entry that matched it, and its rank and alpha.
+
+    >>> target = select_targets(model, LoraConfig(r=4, lora_alpha=8, target_modules=("query",)))[0]
+    >>> target.matched_by, target.r, target.alpha
+    ('query', 4, 8.0)
+    """
 
     path: str
     matched_by: str

@@ -40,6 +40,11 @@ class LoRA(nn.Module):
     (pissa, olora), the update is s (B A - B0 A0), so that W is never edited and the first step equals the base.
     Two biases can be trained too, and are None otherwise: `lora_bias` b, added inside the scaling
     (peft's lora_bias: y + s (B A x + b)), and `base_bias`, which replaces the layer's own (peft's bias).
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",)))
+    >>> update = model.bert.encoder.layer[0].attention.self.query.adapters["default"]
+    >>> type(update) is LoRA, update.lora_A.shape[0], update.lora_B.abs().max().item()
+    (True, 4, 0.0)
     """
 
     lora_A: Tensor
@@ -141,6 +146,11 @@ class DoRA(LoRA):
 
     y = m/n (W x + s B A x) + b, n the row norms of W + s B A, held constant in the backward pass (section 4.3).
     It is computed from m/n - 1, which keeps more digits in bf16 than m/n.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",), use_dora=True))
+    >>> layer = model.bert.encoder.layer[0].attention.self.query
+    >>> torch.allclose(layer.adapters["default"].magnitude, layer.base.weight.norm(dim=1))
+    True
     """
 
     magnitude: nn.Parameter
@@ -208,6 +218,10 @@ class LoRAFA(LoRA):
     """LoRA with a frozen A, so that x need not be saved for the backward pass (arXiv:2308.03303, eq. 3).
 
     Difference: the paper corrects the optimizer's step to follow full fine-tuning; here B gets its plain gradient.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",), update="lora_fa"))
+    >>> [name for name in adapter_parameters(model) if "lora_A" in name]
+    []
     """
 
     def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
@@ -222,6 +236,11 @@ class VeRA(LoRA):
     y = W x + s diag(b) B diag(d) A x + bias (eq. 2), d starting at 0.1 and b at zero (section 3.2). Differences: s is that of
     LoRA (alpha = r gives the paper's 1), and A and B are shared by layers of equal shape rather than cut from one
     largest pair. On disk it is plain LoRA, larger than the two vectors but readable by every program.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query", "value"), update="vera"))
+    >>> attention = model.bert.encoder.layer[0].attention.self
+    >>> torch.equal(attention.query.adapters["default"].lora_A, attention.value.adapters["default"].lora_A)
+    True
     """
 
     def __init__(self, factors: Factors, scaling: float, dropout: float = 0.0, layer: Layer | None = None) -> None:
@@ -250,6 +269,10 @@ class AdaLoRA(LoRA):
 
     Zhang et al. 2023, arXiv:2303.10512, eq. 3. Difference: A and B start with orthonormal rows and columns (A's from the
     drawn one, B's from W A^T), where the paper draws normals, so that its orthogonality loss starts at zero.
+
+    >>> targets = add_adapter(model, LoraConfig(r=4, target_modules=("query",), update="adalora"))
+    >>> model.bert.encoder.layer[0].attention.self.query.adapters["default"].lora_E.shape
+    torch.Size([4, 1])
     """
 
     def __init__(self, factors: Factors, scaling: float, dropout: float, layer: Layer) -> None:

@@ -42,11 +42,13 @@ def pick_device(name: str = "auto", key: str = "device") -> torch.device:
         os.environ.setdefault(*PRODUCTS_KEPT)  # read by oneDNN at its first product
         return torch.device("cpu")
     if name not in ("auto", kind):
-        has = "the CPU alone" if kind == "cpu" else f"{kind} and the CPU"
+        has = "only the CPU" if kind == "cpu" else f"{kind} and the CPU"
         raise ConfigError(f"{key} = {name!r}: torch {torch.__version__} finds {has} on this machine")
     index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.accelerator.device_count()
     if index >= count:
-        raise ConfigError(f"process {index + 1} of this machine has no GPU: there are {count}; start {count} processes")
+        raise ConfigError(
+            f"process {index + 1} of this machine has no GPU; there are {count}, so start {count} processes"
+        )
     if kind != "mps":  # of which there is one
         torch.accelerator.set_device_index(index)
     return torch.device(kind, index)

@@ -74,7 +74,7 @@ def atomic_file(path: Path, size: int | None = None) -> Iterator[Path]:
     """A temporary file to write, which becomes `path` by one rename; `size` and errors as `atomic_folder`."""
     try:
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is not a regular file, so it cannot be replaced; name another file")
+            raise OutputError(f"{path}: is not a regular file, so it cannot be replaced; choose another file")
         remove_leftovers(path.parent)
         temporary, descriptor = locked_temporary(path, lambda path: path.touch(exist_ok=False))
         try:
@@ -211,7 +211,7 @@ def _move(new: Path, folder: Path, *, replace: bool) -> None:
         if replace or err.errno not in TAKEN:
             raise
         raise OutputError(
-            f"{folder} exists already: another process created it meanwhile; choose another folder"
+            f"{folder} exists already; another process has just created it; choose another folder"
         ) from err
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

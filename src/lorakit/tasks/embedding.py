@@ -64,9 +64,9 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
         form
     ]
     if form not in FORMS.get(loss, ("scores",)):
-        raise ConfigError(f"task.loss = {loss!r} does not take {what}, which the training data are")
+        raise ConfigError(f"task.loss = {loss!r} does not work with {what}, which is what the training data has")
     if metric not in SCORES[form]:
-        raise ConfigError(f"task.metric = {metric!r} is not a score of {what}; these are: {', '.join(SCORES[form])}")
+        raise ConfigError(f"task.metric = {metric!r} is not a score of {what}; choose from {', '.join(SCORES[form])}")
     for example in examples:
         if loss in ("triplet", *DISTILLS) and not example.negatives:
             raise DataError(f"{example.where}: no negative, which task.loss = {loss!r} needs; 'contrastive' needs none")
@@ -77,11 +77,12 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
             )
         if loss == "cosine_mse" and isinstance(example.label, float) and abs(example.label) > 1:
             raise DataError(
-                f"{example.where}: the score {example.label:g} is not a cosine, from -1 to 1, which task.loss = 'cosine_mse' "
+                f"{example.where}: the score {example.label:g} is not a cosine, from -1 to 1, which task.loss = "
+                f"'cosine_mse' "
                 "needs; 'cosent' takes any"
             )
         if isinstance(example.label, Mapping):
-            raise DataError(f"{example.where}: a soft label; {section.name} takes one class per text")
+            raise DataError(f"{example.where}: a soft label; {section.name} needs one class for each text")
 
     def prompt(own: str | None, names: Sequence[str]) -> str:
         return next((layout.prompts[name] for name in names if name in layout.prompts), "") if own is None else own
@@ -90,8 +91,8 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
     if form != "pairs":
         if section.document_prompt not in (None, query):
             raise ConfigError(
-                f"task.document_prompt = {document!r}: {what} are no queries and documents; set it as "
-                f"task.query_prompt, {query!r}"
+                f"task.document_prompt = {document!r}: {what} have no queries and documents; use task.query_prompt, "
+                f"{query!r}"
             )
         document = query
     normalize = layout.normalize if section.normalize is None else section.normalize
@@ -193,7 +194,8 @@ class Embedding(Task):
         return vectors
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[Any]) -> Evaluation:
-        """Correlations of cosines with scores; or a search, by each first text among all second texts and negatives, or by each
+        """Correlations of cosines with scores; or a search, by each first text among all second texts and "
+        "negatives, or by each
         text of a class among all others."""
         form = form_of(examples[0])
         statistics: dict[str, Statistic | Ranking] = {}

@@ -41,7 +41,7 @@ def find_labels(task_name: str, examples: Iterable[Example], order: Sequence[str
     labels = tuple(sorted(names, key=lambda name: (name not in numbers, int(name) if name in numbers else 0, name)))
     place = first.where.rpartition(":")[0]
     if info.wants == "words" and not labels:
-        raise DataError(f"{place}: no entity in the training data: every tag is O")
+        raise DataError(f"{place}: the training data has no entities: every tag is O")
     if info.wants == "label" and len(labels) < 2:
         raise DataError(f"{place}: every training example has the label {labels[0]!r}; at least two labels are needed")
     if "order" in info.keys:
@@ -55,7 +55,7 @@ def _by_value(labels: Sequence[str]) -> tuple[str, ...]:
     values = {label: finite_number(label) for label in labels}
     if None in values.values() or len(set(values.values())) < len(labels):
         raise ConfigError(
-            "task.order is missing: the labels are not all numbers that differ; name them from lowest to highest: "
+            "task.order is missing; the labels are not different numbers, so list them from lowest to highest: "
             + ", ".join(labels)
         )
     return tuple(sorted(labels, key=float))
@@ -70,7 +70,7 @@ def check_labels(task_name: str, examples: Iterable[Example], labels: Sequence[s
     place = "order" if "order" in info.keys else "training data"
     for example in examples:
         if isinstance(example.label, Mapping) and not info.takes_shares:
-            raise DataError(f"{example.where}: a soft label; {task_name} takes one label per example")
+            raise DataError(f"{example.where}: a soft label; {task_name} needs one label for each example")
         for label in _labels_of(example):
             if label not in known:
                 raise DataError(f"{example.where}: label {label!r} is not in the {place}; {did_you_mean(label, known)}")

@@ -128,12 +128,12 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
     form, first = form_of(examples[0]), examples[0]
     if form == "classes":
         raise DataError(
-            f"{first.where}: a text alone; task.name = 'reranker' takes pairs: name the second text, data.pair"
+            f"{first.where}: a single text; task.name = 'reranker' needs pairs; set the second text, data.pair"
         )
     if form == "pairs" and not any(example.negatives for example in examples):
         raise DataError(
-            f"{first.where.rpartition(':')[0]}: pairs without negatives, so with nothing to tell apart: name their column, "
-            "data.negative, or of scores, data.label; `lorakit mine` finds negatives"
+            f"{first.where.rpartition(':')[0]}: pairs without negatives, so there is nothing to compare; set their "
+            f"column, data.negative, or that of scores, data.label; `lorakit mine` finds negatives"
         )
     loss, metric = section.loss or "bce", section.metric or SCORES[form][0]
     if form == "scores" and loss != "bce":
@@ -213,7 +213,8 @@ class Reranker(SequenceTask):
         return [super(Reranker, self).answer(example, [raw]) for raw in raws]
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
-        """Correlations with scores; or how early a query's own text comes among it and its negatives, the last of equal ones."""
+        """Correlations with scores; or how early a query's own text comes among it and its negatives, the last of "
+        "equal ones."""
         form = form_of(examples[0])
         statistics: dict[str, Statistic | Ranking] = {}
         if form == "scores":

@@ -95,14 +95,14 @@ def begin_from(recipe: Recipe) -> tuple[Recipe, Origin | None]:
         raise ConfigError(f"{where}: {err}") from err
     side = read_side(folder)
     if side.method == "full":
-        raise ConfigError(f"{where}: a whole model, not an adapter; name it as the base: model.base = {str(folder)!r}")
+        raise ConfigError(f"{where}: a whole model, not an adapter; use it as the base: model.base = {str(folder)!r}")
     if differences := side.base.fingerprint.differences(fingerprint_of(find(model.base, model.revision))):
         raise ConfigError(
             f"{where}: trained on {side.base.name!r}, of which {model.base!r} differs: {'; '.join(differences)}"
         )
     config = read_adapter_config(folder)[0]
     if not config.target_modules:
-        raise ConfigError(f"{where}: a head alone (train.method = 'head'), which adapts no layer")
+        raise ConfigError(f"{where}: only a head (train.method = 'head'), without adapted layers")
     section = LoraSection(
         **{NAMES.get(key, key): value for key, value in vars(config).items() if key not in ("modules_to_save",)},
         modules_to_save=recipe.lora.modules_to_save,
@@ -117,7 +117,9 @@ def begin_from(recipe: Recipe) -> tuple[Recipe, Origin | None]:
             model = model.model_copy(update={key: own})
     for key, (ours, own) in sorted(theirs.items()):
         if ours != own:
-            raise ConfigError(f"{key} = {ours!r}: {name}, from which the run begins, has {own!r}; leave it out")
+            raise ConfigError(
+                f"{key} = {ours!r}: {name}, which the run starts from, has {own!r}; leave this setting out"
+            )
     return recipe.model_copy(update={"model": model, "lora": section}), Origin(name, folder, side, config)
 
 

@@ -174,7 +174,8 @@ def _each(prepared: Prepared, members: Sequence[Member]) -> Iterator[tuple[str, 
 
 
 def _starts(prepared: Prepared) -> dict[str, Tensor]:
-    """The tensors that the adapter subtracts or keeps frozen; they are saved since another machine's SVD may differ in sign."""
+    """The tensors that the adapter subtracts or keeps frozen; they are saved since another machine's SVD may "
+    "differ in sign."""
     ends, adapter = (".start_A", ".start_B", ".lora_A"), prepared.adapter
     return {
         as_if_alone(name, adapter): value
@@ -184,7 +185,8 @@ def _starts(prepared: Prepared) -> dict[str, Tensor]:
 
 
 def restore(checkpoint: Checkpoint, prepared: Prepared, members: Sequence[Member], report: Report) -> Progress:
-    """Restore a checkpoint's tensors and random states in a run's own member and those of its folds; returns the rest of it.
+    """Restore a checkpoint's tensors and random states in a run's own member and those of its folds; returns the "
+    "rest of it.
 
     With a different number of ranks, dropout is seeded anew; the order of the examples is the same.
 
@@ -220,10 +222,7 @@ def restore(checkpoint: Checkpoint, prepared: Prepared, members: Sequence[Member
             member.random_state = random_state(prepared.device)
     if processes != ranks.size:
         report(
-            Note(
-                f"{processes} processes before, {ranks.size} now: the examples of each step are the same, "
-                "dropout is not"
-            )
+            Note(f"{processes} processes before, {ranks.size} now; each step has the same examples, but other dropout")
         )
     history = checkpoint.state["history"]
     history = History(**{**history, "best": float("-inf") if history["best"] is None else history["best"]})
@@ -250,7 +249,7 @@ def find_checkpoint(folder: Path, where: str, report: Report) -> Checkpoint | No
     if where != "auto":
         return load_checkpoint(Path(where))
     if not any((folder / CHECKPOINTS).glob("step-*")):
-        report(Note(f"{folder}: no checkpoint yet; starting from the first step"))
+        report(Note(f"{folder}: no checkpoint yet, so starting from the first step"))
         return None
     checkpoint, notes = newest_checkpoint(folder / CHECKPOINTS)
     for note in notes:
@@ -331,8 +330,8 @@ def check_identity(checkpoint: Checkpoint, prepared: Prepared, report: Report) -
             Note("--resume: the checkpoint has no sha256 of the base's config and tokenizer: they were not compared")
         )
     if saved["items_sha256"] != now["items_sha256"]:
-        how = "" if prepared.recipe.data.validation else ", or another share of them is held out than before"
-        _refuse("the tokenizer", [f"the training texts have other tokens now{how}"])
+        how = "" if prepared.recipe.data.validation else ", or a different share of them is held out"
+        _refuse("the tokenizer", [f"the training texts have different tokens now{how}"])
     for source in changed:
         if source not in gone and source in saved["data"]:
             report(Note(f"--resume: the sha256 of {source} differs; it is only scored at the end"))

@@ -135,7 +135,7 @@ class CachedItems(Sequence[Sequence[Item]]):
                 raise ValueError("a file has another size than was written")
             columns = [_column(folder, *name) for name in facts["columns"]]
         except (OSError, ValueError, KeyError, TypeError) as err:
-            raise DataError(f"{folder}: damaged: {err}; delete it, and it is made anew") from err
+            raise DataError(f"{folder}: damaged: {err}; delete it, and it will be made again") from err
         self.ends = np.fromfile(folder / PER_EXAMPLE, "<i4").cumsum(dtype=np.int64)
         self.flat = FlatItems(columns, int(self.ends[-1]))
 

@@ -178,8 +178,8 @@ def prepare(
     """
     if ranks.size > 1 and recipe.task.info.contrasts:
         raise ConfigError(
-            f"task.name = {recipe.task.name!r} compares the texts of a whole batch, so it trains in one process, not in "
-            f"{ranks.size}; train.micro_batch_size divides a large batch"
+            f"task.name = {recipe.task.name!r} compares the texts of a whole batch, so it trains in one process, "
+            f"not in {ranks.size}; use train.micro_batch_size for a large batch"
         )
     device = pick_device(recipe.train.device, "train.device")
     dtype = ranks.first(
@@ -256,18 +256,20 @@ def _prepare(
         report(Note(note))
     is_head = recipe.task.info.model_kind != "embedding"  # which pools as its checkpoint says
     if recipe.model.pooling == "auto" and is_head and base.own_pooling not in ("", "cls"):
-        own = f"{base.name}: its checkpoint makes one vector of a text by {base.own_pooling} (1_Pooling)"
+        own = f"{base.name}: its checkpoint turns a text into a vector by {base.own_pooling} (1_Pooling)"
         does = (
-            "so does the classifier" if base.pooling == base.own_pooling else "the classifier has its family's own head"
+            "so does the classifier"
+            if base.pooling == base.own_pooling
+            else "the classifier uses the head of its model family"
         )
         report(Note(f"{own}; {does} (model.pooling = {base.pooling!r})"))
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pooling": base.pooling})})
     max_length = recipe.data.max_length or base.max_length
     if max_length > base.max_length:
-        raise ConfigError(f"data.max_length = {max_length}: {base.name} takes {base.max_length} tokens at most")
+        raise ConfigError(f"data.max_length = {max_length}: {base.name} reads at most {base.max_length} tokens")
     if depends_on_batch(base.model):
-        apart = "only texts of the same length are answered together"
-        report(Note(f"{base.name}: its answer to a text depends on padding; {apart}"))
+        apart = "only texts of the same length are predicted together"
+        report(Note(f"{base.name}: its predictions depend on padding; {apart}"))
 
     if complete := recipe.task.info.complete:
         task_section = resolve_name(complete)(recipe.task, base.layout, examples["train"])
@@ -365,7 +367,7 @@ def _labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report
         check_labels(recipe.task.name, part, labels)
     if groups := [" / ".join(map(repr, group)) for group in alike(labels)]:
         shown = ", ".join(groups[:5])
-        report(Note(f"labels that differ in case, number format or invisible characters alone: {shown}"))
+        report(Note(f"labels that differ only in case, number format or invisible characters: {shown}"))
     return labels
 
 
@@ -403,7 +405,7 @@ def with_usual_columns(recipe: Recipe, report: Report = ignore) -> Recipe:
         return recipe
     if (pair := usual_pair(data.train, columns_of(data), data.format)) is None:
         return recipe
-    report(Note(f"{data.train}: pair is column {pair!r}; to read one text an example, name it with data.text"))
+    report(Note(f"{data.train}: pair is column {pair!r}; to read a single text, set data.text"))
     return recipe.model_copy(update={"data": data.model_copy(update={"pair": pair})})
 
 
@@ -417,12 +419,12 @@ def read_parts(
     """
     data = recipe.data
     if data.train is None:
-        raise ConfigError("data.train is missing: name a file, a folder or a data set")
+        raise ConfigError("data.train is missing; give a file, a folder or a data set")
     again = again and data.cache is not None
     if again and data.validation is None and means_files(data.train):
         raise ConfigError(
-            f"data.train = {data.train!r}: with data.cache it is not held in memory, so that no share of it can be held "
-            "out: name data.validation"
+            f"data.train = {data.train!r}: with data.cache it is not kept in memory, so no share of it can be held "
+            f"out; set data.validation"
         )
     sources = {"train": data.train, "validation": data.validation, "test": data.test}
     found = {
@@ -434,23 +436,23 @@ def read_parts(
     if "validation" not in examples:
         every, share, seed = examples["train"], data.validation_share, recipe.train.seed
         if len(every) < 2:
-            raise ConfigError(f"{data.train}: one example cannot be split; name data.validation")
+            raise ConfigError(f"{data.train}: a single example cannot be split; set data.validation")
         apart = f", and no {data.group} is on both sides" if data.group else ""
         chosen = f"chosen by seed {seed}, the same share of each label{apart}"
         if folds := count_folds(recipe, len(every)):
-            how = f"{folds}-fold cross-validation, {chosen}; data.folds = 0 is faster, and holds {share:.0%} out of training"
-            ships = f"what ships is trained on all {len(every)} examples"
-            report(Note(f"no validation set named: {ships}; its score is from {how}"))
+            how = (
+                f"{folds}-fold cross-validation, {chosen}; data.folds = 0 is faster, and holds out {share:.0%} instead"
+            )
+            ships = f"the adapter is trained on all {len(every)} examples"
+            report(Note(f"no data.validation: {ships}; its score comes from {how}"))
         else:
             examples["train"], examples["validation"] = split(every, share, seed, by_group=data.group is not None)
             n = len(examples["validation"])
             is_last = keeps_last(None, 0, recipe.train.patience, n)
-            few = f"; fewer than {FEW} cannot choose the best step, so the last step is kept" if is_last else ""
-            report(
-                Note(
-                    f"no validation set named: {n} examples ({n / len(every):.0%}) are held out of training, {chosen}{few}"
-                )
+            few = (
+                f"; they are too few (below {FEW}) to choose the best step, so the last one is kept" if is_last else ""
             )
+            report(Note(f"no data.validation: {n} examples ({n / len(every):.0%}) are held out, {chosen}{few}"))
     left_out = {dataset.source: dataset.left_out for dataset in found.values() if dataset.left_out}
     return examples, {dataset.source: dataset.sha256 for dataset in found.values()}, left_out
 
@@ -505,7 +507,8 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Any], plan: Pla
 def _adapt(
     recipe: Recipe, base: BaseModel, data: Data, report: Report, origin: Origin | None
 ) -> tuple[LoraConfig | None, Sequence[Target]]:
-    """Make trainable what the method trains: look at data and quantise the base if the recipe says so, and add the adapter."""
+    """Make trainable what the method trains: look at data and quantise the base if the recipe says so, and add the "
+    "adapter."""
     model, method = base.model, recipe.train.method
     if method == "full":
         model.requires_grad_(True)
@@ -515,7 +518,7 @@ def _adapt(
             quantize(model, recipe.model.quantize, skip=(*origin.kept_modules(model), *base.saved_modules))
         head = "" if not base.saved_modules else "; its head is kept" if origin.keeps_head else "; the head is new"
         report(
-            Note(f"begins from {origin.name}, trained on {', '.join(origin.side.data) or 'data not recorded'}{head}")
+            Note(f"starts from {origin.name}, trained on {', '.join(origin.side.data) or 'data not recorded'}{head}")
         )
         return origin.load(model, base.saved_modules)
     config = recipe.lora.config(modules_to_save=base.saved_modules)
@@ -525,7 +528,7 @@ def _adapt(
         config = LoraConfig(target_modules=(), modules_to_save=config.modules_to_save)
     elif small := passed_by(model, config):
         more = "" if len(small) == 1 else f" and {len(small) - 1} more"
-        report(Note(f"lora.target_modules = '{ALL_LINEAR}' leaves out {small[0]}{more}: too small for r = {config.r}"))
+        report(Note(f"lora.target_modules = '{ALL_LINEAR}' leaves out {small[0]}{more} (too small for r = {config.r})"))
     starts_by_loftq, seed = recipe.lora.init == LOFTQ, recipe.train.seed
     original = model.state_dict() if starts_by_loftq else {}
     start = Start(config, {})

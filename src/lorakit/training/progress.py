@@ -94,9 +94,9 @@ class LossWatch:
         self.lowest = min(self.lowest, mean)
         where = f"steps {number - WINDOW + 1} to {number}: the loss"
         if mean > CLIMBED * self.lowest and mean > self.first:
-            return self._once("climbs", f"{where} is {mean:.4g}, it was {self.lowest:.4g}: lower train.lr (now {lr})")
+            return self._once("climbs", f"{where} is {mean:.4g}, up from {self.lowest:.4g}; lower train.lr (now {lr})")
         if max(self.losses) - min(self.losses) <= STILL * abs(mean):
-            return self._once("still", f"{where} stays at {mean:.4g}: is every label the same, or train.lr too low?")
+            return self._once("still", f"{where} stays at {mean:.4g}; are all labels the same, or is train.lr too low?")
         return None
 
     def _once(self, what: str, text: str) -> str | None:

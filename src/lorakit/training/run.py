@@ -97,8 +97,8 @@ class Run:
             history.micro_batch_size = step.micro_batch_size
             self.report(
                 Note(
-                    f"out of memory at step {step.number}: {step.micro_batch_size} examples per forward from now on; "
-                    f"a step still has {config.batch_size}, and its gradient is the same"
+                    f"out of memory at step {step.number}: {step.micro_batch_size} examples in a forward pass from "
+                    f"now on; a step still has {config.batch_size}, with the same gradient"
                 )
             )
         if not step.skipped:
@@ -112,15 +112,15 @@ class Run:
         history.skipped_in_a_row += 1
         history.skipped += 1
         what = f"step {step.number}: the loss is {step.loss}, the gradient's norm {step.grad_norm}"
-        remedy = f"a lower train.lr (now {config.lr}) usually helps"
+        remedy = f"lowering train.lr (now {config.lr}) usually helps"
         if config.non_finite == "stop":
             with self.ranks.together():  # the sums are the same on all ranks
                 raise NumericsError(f"{what}; training stopped; {remedy}")
         if history.skipped_in_a_row > SKIPS_IN_A_ROW or history.skipped > SKIPS:
             with self.ranks.together():
                 raise NumericsError(
-                    f"{what}; skipped, like {history.skipped - 1} before it: the limit is {SKIPS_IN_A_ROW} in a row and {SKIPS} "
-                    f"in all; {remedy}"
+                    f"{what}; skipped, after {history.skipped - 1} others; the limit is {SKIPS_IN_A_ROW} in a row "
+                    f"and {SKIPS} in all; {remedy}"
                 )
         self.report(Note(f"{what}; skipped ({history.skipped} of at most {SKIPS})"))
 
@@ -176,7 +176,8 @@ class Run:
         self.report(Evaluated(number, scores, is_best and not prepared.keeps_last))
 
     def _validation_answers(self, changed: Callable[[Task], Task] = lambda task: task) -> list[Any]:
-        """The answers to the validation examples, of the changed task; in cross-validation of the fold that has not seen them."""
+        """The answers to the validation examples, of the changed task; in cross-validation of the fold that has "
+        "not seen them."""
         every = [
             iter(self._answers(each, each.parts["validation"], changed(each.task)))
             for each in self.prepared.folds or [self.prepared]
@@ -261,7 +262,8 @@ def member_of(prepared: Prepared) -> Member:
 
 
 def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
-    """Train runs whose adapters share one model, each to its own end. Returns a Result for each, or the error that ended only it.
+    """Train runs whose adapters share one model, each to its own end. Returns a Result for each, or the error that "
+    "ended only it.
 
     Raises:
         KeyboardInterrupt: a signal stopped them; every run is saved after the current step.
@@ -319,7 +321,7 @@ def _learn_pairs(runs: Sequence[Run]) -> Iterator[dict[Member, Step]]:
         for fold, (prepared, member) in enumerate(zip((run.prepared, *folds), run.members, strict=True)):
             if prepared.contrasts and not member.done:
                 whose = f", and that of fold {fold} of {len(folds)}" if fold else " (train.head_start = 'contrast')"
-                run.report(Note(f"first the adapter learns from pairs of texts{whose}"))
+                run.report(Note(f"the adapter first learns from pairs of texts{whose}"))
                 warm_up(prepared)
     yield from ()
 

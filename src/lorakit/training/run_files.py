@@ -55,7 +55,7 @@ class About(_Open):
     metric: str
     best_step: int = 0
     linear_probe: float | None = None  # the metric before the first step, of the best head over the frozen base
-    base_score: float | None = None  # the metric before the first step, of the untouched base
+    base_score: float | None = None  # the metric before the first step, for the untouched base
     evaluations: int = 1
     folds: int = 0  # of the cross-validation that the scores are from
     last: dict[str, Any] = {}  # scores of the last evaluation
@@ -308,7 +308,9 @@ def read_resamples(run: Path) -> Sampled:
     if not run.is_dir():
         raise OutputError(f"{run}: no such run folder")
     if not path.is_file():
-        raise OutputError(f"{run}: no {RESAMPLES_FILE}; the run is not finished; --on DATA compares by predicting")
+        raise OutputError(
+            f"{run}: no {RESAMPLES_FILE}; the run is not finished; use --on DATA to compare by predicting"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         n = int(raw["examples"]["n"])
@@ -345,9 +347,9 @@ def run_folder(folder: Path, resume: str | None, report: Report = ignore) -> Ite
         if resume is None and holds:
             raise OutputError(f"output.dir = {str(folder)!r} exists already; choose another one, or use --resume auto")
         if resume is not None and holds and not is_run(folder):
-            raise OutputError(f"output.dir = {str(folder)!r} holds no run to resume (no {RECIPE})")
+            raise OutputError(f"output.dir = {str(folder)!r} contains no run to resume (no {RECIPE})")
         if resume not in (None, "auto") and not Path(resume).is_dir():
-            raise OutputError(f"--resume {resume}: no such checkpoint; use auto, or the folder of one")
+            raise OutputError(f"--resume {resume}: no such checkpoint; use auto, or the folder of a checkpoint")
 
     try:
         if folder.exists() and not folder.is_dir():

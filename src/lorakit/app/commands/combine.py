@@ -87,7 +87,7 @@ def combine_runs(
     if len(weights) != len(runs):
         raise ConfigError(f"--weights: {len(weights)} weights for {len(runs)} runs")
     if runs and not any(weights):
-        raise ConfigError("--weights: all of them are 0")
+        raise ConfigError("--weights: all weights are 0")
     if len(runs) < 2:
         raise ConfigError("combine takes at least two runs")
     folders = [shipped_folder(run) for run in runs]
@@ -141,8 +141,8 @@ def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
             ours, theirs = getattr(sides[0], key), getattr(side, key)
             if ours != theirs:
                 raise ConfigError(
-                    f"{run}: its {key} is {theirs!r}, that of {runs[0]} {ours!r}: only adapters of one task and base "
-                    "can be combined"
+                    f"{run}: its {key} is {theirs!r}, but that of {runs[0]} is {ours!r}; only adapters with the same "
+                    "task and base can be combined"
                 )
         if differences := sides[0].base.fingerprint.differences(side.base.fingerprint):
-            raise ConfigError(f"{run}: trained over another base than {runs[0]}: {'; '.join(differences)}")
+            raise ConfigError(f"{run}: trained on a different base than {runs[0]}: {'; '.join(differences)}")

@@ -38,17 +38,17 @@ STATES = ("ok", "absent", "warning", "failure")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Check versions, CPU, GPU, memory, disk, hub and bundled data. Exits with 1 if lorakit cannot work here."""
-    begin("looking at this machine")
+    begin("checking this machine")
     findings = examine()
     fit = all(finding.state != "failure" for finding in findings)
     n = sum(finding.state in ("warning", "failure") for finding in findings)
-    verdict = f"{'fit' if fit else 'not fit'} to train{f'; {n} to look at' if n else ''}"
+    verdict = f"{'ready' if fit else 'not ready'} to train{f'; {n} to look at' if n else ''}"
     facts = {"fit": fit, "findings": [asdict(finding) for finding in findings]}
     extras = [finding for finding in findings if finding.state == "absent" and finding.name.startswith("extra ")]
     lines = [finding.line for finding in findings if finding not in extras]
     if extras:
         names = ", ".join(finding.name.removeprefix("extra ") for finding in extras)
-        lines.append(f"absent   extras {names}; pip install 'lorakit[NAME]' where you want one")
+        lines.append(f"absent   extras {names}; install one with pip install 'lorakit[NAME]'")
     Output([*sorted(lines, key=lambda line: STATES.index(line.split()[0])), verdict], facts).show(as_json)
     if not fit:
         sys.exit(1)
@@ -99,7 +99,7 @@ def packages() -> Iterator[Finding]:
         if all(finding.state == "ok" for finding in mine):
             yield Finding(f"extra {extra}", ", ".join(f"{finding.name} {finding.text}" for finding in mine))
         else:
-            remedy = f"pip install 'lorakit[{extra}]' where you want it"
+            remedy = f"install it with pip install 'lorakit[{extra}]'"
             yield Finding(f"extra {extra}", "not installed", "absent", remedy)
 
 
@@ -110,7 +110,7 @@ def _package(need: Requirement) -> Finding:
     except importlib.metadata.PackageNotFoundError:
         return Finding(need.name, "not installed", "failure", command)
     if not need.specifier.contains(version, prereleases=True):
-        return Finding(need.name, f"{version}, older than lorakit needs", "failure", command)
+        return Finding(need.name, f"{version} is older than lorakit needs", "failure", command)
     return Finding(need.name, version)
 
 
@@ -122,14 +122,14 @@ def cpu() -> Iterator[Finding]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = proc("cpuinfo", "flags", "Features").split()
-    flags = ", ".join(flag for flag in FLAGS if flag in known) or "no vector instructions known of"
+    flags = ", ".join(flag for flag in FLAGS if flag in known) or "vector instructions unknown"
     yield Finding("cpu", f"{cpu_name()}, {cores} cores, {flags}")
     threads = torch.get_num_threads()
     if threads > cores:
-        remedy = f"set OMP_NUM_THREADS={cores}: more are slower"
-        yield Finding("threads", f"{threads} of torch on {cores} cores", "warning", remedy)
+        remedy = f"set OMP_NUM_THREADS={cores}; more threads are slower"
+        yield Finding("threads", f"torch uses {threads} on {cores} cores", "warning", remedy)
     else:
-        yield Finding("threads", f"{threads} of torch")
+        yield Finding("threads", f"torch uses {threads}")
 
 
 def dtype() -> Iterator[Finding]:
@@ -147,11 +147,9 @@ def kernels() -> Iterator[Finding]:
     from lorakit.lora.kernels import library
 
     if library(torch.float32):
-        yield Finding("kernels", "compiled; BERT's blocks run over packed tokens")
+        yield Finding("kernels", "compiled, so BERT's blocks skip padding")
     else:
-        yield Finding(
-            "kernels", "no C compiler (cc, gcc or clang), so blocks run as modules: slower, same results", "absent"
-        )
+        yield Finding("kernels", "no C compiler (cc, gcc or clang); results are the same, but BERT is slower", "absent")
 
 
 def gpu() -> Iterator[Finding]:
@@ -161,7 +159,7 @@ def gpu() -> Iterator[Finding]:
     from lorakit.runtime.device import gpu_name, pick_dtype
 
     if (kind := torch.accelerator.current_accelerator(check_available=True)) is None:
-        yield Finding("gpu", "none that torch can use; everything runs on the CPU", "absent")
+        yield Finding("gpu", "torch finds none, so everything runs on the CPU", "absent")
         return
     for index in range(torch.accelerator.device_count()):
         device = torch.device(kind.type, index)
@@ -188,7 +186,7 @@ def disk() -> Iterator[Finding]:
     """Free space and write permission in the working folder."""
     here = Path.cwd()
     if _can_write(here):
-        remedy = f"runs and checkpoints go to {here}; set output.dir elsewhere"
+        remedy = f"runs and checkpoints are written to {here}; set output.dir to put them elsewhere"
         yield _room("disk", shutil.disk_usage(here).free / GB, remedy)
     else:
         yield Finding("disk", f"{here} cannot be written to", "failure", "change to another folder, or set output.dir")
@@ -215,7 +213,7 @@ def hub() -> Iterator[Finding]:
         yield Finding("hub cache", str(home))
     else:
         yield Finding("hub cache", f"{home} cannot be written to", "warning", "set HF_HOME to a folder of yours")
-    without = "models in the cache or in folders, minilm and t5-demo need none"
+    without = "minilm, t5-demo, and models in folders or the cache work without it"
     if constants.HF_HUB_OFFLINE:
         yield Finding("hub", f"offline mode is set; {without}", "absent", "unset HF_HUB_OFFLINE to download")
     else:
@@ -226,12 +224,12 @@ def hub() -> Iterator[Finding]:
         except urllib.error.HTTPError as err:  # any response shows that it answers
             yield Finding("hub", f"{constants.ENDPOINT} answers ({err.code})")
         except (OSError, ValueError) as err:
-            remedy = f"see to the network or a proxy (HTTPS_PROXY); {without}"
+            remedy = f"check the network, or set a proxy (HTTPS_PROXY); {without}"
             yield Finding("hub", f"{constants.ENDPOINT} cannot be reached ({err})", "warning", remedy)
     if get_token():
-        yield Finding("hub token", "there is one")
+        yield Finding("hub token", "found")
     else:
-        remedy = "private models and lorakit push need one: hf auth login, or HF_TOKEN"
+        remedy = "only needed for private models and lorakit push: run hf auth login, or set HF_TOKEN"
         yield Finding("hub token", "none", "absent", remedy)
 
 

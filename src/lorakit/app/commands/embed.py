@@ -39,7 +39,7 @@ def embed(
     lorakit embed runs/search --file documents.txt --out vectors.npy
     """
     if out.suffix not in ENDINGS:
-        raise OutputError(f"--out {out}: vectors are written as {' or '.join(ENDINGS)}; choose one of these endings")
+        raise OutputError(f"--out {out}: vectors are written as {' or '.join(ENDINGS)} files")
     if not out.resolve().parent.is_dir():
         raise OutputError(f"--out {out}: its folder does not exist")
     begin(f"loading {run}")

@@ -65,9 +65,9 @@ def export_run(
         AdapterError: the reader cannot use such an adapter.
     """
     if to in WHOLE and (rank is not None or base_name is not None):
-        raise ConfigError(f"--rank and --base-name are for adapters; --to {to} needs neither")
+        raise ConfigError(f"--rank and --base-name only work with adapters, not with --to {to}")
     if int8 and to != "onnx":
-        raise ConfigError(f"--int8 goes with --to onnx, not with --to {to}")
+        raise ConfigError(f"--int8 only works with --to onnx, not with --to {to}")
     check_free(out)
     from lorakit.app.export.adapters import export_adapter, left_out, merge  # after mistakes in options: needs torch
     from lorakit.app.export.onnx import export_onnx

@@ -113,14 +113,14 @@ def import_adapter(
     targets = names if isinstance(names, str) else ", ".join(sorted(names))
     kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
     lines = [
-        f"base: {model.name}, sha256 {model.fingerprint.weights[:12]}...; from now on no other is taken for it",
+        f"base: {model.name}, sha256 {model.fingerprint.weights[:12]}...; predictions will refuse any other base",
         f"task: {task} (task_type {info.task_type})",
         f"adapter: {kind}, r {config.r}, alpha {config.lora_alpha:g}, over {targets or 'no layer'}; {counts.lora:,} parameters",
         f"trained in full: {', '.join(config.modules_to_save) or 'nothing'}; {counts.saved:,} parameters",
         *([f"labels: {', '.join(labels)}"] if labels else []),
     ]
     if any(re.fullmatch(r"LABEL_\d+", label) for label in labels):
-        lines.append("the labels are numbered, not named: --labels gives them names")
+        lines.append("the labels are only numbered; name them with --labels")
     return lines
 
 

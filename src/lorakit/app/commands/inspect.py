@@ -101,7 +101,7 @@ def inspect_recipe(recipe: Recipe, report: Report | None = None, *, is_brief: bo
             f"{lines[-2]}, {config.batch_size} examples each, lr {config.lr:g}",
             f"time: {_time_of(prepared)}",
             f"run folder: {recipe.output.dir}",
-            "every key and every layer: --json",
+            "for every key and every layer, add --json",
         ]
     facts = {
         "recipe": recipe.model_dump(mode="json"),
@@ -126,7 +126,7 @@ def _time_of(prepared: Prepared) -> str:
     plan = prepared.plan
     passes = prepared.n_folds or 1  # each of n folds reads n - 1 of n parts, and what ships reads all
     tokens = passes * sum(plan.lengths) * plan.steps / plan.steps_per_epoch
-    return f"about {duration(tokens / rate)} of steps on this machine, and evaluations"
+    return f"about {duration(tokens / rate)} for the steps on this machine, plus evaluations"
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

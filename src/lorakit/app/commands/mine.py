@@ -54,14 +54,14 @@ def mine(
 
     pair = pair or usual_pair(data, Columns(text))
     if pair is None:
-        raise ConfigError(f"{data}: which column has the second texts? say --pair NAME")
+        raise ConfigError(f"{data}: which column has the second texts? Use --pair NAME")
     dataset = read(data, "related", columns=Columns(text, pair))
     for note in dataset.notes:
         echo(note, err=True)
     own: dict[str, set[str]] = {}  # the texts that belong to each query
     for example in dataset.examples:
         if isinstance(example.label, float):
-            raise DataError(f"{example.where}: a pair with a score; negatives are for pairs that belong together")
+            raise DataError(f"{example.where}: this pair has a score; negatives are for pairs that belong together")
         own.setdefault(example.text, set()).add(str(example.pair))
     documents = list(dict.fromkeys(str(example.pair) for example in dataset.examples))
     searcher = (
@@ -79,7 +79,7 @@ def mine(
             n += len(best)
     if not n:
         raise DataError(
-            f"{data}: every other text is nearly as similar as the own one: a --margin above {margin:g} takes more"
+            f"{data}: all other texts are nearly as similar as the right one; use a --margin above {margin:g}"
         )
     atomic_text(out, "".join(line + "\n" for line in lines))
     Output(

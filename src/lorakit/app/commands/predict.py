@@ -100,7 +100,7 @@ def predict(
         if any(Path(source).resolve() == out.resolve() for source in sources):
             raise OutputError(f"--out {out}: is also read by --file and would be overwritten; choose another name")
     if merge and adapters is not None:
-        raise ConfigError("predict: --merge is for one RUN; --adapters share their base")
+        raise ConfigError("predict: --merge only works with one RUN, because --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
     begin(f"loading {run or adapters}")
     from lorakit.app.console import Screen
@@ -132,11 +132,11 @@ def _check_options(options: dict[str, Any], sources: Sequence[str], to_folder: b
     if to_folder and not sources:
         raise ConfigError("predict --out FOLDER reads texts from --file; for one file of answers use --out NAME.jsonl")
     if flags and not to_folder:
-        raise ConfigError(f"predict: {flags[0]} goes with --out FOLDER")
+        raise ConfigError(f"predict: {flags[0]} only works with --out FOLDER")
     if len(sources) > 1 and not to_folder:
-        raise ConfigError(f"predict: {len(sources)} files need a folder for their answers: --out FOLDER")
+        raise ConfigError(f"predict: to read {len(sources)} files, write to a folder with --out FOLDER")
     if named := [f"--{name}" for name in ("text", "pair") if options[name] and not sources]:
-        raise ConfigError(f"predict: {named[0]} goes with --file")
+        raise ConfigError(f"predict: {named[0]} only works with --file")
 
 
 def _run(
@@ -146,16 +146,16 @@ def _run(
     if adapters is not None:
         if words or not sources or column is None:
             raise ConfigError(
-                "predict --adapters reads texts from --file, and the adapters' names from --adapter-column"
+                "predict --adapters needs --file for the texts and --adapter-column for the names of the adapters"
             )
         return "", ()
     if column is not None:
-        raise ConfigError("predict: --adapter-column goes with --adapters")
+        raise ConfigError("predict: --adapter-column only works with --adapters")
     if not words:
         raise click.UsageError("Missing argument 'RUN'.")
     run, *texts = words
     if bool(texts) == bool(sources):
-        quoted = "; a pattern needs quotes: --file 'part-*.parquet'" if sources else ""
+        quoted = "; put patterns in quotes: --file 'part-*.parquet'" if sources else ""
         raise ConfigError(f"predict takes either texts or --file{quoted}")
     return run, texts
 

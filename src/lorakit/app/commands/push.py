@@ -52,7 +52,7 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None, dry_run: 
     lines = [f"{size:>12,}  {name}" for name, size in sizes.items()]
     lines += [f"no {CARD} among them; `lorakit card RUN` writes one"] * (CARD not in sizes)
     if local := [name for name in (*side.data, side.base.name) if name.startswith(("/", "~"))]:
-        lines.append(f"lorakit.json in it names files of this machine: {', '.join(local)}")
+        lines.append(f"lorakit.json mentions files on this machine: {', '.join(local)}")
     output = Output(lines, {"repository": repo_id, "folder": str(folder), "files": sizes, "dry_run": dry_run})
     if dry_run:
         total = f"{len(sizes)} files, {sum(sizes.values()):,} bytes, would go to {repo_id}"
@@ -75,7 +75,7 @@ def _upload(folder: Path, names: list[str], repo_id: str, private: bool, revisio
     try:
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
-            raise ConfigError(f"push: {repo_id} exists and is public; choose another name, or leave --private out")
+            raise ConfigError(f"push: {repo_id} exists and is public; choose another name, or leave out --private")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         done = api.upload_folder(
@@ -94,9 +94,7 @@ def _upload(folder: Path, names: list[str], repo_id: str, private: bool, revisio
     except Exception as err:
         if not isinstance(err, OSError) and not type(err).__module__.startswith(HTTP_CLIENTS):
             raise
-        raise OutputError(
-            f"push: {api.endpoint} cannot be reached: {first_line(err)}; nothing is lost, try again"
-        ) from err
+        raise OutputError(f"push: {api.endpoint} cannot be reached: {first_line(err)}; try again later") from err
     return str(done.commit_url)
 
 
@@ -105,7 +103,7 @@ def _refusal(err: HfHubHTTPError) -> str:
     status = err.response.status_code if err.response is not None else 0
     known = {
         401: "the token is not valid; `hf auth login`, or set HF_TOKEN to a new one",
-        403: "the token may not write there; make one with the right to write at https://huggingface.co/settings/tokens",
-        404: "no such repository or namespace, or it is hidden from this token; see to its name",
+        403: "the token may not write there; create one with write access at https://huggingface.co/settings/tokens",
+        404: "no such repository or namespace, or this token cannot see it; check the name",
     }
     return known.get(status, f"the hub answered {status}: {first_line(err, 'no message')}")

@@ -83,12 +83,12 @@ SEARCH: dict[str, dict[str, Any]] = {
 }
 SAMPLES = 5  # of validation sentences, shown of what a T5 writes
 FILES = {
-    "report.html": "the whole of it as a page to look at",
-    "loss.png": "training loss and validation score",
-    "architecture.svg": "the model, its adapted layers marked",
-    "scores.json": "every score, per class",
-    "samples.jsonl": "validation sentences with target and answer",
-    "adapter/": "what ships; peft loads it too",
+    "report.html": "a readable report of the run",
+    "loss.png": "the training loss and validation score",
+    "architecture.svg": "a picture of the model and its adapted layers",
+    "scores.json": "all scores, also for each class",
+    "samples.jsonl": "validation sentences with expected and predicted answers",
+    "adapter/": "what you deploy; peft can load it too",
 }
 
 
@@ -110,7 +110,7 @@ FILES = {
 def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run: bool, as_json: bool) -> None:
     """Train on the bundled data, score the model, and try it on new sentences. Runs sentiment and ner unless you name one."""
     if t5 and which in ("sentiment", "search"):
-        raise ConfigError("--t5 goes with ner")
+        raise ConfigError("--t5 only works with ner")
     if copy_data:
         if taken := [name for name in COPIES if Path(name).exists()]:
             raise ConfigError(f"--copy-data: {taken[0]} exists already; run it in another folder")
@@ -123,9 +123,9 @@ def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run:
     if which in ("ner", None) and t5:
         base = _t5_base()
         recipe = {**ENTITIES_T5, "model": {"base": base}}
-        systems["quickstart-ner-t5"] = (f"Named entities, written out by {base}", recipe)
+        systems["quickstart-ner-t5"] = (f"Named entities, written by {base}", recipe)
     elif which in ("ner", None):
-        systems["quickstart-ner"] = ("Named entities: a tag for each word", ENTITIES)
+        systems["quickstart-ner"] = ("Named entities, with a tag for each word", ENTITIES)
     if which == "search":
         systems["quickstart-search"] = ("Search: which text answers a question", SEARCH)
     if dry_run:
@@ -182,7 +182,7 @@ def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Resul
         f"trained {counts['trainable']:,} of {counts['total']:,} parameters "
         f"({counts['trainable'] / counts['total']:.2%}) in {result.scores['train_seconds']:.0f} s"
     )
-    tell("\nOn sentences it has never seen:")
+    tell("\nOn sentences it has not seen before:")
     if recipe.task.name == "text2text_ner":
         for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:SAMPLES]:
             sample = json.loads(line)
@@ -198,7 +198,7 @@ def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Resul
         tell(f"\nUse it:  lorakit serve {folder}  and ask on http://127.0.0.1:8080")
         tell(f"         lorakit embed {folder} --file texts.txt --out vectors.npy")
     else:
-        tell(f'\nUse it:  lorakit predict {folder} "your own sentence"')
+        tell(f'\nTry it:  lorakit predict {folder} "your own sentence"')
     return result
 
 

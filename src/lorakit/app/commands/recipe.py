@@ -53,5 +53,5 @@ def _text(name: str) -> str:
     from lorakit.recipe import RECIPES, recipe_names
 
     if name not in recipe_names():
-        raise ConfigError(f"recipe {name!r} does not ship with lorakit; {did_you_mean(name, recipe_names())}")
+        raise ConfigError(f"{name!r} is not a built-in recipe; {did_you_mean(name, recipe_names())}")
     return (RECIPES / f"{name}.toml").read_text(encoding="utf-8")

@@ -21,7 +21,10 @@ from lorakit.errors import OutputError
 @click.option("--dry-run", is_flag=True, help="Print the result, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(runs: tuple[Path, ...], out: Path | None, dry_run: bool, as_json: bool) -> None:
-    """Write RUN's report, a single HTML file, from the run folder alone. For several RUNs, write a page that compares them."""
+    """Write RUN's report, a single HTML file, from the run folder alone.
+
+    For several RUNs, write a page that compares them.
+    """
     from lorakit.app.report.comparison import Comparison, comparison_of
     from lorakit.app.report.page import FILE, Content, content_of, html
     from lorakit.runtime.files import atomic_text

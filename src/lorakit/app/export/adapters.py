@@ -84,10 +84,10 @@ def export_adapter(
     if base_name is not None:
         name, notes = base_name, [f"base model: called {base_name}"]
     elif name == "minilm":
-        name, notes = MINILM_HUB, [f"base model: called {MINILM_HUB}, which is where minilm comes from"]
+        name, notes = MINILM_HUB, [f"base model: called {MINILM_HUB}, where minilm comes from"]
     elif name == "t5-demo":
         name = str(find(name))
-        notes = [f"base model: t5-demo is on no hub; called by its folder here, {name}"]
+        notes = [f"base model: t5-demo is not on any hub, so it is named by its folder here, {name}"]
     with atomic_folder(out) as place:
         conformed = conform(base.model, config, profile, rank=rank)
         head = left_behind(base.model, conformed)
@@ -98,11 +98,11 @@ def export_adapter(
             (place / HEAD).parent.mkdir()
             save_file(dict(head), place / HEAD, metadata={"format": "pt"})
             names = ", ".join(sorted({key.rpartition(".")[0] for key in head}))
-            notes.append(f"head: {names} split off into {HEAD}, since {profile.consumer} takes LoRA factors alone")
+            notes.append(f"head: {names} split off into {HEAD}, because {profile.consumer} only reads LoRA factors")
         if profile.everything and side.task.info.model_kind == "embedding":
             save_layout(base.model, place, layout_of(side.task, side.max_length))
             base.tokenizer.save_pretrained(place)
-            notes.append(f"layout: sentence_transformers.SentenceTransformer('{out}') loads it too, over its base")
+            notes.append(f"layout: sentence_transformers.SentenceTransformer('{out}') loads it too, with its base")
         changes = [*conformed.changes, *notes]
         parity = _parity(base, place)
         _check(parity, exact=rank is None)
@@ -126,7 +126,7 @@ def _label_lines(side: Side, profile: Profile) -> list[str]:
     return [f"labels: load the base with num_labels={len(names)}; they are {', '.join(names)}"]
 
 
-NO_CRF = "crf: its transitions are left out, a plain model answers each word by itself"
+NO_CRF = "crf: its transitions are left out, so a plain model tags each word on its own"
 
 
 def left_out(side: Side) -> list[str]:
@@ -139,7 +139,7 @@ def left_out(side: Side) -> list[str]:
         lines.append(f"outputs: {task.info.outputs_are}")
     if thresholds := tuned.get("thresholds"):
         each = ", ".join(f"{label} {at:.3g}" for label, at in thresholds.items())
-        lines.append(f"thresholds: a plain model has 0.5 for each label; tuned: {each}")
+        lines.append(f"thresholds: a plain model uses 0.5 for each label; the tuned ones are {each}")
     if task.calibrate and tuned:  # what was combined is not tuned
         lines.append(f"temperature: divide the logits by {tuned['temperature']:.3g}")
     return lines
@@ -219,7 +219,9 @@ def merge(path: Path, out: Path, *, allow_base_mismatch: bool = False) -> Output
         check_exact(agreement)
     lines = left_out(side)
     if side.task.info.model_kind == "embedding":
-        lines.append(f"layout: of sentence-transformers: SentenceTransformer('{out}').encode(texts) gives the vectors")
+        lines.append(
+            f"layout: of sentence-transformers: SentenceTransformer('{out}').encode(texts) returns the vectors"
+        )
     elif side.task.info.model_kind == "reranker" and side.pooling != "mean":
         lines.append(f"use: sentence_transformers.CrossEncoder('{out}').predict(pairs) gives the scores")
     elif side.pooling == "mean":

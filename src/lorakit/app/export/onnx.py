@@ -61,14 +61,14 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
     side = read_side(folder)
     if side.task.info.model_kind == "text2text":
         raise ConfigError(
-            f"--to onnx: {path} writes its answers; export it with --to merged, of which optimum makes ONNX files "
+            f"--to onnx: {path} generates text; export it with --to merged, then use optimum "
             "(optimum-cli export onnx --model FOLDER OUT)"
         )
     base = load_shipped(folder, side, allow_base_mismatch=allow_base_mismatch)
     section = side.task.model_copy(update={"crf": False}) if side.task.crf else side.task
     task = make_task(section, base.tokenizer, side.labels, side.max_length, side.tuned)
     texts = texts_of(path, side)
-    of_length_1 = "vectors: as the pooling gives them; divide each by its length (task.normalize)"
+    of_length_1 = "vectors: not normalised; divide each by its length (task.normalize)"
     output = Output([NO_CRF] * side.task.crf + [of_length_1] * bool(side.task.normalize), {})
     with atomic_folder(out) as place:
         if side.method != "full":
@@ -205,7 +205,7 @@ def _cost_of_int8(agreement: Agreement, facts: dict[str, Any], metric: str) -> O
         lines.append(f"{metric} on {agreement.texts.n_gold:,} validation texts: {shown}")
         facts["scores"] = {metric: [before, after]}
     if agreement.same < ENOUGH:
-        lines.append(f"warning: int8 answers {1 - agreement.same:.1%} of the texts otherwise; {ONNX} is exact")
+        lines.append(f"warning: int8 changes {1 - agreement.same:.1%} of the answers; {ONNX} is exact")
     return Output(lines, {"int8": facts})
 
 

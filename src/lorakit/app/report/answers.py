@@ -161,7 +161,11 @@ def baseline(predictions: Sequence[Prediction], scores: RunScores) -> Baseline |
         "quadratic_kappa": 0.0,
     }
     metric = scores.metric if scores.metric in known else "accuracy"
-    return Baseline(f"the commonest label {short(label)!r}", metric, known[metric]) if metric in scores.values else None
+    return (
+        Baseline(f"the most frequent label {short(label)!r}", metric, known[metric])
+        if metric in scores.values
+        else None
+    )
 
 
 def printable(text: str) -> str:

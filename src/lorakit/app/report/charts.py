@@ -284,7 +284,7 @@ def confusion_chart(confusion: Confusion) -> Chart:
             axes.set_yticks(range(n), shown, fontsize=9)
 
     right, total = sum(matrix[i][i] for i in range(n)), sum(map(sum, matrix))
-    alt = f"{right:,} of {total:,} on the diagonal, which is right. The table of most confused labels has the rest."
+    alt = f"{right:,} of {total:,} on the diagonal, which is correct. The table of confused labels lists the rest."
     room = _room(labels, 16) - 0.2 if named else 0.1
     below = BOTTOM + (0 if n < 5 else room)
     height = max(HEIGHT, below + min(4.2, 0.3 * n)) if named else 4.2
@@ -299,7 +299,7 @@ def most_confused(confusion: Confusion, most: int = 12) -> list[tuple[str, str, 
 
 
 def scatter(pairs: Points) -> Chart:
-    """Answered against expected numbers."""
+    """Predicted against expected numbers."""
 
     def draw(axes: Any) -> None:
         ends = [min(map(min, pairs)), max(map(max, pairs))]
@@ -310,8 +310,8 @@ def scatter(pairs: Points) -> Chart:
         axes.grid()
 
     off = fmean(abs(x - y) for x, y in pairs)
-    alt = f"{len(pairs):,} examples around the diagonal, {off:.3g} away from it on average."
-    return Chart("answered-expected", "Answered against expected", alt, draw)
+    alt = f"{len(pairs):,} examples; on average {off:.3g} away from the diagonal."
+    return Chart("answered-expected", "Predicted against expected", alt, draw)
 
 
 class Bin(NamedTuple):
@@ -348,7 +348,7 @@ def calibration_chart(pairs: Sequence[tuple[float, bool]]) -> Chart:
     alt = (
         f"confidence {confidence.mean():.3f} on average, {right.mean():.3f} right: "
         f"{'overconfident' if gap > 0 else 'underconfident'} by {abs(gap):.3f}; expected calibration error {error:.3f}. "
-        "On the dashed line confidence is what it says; grey bars are numbers of answers."
+        "A perfectly calibrated model is on the dashed line. Grey bars count the predictions."
     )
     return Chart("calibration", "Calibration", alt, draw)
 
@@ -370,5 +370,5 @@ def length_chart(answers: Sequence[Answer], *, is_share: bool) -> Chart:
         axes.set(xlabel="characters", ylabel="share wrong" if is_share else "mean absolute error", ylim=(0, None))
         axes.grid(axis="y")
 
-    alt = f"of the shortest texts {rows[0][1]:.3g}, of the longest {rows[-1][1]:.3g}; bars are 95 % intervals."
-    return Chart("length", "Length against error", alt, draw)
+    alt = f"{rows[0][1]:.3g} for the shortest texts, {rows[-1][1]:.3g} for the longest. Bars are 95 % intervals."
+    return Chart("length", "Error by length of text", alt, draw)

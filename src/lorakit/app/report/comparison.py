@@ -27,7 +27,7 @@ from lorakit.training.run_files import RESAMPLES_FILE, RunFiles, Sampled, read_r
 # A difference of so many standard errors is detected by a test at 5 % with power 0.8.
 DETECTABLE = statistics.NormalDist().inv_cdf(1 - SIGNIFICANT / 2) + statistics.NormalDist().inv_cdf(0.8)
 REPORT = "predictions.jsonl"
-FACTS = ("parameters trained", "size of what ships", "training time", "speed")  # in the overview of the page
+FACTS = ("parameters trained", "size to deploy", "training time", "speed")  # in the overview of the page
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def _compare(first: Group, second: Group) -> GroupDifference:
     if not pairs:
         seeds = [", ".join(str(run.seed) for run in group.runs) for group in (first, second)]
         raise ConfigError(
-            f"{first.runs[0].path} has the seeds {seeds[0]}, {second.runs[0].path} {seeds[1]}: groups are compared "
-            "over pairs of equal seeds"
+            f"{first.runs[0].path} has the seeds {seeds[0]}, {second.runs[0].path} has {seeds[1]}; groups can "
+            "only be compared if they share seeds"
         )
     for a, b in pairs:
         _check_same_examples(a, b)
@@ -126,7 +126,8 @@ def _compare(first: Group, second: Group) -> GroupDifference:
     headline, other = (run.resamples.metric for run in pairs[0])
     if not names:
         raise ConfigError(
-            f"{pairs[0][0].path} is judged by {headline}, {pairs[0][1].path} by {other}: they have no comparable score in common"
+            f"{pairs[0][0].path} is scored by {headline} and {pairs[0][1].path} by {other}, so they have no score "
+            f"in common"
         )
     metric = headline if headline in names else names[0]  # some, such as average precision, cannot be resampled
     sides = [[pair[i].resamples.scores for pair in pairs] for i in (0, 1)]
@@ -145,10 +146,12 @@ def _check_same_examples(first: ScoredRun, second: ScoredRun) -> None:
     for line, (a, b) in enumerate(zip_longest(*sides), start=1):
         if a != b:
             raise DataError(
-                f"{second.path / REPORT}:{line}: {_shown(b)}, in {first.path} {_shown(a)}: the runs were scored on "
-                "different examples; --on DATA compares them on the same"
+                f"{second.path / REPORT}:{line}: {_shown(b)}, in {first.path} {_shown(a)}; the runs were scored on "
+                f"different examples; compare them on the same ones with --on DATA"
             )
-    raise DataError(f"{second.path}: scored on other examples than {first.path}; --on DATA compares them on the same")
+    raise DataError(
+        f"{second.path}: scored on other examples than {first.path}; compare them on the same ones with --on DATA"
+    )
 
 
 def _texts(run: Path) -> list[tuple[Any, ...]]:
@@ -190,7 +193,8 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[GroupDifference]) -> l
         lines.append(comparison.verdict)
     if len(comparisons) > 1:
         lines.append(
-            f"{len(comparisons)} comparisons: each p stands alone, so that one below 0.05 comes by chance sooner"
+            f"{len(comparisons)} comparisons: with several of them, a p-value below 0.05 is more likely to occur by "
+            f"chance"
         )
     return lines
 
@@ -199,7 +203,7 @@ def _seeds(group: Group) -> str:
     if len(group.runs) == 1:
         return ""
     of_other_examples = len({run.resamples.sha256 for run in group.runs}) > 1
-    apart = ", each scored on examples of its own" if of_other_examples else ""
+    apart = ", each scored on its own examples" if of_other_examples else ""
     return f"  (seeds {', '.join(str(run.seed) for run in group.runs)}{apart})"
 
 
@@ -267,7 +271,8 @@ def tested(runs: Sequence[RunFiles]) -> dict[str, Any] | str:
 
 
 def comparison_of(runs: Sequence[RunFiles]) -> Comparison:
-    """What the page about several runs says; they have the letters of `lorakit compare`, or where it cannot compare, one each."""
+    """What the page about several runs says; they have the letters of `lorakit compare`, or where it cannot "
+    "compare, one each."""
     tests = tested(runs)
     letters = {str(run.path): chr(ord("A") + i) for i, run in enumerate(runs)}
     if not isinstance(tests, str):
@@ -300,7 +305,7 @@ def _differences(tests: Mapping[str, Any]) -> Iterator[Table]:
             (name, f"{d['value']:+.4f}", f"{d['low']:+.4f}", f"{d['high']:+.4f}", f"{d['p']:.2g}", d["test"])
             for name, d in comparison["differences"].items()
         ]
-        title = f"{b} less {a}, over {comparison['examples']:,} examples"
+        title = f"{b} minus {a}, over {comparison['examples']:,} examples"
         yield Table(f"difference-{b}-{a}", title, ("score", "difference", "95 % from", "to", "p", "test"), rows)
 
 
@@ -310,7 +315,7 @@ def _settings(by_name: Mapping[str, RunFiles]) -> Iterator[Table]:
     keys = dict.fromkeys(key for recipe in flat for key in recipe if not key.startswith("output."))
     rows = [(key, *(recipe.get(key, "not set") for recipe in flat)) for key in keys]
     if rows := [row for row in rows if len(set(row[1:])) > 1]:
-        yield Table("settings", "What differs in the recipes", ("key", *by_name), rows)
+        yield Table("settings", "Differences between the recipes", ("key", *by_name), rows)
 
 
 def _flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -97,7 +97,8 @@ class Content:
         """What is left out of the page."""
         pictures = [] if self.architecture.is_file() else [self.architecture.name]
         return [
-            f"{name} is not in the run folder; what it would show is left out" for name in self.run.missing + pictures
+            f"{name} is missing from the run folder, so the part it would show is left out"
+            for name in self.run.missing + pictures
         ]
 
     @property
@@ -143,7 +144,7 @@ def content_of(run: RunFiles) -> Content:
         quality=list(answer_charts(run, answers)),
         tables=list(_tables(run)),
         answers=answers,
-        facts=Table("facts", "What it is and what it cost", ("", "value"), list(fact_rows(run))),
+        facts=Table("facts", "Facts", ("", "value"), list(fact_rows(run))),
         hashes=Table("hashes", "Fingerprints", ("what", "sha256 or version"), list(hash_rows(run))),
     )
 
@@ -250,10 +251,10 @@ def _tables(run: RunFiles) -> Iterator[Table]:
     if rows := label_rows(run):
         yield Table("by-label-table", "Scores by label", ("label", "precision", "recall", "f1", "support"), rows)
     if run.scores.confusion is not None and (cells := most_confused(run.scores.confusion)):
-        yield Table("most-confused", "Most often confused", ("expected", "answered", "times"), cells)
+        yield Table("most-confused", "Labels that are often confused", ("expected", "answered", "times"), cells)
     if errors := run.scores.errors:
         rows = [[outcome(kind), f"{n:,}"] for kind, n in errors.items()]
-        yield Table("entity-errors", "What became of the entities", ("", "entities"), rows)
+        yield Table("entity-errors", "Entities: right, wrong and missed", ("", "entities"), rows)
 
 
 def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
@@ -264,19 +265,19 @@ def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
     if side is not None:
         yield "base model", side.base.name + (f" at {side.base.revision}" if side.base.revision else "")
         if side.begins_from:
-            yield "begins from", f"{Path(side.begins_from['adapter']).name}, its head {side.begins_from['head']}"
-    yield "weights of the base in", scores.dtype + (f", {side.quantize}" if side and side.quantize != "none" else "")
+            yield "starts from", f"{Path(side.begins_from['adapter']).name}, head {side.begins_from['head']}"
+    yield "base model stored in", scores.dtype + (f", {side.quantize}" if side and side.quantize != "none" else "")
     for part, n in scores.examples.items():
         yield f"{part} examples", f"{n:,}"
     counts = scores.parameters
     if "trainable" in counts and counts.get("total"):
         share = counts["trainable"] / counts["total"]
         yield "parameters trained", f"{counts['trainable']:,} of {counts['total']:,} ({share:.2%})"
-        yield "of them LoRA", f"{counts.get('lora', 0):,}"
-        yield "of them in whole modules", f"{counts.get('saved', 0):,}"
-    for name, folder in (("what ships", run.shipped), ("the checkpoints", run.path / "checkpoints")):
+        yield "in LoRA matrices", f"{counts.get('lora', 0):,}"
+        yield "in whole modules", f"{counts.get('saved', 0):,}"
+    for name, folder in (("size to deploy", run.shipped), ("size of checkpoints", run.path / "checkpoints")):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        yield f"size of {name}", _bytes(size) if folder.is_dir() else "none"
+        yield name, _bytes(size) if folder.is_dir() else "none"
     yield "finished", scores.ended or unknown
     yield "machine", scores.machine or unknown
     yield "best step", f"{scores.best_step:,}"

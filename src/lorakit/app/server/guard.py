@@ -21,10 +21,12 @@ HEADERS = {
 }
 
 
-UNAUTHORIZED = problem(401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer", **HEADERS})
+UNAUTHORIZED = problem(
+    401, "missing or wrong token; send Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer", **HEADERS}
+)
 OVERLOADED = problem(429, "model is overloaded", {"Retry-After": "1", **HEADERS})
 OVERLOADED_AND_CLOSE = problem(429, "model is overloaded", {"Retry-After": "1", "Connection": "close", **HEADERS})
-AMBIGUOUS = problem(400, "a body has either a length or a transfer encoding", {"Connection": "close", **HEADERS})
+AMBIGUOUS = problem(400, "a body cannot have both a length and a transfer encoding", {"Connection": "close", **HEADERS})
 TOO_LARGE = problem(413, "the body is too large", HEADERS)
 
 
@@ -89,7 +91,7 @@ class Guard:
                 async with asyncio.timeout(begin + self.body_s - time.perf_counter()):
                     message = await receive()
             except TimeoutError as err:
-                late = f"the body did not come within {self.body_s:g} s"
+                late = f"the body did not arrive within {self.body_s:g} s"
                 raise HTTPException(408, late, {"Connection": "close"}) from err
             left -= len(message.get("body", b""))
             if left < 0:

@@ -128,7 +128,7 @@ def run(
         gc.freeze()  # so that garbage collection skips the adapters, which would stop every thread for 0.2 s
         facts = {"adapters": list(pool.folders), "base": pool.shared.side.base.name, "bytes": pool.size}
         if dry_run:
-            return say({**facts, "url": "nothing is served: --dry-run"})
+            return say({**facts, "url": "not started: --dry-run"})
         with listen(*address) as listener:
             host, port = listener.getsockname()[:2]
             say({**facts, "url": f"http://{_bracketed(host)}:{port}/"})

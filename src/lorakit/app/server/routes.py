@@ -116,7 +116,11 @@ class Service:
         try:
             future = self.batcher.submit(queries, truncate=truncate)
         except Overloaded as err:
-            raise HTTPException(429, f"no room for {len(texts)} more texts", {"Retry-After": "1"}) from err
+            raise HTTPException(
+                429,
+                f"the queue has no room for {len(texts)} more texts",
+                {"Retry-After": "1"},
+            ) from err
         except Closed as err:
             raise HTTPException(503, "the server is stopping", {"Retry-After": "5"}) from err
         answers = await self._waited(request, asyncio.wrap_future(future), resident)
@@ -156,9 +160,9 @@ class Service:
         for some in texts:
             if len(some) > self.limits.characters:
                 most = self.limits.characters
-                raise HTTPException(413, f"a text of {len(some)} characters; at most {most} are read")
+                raise HTTPException(413, f"a text has {len(some)} characters; at most {most} are allowed")
             if "\0" in some:
-                raise HTTPException(422, "a text holds a NUL character")
+                raise HTTPException(422, "a text contains a NUL character")
         if not all(some.strip() for some in texts):
             raise HTTPException(400, "`inputs` cannot be empty")
         pair = None if isinstance(second, tuple) else second
@@ -178,13 +182,13 @@ class Service:
             either: list[asyncio.Future[Any]] = [future, leaving]
             await asyncio.wait(either, timeout=self.limits.answer_s, return_when=asyncio.FIRST_COMPLETED)
             if leaving.done():
-                raise HTTPException(499, "the client has gone")
+                raise HTTPException(499, "the client disconnected")
             if not future.done():
                 raise HTTPException(503, f"no answer within {self.limits.answer_s:g} s", {"Retry-After": "5"})
             return future.result()
         except TooLong as err:
             most = resident.side.max_length
-            message = f"`inputs` must have less than {most} tokens; `truncate`: true has them cut"
+            message = f"`inputs` must have less than {most} tokens; set `truncate` to true to cut them"
             raise HTTPException(413, message) from err
         except HTTPException:
             raise
@@ -218,7 +222,7 @@ class Service:
     async def predict_by(self, request: Request, model: str, body: Predict) -> Any:
         """The same by the adapter that the path names, for clients of the hub's inference API, which know a URL alone."""
         if body.adapter not in (None, model):
-            raise HTTPException(422, f"`adapter`: the path names another one, {model!r}")
+            raise HTTPException(422, f"`adapter`: the path already names {model!r}")
         return await self._predicted(request, body, model)
 
     async def _predicted(self, request: Request, body: Predict, name: str) -> Response:
@@ -290,10 +294,10 @@ class Service:
             try:
                 await self._loaded(future)
             except Exception as err:
-                self._refuse(f"adapter {name!r}: the old version serves on", err)
+                self._refuse(f"adapter {name!r}: the old version keeps serving", err)
             else:
                 self.metrics.reloads.labels("served").inc()
-                log.info("adapter %r: a new version serves", name)
+                log.info("adapter %r: now serving a new version", name)
 
     def _look(self) -> dict[str, Path]:
         """The adapters of all roots. An unreadable root keeps its earlier adapters; a name keeps its first folder."""
@@ -410,13 +414,13 @@ def _json_route(most_values: int) -> type[APIRoute]:
             async def handle(request: Request) -> Response:
                 # other kinds a page of another origin could have a browser send, without asking us first
                 if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-                    raise HTTPException(415, "Content-Type: application/json is needed")
+                    raise HTTPException(415, "the Content-Type must be application/json")
                 request = JsonRequest(request.scope, request.receive)
                 try:
                     if not await request.body():
                         raise HTTPException(400, "the body is empty")
                 except ClientDisconnect as err:
-                    raise HTTPException(499, "the client has gone") from err
+                    raise HTTPException(499, "the client disconnected") from err
                 return await answer(request)
 
             return handle if self.body_field else answer

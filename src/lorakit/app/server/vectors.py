@@ -171,7 +171,7 @@ async def _named(service: Service, name: str | None, fits: Callable[[TaskInfo], 
     if name is not None:
         resident = await service.resident_named(name)
         if not fits(resident.side.task.info):
-            raise HTTPException(422, f"adapter {name!r} is for {resident.side.task.name}, which never {does}")
+            raise HTTPException(422, f"adapter {name!r} is for {resident.side.task.name} and never {does}")
         return name
     for each in dict.fromkeys((service.default, *service.pool.folders)):
         try:

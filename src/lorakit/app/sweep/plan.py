@@ -108,18 +108,18 @@ def make_plan(options: Options) -> Plan:
         ConfigError: the recipe or a word is wrong, or asks for what does not go together.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a sweep runs in one process; use several with `lorakit train`")
+        raise ConfigError("a sweep runs in one process; only `lorakit train` can use several")
     if options.optuna and options.halving:
-        raise ConfigError("--halving and --optuna: with Optuna use --pruner")
+        raise ConfigError("--halving does not work with --optuna; use --pruner")
     if options.optuna != (options.trials is not None):
-        raise ConfigError("--optuna and --trials N go together")
+        raise ConfigError("--optuna and --trials N only work together")
     axes = parse_axes(options.words)
     fixed = [word(axis.key, axis.values[0]) for axis in axes if len(axis.values) == 1 and axis.key != SEED]
     base = read_recipe(options.recipe, fixed)
     seeds: Sequence[int] = options.seeds or base.train.seeds or (base.train.seed,)
     for axis in axes:
         if axis.key == SEED and options.seeds:
-            raise ConfigError("--seeds and train.seed: use one of them")
+            raise ConfigError("use either --seeds or train.seed")
         if axis.key == SEED and axis.is_range:
             raise ConfigError("train.seed: seeds are not sampled; use --seeds 0,1,2")
         if axis.key == "output.dir" and len(axis.values) > 1:
@@ -128,7 +128,7 @@ def make_plan(options: Options) -> Plan:
     seeds = list(dict.fromkeys(seeds))
     axes = [axis for axis in axes if axis.key != SEED and len(axis.values) > 1]
     if not (axes or len(seeds) > 1):
-        raise ConfigError("nothing to sweep over; give values, for example train.lr=3e-4,1e-3")
+        raise ConfigError("nothing to sweep over; give several values, for example train.lr=3e-4,1e-3")
     settings = [] if options.optuna else [Setting(point, seeds) for point in grid(axes)]
     eta = options.halving or (3 if options.pruner != "none" else None)
     shares = halving_shares(PRUNED_AT if options.optuna else len(settings), eta, base) if eta else []

@@ -327,13 +327,15 @@ def _open_study(plan: Plan) -> optuna.Study:
     if not (before := study.user_attrs.get(HOW, {})):
         if (plan.folder / STATE).exists():
             raise ConfigError(
-                f"--resume: {plan.folder} has no {JOURNAL}, the books of its sweep; choose another output.dir"
+                f"--resume: {plan.folder} has no {JOURNAL}, so there is no sweep to continue; choose another output.dir"
             )
         study.set_user_attr(HOW, how)
     for key in {**before, **how} if before else ():
         if before.get(key) != how.get(key):
             was, now = before.get(key), how.get(key)
-            raise ConfigError(f"--resume: {plan.folder} holds another sweep: its {key} was {was!r}, now {now!r}")
+            raise ConfigError(
+                f"--resume: {plan.folder} contains another sweep: its {key} was {was!r}, now it is {now!r}"
+            )
     return study
 
 
@@ -421,12 +423,12 @@ def _lines(sweep: Sweep, facts: dict[str, Any]) -> list[str]:
     run, done = facts["best"]["run"], [point for point in points if point["status"] == "done"]
     text.append(f"best: {run}")
     if len(done) > 1:
-        text.append(f"the best of {len(points)} points on the same examples, so a little optimistic")
+        text.append(f"this is the best of {len(points)} points on the same examples, so it is slightly optimistic")
         with suppress(LorakitError, IndexError):  # of other examples: each seed holds out its own
             runs = [Path(path) for point in (done[1], done[0]) for path in point["runs"]]
             comparison = compare_runs(runs).facts["comparisons"][0]
             text.append(f"against {done[1]['name']} (A), {done[0]['name']} is B: {comparison['verdict']}")
-    return [*text, f'to use it: lorakit predict {shlex.quote(run)} "a text"']
+    return [*text, f'to try it: lorakit predict {shlex.quote(run)} "a text"']
 
 
 def _keys(sweep: Sweep) -> list[str]:
