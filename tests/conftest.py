@@ -74,6 +74,15 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def few_pairs() -> Iterator[None]:
+    """Runs over few examples learn from few pairs, which take most of their time; test_contrast has as many as users have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lorakit.training.contrast.STEPS", 2)
+        patch.setattr("lorakit.training.contrast.STEPS_PER_LABEL", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def base_read_once() -> Iterator[None]:
     """Base models are copies of what was read first, a tenth of the tests' time; `base_read_anew` is for tests of reading."""
     from lorakit import models

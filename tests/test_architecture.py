@@ -218,55 +218,22 @@ def test_every_command_prints_in_one_way() -> None:
     assert [path.name for path, call in calls if ast.unparse(call.func) in PRINTS] == ["printing.py"]
 
 
-# The checks themselves
-
-
 @pytest.mark.parametrize(
     ("file", "source", "reason"),
     [
-        ("lora/layers.py", "from lorakit.training.run import Run", "lora may not import training"),
-        ("data/read.py", "from lorakit.models import find", "data may not import models"),
-        ("models.py", "import lorakit.data.read", "models may not import data"),
         ("training/run.py", "def f():\n    from lorakit.app import cli", "training may not import app"),
-        ("training/run.py", "from lorakit import app", "training may not import app"),
         ("errors.py", "import lorakit.lora", "errors may not import lora"),
         ("training/run.py", "from transformers import AutoModel", "transformers belongs to models.py"),
-        ("tasks/base.py", "import datasets", "datasets belongs to data/columnar.py"),
-        ("models.py", "from transformers import Trainer", "transformers is never imported"),
         ("app/cli.py", "import peft.tuners", "peft is never imported"),
         ("lora/layers.py", "import numpy as np", "lora/ does without numpy"),
         ("lora/layers.py", "from .config import LoraConfig", "relative import"),
     ],
 )
-def test_violations_finds_a_forbidden_import(tmp_path: Path, file: str, source: str, reason: str) -> None:
+def test_forbidden_import_is_found(tmp_path: Path, file: str, source: str, reason: str) -> None:
     place = tmp_path / "lorakit" / file
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(source)
     assert violations(tmp_path / "lorakit") == [f"{file}:{source.count(chr(10)) + 1}: {reason}"]
-
-
-@pytest.mark.parametrize(
-    ("file", "source"),
-    [
-        ("models.py", "def f():\n    import transformers"),
-        ("tasks/base.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from transformers import X"),
-        ("training/run.py", "from lorakit.lora import merge\nimport torch, json"),
-        ("models.py", "import lorakit\nfrom lorakit import __version__"),
-    ],
-)
-def test_violations_lets_an_allowed_import_pass(tmp_path: Path, file: str, source: str) -> None:
-    place = tmp_path / "lorakit" / file
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(source)
-    assert violations(tmp_path / "lorakit") == []
-
-
-def test_cycle_is_found(tmp_path: Path) -> None:
-    package = tmp_path / "lorakit"
-    package.mkdir()
-    (package / "a.py").write_text("from lorakit import b")
-    (package / "b.py").write_text("def f():\n    import lorakit.a")
-    assert set(cycle(package)) == {"lorakit.a", "lorakit.b"}
 
 
 # What a fresh interpreter loads

@@ -170,15 +170,6 @@ def test_what_is_not_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(left_out) * 4 < len(run)
 
 
-def test_an_example_that_fails_is_seen(desk: Callable[..., None]) -> None:
-    with pytest.raises(AssertionError, match="ended with 2"):
-        desk([Block("console", "$ lorakit train nowhere.csv\n")])
-    with pytest.raises(AssertionError, match="only lorakit is run"):
-        desk([Block("console", "$ pip install lorakit\n")])
-    with pytest.raises(NameError):
-        desk([Block("python", "nothing\n")])
-
-
 # What is typed somewhere, but not run: its options and keys exist
 
 

@@ -269,16 +269,6 @@ def shifts(model: nn.Module, name: str) -> dict[str, Tensor]:
     return {path: (layer(zeros) - layer.base(zeros)).detach()[0] for path, layer, zeros in layers}
 
 
-@pytest.mark.parametrize(("case", "method"), in_turn([(v, last) for v in BIASED for last in ("biased", "bare")]))
-def test_combination_of_one_with_biases_equals_it(case: tuple[str, str], method: str) -> None:
-    variant, last = case
-    model = with_biases(last=last, a=variant)
-    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
-    before = model(x)
-    combine(model, ["a"], [1.0], "b", method=method, density=1.0)
-    torch.testing.assert_close(model(x), before, **CLOSE)
-
-
 @pytest.mark.parametrize("last", ["biased", "bare"])
 @pytest.mark.parametrize("second", BIASED)
 def test_biases_are_summed_with_the_weights(second: str, last: str) -> None:

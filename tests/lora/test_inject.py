@@ -118,16 +118,6 @@ def test_dropout_follows_the_mode_of_the_model(training: bool) -> None:
     assert {module.training for module in model.modules()} == {training}
 
 
-# what trains
-
-
-def test_saved_head_over_a_bf16_base_is_fp32() -> None:
-    model = tiny_bert().bfloat16()
-    add_adapter(model, QV)
-    assert {p.dtype for p in adapter_parameters(model).values()} == {torch.float32}
-    assert logits(model, tiny_batch(model)).dtype == torch.bfloat16
-
-
 # several
 
 

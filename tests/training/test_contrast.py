@@ -36,6 +36,7 @@ def test_batches_have_pairs_of_as_many_labels_as_fit() -> None:
 def test_draws_texts_of_a_label_together_and_leaves_the_base_and_other_adapters(
     sentence_bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(contrast, "STEPS", 20)
     monkeypatch.setattr(contrast, "LR", 1e-2)  # for a model whose states hardly differ
     raw = sections(sentence_bert, files)
     recipes = [
@@ -78,10 +79,8 @@ def spread(prepared: Prepared) -> float:
 
 @pytest.mark.parametrize("words", [(), ("model.dropout=0", "lora.dropout=0")])
 def test_resumed_run_equals_the_one_that_never_stopped_and_its_baseline_is_the_frozen_probe(
-    words: tuple[str, ...], bert: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], bert: Path, files: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(contrast, "STEPS", 3)
-    monkeypatch.setattr(contrast, "STEPS_PER_LABEL", 1)
     raw = sections(bert, files)
     del raw["data"]["validation"]
     recipe = changed(raw, CONTRAST, "data.folds=2", "train.max_steps=4", "train.checkpoint_every=2", *words)
