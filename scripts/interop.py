@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from tests.interop import families  # noqa: E402
 from tests.interop.architectures import ARCHITECTURES  # noqa: E402
 from tests.interop.matrix import CHECKS, TOLERANCE, VARIANTS, Outcome, run_cell  # noqa: E402
-from tests.runs import write_entities, write_reviews  # noqa: E402
+from tests.runs import write_choices, write_entities, write_reviews  # noqa: E402
 
 from lorakit.lora import speedups  # noqa: E402
 from lorakit.lora.target_presets import PRESETS  # noqa: E402
@@ -108,6 +108,7 @@ def run_family(name: tuple[str, str]) -> Mapping[str, Outcome]:
         for part, n in (("train", 12), ("validation", 4)):
             write_reviews(data / f"{part}.csv", n)
             write_entities(data / f"{part}.conll", n)
+            write_choices(data / f"{part}.choices.csv", n)
         return families.run_family(*name, data, data / "models")
 
 

@@ -120,9 +120,11 @@ class BaseModel:
         """
         on_cpu = device.type == "cpu"
         layers = fuse(self.model)
+        # of ConvBERT's and RoFormer's choices the head reads the last one
+        reads_first = all(getattr(m, "summary_type", "first") == "first" for m in self.model.modules())
         done = {
             f"{layers} fused LoRA layers": layers,
-            "last block: first token only": self.kind.answers_texts and read_first_row(self.model),
+            "last block: first token only": self.kind.answers_texts and reads_first and read_first_row(self.model),
             "fused attention": on_cpu and attend_in_few_passes(self.model),
             "fused dropout and norms": on_cpu and pass_once(self.model),
             "no work on padding": on_cpu and pack(self.model),

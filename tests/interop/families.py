@@ -102,6 +102,7 @@ class Kind(NamedTuple):
 KINDS = {
     "classification": Kind("sequence_classification", "AutoModelForSequenceClassification", "AutoModel"),
     "tagging": Kind("token_classification", "AutoModelForTokenClassification", "AutoModel"),
+    "choice": Kind("multiple_choice", "AutoModelForMultipleChoice", "AutoModel"),
     "text2text": Kind("text2text_classification", "AutoModelForSeq2SeqLM", "AutoModelForSeq2SeqLM"),
 }
 LATENT = dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8) | {"n_group": 1, "topk_group": 1}
@@ -166,6 +167,12 @@ KNOWN = (
         "transformers cannot read a text of every length with it: refused when it is loaded",
     ),
     Known(
+        "longformer",
+        "trains",
+        "ModelError: .*three separator tokens",
+        "transformers looks for three separator tokens in each pair, which few tokenizers write: refused when it is loaded",
+    ),
+    Known(
         "switch_transformers|nllb-moe",
         "trains",
         "ModelError: .*expert_capacity",
@@ -215,11 +222,18 @@ class Trained:
     def logits(self, model: Any) -> Tensor:
         """What a model says of the first text, and of some tokens where it writes."""
         task = self.predictor.task
-        batch = inputs_of(task.collate(task.encode([as_input(task, Example(TEXTS[0], None))])[0]))
+        batch = inputs_of(task.collate(task.encode([self.example(TEXTS[0])])[0]))
         if task.info.model_kind == "text2text":
             batch["decoder_input_ids"] = torch.tensor([[2, 5, 9]])
+        if task.info.wants == "choices":  # as transformers takes them; ours reads any rows of them
+            batch = {key: ids[None] for key, ids in batch.items()}
         answer: Tensor = model.eval()(**batch).logits
         return answer.float()
+
+    def example(self, text: str) -> Example:
+        """A text as the task takes it, with two choices where it wants some."""
+        task = self.predictor.task
+        return as_input(task, Example(text, choices=TEXTS[1:] if task.info.wants == "choices" else ()))
 
 
 def trains(made: Trained) -> float:
@@ -232,8 +246,7 @@ def trains(made: Trained) -> float:
 
 def alone(made: Trained) -> float:
     """A text's answer is the same alone as beside longer and shorter ones."""
-    task = made.predictor.task
-    examples = [as_input(task, Example(text, None)) for text in TEXTS]
+    examples = [made.example(text) for text in TEXTS]
     together = made.predictor.answers(examples)
     return max(
         off(numbers(made.predictor.answers([e])[0]), numbers(t)) for e, t in zip(examples, together, strict=True)

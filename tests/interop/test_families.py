@@ -21,7 +21,7 @@ from lorakit.tasks.registry import make_task
 from lorakit.tasks.text2text.decoding import Decoder
 from lorakit.training.prepare import prepare
 from tests.interop.families import OWN, cells, run_family, save_family, tokenizer
-from tests.runs import changed, fit, sections, write_entities, write_reviews
+from tests.runs import changed, fit, sections, write_choices, write_entities, write_reviews
 
 CLASSIFICATION, TAGGING = "sequence_classification", "token_classification"
 SHORT, LONG = "the film was stale", "the last scene and the cast was rather lovely and the plot was fresh"
@@ -274,6 +274,14 @@ def test_families_like_bert_need_of_the_last_block_one_token(tmp_path: Path, fam
         torch.testing.assert_close(found[1][name], plain, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.parametrize(("family", "reads"), [("roformer", "last"), ("convbert", "last"), ("electra", "first")])
+def test_choices_are_judged_by_the_token_that_the_head_reads(tmp_path: Path, family: str, reads: str) -> None:
+    base = base_of(tmp_path, family, "multiple_choice")
+    before = logits_of(base, LONG)
+    assert ("last block: first token only" in base.speed_up(torch.device("cpu"))) == (reads == "first")
+    torch.testing.assert_close(logits_of(base, LONG), before, rtol=1e-4, atol=1e-5)
+
+
 # The matrix
 
 
@@ -284,6 +292,7 @@ def few_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, n in (("train", 12), ("validation", 4)):
         write_reviews(folder / f"{part}.csv", n)
         write_entities(folder / f"{part}.conll", n)
+        write_choices(folder / f"{part}.choices.csv", n)
     return folder
 
 
