@@ -520,8 +520,9 @@ def attend_in_few_passes(model: Any) -> bool:
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, None]:
+        mask = attention_mask
         has_backward = any(array.requires_grad for array in (query, key, value))
         if not has_backward and not options.get("dropout"):  # which is drawn alike with a backward pass and without
             torchs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)

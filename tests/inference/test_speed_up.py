@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from lorakit.lora import LoraConfig, add_adapter
 from lorakit.lora.kernels import library
@@ -165,3 +166,13 @@ def test_a_full_disk_is_said_and_the_run_goes_on(
     monkeypatch.setattr(os, "posix_fallocate", full)
     fit(changed(sections(bert, files), *UPPER), tmp_path / "run", lambda event: notes.append(str(event)))
     assert any("computed in every epoch" in note and "No space left" in note for note in notes)
+
+
+def test_attention_takes_its_mask_by_name() -> None:
+    """As Doge of transformers gives it; others give it by place."""
+    attend_in_few_passes(tiny("BertForSequenceClassification"))
+    attention, layer = AttentionInterface()[ATTENTION], torch.nn.Module()
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    by_name, _ = attention(layer, query, key, value, attention_mask=mask)
+    torch.testing.assert_close(by_name, attention(layer, query, key, value, mask)[0])
