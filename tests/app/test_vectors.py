@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import lorakit
+from lorakit.app.report.page import content_of, html
+from lorakit.app.report.similarities import Similarities
 from lorakit.data.example import Example
-from lorakit.errors import DataError
+from lorakit.errors import DataError, OutputError
 from lorakit.inference.adapter_pool import AdapterPool, Query
+from lorakit.training.run_files import Prediction, read_run
 from tests.app.conftest import Cli
 from tests.app.test_server import Running, serve
 from tests.related import recipe
@@ -214,3 +217,48 @@ def test_requests_that_cannot_be_answered_are_refused(what: str, served: Running
     path, body, status, message = REFUSED[what]
     answered = served.ask(path, body)
     assert answered.status == status and message in answered.json["error"], answered.body
+
+
+def test_report_shows_what_is_near_what(runs: Path) -> None:
+    """The oracle: cosines of `embed`, for pairs and for texts with classes."""
+    for name, texts in (("search", 2), ("plain", 1)):
+        run = read_run(runs / name)
+        assert run.vectors is not None and run.vectors.shape == (len(run.predictions), texts, 16)
+        near = Similarities.of(run)
+        assert near is not None
+        model = lorakit.load(runs / name)
+        firsts = [p.text for p in run.predictions]
+        seconds = [str(p.pair) for p in run.predictions] if texts == 2 else firsts
+        np.testing.assert_allclose(near.cosines, model.similarity(firsts, seconds), atol=2e-3)
+        assert [chart.name for chart in near.charts()] == ["similarities", "map"]
+        page = html(content_of(run))
+        assert 'id="nearest"' in page and ('id="worst-pairs"' in page) == bool(near.worst()[1])
+        assert "Worst mistakes" not in page
+        row = near.neighbours()[0]
+        cosines = near.cosines[0] - 3 * (texts == 1) * np.eye(len(firsts))[0]
+        assert row[1] == f"{cosines.max():.2f} {seconds[cosines.argmax()]}"
+
+
+def test_worst_pairs_come_first() -> None:
+    """Of pairs the one with most texts before its own; of scored pairs the one that is furthest from its place."""
+    angles = {"a": 0.0, "b": 1.0, "c": 2.0, "A": 0.1, "B": -0.2, "C": 2.1}
+    at = {name: (np.cos(angle), np.sin(angle)) for name, angle in angles.items()}
+    pairs = [Prediction(text=text, pair=text.upper(), expected=1.0) for text in "abc"]
+    vectors = np.array([[at[p.text], at[str(p.pair)]] for p in pairs])
+    columns, rows = Similarities(pairs, vectors, False).worst()
+    assert (columns[3], rows[0][:2], rows[0][3:5]) == ("place", ("b", "B"), ("3", "A"))
+    scored = [p.model_copy(update={"expected": score}) for p, score in zip(pairs, (1.0, 3.0, 2.0), strict=True)]
+    _, rows = Similarities(scored, vectors, True).worst()
+    assert rows[0][:3] == ("b", "B", "3")
+    (chart, _) = Similarities(scored, vectors, True).charts()
+    assert chart.title == "Similarity against score" and "<svg" in chart.svg
+
+
+def test_damaged_vectors_are_refused(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "plain", tmp_path / "run")
+    (tmp_path / "run" / "vectors.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(OutputError, match=r"vectors.npy: damaged"):
+        read_run(tmp_path / "run")
+    np.save(tmp_path / "run" / "vectors.npy", np.ones((3, 16), np.float16))
+    with pytest.raises(OutputError, match=r"vectors.npy: damaged: not finite vectors"):
+        read_run(tmp_path / "run")

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
 from lorakit.data.example import Example, columns_of
 from lorakit.data.tags import entities
 from lorakit.errors import NumericsError, OutputError
@@ -19,15 +21,16 @@ from lorakit.inference.side import Base, Side
 from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, versions
 from lorakit.runtime.device import DTYPE_NAMES, machine_name, peak_memory
-from lorakit.runtime.files import atomic_folder, atomic_json, atomic_text
+from lorakit.runtime.files import atomic_file, atomic_folder, atomic_json, atomic_text
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample
 from lorakit.tasks.registry import layout_of
 from lorakit.tasks.token_classification import entity_dicts
 from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History
-from lorakit.training.run_files import About, sampled, write_resamples
+from lorakit.training.run_files import VECTORS, About, sampled, write_resamples
 
+MAPPED = 500  # validation examples whose vectors the report shows
 SAMPLES = 20  # validation examples shown in samples.jsonl
 
 
@@ -114,6 +117,9 @@ def write_results(
     both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
     write_lines(folder, "predictions.jsonl", both)
     write_lines(folder, "samples.jsonl", both[:SAMPLES])
+    if task.info.model_kind == "embedding":
+        with atomic_file(folder / VECTORS) as temporary, temporary.open("wb") as file:
+            np.save(file, np.stack([answer[:2] for answer in answers[:MAPPED]]).astype(np.float16))
     write_lines(folder, "metrics.jsonl", history.lines)
     atomic_json(folder / "scores.json", scores)
     return Result(folder, scores)

@@ -26,6 +26,7 @@ from lorakit.tasks.metrics.bootstrap import FEW, RESAMPLES, Resampled
 RECIPE = "recipe.toml"  # the first file of a run
 CHECKPOINTS = "checkpoints"
 RESAMPLES_FILE = "resamples.json"
+VECTORS = "vectors.npy"
 MEMBER = "seed-"  # followed by the seed: the name of a run in the folder of several seeds
 # Keys of scores.json about cost; all but the first differ between equal runs.
 COSTS = ("padding", "memory_bytes", "train_seconds", "saving_seconds", "examples_per_s", "ended", "machine")
@@ -182,6 +183,7 @@ class RunFiles:
     recipe: Mapping[str, Any]
     recipe_text: str
     missing: list[str]
+    vectors: np.ndarray[Any, np.dtype[np.float16]] | None = None  # of the first predictions' texts, if it embeds them
 
     @property
     def name(self) -> str:
@@ -233,7 +235,21 @@ def read_run(path: Path) -> RunFiles:
     side = read_facts(read.shipped) if (read.shipped / SIDE_FILE).exists() else None
     names = ("metrics.jsonl", "predictions.jsonl", f"{read.shipped.name}/{SIDE_FILE}", RECIPE)
     missing = [name for name in names if not (path / name).exists()]
-    return replace(read, side=side, recipe=recipe, missing=missing)
+    return replace(read, side=side, recipe=recipe, missing=missing, vectors=_vectors(path / VECTORS))
+
+
+def _vectors(path: Path) -> np.ndarray[Any, np.dtype[np.float16]] | None:
+    """Shapes: (n, texts of an example, d), or None where there is no file."""
+    try:
+        with open_regular(path) as file:
+            vectors: Any = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as err:
+        raise OutputError(f"{path}: damaged: {type(err).__name__} {err}") from err
+    if vectors.ndim != 3 or vectors.dtype != np.float16 or not np.isfinite(vectors).all():
+        raise OutputError(f"{path}: damaged: not finite vectors in fp16 of the texts of each example")
+    return vectors  # type: ignore[no-any-return]
 
 
 def _texts(path: Path) -> list[str]:

@@ -23,6 +23,7 @@ from lorakit.app.report.charts import (
     smoothed,
     training_charts,
 )
+from lorakit.app.report.similarities import Similarities
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
 from lorakit.training.run_files import RunFiles, keeps_last, read_run, runs_of
@@ -72,6 +73,7 @@ class Content:
     training: list[Chart]
     quality: list[Chart]
     tables: list[Table]
+    near: list[Table]
     answers: list[Answer]
     facts: Table
     hashes: Table
@@ -136,13 +138,15 @@ def write_report(path: Path) -> Path:
 def content_of(run: RunFiles) -> Content:
     """The page of a run."""
     answers = [answer_of(prediction) for prediction in run.predictions if prediction.is_judged]
+    near = Similarities.of(run)
     return Content(
         run=run,
         verdict=verdict(run),
         scores=score_table(run),
         training=list(training_charts(run.lines, run.scores)),
-        quality=list(answer_charts(run, answers)),
+        quality=[*answer_charts(run, answers), *(near.charts() if near else ())],
         tables=list(_tables(run)),
+        near=near_tables(near) if near else [],
         answers=answers,
         facts=Table("facts", "Facts", ("", "value"), list(fact_rows(run))),
         hashes=Table("hashes", "Fingerprints", ("what", "sha256 or version"), list(hash_rows(run))),
@@ -255,6 +259,17 @@ def _tables(run: RunFiles) -> Iterator[Table]:
     if errors := run.scores.errors:
         rows = [[outcome(kind), f"{n:,}"] for kind, n in errors.items()]
         yield Table("entity-errors", "Entities: right, wrong and missed", ("", "entities"), rows)
+
+
+def near_tables(near: Similarities) -> list[Table]:
+    """What vectors put in the wrong order, and what they put near each other."""
+    columns, rows = near.worst()
+    names = ("text", "nearest", "second", "third")
+    every = [
+        Table("worst-pairs", "Worst pairs", columns, rows),
+        Table("nearest", "Nearest texts", names, near.neighbours()),
+    ]
+    return [table for table in every if table.rows]
 
 
 def fact_rows(run: RunFiles) -> Iterator[tuple[str, Cell]]:
