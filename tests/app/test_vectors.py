@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import InferenceClient
 
 import lorakit
 from lorakit.app.report.page import content_of, html
@@ -184,6 +185,14 @@ def test_documented_requests_of_text_embeddings_inference(served: Running, runs:
     expected = search.rank("superb", TEXTS)
     assert [{**entry, "score": 0} for entry in ranked] == [{**entry, "score": 0} for entry in expected]
     assert [set(entry) for entry in served.ask("/rerank", ask).json] == [{"index", "score"}] * 4
+
+
+def test_hub_client_gets_vectors_and_similarities(served: Running, runs: Path) -> None:
+    plain, server = lorakit.load(runs / "plain"), f"http://127.0.0.1:{served.port}"
+    vectors = InferenceClient(model=f"{server}/embed").feature_extraction(TEXTS[0], normalize=True, truncate=True)
+    np.testing.assert_allclose(vectors, plain.embed(TEXTS[:1]), atol=1e-6)
+    cosines = InferenceClient(model=f"{server}/similarity").sentence_similarity(TEXTS[0], TEXTS[1:])
+    np.testing.assert_allclose(cosines, plain.similarity(TEXTS[:1], TEXTS[1:])[0], atol=1e-6)
 
 
 def test_request_of_openais_client(served: Running, runs: Path) -> None:

@@ -121,6 +121,11 @@ def test_reranker_learns_answers_and_is_read_by_sentence_transformers(
     assert any("CrossEncoder(" in line for line in lines)
     theirs = CrossEncoder(str(tmp_path / "merged"), device="cpu").predict(PAIRS)
     np.testing.assert_allclose(theirs, [answer["score"] for answer in answers], atol=1e-5)
+    lines = export_run(result.folder, "peft", tmp_path / "peft").lines
+    assert any("load_adapter(" in line for line in lines)
+    adapted = CrossEncoder(str(encoder), num_labels=1, device="cpu")
+    adapted.load_adapter(str(tmp_path / "peft"))
+    np.testing.assert_allclose(adapted.predict(PAIRS), [answer["score"] for answer in answers], atol=1e-5)
 
 
 def test_a_trained_cross_encoder_is_scored_before_the_first_step(encoder: Path, tables: Path, tmp_path: Path) -> None:

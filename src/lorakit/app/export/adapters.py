@@ -109,6 +109,10 @@ def export_adapter(
     r = conformed.config.r
     use = profile.use.format(out=out, r=r, served_r=next((n for n in SERVED_RANKS if n >= r), r))
     needed = [*_label_lines(side, profile), *left_out(side)]
+    if profile.everything and side.task.info.model_kind == "reranker" and side.pooling != "mean":
+        needed.append(
+            f"use: sentence_transformers.CrossEncoder('{name}', num_labels=1), then its load_adapter('{out}')"
+        )
     lines = [*(changes or ["nothing had to be changed"]), parity.line(), *needed, f"use: {use}"]
     return Output(lines, {"check": parity._asdict()})
 
