@@ -78,6 +78,18 @@ def test_randomised_svd_gives_no_more_than_there_is() -> None:
     assert (U.shape, S.shape, Vh.shape) == ((3, 3), (3,), (3, 32))
 
 
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_start_from_a_decomposition_is_that_part_of_the_weight(name: str) -> None:
+    """s B A is the best part of rank r (PiSSA), or the first r columns of Q by rows of R (OLoRA)."""
+    W, scaling = weight(), 2.0
+    A, B = INITS[name](W, R, scaling, named_generator(0, "layer"))
+    U, S, Vh = np.linalg.svd(W.double().numpy(), full_matrices=False)
+    Q, right = (U * S, Vh) if name == "pissa" else np.linalg.qr(W.double().numpy())
+    torch.testing.assert_close(scaling * (B @ A).double(), torch.tensor(Q[:, :R] @ right[:R]), rtol=0, atol=2e-6)
+    if name == "pissa":
+        torch.testing.assert_close(A.norm(dim=1), B.norm(dim=0))
+
+
 def test_fast_pissa_equals_pissa_after_many_iterations() -> None:
     fast = find_init("pissa_niter_40")
     assert fast is not None
