@@ -36,8 +36,8 @@ def test_batches_have_pairs_of_as_many_labels_as_fit() -> None:
 def test_draws_texts_of_a_label_together_and_leaves_the_base_and_other_adapters(
     sentence_bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrast, "STEPS", 20)
     monkeypatch.setattr(contrast, "LR", 1e-2)  # for a model whose states hardly differ
+    monkeypatch.setattr(contrast, "STEPS_PER_LABEL", 10)
     raw = sections(sentence_bert, files)
     recipes = [
         changed(raw, "model.pooling=mean", "model.dropout=0", "lora.dropout=0", CONTRAST, f"train.seed={i}")

@@ -17,8 +17,8 @@ from lorakit.tasks.similarity_losses import has_another, supervised
 from lorakit.training.head_start import probe
 from lorakit.training.prepare import Prepared, trained_parameters
 
-STEPS = 20  # at least
-STEPS_PER_LABEL = 5
+STEPS_PER_LABEL = 5  # at least
+EXAMPLES_PER_STEP = 3  # at most; two labels need 10 steps of 16 examples, and of 64 some 20 (docs/LOG.md, 2026-11-30)
 ROWS = 16  # about, of a step
 LR = 4e-4
 TEMPERATURE = 0.1
@@ -31,7 +31,7 @@ def warm_up(prepared: Prepared) -> None:
     copies = [host.adapters[adapter] for _, host in hosts(model, adapter) if isinstance(host, SavedModule)]
     head = [module for copy in copies for module in copy.modules() if isinstance(module, nn.Linear)][-1]
     labels = torch.as_tensor(task.collate(items)["labels"])  # (n,)
-    steps = max(STEPS, STEPS_PER_LABEL * len(prepared.labels))
+    steps = max(STEPS_PER_LABEL * len(prepared.labels), len(items) // EXAMPLES_PER_STEP)
     lora, _ = trained_parameters(model, adapter)
     optimizer = torch.optim.AdamW(lora.values(), lr=LR, weight_decay=prepared.plan.config.weight_decay)
     states: list[Tensor] = []
