@@ -535,7 +535,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError as err:
         raise ConfigError(f"{path}: not valid UTF-8 at byte {err.start:,}") from err
     except ValueError as err:
-        raise ConfigError(f"{path}: not TOML: {err}") from err
+        hint = "" if path.suffix == ".toml" else "; expected a recipe, such as the recipe.toml of a run"
+        raise ConfigError(f"{path}: not TOML: {err}{hint}") from err
     return make_recipe(raw, overrides, where=str(path))
 
 
@@ -565,7 +566,8 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
 def _split_override(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not re.fullmatch(r"\w+\.\w+", key):
-        raise ConfigError(f"{short(word)}: write changes as section.key=value, for example train.lr=1e-3")
+        example = full_key(key) or "train.lr"
+        raise ConfigError(f"{short(word)}: write changes as section.key=value, for example {example}={text or '1e-3'}")
     try:
         return key, toml_value(text)
     except ValueError as err:
@@ -597,6 +599,11 @@ def known_keys() -> list[str]:
     """Every key of a recipe, as section.key."""
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
     return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]  # type: ignore[union-attr]
+
+
+def full_key(name: str) -> str | None:
+    """The key of this name with its section, None if there is none: epochs is train.epochs."""
+    return next((key for key in known_keys() if key.partition(".")[2] == name.replace("-", "_")), None)
 
 
 def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -> str:

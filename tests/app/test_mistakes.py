@@ -120,6 +120,12 @@ MISTAKES = (
     knob("task.class_weights={good=-1}", "task.class_weights = -1", "greater than 0"),
     # recipes
     mistake("train recipe.toml", "recipe.toml", "does not exist", "'recipes.toml'", **{"recipes.toml": RECIPE}),
+    mistake(
+        "train r.toml --epochs 3", "No such option '--epochs'. Settings are written without dashes: train.epochs=VALUE"
+    ),
+    mistake("train r.toml --head-lr 3", "Settings are written without dashes: train.head_lr=VALUE"),
+    mistake("train sst2-bert epochs=3", "write changes as section.key=value, for example train.epochs=3"),
+    mistake("sweep a.csv train.lr=1,2", "a.csv: not TOML", **{"a.csv": b"text,label\n"}),
     mistake("train sst2-brt", "'sst2-brt' is neither a file nor a built-in recipe; did you mean 'sst2-bert'"),
     mistake("train recipes/sst2-bert.toml", "does not exist; did you mean 'sst2-bert'"),
     mistake("recipe show sst2-brt", "'sst2-brt' is not a built-in recipe; did you mean 'sst2-bert'"),

@@ -92,6 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as err:
         echo(err.format_message(), err=True)
         sys.exit(2)
+    except click.NoSuchOption as err:
+        from lorakit.recipe import full_key
+
+        key = full_key(err.option_name.lstrip("-"))
+        hint = f"No such option '{err.option_name}'. Settings are written without dashes: {key}=VALUE"
+        fail(hint if key else err.format_message(), err.exit_code, debug)
     except click.ClickException as err:
         fail(err.format_message(), err.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
