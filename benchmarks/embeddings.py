@@ -1,11 +1,13 @@
 """Embeddings of MiniLM on SICK: the base, LoRA and full fine-tuning, beside sentence-transformers with peft.
 
     python benchmarks/embeddings.py DATA [--steps 141] [--systems base lora full rival]
+    python benchmarks/embeddings.py DATA --speed --steps 16 --systems lora lora-auto rival rival-bf16
 
 DATA is a folder with SICK's public files, which are not part of this project. All train by CoSENT on the same pairs in batches
 of 32, at the same learning rate and schedule, and answer the 4,927 test pairs once, at the end. CPU seconds are of the steps
 alone, from the fifth on. The rival is SentenceTransformerTrainer with its defaults, over an adapter of peft of the same rank and
-targets.
+targets; rival-bf16 has its autocast. lora is in fp32, the default of the rival, lora-auto in what lorakit chooses on a machine.
+--speed answers no test pairs.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from lorakit.tasks.metrics.labels import values
 from lorakit.tasks.metrics.numbers import number_statistics
 
 BATCH, FIRST, LR = 32, 5, {"lora": 5e-4, "full": 5e-5}
+SYSTEMS = ("base", "lora", "lora-auto", "full", "rival", "rival-bf16")
 Pairs = list[tuple[str, str, float]]
 
 
@@ -78,13 +81,14 @@ def judged(embed: Callable[[list[str]], Any], test: Pairs, speed: float | None) 
     return Trial(scores["spearman"], *scores["intervals"]["spearman"], speed)
 
 
-def with_lorakit(method: str, train: Pairs, test: Pairs, steps: int, folder: Path) -> Trial:
+def with_lorakit(system: str, train: Pairs, test: Pairs, steps: int, folder: Path) -> Trial:
     """LoRA on all linear layers, or full fine-tuning."""
+    method, _, dtype = system.partition("-")
     data, clock = folder / "train.csv", Clock()
     with data.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("sentence1", "sentence2", "score"), *train])
     result = lorakit.train(
-        model={"base": "minilm", "dtype": "fp32"},
+        model={"base": "minilm", "dtype": dtype or "fp32"},  # type: ignore[typeddict-item]
         data={"train": str(data), "pair": "sentence2", "validation": str(data.with_name("few.csv"))},
         task="embedding",
         train={"method": method, "max_steps": steps, "batch_size": BATCH, "lr": LR[method], "eval_every": 10**6},  # type: ignore[typeddict-item]
@@ -94,7 +98,7 @@ def with_lorakit(method: str, train: Pairs, test: Pairs, steps: int, folder: Pat
     return judged(lorakit.load(result.folder).embed, test, clock.speed)
 
 
-def with_rival(train: Pairs, test: Pairs, steps: int, folder: Path) -> Trial:
+def with_rival(system: str, train: Pairs, test: Pairs, steps: int, folder: Path) -> Trial:
     """sentence-transformers' trainer over peft's adapter."""
     import torch
     from datasets import Dataset
@@ -127,6 +131,7 @@ def with_rival(train: Pairs, test: Pairs, steps: int, folder: Path) -> Trial:
         learning_rate=LR["lora"],
         warmup_steps=round(0.06 * steps),
         weight_decay=0.01,
+        bf16=system == "rival-bf16",
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
@@ -143,11 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--steps", type=int, default=141)
-    parser.add_argument(
-        "--systems", nargs="+", choices=("base", "lora", "full", "rival"), default=["base", "lora", "full", "rival"]
-    )
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["base", "lora", "full", "rival"])
+    parser.add_argument("--speed", action="store_true", help="the speeds alone, without the test pairs")
     options = parser.parse_args()
     train, few, test = (sick(options.data, part) for part in ("train", "trial", "test_annotated"))
+    if options.speed:
+        few, test = few[:20], test[:20]
     print(about())
     print("| system | Spearman x 100 | 95 % | examples per CPU s |\n|---|---|---|---|")
     for system in options.systems:
@@ -157,8 +163,8 @@ def main() -> None:
                 csv.writer(file).writerows([("sentence1", "sentence2", "score"), *few])
             if system == "base":
                 trial = judged(load_embedder("minilm").embed, test, None)
-            elif system == "rival":
-                trial = with_rival(train, test, options.steps, folder)
+            elif system.startswith("rival"):
+                trial = with_rival(system, train, test, options.steps, folder)
             else:
                 trial = with_lorakit(system, train, test, options.steps, folder)
         print(f"| {system} {trial}", flush=True)
