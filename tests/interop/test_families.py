@@ -296,7 +296,13 @@ def few_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-QUICK = [("roberta", "tagging"), ("umt5", "text2text"), ("xlnet", "classification"), ("ibert", "classification")]
+QUICK = [
+    ("roberta", "tagging"),
+    ("umt5", "text2text"),
+    ("xlnet", "classification"),
+    ("ibert", "classification"),
+    ("perceiver", "classification"),
+]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def warm_up(prepared: Prepared) -> None:
     lora, _ = trained_parameters(model, adapter)
     optimizer = torch.optim.AdamW(lora.values(), lr=LR, weight_decay=prepared.plan.config.weight_decay)
     states: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, args: states.append(args[0].float()))
+    hook = head.register_forward_pre_hook(lambda module, args: states.append(args[0].float().flatten(1)))
     model.train()
     try:
         with torch.enable_grad(), routed(model, [(adapter, 0)]):

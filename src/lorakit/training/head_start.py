@@ -91,7 +91,10 @@ def _add_states(model: nn.Module, head: nn.Linear, task: Task, items: Sequence[I
                 own = [items[i] for i in batch]
                 model(**inputs_of(to_device(task.collate(own), head.weight.device)))
                 for item, state in zip(own, read.pop(), strict=True):  # (d) or (T, d)
-                    known[_tokens(item)] = state if state.dim() == 1 else state[: len(item["input_ids"])]
+                    n = len(item["input_ids"])
+                    if state.dim() == 2:  # a row a token; Perceiver's one row is of the whole text
+                        state = state[0] if len(state) == 1 < n else state[:n]
+                    known[_tokens(item)] = state
     finally:
         hook.remove()
     for item in items:  # out of inference mode
