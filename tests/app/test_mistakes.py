@@ -271,7 +271,7 @@ MISTAKES = (
     mistake(f"{REPORT} --out no/page.html", "--out no/page.html: its folder does not exist"),
     mistake(f"{COMBINE} --weights a,b", "'a,b'", "0.7,0.3"),
     mistake(f"{COMBINE} --weights 1,1,1", "--weights: 3 weights for 2 runs"),
-    mistake("combine $bert_run $tagger_run --weights 1,1", "its task is"),
+    mistake("combine $bert_run $tagger_run --weights 1,1", "its task.name is 'token_classification', but that of"),
     mistake("combine $bert_run --weights 1", "at least two runs"),
     mistake("serve $bert_run --host 0.0.0.0", "--host 0.0.0.0", "set --token"),
     mistake("serve $bert_run --token naïve", "visible ASCII"),

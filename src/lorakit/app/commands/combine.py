@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import BaseModel
 
 from lorakit.app.arguments import RUN, check_free
 from lorakit.app.printing import Output
@@ -139,6 +140,9 @@ def _check_alike(runs: Sequence[Path], sides: Sequence[Side]) -> None:
             raise ConfigError(f"{run}: fully fine-tuned: it has no adapter to combine")
         for key in SAME:
             ours, theirs = getattr(sides[0], key), getattr(side, key)
+            if isinstance(ours, BaseModel) and ours != theirs:  # name the setting, rather than print the whole section
+                unequal = ((f"{key}.{name}", a, b) for (name, a), (_, b) in zip(ours, theirs, strict=True) if a != b)
+                key, ours, theirs = next(unequal)
             if ours != theirs:
                 raise ConfigError(
                     f"{run}: its {key} is {theirs!r}, but that of {runs[0]} is {ours!r}; only adapters with the same "
