@@ -28,15 +28,8 @@ T5_DEMO = Path(__file__).parent / "demo" / "t5-demo"
 HUB_TIMEOUT_S = 4.0
 SAFETENSORS = "*.safetensors"
 PICKLES = "pytorch_model*.bin"
-BESIDE = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.spm",
-    "*.bpe",
-    "*.codes",
-    "*.tokenizer",
-)  # of a model's files, all but weights
+# of a model's files, all but weights
+BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.tokenizer")
 
 
 def find(name: str, revision: str | None = None) -> Path:

@@ -40,6 +40,8 @@ Folds = Literal["auto", 0] | Annotated[int, Field(ge=2)]
 UNSET = "# not set: "  # begins a comment that marks a recipe as written by lorakit
 MOST_BYTES = 2**24  # of a recipe file
 MOST_NESTED = 8
+# of keys of [lora], in LoraConfig
+PEFT_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "init": "init_lora_weights"}
 LOFTQ = "loftq"  # a value of lora.init: the adapter is initialised after it was added, from the quantised base
 Pooling = Literal["auto", "cls", "mean"]
 FORMATS = [  # of data; data/read.py has their readers
@@ -322,8 +324,10 @@ class LoraSection(Section):
         try:
             config = self.config(modules_to_save=("the head",))
         except ConfigError as err:
-            message = str(err).replace("init_lora_weights", "init").replace("lora_alpha", "alpha")
-            raise ValueError(f"lora.{message.replace('lora_dropout', 'dropout')}") from err
+            message = str(err)
+            for key, name in PEFT_NAMES.items():
+                message = message.replace(name, key)
+            raise ValueError(f"lora.{message}") from err
         for key in ("target_modules", "exclude_modules"):
             pattern = getattr(config, key)
             if isinstance(pattern, str) and pattern not in (ALL_LINEAR, *PRESET_NAMES):
@@ -335,23 +339,15 @@ class LoraSection(Section):
 
     def config(self, modules_to_save: Sequence[str] = ()) -> LoraConfig:
         """The adapter's settings, with these modules saved in addition to the named ones."""
+        settings = {PEFT_NAMES.get(key, key): value for key, value in self if key != "target_r"}
         return LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=_listed(self.target_modules),
-            exclude_modules=_listed(self.exclude_modules),
-            layers_to_transform=self.layers_to_transform,
-            rank_pattern=self.rank_pattern,
-            alpha_pattern=self.alpha_pattern,
-            modules_to_save=tuple(dict.fromkeys((*self.modules_to_save, *modules_to_save))),
-            use_rslora=self.use_rslora,
-            use_dora=self.use_dora,
-            update=self.update,
-            lora_bias=self.lora_bias,
-            bias=self.bias,
-            trainable_token_indices=self.trainable_token_indices,
-            init_lora_weights="kaiming" if self.init == LOFTQ else self.init,
+            **settings
+            | {
+                "target_modules": _listed(self.target_modules),
+                "exclude_modules": _listed(self.exclude_modules),
+                "modules_to_save": tuple(dict.fromkeys((*self.modules_to_save, *modules_to_save))),
+                "init_lora_weights": "kaiming" if self.init == LOFTQ else self.init,
+            }
         )
 
 
@@ -545,7 +541,14 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
     merged = {name: dict(table) if isinstance(table, Mapping) else table for name, table in raw.items()}
     words: dict[str, str] = {}
     for word in overrides:
-        key, value = _split_override(word)
+        key, equals, text = word.partition("=")
+        if not equals or not re.fullmatch(r"\w+\.\w+", key):
+            form = f"section.key=value, for example {full_key(key) or 'train.lr'}={text or '1e-3'}"
+            raise ConfigError(f"{short(word)}: write changes as {form}")
+        try:
+            value = toml_value(text)
+        except ValueError as err:
+            raise ConfigError(f"{key}: {err}") from err
         section, _, name = key.partition(".")
         if section not in merged:
             merged[section], words[section] = {}, word
@@ -561,17 +564,6 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
         return Recipe.model_validate(merged)
     except ValidationError as err:
         raise ConfigError(_first_problem(err, where, words)) from err
-
-
-def _split_override(word: str) -> tuple[str, Any]:
-    key, equals, text = word.partition("=")
-    if not equals or not re.fullmatch(r"\w+\.\w+", key):
-        example = full_key(key) or "train.lr"
-        raise ConfigError(f"{short(word)}: write changes as section.key=value, for example {example}={text or '1e-3'}")
-    try:
-        return key, toml_value(text)
-    except ValueError as err:
-        raise ConfigError(f"{key}: {err}") from err
 
 
 def _check_size(value: Any, place: str, depth: int = 0) -> None:

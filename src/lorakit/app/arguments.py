@@ -18,7 +18,7 @@ from lorakit.errors import ConfigError, OutputError, did_you_mean
 
 if TYPE_CHECKING:
     from lorakit.data.example import Columns
-    from lorakit.recipe import DataSection, Recipe
+    from lorakit.recipe import Recipe
 
 
 def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
@@ -50,9 +50,15 @@ def with_task(raw: dict[str, dict[str, Any]], changes: Sequence[str] = (), *, wh
         if "name" in task:
             raw = {**raw, "task": {**task, "name": _tasks().get(str(task["name"]), task["name"])}}
         elif not any(word.startswith("task.name=") for word in changes):
+            from lorakit.data.example import columns_of
+            from lorakit.data.read import holds_words
+
             others = [word for word in changes if not word.startswith("task.")]  # which may be keys of the guessed task
             recipe = make_recipe({name: table for name, table in raw.items() if name != "task"}, others, where=where)
-            raw = {**raw, "task": {"name": _guess_task(recipe.data, recipe.model.base), **task}}
+            data, name = recipe.data, "sequence_classification"
+            if data.train is not None and holds_words(data.train, columns_of(data), data.format):
+                name = "text2text_ner" if "t5" in recipe.model.base.lower() else "token_classification"
+            raw = {**raw, "task": {"name": name, **task}}
     return make_recipe(raw, changes, where=where)
 
 
@@ -104,16 +110,6 @@ def _series(folder: Path) -> list[Path]:
     while series[-1].exists():
         series.append(folder.with_name(f"{folder.name}-{len(series) + 1}"))
     return series
-
-
-def _guess_task(data: DataSection, model: str) -> str:
-    """Entity recognition for CoNLL columns (as text to text with a T5), else classification."""
-    from lorakit.data.example import columns_of
-    from lorakit.data.read import holds_words
-
-    if data.train is None or not holds_words(data.train, columns_of(data), data.format):
-        return "sequence_classification"
-    return "text2text_ner" if "t5" in model.lower() else "token_classification"
 
 
 class TaskType(click.ParamType[str]):

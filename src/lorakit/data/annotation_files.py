@@ -151,11 +151,6 @@ def is_label_studio(row: Row) -> bool:
     return _is_task(row) or any(key in row.values for key in MIN_KEYS)
 
 
-def is_label_studio_table(row: Row) -> bool:
-    """Whether a record of a table is one of the CSV export, which has the columns of JSON_MIN."""
-    return all(key in row.values for key in MIN_KEYS)
-
-
 def _is_task(row: Row) -> bool:
     return isinstance(row.values.get("data"), dict) and any(key in row.values for key in ANNOTATIONS)
 

@@ -289,7 +289,7 @@ def _is_by_rows(path: Path, options: Columns, format: str) -> bool:
 
 def _tool(kind: str, rows: Sequence[Row]) -> str:
     """The annotation tool that wrote the records, where it left its marks."""
-    if kind == "csv" and annotation_files.is_label_studio_table(rows[0]):
+    if kind == "csv" and all(key in rows[0].values for key in annotation_files.MIN_KEYS):  # as in JSON_MIN
         return "label-studio"
     if kind not in ("json", "jsonl"):
         return kind

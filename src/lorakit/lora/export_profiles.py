@@ -78,9 +78,8 @@ def conform(model: nn.Module, config: LoraConfig, profile: Profile, *, rank: int
     r = max(len(part.factors.A) for part in parts.values())
     scalings = {part.scaling for part in parts.values()}
     keeps_alpha = not config.use_rslora and len(scalings) == 1 and {len(p.factors.A) for p in parts.values()} == {r}
-    alpha = (
-        next(iter(scalings)) * r if keeps_alpha else r
-    )  # with alpha = r the scaling is 1, and the old one goes into B
+    # with alpha = r the scaling is 1, and the old one goes into B
+    alpha = next(iter(scalings)) * r if keeps_alpha else r
     saved = config.modules_to_save if profile.everything else ()
     written = LoraConfig(
         r=r,

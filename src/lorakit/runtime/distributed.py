@@ -123,9 +123,8 @@ class Ranks:
         flat = self.sum_(torch.cat([*(grad.flatten() for grad in grads), has_grad, loss.reshape(1)]))
         *sums, has_grad, loss = flat.split([*(p.numel() for p in parameters), len(parameters), 1])
         for parameter, grad, ranks in zip(parameters, sums, has_grad.tolist(), strict=True):
-            parameter.grad = (
-                grad.view_as(parameter) if ranks else None
-            )  # without a gradient there is no weight decay either
+            # without a gradient there is no weight decay either
+            parameter.grad = grad.view_as(parameter) if ranks else None
         return loss[0]
 
     @torch.no_grad()

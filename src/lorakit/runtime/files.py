@@ -50,9 +50,8 @@ def atomic_folder(folder: Path, size: int | None = None, *, replace: bool = Fals
         temporary, descriptor = locked_temporary(folder, Path.mkdir)
         try:
             yield temporary
-            mode = (
-                stat.S_IMODE(temporary.stat().st_mode) & 0o666
-            )  # safetensors makes files readable only by their owner
+            # safetensors makes files readable only by their owner
+            mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
             for path in (*temporary.rglob("*"), temporary):
                 if path.is_file():
                     path.chmod(mode)

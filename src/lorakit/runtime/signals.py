@@ -65,9 +65,8 @@ def stop_on_signals() -> Iterator[Stop]:
         Interrupted: a signal stopped the block.
     """
     stop = Stop()
-    handled = (
-        SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    )  # Python allows handlers only there
+    # Python allows handlers only there
+    handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.getsignal(number) for number in handled}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

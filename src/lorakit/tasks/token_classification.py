@@ -137,9 +137,8 @@ class TokenClassification(Task):
         labels = batch["labels"]
         if not self.crf:
             return F.cross_entropy(logits.mT, labels, ignore_index=IGNORE, reduction="none").sum(1)
-        order = (
-            batch["first"].ge(0).long().argsort(dim=1, descending=True, stable=True)
-        )  # words without a piece come last
+        # words without a piece come last
+        order = batch["first"].ge(0).long().argsort(dim=1, descending=True, stable=True)
         first = batch["first"].gather(1, order)  # (B, W)
         log_p = _at(logits.log_softmax(-1), first)
         tags = labels.gather(1, first.clamp_min(0)).clamp_min(0)

@@ -17,11 +17,10 @@ from lorakit.lora.inject import insert_adapter
 from lorakit.lora.peft_files import reload_adapter
 from lorakit.lora.targets import select_targets
 from lorakit.model_files import find
-from lorakit.recipe import LoraSection, Recipe
+from lorakit.recipe import PEFT_NAMES, LoraSection, Recipe
 
 # what a run may say otherwise than the adapter that it begins from: dropout acts in training alone
 FREE = ("dropout", "modules_to_save", "target_r")
-NAMES = {"lora_alpha": "alpha", "lora_dropout": "dropout", "init_lora_weights": "init"}  # of LoraConfig's fields here
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,9 @@ def begin_from(recipe: Recipe) -> tuple[Recipe, Origin | None]:
     config = read_adapter_config(folder)[0]
     if not config.target_modules:
         raise ConfigError(f"{where}: only a head (train.method = 'head'), without adapted layers")
-    section = LoraSection(
-        **{NAMES.get(key, key): value for key, value in vars(config).items() if key not in ("modules_to_save",)},
-        modules_to_save=recipe.lora.modules_to_save,
-    )
+    own_names = {name: key for key, name in PEFT_NAMES.items()}
+    settings = {own_names.get(key, key): value for key, value in vars(config).items()}
+    section = LoraSection(**settings | {"modules_to_save": recipe.lora.modules_to_save})
     if "dropout" in given:
         section = section.model_copy(update={"dropout": recipe.lora.dropout})
     theirs = {f"lora.{key}": (getattr(recipe.lora, key), getattr(section, key)) for key in given if key not in FREE}

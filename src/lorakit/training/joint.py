@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, cast
 
-import torch
 from torch.utils.data import ConcatDataset
 
 from lorakit.errors import ConfigError, Interrupted, LorakitError, RankLost, StorageError
@@ -18,12 +17,11 @@ from lorakit.recipe import Recipe
 from lorakit.runtime.device import to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.tasks.base import Item, Task, inputs_of
+from lorakit.tasks.base import inputs_of
 from lorakit.training.prepare import Once, Prepared, prepare
 
-MEMBERS_BYTES = (
-    2 * 2**30
-)  # the most memory for the members of one model: parameters, gradients, two moments, best parameters
+# the most memory for the members of one model: parameters, gradients, two moments, best parameters
+MEMBERS_BYTES = 2 * 2**30
 COPIES = 5
 END_ALL = {error.exit_code for error in (Interrupted, StorageError, RankLost)}  # also if reported by another rank
 P = ParamSpec("P")
@@ -114,35 +112,25 @@ MOST_BYTES = 2 * 2**30  # the most disk space for it
 def keep_prefix(runs: Sequence[Prepared], report: Report = ignore) -> None:
     """Cache the outputs of the blocks below all adapters for training and validation texts, if that is valid and worth it.
 
-    It is not valid if the base has dropout, and not worth it if each text is read once.
+    It is not valid if the base has dropout, and not worth it if each text is read once, or if the outputs take more than
+    MOST_BYTES or the free disk space.
     """
     first = runs[0]
+    model, device = cast(Any, first.model), first.device
     parts = {id(part): part for run in runs for part in (run.parts["train"], run.parts["validation"])}
     again = len(parts) < 2 * len(runs) or any(run.plan.steps > run.plan.steps_per_epoch for run in runs)
-    if first.kernels and not first.base.drops and again:
-        items: Any = ConcatDataset([cast(Any, part.flat) for part in parts.values()])  # read on demand
-        cache_frozen_blocks(first.model, first.task, items, first.device, report)
-
-
-def cache_frozen_blocks(
-    model: Any, task: Task, items: Sequence[Item], device: torch.device, report: Report = ignore
-) -> None:
-    """Compute the outputs of the model's frozen blocks for these items, and look them up from now on.
-
-    Does nothing if no block is frozen, or the outputs take more than MOST_BYTES or the free disk space.
-    """
-    if not (blocks := frozen_blocks(model)):
+    if not first.kernels or first.base.drops or not again or not (blocks := frozen_blocks(model)):
         return
+    items: Any = ConcatDataset([cast(Any, part.flat) for part in parts.values()])  # read on demand
     n_tokens = sum(len(item["input_ids"]) for item in items)
     if n_tokens * model.config.hidden_size * model.dtype.itemsize > MOST_BYTES:
         return
-    batches = (task.collate([items[i] for i in batch]) for batch in batches_of(model, task, items, device))
+    batches = (first.task.collate([items[i] for i in batch]) for batch in batches_of(model, first.task, items, device))
     prefix = Prefix(model, blocks)
     try:
         prefix.fill((to_device(inputs_of(batch), device) for batch in batches), n_tokens)
     except OSError as err:
-        report(
-            Note(f"the blocks below the adapters are computed in every epoch: {tempfile.gettempdir()}: {err.strerror}")
-        )
+        place = tempfile.gettempdir()
+        report(Note(f"the blocks below the adapters are computed in every epoch: {place}: {err.strerror}"))
     else:
         report(Note(str(prefix)))

@@ -28,10 +28,8 @@ from lorakit.runtime.events import Step
 from lorakit.tasks.base import Batch, Item, Task, inputs_of, rows_of
 from lorakit.training.schedule import Plan, lr_factor
 
-FORWARD_TOKENS = {
-    True: 1536,
-    False: 32768,
-}  # on a CPU or not: the most of several members in one forward; more miss its caches
+# on a CPU or not: the most of several members in one forward; more miss its caches
+FORWARD_TOKENS = {True: 1536, False: 32768}
 # Over an fp16 base gradients below 6e-8 would be zero. The loss is multiplied by a scale that is halved where they overflow and
 # doubled after some steps (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2); a step that overflows is computed again.
 LOSS_SCALE, LEAST_SCALE, STEPS_TO_DOUBLE = 2.0**16, 2.0, 2000

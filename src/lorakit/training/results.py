@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from lorakit.data.example import Example, columns_of
+from lorakit.data.example import columns_of
 from lorakit.data.tags import entities
 from lorakit.errors import NumericsError, OutputError
 from lorakit.inference.adapter_folder import ADAPTER, MODEL, write_side
@@ -22,7 +22,6 @@ from lorakit.lora import BaseInfo, save_adapter
 from lorakit.models import save_model, versions
 from lorakit.runtime.device import DTYPE_NAMES, machine_name, peak_memory
 from lorakit.runtime.files import atomic_file, atomic_folder, atomic_json, atomic_text
-from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import Scores, intervals, resample
 from lorakit.tasks.registry import layout_of
 from lorakit.tasks.token_classification import entity_dicts
@@ -111,26 +110,21 @@ def write_results(
     about = _about(prepared, history)
     unused = {key for key in ("left_out", "cut", "base_score") if getattr(about, key) in ({}, None)}
     scores.update(about.model_dump(exclude=unused))
-    lines = [task.to_json(e, a) for e, a in zip(part.examples, answers, strict=True)]
-    lines = [{key: value for key, value in line.items() if key != "embedding"} for line in lines]  # 8 kB each
-    expected = [_expected(task, example) for example in part.examples]
-    both = [{**line, **gold} for line, gold in zip(lines, expected, strict=True)]
-    write_lines(folder, "predictions.jsonl", both)
-    write_lines(folder, "samples.jsonl", both[:SAMPLES])
+    lines = []
+    for example, answer in zip(part.examples, answers, strict=True):
+        line = {key: value for key, value in task.to_json(example, answer).items() if key != "embedding"}  # of 8 kB
+        line["expected"] = expected = task.expected(example)
+        if example.tags and isinstance(expected, str):  # entities written as text
+            line["expected_entities"] = entity_dicts(example, entities(example.tags))
+        lines.append(line)
+    write_lines(folder, "predictions.jsonl", lines)
+    write_lines(folder, "samples.jsonl", lines[:SAMPLES])
     if task.info.model_kind == "embedding":
         with atomic_file(folder / VECTORS) as temporary, temporary.open("wb") as file:
             np.save(file, np.stack([answer[:2] for answer in answers[:MAPPED]]).astype(np.float16))
     write_lines(folder, "metrics.jsonl", history.lines)
     atomic_json(folder / "scores.json", scores)
     return Result(folder, scores)
-
-
-def _expected(task: Task, example: Example) -> dict[str, Any]:
-    """The correct answer; for entities written as text, also their positions."""
-    answer = task.expected(example)
-    if not example.tags or not isinstance(answer, str):
-        return {"expected": answer}
-    return {"expected": answer, "expected_entities": entity_dicts(example, entities(example.tags))}
 
 
 def _about(prepared: Prepared, history: History) -> About:
@@ -177,22 +171,8 @@ def write_lines(folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> 
 
 def write_shipped(run: Path, prepared: Prepared, scores: Scores) -> Path:
     """Write run/adapter (with full fine-tuning: run/model) atomically, replacing the one before."""
-    target = run / (MODEL if prepared.config is None else ADAPTER)
-    with atomic_folder(target, replace=True) as folder:
-        if prepared.config is None:
-            max_length = prepared.recipe.data.max_length or prepared.base.max_length
-            save_model(prepared.model, prepared.base.tokenizer, folder, layout_of(prepared.recipe.task, max_length))
-        else:
-            info = BaseInfo(prepared.base.name, prepared.base.revision, prepared.base.kind.peft_task_type)
-            save_adapter(prepared.model, folder, prepared.config, info, prepared.adapter)
-            prepared.base.tokenizer.save_pretrained(folder)
-        write_side(folder, _side(prepared, scores))
-    return target
-
-
-def _side(prepared: Prepared, scores: Scores) -> Side:
     recipe, base = prepared.recipe, prepared.base
-    return Side(
+    side = Side(
         task=recipe.task,
         labels=prepared.labels,
         tuned=dict(prepared.tuned),
@@ -208,3 +188,13 @@ def _side(prepared: Prepared, scores: Scores) -> Side:
         versions=versions(),
         begins_from=prepared.origin.facts() if prepared.origin else {},
     )
+    target = run / (MODEL if prepared.config is None else ADAPTER)
+    with atomic_folder(target, replace=True) as folder:
+        if prepared.config is None:
+            save_model(base.model, base.tokenizer, folder, layout_of(recipe.task, side.max_length))
+        else:
+            info = BaseInfo(base.name, base.revision, base.kind.peft_task_type)
+            save_adapter(base.model, folder, prepared.config, info, prepared.adapter)
+            base.tokenizer.save_pretrained(folder)
+        write_side(folder, side)
+    return target

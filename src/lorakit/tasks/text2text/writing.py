@@ -98,9 +98,8 @@ def beam_search(model: nn.Module, batch: Batch, limit: int, num_beams: int, leng
     ended: list[list[tuple[float, float, tuple[int, ...]]]] = [[] for _ in going]  # by score, the best first
     for length in range(1, limit + 1):
         last = [[ids[-1] if ids else decoder.start] for text in going for _, ids in beams[text]]
-        log_p = (
-            decoder.logits(torch.tensor(last, device=decoder.mask.device), None).float().log_softmax(-1)
-        )  # (rows, V)
+        # (rows, V)
+        log_p = decoder.logits(torch.tensor(last, device=decoder.mask.device), None).float().log_softmax(-1)
         still: list[int] = []
         rows: list[int] = []  # that are gone on with
         first = 0  # row of the text's best beam
