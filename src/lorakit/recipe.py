@@ -491,6 +491,16 @@ class Recipe(Section):
             raise ValueError("lora.init = 'loftq' needs a quantised base: set model.quantize = 'nf4'")
         return self
 
+    def with_keys(self, **sections: Mapping[str, Any]) -> Recipe:
+        """The recipe with these values of these sections' keys, which are not checked."""
+        copies = {name: getattr(self, name).model_copy(update=dict(values)) for name, values in sections.items()}
+        return self.model_copy(update=copies)
+
+    def flat(self) -> dict[str, Any]:
+        """Every key as section.key, with its value as JSON has it."""
+        sections = self.model_dump(mode="json")
+        return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+
     def to_toml(self) -> str:
         """The resolved recipe with every key; keys without a value are listed in comments."""
         parts = []

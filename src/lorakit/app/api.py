@@ -307,9 +307,7 @@ def seed_recipes(recipe: Recipe, folder: Path) -> list[Recipe]:
 
 def with_seed(recipe: Recipe, seed: int, folder: Path) -> Recipe:
     """The recipe with one seed, and the folder of that run."""
-    train = recipe.train.model_copy(update={"seed": seed, "seeds": ()})
-    output = recipe.output.model_copy(update={"dir": str(folder)})
-    return recipe.model_copy(update={"train": train, "output": output})
+    return recipe.with_keys(train={"seed": seed, "seeds": ()}, output={"dir": str(folder)})
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:

@@ -88,8 +88,7 @@ def with_folder(recipe: Recipe, resume: str | None, folder: Path | None = None) 
         elif taken:
             of_path = [place for place in taken if Path(resume).resolve().is_relative_to(place.resolve())]
             folder = taken[-1] if resume == "auto" else of_path[0] if of_path else folder
-    output = recipe.output.model_copy(update={"dir": str(folder)})
-    return recipe.model_copy(update={"output": output})
+    return recipe.with_keys(output={"dir": str(folder)})
 
 
 def default_folder(recipe: Recipe) -> Path:

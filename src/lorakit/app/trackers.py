@@ -212,7 +212,7 @@ class Trackers:
                 name="/".join(self.folder.absolute().parts[-2:]).removeprefix("runs/"),
                 project=self.recipe.output.project,
                 folder=self.folder,
-                settings=_settings(self.recipe),
+                settings={key: value for key, value in self.recipe.flat().items() if value is not None},
                 id=known.get(name) if step else None,
                 step=step,
             )
@@ -255,11 +255,6 @@ def _known(folder: Path) -> dict[str, str]:
         return {name: value for name, value in ids.items() if isinstance(value, str)}
     except (OSError, ValueError, AttributeError):
         return {}  # then the tracker starts a new run
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    sections = recipe.model_dump(mode="json", exclude_none=True)
-    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
 
 
 def _values(line: Mapping[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -78,9 +78,12 @@ class Columns:
     delimiter: str | None = None  # between the fields of a table; unset: told from the first record
     header: bool | None = None  # whether a table's first record names its columns; unset: it does
     encoding: str | None = None  # of a text file; unset: UTF-8
-    columns: Mapping[str, int] | None = (
-        None  # of CoNLL lines, from 1: {"word": 2, "tag": 3}; unset: told from the lines
-    )
+    columns: Mapping[str, int] | None = None  # of CoNLL lines, from 1: {"word": 2, "tag": 3}; unset: told from them
+
+    def over(self, others: Columns) -> Columns:
+        """The others, but with the text, the pair and the label that are named here."""
+        named = {role: name for role in ("text", "pair", "label") if (name := getattr(self, role))}
+        return replace(others, **named)
 
 
 OF_TRAINING = ("group", "on_bad")  # what a run does not ask of other files, which it answers or scores

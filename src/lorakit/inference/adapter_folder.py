@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from lorakit.data.example import OF_TRAINING
@@ -32,15 +33,23 @@ def write_side(folder: Path, side: Side) -> None:
     (folder / SIDE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def shipped_in(path: Path) -> Path | None:
+    """The folder of an adapter or a fully fine-tuned model: this one, or a run's; None of any other, or without permission."""
+    with suppress(OSError):
+        for folder in (path, path / ADAPTER, path / MODEL):
+            if (folder / SIDE_FILE).is_file():
+                return folder
+    return None
+
+
 def shipped_folder(path: Path) -> Path:
     """The folder to load, given a run folder, an adapter folder or a fully fine-tuned model's folder.
 
     Raises:
         OutputError: there is no such folder, or it holds no adapter or model.
     """
-    for folder in (path, path / ADAPTER, path / MODEL):
-        if (folder / SIDE_FILE).is_file():
-            return folder
+    if folder := shipped_in(path):
+        return folder
     if not path.exists():
         raise OutputError(f"{path}: no such run folder")
     if runs := sorted(side.parent.parent for name in (ADAPTER, MODEL) for side in path.glob(f"*/{name}/{SIDE_FILE}")):

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Self
 
 from lorakit.data.example import Example
 from lorakit.errors import AdapterError, DataError, OutputError, did_you_mean
-from lorakit.inference.adapter_folder import ADAPTER, MODEL, shipped_folder
+from lorakit.inference.adapter_folder import ADAPTER, shipped_folder, shipped_in
 from lorakit.inference.answer import as_input
 from lorakit.inference.shared_base import Resident, SharedModel, Stamp, model_of, stamp_of
-from lorakit.inference.side import SIDE_FILE, read_facts
+from lorakit.inference.side import read_facts
 from lorakit.lora.peft_files import WEIGHTS_FILE
 from lorakit.runtime.files import is_leftover
 
@@ -279,17 +279,10 @@ def find_adapters(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise OutputError(f"{path}: no such folder")
     resolved = path.resolve()
-    if _is_shipped(path):
+    if shipped_in(path):
         return {(resolved.parent if resolved.name == ADAPTER else resolved).name: path}
     whole = (folder for folder in sorted(path.iterdir()) if not is_leftover(folder.name))
-    adapters = {folder.name: folder for folder in whole if _is_shipped(folder)}
+    adapters = {folder.name: folder for folder in whole if shipped_in(folder)}
     if not adapters:
         raise OutputError(f"{path}: not a run, an adapter or a folder of them")
     return adapters
-
-
-def _is_shipped(path: Path) -> bool:
-    try:
-        return any((folder / SIDE_FILE).is_file() for folder in (path, path / ADAPTER, path / MODEL))
-    except OSError:  # a folder without permission is not one of ours
-        return False

@@ -106,7 +106,7 @@ def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -
     path, head = next(((path, head) for path, head in heads.items() if head), (job.files[0], []))
     if not head:
         raise DataError(f"{path}: no record" + (", and none in the other files" if len(job.files) > 1 else ""))
-    table = Table(str(path), head, answerer.complete(job.columns), [])
+    table = Table(str(path), head, job.columns.over(answerer.columns), [])
     words = table.column("text", table.options.text) is None and table.column("words", None) is not None
     columns = table.options
     if columns.choices is not None:
@@ -393,11 +393,6 @@ class Answerer:
     identity: Callable[[], Mapping[str, str]]  # what the answers depend on; files by their sha256, which takes a moment
     check: Callable[[Example], None]
     lines: Callable[[Sequence[Example]], list[dict[str, Any]]]
-
-    def complete(self, columns: Columns) -> Columns:
-        """The named columns, completed by its own."""
-        named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
-        return replace(self.columns, **named)
 
 
 def by_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -182,9 +182,8 @@ class Predictor:
 
     def read_labelled(self, source: str, columns: Columns = Columns(), format: str = "auto") -> Dataset:
         """Read labelled examples for the task; the columns are those of training unless others are named."""
-        named = {role: name for role in ("text", "pair", "label") if (name := getattr(columns, role))}
-        complete = replace(self.side.columns, **named)
-        return read(source, self.task.info.wants, columns=complete, format=format, split="test")
+        columns = columns.over(self.side.columns)
+        return read(source, self.task.info.wants, columns=columns, format=format, split="test")
 
     def evaluate(self, examples: Sequence[Example]) -> Scores:
         """Scores on labelled examples, with intervals. Raises a DataError for a label that training did not have."""

@@ -87,9 +87,8 @@ class LoraConfig:
     use_rslora: bool = False
     use_dora: bool = False  # peft's spelling of update = "dora"
     lora_bias: bool = False  # a trained bias inside the scaled update
-    trainable_token_indices: (
-        tuple[int, ...] | Mapping[str, tuple[int, ...]]
-    ) = ()  # rows of the input embedding, or of embeddings by name
+    # rows of the input embedding, or of embeddings by name
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     bias: str = "none"  # biases of the base to train: "none", "lora_only" (of the targets), "all"
     init_lora_weights: str = "kaiming"  # a key of INITS or DATA_INITS; pissa_niter_N
     update: str = "lora"  # a key of UPDATES

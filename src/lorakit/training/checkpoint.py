@@ -296,10 +296,8 @@ def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recip
     unset = [key for key, value in recipe.task if value is None]
     task = {key: getattr(saved.task, key) for key in unset}
     sections = {"model": chosen, "data": folds, "task": task, "train": budget}
-    recipe = recipe.model_copy(
-        update={name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
-    )
-    was, now = _flat(saved), _flat(recipe)
+    recipe = recipe.with_keys(**sections)
+    was, now = saved.flat(), recipe.flat()
     changed = {key: f"{key} was {was[key]!r}, now {now[key]!r}" for key in now if was[key] != now[key]}
     if refused := [text for key, text in changed.items() if key not in MAY_CHANGE]:
         _refuse("the recipe", refused)
@@ -338,11 +336,6 @@ def check_identity(checkpoint: Checkpoint, prepared: Prepared, report: Report) -
     if differs := _changed(saved["machine"], now["machine"]):
         text = ", ".join(f"{key} was {saved['machine'].get(key)}, now {now['machine'].get(key)}" for key in differs)
         report(Note(f"--resume: {text}: results may differ slightly from an uninterrupted run"))
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    sections = recipe.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
 
 
 def _changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

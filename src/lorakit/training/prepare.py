@@ -182,9 +182,8 @@ def prepare(
             f"not in {ranks.size}; use train.micro_batch_size for a large batch"
         )
     device = pick_device(recipe.train.device, "train.device")
-    dtype = ranks.first(
-        pick_dtype, recipe.model.dtype, recipe.train.method, device
-    )  # by measurement, so by one of them
+    # by measurement, so by one of them
+    dtype = ranks.first(pick_dtype, recipe.model.dtype, recipe.train.method, device)
     with ranks.together():
         prepared = _prepare(with_usual_columns(recipe, report), report, device, dtype, once or Once(), fold)
     _check_alike(prepared, ranks)
@@ -220,10 +219,10 @@ def _prepare(
                 "train": [example for example, number in numbered if number != fold],
                 "validation": [example for example, number in numbered if number == fold],
             }
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"folds": folds})})
+    recipe = recipe.with_keys(data={"folds": folds})
     without_dropout = recipe.model.dropout is None and len(examples["train"]) < DROPOUT_FROM
     if without_dropout:
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": 0.0})})
+        recipe = recipe.with_keys(model={"dropout": 0.0})
     labels = _labels_in(recipe, examples, report)
     origin = origin and origin.for_labels(recipe, labels)
     outputs = recipe.task.info.outputs(labels)
@@ -251,7 +250,7 @@ def _prepare(
         if recipe.model.dtype == "fp16":
             raise ConfigError(f"model.dtype = 'fp16': {base.name} ({family}) computes numbers beyond fp16; use 'fp32'")
         dtype = torch.float32
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": DTYPE_NAMES[dtype]})})
+    recipe = recipe.with_keys(model={"dtype": DTYPE_NAMES[dtype]})
     for note in base.notes:
         report(Note(note))
     is_head = recipe.task.info.model_kind != "embedding"  # which pools as its checkpoint says
@@ -263,7 +262,7 @@ def _prepare(
             else "the classifier uses the head of its model family"
         )
         report(Note(f"{own}; {does} (model.pooling = {base.pooling!r})"))
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pooling": base.pooling})})
+    recipe = recipe.with_keys(model={"pooling": base.pooling})
     max_length = recipe.data.max_length or base.max_length
     if max_length > base.max_length:
         raise ConfigError(f"data.max_length = {max_length}: {base.name} reads at most {base.max_length} tokens")
@@ -399,14 +398,14 @@ def with_usual_columns(recipe: Recipe, report: Report = ignore) -> Recipe:
         if (choices := find_choices(data.train, columns_of(data), data.format)) is not None:
             names = (choices,) if isinstance(choices, str) else choices
             report(Note(f"{data.train}: choices are column {', '.join(map(repr, names))}"))
-            return recipe.model_copy(update={"data": data.model_copy(update={"choices": choices})})
+            return recipe.with_keys(data={"choices": choices})
         return recipe
     if data.train is None or task.wants == "words" or task.model_kind == "text2text":
         return recipe
     if (pair := usual_pair(data.train, columns_of(data), data.format)) is None:
         return recipe
     report(Note(f"{data.train}: pair is column {pair!r}; to read a single text, set data.text"))
-    return recipe.model_copy(update={"data": data.model_copy(update={"pair": pair})})
+    return recipe.with_keys(data={"pair": pair})
 
 
 def read_parts(

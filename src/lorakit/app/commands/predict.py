@@ -169,7 +169,7 @@ def _examples(answerer: Answerer, texts: Sequence[str], sources: Sequence[str], 
         Example(text, where=f"text {i} of {len(texts)}") for i, text in enumerate(texts, start=1)
     ]
     for source in sources:
-        dataset = read_texts(Path(source), answerer.complete(columns))
+        dataset = read_texts(Path(source), columns.over(answerer.columns))
         examples = dataset.examples
         for note in dataset.notes:
             echo(note, err=True)

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 Point = Mapping[str, Any]  # section.key -> value
 WORD = re.compile(r"(?P<key>\w+\.\w+)=(?P<text>.*)", re.DOTALL)
-ITEM = re.compile(
-    r"""(?:^|,)((?:\[[^]]*]|{[^}]*}|\([^)]*\)|"[^"]*"|'[^']*'|[^,])*)"""
-)  # a comma within any of these parts nothing
+# a comma within any of these parts nothing
+ITEM = re.compile(r"""(?:^|,)((?:\[[^]]*]|{[^}]*}|\([^)]*\)|"[^"]*"|'[^']*'|[^,])*)""")
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})", re.IGNORECASE)
 SEED = "train.seed"
