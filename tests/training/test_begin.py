@@ -115,7 +115,7 @@ def test_run_records_what_it_began_from_and_its_recipe_can_be_run_again(
     side = read_side(tmp_path / "run" / "adapter")
     sha256 = read_side(bert_run / "adapter").files["adapter_model.safetensors"]
     assert side.begins_from == {"adapter": str(bert_run), "sha256": sha256, "head": "kept"}
-    assert dict(fact_rows(read_run(tmp_path / "run")))["begins from"] == "sequence_classification, its head kept"
+    assert dict(fact_rows(read_run(tmp_path / "run")))["starts from"] == "sequence_classification, head kept"
     again = read_recipe(tmp_path / "run" / "recipe.toml")
     assert again.lora.r == 4, "what the adapter says is written"
     fit(again, tmp_path / "again")
@@ -210,5 +210,5 @@ def test_damaged_adapter_is_refused(bert: Path, bert_run: Path, files: Path, tmp
 
 def test_head_alone_is_no_adapter_to_begin_from(bert: Path, files: Path, tmp_path: Path) -> None:
     fit(changed(sections(bert, files), "train.method=head", "train.max_steps=1"), tmp_path / "run")
-    with pytest.raises(LorakitError, match="a head alone"):
+    with pytest.raises(LorakitError, match="only a head"):
         prepare(begun(sections(bert, files), tmp_path / "run"))
