@@ -106,7 +106,7 @@ MISTAKES = (
     mistake(f"{TRAIN} model.dtype=bf16 train.method=full", "'bf16'", "train.method = 'full'"),
     mistake("train $files/train.conll --model $t5 task.name=text2text_ner train.method=head", "'head'", "no head"),
     # tasks
-    mistake(f"{TRAIN} --task poetry", "--task", "'poetry'", "known: classification"),
+    mistake(f"{TRAIN} --task poetry", "--task", "'poetry'", "known: choice, classification"),
     mistake(f"{TRAIN} --task ordinal", "task.order is missing", "bad, good"),
     mistake(f"{TRAIN} --task ordinal task.order=bad,god", "train.csv:", "'good' is not in the order", "'god'", code=3),
     mistake(f"{TRAIN} --task ordinal task.order=bad,bad", "task.order", "each once"),

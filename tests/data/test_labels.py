@@ -210,9 +210,9 @@ def test_one_label_is_read_however_it_is_written():
 def test_long_list_with_an_item_without_quotes_takes_no_time():
     names = [f"x{i}" for i in range(200)]
     cell = "[" + "\n ".join(map(repr, names)) + "\n None]"  # as numpy wraps it
-    start = time.perf_counter()
+    start = time.thread_time()
     label_of(cell, "labels")
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import VeraConfig
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
@@ -67,6 +68,13 @@ def test_vera_shares_its_factors_among_layers() -> None:
     add_adapter(model, config_of("vera"))
     places = {host.lora("default").lora_A.data_ptr() for _, host in hosts(model) if isinstance(host, Layer)}
     assert len(places) == 1
+    start = {
+        float(v)
+        for key, p in adapter_parameters(model).items()
+        if key.endswith("lambda_d")
+        for v in p.detach().flatten()
+    }
+    assert list(start) == [pytest.approx(VeraConfig.d_initial)]
 
 
 class Fused(nn.Module):
