@@ -175,7 +175,7 @@ def test_micro_batch_is_halved_where_memory_is_full(
     assert weights(tmp_path / "halved") == weights(tmp_path / "small")
     texts = [text for text in notes(told) if "memory" in text]
     assert texts == [
-        "out of memory at step 1: 2 examples in a forward pass from now on; a step still has 8, with the same"
+        "out of memory at step 1: 2 examples in a forward pass from now on; a step still has 8, with the same gradient"
     ]
 
 
@@ -187,7 +187,7 @@ def test_halved_micro_batch_is_kept_over_a_resume(
         with pytest.raises(Stopped):
             fit(changed(raw), tmp_path, stop_after(3))
     run = resumed(changed(raw), tmp_path)
-    assert run.history.micro_batch_size == 4
+    assert [run.history.micro_batch_size, *(member.micro_batch_size for member in run.members)] == [4, 4]
 
 
 def test_no_room_for_one_example_is_an_error_with_advice(
