@@ -32,7 +32,8 @@ COMMANDS = {
     "mine": "Find hard negatives for pairs of texts: texts that resemble the right answer to a query, but belong to another one.",
     "predict": "Predict TEXTs, or the texts in a file, and print one line of JSON for each, in order.",
     "push": "Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.",
-    "quickstart": "Train on the bundled data, score the model, and try it on new sentences. Runs sentiment and ner unless you name one.",
+    "quickstart": "Train on the bundled data, score the model, and try it on new sentences. "
+    "Runs sentiment and ner unless you name one.",
     "recipe": "List, show or copy the built-in recipes.",
     "report": "Write RUN's report, a single HTML file, from the run folder alone.",
     "serve": "Serve the adapters of RUNs, or of FOLDERs of runs, over HTTP. They all share one base model.",
