@@ -132,6 +132,7 @@ def with_rival(system: str, train: Pairs, test: Pairs, steps: int, folder: Path)
         warmup_steps=round(0.06 * steps),
         weight_decay=0.01,
         bf16=system == "rival-bf16",
+        use_cpu=True,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
