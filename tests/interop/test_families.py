@@ -83,7 +83,7 @@ def test_answers_that_depend_on_padding_are_given_without_it(tmp_path: Path, fil
     save_family(tmp_path / "base", "fnet")
     recipe = changed(sections(tmp_path / "base", files), "train.epochs=1")
     prepare(recipe, notes.append)
-    assert any("depends on padding" in str(note) for note in notes)
+    assert any("depend on padding" in str(note) for note in notes)
     fit(recipe, tmp_path / "run")
     predictor = load(tmp_path / "run")
     alone, beside = predictor.predict([SHORT]), predictor.predict([LONG, SHORT, LONG + " and stale"])
