@@ -346,7 +346,7 @@ def test_quickstart_of_search_shows_the_base_beside_the_adapter(
     monkeypatch.setattr(quickstart, "SEARCH", {**quickstart.SEARCH, **tiny})
     code, out, _ = cli("quickstart", "search")
     assert code == 0
-    assert re.search(r"ndcg_at_10 +0\.\d+ of the untouched base\nndcg_at_10 +0\.\d+ \[", out)
+    assert re.search(r"ndcg_at_10 +0\.\d+ for the untouched base\nndcg_at_10 +0\.\d+ \[", out)
     assert all(f"  {question}\n    " in out for question in quickstart.UNSEEN_QUESTIONS)
     assert "lorakit serve runs/quickstart-search  and ask on http://127.0.0.1:8080" in out
 

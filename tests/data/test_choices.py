@@ -131,7 +131,7 @@ def test_table_read_piece_by_piece_means_the_same_throughout(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("record", "columns", "message"),
     [
-        ({"question": "?", "text": "x"}, {}, "which columns are the choices? say data.choices=NAME"),
+        ({"question": "?", "text": "x"}, {}, "which columns are the choices? Set data.choices=NAME"),
         ({"question": "?", "choices": ["x"], "answer": 0}, {}, "1: column 'choices': 1 choices, not 2 to 26"),
         ({"question": "?", "choices": ["x"] * 27, "answer": 0}, {}, "not 2 to 26; for more name pairs, with task.name="),
         ({"question": "?", "choices": ["x", None], "answer": 0}, {}, "choice 2 is None, not a text"),
@@ -141,9 +141,9 @@ def test_table_read_piece_by_piece_means_the_same_throughout(tmp_path: Path, mon
         ({"question": "?", "choices": ["x", "y", "z"], "answer": 1}, {}, "number of a choice, from 0 or the number of a "),
         ({"question": "?", "choices": ["x", "y"], "answer": 2}, {"answers": "from_0"}, "holds 2, not the number of a choice"),
         ({"question": "?", "choices": ["x", "x"], "answer": "x"}, {}, "column 'answer' does not name choices"),
-        ({"question": "?", "choices": ["x", "y"]}, {}, "which column is the answer? say data.label=NAME"),
+        ({"question": "?", "choices": ["x", "y"]}, {}, "which column is the answer? Set data.label=NAME"),
         ({"question": "?", "choices": ["x", "y"], "answer": 0}, {"choices": "chioces"}, "data.choices = 'chioces' is not a"),
-        ({"query": "?", "choices": ["x", "y"], "answer": 0}, {}, "which column is the question? say data.text=NAME"),
+        ({"query": "?", "choices": ["x", "y"], "answer": 0}, {}, "which column is the question? Set data.text=NAME"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_in_words(

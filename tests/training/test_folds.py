@@ -147,7 +147,7 @@ def test_folds_are_chosen_by_the_number_of_examples(bert: Path, files: Path) -> 
     with pytest.raises(ConfigError, match=r"data\.folds = 7: .*train\.csv has 6 examples"):
         count_folds(changed(raw, "data.folds=7"), 6)
     for word in ("data.validation=x.csv", "train.method=full", "train.shard_base=true", "data.cache=x"):
-        with pytest.raises(ConfigError, match=r"data\.folds = 5: not where "):
+        with pytest.raises(ConfigError, match=r"data\.folds = 5: not possible, because "):
             changed(raw, "data.folds=5", word)
     with pytest.raises(ConfigError, match=r"data\.folds"):
         changed(raw, "data.folds=1")

@@ -113,7 +113,7 @@ def test_pipe_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
 
 def test_recipe_that_a_user_has_written_is_not_taken_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("[data]\ntrain = 'a.csv'")
-    with pytest.raises(OutputError, match="holds no run"), run_folder(tmp_path, "auto"):
+    with pytest.raises(OutputError, match="contains no run"), run_folder(tmp_path, "auto"):
         pytest.fail("its recipe would be written over")
     assert names(tmp_path) == ["recipe.toml"]
 

@@ -152,7 +152,7 @@ def reading_of(source: str, column: str, rows: Iterable[Row], columns: str | Seq
         others = [how for how in others if how == "text"]
     if other := next((other for other in others if fitting[other] != fitting[first]), None):
         raise DataError(
-            f"{source}: column {column!r} may hold {MEANING[first]} or {MEANING[other]}; say data.answers={first} or {other}"
+            f"{source}: column {column!r} may hold {MEANING[first]} or {MEANING[other]}; set data.answers={first} or {other}"
         )
     return first
 

@@ -327,7 +327,7 @@ def _questions(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
     options, columns = table.options, table.options.choices
     if columns is None:
         raise DataError(
-            f"{table.source}: which columns are the choices? say data.choices=NAME of a column of lists, or NAME,NAME,... of "
+            f"{table.source}: which columns are the choices? Set data.choices=NAME of a column of lists, or NAME,NAME,... of "
             f"one choice each; columns: {listed(table.names)}"
         )
     for name in (columns,) if isinstance(columns, str) else columns:

@@ -146,7 +146,7 @@ def _check_same_examples(first: ScoredRun, second: ScoredRun) -> None:
     for line, (a, b) in enumerate(zip_longest(*sides), start=1):
         if a != b:
             raise DataError(
-                f"{second.path / REPORT}:{line}: {_shown(b)}, in {first.path} {_shown(a)}; the runs were scored on "
+                f"{second.path / REPORT}:{line}: {_shown(b)}, but {_shown(a)} in {first.path}; the runs were scored on "
                 f"different examples; compare them on the same ones with --on DATA"
             )
     raise DataError(
