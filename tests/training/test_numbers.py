@@ -101,7 +101,8 @@ def test_too_many_skips_end_the_run(
     monkeypatch.setattr(run_module, "SKIPS", in_all)
     spoil(2, 3)
     with pytest.raises(
-        NumericsError, match=rf"step 3: .*2 steps were skipped so far, and the limit is {in_a_row} in a row and {in_all} in"
+        NumericsError,
+        match=rf"step 3: .*2 steps were skipped so far, and the limit is {in_a_row} in a row and {in_all} in",
     ):
         fit(changed(raw, "train.non_finite=skip"), tmp_path)
 
