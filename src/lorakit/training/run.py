@@ -119,8 +119,8 @@ class Run:
         if history.skipped_in_a_row > SKIPS_IN_A_ROW or history.skipped > SKIPS:
             with self.ranks.together():
                 raise NumericsError(
-                    f"{what}; {history.skipped} steps were skipped so far, and the limit is {SKIPS_IN_A_ROW} in a row and {SKIPS} "
-                    f"in all; {remedy}"
+                    f"{what}; {history.skipped} steps were skipped so far, and the limit is {SKIPS_IN_A_ROW} in a row "
+                    f"and {SKIPS} in all; {remedy}"
                 )
         self.report(Note(f"{what}; skipped ({history.skipped} of at most {SKIPS})"))
 
