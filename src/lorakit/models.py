@@ -101,8 +101,8 @@ class BaseModel:
     notes: tuple[str, ...] = ()  # what the user is told of its files
 
     def copy(self) -> BaseModel:
-        """The same with a model of its own, for another adapter: weights of the checkpoint, which stay, share "
-        "their memory."""
+        """The same with a model of its own, for another adapter: weights of the checkpoint, which stay, share
+        their memory."""
         named = self.model.named_parameters()
         shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for name, p in named if name not in self.missing}
         return replace(self, model=deepcopy(self.model, shared))
@@ -132,8 +132,8 @@ class BaseModel:
         return tuple(words for words, is_done in done.items() if is_done)
 
     def new_head(self) -> nn.Linear | None:
-        """The output layer, where the checkpoint lacked it, it has a bias, and it reads what the task answers: a "
-        "text or a token.
+        """The output layer, where the checkpoint lacked it, it has a bias, and it reads what the task answers: a
+        text or a token.
 
         T5Gemma's gives logits of every token, one of which is then the text's.
         """
@@ -219,8 +219,7 @@ def load_base(
     if any(hasattr(config, "expert_capacity") for config in _configs_of(model)):
         raise ModelError(
             f"model.base = {name!r}: its experts take so many tokens of a batch and no more (expert_capacity), so "
-            f"that the "
-            "answer to a text would depend on the others; choose a model without"
+            "that the answer to a text would depend on the others; choose a model without"
         )
     with torch.random.fork_rng(devices=[]):
         if known.peft_task_type == "SEQ_2_SEQ_LM":
@@ -263,7 +262,7 @@ def _vector_pooling(name: str, pooling: Pooling, says: str, config: Any) -> Lite
     if says not in ("", "cls", "mean"):
         raise ModelError(
             f"model.base = {name!r}: its checkpoint turns a text into a vector by {says} (1_Pooling), but lorakit "
-            f"has only 'mean' and 'cls'; set model.pooling to one of them"
+            "has only 'mean' and 'cls'; set model.pooling to one of them"
         )
     return "cls" if says == "cls" else "mean"
 
@@ -298,8 +297,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _from_pretrained(auto_class: str, folder: Path, name: str, **options: Any) -> Any:
-    """What a class of transformers reads from a base's folder. Every reading goes through here: no code in it is "
-    "ever run.
+    """What a class of transformers reads from a base's folder. Every reading goes through here: no code in it is
+    ever run.
 
     Raises:
         ModelError: the folder needs code of its own, or its files are damaged or of another kind.
@@ -418,8 +417,8 @@ def _decoder_start(model: Any, name: str) -> int:
 
 
 def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
-    """Refuse a model whose decoder says otherwise to a text in training, to what an encoder has read of it, or "
-    "token by token.
+    """Refuse a model whose decoder says otherwise to a text in training, to what an encoder has read of it, or
+    token by token.
 
     Raises:
         ModelError: it does, or cannot read the text.
@@ -443,8 +442,7 @@ def _check_decoder(model: Any, tokenizer: Any, name: str) -> None:
     if max((expected - other).abs().max() for other in (at_once, torch.stack(steps))) > NEAR * expected.abs().max():
         raise ModelError(
             f"model.base = {name!r}: {type(model).__name__} of this transformers gives other logits token by token "
-            f"than for "
-            "a whole output, so that it would be trained on one and answer by the other"
+            "than for a whole output, so that it would be trained on one and answer by the other"
         )
 
 
@@ -461,8 +459,8 @@ def _saved_modules(model: nn.Module, missing: set[str], kind: Kind) -> tuple[str
 
 
 def _max_length(model: Any, tokenizer: Any) -> int:
-    """The longest text in tokens: of the positions that the model has, those that it counts from behind its "
-    "padding token."""
+    """The longest text in tokens: of the positions that the model has, those that it counts from behind its
+    padding token."""
     names = ("max_position_embeddings", "max_encoder_position_embeddings")
     limits = [getattr(config, name, None) for config in _configs(model.config) for name in names]
     limits.append(tokenizer.model_max_length)

@@ -31,8 +31,8 @@ TEXTS = ["the film was superb", "a rather stale plot", "moving", "the cast was b
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tables: Path, encoder: Path, bert_run: Path) -> Path:
-    """Two embedding models (one has prompts and shorter vectors) and a classifier, by their names the last of them "
-    "first."""
+    """Two embedding models (one has prompts and shorter vectors) and a classifier, by their names the last of them
+    first."""
     folder = tmp_path_factory.mktemp("vectors")
     fit(recipe(encoder, tables / "classes.csv"), folder / "plain")
     prompts = ("task.query_prompt='the film '", "task.document_prompt='a '", "task.dims=[8]")

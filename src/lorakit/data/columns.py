@@ -244,8 +244,7 @@ def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
             return _spanned(table, spans)
         raise DataError(
             f"{table.source}: this task needs tagged words: CoNLL columns, records with the lists 'tokens' and "
-            f"'ner_tags', "
-            f"or texts with 'spans'; columns: {listed(table.names)}"
+            f"'ner_tags', or texts with 'spans'; columns: {listed(table.names)}"
         )
     words = table.column("words", None)
     if words and table.column("text", table.options.text) is None:
@@ -253,14 +252,14 @@ def _examples(table: Table, wants: Wants) -> list[tuple[Row, Example]]:
             return table.usable(table.rows, lambda row: (row, of_words(_strings(row, words), where=row.where)))
         raise DataError(
             f"{table.source}: it contains tagged words, but this task needs a text and its {wants} in each record; "
-            f"for words, set task.name=token_classification"
+            "for words, set task.name=token_classification"
         )
     return _texts(table, wants)
 
 
 def choose_columns(table: Table, wants: Wants) -> Columns:
-    """The options with names for those columns that `examples_of` found in these rows: the rows that follow have "
-    "them too."""
+    """The options with names for those columns that `examples_of` found in these rows: the rows that follow have
+    them too."""
     options = table.options
     if wants == "words":
         words, tags = table.words_and_tags() or (table.column("text", options.text), table.spans())
@@ -422,8 +421,8 @@ def _check_labels(table: Table, column: str, wants: Wants) -> None:
         is_vectors = len(flags) > 1 and len(set(map(len, flags))) == 1 < len(flags[0])
         if is_vectors and {x for f in flags for x in f} <= {0.0, 1.0}:
             raise DataError(
-                f"{source}: column {column!r} has a 0 or 1 for each label, but not their names; write one column "
-                f"for each label, with its name, and set data.label=NAME,NAME,..."
+                f"{source}: column {column!r} has a 0 or 1 for each label, but not their names; write one column for "
+                "each label, with its name, and set data.label=NAME,NAME,..."
             )
         marks = [mark for mark in ";|" if any(mark in cell for cell in cells)]
         if not any(separator in cell for cell in cells):
@@ -442,7 +441,7 @@ def _check_labels(table: Table, column: str, wants: Wants) -> None:
         if not is_usual and any(row.values.get(column) == column for row in table.rows):
             raise DataError(
                 f"{source}: the label column {column!r} has the same name as one of its labels; {NO_HEADER}; if it "
-                f"is the header, set data.header=true"
+                "is the header, set data.header=true"
             )
 
 
@@ -461,7 +460,7 @@ def _listed_numbers(value: Any) -> list[float]:
 
 
 def _teacher_scores(row: Row, column: str, texts: int) -> tuple[float, ...]:
-    """A score for each of the texts that are compared with the first one, or () where the cell is no list."""
+    """A score for each of the texts that are compared with the first one, or () where the cell is not a list."""
     scores = _listed_numbers(row.values.get(column))
     if scores and len(scores) != texts:
         raise DataError(
@@ -493,8 +492,7 @@ def _tagged(table: Table, words: str, column: str) -> list[tuple[Row, Example]]:
             if not is_tag(tag):
                 raise DataError(
                     f"{row.word(i)}: {tag!r} is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in "
-                    f"IOBES and "
-                    "BILOU)" + ("" if "-" in tag else f"; if it is a type, write I-{short(tag)[1:-1]}")
+                    "IOBES and BILOU)" + ("" if "-" in tag else f"; if it is a type, write I-{short(tag)[1:-1]}")
                 )
         return row, own, tags
 
@@ -522,7 +520,7 @@ def _strings(row: Row, column: str) -> list[str]:
         if type(item) is int:
             raise DataError(
                 f"{row.where}: column {column!r} has numbers whose names are not in the file; write the tags by "
-                f"name, such as O and B-PER"
+                "name, such as O and B-PER"
             )
         if not isinstance(item, str) or not item:
             what = "is empty" if isinstance(item, str) else f"is {short(item)}, not a text"
@@ -586,8 +584,8 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
         value = value[0]
     if isinstance(value, list) and len(value) > 1 and all(map(_name, value)):
         raise DataError(
-            f"{row.where}: column {column!r} holds {len(value)} labels, {short(value)}, but this task needs one; "
-            f"for several, set task.name=multi_label_classification"
+            f"{row.where}: column {column!r} holds {len(value)} labels, {short(value)}, but this task needs one; for "
+            "several, set task.name=multi_label_classification"
         )
     if (name := _name(value)) is None:
         number = "; for numbers, set task.name=sequence_regression" if isinstance(value, float) else ""

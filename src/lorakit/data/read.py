@@ -91,8 +91,8 @@ HEAD = 400  # lines or rows that are looked at to tell what a file holds
 
 
 def register_reader(name: str, read: Reader, *endings: str) -> None:
-    """Let files of a format from outside of this package be read: those with these endings, and where data.format "
-    "says so.
+    """Let files of a format from outside of this package be read: those with these endings, and where data.format
+    says so.
 
     >>> from lorakit.data.delimited import Row
     >>> def read_mood(path, columns, notes):  # lines such as `good| what a film`
@@ -305,7 +305,7 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
             return kind
         raise DataError(
             f"{source}: nothing in this folder can be read; expected tables, class folders of .txt, .txt with .ann "
-            f"(brat), or a data set saved by `datasets`"
+            "(brat), or a data set saved by `datasets`"
         )
     if not path.exists():
         if path.suffix.lower() in (*ENDINGS, *FILE_LIKE) or source.startswith((".", "/", "~")):

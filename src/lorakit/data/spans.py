@@ -191,8 +191,8 @@ def _counts_code_units(records: Iterable[Marked]) -> bool:
                 votes.setdefault(units, record.where)
     if len(votes) == 2:
         raise DataError(
-            f"{votes[True]}: offsets count UTF-16 code units here, but characters at {votes[False]}; a file must "
-            f"use one of them"
+            f"{votes[True]}: offsets count UTF-16 code units here, but characters at {votes[False]}; a file must use "
+            "one of them"
         )
     return True in votes
 
@@ -260,7 +260,7 @@ def _without_overlaps(spans: Sequence[Span], overlaps: Overlaps) -> list[Span]:
             if other.start < one.end:
                 raise DataError(
                     f"{other.where}: {one} and {other} overlap, but a word can have only one tag; correct them, or "
-                    f"keep the longer ones with data.overlaps=longest"
+                    "keep the longer ones with data.overlaps=longest"
                 )
         return ordered
     longest: list[Span] = []

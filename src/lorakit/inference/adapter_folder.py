@@ -98,7 +98,7 @@ def load_shipped(
         if (differences := recorded.differences(fingerprint)) and not allow_base_mismatch:
             raise AdapterError(
                 f"{folder}: trained on a different {name}: {'; '.join(differences)}; predictions would differ (use "
-                f"--allow-base-mismatch to load it anyway)"
+                "--allow-base-mismatch to load it anyway)"
             )
         if None in recorded:
             report(Note(f"{folder}: written by an older lorakit: the base's config and tokenizer cannot be compared"))

@@ -87,7 +87,7 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
                     )
                 raise OutputError(
                     f"--out {folder}: {key} changed since the folder was started: it was {old}, now it is {value}; "
-                    f"choose another folder"
+                    "choose another folder"
                 )
 
     try:

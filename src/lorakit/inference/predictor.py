@@ -94,7 +94,7 @@ class Predictor:
         if self.task.info.model_kind != "embedding":
             raise DataError(
                 f"embed: this run's task, {self.task.info.name}, does not make vectors; train with task.name = "
-                f"'embedding'"
+                "'embedding'"
             )
         if isinstance(texts, str):
             alone: Floats = self.embed([texts], query=query, dims=dims)[0]
@@ -114,8 +114,8 @@ class Predictor:
         return unit(self.embed(list(queries), query=True)) @ unit(self.embed(list(texts))).T
 
     def rank(self, query: str, texts: Sequence[str], top: int | None = None) -> list[dict[str, Any]]:
-        """The texts by how well they answer a query, the best first: `{"index", "score", "text"}`, the `top` first "
-        "of them.
+        """The texts by how well they answer a query, the best first: `{"index", "score", "text"}`, the `top` first
+        of them.
 
         The score is a cosine, that of a reranker, or the probability of a choice among these.
 
@@ -129,7 +129,7 @@ class Predictor:
         if not self.task.info.compares:
             raise DataError(
                 f"rank: this run's task, {self.task.info.name}, does not compare texts; train with task.name = "
-                f"'embedding'"
+                "'embedding'"
             )
         if self.task.info.wants == "choices":
             question = Example(query, choices=tuple(texts))

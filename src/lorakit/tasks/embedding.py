@@ -78,8 +78,7 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
         if loss == "cosine_mse" and isinstance(example.label, float) and abs(example.label) > 1:
             raise DataError(
                 f"{example.where}: the score {example.label:g} is not a cosine, from -1 to 1, which task.loss = "
-                f"'cosine_mse' "
-                "needs; 'cosent' takes any"
+                "'cosine_mse' needs; 'cosent' takes any"
             )
         if isinstance(example.label, Mapping):
             raise DataError(f"{example.where}: a soft label; {section.name} needs one class for each text")
@@ -194,9 +193,8 @@ class Embedding(Task):
         return vectors
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[Any]) -> Evaluation:
-        """Correlations of cosines with scores; or a search, by each first text among all second texts and "
-        "negatives, or by each
-        text of a class among all others."""
+        """Correlations of cosines with scores; or a search, by each first text among all second texts and
+        negatives, or by each text of a class among all others."""
         form = form_of(examples[0])
         statistics: dict[str, Statistic | Ranking] = {}
         if form == "scores":

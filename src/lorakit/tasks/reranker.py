@@ -133,7 +133,7 @@ def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) 
     if form == "pairs" and not any(example.negatives for example in examples):
         raise DataError(
             f"{first.where.rpartition(':')[0]}: pairs without negatives, so there is nothing to compare; set their "
-            f"column, data.negative, or that of scores, data.label; `lorakit mine` finds negatives"
+            "column, data.negative, or that of scores, data.label; `lorakit mine` finds negatives"
         )
     loss, metric = section.loss or "bce", section.metric or SCORES[form][0]
     if form == "scores" and loss != "bce":
@@ -213,8 +213,8 @@ class Reranker(SequenceTask):
         return [super(Reranker, self).answer(example, [raw]) for raw in raws]
 
     def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
-        """Correlations with scores; or how early a query's own text comes among it and its negatives, the last of "
-        "equal ones."""
+        """Correlations with scores; or how early a query's own text comes among it and its negatives, the last of
+        equal ones."""
         form = form_of(examples[0])
         statistics: dict[str, Statistic | Ranking] = {}
         if form == "scores":

@@ -174,8 +174,8 @@ def _each(prepared: Prepared, members: Sequence[Member]) -> Iterator[tuple[str, 
 
 
 def _starts(prepared: Prepared) -> dict[str, Tensor]:
-    """The tensors that the adapter subtracts or keeps frozen; they are saved since another machine's SVD may "
-    "differ in sign."""
+    """The tensors that the adapter subtracts or keeps frozen; they are saved since another machine's SVD may
+    differ in sign."""
     ends, adapter = (".start_A", ".start_B", ".lora_A"), prepared.adapter
     return {
         as_if_alone(name, adapter): value
@@ -185,8 +185,8 @@ def _starts(prepared: Prepared) -> dict[str, Tensor]:
 
 
 def restore(checkpoint: Checkpoint, prepared: Prepared, members: Sequence[Member], report: Report) -> Progress:
-    """Restore a checkpoint's tensors and random states in a run's own member and those of its folds; returns the "
-    "rest of it.
+    """Restore a checkpoint's tensors and random states in a run's own member and those of its folds; returns the
+    rest of it.
 
     With a different number of ranks, dropout is seeded anew; the order of the examples is the same.
 

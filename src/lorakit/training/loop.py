@@ -195,8 +195,8 @@ def _longest(items: Sequence[Item]) -> int:
 def backward(
     model: nn.Module, forwards: Sequence[Forward], counts: Mapping[MemberBatch, int], device: torch.device
 ) -> dict[MemberBatch, Tensor]:
-    """Accumulate each member's gradient; returns this process's part of its mean loss over `counts` labelled "
-    "positions, detached.
+    """Accumulate each member's gradient; returns this process's part of its mean loss over `counts` labelled
+    positions, detached.
 
     Raises:
         OutOfMemory: a forward or backward ran out of memory.
@@ -284,8 +284,8 @@ def _halve_micro_batch(batch: MemberBatch) -> None:
         lengths = [member.plan.lengths[i] for i in batch.own]
         raise ConfigError(
             f"step {member.done + 1}: out of memory with {rows} of {len(lengths)} examples at a time, the longest of "
-            f"{max(lengths)} tokens; lower train.micro_batch_size or data.max_length, or use a smaller model.base "
-            f"or model.quantize = 'nf4'"
+            f"{max(lengths)} tokens; lower train.micro_batch_size or data.max_length, or use a smaller model.base or "
+            "model.quantize = 'nf4'"
         )
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()  # memory of the failed attempt

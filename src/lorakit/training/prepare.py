@@ -423,7 +423,7 @@ def read_parts(
     if again and data.validation is None and means_files(data.train):
         raise ConfigError(
             f"data.train = {data.train!r}: with data.cache it is not kept in memory, so no share of it can be held "
-            f"out; set data.validation"
+            "out; set data.validation"
         )
     sources = {"train": data.train, "validation": data.validation, "test": data.test}
     found = {
@@ -506,8 +506,8 @@ def _first_batches(model: nn.Module, task: Task, items: Sequence[Any], plan: Pla
 def _adapt(
     recipe: Recipe, base: BaseModel, data: Data, report: Report, origin: Origin | None
 ) -> tuple[LoraConfig | None, Sequence[Target]]:
-    """Make trainable what the method trains: look at data and quantise the base if the recipe says so, and add the "
-    "adapter."""
+    """Make trainable what the method trains: look at data and quantise the base if the recipe says so, and add the
+    adapter."""
     model, method = base.model, recipe.train.method
     if method == "full":
         model.requires_grad_(True)

@@ -176,8 +176,8 @@ class Run:
         self.report(Evaluated(number, scores, is_best and not prepared.keeps_last))
 
     def _validation_answers(self, changed: Callable[[Task], Task] = lambda task: task) -> list[Any]:
-        """The answers to the validation examples, of the changed task; in cross-validation of the fold that has "
-        "not seen them."""
+        """The answers to the validation examples, of the changed task; in cross-validation of the fold that has
+        not seen them."""
         every = [
             iter(self._answers(each, each.parts["validation"], changed(each.task)))
             for each in self.prepared.folds or [self.prepared]
@@ -262,8 +262,8 @@ def member_of(prepared: Prepared) -> Member:
 
 
 def fit_all(runs: Sequence[Run]) -> list[Result | LorakitError]:
-    """Train runs whose adapters share one model, each to its own end. Returns a Result for each, or the error that "
-    "ended only it.
+    """Train runs whose adapters share one model, each to its own end. Returns a Result for each, or the error that
+    ended only it.
 
     Raises:
         KeyboardInterrupt: a signal stopped them; every run is saved after the current step.

@@ -203,7 +203,7 @@ def _run(title: str, sections: dict[str, dict[str, Any]], folder: Path) -> Resul
 
 
 def _show_answers(predictor: Predictor) -> None:
-    """Answer texts that stand in no training data."""
+    """Answer texts that are not in the training data."""
     if predictor.task.info.name == "sequence_classification":
         for answer in predictor.predict(UNSEEN_REVIEWS):
             tell(f"  {answer['label']:<9} {answer['score']:.2f}  {answer['text']}")

@@ -126,8 +126,8 @@ def _compare(first: Group, second: Group) -> GroupDifference:
     headline, other = (run.resamples.metric for run in pairs[0])
     if not names:
         raise ConfigError(
-            f"{pairs[0][0].path} is scored by {headline} and {pairs[0][1].path} by {other}, so they have no score "
-            f"in common"
+            f"{pairs[0][0].path} is scored by {headline} and {pairs[0][1].path} by {other}, so they have no score in "
+            "common"
         )
     metric = headline if headline in names else names[0]  # some, such as average precision, cannot be resampled
     sides = [[pair[i].resamples.scores for pair in pairs] for i in (0, 1)]
@@ -146,8 +146,8 @@ def _check_same_examples(first: ScoredRun, second: ScoredRun) -> None:
     for line, (a, b) in enumerate(zip_longest(*sides), start=1):
         if a != b:
             raise DataError(
-                f"{second.path / REPORT}:{line}: {_shown(b)}, but {_shown(a)} in {first.path}; the runs were scored on "
-                f"different examples; compare them on the same ones with --on DATA"
+                f"{second.path / REPORT}:{line}: {_shown(b)}, but {_shown(a)} in {first.path}; the runs were scored "
+                "on different examples; compare them on the same ones with --on DATA"
             )
     raise DataError(
         f"{second.path}: scored on other examples than {first.path}; compare them on the same ones with --on DATA"
@@ -194,7 +194,7 @@ def _lines(groups: Sequence[Group], comparisons: Sequence[GroupDifference]) -> l
     if len(comparisons) > 1:
         lines.append(
             f"{len(comparisons)} comparisons: with several of them, a p-value below 0.05 is more likely to occur by "
-            f"chance"
+            "chance"
         )
     return lines
 
@@ -271,8 +271,8 @@ def tested(runs: Sequence[RunFiles]) -> dict[str, Any] | str:
 
 
 def comparison_of(runs: Sequence[RunFiles]) -> Comparison:
-    """What the page about several runs says; they have the letters of `lorakit compare`, or where it cannot "
-    "compare, one each."""
+    """What the page about several runs says; they have the letters of `lorakit compare`, or where it cannot
+    compare, one each."""
     tests = tested(runs)
     letters = {str(run.path): chr(ord("A") + i) for i, run in enumerate(runs)}
     if not isinstance(tests, str):
