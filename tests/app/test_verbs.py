@@ -17,7 +17,7 @@ from click.shell_completion import ShellComplete
 
 import lorakit.app.commands
 from lorakit.app.arguments import DEVICE
-from lorakit.app.cli import COMMANDS, commands
+from lorakit.app.cli import COMMANDS, MODULES, commands
 from lorakit.app.commands.completion import SHELLS
 from lorakit.recipe import TrainSection
 from tests.app.conftest import Cli
@@ -58,7 +58,7 @@ def tree(folder: Path) -> dict[str, float]:
 
 def test_table_has_every_command_and_its_line() -> None:
     files = Path(lorakit.app.commands.__path__[0]).glob("[a-z]*.py")
-    assert {path.stem.rstrip("_") for path in files} == set(COMMANDS)
+    assert {path.stem for path in files} == {MODULES.get(name, name) for name in COMMANDS}
     for name, line in COMMANDS.items():
         command = commands.load(name)
         assert command.name == name

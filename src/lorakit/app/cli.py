@@ -15,7 +15,7 @@ import lorakit
 from lorakit.app.printing import echo, tell
 from lorakit.errors import EXIT_CODES, Interrupted, LorakitError, RankError, first_line
 
-# Each command is a module of `lorakit.app.commands`; this is the first sentence of its help.
+# Each command is in a module of its name in `lorakit.app.commands`; this is the first sentence of its help.
 COMMANDS = {
     "card": "Write RUN's model card (README.md next to its adapter) again, from the run folder alone.",
     "check": "Check whether DATA (or the data of a RECIPE) is fit to train on, and list likely mistakes.",
@@ -40,6 +40,8 @@ COMMANDS = {
     "sweep": "Train RECIPE with many settings, and show which ones work best.",
     "train": "Train with the settings in RECIPE, or on DATA with --model.",
 }
+# Those whose module has another name
+MODULES = {"card": "report", "compare": "report", "evaluate": "predict", "import": "import_", "merge": "export"}
 CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 
@@ -48,8 +50,8 @@ class Commands(click.Group):
 
     def load(self, name: str) -> click.Command:
         """The command of this name, out of its module."""
-        module = f"{name}_" if iskeyword(name) else name
-        command: click.Command = getattr(import_module(f"lorakit.app.commands.{module}"), module)
+        module = import_module(f"lorakit.app.commands.{MODULES.get(name, name)}")
+        command: click.Command = getattr(module, f"{name}_" if iskeyword(name) else name)
         return command
 
     def resolve_command(

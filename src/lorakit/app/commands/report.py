@@ -1,13 +1,14 @@
-"""`lorakit report`: the page of a run, or of several beside each other."""
+"""What a run folder tells: `lorakit report`, `card` and `compare`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import RUN
-from lorakit.app.printing import Output
+from lorakit.app.arguments import RUN, named_columns
+from lorakit.app.printing import Output, begin, echo
 from lorakit.errors import OutputError
 
 
@@ -43,3 +44,38 @@ def report(runs: tuple[Path, ...], out: Path | None, dry_run: bool, as_json: boo
         return Output(content.sentences, content.json).show(as_json)
     atomic_text(page, text)
     Output([*content.sentences, f"report: {page}"], {**content.json, "report": str(page)}).show(as_json)
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@click.option("--dry-run", is_flag=True, help="Print the card, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print its path and header as JSON.")
+def card(run: Path, dry_run: bool, as_json: bool) -> None:
+    """Write RUN's model card (README.md next to its adapter) again, from the run folder alone."""
+    from lorakit.app.card import card_of, read_shipped, write_card
+
+    text = card_of(read_shipped(run))
+    place = None if dry_run else write_card(run)
+    if as_json:
+        echo(json.dumps({"card": place and str(place), "data": text.data.to_dict()}))
+    else:
+        echo(str(text) if place is None else f"card: {place}")
+
+
+@click.command()
+@click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN [RUN ...]")
+@click.option("--on", metavar="DATA", help="Predict and compare on this data. Default: the runs' validation examples.")
+@click.option("--text", help="With --on: column of the text.")
+@click.option("--pair", help="With --on: column of the second text in pairs.")
+@click.option("--label", help="With --on: column of the label, or several with commas.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
+    """Test whether RUNs differ by more than chance, with paired tests on the same examples.
+
+    Runs that differ only in their seed form one group. The first group is compared with each of the others.
+    """
+    begin("loading the runs' answers" if on is None else "loading the runs")
+    from lorakit.app.report.comparison import compare_runs
+
+    output = compare_runs(runs, on, named_columns(**columns))
+    output.show(as_json, [comparison["verdict"] for comparison in output.facts["comparisons"]])
