@@ -253,14 +253,12 @@ def _backward_in_pieces(
         for rows in cuts:
             states.append(random_state(device))
             vectors.append(vectors_of(rows))
-    after = random_state(device)
     whole = torch.cat(vectors)[order.argsort()].requires_grad_()
     mean = member.task.losses(Answered(whole, {}), batch).sum() / n
     (gradient,) = torch.autograd.grad(mean * member.loss_scale, whole)
     for rows, state in zip(cuts, states, strict=True):
         set_random_state(state, device)
         vectors_of(rows).backward(gradient[rows])
-    set_random_state(after, device)
     return mean.detach()
 
 
