@@ -325,6 +325,20 @@ def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
     assert loaded(code, {"torch", "transformers", "numpy", "safetensors", "lorakit.recipe"}) == {"lorakit.recipe"}
 
 
+def test_missing_files_are_refused_without_torch() -> None:
+    code = (
+        "from lorakit.app.cli import main\n"
+        "for words in ('train nowhere.csv --model minilm', 'check nowhere.csv', 'predict nowhere text', 'report nowhere'):\n"
+        "    try:\n"
+        "        main(words.split())\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code in (2, 3), words\n"
+        "    else:\n"
+        "        raise AssertionError(words)\n"
+    )
+    assert loaded(code, {"torch", "transformers", "lorakit.app.cli"}) == {"lorakit.app.cli"}
+
+
 @pytest.mark.parametrize("folder", ["benchmarks", "scripts"])
 def test_programs_import_modules_that_exist(folder: str) -> None:
     for path in (PACKAGE.parents[1] / folder).glob("*.py"):

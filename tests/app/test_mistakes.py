@@ -208,7 +208,7 @@ MISTAKES = (
     mistake(PREDICT, "either texts or --file"),
     mistake(f"{PREDICT} 'a film' ''", "text 2 of 2 is empty", code=3),
     mistake(f"{PREDICT} --file t.txt --out out.jsonl", "t.txt:2", "empty", code=3, **{"t.txt": b"a\n\nb\n"}),
-    mistake(f"{PREDICT} --file t.txt --out out.jsonl", "t.txt", "No such file", code=3),
+    mistake(f"{PREDICT} --file t.txt --out out.jsonl", "t.txt", "no such file", code=3),
     mistake(f"{PREDICT} 'a film' --out nowhere/a.jsonl", "--out nowhere/a.jsonl", "does not exist"),
     mistake(f"{PREDICT} a --out there", "--out FOLDER", "--file", "--out NAME.jsonl", **{"there/file": b""}),
     mistake(f"{PREDICT} --file ./a.csv --out a.csv", "--out a.csv", "--file", **{"a.csv": HEADER + ROWS}),

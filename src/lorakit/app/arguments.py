@@ -22,23 +22,26 @@ if TYPE_CHECKING:
 
 
 def recipe_of(what: str, changes: Sequence[str], options: dict[str, str | None]) -> Recipe:
-    """The recipe in a file, one that ships with the package, or one made from DATA and the options."""
+    """The recipe in a file, one that ships with the package, or one made from DATA and the options; its files exist."""
     from lorakit.recipe import read_recipe, recipe_file, recipe_names
 
     if path := recipe_file(what):
         flags = [f"--{name}" for name, value in options.items() if value is not None]
         if flags:
             raise ConfigError(f"{flags[0]} only works with DATA; with a recipe use section.key=value")
-        return read_recipe(path, changes)
-    if options["model"] is None:
+        recipe = read_recipe(path, changes)
+    elif options["model"] is None:
         if re.fullmatch(r"[\w-]+", what) and not Path(what).exists():
             raise ConfigError(f"{what!r} is neither a file nor a built-in recipe; {did_you_mean(what, recipe_names())}")
         raise ConfigError(f"{what!r}: training on data needs --model, for example --model minilm")
-    raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
-    raw["data"].update({"text": options["text"], "label": _split_commas(options["label"])})
-    if options["task"]:
-        raw["task"] = {"name": options["task"]}
-    return with_task(raw, changes, where="command line")
+    else:
+        raw: dict[str, dict[str, Any]] = {"model": {"base": options["model"]}, "data": {"train": what}}
+        raw["data"].update({"text": options["text"], "label": _split_commas(options["label"])})
+        if options["task"]:
+            raw["task"] = {"name": options["task"]}
+        recipe = with_task(raw, changes, where="command line")
+    check_sources([recipe.data.train, recipe.data.validation, recipe.data.test])
+    return recipe
 
 
 def with_task(raw: dict[str, dict[str, Any]], changes: Sequence[str] = (), *, where: str) -> Recipe:
@@ -60,6 +63,15 @@ def with_task(raw: dict[str, dict[str, Any]], changes: Sequence[str] = (), *, wh
                 name = "text2text_ner" if "t5" in recipe.model.base.lower() else "token_classification"
             raw = {**raw, "task": {"name": name, **task}}
     return make_recipe(raw, changes, where=where)
+
+
+def check_sources(sources: Sequence[str | None]) -> None:
+    """Raise a DataError for a file that does not exist, before torch is loaded."""
+    from lorakit.data.read import check_exists
+
+    for source in sources:
+        if source is not None:
+            check_exists(source)
 
 
 def named_columns(text: str | None, pair: str | None, label: str | None) -> Columns:
@@ -155,8 +167,19 @@ class Source(click.types.StringParamType):
         return names or [CompletionItem(incomplete, type="file")]
 
 
+def check_run(path: str) -> None:
+    """Raise an OutputError if there is no such folder, before torch is loaded."""
+    if not Path(path).exists():
+        raise OutputError(f"{path}: no such run folder")
+
+
 class Run(click.Path):
     """The folder of a run."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self.type is Path:
+            check_run(value)
+        return super().convert(value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Runs below the typed path, or below runs/ if nothing is typed; if there are none, the shell's own folders."""

@@ -193,6 +193,18 @@ def _beginning(source: str, columns: Columns, format: str, most: int | None = No
         return None
 
 
+def check_exists(source: str) -> None:
+    """Raise a DataError for the name of a file that does not exist; a pattern, a URL or an id of the hub is not looked up."""
+    path = _path(source)
+    if path.exists() or means_files(source):
+        return
+    endings = (*ENDINGS, *FILE_LIKE)
+    if path.suffix.lower() in endings or source.startswith((".", "/", "~")):
+        siblings = path.parent.iterdir() if path.parent.is_dir() else []
+        names = [sibling.name for sibling in siblings if sibling.suffix.lower() in endings]
+        raise DataError(f"{source}: no such file; {did_you_mean(path.name, names)}")
+
+
 def _paths(source: str, folder: Path | None, split: str) -> list[Path]:
     """The files of a pattern, a URL or a folder of tables; else the one file or folder of a source."""
     if means_files(source):
@@ -308,9 +320,7 @@ def _format(source: str, path: Path, encoding: str | None = None, split: str = "
             "(brat), or a data set saved by `datasets`"
         )
     if not path.exists():
-        if path.suffix.lower() in (*ENDINGS, *FILE_LIKE) or source.startswith((".", "/", "~")):
-            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise DataError(f"{source}: no such file; {did_you_mean(path.name, siblings)}")
+        check_exists(source)
         return "hub"
     kind = ENDINGS.get(inner_name(path).suffix.lower())
     if kind is None and annotation_files.is_brat(path):

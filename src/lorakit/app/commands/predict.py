@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorakit.app.arguments import DEVICE, RUN, Run, named_columns
+from lorakit.app.arguments import DEVICE, RUN, Run, check_run, check_sources, named_columns
 from lorakit.app.printing import begin, echo, tell
 from lorakit.errors import ConfigError, DataError, OutputError
 
@@ -102,6 +102,7 @@ def predict(
     if merge and adapters is not None:
         raise ConfigError("predict: --merge only works with one RUN, because --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
+    check_sources(sources)
     begin(f"loading {run or adapters}")
     from lorakit.app.console import Screen
     from lorakit.data.example import Columns
@@ -157,6 +158,7 @@ def _run(
     if bool(texts) == bool(sources):
         quoted = "; put patterns in quotes: --file 'part-*.parquet'" if sources else ""
         raise ConfigError(f"predict takes either texts or --file{quoted}")
+    check_run(run)
     return run, texts
 
 
@@ -224,6 +226,7 @@ def evaluate(
     run: Path, data: str, format_: str, as_json: bool, allow_base_mismatch: bool, device: str, **columns: str | None
 ) -> None:
     """Score RUN (a run folder or an adapter) on labelled DATA."""
+    check_sources([data])
     begin(f"loading {run}")
     from lorakit.app.console import Screen, score_lines
     from lorakit.inference.predictor import load
