@@ -76,15 +76,7 @@ def add_adapter(
             to train is never called by the model or has several names in it.
         AdapterError: an adapter is merged, so the base weights are not the original ones.
     """
-    targets = select_targets(model, config)
-    check_ranks(model, targets)
-    saved = saved_modules(model, config.modules_to_save)
-    main, called = embeddings_in_place_of(model)
-    if main in saved:
-        raise ConfigError(
-            f"modules_to_save: the model never calls {main}, whose weight is used through {' and '.join(called)}; name those"
-        )
-    return insert_adapter(model, config, name, seed, factors)
+    return insert_adapter(model, config, name, seed, factors, is_new=True)
 
 
 def insert_adapter(
@@ -93,14 +85,24 @@ def insert_adapter(
     name: str,
     seed: int = 0,
     factors: Mapping[str, Factors] = MappingProxyType({}),
+    *,
+    is_new: bool = False,
 ) -> list[Target]:
-    """Like add_adapter, for factors from a file: a rank above a layer's smaller side is allowed.
+    """Like add_adapter, for factors from a file unless it `is_new`: a rank above a layer's smaller side is allowed.
 
     peft allows such ranks, and an update with a start is saved with twice its rank.
     """
     check_new_name(model, name)
     check_unmerged(model)
-    targets = select_targets(model, config)
+    targets, saved = select_targets(model, config), saved_modules(model, config.modules_to_save)
+    if is_new:
+        check_ranks(model, targets)
+        main, called = embeddings_in_place_of(model)
+        if main in saved:
+            raise ConfigError(
+                f"modules_to_save: the model never calls {main}, whose weight is used through {' and '.join(called)}; "
+                "name those"
+            )
     layers = adaptable_layers(model)
     for target in targets:
         if target.path in factors:
@@ -113,7 +115,6 @@ def insert_adapter(
                 f"init_lora_weights = {config.init_lora_weights!r} is computed from data: "
                 f"pass the factors of start_from_data to add_adapter; there are none for {target.path}"
             )
-    saved = saved_modules(model, config.modules_to_save)
     for path in saved:
         module = model.get_submodule(path)
         if not isinstance(module, SavedModule) and hosts(module):
