@@ -573,7 +573,7 @@ def make_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), where: st
     try:
         return Recipe.model_validate(merged)
     except ValidationError as err:
-        raise ConfigError(_first_problem(err, where, words)) from err
+        raise ConfigError(_problem_of(err, where, words)) from err
 
 
 def _check_size(value: Any, place: str, depth: int = 0) -> None:
@@ -608,19 +608,44 @@ def full_key(name: str) -> str | None:
     return next((key for key in known_keys() if key.partition(".")[2] == name.replace("-", "_")), None)
 
 
-def _first_problem(err: ValidationError, where: str, words: Mapping[str, str]) -> str:
+# pydantic's kinds of errors, in terms of JSON
+EXPECTED = {
+    "string_type": "text",
+    "string_unicode": "valid Unicode text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "an object"),
+}
+
+
+def first_problem(err: ValidationError) -> str:
+    """The first error, as `key = value: should be ...`."""
+    problem = err.errors(include_url=False, include_context=False)[0]
+    key = ".".join(str(part)[:80] for part in problem["loc"][:2])
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    place = f"{key} = {short(problem['input'])}" if key else short(problem["input"])
+    words = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in EXPECTED:
+        words = f"should be {EXPECTED[problem['type']]}"
+    return f"{place}: {words.replace('Input should', 'should').replace('String should', 'should')}"
+
+
+def _problem_of(err: ValidationError, where: str, words: Mapping[str, str]) -> str:
+    """The same of a recipe: where the key was set, and for an unknown one the nearest that there is."""
     problem = err.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(part[:80] for part in path[:2])
-    place = words.get(key, where)[:200]
+    path = [str(part)[:80] for part in problem["loc"][:2]]
+    key, place = ".".join(path), words.get(".".join(path), where)[:200]
     if problem["type"] == "extra_forbidden":
         known = known_keys() if len(path) > 1 else list(Recipe.model_fields)
         return f"{place}: unknown key {key!r}; {did_you_mean(key, known)}"
-    if problem["type"] == "missing":
-        return f"{place}: {key} is missing"
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    message = message.replace("a valid tuple", "a list, for example [a,b]")
-    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", message)
     if problem["type"] == "value_error":  # of a whole table; the message names its keys itself
+        message = problem["msg"].removeprefix("Value error, ")
         return f"{next((word for key, word in words.items() if '.' in key and key in message), place)}: {message}"
-    return f"{place}: {key} = {short(problem['input'])}: should be {message}"
+    text = first_problem(err)
+    for ending, of_toml in (("be an object", "be a table"), ("be a list", "be a list, for example [a,b]")):
+        text = text.removesuffix(ending) + of_toml * text.endswith(ending)
+    return f"{place}: {text}"

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fai
 from lorakit.data.example import Columns
 from lorakit.errors import AdapterError, short
 from lorakit.hashing import Fingerprint, read_object
-from lorakit.recipe import TaskSection
+from lorakit.recipe import TaskSection, first_problem
 
 SIDE_FILE = "lorakit.json"
 FORMAT = 1
@@ -142,29 +142,3 @@ def read_facts(folder: Path) -> Side:
     if not side.labels and side.task.info.names_labels:
         raise AdapterError(f"{path}: damaged: labels = []: {side.task.name} should have at least one")
     return side
-
-
-# pydantic's kinds of errors, in terms of JSON
-EXPECTED = {
-    "string_type": "text",
-    "string_unicode": "valid Unicode text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "an object"),
-}
-
-
-def first_problem(err: ValidationError) -> str:
-    """The first error, as `key = value: should be ...`."""
-    problem = err.errors(include_url=False, include_context=False)[0]
-    key = ".".join(str(part)[:80] for part in problem["loc"][:2])
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    place = f"{key} = {short(problem['input'])}" if key else short(problem["input"])
-    words = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] in EXPECTED:
-        words = f"should be {EXPECTED[problem['type']]}"
-    return f"{place}: {words.replace('Input should', 'should').replace('String should', 'should')}"

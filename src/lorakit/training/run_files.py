@@ -17,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 from lorakit.data.example import Example, examples_sha256
 from lorakit.errors import OutputError
 from lorakit.hashing import open_regular
-from lorakit.inference.side import SIDE_FILE, Side, first_problem, read_facts
-from lorakit.recipe import UNSET
+from lorakit.inference.side import SIDE_FILE, Side, read_facts
+from lorakit.recipe import UNSET, first_problem
 from lorakit.runtime.events import Report, ignore
 from lorakit.runtime.files import STORAGE, atomic_text, cannot_write, locked, make_folder, remove_leftovers
 from lorakit.tasks.metrics.bootstrap import FEW, RESAMPLES, Resampled
