@@ -50,7 +50,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path) -> dict[st
     monkeypatch.setattr("lorakit.model_files._minilm", lambda: bert)
     monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
     monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: (folder / "report.html").write_text("<p>"))
-    for table in ("lorakit.task_info.TASKS", "lorakit.data.read.FORMATS", "lorakit.data.read.ENDINGS"):
+    for table in ("lorakit.task_info.TASKS", "lorakit.data.formats.FORMATS", "lorakit.data.formats.ENDINGS"):
         place, _, name = table.rpartition(".")
         monkeypatch.setattr(table, dict(getattr(import_module(place), name)))
     monkeypatch.setattr("lorakit.recipe.FORMATS", [*recipe.FORMATS])

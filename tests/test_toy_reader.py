@@ -9,6 +9,7 @@ import pytest
 
 import lorakit
 from lorakit import recipe
+from lorakit.data import formats
 from lorakit.data import read as reading
 from lorakit.data.delimited import Row
 from lorakit.data.example import Columns
@@ -27,7 +28,7 @@ def read_mood(path: Path, columns: Columns, notes: list[str]) -> Iterable[Row]:
 def registered() -> Iterator[None]:
     lorakit.register_reader("mood", read_mood, ".mood")
     yield
-    del reading.FORMATS["mood"], reading.ENDINGS[".mood"]
+    del formats.FORMATS["mood"], formats.ENDINGS[".mood"]
     recipe.FORMATS.remove("mood")
 
 

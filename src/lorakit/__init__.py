@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorakit.app.estimators import TextClassifier as TextClassifier
     from lorakit.app.estimators import TextEmbedder as TextEmbedder
     from lorakit.app.estimators import TextRegressor as TextRegressor
-    from lorakit.data.read import register_reader as register_reader
+    from lorakit.data.formats import register_reader as register_reader
     from lorakit.errors import LorakitError as LorakitError
     from lorakit.inference.predictor import Predictor as Predictor
     from lorakit.inference.predictor import load as load
@@ -32,7 +32,7 @@ PLACES = {  # of the public names: each is imported when it is first used, so th
     "TextEmbedder": "lorakit.app.estimators",
     "TextRegressor": "lorakit.app.estimators",
     "load": "lorakit.inference.predictor",
-    "register_reader": "lorakit.data.read",
+    "register_reader": "lorakit.data.formats",
     "register_task": "lorakit.task_info",
     "train": "lorakit.app.api",
 }

@@ -44,7 +44,7 @@ MOST_NESTED = 8
 PEFT_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "init": "init_lora_weights"}
 LOFTQ = "loftq"  # a value of lora.init: the adapter is initialised after it was added, from the quantised base
 Pooling = Literal["auto", "cls", "mean"]
-FORMATS = [  # of data; data/read.py has their readers
+FORMATS = [  # of data; data/formats.py has their readers
     "auto",
     "csv",
     "tsv",

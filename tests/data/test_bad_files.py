@@ -13,7 +13,8 @@ import pytest
 from tests.data.conftest import Save
 
 from lorakit.data.example import Columns, Wants
-from lorakit.data.read import FORMATS, read
+from lorakit.data.formats import FORMATS
+from lorakit.data.read import read
 from lorakit.errors import DataError
 
 

@@ -15,7 +15,8 @@ from tests.data.documents import refusal
 
 from lorakit.data.columns import USUAL
 from lorakit.data.example import Columns, of_text, of_words
-from lorakit.data.read import FORMATS, LIBRARY, holds_words, read, usual_pair
+from lorakit.data.formats import FORMATS, LIBRARY
+from lorakit.data.read import holds_words, read, usual_pair
 from lorakit.errors import DataError, did_you_mean
 from lorakit.recipe import FORMATS as NAMES
 

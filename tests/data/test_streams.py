@@ -14,7 +14,7 @@ import pytest
 
 from lorakit.data import columnar, delimited
 from lorakit.data.delimited import Row
-from lorakit.data.read import FORMATS
+from lorakit.data.formats import FORMATS
 from lorakit.data.streaming import stream
 from lorakit.errors import DataError
 
@@ -87,7 +87,7 @@ def test_bad_row_stands_in_its_place(tmp_path: Path, name: str, content: bytes, 
         ("a.csv", b"id,id\n1,2\n", "a.csv:1: a column name appears twice"),
         ("a.parquet", b"PAR1", "a.parquet: not a valid Parquet file"),
         ("a.arrow", b"ARROW", "a.arrow: not a valid Arrow file"),
-        ("a.json", b"[]", "a.json: cannot be read row by row; these can: .parquet"),
+        ("a.json", b"[]", "a.json: cannot be read row by row; these can: .csv"),
     ],
 )
 def test_damage_is_told_with_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:

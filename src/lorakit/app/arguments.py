@@ -67,7 +67,7 @@ def with_task(raw: dict[str, dict[str, Any]], changes: Sequence[str] = (), *, wh
 
 def check_sources(sources: Sequence[str | None]) -> None:
     """Raise a DataError for a file that does not exist, before torch is loaded."""
-    from lorakit.data.read import check_exists
+    from lorakit.data.formats import check_exists
 
     for source in sources:
         if source is not None:

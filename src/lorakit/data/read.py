@@ -1,114 +1,26 @@
-"""Any source to a Dataset: which format it has, and how each is read."""
+"""Any source to a Dataset, and what its first rows tell before that."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-from lorakit import recipe
 from lorakit.data import annotation_files
 from lorakit.data.choices import usual_choices
-from lorakit.data.columnar import read_arrow, read_datasets, read_parquet
+from lorakit.data.columnar import read_datasets
 from lorakit.data.columns import SAMPLE, Table, examples_of, is_annotated, never_given
-from lorakit.data.delimited import (
-    Row,
-    csv_rows,
-    is_label_first,
-    is_tagged_lines,
-    read_conll,
-    read_excel,
-    read_label_first,
-    word_rows,
-)
+from lorakit.data.delimited import Row, word_rows
 from lorakit.data.example import Columns, Dataset, Example, Wants, examples_sha256
-from lorakit.data.files import (
-    class_folders,
-    exists,
-    files_of,
-    is_saved,
-    means_files,
-    read_class_folders,
-    tables_of,
-)
-from lorakit.data.json_files import accepted_records, is_prodigy, read_json, whole_value
-from lorakit.data.streaming import STREAMS, Reading, Streamed, reading_of, stream
-from lorakit.data.text import (
-    COMPRESSED,
-    bad_records,
-    encoding_note,
-    in_order,
-    inner_name,
-    left_out,
-    lines_of,
-    listed,
-    stream_lines,
-)
-from lorakit.errors import ConfigError, DataError, did_you_mean
+from lorakit.data.files import files_of, means_files, read_class_folders, tables_of
+from lorakit.data.formats import ENDINGS, FORMATS, HEAD, LIBRARY, format_of, kind_of_folder, path_of, tool_of
+from lorakit.data.json_files import whole_value
+from lorakit.data.streaming import Reading, Streamed, reading_of, stream
+from lorakit.data.text import bad_records, encoding_note, in_order, inner_name, left_out, lines_of, listed
+from lorakit.errors import DataError, did_you_mean
 from lorakit.hashing import file_sha256
-
-# Rows as a tool writes them to rows of plain columns, and notes.
-Adapter = Callable[[Sequence[Row], str], tuple[list[Row], list[str]]]
-# A file, how it is said to be written, and notes that are added to.
-Reader = Callable[[Path, Columns, list[str]], Iterable[Row | DataError]]
-
-
-class Format(NamedTuple):
-    """How the files of a format are read, and the endings that mean it."""
-
-    read: Reader
-    endings: tuple[str, ...] = ()
-    adapt: Adapter | None = None
-
-
-FORMATS: dict[str, Format] = {
-    "csv": Format(partial(csv_rows, by_name=False), (".csv",)),
-    "tsv": Format(partial(csv_rows, kind="tsv", by_name=False), (".tsv",)),
-    "jsonl": Format(read_json, (".jsonl", ".ndjson")),
-    "json": Format(read_json, (".json",)),
-    "parquet": Format(read_parquet, (".parquet",)),
-    "arrow": Format(read_arrow, (".arrow", ".feather")),
-    "conll": Format(read_conll, (".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes")),
-    "label-first": Format(read_label_first),
-    "label-studio": Format(read_json, adapt=annotation_files.flatten_label_studio),
-    "doccano": Format(read_json),
-    "prodigy": Format(read_json, adapt=accepted_records),
-    "brat": Format(annotation_files.read_brat, (".ann",), annotation_files.with_spans),
-    "spacy": Format(annotation_files.read_docbin, (".spacy",)),
-    "excel": Format(read_excel, (".xlsx", ".xls", ".xlsb", ".ods")),
-    "folders": Format(read_class_folders),
-}
-ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
-FILE_LIKE = (*COMPRESSED, ".txt", ".train", ".dev", ".test")
-COMPRESSIBLE = ("csv", "tsv", "jsonl", "json", "conll")
-BINARY = ("parquet", "arrow", "spacy", "excel")
-OF_FOLDERS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx", ".conll")
-LIBRARY = "datasets"  # a folder that the library of this name saved
-HEAD = 400  # lines or rows that are looked at to tell what a file holds
-
-
-def register_reader(name: str, read: Reader, *endings: str) -> None:
-    """Let files of a format from outside of this package be read: those with these endings, and where data.format
-    says so.
-
-    >>> from lorakit.data.delimited import Row
-    >>> def read_mood(path, columns, notes):  # lines such as `good| what a film`
-    ...     for number, line in enumerate(path.read_text().splitlines(), start=1):
-    ...         label, _, text = line.partition("|")
-    ...         yield Row({"text": text.strip(), "label": label}, f"{path}:{number}")
-    >>> lorakit.register_reader("mood", read_mood, ".mood")
-
-    Raises:
-        ConfigError: a reader has the name already, or one of the endings.
-    """
-    if taken := [known for known in (name, *endings) if known in FORMATS or known in ENDINGS]:
-        raise ConfigError(f"a reader of {taken[0]!r} is registered already")
-    FORMATS[name] = Format(read, endings)
-    ENDINGS.update(dict.fromkeys(endings, name))
-    recipe.FORMATS.append(name)
 
 
 def read(
@@ -138,9 +50,9 @@ def read(
         return Dataset(source, streamed, sha256, streamed.notes, streamed.left_out)
     rows, bad = list[Row](), list[DataError]()
     for path in paths:
-        name = source if path == _path(source) else str(path)
+        name = source if path == path_of(source) else str(path)
         rows += _rows(name, path, columns, format, notes, bad, split=split)
-    if _path(source).is_dir() and paths != [_path(source)]:
+    if path_of(source).is_dir() and paths != [path_of(source)]:
         notes.append(f"{source}: {listed(path.name for path in paths)} of the folder")
     examples = examples_of(Table(source, rows, columns, notes, bad), wants) if rows else []
     if bad and (columns.on_bad == "stop" or not examples):
@@ -181,8 +93,8 @@ def _beginning(source: str, columns: Columns, format: str, most: int | None = No
         return None
     try:
         path = _paths(source, None, "train")[0]
-        source = source if path == _path(source) else str(path)
-        kind = _format(source, path, columns.encoding) if format == "auto" else format
+        source = source if path == path_of(source) else str(path)
+        kind = format_of(source, path, columns.encoding) if format == "auto" else format
         if kind in ("hub", LIBRARY):
             return None
         if most is None and kind in ("csv", "tsv", "parquet", "arrow", "conll", "label-first"):
@@ -193,39 +105,15 @@ def _beginning(source: str, columns: Columns, format: str, most: int | None = No
         return None
 
 
-def check_exists(source: str) -> None:
-    """Raise a DataError for the name of a file that does not exist; a pattern, a URL or an id of the hub is not looked up."""
-    path = _path(source)
-    if path.exists() or means_files(source):
-        return
-    endings = (*ENDINGS, *FILE_LIKE)
-    if path.suffix.lower() in endings or source.startswith((".", "/", "~")):
-        siblings = path.parent.iterdir() if path.parent.is_dir() else []
-        names = [sibling.name for sibling in siblings if sibling.suffix.lower() in endings]
-        raise DataError(f"{source}: no such file; {did_you_mean(path.name, names)}")
-
-
 def _paths(source: str, folder: Path | None, split: str) -> list[Path]:
     """The files of a pattern, a URL or a folder of tables; else the one file or folder of a source."""
     if means_files(source):
         return files_of(source, folder)
-    path = _path(source)
-    if not path.is_dir() or _kind_of_folder(path, split):
+    path = path_of(source)
+    if not path.is_dir() or kind_of_folder(path, split):
         return [path]
-    return tables_of(path, OF_FOLDERS, split) or [path]
-
-
-def _kind_of_folder(path: Path, split: str) -> str | None:
-    if annotation_files.is_brat(path):
-        return "brat"
-    if is_saved(path):
-        return LIBRARY
-    return "folders" if class_folders(path, split) else None
-
-
-def _path(source: str) -> Path:
-    """The file or folder of a source, whose #SPLIT is no part of it; but a # may stand in a file's name."""
-    return Path(source) if exists(source) else Path(source.partition("#")[0])
+    endings = [ending for format in FORMATS.values() if format.in_folders for ending in format.endings]
+    return tables_of(path, endings, split) or [path]
 
 
 def _rows(
@@ -240,7 +128,7 @@ def _rows(
     most: int | None = None,
 ) -> list[Row]:
     """The rows of a source (the first ones where there is a `most`) as plain columns; what is wrong with one is added."""
-    kind = _format(source, path, options.encoding, split) if format == "auto" else format
+    kind = format_of(source, path, options.encoding, split) if format == "auto" else format
     if kind in ("hub", LIBRARY):
         if rows := list(read_datasets(source, split, is_saved=kind == LIBRARY)):
             return rows
@@ -248,9 +136,10 @@ def _rows(
     if kind not in FORMATS:
         raise DataError(f"{source}: format = {kind!r} is not known; {did_you_mean(kind, [*FORMATS, LIBRARY])}")
     read, is_table = FORMATS[kind].read, kind in ("csv", "tsv")
-    notes += [] if kind in BINARY or path.is_dir() else encoding_note(path, options.encoding)
-    if is_table and format == "auto":
-        read = partial(csv_rows, kind=kind)
+    if FORMATS[kind].is_text and not path.is_dir():
+        notes += encoding_note(path, options.encoding)
+    if is_table and format != "auto":
+        read = partial(read, by_name=False)
     if kind == "folders":
         read = partial(read_class_folders, split=split)
     rows, wrong = list[Row](), len(bad)
@@ -264,7 +153,7 @@ def _rows(
     if not rows:
         raise DataError(f"{source}: a header but no record" if is_table else f"{source}: no record")
     if format == "auto":
-        kind = _tool(kind, rows)
+        kind = tool_of(kind, rows)
         if ENDINGS.get(inner_name(path).suffix.lower()) != kind:
             notes.append(f"{source}: read as {kind}")
     if adapt := FORMATS[kind].adapt:
@@ -279,7 +168,7 @@ def _rows(
 
 def _reading(source: str, paths: Sequence[Path], options: Columns, format: str, split: str) -> Reading | None:
     """What reads a source again and again without holding it; None where all of it is needed at once."""
-    kind = _format(source, paths[0], options.encoding, split) if format == "auto" else format
+    kind = format_of(source, paths[0], options.encoding, split) if format == "auto" else format
     if kind in ("hub", LIBRARY):
         return lambda notes: read_datasets(source, split, is_saved=kind == LIBRARY)
     return reading_of(paths, options) if all(_is_by_rows(path, options, format) for path in paths) else None
@@ -287,66 +176,17 @@ def _reading(source: str, paths: Sequence[Path], options: Columns, format: str, 
 
 def _is_by_rows(path: Path, options: Columns, format: str) -> bool:
     """Whether a file has a record a row, none of which an annotation tool wrote."""
-    suffix = inner_name(path).suffix.lower()
-    kind = ENDINGS.get(suffix, "")
-    if suffix not in STREAMS or format not in ("auto", kind) or (format != "auto" and kind in ("csv", "tsv")):
-        return False  # data.format says of a table how its quotes are read, which `stream` tells from the fields
-    if _format(str(path), path, options.encoding) != kind:
+    kind = ENDINGS.get(inner_name(path).suffix.lower(), "")
+    # data.format says of a table how its quotes are read, which `stream` tells from the fields
+    streamed = ("auto",) if kind in ("csv", "tsv") else ("auto", kind)
+    if kind not in FORMATS or not FORMATS[kind].by_rows or format not in streamed:
+        return False
+    if format_of(str(path), path, options.encoding) != kind:
         return False
     if kind == "jsonl" and whole_value(path, options.encoding) is not None:
         return False
     rows = [row for row in islice(stream(path, options=options), HEAD) if isinstance(row, Row)]
-    return bool(rows) and _tool(kind, rows) == kind and word_rows(rows, options, str(path)) is None
-
-
-def _tool(kind: str, rows: Sequence[Row]) -> str:
-    """The annotation tool that wrote the records, where it left its marks."""
-    if kind == "csv" and all(key in rows[0].values for key in annotation_files.MIN_KEYS):  # as in JSON_MIN
-        return "label-studio"
-    if kind not in ("json", "jsonl"):
-        return kind
-    if is_prodigy(rows[0]):
-        return "prodigy"
-    return "label-studio" if annotation_files.is_label_studio(rows[0]) else kind
-
-
-def _format(source: str, path: Path, encoding: str | None = None, split: str = "train") -> str:
-    """The format of a file or folder: by its name, or where that says nothing by its first lines."""
-    if path.is_dir():
-        if kind := _kind_of_folder(path, split):
-            return kind
-        raise DataError(
-            f"{source}: nothing in this folder can be read; expected tables, class folders of .txt, .txt with .ann "
-            "(brat), or a data set saved by `datasets`"
-        )
-    if not path.exists():
-        check_exists(source)
-        return "hub"
-    kind = ENDINGS.get(inner_name(path).suffix.lower())
-    if kind is None and annotation_files.is_brat(path):
-        return "brat"
-    if kind is not None and inner_name(path) != path and kind not in COMPRESSIBLE:
-        raise DataError(f"{path}: a compressed {kind} file cannot be read; unpack it first")
-    if kind not in (None, "tsv"):
-        return kind
-    head = list(islice(stream_lines(path, encoding), HEAD))
-    if is_tagged_lines(head):
-        return "conll"
-    if kind is not None:
-        return kind
-    lines = [line for line in head if line.strip()]
-    if lines and lines[0].lstrip()[0] in "{[":
-        return "jsonl" if lines[0].lstrip()[0] == "{" else "json"
-    if lines and is_label_first(lines):
-        return "label-first"
-    if lines and "\t" in lines[0]:
-        return "tsv"
-    if lines and any(mark in lines[0] for mark in ",;|"):
-        return "csv"
-    raise DataError(
-        f"{path}: the format cannot be guessed from its name or first lines (no columns, no labels); if each line "
-        f"begins with its label, set data.format=label-first; otherwise data.format={'|'.join(FORMATS)}"
-    )
+    return bool(rows) and tool_of(kind, rows) == kind and word_rows(rows, options, str(path)) is None
 
 
 def _fingerprint(paths: Sequence[Path]) -> str | None:

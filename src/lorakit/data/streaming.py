@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.columnar import read_arrow, read_parquet
 from lorakit.data.columns import Table, choose_columns, examples_of
-from lorakit.data.delimited import Row, csv_rows, read_lines
+from lorakit.data.delimited import Row, read_lines
 from lorakit.data.example import Columns, Example, Wants, examples_sha256
-from lorakit.data.json_files import read_json
+from lorakit.data.formats import ENDINGS, FORMATS
 from lorakit.data.spans import CODE_UNITS
 from lorakit.data.text import MOST_BAD, bad_records, encoding_note, in_order, inner_name, left_out
 from lorakit.errors import DataError
@@ -24,15 +22,8 @@ MOST_NOTES = 20  # of one source; a note that lists places comes once a piece
 Rows = Iterator[Row | DataError]
 # Begins anew at each call; what the user is to be told goes into the list.
 Reading = Callable[[list[str]], Iterable[Row | DataError]]
-COLUMNAR = {".parquet": read_parquet, ".arrow": read_arrow, ".feather": read_arrow}
-BY_LINE: dict[str, Callable[[Path, Columns, list[str]], Rows]] = {
-    ".csv": csv_rows,
-    ".tsv": partial(csv_rows, kind="tsv"),
-    ".jsonl": read_json,
-    ".ndjson": read_json,
-    ".txt": read_lines,
-}
-STREAMS = (*COLUMNAR, *BY_LINE)
+LINES = ".txt"  # each line a text
+STREAMS = (*(ending for format in FORMATS.values() if format.by_rows for ending in format.endings), LINES)
 
 
 def stream(
@@ -52,12 +43,13 @@ def stream(
     if not path.is_file():
         raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     ending, notes = inner_name(path).suffix.lower(), [] if notes is None else notes
-    if ending in COLUMNAR:
-        return COLUMNAR[ending](path, options, notes, start, columns)
-    if ending not in BY_LINE:
+    if ending not in STREAMS:
         raise DataError(f"{path}: cannot be read row by row; these can: {', '.join(STREAMS)}")
+    if ending != LINES and not FORMATS[ENDINGS[ending]].is_text:
+        return iter(FORMATS[ENDINGS[ending]].read(path, options, notes, start, columns))
     notes += encoding_note(path, options.encoding)
-    return islice(BY_LINE[ending](path, options, notes), start, None)
+    read = read_lines if ending == LINES else FORMATS[ENDINGS[ending]].read
+    return islice(read(path, options, notes), start, None)
 
 
 def stamp_of(path: Path) -> str:
