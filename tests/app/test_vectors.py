@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import InferenceClient
+from openai import NotFoundError, OpenAI
 
 import lorakit
 from lorakit.app.report.page import content_of, html
@@ -172,14 +172,24 @@ def test_adapters_of_all_kinds_over_one_base_answer_as_alone(
 
 
 def test_documented_requests_of_text_embeddings_inference(served: Running, runs: Path) -> None:
+    """Those of its quick tour as they stand there, and one of /similarity; then with an adapter of ours."""
     plain, search = lorakit.load(runs / "plain"), lorakit.load(runs / "search")
-    one = served.ask("/embed", {"inputs": "the film was superb"}).json  # as its docs have them, without an adapter
-    np.testing.assert_allclose(one, plain.embed(TEXTS[:1]), atol=1e-6)
-    many = {"inputs": TEXTS, "adapter": "search", "prompt_name": "query", "dimensions": 8}
-    np.testing.assert_allclose(served.ask("/embed", many).json, search.embed(TEXTS, query=True, dims=8), atol=1e-6)
+    one = served.ask("/embed", b'{"inputs":"What is Deep Learning?"}').json
+    np.testing.assert_allclose(one, plain.embed(["What is Deep Learning?"]), atol=1e-6)
+    many = served.ask("/embed", b'{"inputs":["Today is a nice day", "I like you"]}').json
+    np.testing.assert_allclose(many, plain.embed(["Today is a nice day", "I like you"]), atol=1e-6)
+    body = b'{"input": "What is Deep Learning?", "model": "text-embeddings-inference", "encoding_format": "float"}'
+    (entry,) = served.ask("/v1/embeddings", body).json["data"]
+    np.testing.assert_allclose([entry["embedding"]], one, atol=1e-6)
+    texts = '"texts": ["Deep Learning is not...", "Deep learning is..."]'
+    ranked = served.ask("/rerank", f'{{"query":"What is Deep Learning?", {texts}, "raw_scores": false}}'.encode()).json
+    expected = plain.rank("What is Deep Learning?", ["Deep Learning is not...", "Deep learning is..."])
+    assert [entry["index"] for entry in ranked] == [entry["index"] for entry in expected]
     inputs = {"source_sentence": "superb", "sentences": TEXTS}
-    cosines = served.ask("/similarity", {"inputs": inputs, "adapter": "search"}).json
-    np.testing.assert_allclose(cosines, search.similarity(["superb"], TEXTS)[0], atol=1e-6)
+    cosines = served.ask("/similarity", {"inputs": inputs}).json
+    np.testing.assert_allclose(cosines, plain.similarity(["superb"], TEXTS)[0], atol=1e-6)
+    ours = {"inputs": TEXTS, "adapter": "search", "prompt_name": "query", "dimensions": 8}
+    np.testing.assert_allclose(served.ask("/embed", ours).json, search.embed(TEXTS, query=True, dims=8), atol=1e-6)
     ask = {"query": "superb", "texts": TEXTS, "raw_scores": False, "adapter": "search"}
     ranked = served.ask("/rerank", {**ask, "return_text": True}).json
     expected = search.rank("superb", TEXTS)
@@ -195,21 +205,24 @@ def test_hub_client_gets_vectors_and_similarities(served: Running, runs: Path) -
     np.testing.assert_allclose(cosines, plain.similarity(TEXTS[:1], TEXTS[1:])[0], atol=1e-6)
 
 
-def test_request_of_openais_client(served: Running, runs: Path) -> None:
+def test_client_of_openai_gets_vectors(served: Running, runs: Path) -> None:
+    """It asks for base64 where no form is named, and answers with numbers either way."""
     vectors = lorakit.load(runs / "search").embed(TEXTS)
-    answered = served.ask("/v1/embeddings", {"input": TEXTS, "model": "search"}).json
-    assert (answered["object"], answered["model"]) == ("list", "search")
-    assert answered["usage"]["prompt_tokens"] == answered["usage"]["total_tokens"] > len(TEXTS)
-    assert [entry["index"] for entry in answered["data"]] == [0, 1, 2, 3]
-    np.testing.assert_allclose([entry["embedding"] for entry in answered["data"]], vectors, atol=1e-6)
-    packed = served.ask("/v1/embeddings", {"input": TEXTS[0], "model": "search", "encoding_format": "base64"}).json
-    raw = base64.b64decode(packed["data"][0]["embedding"])
-    np.testing.assert_allclose(np.frombuffer(raw, "<f4"), vectors[0], atol=1e-6)
+    client = OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key="-", max_retries=0)
+    for options in ({}, {"encoding_format": "float"}):
+        answered = client.embeddings.create(model="search", input=TEXTS, **options)
+        assert (answered.object, answered.model) == ("list", "search")
+        assert answered.usage.prompt_tokens == answered.usage.total_tokens > len(TEXTS)
+        assert [entry.index for entry in answered.data] == [0, 1, 2, 3]
+        np.testing.assert_allclose([entry.embedding for entry in answered.data], vectors, atol=1e-6)
+    (short,) = client.embeddings.create(model="search", input=TEXTS[0], dimensions=8).data
+    np.testing.assert_allclose(short.embedding, lorakit.load(runs / "search").embed(TEXTS[:1], dims=8)[0], atol=1e-6)
+    with pytest.raises(NotFoundError, match="did you mean 'search'"):
+        client.embeddings.create(model="serach", input="a")
 
 
 REFUSED: dict[str, tuple[str, Any, int, str]] = {
     "a classifier": ("/embed", {"inputs": "a", "adapter": "classifier"}, 422, "never gives vectors"),
-    "of no name": ("/v1/embeddings", {"input": "a", "model": "serach"}, 404, "did you mean 'search'"),
     "no text": ("/embed", {"inputs": []}, 400, "cannot be empty"),
     "an empty text": ("/rerank", {"query": "a", "texts": [" "]}, 400, "cannot be empty"),
     "too many": ("/rerank", {"query": "a", "texts": ["b"] * 5}, 413, "batch size 5"),
@@ -225,7 +238,8 @@ REFUSED: dict[str, tuple[str, Any, int, str]] = {
 def test_requests_that_cannot_be_answered_are_refused(what: str, served: Running) -> None:
     path, body, status, message = REFUSED[what]
     answered = served.ask(path, body)
-    assert answered.status == status and message in answered.json["error"], answered.body
+    key = "message" if path.startswith("/v1/") else "error"
+    assert answered.status == status and message in answered.json[key], answered.body
 
 
 def test_report_shows_what_is_near_what(runs: Path) -> None:

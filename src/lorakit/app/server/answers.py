@@ -45,13 +45,13 @@ class Problem(BaseModel):
     error_type: str
 
 
-def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error in the form of text-embeddings-inference; characters without UTF-8 are escaped."""
+def problem(status: int, message: str, headers: Mapping[str, str] | None = None, path: str = "") -> JSONResponse:
+    """An error in the form that text-embeddings-inference has for a path; characters without UTF-8 are escaped."""
     text = message if len(message) <= MOST_CHARACTERS else f"{message[:MOST_CHARACTERS]}..."
-    content = {
-        "error": text.encode("utf-8", "backslashreplace").decode(),
-        "error_type": ERRORS.get(status, ERRORS[422])[0],
-    }
+    text, kind = text.encode("utf-8", "backslashreplace").decode(), ERRORS.get(status, ERRORS[422])[0]
+    content: dict[str, Any] = {"error": text, "error_type": kind}
+    if path.startswith("/v1/"):  # OpenAI's client shows what it finds as `message`
+        content = {"message": text, "code": status, "type": kind}
     return JSONResponse(content, status, headers=headers)
 
 

@@ -465,9 +465,9 @@ def _invalid(request: Request, err: Exception) -> Response:
     assert isinstance(err, RequestValidationError)
     first: Mapping[str, Any] = err.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:4])
-    return problem(422, f"`{place}`: {first['msg']}" if place else str(first["msg"]))
+    return problem(422, f"`{place}`: {first['msg']}" if place else str(first["msg"]), path=request.url.path)
 
 
 def _http_error(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
-    return problem(err.status_code, str(err.detail), err.headers)
+    return problem(err.status_code, str(err.detail), err.headers, request.url.path)

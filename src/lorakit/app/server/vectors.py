@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lorakit.app.server.routes import Service
 
 Texts = Annotated[str | list[StrictStr], Field(union_mode="left_to_right")]
+TEI = "text-embeddings-inference"  # as a model, any: its documentation has it in requests for OpenAI's route
 Dims = Annotated[StrictInt, Field(ge=1)] | None
 
 
@@ -130,7 +131,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     async def embeddings(request: Request, body: Embeddings) -> Any:
         """OpenAI's form of the same."""
-        name, vectors = await vectors_of(request, body.model, body.input, body.dimensions, truncate=False)
+        adapter = None if body.model == TEI and TEI not in service.pool.folders else body.model
+        name, vectors = await vectors_of(request, adapter, body.input, body.dimensions, truncate=False)
         texts = [body.input] if isinstance(body.input, str) else body.input
         encoded = await asyncio.to_thread(counter, texts)
         tokens = sum(map(len, encoded["input_ids"]))
