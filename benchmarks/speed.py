@@ -26,11 +26,12 @@ from types import ModuleType
 from typing import Any
 
 import speed_classification
+import speed_embedding
 import speed_prediction
 import speed_text2text
 from machine import about
 
-FAMILIES: tuple[ModuleType, ...] = (speed_classification, speed_prediction, speed_text2text)
+FAMILIES: tuple[ModuleType, ...] = (speed_classification, speed_prediction, speed_text2text, speed_embedding)
 FAMILY = {name: family for family in FAMILIES for name in family.SCENARIOS}
 QUICK = {"minilm-qv": ("lorakit", "b0", "b1"), "predict": ("lorakit", "pipeline")}
 QUICK_EXAMPLES, QUICK_ROUNDS = 64, 2
@@ -48,6 +49,14 @@ NAMES = {
     "pipeline": "transformers pipeline, batches of 32",
     "notebook": "peft in a plain loop, padded to 256 and 64",
     "peft-sorted": "the same, by length",
+    "lorakit-tuned": "lorakit, no dropout in the base",
+    "lorakit-fp32": "lorakit in fp32",
+    "st": "sentence-transformers + peft",
+    "st-bf16": "the same in bf16",
+    "st-tuned": "the same in bf16, by length, no dropout in the base",
+    "st-weights": "the same with a base of bf16 weights",
+    "st-tuned-fp32": "the same in fp32, by length, no dropout in the base",
+    "st-cached": "its cached loss",
     "generate-8": "`model.generate`, batches of 8 by length",
     "generate-64": "`model.generate`, batches of 64 by length",
     "generate-256": "`model.generate`, batches of 256 by length",
