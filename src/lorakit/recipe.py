@@ -643,9 +643,11 @@ def _problem_of(err: ValidationError, where: str, words: Mapping[str, str]) -> s
         known = known_keys() if len(path) > 1 else list(Recipe.model_fields)
         return f"{place}: unknown key {key!r}; {did_you_mean(key, known)}"
     if problem["type"] == "value_error":  # of a whole table; the message names its keys itself
-        message = problem["msg"].removeprefix("Value error, ")
-        return f"{next((word for key, word in words.items() if '.' in key and key in message), place)}: {message}"
-    text = first_problem(err)
-    for ending, of_toml in (("be an object", "be a table"), ("be a list", "be a list, for example [a,b]")):
-        text = text.removesuffix(ending) + of_toml * text.endswith(ending)
-    return f"{place}: {text}"
+        text = problem["msg"].removeprefix("Value error, ")
+        place = next((word for key, word in words.items() if "." in key and key in text), place)
+    else:
+        text = first_problem(err)
+        for ending, of_toml in (("be an object", "be a table"), ("be a list", "be a list, for example [a,b]")):
+            text = text.removesuffix(ending) + of_toml * text.endswith(ending)
+    has_place = text.startswith(f"{place.partition('=')[0]} = ")  # a word says key and value as well
+    return text if has_place else f"{place}: {text}"
