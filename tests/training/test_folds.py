@@ -49,9 +49,9 @@ def test_ships_what_all_examples_teach_and_scores_what_each_fold_has_not_seen(
     every = read_parts(changed(raw, *words))[0]["train"]
     named = changed(raw, *words, "data.folds=0", f"data.validation={raw['data']['train']}", "train.patience=9")
     plain = fit(named, tmp_path / "all")
-    for key, checkpoint in tensors(tmp_path / "all").items():
-        if not key.startswith("best/"):
-            torch.testing.assert_close(tensors(tmp_path / "folds")[key], checkpoint, atol=0, rtol=0)
+    own, whole = tensors(tmp_path / "folds"), tensors(tmp_path / "all")
+    last = {key: tensor for key, tensor in whole.items() if not key.startswith("best/")}
+    torch.testing.assert_close({key: own[key] for key in last}, last, atol=0, rtol=0)
     assert plain.scores["examples"]["train"] == result.scores["examples"]["train"] == len(every)
     answers = lines(tmp_path / "folds" / "predictions.jsonl")
     right, n = np.array([line["label"] == line["expected"] for line in answers]), len(every)
@@ -72,7 +72,6 @@ def test_ships_what_all_examples_teach_and_scores_what_each_fold_has_not_seen(
         alone = {**raw, "data": {"train": str(paths[0]), "validation": str(paths[1])}}
         fit(changed(alone, *words[1:], "train.eval_every=1000"), tmp_path / str(fold))
         trained = {key: t for key, t in tensors(tmp_path / str(fold)).items() if key.startswith("parameter/")}
-        own = tensors(tmp_path / "folds")
         torch.testing.assert_close({key: own[f"fold-{fold}/{key}"] for key in trained}, trained, atol=0, rtol=0)
         if head == "random":  # else the plain run may have kept the probe
             mine = [line for line, number in zip(answers, numbers, strict=True) if number == fold]

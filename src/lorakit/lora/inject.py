@@ -218,7 +218,7 @@ def put(model: nn.Module, old: nn.Module, new: Put) -> Put:
 
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing that the model's hosts share, or None."""
-    return next((host.routing for _, host in hosts(model)), None)
+    return next((module.routing for module in model.modules() if isinstance(module, AdapterHost)), None)
 
 
 def adapter_names(model: nn.Module) -> list[str]:
