@@ -278,6 +278,7 @@ VERDICTS = {
     "late": ([0.5, 0.6, 0.7, 0.8], {}, "This is the best of 4 evaluations", "train.epochs=8"),
     "chance": ([0.5, 0.5, 0.5], {"right": 0.5}, "is not better by more than chance", "train.lr=0.002"),
     "below": ([0.9, 0.8, 0.7], {"linear_probe": 0.95}, "accuracy 0.9500: the run is worse by 15.0", "train.lr=0.0002"),
+    "short": ([0.9, 0.5, 0.7], {"linear_probe": 0.95}, "accuracy 0.9500: the run is worse by 15.0", "train.epochs=20"),
     "probe": ([0.6, 0.7, 0.8], {"linear_probe": 0.6}, "accuracy 0.6000: the run is better by 20.0 points", "train.epochs=8"),
     "few": ([0.5, 0.5], {"right": 0.5, "examples": {"train": 20, "validation": 100}}, "Always", "train.epochs=8"),
     "cut": ([0.8], {"cut": {"train": 90}}, "Always", "data.max_length=128"),

@@ -31,6 +31,7 @@ from lorakit.training.run_files import RunFiles, keeps_last, read_run, runs_of
 FILE = "report.html"
 WORST = 20  # mistakes that are shown
 SAMPLES = 8  # answers that are shown, right or wrong
+FEW_STEPS = 100  # with fewer, a run that scores less than its linear probe is advised to train longer
 RISES, RISEN = 3, 1.05  # evaluations with a validation loss this many times the lowest one, where a run over-fits
 METHODS = {"head": "a linear probe", "full": "full fine-tuning", "lora": "LoRA"}
 
@@ -193,6 +194,7 @@ class Course(NamedTuple):
     best: int  # step, by the metric
     last: int  # evaluated step
     fell: bool  # whether the last evaluation was worse than the best
+    rises: bool  # whether it was better than the one before
     turned: tuple[int, float] | None = None  # step and validation loss from which on that rose while training's fell
     last_loss: float = 0.0  # on the validation examples
 
@@ -205,7 +207,8 @@ def course_of(run: RunFiles) -> Course:
     is_one = first is not None and n > 1 and all(answer.answer == first.answer for answer in answers)
     is_one = is_one and len({str(prediction.expected) for prediction in run.predictions}) > 1
     scored = scores_over_steps(run.lines, metric)
-    best = max(scored, key=lambda point: -point[1] if metric in LOWER else point[1], default=(0, 0.0))
+    sign = -1 if metric in LOWER else 1
+    best = max(scored, key=lambda point: sign * point[1], default=(0, 0.0))
     return Course(
         only=first.answer if first is not None and is_one else None,
         keeps_last=keeps_last(
@@ -215,6 +218,7 @@ def course_of(run: RunFiles) -> Course:
         best=round(best[0]),
         last=round(scored[-1][0]) if scored else 0,
         fell=bool(scored) and scored[-1][1] != best[1],
+        rises=len(scored) > 1 and sign * scored[-1][1] > sign * scored[-2][1],
         turned=_turned(losses := scores_over_steps(run.lines, "loss"), smoothed(points_of(run.lines, "loss"))),
         last_loss=losses[-1][1] if losses else 0.0,
     )
@@ -382,6 +386,7 @@ def _templates() -> Any:
     environment.globals |= {
         "METHODS": METHODS,
         "FEW": FEW,
+        "FEW_STEPS": FEW_STEPS,
         "LOWER": LOWER,
         "SIGNIFICANT": SIGNIFICANT,
         "WORST": WORST,
