@@ -472,13 +472,13 @@ class Recipe(Section):
                 "train.head_start = 'contrast' trains an adapter on pairs of texts with one label: it needs "
                 "train.method = 'lora' and task.name = 'sequence_classification'"
             )
-        if self.task.info.contrasts:
-            against = {
-                f"data.folds = {self.data.folds}: the answers of several models": self.data.folds not in ("auto", 0),
-                "train.shard_base = true: the shares of a batch": self.train.shard_base,
-            }
-            if why := next((why for why, holds in against.items() if holds), None):
-                raise ValueError(f"{why} cannot be compared with each other, as task.name = {self.task.name!r} does")
+        against = {
+            f"data.folds = {self.data.folds}: the answers of several models": self.data.folds not in ("auto", 0)
+            and self.task.info.wants == "related",
+            "train.shard_base = true: the shares of a batch": self.train.shard_base and self.task.info.contrasts,
+        }
+        if why := next((why for why, holds in against.items() if holds), None):
+            raise ValueError(f"{why} cannot be compared with each other, as task.name = {self.task.name!r} does")
         if self.model.pooling == "mean" and self.task.info.model_kind in ("token_classification", "text2text"):
             raise ValueError(f"model.pooling = 'mean' is for tasks that answer whole texts, not for {self.task.name}")
         if self.train.shard_base and (method == "full" or quantize != "none"):

@@ -126,8 +126,11 @@ def test_every_command_takes_it(run: Path, bert: Path, files: Path, cli: Cli, tm
     assert list(answer) == ["text", "choices", "label", "score", "probabilities"] and len(answer["probabilities"]) == 2
     assert cli("predict", run, "--file", "new.csv", "--out", "folder", "--format", "jsonl").code == 0
     assert read_lines(next(Path("folder").glob("part-*")))[0]["label"] == answer["label"]
-    refused = cli("predict", run, "which one")
-    assert refused.code == 3 and "this run chooses among choices" in refused.err
+    named = ("predict", run, "which one", "--choice", "superb", "--choice", "stale")
+    assert json.loads(cli(*named).out) == answer
+    save_table(tmp_path / "other.csv", ["question", "x", "y", "ok"], [("which one", "superb", "stale", "A")])
+    assert json.loads(cli("predict", run, "--file", "other.csv", "--choices", "x,y").out)["label"] == answer["label"]
+    assert cli("evaluate", run, "other.csv", "--choices", "x,y", "--label", "ok").code == 0
     checked = cli("check", data, "--task", "choice", "--json")
     assert checked.code == 0 and json.loads(checked.out)["parts"]["train"]["labels"].keys() == {"A", "B", "C"}
 
@@ -148,9 +151,9 @@ def test_choices_are_ranked_here_and_by_a_server(run: Path) -> None:
         assert [entry["index"] for entry in answered] == [entry["index"] for entry in ranked]
         assert [entry["score"] for entry in answered] == pytest.approx([entry["score"] for entry in ranked], abs=1e-5)
         few = client.post("/rerank", json={"query": "which one", "texts": texts[:1]})
-        assert few.status_code == 422 and "1 texts to choose among, not 2 to 26" in few.json()["error"]
+        assert few.status_code == 422 and "1 choices, not 2 to 26" in few.json()["error"]
         alone = client.post("/predict", json={"inputs": "which one"})
-        assert alone.status_code == 422 and "chooses among choices" in alone.json()["error"]
+        assert alone.status_code == 422 and "picks one of several choices" in alone.json()["error"]
 
 
 @pytest.mark.slow
@@ -160,11 +163,47 @@ def test_onnx_file_gives_a_score_a_choice(run: Path, tmp_path: Path) -> None:
     assert output.facts["check"]["answers_differing"] == 0
 
 
-def test_what_cannot_be_is_refused_in_words(bert: Path, files: Path, run: Path) -> None:
+def test_what_cannot_be_is_refused_in_words(bert: Path, files: Path, run: Path, bert_run: Path, cli: Cli) -> None:
     raw = sections(bert, files, "multiple_choice")
     with pytest.raises(ConfigError, match=r"fits single pairs, which task.name = 'multiple_choice' cannot judge"):
         prepare(changed(raw, "train.head_start=probe"))
     with pytest.raises(ConfigError, match=r"data.choices = 'x' is for multiple choice, not sequence_classification"):
         changed(sections(bert, files), "data.choices=x")
-    with pytest.raises(DataError, match="query: this run chooses among choices"):
-        lorakit.load(run).rank("which one", [])
+    predictor = lorakit.load(run)
+    for choices, message in (
+        ([], "this run picks one of several choices, but there are none"),
+        (["superb"], "1 choices, not 2 to 26"),
+        (["superb"] * 27, "27 choices, not 2 to 26"),
+        (["superb", " "], "choice 2 is empty"),
+    ):
+        with pytest.raises(DataError, match=f"query: {message}"):
+            predictor.rank("which one", choices)
+    for words, message in (
+        (
+            ("which one",),
+            "text 1 of 1: this run picks one of several choices, but there are none; give them in columns",
+        ),
+        (("which one", "--choices", "x,y"), "--choices only works with --file"),
+        (("which one", "or", "--choice", "x"), "--choice only works with one TEXT"),
+        (
+            ("--file", files / "validation.csv", "--choices", "x,y"),
+            "--choices = 'x' is not a column; known: label, text",
+        ),
+    ):
+        refused = cli("predict", run, *words)
+        assert refused.code in (2, 3) and message in refused.err, refused.err
+    refused = cli("predict", bert_run, "a film", "--choice", "x", "--choice", "y")
+    assert refused.code == 3 and "does not pick one of several choices, its task is sequence_class" in refused.err
+
+
+def test_few_questions_are_scored_by_cross_validation(bert: Path, files: Path, tmp_path: Path) -> None:
+    raw = sections(bert, files, "multiple_choice")
+    del raw["data"]["validation"]
+    notes: list[object] = []
+    recipe = changed(raw, "data.folds=2", "train.epochs=1")
+    prepare(changed(raw, "data.folds=2", "data.max_length=8"), notes.append)
+    assert not any("windows" in str(note) for note in notes), notes  # a question with three choices is no long text
+    scores = fit(recipe, tmp_path).scores
+    assert scores["folds"] == 2 and scores["examples"]["validation"] == scores["examples"]["train"]
+    lines = read_lines(tmp_path / "predictions.jsonl")
+    assert sum(line["label"] == line["expected"] for line in lines) / len(lines) == pytest.approx(scores["accuracy"])

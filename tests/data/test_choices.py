@@ -135,7 +135,7 @@ def test_table_read_piece_by_piece_means_the_same_throughout(tmp_path: Path, mon
         ({"question": "?", "choices": ["x"], "answer": 0}, {}, "1: column 'choices': 1 choices, not 2 to 26"),
         ({"question": "?", "choices": ["x"] * 27, "answer": 0}, {}, "not 2 to 26; for more name pairs, with task.name="),
         ({"question": "?", "choices": ["x", None], "answer": 0}, {}, "choice 2 is None, not a text"),
-        ({"question": "?", "choices": ["x", {}], "answer": 0}, {}, "choice 2 is None, not a text"),
+        ({"question": "?", "choices": ["x", {}], "answer": 0}, {}, "choice 2 is {}, not a text"),
         ({"question": "?", "choices": "x", "answer": 0}, {"choices": "choices"}, "holds 'x', not a list of choices"),
         ({"question": "?", "choices": ["x", "y", "z"], "answer": "D"}, {}, "column 'answer' does not name choices"),
         ({"question": "?", "choices": ["x", "y", "z"], "answer": 1}, {}, "number of a choice, from 0 or the number of a "),

@@ -74,11 +74,11 @@ def check_sources(sources: Sequence[str | None]) -> None:
             check_exists(source)
 
 
-def named_columns(text: str | None, pair: str | None, label: str | None) -> Columns:
-    """The columns named by --text, --pair and --label; several labels are separated by commas."""
+def named_columns(text: str | None, pair: str | None, label: str | None, choices: str | None = None) -> Columns:
+    """The columns named by --text, --pair, --label and --choices; several are separated by commas."""
     from lorakit.data.example import Columns
 
-    return Columns(text, pair, _split_commas(label))
+    return Columns(text, pair, _split_commas(label), choices=_split_commas(choices))
 
 
 def _split_commas(words: str | None) -> str | tuple[str, ...] | None:

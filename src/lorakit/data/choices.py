@@ -95,7 +95,7 @@ def _listed(cell: Any) -> list[tuple[Any, Any]] | None:
         return list(zip(names, texts, strict=True))
     if not isinstance(cell, list):
         return None
-    return [(c.get("label"), c.get("text")) if isinstance(c, Mapping) else (None, c) for c in cell]
+    return [(c.get("label"), c.get("text", c)) if isinstance(c, Mapping) else (None, c) for c in cell]
 
 
 # What an answer may be: a choice's name or text, or its number

@@ -81,8 +81,8 @@ class Columns:
     columns: Mapping[str, int] | None = None  # of CoNLL lines, from 1: {"word": 2, "tag": 3}; unset: told from them
 
     def over(self, others: Columns) -> Columns:
-        """The others, but with the text, the pair and the label that are named here."""
-        named = {role: name for role in ("text", "pair", "label") if (name := getattr(self, role))}
+        """The others, but with the text, the pair, the label and the choices that are named here."""
+        named = {role: name for role in ("text", "pair", "label", "choices") if (name := getattr(self, role))}
         return replace(others, **named)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.data.batches import sorted_batches
+from lorakit.data.choices import MOST as MOST_CHOICES
 from lorakit.data.example import Example, of_text
 from lorakit.errors import DataError
 from lorakit.inference.side import Side
@@ -66,14 +67,21 @@ CHUNK = 4096  # examples answered together: enough to sort by length, few enough
 
 
 def check_input(example: Example, side: Side, place: str) -> None:
-    """Raise a DataError that begins with `place` if a text is empty, or not a pair where pairs are needed."""
+    """Raise a DataError that begins with `place` if a text is empty, or lacks the second text or the choices it needs."""
     if not example.text.strip():
         raise DataError(f"{place} is empty")
+    if empty := next((n for n, choice in enumerate(example.choices, start=1) if not choice.strip()), None):
+        raise DataError(f"{place}: choice {empty} is empty")
     if side.task.info.wants == "choices":
         if not example.choices:
             raise DataError(
-                f"{place}: this run chooses among choices: rank them, or name them in a file (data.choices)"
+                f"{place}: this run picks one of several choices, but there are none; give them in columns of a file, "
+                "with --choice, with rank() in Python, or with /rerank"
             )
+        if not 2 <= len(example.choices) <= MOST_CHOICES:
+            raise DataError(f"{place}: {len(example.choices)} choices, not 2 to {MOST_CHOICES}")
+    elif example.choices:
+        raise DataError(f"{place}: this run does not pick one of several choices, its task is {side.task.name}")
     elif side.task.info.wants == "related":
         if example.pair is None and side.task.info.has_head:
             raise DataError(f"{place}: this run scores pairs of texts")

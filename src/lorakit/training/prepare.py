@@ -463,7 +463,7 @@ def count_folds(recipe: Recipe, n: int) -> int:
         ConfigError: data.folds is more than `n`.
     """
     data, train = recipe.data, recipe.train
-    if recipe.task.info.contrasts:
+    if recipe.task.info.wants == "related":  # answers of several models cannot be ranked together
         return 0
     if data.folds == "auto":
         is_share = "validation_share" in data.model_fields_set or data.cache is not None
@@ -570,7 +570,7 @@ def _count_cut(task: Task, parts: dict[str, Part], max_length: int, report: Repo
         cut, longer, n = Counter[str](), 0, 0
         for examples, items in zip(chunks(part.examples), chunks(part.items), strict=True):
             cut.update(task.cut(examples, items)._asdict())
-            windows = [len(own) for own in items if len(own) > 1]
+            windows = [len(own) for own in items if task.info.reads_windows and len(own) > 1]
             longer, n = longer + len(windows), n + sum(windows)
         if cut["texts"]:
             texts[name] = cut["texts"]

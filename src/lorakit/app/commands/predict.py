@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -57,6 +58,10 @@ FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "as_json")
 )
 @click.option("--text", help="With --file: column of the text. Default: as in training, or a common name.")
 @click.option("--pair", help="With --file: column of the second text in pairs.")
+@click.option("--choices", help="With --file: column of the choices, or several with commas. Default: as in training.")
+@click.option(
+    "--choice", multiple=True, metavar="TEXT", help="With one TEXT: a choice to answer it with, twice or more."
+)
 @click.option("--keep", multiple=True, metavar="COLUMN", help="With --out FOLDER: copy this column to the answers.")
 @click.option(
     "--format", type=click.Choice(("parquet", "jsonl")), help="With --out FOLDER: format of the shards (parquet)."
@@ -78,6 +83,7 @@ def predict(
     device: str,
     adapters: Path | None,
     adapter_column: str | None,
+    choice: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Predict TEXTs, or the texts in a file, and print one line of JSON for each, in order.
@@ -88,6 +94,7 @@ def predict(
     lorakit predict runs/reviews "a superb film"
     lorakit predict --adapters runs --file texts.csv --adapter-column customer --out answers.jsonl
     lorakit predict runs/reviews --file 'in/part-*.parquet' --out answers --keep id
+    lorakit predict runs/exam "What do bees make?" --choice Honey --choice Paper
     """
     if out is not None and not out.resolve().parent.is_dir():
         raise OutputError(f"--out {out}: its folder does not exist")
@@ -102,14 +109,17 @@ def predict(
     if merge and adapters is not None:
         raise ConfigError("predict: --merge only works with one RUN, because --adapters share their base")
     run, texts = _run(words, sources, adapters, adapter_column)
+    if choice and len(texts) != 1:
+        raise ConfigError(
+            "predict: --choice only works with one TEXT; in a --file the choices are in columns (--choices)"
+        )
     check_sources(sources)
     begin(f"loading {run or adapters}")
     from lorakit.app.console import Screen
-    from lorakit.data.example import Columns
     from lorakit.inference.answer import chunks
     from lorakit.inference.batch_scoring import by_label, by_run, stream_answers
 
-    columns = Columns(options["text"], options["pair"], adapter_column)
+    columns = replace(named_columns(options["text"], options["pair"], None, options["choices"]), label=adapter_column)
     of: AbstractContextManager[Answerer]
     if adapters is not None:
         of = by_label(adapters, device=device)
@@ -119,7 +129,7 @@ def predict(
     with of as answerer, _in_words_of_options():
         if to_folder and out is not None:
             return _to_folder(answerer, sources, columns, out, options)
-        examples = _examples(answerer, texts, sources, columns)
+        examples = _examples(answerer, texts, choice, sources, columns)
         answers = chain.from_iterable(map(answerer.lines, chunks(examples)))
         if out is not None:
             stream_answers(out, answers, answerer.tasks, pairs=any(example.pair is not None for example in examples))
@@ -136,7 +146,7 @@ def _check_options(options: dict[str, Any], sources: Sequence[str], to_folder: b
         raise ConfigError(f"predict: {flags[0]} only works with --out FOLDER")
     if len(sources) > 1 and not to_folder:
         raise ConfigError(f"predict: to read {len(sources)} files, write to a folder with --out FOLDER")
-    if named := [f"--{name}" for name in ("text", "pair") if options[name] and not sources]:
+    if named := [f"--{name}" for name in ("text", "pair", "choices") if options[name] and not sources]:
         raise ConfigError(f"predict: {named[0]} only works with --file")
 
 
@@ -162,13 +172,15 @@ def _run(
     return run, texts
 
 
-def _examples(answerer: Answerer, texts: Sequence[str], sources: Sequence[str], columns: Columns) -> Sequence[Example]:
+def _examples(
+    answerer: Answerer, texts: Sequence[str], choice: tuple[str, ...], sources: Sequence[str], columns: Columns
+) -> Sequence[Example]:
     """The texts, or those of one file: all are checked before the first is answered."""
     from lorakit.data.example import Example
     from lorakit.data.read import read_texts
 
     examples: Sequence[Example] = [
-        Example(text, where=f"text {i} of {len(texts)}") for i, text in enumerate(texts, start=1)
+        Example(text, where=f"text {i} of {len(texts)}", choices=choice) for i, text in enumerate(texts, start=1)
     ]
     for source in sources:
         dataset = read_texts(Path(source), columns.over(answerer.columns))
@@ -208,7 +220,12 @@ def _in_words_of_options() -> Iterator[None]:
     try:
         yield
     except DataError as err:
-        options = {"data.text": "--text", "data.pair": "--pair", "data.label": "--adapter-column"}
+        options = {
+            "data.text": "--text",
+            "data.pair": "--pair",
+            "data.choices": "--choices",
+            "data.label": "--adapter-column",
+        }
         raise DataError(reduce(lambda text, key: text.replace(key, options[key]), options, str(err))) from err
 
 
@@ -218,6 +235,7 @@ def _in_words_of_options() -> Iterator[None]:
 @click.option("--text", help="Column of the text.")
 @click.option("--pair", help="Column of the second text in pairs. Default: as in training.")
 @click.option("--label", help="Column of the label, or several with commas. Default: as in training.")
+@click.option("--choices", help="Column of the choices, or several with commas. Default: as in training.")
 @click.option("--format", "format_", default="auto", help="Format of DATA. Default: guessed from its name and content.")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")

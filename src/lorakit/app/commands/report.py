@@ -68,6 +68,7 @@ def card(run: Path, dry_run: bool, as_json: bool) -> None:
 @click.option("--text", help="With --on: column of the text.")
 @click.option("--pair", help="With --on: column of the second text in pairs.")
 @click.option("--label", help="With --on: column of the label, or several with commas.")
+@click.option("--choices", help="With --on: column of the choices, or several with commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
     """Test whether RUNs differ by more than chance, with paired tests on the same examples.

@@ -31,7 +31,6 @@ from lorakit.app.server.answers import ERRORS, Predict, Problem, Text, problem, 
 from lorakit.app.server.guard import Guard
 from lorakit.app.server.queue import Batcher, Closed, Overloaded, TooLong
 from lorakit.app.server.vectors import add_routes
-from lorakit.data.choices import MOST as MOST_CHOICES
 from lorakit.data.example import Example
 from lorakit.errors import DataError, LorakitError, did_you_mean
 from lorakit.inference.adapter_folder import shipped_folder
@@ -153,10 +152,8 @@ class Service:
 
     def _example(self, text: Text, resident: Resident, is_query: bool) -> Example:
         first, second = text
-        choices = second if isinstance(second, tuple) else ()
-        texts = [some for some in (first, *(choices or [second])) if some is not None]
-        if not (2 <= len(choices) <= MOST_CHOICES) and isinstance(second, tuple):
-            raise HTTPException(422, f"{len(choices)} texts to choose among, not 2 to {MOST_CHOICES}")
+        pair, choices = (None, second) if isinstance(second, tuple) else (second, ())
+        texts = [some for some in (first, pair, *choices) if some is not None]
         for some in texts:
             if len(some) > self.limits.characters:
                 most = self.limits.characters
@@ -165,7 +162,6 @@ class Service:
                 raise HTTPException(422, "a text contains a NUL character")
         if not all(some.strip() for some in texts):
             raise HTTPException(400, "`inputs` cannot be empty")
-        pair = None if isinstance(second, tuple) else second
         example = Example(first, pair=pair, is_query=is_query, choices=choices)
         try:
             check_input(example, resident.side, "`inputs`")
