@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,10 +28,11 @@ from lorakit.lora.kernels import (
 )
 from lorakit.lora.packed import pack
 from lorakit.lora.speedups import changes_of
-from tests.lora.test_speedups import BERT, adapted, assert_same
+from tests.lora.test_speedups import BERT, adapted, answered, assert_same
 from tests.tiny import tiny, tiny_batch
 
 pytestmark = pytest.mark.skipif(library(torch.float32) is None, reason="no C compiler")
+T5 = "T5ForConditionalGeneration"
 NONE = Dropout(0.0, 0)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2}  # of the largest value
 LENGTHS, HEADS, WIDTH = (5, 1, 8), 2, 12
@@ -198,13 +199,27 @@ def test_gradients_with_dropout_are_those_of_differences(name: str) -> None:
 
 FAMILIES = [
     f"{name}For{head}" for name in ("Bert", "Roberta", "Camembert", "Electra") for head in ("SequenceClassification",)
-] + ["XLMRobertaForTokenClassification", "BertForTokenClassification"]
+] + ["XLMRobertaForTokenClassification", "BertForTokenClassification", T5]
+
+
+def batch_of(model: nn.Module) -> dict[str, Tensor]:
+    """A batch with padding, of what a T5 writes too."""
+    batch = tiny_batch(model)
+    if (written := batch.pop("labels", None)) is not None:
+        written_mask = (torch.arange(written.shape[1]) <= torch.arange(len(written))[:, None]).long()
+        batch |= {"decoder_input_ids": written, "decoder_attention_mask": written_mask}
+    return batch
+
+
+def mask_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Of the tokens that are answered, 1 where there is one."""
+    return batch.get("decoder_attention_mask", batch["attention_mask"])
 
 
 def read(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The logits; of a tagger those of real tokens."""
     logits: Tensor = model(**batch).logits
-    return logits if logits.dim() == 2 else logits[batch["attention_mask"] == 1]
+    return logits if logits.dim() == 2 else logits[mask_of(batch) == 1]
 
 
 def only_real(model: nn.Module) -> nn.Module:
@@ -213,7 +228,7 @@ def only_real(model: nn.Module) -> nn.Module:
     def answered(module: nn.Module, args: object, inputs: dict[str, Tensor], output: object) -> None:
         logits: Tensor = output.logits  # type: ignore[attr-defined]
         if logits.dim() == 3:
-            output.logits = logits * inputs["attention_mask"][..., None]  # type: ignore[attr-defined]
+            output.logits = logits * mask_of(inputs)[..., None]  # type: ignore[attr-defined]
 
     model.register_forward_hook(answered, with_kwargs=True)
     return model
@@ -227,27 +242,28 @@ def test_encoder_is_the_modules_up_to_rounding(architecture: str) -> None:
     if architecture.endswith("SequenceClassification"):
         assert read_first_row(fast)
     assert pack(fast)
-    assert_same(plain, fast)
-    batch = {key: value[:1] for key, value in tiny_batch(plain).items()}
-    assert_same(plain, fast, batch)  # one text, without padding
+    batch = batch_of(plain)
+    assert_same(plain, fast, batch)
+    assert_same(plain, fast, {key: value[:1] for key, value in batch.items()})  # one text
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[nn.Module, nn.Module]]:
+@pytest.fixture(params=[BERT])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, nn.Module]]:
     """A model as modules and packed, and a check that the second has run so."""
-    plain = adapted(BERT).eval()
+    plain = adapted(request.param).eval()
     fast = copy.deepcopy(plain)
     assert pack(fast)
     yield plain, fast
 
 
+@pytest.mark.parametrize("pair", [BERT, T5], indirect=True)
 def test_rows_of_a_mixed_batch_get_their_own_adapters(pair: tuple[nn.Module, nn.Module]) -> None:
     for model in pair:
-        add_adapter(model, LoraConfig(r=2, target_modules=("query", "dense")), "other")
+        add_adapter(model, LoraConfig(r=2, target_modules=".*(query|dense|q|v|wo)"), "other")
         for name, parameter in model.named_parameters():
             if name.endswith("other.lora_B"):
                 parameter.data = numbers(*parameter.shape, seed=3)
-    batch = tiny_batch(pair[0])
+    batch = batch_of(pair[0])
     segments = [("default", 2), (None, 1), ("other", len(batch["input_ids"]) - 3)]
     answers = []
     for model in pair:
@@ -286,6 +302,22 @@ def test_what_is_not_known_runs_as_modules(
             host.routing.use("dora" if "dora" in host.adapters else "default")
     batch = tiny_batch(pair[0])
     assert torch.equal(*(read(model, batch) for model in pair))
+
+
+@pytest.mark.parametrize("pair", [T5], indirect=True)
+def test_t5_takes_any_update_and_writes_with_a_cache(pair: tuple[nn.Module, nn.Module]) -> None:
+    for model in pair:
+        add_adapter(model, LoraConfig(r=2, use_dora=True), "dora")
+        hosts(model)[0][1].routing.use("dora")
+    assert_same(*map(only_real, pair), batch_of(pair[0]))
+    batch = tiny_batch(pair[0])
+    del batch["labels"]
+    assert torch.equal(*(model.generate(**batch, max_new_tokens=4) for model in pair))  # type: ignore[operator]
+    relative = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    for model in pair:
+        model.get_parameter(relative).requires_grad_()
+    gradients = [answered(model, batch_of(model))[1][relative] for model in pair]
+    torch.testing.assert_close(*gradients)  # what is trained of it needs the modules
 
 
 def test_states_of_all_blocks_can_be_asked_for(pair: tuple[nn.Module, nn.Module]) -> None:

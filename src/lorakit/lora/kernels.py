@@ -169,8 +169,8 @@ class Merge(torch.autograd.Function):
         return Split.forward(ctx, grad.contiguous(), None, ctx.texts, ctx.heads), None
 
 
-def split(rows: Tensor, bias: Tensor, texts: Texts, heads: int) -> Tensor:
-    """Rows plus a frozen bias as texts and heads, 0 behind a text.
+def split(rows: Tensor, bias: Tensor | None, texts: Texts, heads: int) -> Tensor:
+    """Rows plus a frozen bias, or none, as texts and heads, 0 behind a text.
 
     Shapes: rows (texts.rows, d) and bias (d,) to (texts, heads, longest, d / heads).
     """

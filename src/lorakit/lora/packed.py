@@ -1,14 +1,15 @@
-"""BERT's encoder over the tokens of a batch one behind the other: no padding, and few passes over the rows.
+"""BERT's encoder and T5's stacks over the tokens of a batch one behind the other: no padding, and few passes over the rows.
 
 The modules stay the reference. What they hold is read at each forward, and where anything is not as this file knows it (a
-hook, an update that is not plain, gradients of the base) the encoder runs as in transformers.
+hook, an update of BERT's that is not plain, gradients of the base) the encoder runs as in transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.lora.fused_linear import Update, adapted_linear
+from lorakit.lora.inject import routing_of
 from lorakit.lora.kernels import Texts, add_norm, attend, draw, fits, gelu, library, merge_heads, split
 from lorakit.lora.layers import Layer
 from lorakit.lora.speedups import changes_of, first_row
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # values of config.model_type
-MULTIPLE = 64  # the number of rows is one of it: oneDNN keeps memory for each number that it meets
+STACKS = ("T5Stack", "MT5Stack")  # classes of transformers
+# Up to so many rows their number is a multiple of 16, else of 64: oneDNN keeps memory for each number that it meets.
+FEW, OF_FEW, OF_MANY = 512, 16, 64
 
 
 def pack(model: Any) -> bool:
-    """Let a model's encoder compute its blocks over the tokens of a batch one behind the other, where it can.
+    """Let a model compute its blocks over the tokens of a batch one behind the other, where it can.
 
     Returns whether the family is known and its passes can be compiled here.
 
@@ -33,18 +37,23 @@ def pack(model: Any) -> bool:
     True
     """
     config = model.config
-    if config.model_type not in KINDS or config.hidden_act != "gelu" or config.is_decoder:
-        return False
     if model.device.type != "cpu" or library(model.dtype) is None:
         return False
-    encoder = next(module for path, module in model.named_modules() if path.rpartition(".")[2] == "encoder")
-    encoder.forward = partial(_forward, encoder, config.num_attention_heads)
-    changes_of(model).add("no work on padding", partial(_unpack, encoder))
-    return True
+    packed = [module for module in model.modules() if type(module).__name__ in STACKS]
+    for stack in packed:
+        stack.forward = partial(_forward_stack, stack)
+    if config.model_type in KINDS and config.hidden_act == "gelu" and not config.is_decoder:
+        encoder = next(module for path, module in model.named_modules() if path.rpartition(".")[2] == "encoder")
+        encoder.forward = partial(_forward, encoder, config.num_attention_heads)
+        packed = [encoder]
+    if packed:
+        changes_of(model).add("no work on padding", partial(_unpack, packed))
+    return bool(packed)
 
 
-def _unpack(encoder: nn.Module) -> None:
-    del encoder.forward
+def _unpack(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        del module.forward
 
 
 class Encoded(NamedTuple):
@@ -67,18 +76,31 @@ def _forward(
         blocks = _blocks(encoder, hidden_states)
     if blocks is None:
         return type(encoder).forward(encoder, hidden_states, attention_mask=attention_mask, **options)
-    n, length, d = hidden_states.shape
+    n, length, _ = hidden_states.shape
     mask = hidden_states.new_ones(n, length, dtype=torch.bool) if attention_mask is None else attention_mask[:, 0, 0]
-    places = mask.flatten().nonzero().flatten()
-    counts = mask.sum(1).tolist()
-    n_rows = -(-len(places) // MULTIPLE) * MULTIPLE
-    texts = Texts(torch.tensor([0, *accumulate(counts)]), n, max(counts), n_rows)
-    x = F.pad(hidden_states.reshape(-1, d)[places], (0, 0, 0, n_rows - len(places)))
+    places, texts = _texts(mask)
+    x = _take(hidden_states, places, texts)
     for block in blocks:
         x = block(x, texts, heads)
-    if blocks[-1].reads_first_row:
-        return Encoded(x[:, None])
-    return Encoded(x.new_zeros(n * length, d).index_copy(0, places, x[: len(places)]).view(n, length, d))
+    return Encoded(x[:, None] if blocks[-1].reads_first_row else _put_back(x, places, mask))
+
+
+def _texts(mask: Tensor) -> tuple[Tensor, Texts]:
+    """Where a batch has tokens, and the texts that they make. Shapes: mask (B, T) to (tokens,)."""
+    places, counts = mask.flatten().nonzero().flatten(), mask.sum(1).tolist()
+    multiple = OF_FEW if len(places) <= FEW else OF_MANY
+    n_rows = -(-len(places) // multiple) * multiple
+    return places, Texts(torch.tensor([0, *accumulate(counts)]), len(counts), max(counts), n_rows)
+
+
+def _take(states: Tensor, places: Tensor, texts: Texts) -> Tensor:
+    """The states of the tokens, 0 behind them. Shapes: (B, T, d) to (texts.rows, d)."""
+    return F.pad(states.flatten(0, 1)[places], (0, 0, 0, texts.rows - len(places)))
+
+
+def _put_back(x: Tensor, places: Tensor, mask: Tensor) -> Tensor:
+    """The reverse; 0 where there is no token. Shapes: (texts.rows, d) and mask (B, T) to (B, T, d)."""
+    return x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, places, x[: len(places)]).view(*mask.shape, -1)
 
 
 class Linear(NamedTuple):
@@ -182,3 +204,72 @@ def _linear(module: nn.Module, texts: int) -> Linear | None:
     if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or updates is None:
         return None
     return Linear(module.weight, module.bias, updates if any(update.A is not None for update in updates) else ())
+
+
+# T5: its own modules, adapted or not, to which each token is a text. Attention alone sees texts.
+
+
+def _forward_stack(
+    stack: Any, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+    encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, **options: Any,
+) -> Any:  # fmt: skip
+    """Replaces the forward of a T5's encoder or decoder. Shapes: input_ids and masks (B, T), encoder_hidden_states (B, S, d)."""
+    bias_of = stack.block[0].layer[0].SelfAttention
+    if (
+        input_ids is None
+        or attention_mask is None
+        or attention_mask.dim() != 2
+        or (encoder_hidden_states is not None and encoder_attention_mask is not None) != stack.is_decoder
+        or any(value is not None and value is not False for value in options.values())  # a cache, states of all blocks
+        or any(module._forward_hooks or module._forward_pre_hooks for module in stack.block.modules())
+        or any(p.requires_grad for p in bias_of.relative_attention_bias.parameters())
+        or not fits(bias_of.q.weight)
+    ):
+        of_read = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        return type(stack).forward(stack, input_ids, attention_mask, **of_read, **options)
+    if encoder_hidden_states is not None and encoder_attention_mask is not None:
+        places, read = _texts(encoder_attention_mask)
+        states = _take(encoder_hidden_states, places, read)
+        with _routed_by_rows(stack, read):
+            attentions = [block.layer[1].EncDecAttention for block in stack.block]
+            keys_and_values = [(attention.k(states), attention.v(states)) for attention in attentions]
+    places, texts = _texts(attention_mask)
+    ids = F.pad(input_ids.flatten()[places], (0, texts.rows - len(places)))
+    bias = bias_of.compute_bias(texts.longest, texts.longest)
+    mask = bias.new_ones(bias.shape[2:], dtype=torch.bool).tril() if stack.is_decoder else None
+    with _routed_by_rows(stack, texts):
+        x = stack.dropout(stack.embed_tokens(ids))
+        for i, block in enumerate(stack.block):
+            own, *_, feed_forward = block.layer
+            h = own.layer_norm(x)
+            k, v = own.SelfAttention.k(h), own.SelfAttention.v(h)
+            x = x + own.dropout(_attended(own.SelfAttention, h, k, v, texts, texts, bias=bias, mask=mask))
+            if stack.is_decoder:
+                cross = block.layer[1]
+                y = _attended(cross.EncDecAttention, cross.layer_norm(x), *keys_and_values[i], texts, read)
+                x = x + cross.dropout(y)
+            x = feed_forward(x)
+        x = stack.dropout(stack.final_layer_norm(x))
+    return Encoded(_put_back(x, places, attention_mask))
+
+
+def _attended(
+    attention: Any, h: Tensor, k: Tensor, v: Tensor, asking: Texts, texts: Texts, **biases: Tensor | None
+) -> Tensor:
+    q, k, v = (
+        split(rows, None, of, attention.n_heads) for rows, of in ((attention.q(h), asking), (k, texts), (v, texts))
+    )
+    drop = draw(attention.dropout if attention.training else 0.0)
+    y: Tensor = attention.o(merge_heads(attend(q, k, v, texts=texts, scaling=1.0, drop=drop, **biases), asking))
+    return y
+
+
+def _routed_by_rows(stack: nn.Module, texts: Texts) -> AbstractContextManager[None]:
+    """Within this block each adapter serves the rows of its texts."""
+    routing = routing_of(stack)
+    if routing is None or len(routing.segments) < 2:
+        return nullcontext()
+    ends = texts.starts[torch.tensor([n for _, n in routing.sized(texts.n)]).cumsum(0)].tolist()
+    ends[-1] = texts.rows
+    rows = [end - start for start, end in pairwise([0, *ends])]
+    return routing.routed([(adapter, n) for (adapter, _), n in zip(routing.segments, rows, strict=True)])

@@ -269,8 +269,9 @@ def losses_of_rows(model: Any, batch: Batch) -> Tensor:
     is_target = labels != IGNORE
     decoder_input = labels.masked_fill(~is_target, model.config.pad_token_id).roll(1, dims=1)
     decoder_input[:, 0] = model.config.decoder_start_token_id
+    inputs = {**inputs_of(batch), "decoder_input_ids": decoder_input, "decoder_attention_mask": is_target.long()}
     with output_layer_reads(model, lambda states: states[is_target]):
-        logits = model(**inputs_of(batch), decoder_input_ids=decoder_input, use_cache=False).logits  # (N, V)
+        logits = model(**inputs, use_cache=False).logits  # (N, V)
     losses = F.cross_entropy(logits.float(), labels[is_target], reduction="none")  # (N,)
     return losses.new_zeros(labels.shape).masked_scatter(is_target, losses).sum(1)
 
