@@ -5,7 +5,7 @@ It imports no torch. The task itself is a class elsewhere (`Task` in tasks/base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,10 @@ class TaskInfo:
     def compares(self) -> bool:
         """Whether it says of several texts which goes best with another one."""
         return self.wants in ("related", "choices")
+
+    def texts_read(self, items: Iterable[Sequence[Any]]) -> int:
+        """How many texts examples are read as, from the items of each; windows are of one text."""
+        return sum(1 if self.reads_windows else len(own) for own in items)
 
     def metrics_of(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """The scores that can choose the best checkpoint with these labels."""

@@ -27,6 +27,7 @@ from lorakit.models import load_base
 from lorakit.pooling import own_layout
 from lorakit.runtime.device import random_state, set_random_state
 from lorakit.runtime.distributed import Ranks
+from lorakit.runtime.events import Event, Note
 from lorakit.tasks.base import inputs_of
 from lorakit.tasks.embedding import Embedding, number_of
 from lorakit.training.loop import train
@@ -193,6 +194,15 @@ def test_a_teachers_scores_are_one_for_each_text(taught: Path, tables: Path, enc
         prepare(changed(reranker))
     prepared = prepare(changed(reranker, "task.loss=margin_mse"))
     assert [item["labels"] for item in prepared.parts["train"].items[0]] == [[4.0], [-1.5]]
+
+
+def test_texts_of_an_example_are_counted_one_by_one_and_are_no_windows(encoder: Path, tmp_path: Path) -> None:
+    pairs = [(f"the film was {i}", "superb " * (30 if i == 3 else 2)) for i in range(10)]
+    events: list[Event] = []
+    data = save_table(tmp_path / "pairs.csv", ["anchor", "positive"], pairs)
+    prepare(recipe(encoder, data, "data.max_length=12"), events.append)
+    about_train = [event.text for event in events if isinstance(event, Note) and event.text.startswith("train: ")]
+    assert about_train == ["train: cut at 12 tokens: 1 texts, of 20 texts (5.0%)"]
 
 
 @pytest.mark.parametrize("form", ["pairs", "classes"])

@@ -36,6 +36,7 @@ class Tokens(NamedTuple):
     """Lengths in tokens of one part, the limit, and what is cut."""
 
     examples: int
+    read: int  # texts, of which an example may have several
     limit: int
     target_limit: int
     lengths: dict[str, float]
@@ -85,7 +86,7 @@ def check(recipe: Recipe, run: Path | None = None, whole: bool = False) -> Outpu
     findings = [  # parts with many cut texts
         Finding(f"cut in {name}", part_tokens.texts + part_tokens.targets, f"{name}: {_cut(part_tokens)}", [], True)
         for name, part_tokens in tokens.items()
-        if part_tokens.entities or part_tokens.targets or part_tokens.texts > CUT * part_tokens.examples
+        if part_tokens.entities or part_tokens.targets or part_tokens.texts > CUT * part_tokens.read
     ] + findings
     of_parts = {name: _part_facts(part, tokens.get(name)) for name, part in parts.items()}
     facts: dict[str, Any] = {"task": recipe.task.name, "notes": notes, "left_out": left_out, "parts": of_parts}
@@ -111,16 +112,19 @@ def _tokens(recipe: Recipe, parts: Parts, labels: tuple[str, ...]) -> dict[str, 
     for name, part in parts.items():
         items = task.encode(part)
         lengths = spread([max(len(item["input_ids"]) for item in own) for own in items])
-        windows = sum(len(own) > 1 for own in items)
+        info = recipe.task.info
+        windows = sum(len(own) > 1 for own in items) if info.reads_windows else 0
         target_limit = recipe.task.max_target_length
-        counts[name] = Tokens(len(part), limit, target_limit, lengths, *task.cut(part, items), windows)
+        counts[name] = Tokens(
+            len(part), info.texts_read(items), limit, target_limit, lengths, *task.cut(part, items), windows
+        )
     return counts
 
 
 def _cut(tokens: Tokens) -> str:
     lost = f", entities lost: {tokens.entities:,}" if tokens.entities else ""
     lost += f", targets cut at {tokens.target_limit}: {tokens.targets:,}" if tokens.targets else ""
-    return f"texts cut at {tokens.limit} tokens: {tokens.texts:,} ({tokens.texts / tokens.examples:.1%}){lost}"
+    return f"texts cut at {tokens.limit} tokens: {tokens.texts:,} ({tokens.texts / tokens.read:.1%}){lost}"
 
 
 def _part_facts(part: Sequence[Example], tokens: Tokens | None) -> dict[str, Any]:

@@ -567,18 +567,20 @@ def as_if_alone(path: str, adapter: str) -> str:
 def _count_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> dict[str, int]:
     texts: dict[str, int] = {}
     for name, part in parts.items():
-        cut, longer, n = Counter[str](), 0, 0
+        cut, longer, n, read = Counter[str](), 0, 0, 0
         for examples, items in zip(chunks(part.examples), chunks(part.items), strict=True):
             cut.update(task.cut(examples, items)._asdict())
-            windows = [len(own) for own in items if task.info.reads_windows and len(own) > 1]
-            longer, n = longer + len(windows), n + sum(windows)
+            read += task.info.texts_read(items)
+            if task.info.reads_windows:
+                windows = [len(own) for own in items if len(own) > 1]
+                longer, n = longer + len(windows), n + sum(windows)
         if cut["texts"]:
             texts[name] = cut["texts"]
         if cut.total():
             counts = {"texts": cut["texts"], "targets": cut["targets"], "entities lost": cut["entities"]}
             shown = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-            share = cut["texts"] / len(part.examples)
-            report(Note(f"{name}: cut at {max_length} tokens: {shown}, of {len(part.examples)} texts ({share:.1%})"))
+            share = cut["texts"] / read
+            report(Note(f"{name}: cut at {max_length} tokens: {shown}, of {read} texts ({share:.1%})"))
         if longer:
             report(Note(f"{name}: longer than {max_length} tokens: {longer} texts, read in {n} overlapping windows"))
     return texts
