@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Similarities:
                 shares = counts / max(1, len(values))
                 axes.stairs(shares, edges, fill=True, alpha=0.45, color=color, label=label)
             axes.set(xlabel="cosine", ylabel="share of pairs")
-            axes.legend(fontsize=9)
+            _legend(axes)
             axes.grid(axis="y")
 
         alt = "no two texts of which any belong together."
@@ -89,7 +90,9 @@ class Similarities:
         scores, own = self._scores, self.cosines.diagonal()
 
         def draw(axes: Any) -> None:
-            axes.plot(scores, own, "o", color=BLUE, alpha=0.35, markersize=3, markeredgewidth=0)
+            axes.plot(
+                scores, own, "o", color=BLUE, alpha=0.35 if len(own) > 200 else 0.7, markersize=3.5, markeredgewidth=0
+            )
             axes.set(xlabel="score in the data", ylabel="cosine")
             axes.grid()
 
@@ -125,7 +128,7 @@ class Similarities:
                     legend = "others" if label is None else short(label, 24)
                     axes.plot(*places[own, 0].T, color=color, label=legend if any(own) else "_", **dots)
             axes.set(xticks=[], yticks=[])
-            axes.legend(fontsize=9)
+            _legend(axes)
 
         lines = "; a line joins the texts of a pair" if self.is_pairs else ""
         alt = f"the two directions in which the vectors differ most, with {share:.0%} of their variance{lines}."
@@ -186,6 +189,14 @@ class Similarities:
         """The places of the other texts, the nearest first. Shapes: (n, n)."""
         itself = np.eye(len(self.vectors)) if not self.is_pairs else 0
         return (-self.cosines + 3 * itself).argsort(1, kind="stable")
+
+
+def _legend(axes: Any) -> None:
+    """A legend above what is drawn."""
+    rows = math.ceil(len(axes.get_legend_handles_labels()[1]) / 2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.11 * rows * (high - low))
+    axes.legend(fontsize=9, ncols=2, loc="upper left", borderaxespad=0)
 
 
 def _cell(text: str | None) -> str:
