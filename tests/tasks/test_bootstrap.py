@@ -212,7 +212,7 @@ def test_p_of_drawn_flips_is_near_that_of_a_t_test():
     assert sign_flips(gains) == pytest.approx(wanted, abs=4 * (wanted / 4096) ** 0.5 + 1 / 4096)
 
 
-@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("n", [3, 8])
 def test_few_equal_systems_raise_no_false_alarm_too_many(n):
     """Of systems that are equally good p lies below 5 % in no more than 5 % of 400 draws, of whatever kind the score."""
     rng, rounds = np.random.default_rng(n), 400

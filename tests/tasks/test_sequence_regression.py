@@ -102,7 +102,7 @@ def test_correlation_with_a_constant_is_undefined(gold):
     assert goodness(scores, "pearson") == -math.inf < goodness({"pearson": -1.0}, "pearson")
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.3, 1e6])
+@pytest.mark.parametrize("offset", [0.3, 1e6])
 def test_interval_leaves_out_resamples_without_a_correlation(offset):
     """One gold number in 20 is another one, so that about a third of the resamples are constant."""
     gold = np.array([offset] * 19 + [offset + 3.0])
