@@ -351,14 +351,12 @@ def test_programs_import_modules_that_exist(folder: str) -> None:
 # Participles that say nothing of the thing they name, and words of a dialect that the package once had.
 PARTICIPLES = frozenset({"asked", "found", "kept", "said", "settled", "told", "wanted"})
 DIALECT = frozenset({"chorus", "crowded", "gently", "kin", "lane", "mould", "stranger"})
-NAMED_SO_STILL = ("training/prepare.py",)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_names_say_what_a_thing_is(path: Path) -> None:
-    banned = DIALECT if path.relative_to(PACKAGE).as_posix().startswith(NAMED_SO_STILL) else DIALECT | PARTICIPLES
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {node.id: node.lineno for node in nodes if isinstance(node, ast.Name)}
     names |= {node.arg: node.lineno for node in nodes if isinstance(node, ast.arg)}
     names |= {node.attr: node.lineno for node in nodes if isinstance(node, ast.Attribute)}
-    assert not {name: line for name, line in names.items() if name.strip("_") in banned}
+    assert not {name: line for name, line in names.items() if name.strip("_") in DIALECT | PARTICIPLES}

@@ -22,7 +22,7 @@ from lorakit.models import load_base
 from lorakit.recipe import read_recipe
 from lorakit.runtime.device import cast_frozen_
 from lorakit.training.checkpoint import newest_checkpoint
-from lorakit.training.prepare import FOLDS, count_folds, read_parts
+from lorakit.training.parts import FOLDS, count_folds, read_parts
 from tests.runs import Sections, Stopped, changed, fit, resumed, sections, start, stop_after
 
 FOLDED = ("data.folds=3", "train.epochs=2")

@@ -26,7 +26,7 @@ from lorakit.recipe import Recipe, make_recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.tasks.registry import check_labels, find_labels, make_task
 from lorakit.tasks.token_classification import TokenClassification
-from lorakit.training.prepare import read_part, read_parts, with_usual_columns
+from lorakit.training.parts import read_part, read_parts, with_usual_columns
 
 MANY = 12  # labels; beyond it only the most frequent and the rarest are shown
 CUT = 0.05  # share of cut texts from which it counts as a problem

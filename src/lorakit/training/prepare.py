@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeVar
@@ -15,13 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lorakit.data.audit import alike
-from lorakit.data.batches import number_folds, split
-from lorakit.data.example import OF_TRAINING, Dataset, Example, columns_of
-from lorakit.data.files import means_files
-from lorakit.data.read import find_choices, read, usual_pair
+from lorakit.data.example import Example
 from lorakit.errors import ConfigError, ModelError
-from lorakit.inference.answer import chunks
 from lorakit.lora import (
     ALL_LINEAR,
     Data,
@@ -41,25 +33,22 @@ from lorakit.lora import (
 from lorakit.lora.config import DATA_INIT_NAMES
 from lorakit.lora.targets import passed_by
 from lorakit.models import BaseModel, depends_on_batch, has_dropout, load_base
-from lorakit.recipe import LOFTQ, DataSection, Recipe
+from lorakit.recipe import LOFTQ, Recipe
 from lorakit.runtime.device import DTYPE_NAMES, cast_frozen_, pick_device, pick_dtype, shard_frozen_, to_device
 from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.events import Note, Report, ignore
-from lorakit.task_info import TaskInfo
 from lorakit.tasks.base import Fit, Item, Task, rows_of
 from lorakit.tasks.embedding import form_of
-from lorakit.tasks.metrics.bootstrap import FEW
-from lorakit.tasks.registry import check_labels, find_labels, make_task, task_layers
+from lorakit.tasks.registry import make_task, task_layers
 from lorakit.training.begin import Origin, begin_from
 from lorakit.training.budget import DROPOUT_FROM, choose, choose_head_start
-from lorakit.training.encode import CachedItems, encode
+from lorakit.training.encode import encode
 from lorakit.training.head_start import States, probe
+from lorakit.training.parts import Part, count_cut, in_folds, labels_in, read_parts, with_usual_columns
 from lorakit.training.run_files import keeps_last
 from lorakit.training.schedule import Plan
 
 T = TypeVar("T")
-# Below so many examples a share of them says little, and is missed in training: so many folds. More of them take more time.
-FOLDS = ((200, 3), (500, 2))
 INIT_STEPS = 8  # steps whose batches an initialisation from data sees
 
 
@@ -75,35 +64,8 @@ class Once:
         """What `make` gave when it was first called for this key."""
         if key not in self._made:
             self._made[key] = make()
-        found: T = self._made[key]
-        return found
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the data, encoded."""
-
-    examples: Sequence[Example]
-    items: Sequence[Sequence[Item]]  # of each example
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of what the tokenizer made of the examples."""
-        digest = hashlib.sha256()
-        for item in self.flat:
-            digest.update(repr(sorted(item.items())).encode())
-        return digest.hexdigest()
-
-    def drawn(self, info: TaskInfo) -> Sequence[Any]:
-        """What training draws from, for `rows_of`: items or, where the task contrasts, those of whole examples."""
-        return self.items if info.contrasts else self.flat
-
-    @cached_property
-    def flat(self) -> Sequence[Item]:
-        """All items in a row."""
-        if isinstance(self.items, CachedItems):
-            return self.items.flat
-        return [item for of_example in self.items for item in of_example]
+        made: T = self._made[key]
+        return made
 
 
 @dataclass(frozen=True)
@@ -203,76 +165,21 @@ def _prepare(
     recipe: Recipe, report: Report, device: torch.device, dtype: torch.dtype, once: Once, fold: int | None
 ) -> Prepared:
     recipe, origin = begin_from(recipe)
-    train = recipe.train
+    train, info = recipe.train, recipe.task.info
     split_by = (train.seed, train.method, train.shard_base) if recipe.data.validation is None else None
     source = (recipe.data.model_dump_json(), recipe.task.name, split_by)
     examples, fingerprints, left_out = once(source, lambda: read_parts(recipe, report, again=True))
-    folds = 0
-    fold_of: Sequence[int] = ()
-    if "validation" not in examples:
-        every = examples["train"]
-        folds = count_folds(recipe, len(every))
-        fold_of = number_folds(every, folds, recipe.train.seed, by_group=recipe.data.group is not None)
-        if fold is not None:
-            numbered = list(zip(every, fold_of, strict=True))
-            examples = {
-                "train": [example for example, number in numbered if number != fold],
-                "validation": [example for example, number in numbered if number == fold],
-            }
+    examples, fold_of = in_folds(recipe, examples, fold)
+    folds = max(fold_of, default=-1) + 1
     recipe = recipe.with_keys(data={"folds": folds})
     without_dropout = recipe.model.dropout is None and len(examples["train"]) < DROPOUT_FROM
     if without_dropout:
         recipe = recipe.with_keys(model={"dropout": 0.0})
-    labels = _labels_in(recipe, examples, report)
+    labels = labels_in(recipe, examples, report)
     origin = origin and origin.for_labels(recipe, labels)
-    outputs = recipe.task.info.outputs(labels)
-
-    def loaded() -> BaseModel:
-        return load_base(
-            recipe.model.base,
-            recipe.task.info.model_kind,
-            labels=outputs,
-            revision=recipe.model.revision,
-            dropout=recipe.model.dropout,
-            seed=train.seed,
-            pooling=recipe.model.pooling,
-        )
-
-    if (once.several or folds) and train.method != "full":
-        settings = (recipe.model.base, recipe.model.revision, recipe.model.dropout, recipe.task.info.model_kind)
-        form = ("base", settings, tuple(outputs), train.seed)
-        kept = once((*form, recipe.model.pooling), loaded)
-        base = once((*form, kept.pooling), lambda: kept).copy()  # a fold's recipe says what "auto" was
-    else:
-        base = loaded()
-    base = base.with_layers(task_layers(recipe.task, labels))
-    if dtype == torch.float16 and "t5" in (family := str(base.model.config.model_type)):  # type: ignore[union-attr]
-        if recipe.model.dtype == "fp16":
-            raise ConfigError(f"model.dtype = 'fp16': {base.name} ({family}) computes numbers beyond fp16; use 'fp32'")
-        dtype = torch.float32
-    recipe = recipe.with_keys(model={"dtype": DTYPE_NAMES[dtype]})
-    for note in base.notes:
-        report(Note(note))
-    is_head = recipe.task.info.model_kind != "embedding"  # which pools as its checkpoint says
-    if recipe.model.pooling == "auto" and is_head and base.own_pooling not in ("", "cls"):
-        own = f"{base.name}: its checkpoint turns a text into a vector by {base.own_pooling} (1_Pooling)"
-        does = (
-            "so does the classifier"
-            if base.pooling == base.own_pooling
-            else "the classifier uses the head of its model family"
-        )
-        report(Note(f"{own}; {does} (model.pooling = {base.pooling!r})"))
-    recipe = recipe.with_keys(model={"pooling": base.pooling})
+    base = _load(recipe, labels, once if once.several or folds else None)
+    recipe, dtype = _complete(recipe, base, dtype, examples["train"], report)
     max_length = recipe.data.max_length or base.max_length
-    if max_length > base.max_length:
-        raise ConfigError(f"data.max_length = {max_length}: {base.name} reads at most {base.max_length} tokens")
-    if depends_on_batch(base.model):
-        apart = "only texts of the same length are predicted together"
-        report(Note(f"{base.name}: its predictions depend on padding; {apart}"))
-
-    if complete := recipe.task.info.complete:
-        task_section = resolve_name(complete)(recipe.task, base.layout, examples["train"])
-        recipe = recipe.model_copy(update={"task": task_section})
 
     def encoded() -> tuple[Fit, dict[str, Part], dict[str, int]]:
         fit = make_task(recipe.task, base.tokenizer, labels, max_length).fit(examples["train"])
@@ -282,33 +189,32 @@ def _prepare(
         parts = {
             name: Part(part, encode(fit.task, part, cache, base.tokenizer, made_of)) for name, part in examples.items()
         }
-        cut = _count_cut(fit.task, parts, max_length, report)
+        cut = count_cut(fit.task, parts, max_length, report)
         parts.setdefault("validation", parts["train"])
         return fit, parts, cut
 
     made_for = (source, fold, recipe.task.model_dump_json(), base.fingerprint, max_length)
     (task, head_bias, tuned), parts, cut = once(made_for, encoded)
-    items = parts["train"].drawn(recipe.task.info)
+    items = parts["train"].drawn(info)
     head = None if origin and origin.keeps_head else base.new_head()
     head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items)
     probed = head is not None and head_start != "random"
     if head is not None and probed:
         over = (recipe.task.model_dump_json(), base.fingerprint, max_length, recipe.model.model_dump_json(), train.seed)
         known: States | None = once(("states", source, *over), dict) if folds else None
-        found = once(
+        probed_head = once(
             ("probe", source, fold, *over),
             lambda: _probe(base.model.to(device), head, task, parts["train"].flat, origin, known),
         )
-        head.load_state_dict(found)
+        head.load_state_dict(probed_head)
     elif head is not None and head_bias is not None:
         head.bias.data.copy_(head_bias)
     others = {"model.dropout": 0.0} if without_dropout else {}
-    is_binary = recipe.task.info.model_kind in ("sequence_classification", "regression") and len(labels) <= 2
+    is_binary = info.model_kind in ("sequence_classification", "regression") and len(labels) <= 2
     started = train.model_copy(update={"head_start": head_start})
     is_last = keeps_last(recipe.data.validation, folds, train.patience, len(parts["validation"].examples))
     chosen = choose(started, len(items), is_binary, report, others, is_last)
     recipe = recipe.model_copy(update={"train": chosen})
-    info = recipe.task.info
     written = [len(item["labels"]) for item in items] if info.model_kind == "text2text" else ()
     lengths = [sum(len(row["input_ids"]) for row in rows_of(info, [each])) for each in items]
     is_paired = info.wants == "related" and form_of(parts["train"].examples[0]) == "classes"
@@ -345,6 +251,63 @@ def _prepare(
     )
 
 
+def _load(recipe: Recipe, labels: tuple[str, ...], once: Once | None) -> BaseModel:
+    """The base model with the layers that the task adds; with `once`, over weights that recipes alike in this share."""
+    model, info, outputs = recipe.model, recipe.task.info, recipe.task.info.outputs(labels)
+
+    def load() -> BaseModel:
+        return load_base(
+            model.base,
+            info.model_kind,
+            labels=outputs,
+            revision=model.revision,
+            dropout=model.dropout,
+            seed=recipe.train.seed,
+            pooling=model.pooling,
+        )
+
+    if once is not None and recipe.train.method != "full":
+        settings = (model.base, model.revision, model.dropout, info.model_kind)
+        form = ("base", settings, tuple(outputs), recipe.train.seed)
+        first = once((*form, model.pooling), load)
+        base = once((*form, first.pooling), lambda: first).copy()  # a fold's recipe says what "auto" was
+    else:
+        base = load()
+    return base.with_layers(task_layers(recipe.task, labels))
+
+
+def _complete(
+    recipe: Recipe, base: BaseModel, dtype: torch.dtype, examples: Sequence[Example], report: Report
+) -> tuple[Recipe, torch.dtype]:
+    """The recipe with what it leaves to the base model, its dtype, its pooling and keys of the task, and the dtype; notes
+    on both."""
+    info = recipe.task.info
+    if dtype == torch.float16 and "t5" in (family := str(base.model.config.model_type)):  # type: ignore[union-attr]
+        if recipe.model.dtype == "fp16":
+            raise ConfigError(f"model.dtype = 'fp16': {base.name} ({family}) computes numbers beyond fp16; use 'fp32'")
+        dtype = torch.float32
+    for note in base.notes:
+        report(Note(note))
+    is_head = info.model_kind != "embedding"  # which pools as its checkpoint says
+    if recipe.model.pooling == "auto" and is_head and base.own_pooling not in ("", "cls"):
+        own = f"{base.name}: its checkpoint turns a text into a vector by {base.own_pooling} (1_Pooling)"
+        same = base.pooling == base.own_pooling
+        does = "so does the classifier" if same else "the classifier uses the head of its model family"
+        report(Note(f"{own}; {does} (model.pooling = {base.pooling!r})"))
+    recipe = recipe.with_keys(model={"dtype": DTYPE_NAMES[dtype], "pooling": base.pooling})
+    if (recipe.data.max_length or 0) > base.max_length:
+        raise ConfigError(
+            f"data.max_length = {recipe.data.max_length}: {base.name} reads at most {base.max_length} tokens"
+        )
+    if depends_on_batch(base.model):
+        apart = "only texts of the same length are predicted together"
+        report(Note(f"{base.name}: its predictions depend on padding; {apart}"))
+    if info.complete:
+        section = resolve_name(info.complete)(recipe.task, base.layout, examples)
+        recipe = recipe.model_copy(update={"task": section})
+    return recipe, dtype
+
+
 def _probe(
     model: nn.Module, head: nn.Linear, task: Task, items: Sequence[Item], origin: Origin | None, known: States | None
 ) -> Any:
@@ -352,22 +315,9 @@ def _probe(
     if origin is None:
         return probe(model, head, task, items, known)
     origin.load(model, ())
-    found = probe(model, head, task, items, known)
+    state = probe(model, head, task, items, known)
     delete_adapter(model, "default")
-    return found
-
-
-def _labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report: Report) -> tuple[str, ...]:
-    """The labels of the training examples, which every other example has to have; a note where some look alike."""
-    held_out = examples.get("validation", ()) if recipe.data.validation is None else ()
-    every = chain(examples["train"], held_out)  # a rare label may be held out by chance
-    labels = find_labels(recipe.task.name, every, recipe.task.order)
-    for part in examples.values():
-        check_labels(recipe.task.name, part, labels)
-    if groups := [" / ".join(map(repr, group)) for group in alike(labels)]:
-        shown = ", ".join(groups[:5])
-        report(Note(f"labels that differ only in case, number format or invisible characters: {shown}"))
-    return labels
+    return state
 
 
 def _check_alike(prepared: Prepared, ranks: Ranks) -> None:
@@ -384,112 +334,6 @@ def _check_alike(prepared: Prepared, ranks: Ranks) -> None:
             for what, value in theirs.items():
                 if value != every[0][what]:
                     raise ConfigError(f"rank {rank} has another {what} than rank 0")
-
-
-def with_usual_columns(recipe: Recipe, report: Report = ignore) -> Recipe:
-    """The recipe with data.pair where neither it nor data.text is named and two columns have the usual names of pairs.
-
-    Where the task wants choices it is data.choices: answers to unlabelled records read these columns too.
-    """
-    data, task = recipe.data, recipe.task.info
-    if task.wants == "choices":
-        if data.train is None or data.choices is not None:
-            return recipe
-        if (choices := find_choices(data.train, columns_of(data), data.format)) is not None:
-            names = (choices,) if isinstance(choices, str) else choices
-            report(Note(f"{data.train}: choices are column {', '.join(map(repr, names))}"))
-            return recipe.with_keys(data={"choices": choices})
-        return recipe
-    if data.train is None or task.wants == "words" or task.model_kind == "text2text":
-        return recipe
-    if (pair := usual_pair(data.train, columns_of(data), data.format)) is None:
-        return recipe
-    report(Note(f"{data.train}: pair is column {pair!r}; to read a single text, set data.text"))
-    return recipe.with_keys(data={"pair": pair})
-
-
-def read_parts(
-    recipe: Recipe, report: Report = ignore, *, again: bool = False
-) -> tuple[dict[str, Sequence[Example]], dict[str, str], dict[str, int]]:
-    """The examples of train, validation and (where named) test, the sources' fingerprints, and how many records of each
-    source were left out where some were. In cross-validation there is no part for validation.
-
-    With `again`, and a cache for what they are encoded to, those of train are read again for each pass over them.
-    """
-    data = recipe.data
-    if data.train is None:
-        raise ConfigError("data.train is missing; give a file, a folder or a data set")
-    again = again and data.cache is not None
-    if again and data.validation is None and means_files(data.train):
-        raise ConfigError(
-            f"data.train = {data.train!r}: with data.cache it is not kept in memory, so no share of it can be held "
-            "out; set data.validation"
-        )
-    sources = {"train": data.train, "validation": data.validation, "test": data.test}
-    found = {
-        name: read_part(recipe, source, name, report, again=again and name == "train" and data.validation is not None)
-        for name, source in sources.items()
-        if source
-    }
-    examples: dict[str, Sequence[Example]] = {name: dataset.examples for name, dataset in found.items()}
-    if "validation" not in examples:
-        every, share, seed = examples["train"], data.validation_share, recipe.train.seed
-        if len(every) < 2:
-            raise ConfigError(f"{data.train}: a single example cannot be split; set data.validation")
-        apart = f", and no {data.group} is on both sides" if data.group else ""
-        chosen = f"chosen by seed {seed}, the same share of each label{apart}"
-        if folds := count_folds(recipe, len(every)):
-            how = (
-                f"{folds}-fold cross-validation, {chosen}; data.folds = 0 is faster, and holds out {share:.0%} instead"
-            )
-            ships = f"the adapter is trained on all {len(every)} examples"
-            report(Note(f"no data.validation: {ships}; its score comes from {how}"))
-        else:
-            examples["train"], examples["validation"] = split(every, share, seed, by_group=data.group is not None)
-            n = len(examples["validation"])
-            is_last = keeps_last(None, 0, recipe.train.patience, n)
-            few = (
-                f"; they are too few (below {FEW}) to choose the best step, so the last one is kept" if is_last else ""
-            )
-            report(Note(f"no data.validation: {n} examples ({n / len(every):.0%}) are held out, {chosen}{few}"))
-    left_out = {dataset.source: dataset.left_out for dataset in found.values() if dataset.left_out}
-    return examples, {dataset.source: dataset.sha256 for dataset in found.values()}, left_out
-
-
-def count_folds(recipe: Recipe, n: int) -> int:
-    """The folds of a cross-validation over `n` examples; 0 where a share of them is held out.
-
-    Raises:
-        ConfigError: data.folds is more than `n`.
-    """
-    data, train = recipe.data, recipe.train
-    if recipe.task.info.wants == "related":  # answers of several models cannot be ranked together
-        return 0
-    if data.folds == "auto":
-        is_share = "validation_share" in data.model_fields_set or data.cache is not None
-        if is_share or train.method == "full" or train.shard_base:
-            return 0
-        return min(n, next((folds for most, folds in FOLDS if n < most), 0))
-    if data.folds > n:
-        raise ConfigError(f"data.folds = {data.folds}: {data.train} has {n} examples")
-    return data.folds
-
-
-def read_part(recipe: Recipe, source: str, split_name: str, report: Report = ignore, *, again: bool = False) -> Dataset:
-    """One source, read as the recipe says; with `again`, anew for each pass over it where its format allows that."""
-    data: DataSection = recipe.data
-    dataset = read(
-        source,
-        wants=recipe.task.info.wants,
-        columns=replace(columns_of(data), **{key: getattr(data, key) for key in OF_TRAINING}),
-        format=data.format,
-        split=split_name,
-        folder=None if data.cache is None else Path(data.cache),
-        again=again,
-    )
-    for note in dataset.notes:
-        report(Note(note))
-    return dataset
 
 
 def _first_batches(model: nn.Module, task: Task, items: Sequence[Any], plan: Plan, device: torch.device) -> Data:
@@ -562,25 +406,3 @@ def trained_parameters(
 def as_if_alone(path: str, adapter: str) -> str:
     """The path of an adapter's tensor in a model that has no other one."""
     return path.replace(f".adapters.{adapter}.", ".adapters.default.")
-
-
-def _count_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> dict[str, int]:
-    texts: dict[str, int] = {}
-    for name, part in parts.items():
-        cut, longer, n, read = Counter[str](), 0, 0, 0
-        for examples, items in zip(chunks(part.examples), chunks(part.items), strict=True):
-            cut.update(task.cut(examples, items)._asdict())
-            read += task.info.texts_read(items)
-            if task.info.reads_windows:
-                windows = [len(own) for own in items if len(own) > 1]
-                longer, n = longer + len(windows), n + sum(windows)
-        if cut["texts"]:
-            texts[name] = cut["texts"]
-        if cut.total():
-            counts = {"texts": cut["texts"], "targets": cut["targets"], "entities lost": cut["entities"]}
-            shown = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-            share = cut["texts"] / read
-            report(Note(f"{name}: cut at {max_length} tokens: {shown}, of {read} texts ({share:.1%})"))
-        if longer:
-            report(Note(f"{name}: longer than {max_length} tokens: {longer} texts, read in {n} overlapping windows"))
-    return texts

@@ -28,7 +28,8 @@ from lorakit.training.checkpoint import Checkpoint, Progress, checkpoint_of, res
 from lorakit.training.contrast import warm_up
 from lorakit.training.joint import keep_prefix
 from lorakit.training.loop import LOSS_SCALE, Member, train
-from lorakit.training.prepare import Part, Prepared, trained_parameters
+from lorakit.training.parts import Part
+from lorakit.training.prepare import Prepared, trained_parameters
 from lorakit.training.progress import History, Interval, LossWatch
 from lorakit.training.results import Result, write_lines, write_results, write_shipped
 from lorakit.training.run_files import CHECKPOINTS, RECIPE

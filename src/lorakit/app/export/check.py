@@ -23,7 +23,7 @@ from lorakit.recipe import read_recipe
 from lorakit.tasks.base import Item, Task, inputs_of
 from lorakit.tasks.metrics.bootstrap import Scores
 from lorakit.tasks.text2text.decoding import Decoder
-from lorakit.training.prepare import read_parts
+from lorakit.training.parts import read_parts
 
 OWN = 1000  # texts of the run that are asked at most
 MADE = 16  # texts made up beside them, of all lengths up to the limit
