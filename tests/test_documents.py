@@ -183,7 +183,7 @@ def test_what_is_not_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     run = [
         block for page in PAGES for block in blocks(page) if block.kind in ("python", "console") and not block.reason
     ]
-    assert len(left_out) * 3 < len(run)
+    assert len(left_out) * 3 <= len(run)
 
 
 # What is typed somewhere, but not run: its options and keys exist

@@ -63,6 +63,7 @@ def test_table_has_every_command_and_its_line() -> None:
         command = commands.load(name)
         assert command.name == name
         assert re.split(r"\n\n|\n\x08", command.help or "")[0].replace("\n", " ") == line
+        assert len(line) <= 66  # on one line of 80 columns
 
 
 def test_each_verb_has_json_and_each_that_writes_has_dry_run() -> None:

@@ -135,7 +135,9 @@ class TaskType(click.ParamType[str]):
         return names[value]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return f"[{'|'.join(word for word, name in _tasks().items() if word != name)}]"
+        from lorakit.task_info import TASKS
+
+        return f"[{'|'.join(info.word or name for name, info in TASKS.items())}]"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(word) for word in _tasks() if word.startswith(incomplete)]

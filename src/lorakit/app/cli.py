@@ -16,30 +16,40 @@ from lorakit.app.printing import echo, tell
 from lorakit.errors import EXIT_CODES, Interrupted, LorakitError, RankError, first_line
 
 # Each command is in a module of its name in `lorakit.app.commands`; this is the first sentence of its help.
-COMMANDS = {
-    "card": "Write RUN's model card (README.md next to its adapter) again, from the run folder alone.",
-    "check": "Check whether DATA (or the data of a RECIPE) is fit to train on, and list likely mistakes.",
-    "combine": "Combine several RUNs of one task and base into one adapter: a weighted sum, TIES or DARE.",
-    "compare": "Test whether RUNs differ by more than chance, with paired tests on the same examples.",
-    "completion": "Print a script that makes SHELL complete commands, options, recipe keys and run folders.",
-    "doctor": "Check versions, CPU, GPU, memory, disk, hub and bundled data. Exits with 1 if lorakit cannot work here.",
-    "embed": "Turn the texts in a file into vectors, in order, and write them as a numpy array or a table.",
-    "evaluate": "Score RUN (a run folder or an adapter) on labelled DATA.",
-    "export": "Write RUN's model or adapter in another program's format, list what changed, and check the result.",
-    "import": "Check an adapter trained with peft, and convert it for use with predict, evaluate, merge and export.",
-    "inspect": "Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.",
-    "merge": "Merge RUN's adapter into its base model, and write a transformers folder that does not need lorakit.",
-    "mine": "Find hard negatives for pairs of texts: texts that resemble the right answer to a query, but belong to another one.",
-    "predict": "Predict TEXTs, or the texts in a file, and print one line of JSON for each, in order.",
-    "push": "Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.",
-    "quickstart": "Train on the bundled data, score the model, and try it on new sentences. "
-    "Runs sentiment and ner unless you name one.",
-    "recipe": "List, show or copy the built-in recipes.",
-    "report": "Write RUN's report, a single HTML file, from the run folder alone.",
-    "serve": "Serve the adapters of RUNs, or of FOLDERs of runs, over HTTP. They all share one base model.",
-    "sweep": "Train RECIPE with many settings, and show which ones work best.",
-    "train": "Train with the settings in RECIPE, or on DATA with --model.",
+GROUPS = {
+    "Start": {
+        "quickstart": "Train on the bundled data, and try the model on new sentences.",
+        "doctor": "Check that this machine has everything lorakit needs.",
+        "completion": "Print a script that completes commands and keys in SHELL.",
+    },
+    "Train": {
+        "check": "Check whether DATA is fit to train on, and list likely mistakes.",
+        "train": "Train with the settings in RECIPE, or on DATA with --model.",
+        "recipe": "List, show or copy the built-in recipes.",
+        "sweep": "Train RECIPE with many settings, and show which work best.",
+        "mine": "Find hard negatives for pairs of texts.",
+    },
+    "Evaluate": {
+        "evaluate": "Score RUN, a run folder or an adapter, on labelled DATA.",
+        "compare": "Test whether RUNs differ by more than chance.",
+        "report": "Write RUN's report, a single HTML file.",
+        "inspect": "Show what is in a MODEL or RUN, or what a RECIPE would train.",
+    },
+    "Predict": {
+        "predict": "Predict TEXTs, or the texts in a file, in order.",
+        "embed": "Turn the texts in a file into vectors.",
+        "serve": "Serve the adapters of RUNs, or of FOLDERs of runs, over HTTP.",
+    },
+    "Share": {
+        "merge": "Merge RUN's adapter into its base: a plain transformers folder.",
+        "export": "Write RUN's model or adapter in another program's format.",
+        "import": "Check an adapter trained with peft, and convert it.",
+        "combine": "Combine RUNs into one adapter: a weighted sum, TIES or DARE.",
+        "card": "Write RUN's model card again, README.md next to its adapter.",
+        "push": "Upload RUN's adapter with its card to the Hugging Face hub.",
+    },
 }
+COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 # Those whose module has another name
 MODULES = {"card": "report", "compare": "report", "evaluate": "predict", "import": "import_", "merge": "export"}
 CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
@@ -61,6 +71,13 @@ class Commands(click.Group):
         if args[0] in COMMANDS:
             self.add_command(self.load(args[0]))
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by what they are for."""
+        width = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, line in group.items()])
 
 
 @click.group(

@@ -22,10 +22,11 @@ from lorakit.app.printing import begin
 @click.option("--run", type=click.Path(path_type=Path), help="A trained run. Lists labels that it finds unlikely.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, **options: str | None) -> None:
-    """Check whether DATA (or the data of a RECIPE) is fit to train on, and list likely mistakes.
+    """Check whether DATA is fit to train on, and list likely mistakes.
 
-    Prints counts, label balance and lengths, and looks for duplicates, conflicting labels, rare labels, and
-    texts shared by training and validation data. With --run it also lists likely label errors. The last line is the verdict.
+    DATA may be a RECIPE, which names its data. Prints counts, label balance and lengths, and looks for duplicates,
+    conflicting labels, rare labels, and texts shared by training and validation data. With --run
+    it also lists likely label errors. The last line is the verdict.
     """
     from lorakit.recipe import recipe_file
 

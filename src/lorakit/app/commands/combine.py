@@ -43,7 +43,9 @@ def _weights(ctx: click.Context, parameter: click.Parameter, text: str | None) -
 def combine(
     runs: tuple[Path, ...], out: Path | None, weights: tuple[float, ...] | None, as_json: bool, **options: Any
 ) -> None:
-    """Combine several RUNs of one task and base into one adapter: a weighted sum, TIES or DARE.
+    """Combine RUNs into one adapter: a weighted sum, TIES or DARE.
+
+    They have the same task and base.
 
     \b
     lorakit combine runs/a runs/b --weights 0.7,0.3 --out runs/ab

@@ -15,7 +15,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script that makes SHELL complete commands, options, recipe keys and run folders.
+    """Print a script that completes commands and keys in SHELL.
 
     \b
     bash  put this into ~/.bashrc:                             eval "$(lorakit completion bash)"

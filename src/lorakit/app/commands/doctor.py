@@ -37,7 +37,10 @@ STATES = ("ok", "absent", "warning", "failure")
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
-    """Check versions, CPU, GPU, memory, disk, hub and bundled data. Exits with 1 if lorakit cannot work here."""
+    """Check that this machine has everything lorakit needs.
+
+    Shows versions, CPU, GPU, memory, disk, hub and bundled data. Exits with 1 if lorakit cannot work here.
+    """
     begin("checking this machine")
     findings = examine()
     fit = all(finding.state != "failure" for finding in findings)

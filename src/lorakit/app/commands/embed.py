@@ -33,7 +33,9 @@ ENDINGS = (".npy", ".parquet")
 def embed(
     run: Path, source: Path, out: Path, text: str | None, query: bool, dims: int | None, device: str, as_json: bool
 ) -> None:
-    """Turn the texts in a file into vectors, in order, and write them as a numpy array or a table.
+    """Turn the texts in a file into vectors.
+
+    They are written in order, as a numpy array or a table.
 
     \b
     lorakit embed runs/search --file documents.txt --out vectors.npy

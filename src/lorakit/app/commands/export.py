@@ -30,7 +30,9 @@ CONSUMERS = ("peft", *WHOLE, "vllm", "llamacpp")
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Write RUN's model or adapter in another program's format, list what changed, and check the result.
+    """Write RUN's model or adapter in another program's format.
+
+    Lists what changed, and checks the result.
 
     \b
     peft      the adapter unchanged, for peft and programs built on it
@@ -93,7 +95,10 @@ def export_run(
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
-    """Merge RUN's adapter into its base model, and write a transformers folder that does not need lorakit."""
+    """Merge RUN's adapter into its base: a plain transformers folder.
+
+    It does not need lorakit.
+    """
     begin(f"merging {run}")
     with folder_to_write(out, dry_run) as place:
         from lorakit.app.export.adapters import merge as merge_run

@@ -33,7 +33,10 @@ HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # t
 @click.option("--dry-run", is_flag=True, help="Check the adapter, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print its facts as JSON.")
 def import_(folder: Path, out: Path, labels: str | None, dry_run: bool, as_json: bool, **options: str | None) -> None:
-    """Check an adapter trained with peft, and convert it for use with predict, evaluate, merge and export."""
+    """Check an adapter trained with peft, and convert it.
+
+    Then it works with predict, evaluate, merge and export.
+    """
     names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()
     with folder_to_write(out, dry_run) as place:
         lines = import_adapter(folder, place, labels=names, **options)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("changes", type=Change(), nargs=-1, metavar="[KEY=VALUE ...]")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def inspect(what: str, changes: tuple[str, ...], as_json: bool) -> None:
-    """Show what is in a MODEL, a RUN or an adapter, or what a RECIPE would train.
+    """Show what is in a MODEL or RUN, or what a RECIPE would train.
 
     Prints one line for each adapted layer: the module, the pattern it matched, rank, alpha and parameters.
     """

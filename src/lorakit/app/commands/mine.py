@@ -37,7 +37,9 @@ SEARCHED = 100  # documents that are looked at for each query, besides its own
 def mine(
     data: str, model: str, out: Path, negatives: int, margin: float, text: str | None, pair: str | None, as_json: bool
 ) -> None:
-    """Find hard negatives for pairs of texts: texts that resemble the right answer to a query, but belong to another one.
+    """Find hard negatives for pairs of texts.
+
+    These are texts that resemble the right answer to a query, but belong to another one.
 
     \b
     lorakit mine pairs.csv --model minilm --out mined.jsonl

@@ -86,9 +86,10 @@ def predict(
     choice: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Predict TEXTs, or the texts in a file, and print one line of JSON for each, in order.
+    """Predict TEXTs, or the texts in a file, in order.
 
-    With --out FOLDER, files of any size are read and answered in shards. If interrupted, run the same command again to continue.
+    Prints one line of JSON for each. With --out FOLDER, files of any size are read and answered in shards.
+    If interrupted, run the same command again to continue.
 
     \b
     lorakit predict runs/reviews "a superb film"
@@ -243,7 +244,7 @@ def _in_words_of_options() -> Iterator[None]:
 def evaluate(
     run: Path, data: str, format_: str, as_json: bool, allow_base_mismatch: bool, device: str, **columns: str | None
 ) -> None:
-    """Score RUN (a run folder or an adapter) on labelled DATA."""
+    """Score RUN, a run folder or an adapter, on labelled DATA."""
     check_sources([data])
     begin(f"loading {run}")
     from lorakit.app.console import Screen, score_lines

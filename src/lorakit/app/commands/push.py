@@ -30,9 +30,10 @@ HTTP_CLIENTS = ("httpx", "httpcore", "requests")  # whose errors huggingface_hub
 @click.option("--dry-run", is_flag=True, help="List the files and their sizes, upload nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the files and the address as JSON.")
 def push(run: Path, repo_id: str, private: bool, revision: str | None, dry_run: bool, as_json: bool) -> None:
-    """Upload RUN's adapter (or fully fine-tuned model) with its card to REPO_ID on the Hugging Face hub.
+    """Upload RUN's adapter with its card to the Hugging Face hub.
 
-    Checkpoints, predictions and training texts are not uploaded.
+    REPO_ID is its name there. A fully fine-tuned run uploads its model instead. Checkpoints, predictions and
+    training texts are not uploaded.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]

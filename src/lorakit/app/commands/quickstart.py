@@ -108,7 +108,10 @@ FILES = {
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on stdout, everything else on stderr.")
 def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run: bool, as_json: bool) -> None:
-    """Train on the bundled data, score the model, and try it on new sentences. Runs sentiment and ner unless you name one."""
+    """Train on the bundled data, and try the model on new sentences.
+
+    Runs sentiment and ner unless you name one.
+    """
     if t5 and which in ("sentiment", "search"):
         raise ConfigError("--t5 only works with ner")
     if copy_data:

@@ -22,9 +22,9 @@ from lorakit.errors import OutputError
 @click.option("--dry-run", is_flag=True, help="Print the result, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def report(runs: tuple[Path, ...], out: Path | None, dry_run: bool, as_json: bool) -> None:
-    """Write RUN's report, a single HTML file, from the run folder alone.
+    """Write RUN's report, a single HTML file.
 
-    For several RUNs, write a page that compares them.
+    It is made of the run folder alone. For several RUNs, write a page that compares them.
     """
     from lorakit.app.report.comparison import Comparison, comparison_of
     from lorakit.app.report.page import FILE, Content, content_of, html
@@ -51,7 +51,7 @@ def report(runs: tuple[Path, ...], out: Path | None, dry_run: bool, as_json: boo
 @click.option("--dry-run", is_flag=True, help="Print the card, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print its path and header as JSON.")
 def card(run: Path, dry_run: bool, as_json: bool) -> None:
-    """Write RUN's model card (README.md next to its adapter) again, from the run folder alone."""
+    """Write RUN's model card again, README.md next to its adapter."""
     from lorakit.app.card import card_of, read_shipped, write_card
 
     text = card_of(read_shipped(run))
@@ -71,9 +71,10 @@ def card(run: Path, dry_run: bool, as_json: bool) -> None:
 @click.option("--choices", help="With --on: column of the choices, or several with commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: str | None) -> None:
-    """Test whether RUNs differ by more than chance, with paired tests on the same examples.
+    """Test whether RUNs differ by more than chance.
 
-    Runs that differ only in their seed form one group. The first group is compared with each of the others.
+    The tests are paired, on the same examples. Runs that differ only in their seed form one group. The first
+    group is compared with each of the others.
     """
     begin("loading the runs' answers" if on is None else "loading the runs")
     from lorakit.app.report.comparison import compare_runs

@@ -82,7 +82,9 @@ def serve(
     as_json: bool,
     **limits: float,
 ) -> None:
-    """Serve the adapters of RUNs, or of FOLDERs of runs, over HTTP. They all share one base model.
+    """Serve the adapters of RUNs, or of FOLDERs of runs, over HTTP.
+
+    They all share one base model.
 
     \b
     lorakit serve runs/reviews

@@ -68,7 +68,7 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> 
 @click.option("--dry-run", is_flag=True, help="Print the points, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sweep as JSON.")
 def sweep(recipe: Path, words: tuple[str, ...], as_json: bool, dry_run: bool, **values: Any) -> None:
-    """Train RECIPE with many settings, and show which ones work best.
+    """Train RECIPE with many settings, and show which work best.
 
     Values with commas form a grid. Write a list in brackets. Each run has its own folder, next to sweep.json and sweep.csv.
 
