@@ -51,7 +51,14 @@ GROUPS = {
 }
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 # Those whose module has another name
-MODULES = {"card": "report", "compare": "report", "evaluate": "predict", "import": "import_", "merge": "export"}
+MODULES = {
+    "card": "report",
+    "compare": "report",
+    "evaluate": "predict",
+    "import": "import_",
+    "merge": "export",
+    "mine": "embed",
+}
 CODES = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 
