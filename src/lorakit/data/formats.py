@@ -108,7 +108,8 @@ def check_exists(source: str) -> None:
     if path.suffix.lower() in endings or source.startswith((".", "/", "~")):
         siblings = path.parent.iterdir() if path.parent.is_dir() else []
         names = [sibling.name for sibling in siblings if sibling.suffix.lower() in endings]
-        raise DataError(f"{source}: no such file; {did_you_mean(path.name, names)}")
+        hint = f"; {did_you_mean(path.name, names)}" if names else ""
+        raise DataError(f"{source}: no such file{hint}")
 
 
 def format_of(source: str, path: Path, encoding: str | None = None, split: str = "train") -> str:
