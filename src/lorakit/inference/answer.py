@@ -62,7 +62,7 @@ class Most(NamedTuple):
 
 
 READ = Most(64, 256, 2048)  # encoders
-WRITTEN = Most(128, 128, 8192)  # text-to-text models
+WRITTEN = Most(128, 256, 16384)  # text-to-text models
 CHUNK = 4096  # examples answered together: enough to sort by length, few enough for memory
 
 

@@ -177,36 +177,44 @@ void softmax(T *scores, T *dropped, const Int *starts, const T *bias, const Int 
 }
 
 /* Attention of one query for each row: row i asks the first counts[i] keys of text rows[i], with a bias (H, counts) if not null.
-   q and y (N, H, width), keys and values (texts, H, W, width). */
+   q and y (N, H, width), keys and values (texts, W, H, width). */
 void attend_last(const T *q, const T *keys, const T *values, const T *bias, Int of_bias, const Int *rows, const Int *counts, T *y, Int N,
                  Int H, Int W, Int width) {
 #pragma omp parallel for
-    for (Int at = 0; at < N * H; at++) {
-        Int n = counts[at / H], head = at % H;
-        const T *own = q + at * width, *key = keys + (rows[at / H] * H + head) * W * width;
-        const T *value = values + (rows[at / H] * H + head) * W * width;
-        float e[n], sum = 0.f, most = -INFINITY, total[width];
-        for (Int j = 0; j < n; j++) {
-            float score = 0.f;
+    for (Int row = 0; row < N; row++) {
+        Int n = counts[row], d = H * width; /* a token's heads stand together, so that memory is read from end to end */
+        const T *own = q + row * d, *key = keys + rows[row] * W * d, *value = values + rows[row] * W * d;
+        float e[H][n], total[d];
+        for (Int j = 0; j < n; j++)
+            for (Int h = 0; h < H; h++) {
+                float score = 0.f;
 #pragma omp simd reduction(+ : score)
-            for (Int c = 0; c < width; c++)
-                score += load(own[c]) * load(key[j * width + c]);
-            e[j] = score + (bias ? load(bias[head * of_bias + j]) : 0.f);
-            most = e[j] > most ? e[j] : most;
-        }
+                for (Int c = 0; c < width; c++)
+                    score += load(own[h * width + c]) * load(key[j * d + h * width + c]);
+                e[h][j] = score + (bias ? load(bias[h * of_bias + j]) : 0.f);
+            }
+        for (Int h = 0; h < H; h++) {
+            float sum = 0.f, most = -INFINITY;
+            for (Int j = 0; j < n; j++)
+                most = e[h][j] > most ? e[h][j] : most;
 #pragma omp simd reduction(+ : sum)
-        for (Int j = 0; j < n; j++) {
-            e[j] = exp_of(e[j] - most);
-            sum += e[j];
+            for (Int j = 0; j < n; j++) {
+                e[h][j] = exp_of(e[h][j] - most);
+                sum += e[h][j];
+            }
+#pragma omp simd
+            for (Int j = 0; j < n; j++)
+                e[h][j] /= sum;
         }
         memset(total, 0, sizeof total);
         for (Int j = 0; j < n; j++)
+            for (Int h = 0; h < H; h++)
 #pragma omp simd
-            for (Int c = 0; c < width; c++)
-                total[c] += e[j] * load(value[j * width + c]);
+                for (Int c = 0; c < width; c++)
+                    total[h * width + c] += e[h][j] * load(value[j * d + h * width + c]);
 #pragma omp simd
-        for (Int c = 0; c < width; c++)
-            y[at * width + c] = store(total[c] / sum);
+        for (Int c = 0; c < d; c++)
+            y[row * d + c] = store(total[c]);
     }
 }
 

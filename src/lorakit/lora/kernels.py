@@ -253,11 +253,11 @@ def attend_last(
 
     The scores are not scaled, as in T5.
 
-    Shapes: q (R, heads, d), keys and values (B, heads, T, d), rows and counts (R,) of int64, bias (heads, T), to (R, heads, d).
+    Shapes: q (R, heads, d), keys and values (B, T, heads d), rows and counts (R,) of int64, bias (heads, T), to (R, heads, d).
     """
     q, y = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
     of_bias = 0 if bias is None else bias.stride(0)
-    sizes = (*q.shape[:2], keys.shape[2], q.shape[2])
+    sizes = (*q.shape[:2], keys.shape[1], q.shape[2])
     _call("attend_last", q.dtype, q, keys, values, bias, of_bias, rows, counts, y, *sizes)
     return y
 

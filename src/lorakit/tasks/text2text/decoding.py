@@ -317,20 +317,17 @@ class T5Steps:
         self.texts = self.rows = torch.arange(len(encoded))  # of each row that goes on, in `read` and in `written`
         self.counts = mask.sum(1)  # tokens of each text
         cross = [block.layer[1].EncDecAttention for block in self.decoder.block]
-        # keys and values of a block, each (B, heads, tokens, width): of the text, and of what is written
-        self.read = [(self._split(each.k(encoded)), self._split(each.v(encoded))) for each in cross]
-        room = encoded.new_empty(len(encoded), self.heads, FIRST, self.width)
+        # keys and values of a block, each (B, tokens, heads width): of the text, and of what is written
+        self.read = [(each.k(encoded), each.v(encoded)) for each in cross]
+        room = encoded.new_empty(len(encoded), FIRST, self.heads * self.width)
         self.written = [(room.clone(), room.clone()) for _ in cross]
         self.n = 0  # tokens written
         self._reserve(FIRST)
 
-    def _split(self, rows: Tensor) -> Tensor:
-        return rows.view(*rows.shape[:2], self.heads, self.width).transpose(1, 2).contiguous()
-
     def _reserve(self, room: int) -> None:
         """Room for so many tokens, and what attention adds for the distance of each two."""
         if self.n:
-            self.written = [(torch.cat([k, k], 2), torch.cat([v, v], 2)) for k, v in self.written]
+            self.written = [(torch.cat([k, k], 1), torch.cat([v, v], 1)) for k, v in self.written]
         self.bias = self.decoder.block[0].layer[0].SelfAttention.compute_bias(room, room)[0].contiguous()
 
     def keep(self, rows: Tensor) -> None:
@@ -342,15 +339,16 @@ class T5Steps:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """The states that the output layer reads, behind one more token of each row. Shapes: (R,) to (R, d)."""
-        if self.n == self.written[0][0].shape[2]:
+        if self.n == self.written[0][0].shape[1]:
             self._reserve(2 * self.n)
         x = self.decoder.embed_tokens(tokens[:, None])  # (R, 1, d)
-        at, counts = (self.rows, slice(None), self.n), torch.full_like(self.rows, self.n + 1)
+        counts = torch.full_like(self.rows, self.n + 1)
         by_head, by_row = (len(tokens), self.heads, self.width), (len(tokens), 1, -1)
         for block, (keys, values), of_text in zip(self.decoder.block, self.written, self.read, strict=True):
             own, cross, feed_forward = block.layer
             attention, h = own.SelfAttention, own.layer_norm(x)
-            keys[at], values[at] = attention.k(h).view(by_head), attention.v(h).view(by_head)
+            keys[:, self.n].index_copy_(0, self.rows, attention.k(h)[:, 0])
+            values[:, self.n].index_copy_(0, self.rows, attention.v(h)[:, 0])
             q, bias = attention.q(h).view(by_head), self.bias[:, self.n]
             y = attend_last(q, keys, values, self.rows, counts, bias=bias)
             x = x + attention.o(y.view(by_row))
