@@ -491,6 +491,14 @@ class Recipe(Section):
             raise ValueError("lora.init = 'loftq' needs a quantised base: set model.quantize = 'nf4'")
         return self
 
+    def check_processes(self, n: int) -> None:
+        """Refuse what cannot be trained in so many processes."""
+        if n > 1 and self.task.info.contrasts:
+            raise ConfigError(
+                f"task.name = {self.task.name!r} compares the texts of a whole batch, so it trains in one process, "
+                f"not in {n}; use train.micro_batch_size for a large batch"
+            )
+
     def with_keys(self, **sections: Mapping[str, Any]) -> Recipe:
         """The recipe with these values of these sections' keys, which are not checked."""
         copies = {name: getattr(self, name).model_copy(update=dict(values)) for name, values in sections.items()}

@@ -109,6 +109,11 @@ def test_what_gives_no_vector_is_refused(runs: Path) -> None:
         search.embed(TEXTS, dims=17)
 
 
+def test_several_processes_are_refused_before_they_start(cli: Cli, tables: Path) -> None:
+    done = cli("train", tables / "pairs.csv", "--model", "minilm", "--task", "embedding", "--nproc", 2)
+    assert done.code == 2 and done.err.count("trains in one process, not in 2") == 1
+
+
 @pytest.mark.parametrize("ending", ["npy", "parquet"])
 def test_command_writes_the_vectors_of_a_file(ending: str, runs: Path, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")

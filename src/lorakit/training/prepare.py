@@ -138,11 +138,7 @@ def prepare(
     Raises:
         LorakitError: a DataError, ModelError or ConfigError for whatever cannot be used; nothing was written.
     """
-    if ranks.size > 1 and recipe.task.info.contrasts:
-        raise ConfigError(
-            f"task.name = {recipe.task.name!r} compares the texts of a whole batch, so it trains in one process, "
-            f"not in {ranks.size}; use train.micro_batch_size for a large batch"
-        )
+    recipe.check_processes(ranks.size)
     device = pick_device(recipe.train.device, "train.device")
     # by measurement, so by one of them
     dtype = ranks.first(pick_dtype, recipe.model.dtype, recipe.train.method, device)

@@ -67,6 +67,7 @@ def train(
     path = recipe_file(what)
     recipe = with_folder(recipe, resume, Path("runs") / path.stem if path else None)
     if nproc > 1 and "LOCAL_RANK" not in os.environ:  # set by torchrun for the processes it starts
+        recipe.check_processes(nproc)
         return launch(words if is_named else [*words, f"output.dir={json.dumps(recipe.output.dir)}"], nproc)
     begin(f"{'checking' if dry_run else 'training'} {recipe.model.base} on {recipe.data.train}, in {recipe.output.dir}")
     from lorakit.app.api import train_recipe
