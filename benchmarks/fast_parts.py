@@ -32,8 +32,7 @@ from lorakit.runtime.device import DTYPES, cast_frozen_
 from lorakit.tasks.base import inputs_of
 from lorakit.tasks.sequence import SequenceClassification
 from lorakit.training.loop import Member, train
-from lorakit.training.prepare import trained_parameters
-from lorakit.training.schedule import Plan, make_optimizer
+from lorakit.training.schedule import Plan, make_optimizer, trained_parameters
 
 BUNDLED = Path(__file__).parent.parent / "src" / "lorakit" / "demo" / "reviews-train.csv"
 SETTINGS: Mapping[str, dict[str, Any]] = {

@@ -77,8 +77,8 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 def few_pairs() -> Iterator[None]:
     """Runs over few examples learn from few pairs, which take most of their time; test_contrast has as many as users have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorakit.training.contrast.EXAMPLES_PER_STEP", 100)
-        patch.setattr("lorakit.training.contrast.STEPS_PER_LABEL", 1)
+        patch.setattr("lorakit.training.head_start.EXAMPLES_PER_STEP", 100)
+        patch.setattr("lorakit.training.head_start.STEPS_PER_LABEL", 1)
         yield
 
 

@@ -18,8 +18,8 @@ from lorakit.models import ATTENTION, attend_in_few_passes
 from lorakit.tasks.base import inputs_of
 from lorakit.training.joint import keep_prefix
 from lorakit.training.loop import Member, train
-from lorakit.training.prepare import Prepared, prepare, trained_parameters
-from lorakit.training.schedule import make_optimizer
+from lorakit.training.prepare import Prepared, prepare
+from lorakit.training.schedule import make_optimizer, trained_parameters
 from tests.lora.test_speedups import adapted, assert_same
 from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
 from tests.tiny import logits, tiny, tiny_batch

@@ -21,8 +21,8 @@ from lorakit.runtime.distributed import ALONE, Ranks
 from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.training.joint import prepare_all
 from lorakit.training.loop import Member, train
-from lorakit.training.prepare import Prepared, prepare, trained_parameters
-from lorakit.training.schedule import make_optimizer
+from lorakit.training.prepare import Prepared, prepare
+from lorakit.training.schedule import make_optimizer, trained_parameters
 from tests.runs import changed, sections
 
 COSTS = ([5], [3, 3, 3], [100, 1, 1], [1, 1, 100], [7] * 8, [i * 7 % 20 + 1 for i in range(41)])

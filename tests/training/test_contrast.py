@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from lorakit.errors import ConfigError
 from lorakit.lora import routed
 from lorakit.lora.inits import named_generator
-from lorakit.training import contrast
+from lorakit.training import head_start
 from lorakit.training.budget import CONTRAST as CONTRAST_MOST
 from lorakit.training.budget import choose_head_start
 from lorakit.training.checkpoint import newest_checkpoint
-from lorakit.training.contrast import balanced, warm_up
+from lorakit.training.head_start import balanced, warm_up
 from lorakit.training.joint import prepare_all
 from lorakit.training.prepare import Prepared
 from tests.runs import Stopped, changed, fit, resumed, sections, start, stop_after
@@ -36,8 +36,8 @@ def test_batches_have_pairs_of_as_many_labels_as_fit() -> None:
 def test_draws_texts_of_a_label_together_and_leaves_the_base_and_other_adapters(
     sentence_bert: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contrast, "LR", 1e-2)  # for a model whose states hardly differ
-    monkeypatch.setattr(contrast, "STEPS_PER_LABEL", 10)
+    monkeypatch.setattr(head_start, "LR", 1e-2)  # for a model whose states hardly differ
+    monkeypatch.setattr(head_start, "STEPS_PER_LABEL", 10)
     raw = sections(sentence_bert, files)
     recipes = [
         changed(raw, "model.pooling=mean", "model.dropout=0", "lora.dropout=0", CONTRAST, f"train.seed={i}")

@@ -16,8 +16,8 @@ from lorakit.recipe import ChosenTrain
 from lorakit.task_info import TASKS
 from lorakit.tasks.base import rows_of
 from lorakit.training.loop import Member, train
-from lorakit.training.prepare import Prepared, prepare, trained_parameters
-from lorakit.training.schedule import Plan, lr_factor, make_optimizer
+from lorakit.training.prepare import Prepared, prepare
+from lorakit.training.schedule import Plan, lr_factor, make_optimizer, trained_parameters
 from tests.runs import changed, nearly, sections
 
 LENGTHS = [3 + i * 7 % 20 for i in range(41)]

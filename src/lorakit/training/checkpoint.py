@@ -22,9 +22,10 @@ from lorakit.runtime.device import random_state, seed_rank
 from lorakit.runtime.events import Note, Report
 from lorakit.runtime.files import atomic_folder, remove_folder
 from lorakit.training.loop import Member
-from lorakit.training.prepare import Prepared, as_if_alone
+from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History, Interval
 from lorakit.training.run_files import CHECKPOINTS
+from lorakit.training.schedule import as_if_alone
 
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"

@@ -19,13 +19,11 @@ from lorakit.lora import (
     Data,
     LoraConfig,
     ParameterCount,
-    SavedModule,
     Start,
     Target,
     add_adapter,
     count_parameters,
     delete_adapter,
-    hosts,
     loftq,
     quantize,
     start_from_data,
@@ -379,26 +377,3 @@ def _adapt(
     if starts_by_loftq and targets:
         loftq(model, original)
     return start.config, targets
-
-
-def trained_parameters(
-    model: nn.Module, adapter: str = "default"
-) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The trainable parameters of an adapter by path: LoRA factors, and parameters of modules trained in full.
-
-    The paths are those that it has as the only adapter of a model, named `default`.
-    """
-    saved_hosts = [path for path, host in hosts(model) if isinstance(host, SavedModule)]
-    has_lora = any(True for _ in hosts(model))
-    lora: dict[str, nn.Parameter] = {}
-    saved: dict[str, nn.Parameter] = {}
-    for path, parameter in model.named_parameters():
-        if parameter.requires_grad and (not has_lora or f".adapters.{adapter}." in path):
-            whole = not has_lora or any(path.startswith(host + ".") for host in saved_hosts)
-            (saved if whole else lora)[as_if_alone(path, adapter)] = parameter
-    return lora, saved
-
-
-def as_if_alone(path: str, adapter: str) -> str:
-    """The path of an adapter's tensor in a model that has no other one."""
-    return path.replace(f".adapters.{adapter}.", ".adapters.default.")

@@ -25,15 +25,15 @@ from lorakit.runtime.signals import ELSEWHERE, Stop
 from lorakit.tasks.base import Task
 from lorakit.tasks.metrics.bootstrap import goodness
 from lorakit.training.checkpoint import Checkpoint, Progress, checkpoint_of, restore, save_checkpoint
-from lorakit.training.contrast import warm_up
+from lorakit.training.head_start import warm_up
 from lorakit.training.joint import keep_prefix
 from lorakit.training.loop import LOSS_SCALE, Member, train
 from lorakit.training.parts import Part
-from lorakit.training.prepare import Prepared, trained_parameters
+from lorakit.training.prepare import Prepared
 from lorakit.training.progress import History, Interval, LossWatch
 from lorakit.training.results import Result, write_lines, write_results, write_shipped
 from lorakit.training.run_files import CHECKPOINTS, RECIPE
-from lorakit.training.schedule import make_optimizer
+from lorakit.training.schedule import make_optimizer, trained_parameters
 
 LOG_LINES = 400  # about how many loss lines metrics.jsonl has, whatever the run's length
 SKIPS_IN_A_ROW, SKIPS = 5, 50  # the most steps that train.non_finite = "skip" skips

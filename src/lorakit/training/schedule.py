@@ -1,4 +1,4 @@
-"""The plan of a run: the examples of each step, the learning rate, the optimizer."""
+"""The plan of a run: the examples of each step, the learning rate, what is trained and the optimizer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lorakit.data.batches import bucketed_batches, paired_batches
+from lorakit.lora import SavedModule, hosts
 from lorakit.recipe import ChosenTrain
 
 
@@ -69,6 +70,29 @@ def lr_factor(step: int, steps: int, config: ChosenTrain) -> float:
         return 1.0
     done = (step - warmup) / max(1, steps - warmup)
     return 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def trained_parameters(
+    model: nn.Module, adapter: str = "default"
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trainable parameters of an adapter by path: LoRA factors, and parameters of modules trained in full.
+
+    The paths are those that it has as the only adapter of a model, named `default`.
+    """
+    saved_hosts = [path for path, host in hosts(model) if isinstance(host, SavedModule)]
+    has_lora = any(True for _ in hosts(model))
+    lora: dict[str, nn.Parameter] = {}
+    saved: dict[str, nn.Parameter] = {}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad and (not has_lora or f".adapters.{adapter}." in path):
+            whole = not has_lora or any(path.startswith(host + ".") for host in saved_hosts)
+            (saved if whole else lora)[as_if_alone(path, adapter)] = parameter
+    return lora, saved
+
+
+def as_if_alone(path: str, adapter: str) -> str:
+    """The path of an adapter's tensor in a model that has no other one."""
+    return path.replace(f".adapters.{adapter}.", ".adapters.default.")
 
 
 def make_optimizer(
