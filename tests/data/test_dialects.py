@@ -265,7 +265,10 @@ def test_rows_of_words_are_grouped_to_sentences(save, asked):
     dataset = read(str(path), "words", columns=asked)
     assert [(e.words, e.tags) for e in dataset.examples] == [(("Ada", "left"), ("B-per", "O")), (("Oslo",), ("B-geo",))]
     assert [example.where for example in dataset.examples] == [f"{path}:2", f"{path}:4"]
-    assert f"{path}: each row is a word: words are column 'Word', sentences 'Sentence #'" in dataset.notes
+    assert (
+        dataset.notes[0] == f"{path}: each row is a word: words are column 'Word', tags 'Tag', sentences 'Sentence #'"
+    )
+    assert not any("'tokens'" in note for note in dataset.notes)  # of which the file has no column
 
 
 # The table in the documents

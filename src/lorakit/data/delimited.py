@@ -486,16 +486,14 @@ def word_rows(rows: Sequence[Row], options: Columns, source: str) -> tuple[list[
     for row in rows:
         name = str(row.values.get(sentence) or "").strip() or last
         if name not in sentences:
-            words, tags = list[Any](), list[Any]()  # under the names that the recipe has for them too
-            values = {"tokens": words, "ner_tags": tags, options.text or "tokens": words, label or "ner_tags": tags}
-            sentences[name] = Row(values, row.where)
+            sentences[name] = Row({"tokens": [], "ner_tags": []}, row.where, lined=True)
         elif name != last:
             raise DataError(f"{row.where}: sentence {name!r} continues after another one; sort the rows")
         last = name
         for key, column in (("tokens", word), ("ner_tags", tag)):
             sentences[name].values[key].append(row.values.get(column))
     return list(sentences.values()), [
-        f"{source}: each row is a word: words are column {word!r}, sentences {sentence!r}"
+        f"{source}: each row is a word: words are column {word!r}, tags {tag!r}, sentences {sentence!r}"
     ]
 
 
