@@ -320,23 +320,25 @@ def test_folders_number_themselves_unless_named(tmp_path: Path, monkeypatch: pyt
 def test_quickstart_trains_and_answers(
     cli: Cli, bert: Path, roberta: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, base in (("SENTIMENT", bert), ("ENTITIES", roberta)):
+    for name, base in (("FEW", bert), ("SENTIMENT", bert), ("ENTITIES", roberta)):
         raw = getattr(quickstart, name)
         data = {part: tmp_path / Path(source).name for part, source in raw["data"].items()}
         for part, file in data.items():  # the first lines of the whole data, to the end of a sentence
             lines = Path(raw["data"][part]).read_text().split("\n")
             n = lines.index("", 200) if file.suffix == ".conll" else 201
             file.write_text("\n".join(lines[:n]) + "\n")
-        tiny = {"model": {"base": str(base), "dtype": "fp32"}, "train": {**raw["train"], "max_steps": 1}}
+        tiny = {"model": {"base": str(base), "dtype": "fp32"}, "train": {**raw.get("train", {}), "max_steps": 1}}
         monkeypatch.setattr(quickstart, name, {**raw, **tiny, "data": {part: str(file) for part, file in data.items()}})
     (tmp_path / "there" / "quickstart-ner").mkdir(parents=True)  # the next free name is taken
     code, out, _ = cli("quickstart", "--out", "there")
     assert code == 0
     assert {p.name for p in (tmp_path / "there").glob("*/scores.json") for p in p.parents[:1]} == {
-        *("quickstart-ner-2", "quickstart-sentiment"),
+        *("quickstart-few", "quickstart-ner-2", "quickstart-sentiment"),
     }
     assert all(text in out for text in (*quickstart.UNSEEN_REVIEWS, *quickstart.UNSEEN_SENTENCES))
-    assert out.count("Open next:") == 2
+    assert out.count("Open next:") == 3
+    few, every = out.partition("it was trained on:\n")[2].splitlines()
+    assert few.startswith("     32: accuracy ") and every.startswith("    200: accuracy ")
 
 
 def test_quickstart_of_search_shows_the_base_beside_the_adapter(

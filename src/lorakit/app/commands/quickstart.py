@@ -57,6 +57,10 @@ SENTIMENT: dict[str, dict[str, Any]] = {
     "lora": {"r": 8, "alpha": 16.0},
     "train": {"epochs": 2, "batch_size": 32, "lr": 1e-3},
 }
+FEW: dict[str, dict[str, Any]] = {  # no option set, as by somebody who begins to label
+    "model": {"base": "minilm"},
+    "data": {"train": str(DEMO / "reviews-few.csv"), "validation": str(DEMO / "reviews-validation.csv")},
+}
 ENTITIES: dict[str, dict[str, Any]] = {
     "model": {"base": "minilm", "dropout": 0.0},
     "data": {"train": str(DEMO / "entities-train.conll"), "validation": str(DEMO / "entities-validation.conll")},
@@ -122,6 +126,7 @@ def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run:
         return Output([f"{name}: {DEMO / source}" for name, source in COPIES.items()], COPIES).show(as_json)
     systems: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {}  # by folder: what it is, and its recipe
     if which in ("sentiment", None) and not t5:
+        systems["quickstart-few"] = ("Sentiment of reviews, from 16 of each label, with no option set", FEW)
         systems["quickstart-sentiment"] = ("Sentiment of reviews: positive or negative", SENTIMENT)
     if which in ("ner", None) and t5:
         base = _t5_base()
@@ -137,6 +142,12 @@ def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run:
     begin(f"loading the base {'models' if len(systems) > 1 else 'model'}")
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         results = [_run(title, sections, free_folder(out / name)) for name, (title, sections) in systems.items()]
+        if "quickstart-few" in systems:
+            tell("\nSentiment, by the number of reviews it was trained on:")
+            for scores in (result.scores for result in results[:2]):
+                low, high = scores["intervals"]["accuracy"]
+                n = scores["examples"]["train"]
+                tell(f"  {n:>5,}: accuracy {scores['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})")
     if as_json:
         echo(json.dumps([{**result.scores, "run": str(result.folder)} for result in results]))
 
