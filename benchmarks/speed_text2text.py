@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import Column, Spent, gemm_peak, measured
-from speed_classification import BUNDLED, Counting, Job, read_answers, timed, write_answers
+from speed_classification import BUNDLED, PACKED, Counting, Job, read_answers, timed, write_answers
 
 R, ALPHA, LR, BATCH = 4, 16, 2e-4, 8
 TARGETS = r"encoder\.block\.[12]\.layer\.0\.SelfAttention\.(q|v)"
@@ -188,8 +188,8 @@ def lorakit_training(job: Job) -> Trained:
         for _ in train(ready.model, [member]):
             pass
     batches = [[items[i] for i in batch] for batch in ready.plan.batches(0)]
-    keys = ("input_ids", "labels")
-    padded = sum(len(batch) * max(len(item[key]) for item in batch) for batch in batches for key in keys)
+    counts = [[len(item[key]) for item in batch] for batch in batches for key in ("input_ids", "labels")]
+    padded = sum(sum(each) if PACKED in ready.kernels else len(each) * max(each) for each in counts)
     return Trained(ready.model.config, spent, padded)
 
 
