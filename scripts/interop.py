@@ -37,7 +37,7 @@ INTRO = f"""# Adapters to and from peft
 Written by `python scripts/interop.py --out docs/interop.md` ({VERSIONS}),
 on tiny random models and without a network. `tests/interop` runs a part of it with the other tests, and all of it with
 `LORAKIT_INTEROP=all`. On transformers 5.24.0 and torch 2.14.1 that part gives the same (2026-11-30). peft 0.21.2
-refuses nothing more there, but `add_adapter` of transformers and sentence-transformers asks for peft 0.22, which is not published.
+refuses nothing more there, but `add_adapter` of transformers and sentence-transformers asks for peft 0.22, which is not yet out.
 
 A cell is one architecture with one variant of LoRA, and stands for five checks:
 

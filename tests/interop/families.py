@@ -185,9 +185,9 @@ KNOWN = (
         "in this transformers its decoder gives other logits token by token than at once: refused",
     ),
     Known(
-        "axk[12]|deepseek_v[23]|hunyuan_v1_moe|qwen2_moe|qwen3_next",
+        "axk[12]|beam|deepseek_v[23]|hunyuan_v1_moe|qwen2_moe|qwen3_next",
         "in peft",
-        "differs by",
+        "differs by|RuntimeWarning: .*gate_up_proj",  # from transformers 5.24 on it warns of what it leaves out
         "peft takes targets named as the experts of transformers 4 for tensors of all experts, and so leaves out those of "
         "the shared expert",
     ),
