@@ -328,7 +328,8 @@ def test_mistakes_of_a_recipe_are_refused_without_torch() -> None:
 def test_missing_files_are_refused_without_torch() -> None:
     code = (
         "from lorakit.app.cli import main\n"
-        "for words in ('train nowhere.csv --model minilm', 'check nowhere.csv', 'predict nowhere text', 'report nowhere'):\n"
+        "train, mine = 'train nowhere.csv --model minilm', 'mine nowhere.csv --model minilm --out x.jsonl'\n"
+        "for words in (train, mine, 'check nowhere.csv', 'predict nowhere text', 'report nowhere'):\n"
         "    try:\n"
         "        main(words.split())\n"
         "    except SystemExit as end:\n"

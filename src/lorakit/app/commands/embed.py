@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import DEVICE, RUN
+from lorakit.app.arguments import DEVICE, RUN, check_sources
 from lorakit.app.printing import Output, begin, echo
 from lorakit.errors import ConfigError, DataError, OutputError
 
@@ -109,6 +109,7 @@ def mine(
     """
     if out.suffix != ".jsonl":
         raise OutputError(f"--out {out}: negatives are written as .jsonl")
+    check_sources([data])
     begin(f"reading {data}")
     from lorakit.data.example import Columns
     from lorakit.data.read import read, usual_pair

@@ -1,4 +1,4 @@
-"""What a run folder tells: `lorakit report`, `card` and `compare`."""
+"""`lorakit report`, `card` and `compare`: what can be written from run folders alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.app.arguments import RUN, named_columns
+from lorakit.app.arguments import RUN, check_sources, named_columns
 from lorakit.app.printing import Output, begin, echo
 from lorakit.errors import OutputError
 
@@ -76,6 +76,7 @@ def compare(runs: tuple[Path, ...], on: str | None, as_json: bool, **columns: st
     The tests are paired, on the same examples. Runs that differ only in their seed form one group. The first
     group is compared with each of the others.
     """
+    check_sources([on])
     begin("loading the runs' answers" if on is None else "loading the runs")
     from lorakit.app.report.comparison import compare_runs
 
