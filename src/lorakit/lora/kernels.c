@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef int64_t Int;
@@ -182,9 +183,9 @@ void attend_last(const T *q, const T *keys, const T *values, const T *bias, Int 
                  Int H, Int W, Int width) {
 #pragma omp parallel for
     for (Int row = 0; row < N; row++) {
-        Int n = counts[row], d = H * width; /* a token's heads stand together, so that memory is read from end to end */
+        Int n = counts[row], d = H * width; /* all heads of a token in turn, so that memory is read from end to end */
         const T *own = q + row * d, *key = keys + rows[row] * W * d, *value = values + rows[row] * W * d;
-        float e[H][n], total[d];
+        float (*e)[n] = malloc(H * n * sizeof(float)), total[d]; /* of long texts too large for a thread's stack */
         for (Int j = 0; j < n; j++)
             for (Int h = 0; h < H; h++) {
                 float score = 0.f;
@@ -215,6 +216,7 @@ void attend_last(const T *q, const T *keys, const T *values, const T *bias, Int 
 #pragma omp simd
         for (Int c = 0; c < d; c++)
             y[row * d + c] = store(total[c]);
+        free(e);
     }
 }
 
