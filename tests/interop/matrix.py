@@ -413,6 +413,7 @@ class Outcome(NamedTuple):
 
 def run_cell(architecture: str, variant: str, folder: Path) -> dict[str, Outcome]:
     """Every check of one cell, by name. `folder` is to be empty."""
+    torch.manual_seed(0)  # peft draws what its adapters start from
     case = Case(ARCHITECTURES[architecture], VARIANTS[variant], folder)
     if reason := not_applicable(case):
         return dict.fromkeys(CHECKS, Outcome("n/a", reason))
