@@ -478,7 +478,7 @@ class Recipe(Section):
             "train.shard_base = true: the shares of a batch": self.train.shard_base and self.task.info.contrasts,
         }
         if why := next((why for why, holds in against.items() if holds), None):
-            raise ValueError(f"{why} cannot be compared with each other, as task.name = {self.task.name!r} does")
+            raise ValueError(f"{why} cannot be compared with each other, which task.name = {self.task.name!r} needs")
         if self.model.pooling == "mean" and self.task.info.model_kind in ("token_classification", "text2text"):
             raise ValueError(f"model.pooling = 'mean' is for tasks that answer whole texts, not for {self.task.name}")
         if self.train.shard_base and (method == "full" or quantize != "none"):

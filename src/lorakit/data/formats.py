@@ -35,9 +35,8 @@ Reader = Callable[[Path, Columns, list[str]], Iterable[Row | DataError]]
 class Format(NamedTuple):
     """How the files of a format are read, and what is known of them."""
 
-    read: Callable[
-        ..., Iterable[Row | DataError]
-    ]  # a Reader; of a columnar file with the first row and columns to read
+    # A Reader; one of columnar files also takes the first row and the columns to read.
+    read: Callable[..., Iterable[Row | DataError]]
     endings: tuple[str, ...] = ()  # that mean it
     adapt: Adapter | None = None
     is_text: bool = True  # so that it has an encoding; else it may be columnar
@@ -100,7 +99,7 @@ def path_of(source: str) -> Path:
 
 
 def check_exists(source: str) -> None:
-    """Raise a DataError for the name of a file that does not exist; a pattern, a URL or an id of the hub is not looked up."""
+    """Raise a DataError if a source is the name of a missing file; patterns, URLs and ids of the hub are not checked."""
     path = path_of(source)
     if path.exists() or means_files(source):
         return

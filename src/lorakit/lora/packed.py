@@ -136,17 +136,17 @@ class Block(NamedTuple):
 
     def __call__(self, x: Tensor, texts: Texts, heads: int) -> Tensor:
         """Shapes: (texts.rows, d) to the same, or to one row a text."""
-        asking, rows = texts, x
+        queries, rows = texts, x
         if self.reads_first_row:
-            asking, rows = Texts(torch.arange(texts.n + 1), texts.n, 1, texts.n), x[texts.starts[:-1]]
+            queries, rows = Texts(torch.arange(texts.n + 1), texts.n, 1, texts.n), x[texts.starts[:-1]]
         q, k, v = (
             split(linear(own, of), linear.bias, of, heads)
-            for linear, own, of in ((self.query, rows, asking), (self.key, x, texts), (self.value, x, texts))
+            for linear, own, of in ((self.query, rows, queries), (self.key, x, texts), (self.value, x, texts))
         )
         y = attend(q, k, v, texts=texts, scaling=q.shape[-1] ** -0.5, drop=draw(self.attention_dropout))
-        y = self._add_norm(self.attended, merge_heads(y, asking), rows, asking, self.attention_norm)
-        hidden = gelu(self.up(y, asking), self.up.bias)
-        return self._add_norm(self.down, hidden, y, asking, self.norm)
+        y = self._add_norm(self.attended, merge_heads(y, queries), rows, queries, self.attention_norm)
+        hidden = gelu(self.up(y, queries), self.up.bias)
+        return self._add_norm(self.down, hidden, y, queries, self.norm)
 
     def _add_norm(self, linear: Linear, x: Tensor, residual: Tensor, texts: Texts, norm: nn.LayerNorm) -> Tensor:
         drop = draw(self.dropout)
@@ -254,13 +254,13 @@ def _forward_stack(
 
 
 def _attended(
-    attention: Any, h: Tensor, k: Tensor, v: Tensor, asking: Texts, texts: Texts, **biases: Tensor | None
+    attention: Any, h: Tensor, k: Tensor, v: Tensor, queries: Texts, texts: Texts, **biases: Tensor | None
 ) -> Tensor:
     q, k, v = (
-        split(rows, None, of, attention.n_heads) for rows, of in ((attention.q(h), asking), (k, texts), (v, texts))
+        split(rows, None, of, attention.n_heads) for rows, of in ((attention.q(h), queries), (k, texts), (v, texts))
     )
     drop = draw(attention.dropout if attention.training else 0.0)
-    y: Tensor = attention.o(merge_heads(attend(q, k, v, texts=texts, scaling=1.0, drop=drop, **biases), asking))
+    y: Tensor = attention.o(merge_heads(attend(q, k, v, texts=texts, scaling=1.0, drop=drop, **biases), queries))
     return y
 
 

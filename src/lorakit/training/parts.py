@@ -104,8 +104,10 @@ def read_parts(
 def in_folds(
     recipe: Recipe, examples: dict[str, Sequence[Example]], fold: int | None
 ) -> tuple[dict[str, Sequence[Example]], Sequence[int]]:
-    """The examples of each part, without validation data those of one fold as the validation part, unless it is None;
-    and the fold of each training example, none where there are validation data."""
+    """The examples of each part, and the fold of each training example; nothing changes where there are validation data.
+
+    Otherwise the examples of this fold become the validation part. With `fold` None, all are for training.
+    """
     if "validation" in examples:
         return examples, ()
     every = examples["train"]

@@ -273,8 +273,7 @@ def _load(recipe: Recipe, labels: tuple[str, ...], once: Once | None) -> BaseMod
 def _complete(
     recipe: Recipe, base: BaseModel, dtype: torch.dtype, examples: Sequence[Example], report: Report
 ) -> tuple[Recipe, torch.dtype]:
-    """The recipe with what it leaves to the base model, its dtype, its pooling and keys of the task, and the dtype; notes
-    on both."""
+    """The recipe with dtype, pooling and task settings that depend on the base model filled in, and the dtype."""
     info = recipe.task.info
     if dtype == torch.float16 and "t5" in (family := str(base.model.config.model_type)):  # type: ignore[union-attr]
         if recipe.model.dtype == "fp16":

@@ -25,8 +25,8 @@ def check(what: str, changes: tuple[str, ...], run: Path | None, as_json: bool, 
     """Check whether DATA is fit to train on, and list likely mistakes.
 
     DATA may be a RECIPE, which names its data. Prints counts, label balance and lengths, and looks for duplicates,
-    conflicting labels, rare labels, and texts shared by training and validation data. With --run
-    it also lists likely label errors. The last line is the verdict.
+    conflicting labels, rare labels, and texts shared by training and validation data. With --run it also lists
+    likely label errors. The last line is the verdict.
     """
     from lorakit.recipe import recipe_file
 

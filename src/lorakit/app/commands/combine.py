@@ -45,7 +45,7 @@ def combine(
 ) -> None:
     """Combine RUNs into one adapter: a weighted sum, TIES or DARE.
 
-    They have the same task and base.
+    They must have the same task and base model.
 
     \b
     lorakit combine runs/a runs/b --weights 0.7,0.3 --out runs/ab

@@ -97,7 +97,7 @@ def export_run(
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
     """Merge RUN's adapter into its base: a plain transformers folder.
 
-    It does not need lorakit.
+    The folder can be used without lorakit.
     """
     begin(f"merging {run}")
     with folder_to_write(out, dry_run) as place:

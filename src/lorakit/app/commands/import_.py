@@ -35,7 +35,7 @@ HEAD = re.compile(r".*\.(?:classifier|score|classifier\.out_proj)\.weight")  # t
 def import_(folder: Path, out: Path, labels: str | None, dry_run: bool, as_json: bool, **options: str | None) -> None:
     """Check an adapter trained with peft, and convert it.
 
-    Then it works with predict, evaluate, merge and export.
+    The result works with predict, evaluate, merge and export.
     """
     names = tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else ()
     with folder_to_write(out, dry_run) as place:

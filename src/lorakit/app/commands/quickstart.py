@@ -57,7 +57,7 @@ SENTIMENT: dict[str, dict[str, Any]] = {
     "lora": {"r": 8, "alpha": 16.0},
     "train": {"epochs": 2, "batch_size": 32, "lr": 1e-3},
 }
-FEW: dict[str, dict[str, Any]] = {  # no option set, as by somebody who begins to label
+FEW: dict[str, dict[str, Any]] = {  # no option set, like somebody who has just begun to label
     "model": {"base": "minilm"},
     "data": {"train": str(DEMO / "reviews-few.csv"), "validation": str(DEMO / "reviews-validation.csv")},
 }
