@@ -333,7 +333,7 @@ def test_quickstart_trains_and_answers(
     code, out, _ = cli("quickstart", "--out", "there")
     assert code == 0
     assert {p.name for p in (tmp_path / "there").glob("*/scores.json") for p in p.parents[:1]} == {
-        *("quickstart-few", "quickstart-ner-2", "quickstart-sentiment"),
+        *("quickstart-sentiment-few", "quickstart-ner-2", "quickstart-sentiment"),
     }
     assert all(text in out for text in (*quickstart.UNSEEN_REVIEWS, *quickstart.UNSEEN_SENTENCES))
     assert out.count("Open next:") == 3

@@ -126,7 +126,7 @@ def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run:
         return Output([f"{name}: {DEMO / source}" for name, source in COPIES.items()], COPIES).show(as_json)
     systems: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {}  # by folder: what it is, and its recipe
     if which in ("sentiment", None) and not t5:
-        systems["quickstart-few"] = ("Sentiment of reviews, from 16 of each label, with no option set", FEW)
+        systems["quickstart-sentiment-few"] = ("Sentiment of reviews, from 16 of each label, with no option set", FEW)
         systems["quickstart-sentiment"] = ("Sentiment of reviews: positive or negative", SENTIMENT)
     if which in ("ner", None) and t5:
         base = _t5_base()
@@ -142,7 +142,7 @@ def quickstart(which: str | None, t5: bool, out: Path, copy_data: bool, dry_run:
     begin(f"loading the base {'models' if len(systems) > 1 else 'model'}")
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         results = [_run(title, sections, free_folder(out / name)) for name, (title, sections) in systems.items()]
-        if "quickstart-few" in systems:
+        if "quickstart-sentiment-few" in systems:
             tell("\nSentiment, by the number of reviews it was trained on:")
             for scores in (result.scores for result in results[:2]):
                 low, high = scores["intervals"]["accuracy"]
