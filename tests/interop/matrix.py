@@ -48,6 +48,7 @@ NORMS = "DoRA's row norms come from expanding the square here, from the product 
 START = (
     "in memory, peft takes the start of PiSSA off the base weight; in the file, and here, it is taken off the update"
 )
+ORDER = "the same sums are added in another order"
 BIASES = "a trained bias is added to the layer's output here, and is a part of it in peft"
 VARIANTS: Mapping[str, Variant] = {
     "plain": Variant(lambda a: {"target_modules": a.targets}),
@@ -67,9 +68,13 @@ VARIANTS: Mapping[str, Variant] = {
     "layer subset": Variant(lambda a: {"target_modules": a.targets, "layers_to_transform": (a.block,)}),
     "modules_to_save": Variant(lambda a: {"target_modules": a.targets, "modules_to_save": (*a.head, a.also_saved)}),
     "token rows": Variant(
-        lambda a: {"target_modules": a.targets, "trainable_token_indices": TOKENS if a.model else {a.embedding: TOKENS}}
+        lambda a: {
+            "target_modules": a.targets,
+            "trainable_token_indices": TOKENS if a.model else {a.embedding: TOKENS},
+        },
+        near=ORDER,
     ),
-    "conv": Variant(lambda a: {"target_modules": a.conv}, needs=(nn.Conv1d, nn.Conv2d)),
+    "conv": Variant(lambda a: {"target_modules": a.conv}, needs=(nn.Conv1d, nn.Conv2d), near=ORDER),
     "MHA": Variant(lambda a: {"target_modules": ("attention",)}, needs=(nn.MultiheadAttention,)),
     "PiSSA converted": Variant(lambda a: {"target_modules": a.targets, "init_lora_weights": "pissa"}, near=START),
 }
