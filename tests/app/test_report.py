@@ -20,6 +20,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 
+from lorakit.app.arguments import next_folder
 from lorakit.app.report.answers import answer_of, baseline, marked
 from lorakit.app.report.charts import (
     AMBER,
@@ -261,8 +262,9 @@ def run_that(folder: Path, scored: list[float], n: int = 100, right: float = 0.8
     about = {"metric": "accuracy", "accuracy": right, "intervals": {"accuracy": [right - 0.1, right + 0.1]}}
     about |= {"examples": {"train": 400, "validation": n}, "evaluations": len(scored), "best_step": 10}
     by_label = {label: {"f1": right, "support": n / 2} for label in ("good", "bad")}
+    (path := folder / "a run").mkdir(exist_ok=True)
     return RunFiles(
-        path=folder / "a run",
+        path=path,
         scores=RunScores.model_validate({**about, "per_class": by_label, **scores}),
         lines=[Line(step=10 * i, validation={"accuracy": value}) for i, value in enumerate(scored)],
         predictions=[Prediction(text="x", expected=gold, label=given) for gold, given in pairs],
@@ -299,6 +301,20 @@ def test_verdict_says_how_the_run_went_and_what_would_help(tmp_path: Path, name:
     assert remedy in words and f"output.dir={run.path}-2" in words
     known = [word.partition("=")[0].split(".") for word in words]
     assert all(key in Recipe.model_fields[section].annotation.model_fields for section, key in known)
+
+
+def test_numbers_of_folders_go_on(tmp_path: Path) -> None:
+    for name in ("small", "small-2", "gpt-2"):
+        (tmp_path / name).mkdir()
+    free = [next_folder(tmp_path / name).name for name in ("small", "small-2", "gpt-2")]
+    assert free == ["small-3", "small-3", "gpt-2-2"]
+
+
+def test_texts_cut_are_a_share_of_all_texts(tmp_path: Path) -> None:
+    """Of 400 pairs, say: 50 cut texts are few."""
+    for texts, is_many in ({}, True), ({"train": 800}, False):
+        steps = verdict(run_that(tmp_path, [0.8], cut={"train": 50}, texts=texts)).next_steps
+        assert any("were truncated" in step for step in steps) == is_many
 
 
 def test_verdict_of_several_seeds_is_their_mean_and_what_the_middle_one_says(tmp_path: Path) -> None:

@@ -115,6 +115,13 @@ def free_folder(folder: Path) -> Path:
     return _series(folder)[-1]
 
 
+def next_folder(folder: Path) -> Path:
+    """The first free name after that of a run: runs/a-3 after runs/a-2, if there is a runs/a."""
+    name = re.sub(r"-\d+$", "", folder.name)
+    first = folder.with_name(name) if name else folder
+    return free_folder(first if first.exists() else folder)
+
+
 def _series(folder: Path) -> list[Path]:
     """NAME, NAME-2, NAME-3, ... up to the first that does not exist."""
     series = [folder]

@@ -108,7 +108,7 @@ def write_results(
     if "test" in prepared.parts:
         scores["test"] = task.evaluate(prepared.parts["test"].examples, test_answers).with_intervals()
     about = _about(prepared, history)
-    unused = {key for key in ("left_out", "cut", "base_score") if getattr(about, key) in ({}, None)}
+    unused = {key for key in ("left_out", "cut", "texts", "base_score") if getattr(about, key) in ({}, None)}
     scores.update(about.model_dump(exclude=unused))
     lines = []
     for example, answer in zip(part.examples, answers, strict=True):
@@ -141,6 +141,7 @@ def _about(prepared: Prepared, history: History) -> About:
         examples={name: len(part.examples) for name, part in prepared.parts.items()},
         left_out=prepared.left_out,
         cut=prepared.cut,
+        texts={name: prepared.task.info.texts_read(prepared.parts[name].items) for name in prepared.cut},
         method=prepared.recipe.train.method,
         parameters={
             "trainable": counts.trainable,

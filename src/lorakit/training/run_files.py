@@ -63,6 +63,7 @@ class About(_Open):
     examples: dict[str, int] = {}
     left_out: dict[str, int] = {}  # rows without a label
     cut: dict[str, int] = {}  # texts not read to their end, by part
+    texts: dict[str, int] = {}  # all texts of those parts: an example may have several
     method: str = "lora"
     parameters: dict[str, int] = {}
     train_seconds: float | None = None

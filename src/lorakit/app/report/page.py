@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, ClassVar, NamedTuple
 
+from lorakit.app.arguments import next_folder
 from lorakit.app.report.answers import Answer, answer_of, baseline, outcome, printable, short
 from lorakit.app.report.charts import (
     Chart,
@@ -166,7 +167,7 @@ def verdict(run: RunFiles) -> Verdict:
         number(scores.values.get(scores.metric)),
         f"{between}{n:,} {'examples in cross-validation' if scores.folds else 'validation examples'}",
         sentences("verdict", run, base, course),
-        sentences("next_steps", run, base, course),
+        sentences("next_steps", run, base, course, next_folder(run.path)),
     )
 
 
