@@ -107,7 +107,10 @@ def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
     """The end of an error message: the names nearest to `wrong`, or a short list of all names."""
     names = sorted(set(known))
     # comparing long names is slow, and a long name is not a misspelling of a short one
-    if len(wrong) <= MOST_CHARACTERS and (close := difflib.get_close_matches(wrong, names, n=most, cutoff=0.6)):
+    close = [name for name in names if name.casefold().strip() == wrong.casefold().strip()][:most]
+    if not close and len(wrong) <= MOST_CHARACTERS:
+        close = difflib.get_close_matches(wrong, names, n=most, cutoff=0.6)
+    if close:
         return f"did you mean {' or '.join(repr(name) for name in close)}?"
     if not names:
         return "there are none"

@@ -207,6 +207,7 @@ def test_fingerprint_is_the_sha256_of_the_file(save):
     ("wrong", "known", "end"),
     [
         ("qurey", ["query", "key"], "did you mean 'query'?"),
+        ("label", ["LABEL", "labels"], "did you mean 'LABEL'?"),
         ("x", ["b", "a"], "known: a, b"),
         ("x", [], "there are none"),
         ("x", [f"name {letter}" for letter in "abcdefghijklmn"], ", ..."),
