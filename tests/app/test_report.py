@@ -276,7 +276,7 @@ def run_that(folder: Path, scored: list[float], n: int = 100, right: float = 0.8
 
 
 VERDICTS = {
-    "early": ([0.5, 0.8, 0.7, 0.7, 0.7], {}, "the run (0.8000) is better by 30.0 points", "train.lr=0.0003"),
+    "early": ([0.5, 0.8, 0.6, 0.6, 0.6], {}, "the run (0.8000) is better by 30.0 points", "train.lr=0.0003"),
     "late": ([0.5, 0.6, 0.7, 0.8], {}, "This is the best of 4 evaluations", "train.epochs=8"),
     "chance": ([0.5, 0.5, 0.5], {"right": 0.5}, "is not better by more than chance", "train.lr=0.002"),
     "below": ([0.9, 0.8, 0.7], {"linear_probe": 0.95}, "accuracy 0.9500: the run is worse by 15.0", "train.lr=0.0002"),
@@ -315,6 +315,24 @@ def test_texts_cut_are_a_share_of_all_texts(tmp_path: Path) -> None:
     for texts, is_many in ({}, True), ({"train": 800}, False):
         steps = verdict(run_that(tmp_path, [0.8], cut={"train": 50}, texts=texts)).next_steps
         assert any("were truncated" in step for step in steps) == is_many
+
+
+def test_a_fall_within_the_interval_calls_for_nothing(tmp_path: Path) -> None:
+    for last, is_clear in ((0.75, False), (0.65, True)):
+        steps = verdict(run_that(tmp_path, [0.5, 0.8, 0.75, last, last])).next_steps  # 0.7 to 0.9
+        assert any("The best step was early" in step for step in steps) == is_clear
+
+
+def test_labels_in_two_spellings_come_first(tmp_path: Path) -> None:
+    by_label = {label: {"f1": 0.5, "support": 5} for label in ("No", "no", "yes")}
+    step = verdict(run_that(tmp_path, [0.5], right=0.5, n=20, per_class=by_label)).next_steps[0]
+    assert step.startswith("'No' / 'no' are learned as different labels. If they mean the same, spell them in one way")
+
+
+def test_few_examples_of_a_cross_validation_are_added_to_its_file(tmp_path: Path) -> None:
+    step = verdict(run_that(tmp_path, [0.5], right=0.5, n=20, folds=3)).next_steps[0]
+    assert step.startswith("20 examples cannot show whether it has learned anything. Label more, add them to ")
+    assert "data.validation" not in step
 
 
 def test_verdict_of_several_seeds_is_their_mean_and_what_the_middle_one_says(tmp_path: Path) -> None:

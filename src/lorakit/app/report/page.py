@@ -25,6 +25,7 @@ from lorakit.app.report.charts import (
     training_charts,
 )
 from lorakit.app.report.similarities import Similarities
+from lorakit.data.audit import alike
 from lorakit.runtime.files import atomic_text
 from lorakit.tasks.metrics.bootstrap import FEW, LOWER, SIGNIFICANT
 from lorakit.training.run_files import RunFiles, keeps_last, read_run, runs_of
@@ -194,8 +195,9 @@ class Course(NamedTuple):
     evaluations: int
     best: int  # step, by the metric
     last: int  # evaluated step
-    fell: bool  # whether the last evaluation was worse than the best
+    fell: bool  # whether the last evaluation was worse than the best, and the interval does not hold both
     rises: bool  # whether it was better than the one before
+    alike: Sequence[str] = ()  # groups of labels that people would read as one
     turned: tuple[int, float] | None = None  # step and validation loss from which on that rose while training's fell
     last_loss: float = 0.0  # on the validation examples
 
@@ -210,6 +212,8 @@ def course_of(run: RunFiles) -> Course:
     scored = scores_over_steps(run.lines, metric)
     sign = -1 if metric in LOWER else 1
     best = max(scored, key=lambda point: sign * point[1], default=(0, 0.0))
+    ends = (scored[-1][1], best[1]) if scored else ()
+    low, high = run.scores.intervals.get(metric, (math.inf, -math.inf))
     return Course(
         only=first.answer if first is not None and is_one else None,
         keeps_last=keeps_last(
@@ -218,8 +222,9 @@ def course_of(run: RunFiles) -> Course:
         evaluations=len(scored),
         best=round(best[0]),
         last=round(scored[-1][0]) if scored else 0,
-        fell=bool(scored) and scored[-1][1] != best[1],
+        fell=len(set(ends)) > 1 and not all(low <= end <= high for end in ends),
         rises=len(scored) > 1 and sign * scored[-1][1] > sign * scored[-2][1],
+        alike=[" / ".join(map(repr, group)) for group in alike(run.scores.by_label)],
         turned=_turned(losses := scores_over_steps(run.lines, "loss"), smoothed(points_of(run.lines, "loss"))),
         last_loss=losses[-1][1] if losses else 0.0,
     )
