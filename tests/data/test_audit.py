@@ -32,26 +32,26 @@ def test_clean_data_are_ready() -> None:
 def test_duplicates_are_counted_and_shown_but_are_no_problem() -> None:
     copies = [Example("text 3", "bad", where=f"text.csv:{90 + i}") for i in range(2)]
     (finding,) = audit({"train": [*clean(20), *copies]})
-    assert (finding.count, finding.is_problem, finding.places) == (2, False, ["text.csv:5 = 90"])
+    assert (finding.count, finding.is_problem, finding.places) == (2, False, ["text.csv:5 and 90"])
 
 
 def test_texts_with_two_labels_are_a_problem() -> None:
     other = Example("text 3", "good", where="text.csv:99")
     finding = found(train=[*clean(20), other])["conflicts"]
-    assert (finding.count, finding.is_problem, finding.places) == (1, True, ["text.csv:5 = 99: bad / good"])
+    assert (finding.count, finding.is_problem, finding.places) == (1, True, ["text.csv:5 and 99: bad / good"])
     assert verdict([finding]) == "1 problem: texts with different labels: 1"
 
 
 def test_sentences_tagged_in_two_ways_are_a_problem() -> None:
     tags = ([["O", "B-PER"], ["O", "O"], ["O", "B-PER"]] * RARE)[:-1]
     examples = [of_words(["hello", "Ada"], row, f"x:{i}") for i, row in enumerate(tags)]
-    assert found(train=examples)["conflicts"].places == ["x:0 = 1: 'Ada' B-PER / O"]
+    assert found(train=examples)["conflicts"].places == ["x:0 and 1: 'Ada' B-PER / O"]
 
 
 def test_differing_numbers_are_only_said() -> None:
     examples = [Example("same", 1.0, where="x:1"), Example("same", 2.5, where="x:2")]
     finding = found(train=examples)["conflicts"]
-    assert (finding.is_problem, finding.places) == (False, ["x:1 = 2: 1.0 / 2.5"])
+    assert (finding.is_problem, finding.places) == (False, ["x:1 and 2: 1.0 / 2.5"])
 
 
 def test_pairs_are_the_same_only_where_both_texts_are() -> None:
@@ -64,7 +64,7 @@ def test_texts_of_train_in_another_part_are_a_problem(part: str) -> None:
     there = [Example(text, LABELS[i % 2], where=f"o.csv:{i}") for i, text in enumerate(["text 1", " Text  2", "new"])]
     finding = found(train=clean(20), **{part: there})[f"overlap of train and {part}"]
     assert (finding.count, finding.is_problem) == (2, True)
-    assert finding.places == ["o.csv:0 = text.csv:3", "o.csv:1 = text.csv:4"]
+    assert finding.places == ["o.csv:0 and text.csv:3", "o.csv:1 and text.csv:4"]
     assert "2 (66.7%), 1 of them except for case or white space" in finding.text
 
 

@@ -240,4 +240,4 @@ def _together(group: Sequence[Example]) -> str:
     """The places of the first two, the file named once."""
     first, second = group[:2]
     (file, _, _), (other, _, line) = first.where.rpartition(":"), second.where.rpartition(":")
-    return f"{first.where} = {line if file == other else second.where}"
+    return f"{first.where} and {line if file == other else second.where}"

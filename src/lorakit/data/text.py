@@ -252,7 +252,7 @@ MOST_SHOWN = 80  # characters of a name in a message
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message: the first ones, and how many there are."""
-    every = list(names)
+    every = [name or "''" for name in names]  # the column of row numbers often has no name
     shown = ", ".join(n if len(n) <= MOST_SHOWN else n[: MOST_SHOWN - 3] + "..." for n in every[:MOST_NAMES])
     return shown if len(every) <= MOST_NAMES else f"{shown}, ... ({len(every):,} in all)"
 
