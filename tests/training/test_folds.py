@@ -84,8 +84,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return dict(newest_checkpoint(folder / "checkpoints")[0].tensors)
 
 
-@pytest.mark.parametrize("words", [("model.dropout=0", "lora.init=pissa"), ("lora.update=adalora", "train.patience=1")])
-def test_resumed_is_never_stopped(words: tuple[str, ...], bert: Path, files: Path, tmp_path: Path) -> None:
+def test_resumed_is_never_stopped(bert: Path, files: Path, tmp_path: Path) -> None:
+    words = ("lora.update=adalora", "lora.init=pissa", "train.patience=1")
     recipe = changed(folded(bert, files), *FOLDED, "train.checkpoint_every=3", *words)
     whole = fit(recipe, tmp_path / "whole")
     with pytest.raises(Stopped):

@@ -104,8 +104,7 @@ def test_run_from_a_probe_resumes_to_the_bit_and_is_the_same_beside_another(
         (tmp_path / str(i)).mkdir()
         runs.append(Run(member, tmp_path / str(i)))  # type: ignore[arg-type]
     fit_all(runs)
-    for i, name in enumerate(("0", "1")):
-        alone = fit(recipes[i], tmp_path / f"alone{i}").folder
+    for name, alone in (("0", whole), ("1", fit(recipes[1], tmp_path / "alone").folder)):
         assert json.loads((tmp_path / name / "scores.json").read_text())["linear_probe"] == pytest.approx(
             json.loads((alone / "scores.json").read_text())["linear_probe"]
         )

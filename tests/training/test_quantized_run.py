@@ -30,12 +30,11 @@ def quantized(model: torch.nn.Module) -> dict[str, str]:
 @pytest.mark.parametrize(
     "words",
     [
-        ("model.quantize=int8",),
         ("model.quantize=nf4", "model.dtype=bf16", "lora.use_dora=true"),
         ("model.quantize=nf4", "lora.init=loftq", "lora.target_modules=query"),
         ("model.quantize=int8", "train.method=head"),
     ],
-    ids=["int8", "nf4 bf16 dora", "nf4 loftq", "int8 head"],
+    ids=["nf4 bf16 dora", "nf4 loftq", "int8 head"],
 )
 def test_answers_are_restored_from_the_folder_and_kept_by_merging(
     raw: Sections, files: Path, tmp_path: Path, words: tuple[str, ...]

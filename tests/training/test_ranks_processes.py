@@ -58,11 +58,11 @@ def trained(raw: Sections, words: Sequence[str], resume: str | None = None) -> O
     return Outcome(len(events), result.scores, "", 0)
 
 
-TOGETHER = {"small": ["lora.r=2"], "other": ["train.seed=3", "lora.use_dora=true"], "short": ["train.max_steps=3"]}
+TOGETHER = {"small": ["lora.r=2", "train.max_steps=3"], "other": ["train.seed=3", "lora.use_dora=true"]}
 
 
 def together(raw: Sections, folder: Path) -> list[str]:
-    """Train three members in one pass, as one of several processes; the errors."""
+    """Train two members in one pass, as one of several processes; the errors."""
     recipes = [changed(raw, *STILL, *words, f"output.dir={folder / name}") for name, words in TOGETHER.items()]
     return [str(result) for result in train_recipes(recipes) if isinstance(result, LorakitError)]
 
