@@ -37,8 +37,15 @@ def generated(model: Any, batch: dict[str, torch.Tensor], **how: Any) -> list[li
     return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
-@pytest.mark.parametrize("architecture", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
-@pytest.mark.parametrize(("num_beams", "length_penalty"), [(2, 1.0), (5, 0.0), (2, 2.5), (3, -1.0)])
+@pytest.mark.parametrize(
+    ("architecture", "num_beams", "length_penalty"),
+    [
+        ("T5ForConditionalGeneration", 5, 0.0),
+        ("T5ForConditionalGeneration", 2, 2.5),
+        ("BartForConditionalGeneration", 2, 1.0),
+        ("BartForConditionalGeneration", 3, -1.0),
+    ],
+)
 def test_beams_are_those_of_generate(architecture: str, num_beams: int, length_penalty: float) -> None:
     n_ended = 0
     for seed in range(3):
