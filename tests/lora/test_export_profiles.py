@@ -36,8 +36,6 @@ PATTERNS = LoraConfig(
 )
 CASES = {
     "plain": (tiny_bert, QV),
-    "rslora": (tiny_bert, LoraConfig(r=4, target_modules=("query",), use_rslora=True)),
-    "patterns": (tiny_bert, PATTERNS),
     "patterns with rslora": (tiny_bert, LoraConfig(**{**vars(PATTERNS), "use_rslora": True})),
     "all-linear": (tiny_roberta, LoraConfig(r=4, modules_to_save=("classifier",))),
     "all-linear beside a pooler": (tiny_bert, LoraConfig(r=4, modules_to_save=HEAD)),

@@ -45,12 +45,9 @@ from tests.tiny import logits, randomized, tiny, tiny_batch, tiny_bert, tiny_t5
 WIDTH, HEADS = 32, 4
 PLACES: dict[str, dict[str, Any]] = {
     "lora_bias": {"lora_bias": True},
-    "bias of the targets": {"bias": "lora_only"},
-    "all biases": {"bias": "all"},
     "both kinds of bias": {"bias": "lora_only", "lora_bias": True},
     "all biases with DoRA": {"bias": "all", "use_dora": True},
     "token rows": {"trainable_token_indices": (7, 3, 11)},
-    "token rows by name": {"trainable_token_indices": {"position_embeddings": (0, 2)}},
     "rows of two embeddings": {"trainable_token_indices": {"position_embeddings": (1,), "word_embeddings": (6, 5)}},
 }
 place = pytest.mark.parametrize("settings", PLACES.values(), ids=PLACES)
@@ -196,7 +193,7 @@ TIED: dict[str, dict[str, Any]] = {
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # of peft, about merging
 @pytest.mark.parametrize(
     ("family", "name"),
-    [*(("T5", name) for name in TIED), *(("Bart", name) for name in ("shared", "rows of shared", "whole"))],
+    [*(("T5", name) for name in TIED), ("Bart", "shared")],
 )
 def test_what_is_tied_acts_where_it_is_called_here_and_in_peft(family: str, name: str, tmp_path: Path) -> None:
     """T5's and BART's encoder and decoder have embeddings of their own, tied to `shared`, which nothing calls."""

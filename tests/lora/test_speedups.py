@@ -187,7 +187,7 @@ IN_PLACE = {
             for name in IN_PLACE
             if name not in ("lora_fa, pissa", "vera, pissa", "adalora, pissa")
         ),
-        *((name, torch.bfloat16) for name in ("lora, pissa", "dora, kaiming", "biases", "a head and rows")),
+        ("dora, kaiming", torch.bfloat16),
     ],
     ids=str,
 )

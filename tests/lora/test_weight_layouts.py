@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
 from lorakit.lora import (
     LoraConfig,
-    adapter_parameters,
     add_adapter,
     delete_adapter,
     load_adapter,
@@ -22,9 +20,9 @@ from lorakit.lora import (
     select_targets,
     unmerge,
 )
+from tests.lora.oracle import CLOSE, fill, peft_load
 from tests.tiny import tiny_t5
 
-CLOSE = {"rtol": 0, "atol": 2e-6}  # the same sum in another order
 KINDS = ["emb", "padded", "conv", "reflected", "conv2", "fc"]
 # peft's convolutions forget the base's dilation and padding mode, so that its own merge differs from its forward.
 LIKE_PEFT = ["emb", "padded", "conv", "fc"]
@@ -58,26 +56,19 @@ def mixed() -> Mixed:
     return Mixed().eval()
 
 
-def shaken(model: nn.Module, config: LoraConfig) -> nn.Module:
+def adapted(model: nn.Module, config: LoraConfig) -> nn.Module:
     """The model with an adapter whose tensors are all away from their start."""
     add_adapter(model, config)
-    shake(model)
-    return model
-
-
-def shake(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(2)
-    for parameter in adapter_parameters(model).values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return fill(model)
 
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("kind", LIKE_PEFT)
 def test_peft_loads_our_folder_and_we_the_one_it_writes(kind: str, dora: bool, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=(kind,), use_dora=dora)
-    model, again = shaken(mixed(), config), mixed()
+    model, again = adapted(mixed(), config), mixed()
     save_adapter(model, tmp_path / "ours", config)
-    theirs = PeftModel.from_pretrained(mixed(), tmp_path / "ours").eval()
+    theirs = peft_load(mixed(), tmp_path / "ours")
     torch.testing.assert_close(theirs(IDS), model(IDS), **CLOSE)
     theirs.save_pretrained(tmp_path / "theirs")
     load_adapter(again, tmp_path / "theirs")
@@ -91,7 +82,7 @@ def test_starts_as_the_base_and_is_merged_and_unmerged(kind: str, settings: dict
     base, plain = model(IDS), mixed().state_dict()
     add_adapter(model, config)
     assert torch.equal(model(IDS), base)
-    shake(model)
+    fill(model)
     before = model(IDS)
     merge(model)
     torch.testing.assert_close(model(IDS), before, rtol=0, atol=1e-5)
@@ -113,7 +104,7 @@ def test_all_linear_leaves_embeddings_and_convolutions_alone() -> None:
 def test_lora_on_a_tied_embedding_leaves_the_output_layer_alone() -> None:
     model = tiny_t5().eval()
     head = model.lm_head.weight.detach().clone()
-    shaken(model, LoraConfig(r=4, target_modules=("shared",)))
+    adapted(model, LoraConfig(r=4, target_modules=("shared",)))
     merge(model)
     assert torch.equal(model.lm_head.weight, head)
     unmerge(model)
