@@ -611,9 +611,27 @@ def known_keys() -> list[str]:
     return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]  # type: ignore[union-attr]
 
 
+ELSEWHERE = {  # what peft, the Trainer and scikit-learn call some keys
+    "learning_rate": "train.lr",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.batch_size",
+    "random_state": "train.seed",
+    "output_dir": "output.dir",
+    "model_name": "model.base",
+    "max_seq_length": "data.max_length",
+    "test_size": "data.validation_share",
+    "class_weight": "task.class_weights",
+    "rank": "lora.r",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+}
+
+
 def full_key(name: str) -> str | None:
-    """The key of this name with its section, None if there is none: epochs is train.epochs."""
-    return next((key for key in known_keys() if key.partition(".")[2] == name.replace("-", "_")), None)
+    """The key of this name with its section, None if there is none: epochs and num_epochs are train.epochs."""
+    name = name.replace("-", "_")
+    return next((key for key in known_keys() if key.partition(".")[2] == name), ELSEWHERE.get(name))
 
 
 # pydantic's kinds of errors, in terms of JSON
@@ -648,8 +666,9 @@ def _problem_of(err: ValidationError, where: str, words: Mapping[str, str]) -> s
     path = [str(part)[:80] for part in problem["loc"][:2]]
     key, place = ".".join(path), words.get(".".join(path), where)[:200]
     if problem["type"] == "extra_forbidden":
+        meant = full_key(path[1]) if len(path) > 1 else None
         known = known_keys() if len(path) > 1 else list(Recipe.model_fields)
-        return f"{place}: unknown key {key!r}; {did_you_mean(key, known)}"
+        return f"{place}: unknown key {key!r}; {f'did you mean {meant!r}?' if meant else did_you_mean(key, known)}"
     if problem["type"] == "value_error":  # of a whole table; the message names its keys itself
         text = problem["msg"].removeprefix("Value error, ")
         place = next((word for key, word in words.items() if "." in key and key in text), place)

@@ -137,7 +137,7 @@ MISTAKES = (
     recipe("key nested deep", f"[train]\n{'.'.join('a' * 500)} = 1\n", "train.a: nested too deep"),
     recipe("not TOML", "[train\n", "r.toml", "not TOML", "line 8"),
     recipe("unknown section", "[tarin]\nlr = 1\n", "r.toml", "unknown key 'tarin'", "'train'"),
-    recipe("unknown key", "[train]\nlearning_rate = 1\n", "r.toml", "unknown key 'train.learning_rate'"),
+    recipe("unknown key", "[train]\nlearning_rate = 1\n", "r.toml", "'train.learning_rate'; did you mean 'train.lr'?"),
     recipe("section that is a value", "task = 3\n", "r.toml", "output.task"),
     recipe("no base", '[data]\ntrain = "a.csv"\n', "r.toml", "model", "missing", start=""),
     recipe("no data", "", "data.train is missing", start=BASE),

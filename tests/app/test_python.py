@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -72,13 +73,16 @@ def test_strings_and_shortcuts_stand_for_keys_of_sections(recipes: list[Recipe])
         ({"warmup": 0.1}, r"train\(\) has no argument 'warmup'; write train={'warmup': 0.1}"),
         ({"lr": 1.0, "train": {"lr": 2.0}}, r"lr=1.0 and train={'lr': 2.0}: set one of them"),
         ({"train": {"lrr": 2.0}}, r"train\(\): unknown key 'train.lrr'; did you mean 'train.lr'"),
+        ({"learning_rate": 2.0}, r"train\(\) has no argument 'learning_rate'; did you mean 'lr'\?"),
+        ({"lora": {"rank": 2}}, r"train\(\): unknown key 'lora.rank'; did you mean 'lora.r'\?"),
+        ({"data": [["A delight.", "good"]]}, r"train\(\): data is a list, not the name of a file; save it as one, or "),
         ({"train": 3}, r"train\(\): train = 3: should be a table"),
         ({"task": "regresion"}, r"train\(\): task.name = 'regresion': should be 'sequence_cla"),
     ],
 )
 def test_mistakes_name_the_argument(settings: dict[str, Any], message: str, recipes: list[Recipe]) -> None:
     with pytest.raises(ConfigError, match=message):
-        lorakit.train(model="minilm", data="reviews.csv", **settings)
+        lorakit.train(**{"model": "minilm", "data": "reviews.csv", **settings})
     assert recipes == []
 
 
@@ -95,6 +99,8 @@ def test_result_and_predictor_answer_and_are_short(
     assert result.predict(GOOD[0]) == lorakit.load(result.folder).predict(GOOD[0])
     assert repr(result).startswith(f"Result({str(result.folder)!r}, accuracy {result.scores['accuracy']:.4f} [")
     assert repr(result.predictor) == f"Predictor({str(bert)!r}, sequence_classification, 2 labels: bad, good)"
+    with pytest.raises(DataError, match="text 2 of 2: nan is neither a text nor a pair of texts"):
+        result.predict([GOOD[0], math.nan])  # type: ignore[list-item]
     with pytest.raises(OutputError, match=r"`lorakit report .*` writes it"):
         result.report()
     lorakit.train(**small, folder=tmp_path / "loud", verbose=True)

@@ -20,7 +20,7 @@ from lorakit.app.report.architecture import write_figures
 from lorakit.app.report.page import write_report
 from lorakit.app.trackers import Trackers, check_trackers
 from lorakit.errors import ConfigError, LorakitError, NumericsError, did_you_mean
-from lorakit.recipe import Recipe, known_keys
+from lorakit.recipe import Recipe, full_key, known_keys
 from lorakit.runtime.device import deterministic
 from lorakit.runtime.distributed import Ranks, joined
 from lorakit.runtime.events import Evaluated, Event, Note, Report, Started, Step, ignore
@@ -109,13 +109,20 @@ def _sections(given: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> dict[st
     for name, value in given.items():
         if isinstance(value, (str, Path)) and name in words:
             sections[name] = {words[name]: str(value)}
+        elif name == "data" and value is not None and not isinstance(value, Mapping):
+            raise ConfigError(
+                f"train(): data is a {type(value).__name__}, not the name of a file; save it as one, or train with "
+                "lorakit.TextClassifier(...).fit(texts, labels)"
+            )
         elif value is not None:
             sections[name] = dict(value) if isinstance(value, Mapping) else value
     for name, value in shortcuts.items():
         if name not in SHORTCUTS:
             keys = [key.split(".") for key in known_keys()]
             ways = [f"{section}={{{key!r}: {value!r}}}" for section, key in keys if key == name]
+            usual = [shortcut for shortcut, key in SHORTCUTS.items() if key == full_key(name)]
             hint = f"write {' or '.join(ways)}" if ways else did_you_mean(name, [*given, *SHORTCUTS])
+            hint = f"did you mean {usual[0]!r}?" if usual else hint
             raise ConfigError(f"train() has no argument {name!r}; {hint}")
         section, key = SHORTCUTS[name].split(".")
         table = sections.setdefault(section, {})

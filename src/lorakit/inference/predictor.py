@@ -71,6 +71,9 @@ class Predictor:
         if isinstance(texts, str):
             return self.predict([texts])[0]
         pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+        for number, pair in enumerate(pairs, start=1):  # a table's empty cells are NaN
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+                raise DataError(f"text {number} of {len(texts)}: {pair!r} is neither a text nor a pair of texts")
         examples = [Example(text, None, pair) for text, pair in pairs]
         for number, example in enumerate(examples, start=1):
             check_input(example, self.side, f"text {number} of {len(texts)}")
