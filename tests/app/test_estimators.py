@@ -250,6 +250,12 @@ def test_mistakes_in_texts_and_labels_are_one_line(bert: Path, X: Any, y: Any, m
     assert "\n" not in str(found.value)
 
 
+def test_labels_may_be_a_table_of_one_column(bert: Path) -> None:
+    column = np.array(LABELS)[:, None]
+    first, second = (TextClassifier(**short(bert)).fit(TEXTS, labels) for labels in (LABELS, column))
+    assert np.array_equal(first.predict_proba(TEXTS), second.predict_proba(TEXTS))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -165,7 +165,7 @@ class TextClassifier(ClassifierMixin, LoraEstimator):
             LorakitError: a text is empty, there are fewer than two labels, or an argument cannot be used.
             ValueError: the labels are numbers with fractions.
         """
-        texts, labels = paired(texts_of(X), listed(y, "y"))
+        texts, labels = paired(texts_of(X), targets_of(y))
         if any(isinstance(label, float) for label in labels):
             check_classification_targets(labels)
         classes = in_order(labels)
@@ -203,7 +203,7 @@ class TextRegressor(RegressorMixin, LoraEstimator):
         Raises:
             LorakitError: a text is empty, a number is not finite or all are the same, or an argument cannot be used.
         """
-        texts, numbers = paired(texts_of(X), listed(y, "y"))
+        texts, numbers = paired(texts_of(X), targets_of(y))
         return self._fit([{"text": a, "label": z, **b} for (a, b), z in zip(map(columns, texts), numbers, strict=True)])
 
     def predict(self, X: Any) -> Any:
@@ -306,6 +306,12 @@ def listed(values: Any, name: str) -> list[Any]:
     if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
         raise InputError(f"{name} = {values!r}: a list is expected, with an entry for each example")
     return list(values.tolist() if hasattr(values, "tolist") else map(unwrapped, values))
+
+
+def targets_of(y: Any) -> list[Any]:
+    """A label or number for each text; of a table with one column, as X may be one, its cells."""
+    rows = listed(y, "y")
+    return [row[0] for row in rows] if all(isinstance(row, list) and len(row) == 1 for row in rows) else rows
 
 
 def unwrapped(value: Any) -> Any:
