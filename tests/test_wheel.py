@@ -96,13 +96,17 @@ def test_commands_of_a_page_run_from_the_wheel_over_the_real_base(
     page: Path, tmp_path: Path, installed: dict[str, str]
 ) -> None:
     """As people type them: minilm and t5-demo themselves, a process for each command."""
-    shell, code = Shell(tmp_path, installed), ""
+    shell, code, ran = Shell(tmp_path, installed), "", ""
     for block in blocks(page):
         if block.title:
             (tmp_path / block.title).write_text(block.body, encoding="utf-8")
         elif block.reason is None and block.kind == "console":
+            if code != ran:  # what a page defines before a command stays defined after it
+                shell.python(code)
+                ran = code
             for line in block.commands:
                 shell.run(line)
         elif block.reason is None and block.kind == "python":
-            code += block.body  # later blocks use what earlier ones define
-            shell.python(code)
+            code += block.body
+    if code != ran:
+        shell.python(code)
