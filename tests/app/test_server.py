@@ -228,7 +228,7 @@ WRONG: list[tuple[Any, int, str]] = [
     ({"inputs": "a\0b"}, 422, "NUL"),
     ({"inputs": "a", "adapter": "mod"}, 404, "did you mean 'mood'?"),
     ({"inputs": "a", "adapter": "../mood"}, 404, "no adapter"),
-    ({"inputs": "a", "trunkate": True}, 422, "trunkate"),
+    ({"inputs": "a", "trunkate": True}, 422, "`trunkate`: no such field in this request"),
     ({"inputs": "a", "truncate": "yes"}, 422, "truncate"),
     ({"inputs": 7}, 422, "`inputs`: expected a text, a pair [a, b], or a batch"),
     ({"inputs": ["a", 7]}, 422, "`inputs`: expected a text, a pair [a, b], or a batch"),
@@ -253,6 +253,16 @@ def test_wrong_requests_are_refused_in_words(running: Running, body: Any, status
     assert (reply.status, sorted(reply.json)) == (status, ["error", "error_type"])
     assert message in reply.json["error"]
     assert len(reply.body) < 1_000 and "function" not in reply.json["error"]
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [("/docs", None, 404), ("/classify", {}, 404), ("/info", {}, 405)])
+def test_a_path_that_is_not_there_names_where_the_routes_are(
+    running: Running, path: str, body: Any, status: int
+) -> None:
+    reply = running.ask(path, body)
+    method = "GET" if body is None else "POST"
+    assert reply.status == status
+    assert reply.json["error"].startswith(f"there is no {method} on this path; the routes are in /openapi.json")
 
 
 def test_documents_say_which_errors_there_are(running: Running) -> None:

@@ -461,9 +461,13 @@ def _invalid(request: Request, err: Exception) -> Response:
     assert isinstance(err, RequestValidationError)
     first: Mapping[str, Any] = err.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:4])
-    return problem(422, f"`{place}`: {first['msg']}" if place else str(first["msg"]), path=request.url.path)
+    what = "no such field in this request" if first["type"] == "extra_forbidden" else str(first["msg"])
+    return problem(422, f"`{place}`: {what}" if place else what, path=request.url.path)
 
 
 def _http_error(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
-    return problem(err.status_code, str(err.detail), err.headers, request.url.path)
+    text = str(err.detail)
+    if text in ("Not Found", "Method Not Allowed"):  # which the framework says where no route fits
+        text = f"there is no {request.method} on this path; the routes are in /openapi.json, and GET / is a page to try them"
+    return problem(err.status_code, text, err.headers, request.url.path)
