@@ -91,7 +91,7 @@ def export_onnx(path: Path, out: Path, *, int8: bool = False, allow_base_mismatc
         facts["pytorch_batch_ms"] = torch_ms = _batch_ms(task, model, timed)
         line = (
             f"{ONNX}: {facts['size_mb']:.1f} MB, opset {OPSET}; {TIMED} texts take {facts['batch_ms']:.0f} ms, "
-            f"in PyTorch {torch_ms:.0f} ms ({torch.get_num_threads()} threads)"
+            f"in PyTorch {torch_ms:.0f} ms (threads: {torch.get_num_threads()})"
         )
         output = output.plus(Output([agreement.line(), line], facts))
         if int8:

@@ -162,11 +162,12 @@ def verdict(run: RunFiles) -> Verdict:
     if interval := scores.intervals.get(scores.metric):
         between = f"95 % interval {number(interval[0])} to {number(interval[1])}, "
     n = scores.examples.get("validation", len(run.predictions))
+    judged = "examples in cross-validation" if scores.folds else "validation example" + "s" * (n != 1)
     base, course = baseline(run.predictions, scores), course_of(run)
     return Verdict(
         scores.metric,
         number(scores.values.get(scores.metric)),
-        f"{between}{n:,} {'examples in cross-validation' if scores.folds else 'validation examples'}",
+        f"{between}{n:,} {judged}",
         sentences("verdict", run, base, course),
         sentences("next_steps", run, base, course, next_folder(run.path)),
     )
