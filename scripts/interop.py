@@ -35,21 +35,21 @@ VERSIONS = ", ".join(f"{lib.__name__} {lib.__version__.partition('+')[0]}" for l
 INTRO = f"""# Adapters to and from peft
 
 Written by `python scripts/interop.py --out docs/interop.md` ({VERSIONS}),
-on tiny random models and without a network. `tests/interop` runs a part of it with the other tests, and all of it with
-`LORAKIT_INTEROP=all`. On transformers 5.24.0 and torch 2.14.1 that part gives the same (2026-11-30). peft 0.21.2
-refuses nothing more there, but `add_adapter` of transformers and sentence-transformers asks for peft 0.22, which is not yet out.
+on tiny random models and without a network. `tests/interop` runs part of it with the other tests, and all of it with
+`LORAKIT_INTEROP=all`. On transformers 5.24.0 and torch 2.14.1 that part gives the same results (2026-11-30). There peft 0.21.2
+refuses nothing more, but `add_adapter` of transformers and sentence-transformers needs peft 0.22, which has not been released.
 
-A cell is one architecture with one variant of LoRA, and stands for five checks:
+Each cell is one architecture with one variant of LoRA. It stands for five checks:
 
 {{checks}}
 
 | sign | meaning |
 |---|---|
 | `=` | every check passes, with differences of exactly 0 |
-| `~` | every check passes, with differences of at most {TOLERANCE:g} (of the largest value, if above 1); why: see Near |
+| `~` | every check passes, with differences of at most {TOLERANCE:g} (of the largest value, if that is above 1); Near says why |
 | `differs` | no check passes |
-| `n/a` | the variant has no place in this model |
-| `[n]` | a check has no place here, or ends otherwise for a cause shown by the command, theirs or a refusal of ours; see Notes |
+| `n/a` | the variant cannot be applied to this model |
+| `[n]` | a check cannot be applied here, or does not pass for a reason that the command has verified; see Notes |
 
 """
 
@@ -115,16 +115,16 @@ def run_family(name: tuple[str, str]) -> Mapping[str, Outcome]:
 
 FAMILIES = f"""## Families
 
-Every family of transformers that has a class for a task, as a tiny random model with a tokenizer of words; five checks:
+Every family of transformers that has a class for one of these tasks, as a tiny random model with a tokenizer of words.
+There are five checks:
 
 {{checks}}
 
-`~`: every check passes, within {families.TOLERANCE:g} of the largest number; `refused`: with an error that says
-why, before anything is written; `n/a`: not tried; `-`: transformers has no class. {{counts}}
+`~`: every check passes, within {families.TOLERANCE:g} of the largest number. `refused`: we refuse the model before anything is
+written, with an error that says why. `n/a`: not tried. `-`: transformers has no such class. {{counts}}
 
-`presets`: `lora.target_modules` takes `query-value` and `attention`; without, a list of names or `all-linear`. Adapted linear
-layers are one function each in every family; in those of the last column a classifier also computes its last block for the
-first token alone, the others run it whole.
+`presets`: `lora.target_modules` can be `query-value` or `attention`; for other families use a list of names or `all-linear`.
+`last block`: a classifier computes the last block for the first token only; for other families it computes all of it.
 """
 
 

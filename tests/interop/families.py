@@ -134,14 +134,14 @@ OWN: dict[str, dict[str, Any]] = {  # what a family's config needs besides the s
     "zamba": MAMBA | {"mamba_dt_rank": 4, "layers_block_type": ["hybrid", "hybrid"]},
     "zamba2": MAMBA | {"n_mamba_heads": 2, "mamba_headdim": 16, "mamba_d_state": 8, "adapter_rank": 2, "chunk_size": 4},
 }
-NO_TEXT = "the family reads more than text: sound, images or places on a page"
+NO_TEXT = "the family does not read plain text: it needs sound, images or positions on a page"
 LEFT_OUT = {
     **dict.fromkeys(("audioflamingo3", "bros", "gemma3", "glmasr", "granite_speech", "qwen3_5"), NO_TEXT),
     **dict.fromkeys(("granite_speech_plus", "layoutlmv2", "layoutlmv3", "modernvbert", "qwen3_asr"), NO_TEXT),
     **dict.fromkeys(("moss_transcribe_diarize", "musicflamingo", "nemo_speechlm", "omniasr", "qwen2_audio"), NO_TEXT),
     **dict.fromkeys(("seamless_m4t", "seamless_m4t_v2", "t5gemma2", "ultravbert", "vibevoice_asr"), NO_TEXT),
     **dict.fromkeys(("voxtral", "voxtral_realtime"), NO_TEXT),
-    "encoder-decoder": "two models of any families put together",
+    "encoder-decoder": "it combines two models of any families",
 }
 # of the others too, for all that is known, but each takes half a minute
 EXPORTED = ("bert", "roberta", "distilbert", "modernbert", "xlm-roberta", "mpnet")
@@ -237,7 +237,7 @@ class Trained:
 
 
 def trains(made: Trained) -> float:
-    """A run ends by itself, and its adapter changes answers, all of them finite."""
+    """a run ends normally, and its adapter changes the answers, which are all finite."""
     plain, ours = made.logits(made.plain), made.logits(made.predictor.model)
     assert ours.isfinite().all(), "an answer is not finite"
     assert not torch.equal(plain, ours), "the adapter changes no answer"
@@ -245,7 +245,7 @@ def trains(made: Trained) -> float:
 
 
 def alone(made: Trained) -> float:
-    """A text's answer is the same alone as beside longer and shorter ones."""
+    """a text gets the same answer alone as in a batch with longer and shorter ones."""
     examples = [made.example(text) for text in TEXTS]
     together = made.predictor.answers(examples)
     return max(
@@ -254,19 +254,19 @@ def alone(made: Trained) -> float:
 
 
 def in_peft(made: Trained) -> float:
-    """peft loads the adapter on the same base, with the same answers."""
+    """peft loads the adapter on the same base, and gives the same answers."""
     return off(made.logits(peft_load(made.plain, made.run / "adapter")), made.logits(made.predictor.model))
 
 
 def merged(made: Trained) -> float:
-    """transformers loads the merged model, with the same answers."""
+    """transformers loads the merged model, and gives the same answers."""
     wanted, folder = made.logits(made.predictor.model), made.run.with_name("merged")
     load(made.run).merge_to(folder)
     return off(made.logits(getattr(transformers, made.kind.auto).from_pretrained(folder)), wanted)
 
 
 def exported(made: Trained) -> float:
-    """An ONNX file of it gives the same answers (of some families alone, since it takes long)."""
+    """its ONNX export gives the same answers (tried for a few families only, because it takes long)."""
     if made.family in EXPORTED and made.kind is KINDS["classification"]:
         export_onnx(made.run, made.run.with_name("onnx"))  # raises where they differ
     return 0.0

@@ -44,12 +44,12 @@ class Variant(NamedTuple):
     near: str = ""  # why values may differ by up to TOLERANCE
 
 
-NORMS = "DoRA's row norms come from expanding the square here, from the product B A in peft"
+NORMS = "we compute DoRA's row norms by expanding the square, peft from the product B A"
 START = (
     "in memory, peft takes the start of PiSSA off the base weight; in the file, and here, it is taken off the update"
 )
-ORDER = "the same sums are added in another order"
-BIASES = "a trained bias is added to the layer's output here, and is a part of it in peft"
+ORDER = "the same numbers are added in another order"
+BIASES = "we add a trained bias to the layer's output; in peft it is part of the layer"
 VARIANTS: Mapping[str, Variant] = {
     "plain": Variant(lambda a: {"target_modules": a.targets}),
     "rsLoRA": Variant(lambda a: {"target_modules": a.targets, "use_rslora": True}),
@@ -175,7 +175,7 @@ def base_logits(architecture: Architecture) -> Tensor:
 
 
 def ours_to_peft(case: Case) -> float:
-    """peft loads our folder with the same answers, and writes the same tensors and settings again."""
+    """peft loads our folder, gives the same answers, and writes the same tensors and settings again."""
     model = case.ours()
     folder = case.save(model, "ours")
     theirs = peft_load(case.base(), folder)
@@ -186,7 +186,7 @@ def ours_to_peft(case: Case) -> float:
 
 
 def peft_to_ours(case: Case) -> float:
-    """We load the folder that peft makes of the same settings, with the same answers, and write the same tensors."""
+    """we load the folder that peft writes for the same settings, give the same answers, and write the same tensors."""
     theirs, folder = peft_trained(case)
     model = case.base()
     config = load_adapter(model, folder)
@@ -196,7 +196,7 @@ def peft_to_ours(case: Case) -> float:
 
 
 def merged_equal(case: Case) -> float:
-    """Our merged model and the one that peft merges from our folder have the same weights and answers."""
+    """our merged model and the one that peft merges from our folder have the same weights and answers."""
     model = case.ours()
     theirs = peft_load(case.base(), case.save(model, "to-merge")).merge_and_unload()
     merged = merge_and_unload(model)
@@ -205,7 +205,7 @@ def merged_equal(case: Case) -> float:
 
 
 def save_load_save(case: Case) -> float:
-    """What is saved, loaded and saved again gives the same answers, and has the same bytes in both files."""
+    """an adapter that is saved, loaded and saved again gives the same answers, and both files have the same bytes."""
     model, loaded = case.ours(), case.base()
     first = case.save(model, "first")
     second = case.save(loaded, "second", load_adapter(loaded, first))
@@ -216,7 +216,7 @@ def save_load_save(case: Case) -> float:
 
 
 def auto_model(case: Case) -> float:
-    """AutoModelFor... of transformers loads our folder with the same answers, given the number of labels."""
+    """transformers' AutoModelFor... loads our folder and gives the same answers, if it is told the number of labels."""
     model = case.ours()
     return case.answers(case.auto(case.save(model, "auto", base=case.saved_base())), model)
 
