@@ -77,7 +77,7 @@ def test_train_data_prints_json_and_is_resumed_to_the_same_end_over_the_same_dat
     assert {"accuracy", "macro_f1", "parameters"} <= json.loads(out).keys()
     assert json.loads(out)["verdict"] == verdict_in(run).lines
     assert "text is column 'text'" in err
-    assert "its score comes from 3-fold cross-validation, chosen by seed 0" in err
+    assert "the score comes from 3-fold cross-validation: 3 models, each scored on" in err
     before = weights(run)
     code, _, err = cli(*words, "--resume", "auto")
     assert (code, "resumed after step 3" in err, weights(run)) == (0, True, before)

@@ -385,4 +385,5 @@ def test_labels_that_people_read_as_one_are_told(raw: Sections, files: Path, tmp
     events: list[Event] = []
     prepare(changed(raw, f"data.train={tmp_path / 'alike.csv'}"), events.append)
     told = [event.text for event in events if isinstance(event, Note)]
-    assert "labels that differ only in case, number format or invisible characters: 'Good' / 'good'" in told
+    note = "labels that differ only in case, number format or invisible characters: 'Good' / 'good'"
+    assert f"{note}; each is learned as a label of its own" in told

@@ -84,11 +84,13 @@ def read_parts(
         apart = f", and no {data.group} is on both sides" if data.group else ""
         chosen = f"chosen by seed {seed}, the same share of each label{apart}"
         if folds := count_folds(recipe, len(every)):
-            how = (
-                f"{folds}-fold cross-validation, {chosen}; data.folds = 0 is faster, and holds out {share:.0%} instead"
+            report(
+                Note(
+                    f"no data.validation: the score comes from {folds}-fold cross-validation: {folds} models, each scored on "
+                    f"examples that it has not seen, {chosen}; the saved model is trained on all {len(every)} examples; "
+                    f"data.folds = 0 is faster, and holds out {share:.0%} instead"
+                )
             )
-            ships = f"the adapter is trained on all {len(every)} examples"
-            report(Note(f"no data.validation: {ships}; its score comes from {how}"))
         else:
             examples["train"], examples["validation"] = split(every, share, seed, by_group=data.group is not None)
             n = len(examples["validation"])
@@ -167,7 +169,8 @@ def labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report:
         check_labels(recipe.task.name, part, labels)
     if groups := [" / ".join(map(repr, group)) for group in alike(labels)]:
         shown = ", ".join(groups[:5])
-        report(Note(f"labels that differ only in case, number format or invisible characters: {shown}"))
+        alone = "each is learned as a label of its own"
+        report(Note(f"labels that differ only in case, number format or invisible characters: {shown}; {alone}"))
     return labels
 
 
