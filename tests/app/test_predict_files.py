@@ -59,7 +59,8 @@ def test_ending_of_out_says_the_format(
     texts = ['Ada said "superb",\tand', "the film left Oslo", "a stale plot"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     for ending in ("jsonl", "csv", "tsv", "parquet"):
-        assert cli("predict", run, "--file", "in.jsonl", "--out", f"out.{ending}")[:2] == (0, "")
+        code, out, err = cli("predict", run, "--file", "in.jsonl", "--out", f"out.{ending}")
+        assert (code, out, err.splitlines()[-1]) == (0, "", f"out.{ending}: 3 answers")
     wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer["text"] for answer in wanted] == texts
     as_parquet = pq.read_table(tmp_path / "out.parquet").to_pylist(maps_as_pydicts="strict")

@@ -134,6 +134,7 @@ def predict(
         answers = chain.from_iterable(map(answerer.lines, chunks(examples)))
         if out is not None:
             stream_answers(out, answers, answerer.tasks, pairs=any(example.pair is not None for example in examples))
+            tell(f"{out}: {len(examples):,} answer{'s' * (len(examples) != 1)}", err=True)
         else:
             for answer in answers:
                 echo(json.dumps(answer, ensure_ascii=False))
