@@ -321,8 +321,9 @@ def _learn_pairs(runs: Sequence[Run]) -> Iterator[dict[Member, Step]]:
         folds = run.prepared.folds
         for fold, (prepared, member) in enumerate(zip((run.prepared, *folds), run.members, strict=True)):
             if prepared.contrasts and not member.done:
-                whose = f", and that of fold {fold} of {len(folds)}" if fold else " (train.head_start = 'contrast')"
-                run.report(Note(f"the adapter first learns from pairs of texts{whose}"))
+                whose = f" of fold {fold} of {len(folds)}" if fold else ""
+                why = "" if fold else " (train.head_start = 'contrast')"
+                run.report(Note(f"the adapter{whose} first learns from pairs of texts{why}"))
                 warm_up(prepared)
     yield from ()
 
