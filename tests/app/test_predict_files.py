@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lorakit.app.cli import how_to_go_on
+from lorakit.data.example import Columns
 from lorakit.inference import batch_scoring
 from lorakit.inference.predictor import load
 from tests.app.conftest import Cli
@@ -70,6 +72,18 @@ def test_ending_of_out_says_the_format(
         for column in {"probabilities", "entities"} & set(table):
             found = [{**row, column: json.loads(row[column])} for row in found]
         assert found == wanted
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_a_run_over_cp1252_reads_files_in_it_and_in_utf_8(cli: Cli, bert: Path, tmp_path: Path, encoding: str) -> None:
+    columns = dataclasses.asdict(Columns(encoding="cp1252"))
+    ship(tmp_path / "run", bert, "sequence_classification", ("bad", "good"), changes={"columns": columns})
+    (tmp_path / "in.csv").write_text("text,label\na café film,good\nthe plot,bad\n", encoding=encoding)
+    assert cli("predict", "run", "--file", "in.csv", "--out", "out.jsonl").code == 0
+    assert cli("predict", "run", "--file", "in.csv", "--out", "out", "--format", "jsonl").code == 0
+    single, shard = (read_lines(tmp_path / name)[0] for name in ("out.jsonl", "out/part-00000-000000000000.jsonl"))
+    assert (single["text"], shard["score"]) == ("a café film", pytest.approx(single["score"]))
+    assert load(tmp_path / "run").read_labelled(str(tmp_path / "in.csv")).examples[0].text == "a café film"
 
 
 def test_each_row_is_answered_by_its_adapter(cli: Cli, adapters: Path, tmp_path: Path) -> None:

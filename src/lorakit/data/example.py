@@ -9,10 +9,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorakit.data.spans import Overlaps, Span, trim
 from lorakit.data.tags import OUTSIDE
+from lorakit.data.text import is_utf8
 from lorakit.errors import DataError
 
 if TYPE_CHECKING:
@@ -80,9 +82,14 @@ class Columns:
     encoding: str | None = None  # of a text file; unset: UTF-8
     columns: Mapping[str, int] | None = None  # of CoNLL lines, from 1: {"word": 2, "tag": 3}; unset: told from them
 
-    def over(self, others: Columns) -> Columns:
-        """The others, but with the text, the pair, the label and the choices that are named here."""
+    def over(self, others: Columns, source: str | Path) -> Columns:
+        """The others, but with the text, the pair, the label and the choices that are named here.
+
+        The encoding of the others is that of the training data: a source that is valid UTF-8 is read as such.
+        """
         named = {role: name for role in ("text", "pair", "label", "choices") if (name := getattr(self, role))}
+        if others.encoding and Path(source).is_file() and is_utf8(Path(source)):
+            named["encoding"] = None
         return replace(others, **named)
 
 

@@ -189,6 +189,11 @@ def encoding_note(path: Path, encoding: str | None) -> list[str]:
     """What is to be said of a text file that is read by another encoding than UTF-8."""
     if encoding is None or _codec(path, encoding) == "utf-8-sig":
         return []
+    return [f"{path}: read as {encoding}" + (", but it is also valid UTF-8; check the texts" if is_utf8(path) else "")]
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a file has more than ASCII, and all of it is valid UTF-8."""
     decoder, is_ascii = codecs.getincrementaldecoder("utf-8")(), True
     try:
         with opened(path) as raw:
@@ -197,8 +202,8 @@ def encoding_note(path: Path, encoding: str | None) -> list[str]:
                 decoder.decode(block)
             decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        is_ascii = True
-    return [f"{path}: read as {encoding}" + ("" if is_ascii else ", but it is also valid UTF-8; check the texts")]
+        return False
+    return not is_ascii
 
 
 def _undecodable(path: Path, codec: str, err: UnicodeDecodeError) -> DataError:

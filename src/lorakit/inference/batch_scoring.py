@@ -102,11 +102,14 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
 
 def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Scoring:
     """Detect the columns in the first rows and check every file, before anything is written."""
-    heads = {path: [row for row in islice(stream(path), HEAD) if isinstance(row, Row)] for path in job.files}
+    heads = {
+        path: [row for row in islice(stream(path, options=_encoded(answerer, path)), HEAD) if isinstance(row, Row)]
+        for path in job.files
+    }
     path, head = next(((path, head) for path, head in heads.items() if head), (job.files[0], []))
     if not head:
         raise DataError(f"{path}: no record" + (", and none in the other files" if len(job.files) > 1 else ""))
-    table = Table(str(path), head, job.columns.over(answerer.columns), [])
+    table = Table(str(path), head, job.columns.over(answerer.columns, path), [])
     words = table.column("text", table.options.text) is None and table.column("words", None) is not None
     columns = table.options
     if columns.choices is not None:
@@ -131,6 +134,11 @@ def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -
             raise DataError(f"{other}: --keep {name} is {by_path[other]} here, and {first} in {job.files[0]}")
         types[name] = first or known["generated"]
     return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, types))
+
+
+def _encoded(answerer: Answerer, path: Path) -> Columns:
+    """How the bytes of a file are read: as UTF-8, or else as the training data."""
+    return Columns(encoding=Columns().over(answerer.columns, path).encoding)
 
 
 @dataclass
@@ -178,7 +186,8 @@ class _Scoring:
         choices = (choices,) if isinstance(choices, str) else choices
         roles = (self.columns.text, self.columns.pair, self.columns.label, *choices, *self.job.keep)
         # all columns are read if texts are lists of words
-        rows = stream(path, start, [n for n in roles if isinstance(n, str)] if self.columns.text else None)
+        names = [n for n in roles if isinstance(n, str)] if self.columns.text else None
+        rows = stream(path, start, names, _encoded(self.answerer, path))
         for first in count(start, size):
             if not (some := list(islice(rows, size))):
                 break

@@ -185,7 +185,7 @@ class Predictor:
 
     def read_labelled(self, source: str, columns: Columns = Columns(), format: str = "auto") -> Dataset:
         """Read labelled examples for the task; the columns are those of training unless others are named."""
-        columns = columns.over(self.side.columns)
+        columns = columns.over(self.side.columns, source)
         return read(source, self.task.info.wants, columns=columns, format=format, split="test")
 
     def evaluate(self, examples: Sequence[Example]) -> Scores:

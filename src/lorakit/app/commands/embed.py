@@ -56,7 +56,8 @@ def embed(
     from lorakit.runtime.files import atomic_file
 
     predictor = load(run, device=device, report=Screen())
-    dataset = read_texts(source, Columns(text or predictor.side.columns.text))
+    columns = predictor.side.columns
+    dataset = read_texts(source, Columns(text or columns.text, encoding=Columns().over(columns, source).encoding))
     for note in dataset.notes:
         echo(note, err=True)
     texts = [example.text for example in dataset.examples]

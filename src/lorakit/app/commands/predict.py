@@ -185,7 +185,7 @@ def _examples(
         Example(text, where=f"text {i} of {len(texts)}", choices=choice) for i, text in enumerate(texts, start=1)
     ]
     for source in sources:
-        dataset = read_texts(Path(source), columns.over(answerer.columns))
+        dataset = read_texts(Path(source), columns.over(answerer.columns, source))
         examples = dataset.examples
         for note in dataset.notes:
             echo(note, err=True)
