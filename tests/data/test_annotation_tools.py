@@ -86,7 +86,7 @@ def test_spans_that_are_not_of_a_text_are_refused(save, kind, export):
 
 
 @pytest.mark.parametrize("write", [task, minimal, as_csv], ids=["json", "json_min", "csv"])
-@settings(max_examples=10)  # of each of three forms, several files in each example
+@settings(max_examples=6)  # of each of three forms, several files in each example
 @given(file=FILES, units=st.booleans(), indent=st.sampled_from([None, 2]))
 def test_reading_label_studio_gives_back_what_was_written(folder, write, indent, file, units):
     file = [ANCHOR, *file]

@@ -40,8 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("arrow")
 
 
-@pytest.mark.parametrize("name", WRITERS)
-@given(rows=st.lists(st.tuples(TEXTS, TEXTS.map(str.strip)), min_size=1, max_size=4))
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS.map(str.strip)), min_size=1, max_size=4), name=st.sampled_from([*WRITERS]))
 def test_reading_gives_back_what_was_written(folder, name, rows):
     texts, labels = zip(*rows, strict=True)
     WRITERS[name](pa.table({"text": texts, "label": labels}), folder / name)

@@ -42,12 +42,19 @@ def as_jsonl(rows: Iterable[Sequence[str]], ascii_only: bool = True) -> str:
     return "".join(json.dumps({"text": t, "label": l}, ensure_ascii=ascii_only) + "\n" for t, l in rows)
 
 
-@pytest.mark.parametrize("bom", ["", "\ufeff"], ids=["plain", "bom"])
-@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL], ids=["minimal", "all"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize(
+    ("newline", "quoting", "bom"),
+    [
+        ("\n", csv.QUOTE_MINIMAL, "\ufeff"),
+        ("\n", csv.QUOTE_ALL, ""),
+        ("\r\n", csv.QUOTE_MINIMAL, ""),
+        ("\r\n", csv.QUOTE_ALL, "\ufeff"),
+        ("\r", csv.QUOTE_ALL, "\ufeff"),  # csv.writer leaves \n bare where it ends no line
+    ],
+    ids=repr,
+)
 def test_csv_keeps_every_text_in_order(save, newline, quoting, bom):
     rows = [(text, str(i)) for i, text in enumerate(NASTY)]
-    quoting = csv.QUOTE_ALL if newline == "\r" else quoting  # csv.writer leaves \n bare where it ends no line
     content = bom + as_csv(rows, newline, quoting)
     for each in (content, content.removesuffix(newline)):
         assert records(save("a.csv", each)) == rows
@@ -184,20 +191,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("written")
 
 
-@given(rows=ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
-def test_reading_csv_gives_back_what_was_written(folder, rows, newline):
-    path = folder / "a.csv"
-    path.write_bytes(as_csv(rows, newline, csv.QUOTE_ALL).encode())
-    assert records(path) == rows
-
-
 STRICT = pa.csv.ConvertOptions(strings_can_be_null=False, column_types={"text": pa.string(), "label": pa.string()})
 
 
-@given(rows=ROWS, newline=st.sampled_from(["\n", "\r\n"]))
-def test_csv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows, newline):
+@given(rows=ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_csv_is_what_was_written_and_read_as_strict_pyarrow_and_pandas_read_it(folder, rows, newline):
     path = folder / "b.csv"
     path.write_bytes(as_csv(rows, newline, csv.QUOTE_ALL).encode())
+    assert records(path) == rows
+    if newline == "\r":
+        return  # which pyarrow does not know
     quoted = pa.csv.ParseOptions(newlines_in_values=True)
     table = pa.csv.read_csv(path, parse_options=quoted, convert_options=STRICT)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -205,10 +208,14 @@ def test_csv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows, newline)
     assert found == [tuple(row.values()) for row in table.to_pylist()] == list(frame.itertuples(index=False, name=None))
 
 
-@given(rows=TSV_ROWS)
-def test_tsv_is_read_as_strict_pyarrow_and_pandas_read_it(folder, rows):
+@given(rows=TSV_ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_tsv_is_what_was_written_and_read_as_strict_pyarrow_and_pandas_read_it(folder, rows, newline):
     path = folder / "b.tsv"
-    path.write_bytes("\n".join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())
+    path.write_bytes(newline.join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())
+    kept = read(str(path), format="tsv").examples  # which keeps quotes that all fields have
+    assert [(example.text, example.label) for example in kept] == rows
+    if newline != "\n":
+        return
     plain = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
     table = pa.csv.read_csv(path, parse_options=plain, convert_options=STRICT)
     frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
@@ -221,11 +228,3 @@ def test_reading_jsonl_gives_back_what_was_written(folder, rows, ascii_only):
     path = folder / "a.jsonl"
     path.write_bytes(as_jsonl(rows, ascii_only).encode())
     assert records(path) == rows
-
-
-@given(rows=TSV_ROWS, newline=st.sampled_from(["\n", "\r\n", "\r"]))
-def test_reading_tsv_gives_back_what_was_written(folder, rows, newline):
-    path = folder / "a.tsv"
-    path.write_bytes(newline.join(["text\tlabel", *("\t".join(row) for row in rows), ""]).encode())
-    found = read(str(path), format="tsv").examples  # which keeps quotes that all fields have
-    assert [(example.text, example.label) for example in found] == rows
