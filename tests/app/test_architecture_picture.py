@@ -22,7 +22,6 @@ BLOCKS: dict[str, list[Mapping[str, list[str]]]] = {
     "BERT SEQ_CLS": [IN_BLOCK],
     "RoBERTa SEQ_CLS": [IN_BLOCK],
     "DistilBERT TOKEN_CLS": [IN_BLOCK],
-    "ELECTRA SEQ_CLS": [IN_BLOCK],
     "DeBERTa-v2 SEQ_CLS": [IN_BLOCK],
     "ALBERT SEQ_CLS": [IN_BLOCK],
     "ModernBERT SEQ_CLS": [FUSED],

@@ -12,9 +12,7 @@ import pytest
 from tests.app.conftest import Cli, every_command_reads
 
 
-@pytest.mark.parametrize(
-    ("form", "metric"), [("pairs", "ndcg_at_10"), ("scores", "spearman"), ("classes", "ndcg_at_10")]
-)
+@pytest.mark.parametrize(("form", "metric"), [("scores", "spearman"), ("classes", "ndcg_at_10")])
 def test_every_command_takes_a_run_of_an_embedding_model(
     form: str,
     metric: str,

@@ -23,19 +23,13 @@ from lorakit.lora.export_profiles import PROFILES
 from tests.app.conftest import Cli
 from tests.runs import changed, fit, sections
 
-AUTO = {
-    "bert_run": transformers.AutoModelForSequenceClassification,
-    "tagger_run": transformers.AutoModelForTokenClassification,
-    "t5_run": transformers.AutoModelForSeq2SeqLM,
-}
 PLAIN = [name for name, profile in PROFILES.items() if not profile.everything]
 
 
 def base_of(run: Path, auto: type) -> nn.Module:
     """The plain base model with a random head of the right size."""
     side = json.loads((run / "adapter" / "lorakit.json").read_text())
-    labels = {} if "Seq2Seq" in auto.__name__ else {"num_labels": len(side["labels"])}
-    return auto.from_pretrained(side["base"]["name"], **labels).eval()
+    return auto.from_pretrained(side["base"]["name"], num_labels=len(side["labels"])).eval()
 
 
 @torch.no_grad()
@@ -66,17 +60,14 @@ def test_consumers_of_the_command_line_are_the_profiles() -> None:
     assert set(CONSUMERS) == {*WHOLE, *PROFILES}
 
 
-@pytest.mark.parametrize("run", ["tagger_run"])
-def test_peft_reads_what_was_exported_for_it(
-    cli: Cli, request: pytest.FixtureRequest, run: str, tmp_path: Path
-) -> None:
-    folder = request.getfixturevalue(run)
-    code, out, _ = cli("export", folder, "--to", "peft", "--out", "out")
+def test_peft_reads_what_was_exported_for_it(cli: Cli, tagger_run: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("export", tagger_run, "--to", "peft", "--out", "out")
     assert code == 0, out
     assert out.startswith("nothing had to be changed\ncheck: read back from the files, logits differ by at most 0 ")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    theirs = peft.PeftModel.from_pretrained(base_of(folder, AUTO[run]), tmp_path / "out").eval()
-    torch.testing.assert_close(answers(theirs), answers(lorakit.load(folder).model), rtol=0, atol=1e-6)
+    base = base_of(tagger_run, transformers.AutoModelForTokenClassification)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    torch.testing.assert_close(answers(theirs), answers(lorakit.load(tagger_run).model), rtol=0, atol=1e-6)
 
 
 def test_check_reads_no_more_than_the_model_has_places_for(cli: Cli, bert: Path, files: Path, tmp_path: Path) -> None:
@@ -101,18 +92,14 @@ def test_what_was_tuned_fits_the_task_or_is_refused(
     assert ("not fit" in err) == (code != 0)
 
 
-@pytest.mark.parametrize("run", ["t5_run"])
-def test_merged_is_a_plain_model_with_the_same_answers(
-    cli: Cli, request: pytest.FixtureRequest, run: str, tmp_path: Path
-) -> None:
-    folder = request.getfixturevalue(run)
-    code, out, _ = cli("export", folder, "--to", "merged", "--out", "out")
+def test_merged_is_a_plain_model_with_the_same_answers(cli: Cli, t5_run: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("export", t5_run, "--to", "merged", "--out", "out")
     assert code == 0
     assert re.match(
         r"check: .* differ by at most \S+ \(largest \S+\), no answers differ\nexported for merged: out\n$", out
     )
-    plain = AUTO[run].from_pretrained(tmp_path / "out").eval()
-    torch.testing.assert_close(answers(plain), answers(lorakit.load(folder).model), rtol=0, atol=1e-5)
+    plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(answers(plain), answers(lorakit.load(t5_run).model), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("consumer", ["vllm", "llamacpp"])
@@ -136,7 +123,8 @@ def test_plain_consumers_get_factors_with_one_scaling(cli: Cli, mixed_run: Path,
 
 def test_head_that_was_split_off_completes_the_model(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
     cli("export", bert_run, "--to", "vllm", "--out", "out")
-    theirs = peft.PeftModel.from_pretrained(base_of(bert_run, AUTO["bert_run"]), tmp_path / "out").eval()
+    base = base_of(bert_run, transformers.AutoModelForSequenceClassification)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     head = load_file(tmp_path / "out" / "head" / "model.safetensors")
     assert {key.partition(".")[0] for key in head} == {"classifier", "bert"}  # the pooler was new as well
     theirs.base_model.model.load_state_dict(head, strict=False)

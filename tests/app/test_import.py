@@ -45,7 +45,7 @@ def probabilities(model: peft.PeftModel, base: Path) -> torch.Tensor:
     return model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.softmax(-1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True, "alpha_pattern": {"query": 2}}])
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"use_rslora": True, "alpha_pattern": {"query": 2}}])
 def test_imported_adapter_answers_as_peft_does(cli: Cli, bert: Path, tmp_path: Path, settings: Any) -> None:
     theirs = foreign(bert, tmp_path / "theirs", 3, **WITH_POOLER, **settings)
     code, out, err = cli("import", "theirs", "--out", "ours", "--labels", "bad,fair,good")

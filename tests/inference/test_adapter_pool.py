@@ -134,9 +134,8 @@ def test_answers_of_a_mixed_batch_are_those_of_each_predictor(
     assert max(in_one) == (1 if kind == "writers" else len(folders))
 
 
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_kinds_of_models_over_one_base_share_its_weights(
-    bert: Path, sentence_bert: Path, tmp_path: Path, sentences: list[str], quantize: str
+def test_kinds_of_models_over_one_quantised_base_share_its_weights(
+    bert: Path, sentence_bert: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
     kinds = {
         "labels": (bert, "sequence_classification", CLASSES),
@@ -145,7 +144,7 @@ def test_kinds_of_models_over_one_base_share_its_weights(
         "more tags": (bert, "token_classification", TAGS[:3]),
     }
     folders = {
-        name: ship(tmp_path / name, base, task, labels, seed=seed, changes={"quantize": quantize})
+        name: ship(tmp_path / name, base, task, labels, seed=seed, changes={"quantize": "nf4"})
         for seed, (name, (base, task, labels)) in enumerate(kinds.items())
     }
     queries = mixed(list(folders), sentences)
