@@ -82,6 +82,18 @@ def few_pairs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a recipe leaves open is little, for runs that need not be good: two epochs, two folds, no pictures and no report."""
+    from lorakit.training import budget
+
+    monkeypatch.setattr(budget, "TWO_LABELS", budget.TWO_LABELS._replace(epochs=2))
+    monkeypatch.setattr(budget, "ROWS", tuple(row._replace(epochs=2) for row in budget.ROWS))
+    monkeypatch.setattr("lorakit.training.parts.FOLDS", ((500, 2),))
+    monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
+    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: (folder / "report.html").write_text("<p>"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def base_read_once() -> Iterator[None]:
     """Base models are copies of what was read first, a tenth of the tests' time; `base_read_anew` is for tests of reading."""

@@ -44,12 +44,10 @@ def test_lora(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path) -> dict[str, Any]:
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path, short_runs: None) -> dict[str, Any]:
     """What the examples of `lorakit` take for given: files, two runs and lists, with a tiny base for minilm."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lorakit.model_files._minilm", lambda: bert)
-    monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
-    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: (folder / "report.html").write_text("<p>"))
     for table in ("lorakit.task_info.TASKS", "lorakit.data.formats.FORMATS", "lorakit.data.formats.ENDINGS"):
         place, _, name = table.rpartition(".")
         monkeypatch.setattr(table, dict(getattr(import_module(place), name)))

@@ -2,8 +2,8 @@
 
 Run in each page's order, in a folder of its own: blocks marked `console` (lines that begin with $) and `python`; a block with a
 title is the file of that name. A block below a comment `<!-- not run: reason -->` is left out, and listed by
-`test_what_is_not_run_says_why`. Three things are replaced, for time: base models by tiny ones of their family, files by their
-first records (a short file's are repeated, so that some can be held out), pictures and reports of training by none.
+`test_what_is_not_run_says_why`. Replaced, for time, are base models by tiny ones of their family, files by their first records
+(a short file's are repeated, so that some can be held out), and what is chosen for few examples by less (`short_runs`).
 """
 
 from __future__ import annotations
@@ -85,12 +85,10 @@ def blocks(page: Path) -> list[Block]:
 
 @pytest.fixture
 def desk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path, sentence_bert: Path, t5: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bert: Path, sentence_bert: Path, t5: Path, short_runs: None
 ) -> Callable[..., None]:
     """Run blocks one after the other in an empty folder, with tiny base models."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
-    monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: (folder / "report.html").write_text("<p>"))
     monkeypatch.setattr("lorakit.model_files._minilm", lambda: sentence_bert)
     monkeypatch.setattr("lorakit.model_files.T5_DEMO", t5)
     monkeypatch.setattr("lorakit.model_files._from_hub", lambda name, revision: t5 if "t5" in name else bert)
