@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.lora.kernels import attend_last, fits, likeliest
-from lorakit.tasks.base import IGNORE, Batch, Item, inputs_of, pad, pad_inputs
+from lorakit.tasks.base import IGNORE, Batch, inputs_of, pad
 from lorakit.tasks.sequence import SequenceTask
 from lorakit.tasks.text2text.entity_format import END, START, Node, Way
 
@@ -226,17 +226,7 @@ def allowed(paths: Iterable[Path]) -> set[int]:
     return {path.ids[0] for path in paths}
 
 
-# Source and target texts as items and batches, and the loss of a model that writes: what every text-to-text task shares.
-
-
-def collate(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """A padded batch. Shapes: input_ids, attention_mask (B, T); labels (B, target tokens); source (B, characters)."""
-    batch = pad_inputs(items, tokenizer)
-    batch["labels"] = pad([item["labels"] for item in items], IGNORE)
-    batch["n_targets"] = (batch["labels"] != IGNORE).sum(1)  # tokens to be written, the end token among them
-    if "source" in items[0]:
-        batch["source"] = pad([item["source"] for item in items], 0)
-    return batch
+# Targets as tokens, and the loss of a model that writes: what every text-to-text task shares.
 
 
 def target_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> list[list[int]]:
@@ -260,22 +250,6 @@ def output_layer_reads(model: Any, choose: Callable[[Tensor], Tensor]) -> Iterat
         hook.remove()
 
 
-def losses_of_rows(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed.
-
-    The decoder reads its start token and the tokens before each one, as in prediction; some families shift otherwise.
-    """
-    labels = batch["labels"]
-    is_target = labels != IGNORE
-    decoder_input = labels.masked_fill(~is_target, model.config.pad_token_id).roll(1, dims=1)
-    decoder_input[:, 0] = model.config.decoder_start_token_id
-    inputs = {**inputs_of(batch), "decoder_input_ids": decoder_input, "decoder_attention_mask": is_target.long()}
-    with output_layer_reads(model, lambda states: states[is_target]):
-        logits = model(**inputs, use_cache=False).logits  # (N, V)
-    losses = F.cross_entropy(logits.float(), labels[is_target], reduction="none")  # (N,)
-    return losses.new_zeros(labels.shape).masked_scatter(is_target, losses).sum(1)
-
-
 @dataclass(frozen=True)
 class WritingTask(SequenceTask):
     """A task whose answer to a text, or a pair of texts, a model writes."""
@@ -285,10 +259,22 @@ class WritingTask(SequenceTask):
         return pad(targets, IGNORE)
 
     def n_targets(self, labels: Tensor) -> Tensor:
-        return (labels != IGNORE).sum(1)
+        return (labels != IGNORE).sum(1)  # the end token among them
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return losses_of_rows(model, batch)
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        """Cross-entropy summed over the tokens to be written, (B,); of what is padding no logits are computed.
+
+        The decoder reads its start token and the tokens before each one, as in prediction; some families shift otherwise.
+        """
+        labels = batch["labels"]
+        is_target = labels != IGNORE
+        decoder_input = labels.masked_fill(~is_target, model.config.pad_token_id).roll(1, dims=1)
+        decoder_input[:, 0] = model.config.decoder_start_token_id
+        inputs = {**inputs_of(batch), "decoder_input_ids": decoder_input, "decoder_attention_mask": is_target.long()}
+        with output_layer_reads(model, lambda states: states[is_target]):
+            logits = model(**inputs, use_cache=False).logits  # (N, V)
+        losses = F.cross_entropy(logits.float(), labels[is_target], reduction="none")  # (N,)
+        return losses.new_zeros(labels.shape).masked_scatter(is_target, losses).sum(1)
 
 
 # A T5's decoder a token at a time, with keys and values in arrays of its own. transformers copies all keys of a row at each

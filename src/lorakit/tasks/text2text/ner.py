@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.data.example import Example
 from lorakit.data.tags import entities
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS
-from lorakit.tasks.base import Batch, Cut, Item, Task
+from lorakit.tasks.base import Batch, Cut, Item, pad
 from lorakit.tasks.metrics.bootstrap import Evaluation
 from lorakit.tasks.metrics.entities import entity_scores, entity_statistics
 from lorakit.tasks.metrics.labels import prf
-from lorakit.tasks.text2text.decoding import Language, Written, collate, decode, greedy, losses_of_rows, target_ids
+from lorakit.tasks.text2text.decoding import Language, WritingTask, Written, decode, greedy, target_ids
 from lorakit.tasks.text2text.entity_format import EntityFormat, Mention, Reading
 from lorakit.tasks.text2text.formats import make_format
 from lorakit.tasks.token_classification import entity_dicts
@@ -98,13 +98,10 @@ class Extracted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Text2TextNer(Task):
+class Text2TextNer(WritingTask):
     """NER as generation, in one of the `FORMATS`. The labels are entity types."""
 
     info = TASKS["text2text_ner"]
-    tokenizer: PreTrainedTokenizerBase
-    labels: tuple[str, ...]
-    max_length: int
     prefix: str = "ner: "
     max_target_length: int = 128
     constrained: bool = False
@@ -164,10 +161,10 @@ class Text2TextNer(Task):
         return Cut(texts, targets, lost)
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        return collate(items, self.tokenizer)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return losses_of_rows(model, batch)
+        batch = super().collate(items)
+        if self.constrained:
+            batch["source"] = pad([item["source"] for item in items], 0)  # (B, characters)
+        return batch
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Written]:
         languages = [self.language(row) for row in batch["source"].tolist()] if self.constrained else None
