@@ -103,13 +103,13 @@ def short(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def did_you_mean(wrong: str, known: Iterable[str], most: int = 3) -> str:
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """The end of an error message: the names nearest to `wrong`, or a short list of all names."""
     names = sorted(set(known))
     # comparing long names is slow, and a long name is not a misspelling of a short one
-    close = [name for name in names if name.casefold().strip() == wrong.casefold().strip()][:most]
+    close = [name for name in names if name.casefold().strip() == wrong.casefold().strip()][:3]
     if not close and len(wrong) <= MOST_CHARACTERS:
-        close = difflib.get_close_matches(wrong, names, n=most, cutoff=0.6)
+        close = difflib.get_close_matches(wrong, names)
     if close:
         return f"did you mean {' or '.join(repr(name) for name in close)}?"
     if not names:

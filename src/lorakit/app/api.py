@@ -271,7 +271,8 @@ def _train_seeds(recipe: Recipe, folder: Path, report: Report, resume: str | Non
         raise ConfigError(f"--resume {resume}: train.seeds has a checkpoint for each seed; use --resume auto")
     is_first = os.environ.get("RANK", "0") == "0"
     with group_folder(folder, recipe, resume, report) if is_first else nullcontext():
-        results = train_recipes(seed_recipes(recipe, folder), report=report, resume=resume)
+        recipes = [with_seed(recipe, seed, folder / f"{MEMBER}{seed}") for seed in recipe.train.seeds]
+        results = train_recipes(recipes, report=report, resume=resume)
         for seed, result in zip(recipe.train.seeds, results, strict=True):
             if isinstance(result, LorakitError):
                 report(Note(f"train.seed = {seed} failed:"))
@@ -305,11 +306,6 @@ def group_folder(folder: Path, recipe: Recipe, resume: str | None, report: Repor
             if not any(path.is_dir() for path in folder.iterdir()):
                 for path in {folder / name for name in BOOKS} - before:
                     path.unlink(missing_ok=True)
-
-
-def seed_recipes(recipe: Recipe, folder: Path) -> list[Recipe]:
-    """The recipe of each seed, with its own folder within `folder`."""
-    return [with_seed(recipe, seed, folder / f"{MEMBER}{seed}") for seed in recipe.train.seeds]
 
 
 def with_seed(recipe: Recipe, seed: int, folder: Path) -> Recipe:

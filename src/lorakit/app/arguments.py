@@ -207,6 +207,10 @@ DEVICE = click.option(
     help="Where the model runs. Default: on a GPU if there is one.",
 )
 
+ALLOW_MISMATCH = click.option(
+    "--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on."
+)
+
 
 @contextmanager
 def folder_to_write(out: Path, dry_run: bool) -> Iterator[Path]:

@@ -30,18 +30,8 @@ USUAL = {  # names of columns by role, as `plain_name` writes them
         *("topic", "emotion", "gold_label", "gold", "is_duplicate", "cats"),
     ),
     "target": (
-        *(
-            "target",
-            "summary",
-            "highlights",
-            "translation",
-            "answer",
-            "output",
-            "response",
-            "completion",
-            "target_text",
-        ),
-        *("reference", "paraphrase", "simplified", "label"),
+        *("target", "summary", "highlights", "translation", "answer", "output", "response", "completion"),
+        *("target_text", "reference", "paraphrase", "simplified", "label"),
     ),
     "question": (
         *("question", "question_stem", "stem", "premise", "ctx", "goal", "sent1", "sentence", "prompt", "context"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lorakit.app.arguments import RUN, check_free, folder_to_write
+from lorakit.app.arguments import ALLOW_MISMATCH, RUN, check_free, folder_to_write
 from lorakit.app.printing import Output, begin
 from lorakit.errors import ConfigError
 
@@ -28,7 +28,7 @@ CONSUMERS = ("peft", *WHOLE, "vllm", "llamacpp")
 @click.option("--base-name", metavar="ID", help="The base model's name in that program. Default: as in training.")
 @click.option("--dry-run", is_flag=True, help="Export and check, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+@ALLOW_MISMATCH
 def export(run: Path, to: str, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Write RUN's model or adapter in another program's format.
 
@@ -93,7 +93,7 @@ def export_run(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
 @click.option("--dry-run", is_flag=True, help="Merge and check, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+@ALLOW_MISMATCH
 def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatch: bool) -> None:
     """Merge RUN's adapter into its base: a plain transformers folder.
 
@@ -101,8 +101,6 @@ def merge(run: Path, out: Path, dry_run: bool, as_json: bool, allow_base_mismatc
     """
     begin(f"merging {run}")
     with folder_to_write(out, dry_run) as place:
-        from lorakit.app.export.adapters import merge as merge_run
-
-        lines, facts = merge_run(run, place, allow_base_mismatch=allow_base_mismatch)
+        lines, facts = export_run(run, "merged", place, allow_base_mismatch=allow_base_mismatch)
     end = [] if dry_run else [f"merged model: {out}"]
     Output([*lines, *end], {"merged": None if dry_run else str(out), "said": lines, **facts}).show(as_json)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorakit.app.arguments import DEVICE, RUN, Run, check_run, check_sources, named_columns
+from lorakit.app.arguments import ALLOW_MISMATCH, DEVICE, RUN, Run, check_run, check_sources, named_columns
 from lorakit.app.printing import begin, echo, tell
 from lorakit.errors import ConfigError, DataError, OutputError
 
@@ -38,7 +38,7 @@ FOLDER_OPTIONS = ("keep", "format", "shard_rows", "on_error", "as_json")
     type=click.Path(path_type=Path),
     help="Write to this .jsonl, .csv, .tsv or .parquet file, or in shards to a FOLDER (a name without suffix).",
 )
-@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+@ALLOW_MISMATCH
 @click.option(
     "--merge",
     is_flag=True,
@@ -241,7 +241,7 @@ def _in_words_of_options() -> Iterator[None]:
 @click.option("--format", "format_", default="auto", help="Format of DATA. Default: guessed from its name and content.")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Load the adapter onto a base model it was not trained on.")
+@ALLOW_MISMATCH
 def evaluate(
     run: Path, data: str, format_: str, as_json: bool, allow_base_mismatch: bool, device: str, **columns: str | None
 ) -> None:

@@ -52,14 +52,17 @@ def report(runs: tuple[Path, ...], out: Path | None, dry_run: bool, as_json: boo
 @click.option("--json", "as_json", is_flag=True, help="Print its path and header as JSON.")
 def card(run: Path, dry_run: bool, as_json: bool) -> None:
     """Write RUN's model card again, README.md next to its adapter."""
-    from lorakit.app.card import card_of, read_shipped, write_card
+    from lorakit.app.card import FILE, card_of, read_shipped
+    from lorakit.runtime.files import atomic_text
 
-    text = card_of(read_shipped(run))
-    place = None if dry_run else write_card(run)
+    files = read_shipped(run)
+    text, place = card_of(files), files.shipped / FILE
+    if not dry_run:
+        atomic_text(place, str(text))
     if as_json:
-        echo(json.dumps({"card": place and str(place), "data": text.data.to_dict()}))
+        echo(json.dumps({"card": None if dry_run else str(place), "data": text.data.to_dict()}))
     else:
-        echo(str(text) if place is None else f"card: {place}")
+        echo(str(text) if dry_run else f"card: {place}")
 
 
 @click.command()

@@ -74,8 +74,9 @@ class Agreement(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """All of it for programs."""
-        counts = {"texts": len(self.texts.examples), "own_texts": self.texts.n_own}
-        return counts | {
+        return {
+            "texts": len(self.texts.examples),
+            "own_texts": self.texts.n_own,
             "logits": self.logits,
             "largest_logit": self.largest_logit,
             "answers_differing": self.differing,

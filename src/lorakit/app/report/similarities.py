@@ -136,45 +136,29 @@ class Similarities:
 
     def worst(self) -> tuple[Sequence[str], list[Row]]:
         """Names of columns, and the rows that are furthest from what they should be, the worst first."""
+        own, texts = self.cosines.diagonal(), [_cell(p.text) for p in self.predictions]
+        seconds, expected = [_cell(p.pair) for p in self.predictions], [str(p.expected) for p in self.predictions]
         if self.has_scores:
-            own, scores = self.cosines.diagonal(), self._scores
+            scores = self._scores
             off = np.abs(own.argsort().argsort() - scores.argsort().argsort())
             return ("text", "second text", "score", "cosine"), [
-                (_cell(p.text), _cell(p.pair), f"{scores[i]:.3g}", f"{own[i]:.3f}")
+                (texts[i], seconds[i], f"{scores[i]:.3g}", f"{own[i]:.3f}")
                 for i in (-off).argsort(kind="stable")[:SHOWN]
-                for p in (self.predictions[i],)
             ]
         if not self.is_pairs:
             near = self._nearest()[:, 0]
-            wrong = [i for i, j in enumerate(near) if not self.belong[i, j]]
-            wrong.sort(key=lambda i: -self.cosines[i, near[i]])
+            wrong = [(i, j) for i, j in enumerate(near) if not self.belong[i, j]]
+            wrong.sort(key=lambda pair: -self.cosines[pair])
             return ("text", "label", "nearest text", "its label", "cosine"), [
-                (
-                    _cell(p.text),
-                    str(p.expected),
-                    _cell(other.text),
-                    str(other.expected),
-                    f"{self.cosines[i, near[i]]:.3f}",
-                )
-                for i in wrong[:SHOWN]
-                for p, other in ((self.predictions[i], self.predictions[near[i]]),)
+                (texts[i], expected[i], texts[j], expected[j], f"{self.cosines[i, j]:.3f}") for i, j in wrong[:SHOWN]
             ]
-        own = self.cosines.diagonal()
         others = np.where(self.belong, -np.inf, self.cosines)
         nearer, best = (others > own[:, None]).sum(1), others.argmax(1)
-        order = np.lexsort((own - others.max(1), -nearer))
+        order = [(i, best[i]) for i in np.lexsort((own - others.max(1), -nearer))[:SHOWN]]
         return ("text", "its own text", "cosine", "place", "nearest other text", "cosine of that"), [
-            (
-                _cell(p.text),
-                _cell(p.pair),
-                f"{own[i]:.3f}",
-                str(1 + nearer[i]),
-                _cell(other.pair),
-                f"{others[i, best[i]]:.3f}",
-            )
-            for i in order[:SHOWN]
-            if np.isfinite(others[i, best[i]])
-            for p, other in ((self.predictions[i], self.predictions[best[i]]),)
+            (texts[i], seconds[i], f"{own[i]:.3f}", str(1 + nearer[i]), seconds[j], f"{others[i, j]:.3f}")
+            for i, j in order
+            if np.isfinite(others[i, j])
         ]
 
     def neighbours(self) -> list[Row]:
