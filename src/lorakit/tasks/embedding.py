@@ -49,6 +49,13 @@ def form_of(example: Example) -> Form:
     return "pairs" if example.label is None else "scores"
 
 
+def correlations(examples: Sequence[Example], answers: Sequence[float]) -> dict[str, Statistic | Ranking]:
+    """How well numbers put pairs with scores in the order of these."""
+    gold = [example.label for example in examples if isinstance(example.label, float)]
+    every = number_statistics(gold, answers)
+    return {name: every[name] for name in SCORES["scores"]}
+
+
 def complete(section: TaskSection, layout: Layout, examples: Sequence[Example]) -> TaskSection:
     """The section with what the base's layout and the training data say where it says nothing.
 
@@ -196,13 +203,11 @@ class Embedding(Task):
         """Correlations of cosines with scores; or a search, by each first text among all second texts and
         negatives, or by each text of a class among all others."""
         form = form_of(examples[0])
-        statistics: dict[str, Statistic | Ranking] = {}
-        if form == "scores":
-            gold = [example.label for example in examples if isinstance(example.label, float)]
-            every = number_statistics(gold, [cosine(answer[0], answer[1]) for answer in answers])
-            statistics = {name: every[name] for name in SCORES[form]}
-        else:
-            statistics |= self._searched(form, examples, answers)
+        statistics: Mapping[str, Statistic | Ranking] = (
+            correlations(examples, [cosine(answer[0], answer[1]) for answer in answers])
+            if form == "scores"
+            else self._searched(form, examples, answers)
+        )
         return Evaluation(values(statistics), statistics)
 
     def _searched(self, form: Form, examples: Sequence[Example], answers: Sequence[Any]) -> dict[str, Statistic]:

@@ -18,10 +18,9 @@ from lorakit.pooling import Layout
 from lorakit.recipe import TaskSection
 from lorakit.task_info import TASKS, TaskInfo
 from lorakit.tasks.base import Batch, Cut, Item, inputs_of
-from lorakit.tasks.embedding import ANCHOR, NEGATIVE, SCORES, form_of
+from lorakit.tasks.embedding import ANCHOR, NEGATIVE, SCORES, correlations, form_of
 from lorakit.tasks.metrics.bootstrap import Evaluation, Ranking, Statistic
 from lorakit.tasks.metrics.labels import values
-from lorakit.tasks.metrics.numbers import number_statistics
 from lorakit.tasks.metrics.retrieval import retrieval_statistics
 from lorakit.tasks.sequence import SequenceTask, texts_of
 
@@ -215,15 +214,12 @@ class Reranker(SequenceTask):
     def evaluate(self, examples: Sequence[Example], answers: Sequence[list[float]]) -> Evaluation:
         """Correlations with scores; or how early a query's own text comes among it and its negatives, the last of
         equal ones."""
-        form = form_of(examples[0])
-        statistics: dict[str, Statistic | Ranking] = {}
-        if form == "scores":
-            gold = [example.label for example in examples if isinstance(example.label, float)]
-            every = number_statistics(gold, [answer[0] for answer in answers])
-            statistics = {name: every[name] for name in SCORES[form]}
+        statistics: Mapping[str, Statistic | Ranking]
+        if form_of(examples[0]) == "scores":
+            statistics = correlations(examples, [answer[0] for answer in answers])
         else:
             ranks = [np.array([sum(score >= own for score in others) + 1.0]) for own, *others in answers]
-            statistics |= retrieval_statistics(ranks, range(len(examples)), len(examples))
+            statistics = retrieval_statistics(ranks, range(len(examples)), len(examples))
         return Evaluation(values(statistics), statistics)
 
     def to_json(self, example: Example, answer: list[float]) -> dict[str, Any]:

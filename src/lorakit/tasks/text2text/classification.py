@@ -66,9 +66,6 @@ class Text2TextClassification(WritingTask):
         ids: list[list[int]] = self.tokenizer(text_target=list(self.labels))["input_ids"]
         return ids
 
-    def source(self, example: Example) -> str:
-        return self.prefix + example.text
-
     def target(self, example: Example) -> list[int]:
         return self.written[self.labels.index(self.expected(example))]
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorakit.data.example import Example
 from lorakit.lora.kernels import attend_last, fits, likeliest
 from lorakit.tasks.base import IGNORE, Batch, inputs_of, pad
 from lorakit.tasks.sequence import SequenceTask
@@ -253,6 +254,11 @@ def output_layer_reads(model: Any, choose: Callable[[Tensor], Tensor]) -> Iterat
 @dataclass(frozen=True)
 class WritingTask(SequenceTask):
     """A task whose answer to a text, or a pair of texts, a model writes."""
+
+    prefix: str = ""
+
+    def source(self, example: Example) -> str:
+        return self.prefix + example.text
 
     def stack(self, targets: Sequence[list[int]]) -> Tensor:
         """Tokens to be written. Shapes: (B, target tokens)."""

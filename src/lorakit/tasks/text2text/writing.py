@@ -36,7 +36,6 @@ class Text2Text(WritingTask):
     """Generation as it is: the target is written token by token, greedily or by beam search."""
 
     info = TASKS["text2text_generation"]
-    prefix: str = ""
     max_target_length: int = 128
     num_beams: int = 1
     length_penalty: float = 1.0
@@ -47,9 +46,6 @@ class Text2Text(WritingTask):
     ) -> Self:
         own = section.prefix, section.max_target_length, section.num_beams, section.length_penalty
         return cls(tokenizer, labels, max_length, *own)
-
-    def source(self, example: Example) -> str:
-        return self.prefix + example.text
 
     def encode(self, examples: Sequence[Example]) -> list[list[Item]]:
         encoded = super().encode(examples)
