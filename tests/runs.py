@@ -246,6 +246,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def scores_of(folder: Path) -> dict[str, Any]:
+    """What a run's scores.json says."""
+    scores: dict[str, Any] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return scores
+
+
 def nearly(value: Any, *, rel: float | None = None, abs: float = 1e-5) -> Any:
     """The same JSON, whose numbers compare with a tolerance."""
     if isinstance(value, dict):

@@ -20,6 +20,7 @@ import lorakit
 from lorakit.app.card import code, escaped, read_shipped, write_card
 from lorakit.errors import OutputError
 from tests.app.conftest import Cli
+from tests.runs import scores_of
 
 HOSTILE = (
     *("a|b", "`tick`", "``", "a\nb", "---", "x\n---\nlicense: mit", "<script>alert(1)</script>", "[x](javascript:y)"),
@@ -37,7 +38,7 @@ def run(bert_run: Path, tmp_path: Path) -> Path:
 
 def test_header_holds_the_scores_with_their_intervals(run: Path) -> None:
     card = ModelCard.load(write_card(run))
-    scores = json.loads((run / "scores.json").read_text())
+    scores = scores_of(run)
     found = {result.metric_type: result for result in card.data.eval_results or []}
     assert {name: result.metric_value for name, result in found.items()} == {
         name: scores[name] for name in scores["intervals"]
@@ -81,7 +82,7 @@ def test_its_python_answers_without_lorakit(kind: str, request: pytest.FixtureRe
 
 def test_model_after_full_fine_tuning_is_called_by_transformers(run: Path) -> None:
     (run / "adapter").rename(run / "model")
-    scores = json.loads((run / "scores.json").read_text())
+    scores = scores_of(run)
     (run / "scores.json").write_text(json.dumps({**scores, "method": "full"}))
     card = ModelCard.load(write_card(run))
     assert card.data.library_name == "transformers"

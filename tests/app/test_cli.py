@@ -21,7 +21,7 @@ from lorakit.app.commands import quickstart
 from lorakit.app.report.page import verdict_in
 from lorakit.recipe import RECIPES, known_keys, make_recipe, read_recipe, recipe_file
 from tests.app.conftest import Cli
-from tests.runs import Sections, changed, sections, weights
+from tests.runs import Sections, changed, scores_of, sections, weights
 
 FAST = ("model.dtype=fp32", "train.epochs=1", "train.batch_size=12", "train.lr=0.02")
 
@@ -47,7 +47,7 @@ def test_train_recipe_takes_changes_and_names_the_run_after_itself(
     folder = tmp_path / "runs" / "small"
     recipe = read_recipe(folder / "recipe.toml")
     assert (recipe.train.seed, recipe.lora.target_modules) == (4, ("query", "value"))
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = scores_of(folder)
     low, high = scores["intervals"]["accuracy"]
     assert f"accuracy           {scores['accuracy']:.4f} [{low:.3f}, {high:.3f}]" in out
     counts = scores["parameters"]
@@ -129,7 +129,7 @@ def test_run_is_evaluated_as_in_training_and_answers_and_is_inspected(
     cli: Cli, request: pytest.FixtureRequest, files: Path, name: str, ending: str, keys: list[str]
 ) -> None:
     run = request.getfixturevalue(name)
-    scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+    scores = scores_of(run)
     code, out, _ = cli("evaluate", run, files / f"validation.{ending}", "--json")
     evaluated = json.loads(out)
     assert code == 0

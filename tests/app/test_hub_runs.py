@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file, save_file
 
 from tests.fake_hub import TOKEN, Hub, Repo, serving
-from tests.runs import PEOPLE, PLACES, SPECIAL, WORDS, reviews
+from tests.runs import PEOPLE, PLACES, SPECIAL, WORDS, reviews, scores_of
 
 pytestmark = pytest.mark.slow
 
@@ -162,7 +162,7 @@ def test_reference_recipes_run_to_the_end_and_again_offline(hub: Hub, tmp_path: 
         for recipe, words in {"sst2-bert": (), "conll-t5": small}.items():
             done = lorakit("train", recipe, *words)
             assert done.code == 0, done.err
-            scores = json.loads((tmp_path / "runs" / recipe / "scores.json").read_text())
+            scores = scores_of(tmp_path / "runs" / recipe)
             assert scores["best_step"] > 0
             assert (tmp_path / "runs" / recipe / "report.html").exists()
         adapter = load_file(tmp_path / "runs" / "conll-t5" / "adapter" / "adapter_model.safetensors")

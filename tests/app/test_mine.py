@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from tests.app.conftest import Cli
 from tests.related import recipe, save_table
-from tests.runs import fit
+from tests.runs import fit, read_lines
 
 ROWS = [
     ("the film was superb", "a superb film"),
@@ -25,7 +25,7 @@ def test_negatives_are_the_nearest_texts_of_others(cli: Cli, encoder: Path, tmp_
     data = save_table(tmp_path / "pairs.csv", ["anchor", "positive"], ROWS)
     done = cli("mine", data, "--model", encoder, "--out", "mined.jsonl", "--negatives", 2, "--margin", 1, "--json")
     assert done.code == 0, done.err
-    lines = [json.loads(line) for line in Path("mined.jsonl").read_text().splitlines()]
+    lines = read_lines(Path("mined.jsonl"))
     assert json.loads(done.out) == {
         "out": "mined.jsonl",
         "pairs": 5,

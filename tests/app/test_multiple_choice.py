@@ -22,7 +22,7 @@ from lorakit.inference.predictor import Predictor
 from lorakit.training.prepare import prepare
 from tests.app.conftest import Cli, every_command_reads
 from tests.related import save_table
-from tests.runs import changed, fit, read_lines, sections
+from tests.runs import changed, fit, read_lines, scores_of, sections
 
 ROWS = [
     ("a good film", ("boring plot", "superb cast", "stale"), "B"),
@@ -49,7 +49,7 @@ def run(bert: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_run_learns_and_scores_what_it_answers(run: Path, files: Path) -> None:
-    scores = json.loads((run / "scores.json").read_text())
+    scores = scores_of(run)
     assert scores["accuracy"] > 0.7 and scores["metric"] == "accuracy"  # by chance 0.42
     low, high = scores["intervals"]["accuracy"]
     assert low <= scores["accuracy"] <= high
@@ -101,7 +101,7 @@ def test_checkpoint_of_transformers_is_gone_on_with(bert: Path, files: Path, run
     merge(run, tmp_path / "base")
     raw = sections(tmp_path / "base", files, "multiple_choice")
     again = fit(changed(raw, "train.max_steps=1"), tmp_path / "again").scores
-    assert again["base_score"] == pytest.approx(json.loads((run / "scores.json").read_text())["accuracy"])
+    assert again["base_score"] == pytest.approx(scores_of(run)["accuracy"])
 
 
 def test_every_command_takes_it(run: Path, bert: Path, files: Path, cli: Cli, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lorakit.app.on_ray import Scorer, deployment, score_on_ray, train_on_ray
 from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.inference.predictor import load
 from lorakit.recipe import Recipe
-from tests.runs import changed, reviews, sections, weights
+from tests.runs import changed, reviews, scores_of, sections, weights
 
 TEXTS = [text for text, _ in reviews(50)]
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -78,7 +78,7 @@ class TestRay:
         on_ray = train_on_ray(self.recipe(bert, files, tmp_path / "ray"), storage=str(tmp_path / "notes"))
         self.train_plainly(self.recipe(bert, files, tmp_path / "plain"))
         assert weights(on_ray.folder) == weights(tmp_path / "plain")
-        assert on_ray.scores["accuracy"] == json.loads((tmp_path / "plain" / "scores.json").read_text())["accuracy"]
+        assert on_ray.scores["accuracy"] == scores_of(tmp_path / "plain")["accuracy"]
         with pytest.raises(OutputError, match="exists already"):
             train_on_ray(self.recipe(bert, files, tmp_path / "ray"), storage=str(tmp_path / "notes"))
 

@@ -63,7 +63,7 @@ def test_ending_of_out_says_the_format(
     for ending in ("jsonl", "csv", "tsv", "parquet"):
         code, out, err = cli("predict", run, "--file", "in.jsonl", "--out", f"out.{ending}")
         assert (code, out, err.splitlines()[-1]) == (0, "", f"out.{ending}: 3 answers")
-    wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    wanted = read_lines(tmp_path / "out.jsonl")
     assert [answer["text"] for answer in wanted] == texts
     as_parquet = pq.read_table(tmp_path / "out.parquet").to_pylist(maps_as_pydicts="strict")
     assert [{key: value for key, value in answer.items() if key != "generated"} for answer in as_parquet] == wanted

@@ -23,7 +23,7 @@ from lorakit.errors import ConfigError, DataError, NumericsError, OutputError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Evaluated, Event, Started
 from lorakit.training.results import Result
-from tests.runs import GOOD, changed, sections, weights, write_entities, write_reviews
+from tests.runs import GOOD, changed, scores_of, sections, weights, write_entities, write_reviews
 
 ROOT = Path(__file__).parents[2]
 
@@ -199,8 +199,8 @@ def test_train_seeds_leaves_mean_and_sample_deviation_beside_a_run_for_each(
     several = recipe(bert, files, tmp_path / "several", "train.seeds=3,1", "train.epochs=1")
     found = train_recipe(several)
     runs = [found.folder / "seed-3", found.folder / "seed-1"]
-    each = [json.loads((run / "scores.json").read_text())["nll"] for run in runs]
-    scores = json.loads((found.folder / "scores.json").read_text())
+    each = [scores_of(run)["nll"] for run in runs]
+    scores = scores_of(found.folder)
     assert scores["nll"] == pytest.approx(statistics.fmean(each))
     assert scores["deviation"]["nll"] == pytest.approx(statistics.stdev(each)) and each[0] != each[1]
     assert (scores["n"], scores["seeds"]) == (2, [3, 1])

@@ -40,7 +40,7 @@ from lorakit.tasks.metrics.bootstrap import wilson
 from lorakit.training.run_files import Line, Prediction, RunFiles, RunScores, Span, read_run
 from tests.app.conftest import Cli
 from tests.browser import PATH, Tab, browser
-from tests.runs import changed, fit, sections
+from tests.runs import changed, fit, scores_of, sections
 
 RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
 VOID = {"meta", "img", "br", "path", "use", "rect"}
@@ -115,7 +115,7 @@ def test_every_task_is_reported(request: pytest.FixtureRequest, name: str) -> No
     by_training = run / "report.html"  # of some of them
     markup = by_training.read_text() if by_training.exists() else html(content_of(read_run(run)))
     page = check_page(markup)
-    scores = json.loads((run / "scores.json").read_text())
+    scores = scores_of(run)
     text = "".join(page.texts)
     assert f"{scores['metric']}\n{scores[scores['metric']]:.4f}" in text
     assert f"{scores['parameters']['trainable']:,} of {scores['parameters']['total']:,}" in text
@@ -461,7 +461,7 @@ def hostile(run: Path, folder: Path, *, entities: bool) -> Path:
             line = {"text": payload, "pair": payload, "label": payload, "score": 0.9, "probabilities": sure}
             lines.append({**line, "expected": f"{payload}!"})
     (place / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    scores = json.loads((place / "scores.json").read_text())
+    scores = scores_of(place)
     rows = {payload: {"precision": 0.1, "recall": 0.2, "f1": 0.1, "support": 3} for payload in PAYLOADS}
     few = [*PAYLOADS[:4], *(payload for payload in PAYLOADS if "$" in payload), *PAYLOADS[-8:]][:16]
     matrix = [[i + j for j in range(16)] for i in range(16)]

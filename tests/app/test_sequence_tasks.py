@@ -15,6 +15,7 @@ import lorakit
 from lorakit.app.report.charts import write_loss
 from tests.app.conftest import Cli
 from tests.app.test_import import WITH_POOLER, foreign
+from tests.runs import read_lines, scores_of
 
 TEXT = "the film was superb"
 LEFT_OUT = {
@@ -31,7 +32,7 @@ def test_temperature_is_shown_and_put_into_answers_when_asked_for(cli: Cli, bert
     assert re.search(r"  a temperature of \d+\.\d\d \(applied\) changes ece from 0\.\d{3} to 0\.\d{3}, nll ", out)
     scores = json.loads(Path("run/scores.json").read_text())
     assert scores["calibration"]["scaled"] == {name: scores[name] for name in ("ece", "brier", "nll")}
-    (first, *_) = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    (first, *_) = read_lines(Path("run/predictions.jsonl"))
     (again,) = lorakit.load("run").predict([first["text"]])
     assert again["score"] == pytest.approx(first["score"], abs=1e-5)
 
@@ -47,10 +48,10 @@ def test_correlation_with_a_constant_is_undefined_wherever_it_is_shown(
     assert code == 0, err
     assert "step 2/2  validation pearson undefined  (best so far)" in err
     assert re.search(r"^pearson +undefined$", out, re.M) and "nan" not in out.lower()
-    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    scores = scores_of(tmp_path / "run")
     assert (scores["pearson"], scores["best_step"]) == (None, 2)
     assert "pearson" not in scores["intervals"] and "mae" in scores["intervals"]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     write_loss(tmp_path / "loss.png", lines, scores)
     assert cli("report", "run").code == 0
     assert "undefined" in (tmp_path / "run" / "report.html").read_text()

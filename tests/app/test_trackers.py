@@ -18,7 +18,7 @@ from lorakit.errors import ConfigError
 from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.training.results import Result
-from tests.runs import Sections, changed
+from tests.runs import Sections, changed, read_lines, scores_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 Heard = list[tuple[int, str, float]]
@@ -141,7 +141,7 @@ def recipe(raw: Sections, folder: Path, *names: str) -> Recipe:
 
 def metrics_of(folder: Path) -> Heard:
     """The numbers of metrics.jsonl, under the names that trackers give them."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(folder / "metrics.jsonl")
     return [
         (line["step"], f"{'validation' if 'validation' in line else 'train'}/{key}", value)
         for line in lines
@@ -167,7 +167,7 @@ def test_each_tracker_hears_each_line_once_in_one_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = stop_and_go_on(recipe(five_steps, tmp_path / "run", *NAMES))
-    scores = json.loads((folder / "scores.json").read_text())
+    scores = scores_of(folder)
     for service in (wandb, mlflow, trackio):
         (id,) = service.heard
         assert service.heard[id] == metrics_of(folder)

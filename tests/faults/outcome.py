@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from lorakit.training.checkpoint import newest_checkpoint
 from lorakit.training.run_files import COSTS
-from tests.runs import read_lines, weights, without_timings
+from tests.runs import read_lines, scores_of, weights, without_timings
 
 TIMINGS = COSTS[1:]
 
@@ -28,7 +27,7 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Everything in a finished run folder that is computed, timings left out."""
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = scores_of(folder)
     return {
         "adapter": hashlib.sha256(weights(folder)).hexdigest(),
         "scores": {key: value for key, value in scores.items() if key not in TIMINGS},

@@ -26,7 +26,7 @@ from lorakit.models import KINDS
 from lorakit.recipe import read_recipe
 from lorakit.task_info import TASKS
 from tests.conftest import set_auto_dtype
-from tests.runs import changed, fit, nearly, read_lines, sections
+from tests.runs import changed, fit, nearly, read_lines, scores_of, sections
 from tests.tiny import items_of
 
 RUNS = ("bert_run", "multi_label_run", "ordinal_run", "regression_run", "tagger_run", "t5_run")
@@ -63,7 +63,7 @@ def test_load_restores_the_answers_and_scores_of_training_exactly(run: Loaded) -
     answers, task = run.predictor.lines(run.examples), run.predictor.task
     assert {*answers[0]} == {"text", *task.info.answer_columns}
     assert pa.Table.from_pylist(answers, answer_schema([task.info.name], {})).num_rows == len(run.examples)
-    scores = json.loads((run.folder / "scores.json").read_text(encoding="utf-8"))
+    scores = scores_of(run.folder)
     again = run.predictor.evaluate(run.examples)
     assert again == {key: scores[key] for key in again}
 

@@ -18,7 +18,7 @@ from lorakit.inference.predictor import load
 from lorakit.runtime.events import Event, Note
 from lorakit.tasks.tag_decoding import CRF
 from lorakit.training.prepare import prepare
-from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
+from tests.runs import Stopped, changed, fit, read_lines, resumed, scores_of, sections, stop_after, weights
 
 KEY = "base_model.model.crf.transitions"
 
@@ -35,10 +35,6 @@ def crf_run(raw: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(changed(raw), tmp_path_factory.mktemp("crf") / "run").folder
 
 
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def test_transitions_are_trained_and_shipped_with_the_adapter(crf_run: Path) -> None:
     tensors = load_file(crf_run / "adapter" / "adapter_model.safetensors")
     assert tensors[KEY].abs().max() > 0
@@ -50,8 +46,10 @@ def test_folder_answers_as_training_did(crf_run: Path, files: Path) -> None:
     loaded = load(crf_run)
     examples = read(str(files / "validation.conll"), "words").examples
     answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
-    assert answers == [{key: line[key] for key in ("text", "entities")} for line in lines(crf_run)]
-    scores = json.loads((crf_run / "scores.json").read_text(encoding="utf-8"))
+    assert answers == [
+        {key: line[key] for key in ("text", "entities")} for line in read_lines(crf_run / "predictions.jsonl")
+    ]
+    scores = scores_of(crf_run)
     found = loaded.evaluate(examples)
     assert found == {key: scores[key] for key in found}
     merged = load(crf_run, merge=True).lines(examples)
@@ -69,7 +67,7 @@ def test_resumed_run_ends_as_one_that_never_stopped(raw: dict, crf_run: Path, tm
     run = resumed(recipe, tmp_path)
     run.fit()
     assert weights(tmp_path) == weights(crf_run)
-    assert lines(tmp_path) == lines(crf_run)
+    assert read_lines(tmp_path / "predictions.jsonl") == read_lines(crf_run / "predictions.jsonl")
 
 
 def test_head_alone_can_be_trained_with_it(raw: dict, tmp_path: Path) -> None:
@@ -129,7 +127,7 @@ def windowed(roberta: Path, files: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_every_gold_entity_is_scored(windowed: Path, files: Path) -> None:
-    scores = json.loads((windowed / "scores.json").read_text(encoding="utf-8"))
+    scores = scores_of(windowed)
     tags = [tag for example in read(str(files / "validation.conll"), "words").examples for tag in example.tags]
     support = {kind: row["support"] for kind, row in scores["per_type"].items()}
     assert support == {kind: tags.count(f"B-{kind}") for kind in ("LOC", "PER")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -23,7 +22,7 @@ from lorakit.recipe import read_recipe
 from lorakit.runtime.device import cast_frozen_
 from lorakit.training.checkpoint import newest_checkpoint
 from lorakit.training.parts import FOLDS, count_folds, read_parts
-from tests.runs import Sections, Stopped, changed, fit, resumed, sections, start, stop_after
+from tests.runs import Sections, Stopped, changed, fit, read_lines, resumed, sections, start, stop_after
 
 FOLDED = ("data.folds=3", "train.epochs=2")
 
@@ -33,10 +32,6 @@ def folded(base: Path, files: Path, task: str = "sequence_classification") -> Se
     raw = sections(base, files, task)
     del raw["data"]["validation"]
     return raw
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("head", ["random", "probe"])
@@ -53,7 +48,7 @@ def test_ships_what_all_examples_teach_and_scores_what_each_fold_has_not_seen(
     last = {key: tensor for key, tensor in whole.items() if not key.startswith("best/")}
     torch.testing.assert_close({key: own[key] for key in last}, last, atol=0, rtol=0)
     assert plain.scores["examples"]["train"] == result.scores["examples"]["train"] == len(every)
-    answers = lines(tmp_path / "folds" / "predictions.jsonl")
+    answers = read_lines(tmp_path / "folds" / "predictions.jsonl")
     right, n = np.array([line["label"] == line["expected"] for line in answers]), len(every)
     as_many_as_trained = np.random.RandomState(0).randint(0, n, (1000, n))[:, : n - n // 3]
     ends = np.quantile(right[as_many_as_trained].mean(1), (0.025, 0.975))
@@ -75,7 +70,7 @@ def test_ships_what_all_examples_teach_and_scores_what_each_fold_has_not_seen(
         torch.testing.assert_close({key: own[f"fold-{fold}/{key}"] for key in trained}, trained, atol=0, rtol=0)
         if head == "random":  # else the plain run may have kept the probe
             mine = [line for line, number in zip(answers, numbers, strict=True) if number == fold]
-            for line, expected in zip(mine, lines(tmp_path / str(fold) / "predictions.jsonl"), strict=True):
+            for line, expected in zip(mine, read_lines(tmp_path / str(fold) / "predictions.jsonl"), strict=True):
                 assert line["probabilities"] == pytest.approx(expected["probabilities"], abs=2e-6)
 
 
@@ -94,7 +89,7 @@ def test_resumed_is_never_stopped(bert: Path, files: Path, tmp_path: Path) -> No
     torch.testing.assert_close(tensors(again.folder), tensors(whole.folder), atol=0, rtol=0)
     ships = [load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (again, whole)]
     torch.testing.assert_close(*ships, atol=0, rtol=0)
-    assert lines(again.folder / "predictions.jsonl") == lines(whole.folder / "predictions.jsonl")
+    assert read_lines(again.folder / "predictions.jsonl") == read_lines(whole.folder / "predictions.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -107,8 +102,12 @@ def test_every_task_is_scored_over_all_examples(
     recipe = changed(folded(base, files, task), "data.folds=2", "train.epochs=1")
     scores = fit(recipe, tmp_path).scores
     assert scores["folds"] == 2
-    assert scores["examples"]["validation"] == scores["examples"]["train"] == len(lines(tmp_path / "predictions.jsonl"))
-    assert scores["best_step"] == max(line["step"] for line in lines(tmp_path / "metrics.jsonl"))
+    assert (
+        scores["examples"]["validation"]
+        == scores["examples"]["train"]
+        == len(read_lines(tmp_path / "predictions.jsonl"))
+    )
+    assert scores["best_step"] == max(line["step"] for line in read_lines(tmp_path / "metrics.jsonl"))
     assert read_recipe(tmp_path / "recipe.toml").data.folds == 2
 
 

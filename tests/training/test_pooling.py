@@ -26,7 +26,7 @@ from lorakit.pooling import classify_by_mean, own_pooling
 from lorakit.runtime.events import Event, Note
 from lorakit.training.checkpoint import newest_checkpoint, same_recipe
 from lorakit.training.prepare import prepare
-from tests.runs import changed, fit, sections
+from tests.runs import changed, fit, read_lines, sections
 from tests.tiny import logits, tiny, tiny_batch
 
 CLASSIFICATION = "sequence_classification"
@@ -128,7 +128,7 @@ def test_cls_gives_the_folder_of_a_base_that_says_nothing(
 
 
 def test_answers_are_those_of_training_merged_and_by_hand(mean_run: Path, sentence_bert: Path) -> None:
-    lines = [json.loads(line) for line in (mean_run / "predictions.jsonl").read_text().splitlines()]
+    lines = read_lines(mean_run / "predictions.jsonl")
     after = lorakit.load(mean_run).predict([line["text"] for line in lines])
     assert {answer["label"] for answer in after} == {"good", "bad"}  # it has learned to tell them apart
     for line, answer in zip(lines, after, strict=True):
@@ -179,7 +179,7 @@ def test_exports_prove_themselves(to: str, mean_run: Path, tmp_path: Path) -> No
 
 def test_whole_model_is_shipped_with_its_head(sentence_bert: Path, files: Path, tmp_path: Path) -> None:
     run = fit(changed(sections(sentence_bert, files), "train.method=full", "train.lr=1e-3"), tmp_path / "run").folder
-    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "predictions.jsonl")
     for line, answer in zip(lines, lorakit.load(run).predict([line["text"] for line in lines]), strict=True):
         assert answer["probabilities"] == pytest.approx(line["probabilities"], abs=1e-6)
     save_file({"linear.weight": torch.zeros(3, 16)}, run / "model" / "2_Dense" / "model.safetensors")

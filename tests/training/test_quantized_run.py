@@ -14,7 +14,7 @@ from lorakit.errors import AdapterError, ConfigError
 from lorakit.inference.predictor import load
 from lorakit.lora.quantization import FORMATS, QuantizedTensor
 from lorakit.training.prepare import prepare
-from tests.runs import Sections, changed, fit, sections
+from tests.runs import Sections, changed, fit, read_lines, sections
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_answers_are_restored_from_the_folder_and_kept_by_merging(
     assert set(quantized(loaded.model).values()) == {format}
     assert format in "\n".join(inspect_run(run).lines)
     answers = [loaded.task.to_json(e, a) for e, a in zip(examples, loaded.answers(examples), strict=True)]
-    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(run / "predictions.jsonl")
     assert answers == [{key: line[key] for key in answer} for answer, line in zip(answers, lines, strict=True)]
     before = torch.tensor([list(answer["probabilities"].values()) for answer in answers])
     loaded.merge_to(tmp_path / "merged")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lorakit.tasks.reranker import Reranker
 from lorakit.training.prepare import prepare
 from tests.related import recipe as recipe_of
 from tests.related import save_table
-from tests.runs import changed, fit
+from tests.runs import changed, fit, scores_of
 
 PAIRS = [("superb", "the film was superb"), ("stale", "a rather stale plot"), ("moving", "moving " * 40)]
 
@@ -132,7 +131,7 @@ def test_a_trained_cross_encoder_is_scored_before_the_first_step(encoder: Path, 
     first = fit(recipe(encoder, tables / "pairs.csv"), tmp_path / "first").folder
     export_run(first, "sentence-transformers", base := tmp_path / "base")
     again = fit(recipe(base, tables / "pairs.csv", "train.max_steps=1"), tmp_path / "again").scores
-    assert again["base_score"] == pytest.approx(json.loads((first / "scores.json").read_text())["ndcg_at_10"], abs=1e-6)
+    assert again["base_score"] == pytest.approx(scores_of(first)["ndcg_at_10"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

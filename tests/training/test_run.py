@@ -24,11 +24,7 @@ from lorakit.tasks.sequence import SequenceClassification
 from lorakit.training.prepare import prepare
 from lorakit.training.results import SAMPLES
 from lorakit.training.run_files import DIGITS, read_resamples
-from tests.runs import SIZES, Sections, changed, fit, read_lines, save_bert, sections, start, values, weights
-
-
-def scores_of(folder: Path) -> dict:
-    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+from tests.runs import SIZES, Sections, changed, fit, read_lines, save_bert, scores_of, sections, start, values, weights
 
 
 @pytest.fixture(scope="module")

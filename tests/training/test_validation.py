@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from lorakit.inference.answer import Judged, answer_all, mean_loss, with_loss
 from lorakit.runtime.device import evaluating, to_device
 from lorakit.training.prepare import prepare
-from tests.runs import changed, fit, sections
+from tests.runs import changed, fit, read_lines, sections
 
 TASKS = {
     "bert": ("sequence_classification", "multi_label_classification", "ordinal_classification", "sequence_regression"),
@@ -58,7 +57,7 @@ def test_nothing_labelled_or_finite_has_no_loss() -> None:
 
 def test_every_evaluation_logs_the_loss_and_it_is_no_score(bert: Path, files: Path, tmp_path: Path) -> None:
     scores = fit(changed(sections(bert, files), "train.max_steps=2", "train.eval_every=1"), tmp_path).scores
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "metrics.jsonl")
     evaluations = [line["validation"] for line in lines if "validation" in line]
     assert all(line["loss"] == pytest.approx(line["nll"], rel=1e-3) for line in evaluations)  # of classes
     assert "loss" not in {**scores, **scores["last"]}
