@@ -177,6 +177,8 @@ class DataSection(Section):
     folds: Folds = "auto"
     # Share to hold out. Stratified by label; identical texts stay together.
     validation_share: Share = 0.1
+    # Train on each label's name as one more text of it. Default: up to 16 texts a label, if names are words.
+    label_names: bool | None = None
     # Longest text in tokens. Default: the model's limit, at most 512.
     max_length: Annotated[int, Field(ge=8)] | None = None
     # Folder for encoded examples and downloaded files, shared by runs. Default: keep them in memory.
@@ -467,6 +469,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"data.{key} = {getattr(self.data, key)!r} is for multiple choice, not {self.task.name}"
                 )
+        if self.data.label_names and self.task.info.wants not in ("label", "labels"):
+            raise ValueError(f"data.label_names = true: texts do not have labels in task.name = {self.task.name!r}")
         if self.train.head_start == "contrast" and (method != "lora" or self.task.name != "sequence_classification"):
             raise ValueError(
                 "train.head_start = 'contrast' trains an adapter on pairs of texts with one label: it needs "

@@ -39,7 +39,8 @@ def test_ships_what_all_examples_teach_and_scores_what_each_fold_has_not_seen(
     head: str, bert: Path, files: Path, tmp_path: Path
 ) -> None:
     """Against plain runs over files that were divided by hand; with dropout, so also its draws are those of a plain run."""
-    raw, words = folded(bert, files), (*FOLDED, f"train.head_start={head}")
+    names = f"data.label_names={str(head == 'probe').lower()}"
+    raw, words = folded(bert, files), (*FOLDED, f"train.head_start={head}", names)
     result = fit(changed(raw, *words), tmp_path / "folds")
     every = read_parts(changed(raw, *words))[0]["train"]
     named = changed(raw, *words, "data.folds=0", f"data.validation={raw['data']['train']}", "train.patience=9")

@@ -57,7 +57,7 @@ def test_same_run_goes_on_without_a_word(own: Sections, checkpoint: Checkpoint) 
     assert go_on(checkpoint, changed(own)) == []
 
 
-CHOSEN = ("model.pooling=cls", "model.dropout=0", "data.folds=0")  # when the run began
+CHOSEN = ("model.pooling=cls", "model.dropout=0", "data.folds=0", "data.label_names=false")  # when the run began
 REFUSED = {
     "train.lr=0.5": "train.lr was 0.02, now 0.5",
     "train.seed=3": "train.seed was 0, now 3",

@@ -73,6 +73,8 @@ class DataKeys(TypedDict, total=False):
     """Folds for cross-validation, or 0 for none. auto: 2 or 3 below 500 examples without validation data."""
     validation_share: float
     """Share to hold out. Stratified by label; identical texts stay together."""
+    label_names: bool | None
+    """Train on each label's name as one more text of it. Default: up to 16 texts a label, if names are words."""
     max_length: int | None
     """Longest text in tokens. Default: the model's limit, at most 512."""
     cache: str | None

@@ -286,17 +286,20 @@ def same_recipe(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> Recip
     raw["model"].setdefault("pooling", "cls")  # as in older versions
     raw["train"].setdefault("head_start", "random")
     raw["data"].setdefault("folds", 0)
+    raw["data"].setdefault("label_names", False)
     saved = make_recipe(raw)
     chosen = {key: getattr(saved.model, key) for key in ("dtype", "pooling") if getattr(recipe.model, key) == "auto"}
     if recipe.model.dropout is None:
         chosen["dropout"] = saved.model.dropout
-    folds = {"folds": saved.data.folds} if recipe.data.folds == "auto" else {}
+    data: dict[str, Any] = {"folds": saved.data.folds} if recipe.data.folds == "auto" else {}
+    if recipe.data.label_names is None:
+        data["label_names"] = saved.data.label_names
     budget = {key: getattr(saved.train, key) for key in BUDGET if getattr(recipe.train, key) is None}
     if recipe.train.head_start == "auto":
         budget["head_start"] = saved.train.head_start
     unset = [key for key, value in recipe.task if value is None]
     task = {key: getattr(saved.task, key) for key in unset}
-    sections = {"model": chosen, "data": folds, "task": task, "train": budget}
+    sections = {"model": chosen, "data": data, "task": task, "train": budget}
     recipe = recipe.with_keys(**sections)
     was, now = saved.flat(), recipe.flat()
     changed = {key: f"{key} was {was[key]!r}, now {now[key]!r}" for key in now if was[key] != now[key]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from lorakit.training.run_files import keeps_last
 
 # Below so many examples a share of them says little, and is missed in training: so many folds. More of them take more time.
 FOLDS = ((200, 3), (500, 2))
+WORD = re.compile(r"[^\W\d_]{2,}")  # of a label's name
 
 
 def with_usual_columns(recipe: Recipe, report: Report = ignore) -> Recipe:
@@ -174,6 +176,33 @@ def labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report:
     return labels
 
 
+NAMED = 16  # examples a label, on average, up to which the names of labels are trained on
+
+
+def label_texts(recipe: Recipe, labels: Sequence[str], examples: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """The name of each label as a text that has it, which says more than a few texts do (docs/LOG.md, 2026-11-30).
+
+    Where the recipe leaves it open: for at most NAMED examples a label, if all names are words that the
+    tokenizer tells apart.
+
+    Raises:
+        ConfigError: data.label_names is true, and the examples are pairs of texts.
+    """
+    wished, wants, is_pair = recipe.data.label_names, recipe.task.info.wants, examples[0].pair is not None
+    if wished and is_pair:
+        raise ConfigError("data.label_names = true: a label's name is one text, and these examples are pairs of texts")
+    words = {name: " ".join(WORD.findall(name)) for name in labels}
+    are_few = wants in ("label", "labels") and not is_pair and len(examples) <= NAMED * len(labels)
+    if wished is None and are_few and all(words.values()):
+        wished = len({tuple(ids) for ids in tokenizer([*words.values()])["input_ids"]}) == len(words)
+    if not wished:
+        return []
+    return [
+        Example(text=words[name] or name, label=(name,) if wants == "labels" else name, where="data.label_names")
+        for name in labels
+    ]
+
+
 # Encoded
 
 
@@ -183,6 +212,7 @@ class Part:
 
     examples: Sequence[Example]
     items: Sequence[Sequence[Item]]  # of each example
+    names: Sequence[Item] = ()  # those of labels, which are trained on as texts
 
     @cached_property
     def sha256(self) -> str:
@@ -198,10 +228,10 @@ class Part:
 
     @cached_property
     def flat(self) -> Sequence[Item]:
-        """All items in a row."""
-        if isinstance(self.items, CachedItems):
+        """All items in a row, with those of names at the end."""
+        if isinstance(self.items, CachedItems) and not self.names:
             return self.items.flat
-        return [item for of_example in self.items for item in of_example]
+        return [*chain.from_iterable(self.items), *self.names]
 
 
 def count_cut(task: Task, parts: dict[str, Part], max_length: int, report: Report) -> dict[str, int]:

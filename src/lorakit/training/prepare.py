@@ -42,7 +42,7 @@ from lorakit.training.begin import Origin, begin_from
 from lorakit.training.budget import DROPOUT_FROM, choose, choose_head_start
 from lorakit.training.encode import encode
 from lorakit.training.head_start import States, probe
-from lorakit.training.parts import Part, count_cut, in_folds, labels_in, read_parts, with_usual_columns
+from lorakit.training.parts import Part, count_cut, in_folds, label_texts, labels_in, read_parts, with_usual_columns
 from lorakit.training.run_files import keeps_last
 from lorakit.training.schedule import Plan
 
@@ -172,6 +172,10 @@ def _prepare(
     labels = labels_in(recipe, examples, report)
     origin = origin and origin.for_labels(recipe, labels)
     base = _load(recipe, labels, once if once.several or folds else None)
+    named = label_texts(recipe, labels, examples["train"], base.tokenizer)
+    if named and recipe.data.label_names is None:
+        report(Note(f"the names of the {len(named)} labels are trained on as texts too (data.label_names)"))
+    recipe = recipe.with_keys(data={"label_names": bool(named)})
     recipe, dtype = _complete(recipe, base, dtype, examples["train"], report)
     max_length = recipe.data.max_length or base.max_length
 
@@ -185,19 +189,23 @@ def _prepare(
         }
         cut = count_cut(fit.task, parts, max_length, report)
         parts.setdefault("validation", parts["train"])
+        if named:
+            names = [item for (item,) in fit.task.encode(named)]
+            parts["train"] = replace(parts["train"], names=names)
         return fit, parts, cut
 
-    made_for = (source, fold, recipe.task.model_dump_json(), base.fingerprint, max_length)
+    made_for = (source, fold, bool(named), recipe.task.model_dump_json(), base.fingerprint, max_length)
     (task, head_bias, tuned), parts, cut = once(made_for, encoded)
     items = parts["train"].drawn(info)
     head = None if origin and origin.keeps_head else base.new_head()
-    head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items)
+    n = len(items) - len(parts["train"].names)
+    head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items[:n] if named else items)
     probed = head is not None and head_start != "random"
     if head is not None and probed:
         over = (recipe.task.model_dump_json(), base.fingerprint, max_length, recipe.model.model_dump_json(), train.seed)
         known: States | None = once(("states", source, *over), dict) if folds else None
         probed_head = once(
-            ("probe", source, fold, *over),
+            ("probe", source, fold, bool(named), *over),
             lambda: _probe(base.model.to(device), head, task, parts["train"].flat, origin, known),
         )
         head.load_state_dict(probed_head)
@@ -207,7 +215,7 @@ def _prepare(
     is_binary = info.model_kind in ("sequence_classification", "regression") and len(labels) <= 2
     started = train.model_copy(update={"head_start": head_start})
     is_last = keeps_last(recipe.data.validation, folds, train.patience, len(parts["validation"].examples))
-    chosen = choose(started, len(items), is_binary, report, others, is_last)
+    chosen = choose(started, n, is_binary, report, others, is_last)
     recipe = recipe.model_copy(update={"train": chosen})
     written = [len(item["labels"]) for item in items] if info.model_kind == "text2text" else ()
     lengths = [sum(len(row["input_ids"]) for row in rows_of(info, [each])) for each in items]
