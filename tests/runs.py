@@ -231,6 +231,13 @@ def stop_after(step: int) -> Report:
     return report
 
 
+def taken_up(recipe: Recipe, folder: Path, step: int) -> Run:
+    """A run that was killed after this step, and is ready to go on from its newest checkpoint."""
+    with pytest.raises(Stopped):
+        fit(recipe, folder, stop_after(step))
+    return resumed(recipe, folder)
+
+
 def weights(folder: Path) -> bytes:
     """The bytes of the adapter that a run has left."""
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -21,7 +21,7 @@ from lorakit.training.loop import Member, train
 from lorakit.training.prepare import Prepared, prepare
 from lorakit.training.schedule import make_optimizer, trained_parameters
 from tests.lora.test_speedups import adapted, assert_same
-from tests.runs import Stopped, changed, fit, resumed, sections, stop_after, weights
+from tests.runs import changed, fit, sections, taken_up, weights
 from tests.tiny import logits, tiny, tiny_batch
 
 
@@ -114,9 +114,7 @@ def test_what_lies_below_the_adapters_is_computed_once_and_a_resumed_run_has_the
     scores = fit(recipe, tmp_path / "kept", lambda event: notes.append(str(getattr(event, "text", "")))).scores
     assert any("below the adapters answer each text once" in note for note in notes)
 
-    with pytest.raises(Stopped):
-        fit(recipe, tmp_path / "stopped", stop_after(7))
-    resumed(recipe, tmp_path / "stopped").fit()
+    taken_up(recipe, tmp_path / "stopped", 7).fit()
     assert weights(tmp_path / "stopped") == weights(tmp_path / "kept")
 
     plain = fit(changed(raw, *UPPER, f"train.method={method}", "model.kernels=plain"), tmp_path / "plain").scores

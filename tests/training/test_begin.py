@@ -19,7 +19,7 @@ from lorakit.recipe import Recipe, read_recipe
 from lorakit.runtime.device import cast_frozen_
 from lorakit.training.prepare import Prepared, prepare
 from lorakit.training.run_files import read_run
-from tests.runs import Sections, Stopped, changed, fit, resumed, sections, stop_after, weights
+from tests.runs import Sections, changed, fit, sections, taken_up, weights
 
 
 def begun(raw: Sections, run: Path, *words: str) -> Recipe:
@@ -118,9 +118,7 @@ def test_run_records_what_it_began_from_and_its_recipe_can_be_run_again(
     assert dict(fact_rows(read_run(tmp_path / "run")))["starts from"] == "sequence_classification, head kept"
     again = read_recipe(tmp_path / "run" / "recipe.toml")
     assert again.lora.r == 4, "what the adapter says is written"
-    with pytest.raises(Stopped):
-        fit(changed(again.model_dump(), "train.checkpoint_every=1"), tmp_path / "again", stop_after(2))
-    resumed(changed(again.model_dump(), "train.checkpoint_every=1"), tmp_path / "again").fit()
+    taken_up(changed(again.model_dump(), "train.checkpoint_every=1"), tmp_path / "again", 2).fit()
     assert weights(tmp_path / "again") == weights(tmp_path / "run"), "stopped and resumed, too"
     assert "begins_from" not in json.loads((bert_run / "adapter" / "lorakit.json").read_text())
 

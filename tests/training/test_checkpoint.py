@@ -17,13 +17,12 @@ from safetensors.torch import save_file
 
 from lorakit.errors import OutputError
 from lorakit.inference.predictor import load
-from lorakit.recipe import Recipe
 from lorakit.runtime.events import Event, Note
 from lorakit.runtime.files import HOST, atomic_file, atomic_folder, atomic_text
 from lorakit.training import run as run_module
 from lorakit.training.checkpoint import KEEP, Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.faults.outcome import outcome
-from tests.runs import Sections, Stopped, changed, fit, read_lines, resumed, sections, stop_after
+from tests.runs import Sections, changed, fit, read_lines, resumed, sections, taken_up
 
 
 def steps_kept(folder: Path) -> list[int]:
@@ -48,20 +47,10 @@ def straight(raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Resumed == never stopped
 
 
-def stop_and_resume(recipe: Recipe, folder: Path, step: int) -> None:
-    """A run that was killed after a step, and went on to its end."""
-    with pytest.raises(Stopped):
-        fit(recipe, folder, stop_after(step))
-    run = resumed(recipe, folder)
-    run.fit()
-
-
 def test_run_stopped_before_its_last_checkpoint_equals_the_one_that_never_stopped(
     raw: Sections, straight: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(Stopped):
-        fit(changed(raw), tmp_path, stop_after(10))
-    run = resumed(changed(raw), tmp_path)
+    run = taken_up(changed(raw), tmp_path, 10)
     assert run.start == 9
     run.fit()
     assert outcome(tmp_path) == outcome(straight)
@@ -72,14 +61,14 @@ def test_resumed_run_equals_the_one_that_never_stopped_with_lines_over_several_s
 ) -> None:
     monkeypatch.setattr(run_module, "LOG_LINES", 2)  # a line over five steps, stopped within one
     fit(changed(raw), tmp_path / "straight")
-    stop_and_resume(changed(raw), tmp_path / "stopped", 7)
+    taken_up(changed(raw), tmp_path / "stopped", 7).fit()
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
 
 
 def test_resumed_full_fine_tuning_equals_the_one_that_never_stopped(raw: Sections, tmp_path: Path) -> None:
     recipe = changed(raw, "train.method=full", "train.max_steps=6")
     fit(recipe, tmp_path / "straight")
-    stop_and_resume(recipe, tmp_path / "stopped", 5)
+    taken_up(recipe, tmp_path / "stopped", 5).fit()
     results = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("straight", "stopped")]
     assert results[0] == results[1]
 
@@ -98,7 +87,7 @@ def test_resumed_run_of_a_variant_equals_the_one_that_never_stopped_and_ships(
 ) -> None:
     recipe = changed(raw, "train.max_steps=6", *words)
     fit(recipe, tmp_path / "straight")
-    stop_and_resume(recipe, tmp_path / "stopped", 5)
+    taken_up(recipe, tmp_path / "stopped", 5).fit()
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "straight")
     scored = read_lines(tmp_path / "straight" / "predictions.jsonl")
     shipped = load(tmp_path / "straight").predict([line["text"] for line in scored])

@@ -18,7 +18,7 @@ from lorakit.training.checkpoint import newest_checkpoint
 from lorakit.training.head_start import balanced, warm_up
 from lorakit.training.joint import prepare_all
 from lorakit.training.prepare import Prepared
-from tests.runs import Stopped, changed, fit, resumed, sections, start, stop_after
+from tests.runs import changed, fit, sections, taken_up
 
 CONTRAST = "train.head_start=contrast"
 
@@ -84,9 +84,7 @@ def test_resumed_run_equals_the_one_that_never_stopped_and_its_baseline_is_the_f
     del raw["data"]["validation"]
     recipe = changed(raw, CONTRAST, "data.folds=2", "train.max_steps=4", "train.checkpoint_every=2")
     whole = fit(recipe, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        start(recipe, tmp_path / "stopped", stop_after(3)).fit()
-    again = resumed(recipe, tmp_path / "stopped").fit()
+    again = taken_up(recipe, tmp_path / "stopped", 3).fit()
     tensors = [newest_checkpoint(run.folder / "checkpoints")[0].tensors for run in (whole, again)]
     torch.testing.assert_close(*tensors, atol=0, rtol=0)
     probed = fit(changed(raw, "train.head_start=probe", "data.folds=2", "train.max_steps=1"), tmp_path / "probed")

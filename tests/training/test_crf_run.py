@@ -18,7 +18,7 @@ from lorakit.inference.predictor import load
 from lorakit.runtime.events import Event, Note
 from lorakit.tasks.tag_decoding import CRF
 from lorakit.training.prepare import prepare
-from tests.runs import Stopped, changed, fit, read_lines, resumed, scores_of, sections, stop_after, weights
+from tests.runs import changed, fit, read_lines, scores_of, sections, taken_up, weights
 
 KEY = "base_model.model.crf.transitions"
 
@@ -62,10 +62,7 @@ def test_folder_answers_as_training_did(crf_run: Path, files: Path) -> None:
 
 def test_resumed_run_ends_as_one_that_never_stopped(raw: dict, crf_run: Path, tmp_path: Path) -> None:
     recipe = changed(raw, "train.checkpoint_every=2")
-    with pytest.raises(Stopped):
-        fit(recipe, tmp_path, stop_after(5))
-    run = resumed(recipe, tmp_path)
-    run.fit()
+    taken_up(recipe, tmp_path, 5).fit()
     assert weights(tmp_path) == weights(crf_run)
     assert read_lines(tmp_path / "predictions.jsonl") == read_lines(crf_run / "predictions.jsonl")
 

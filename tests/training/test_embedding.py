@@ -34,7 +34,7 @@ from lorakit.training.loop import train
 from lorakit.training.prepare import Prepared, prepare
 from lorakit.training.run import member_of
 from tests.related import laid_out, recipe, save_table
-from tests.runs import Stopped, changed, fit, resumed, start, stop_after
+from tests.runs import changed, fit, taken_up
 
 TEXTS = ["the film was superb", "a rather stale plot and a clumsy cast", "moving", "ada visited oslo in spring ."]
 
@@ -338,8 +338,6 @@ def test_a_base_that_makes_vectors_in_another_way_is_refused(encoder: Path, t5: 
 def test_a_resumed_run_keeps_what_was_chosen(tables: Path, encoder: Path, tmp_path: Path) -> None:
     words = recipe(encoder, tables / "pairs.csv", "train.eval_every=2")
     whole = fit(words, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        start(words, tmp_path / "cut", stop_after(5)).fit()
-    again = resumed(words, tmp_path / "cut").fit()
+    again = taken_up(words, tmp_path / "cut", 5).fit()
     for name in ("ndcg_at_10", "base_score", "best_step"):
         assert again.scores[name] == whole.scores[name]

@@ -24,7 +24,7 @@ from lorakit.training.progress import WINDOW, LossWatch
 from lorakit.training.run import member_of
 from lorakit.training.run_files import read_run
 from tests.faults.outcome import differences, outcome
-from tests.runs import Sections, Stopped, changed, fit, resumed, sections, start, stop_after, values, weights
+from tests.runs import Sections, Stopped, changed, fit, resumed, sections, start, stop_after, taken_up, values, weights
 
 
 @pytest.fixture(scope="module")
@@ -270,9 +270,7 @@ def test_run_over_an_fp16_base_is_recorded_resumed_and_answers(five_steps: Secti
     recipe = changed(five_steps, "model.dtype=fp16")
     fit(recipe, tmp_path / "whole")
     assert read_run(tmp_path / "whole").scores.dtype == "float16"
-    with pytest.raises(Stopped):
-        start(recipe, tmp_path / "stopped", stop_after(4)).fit()
-    run = resumed(recipe, tmp_path / "stopped")
+    run = taken_up(recipe, tmp_path / "stopped", 4)
     assert run.member.loss_scale == LOSS_SCALE
     run.fit()
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")

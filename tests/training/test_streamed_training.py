@@ -20,13 +20,10 @@ from lorakit.errors import ConfigError, DataError
 from lorakit.training.prepare import Prepared, prepare
 from tests.runs import (
     Sections,
-    Stopped,
     changed,
     fit,
-    resumed,
     sections,
-    start,
-    stop_after,
+    taken_up,
     values,
     weights,
     write_ratings,
@@ -97,9 +94,7 @@ def test_training_stopped_in_the_middle_is_training_from_memory(bert: Path, file
     raw = sharded(sections(bert, files), tmp_path)
     fit(changed(raw, "train.epochs=1"), tmp_path / "memory")
     recipe = changed(raw, f"data.cache={tmp_path / 'cache'}", "train.epochs=1", "train.checkpoint_every=2")
-    with pytest.raises(Stopped):
-        start(recipe, tmp_path / "disk", stop_after(3)).fit()
-    resumed(recipe, tmp_path / "disk").fit()
+    taken_up(recipe, tmp_path / "disk", 3).fit()
     assert weights(tmp_path / "disk") == weights(tmp_path / "memory")
 
 
