@@ -149,6 +149,10 @@ class LoraEstimator(BaseEstimator):
 class TextClassifier(ClassifierMixin, LoraEstimator):
     """A classifier of texts, or of pairs of texts; `classes_` has the labels in order, in their original type.
 
+    `model` is a hub id, a folder or `minilm`. `epochs`, `lr` and `batch_size` depend on the number of examples unless they
+    are set. `folder` keeps the complete run, with its report. `recipe` sets any other key:
+    `{"task": {"class_weights": "balanced"}, "lora": {"use_dora": True}}`.
+
     >>> classifier = lorakit.TextClassifier(model="minilm", epochs=1).fit(texts, labels)
     >>> classifier.classes_
     array(['negative', 'positive'], dtype='<U8')
@@ -188,7 +192,7 @@ class TextClassifier(ClassifierMixin, LoraEstimator):
 
 
 class TextRegressor(RegressorMixin, LoraEstimator):
-    """Texts, or pairs of texts, to numbers.
+    """Texts, or pairs of texts, to numbers. The arguments are those of `TextClassifier`.
 
     >>> regressor = lorakit.TextRegressor(model="minilm", epochs=1).fit(texts, stars)
     >>> regressor.predict(["What a film!"]).shape
@@ -213,6 +217,8 @@ class TextRegressor(RegressorMixin, LoraEstimator):
 
 class TextEmbedder(TransformerMixin, LoraEstimator):
     """Texts to vectors, near those of the texts that belong to them: a step of a pipeline before a clustering, say.
+
+    The arguments are those of `TextClassifier`.
 
     >>> embedder = lorakit.TextEmbedder(model="minilm", epochs=1).fit(texts, labels)
     >>> embedder.transform(["What a film!"]).shape[0]
@@ -247,6 +253,8 @@ class TextEmbedder(TransformerMixin, LoraEstimator):
 
 class EntityRecognizer(LoraEstimator):
     """A tag for each word of a sentence. Tags of any scheme are accepted and predicted as IOB2; `classes_` has them.
+
+    The arguments are those of `TextClassifier`.
 
     >>> recognizer = lorakit.EntityRecognizer(model="minilm", epochs=1).fit(sentences, tags)
     >>> len(recognizer.predict([["Ingrid", "flew", "to", "Oslo", "."]])[0])
