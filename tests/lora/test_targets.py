@@ -161,6 +161,11 @@ REFUSED = {
 }
 
 
+def test_a_model_that_is_one_layer_has_none_to_adapt() -> None:
+    with pytest.raises(ConfigError, match=r"target_modules: nothing matches 'query'; there are no linear layers$"):
+        select_targets(nn.Linear(3, 4), LoraConfig(target_modules=("query",)))
+
+
 @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused_injection_says_why_and_changes_nothing(settings: dict[str, Any], message: str) -> None:
     model = tiny_bert()

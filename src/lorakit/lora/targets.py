@@ -289,7 +289,8 @@ def _near(name: str, layers: Mapping[str, nn.Module]) -> str:
     linear = [path for path, module in layers.items() if geometry_of(module) in (LINEAR, TRANSPOSED)]
     kinds = sorted({path.rpartition(".")[2] for path in linear})
     others = sorted({path.rpartition(".")[2] for path in layers} - set(kinds))
-    there = f"{len(linear)} linear layers: {', '.join(kinds)}{'; also ' * bool(others)}{', '.join(others)}"
+    there = f"{len(linear) or 'no'} linear layers{': ' * bool(kinds)}{', '.join(kinds)}"
+    there += f"{'; also ' * bool(others)}{', '.join(others)}"
     hint = did_you_mean(name, [*kinds, *others])
     return f"{hint} ({there})" if hint.startswith("did") else f"there are {there}"
 
