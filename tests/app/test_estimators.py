@@ -241,7 +241,7 @@ def test_recognizer_gives_a_tag_a_word_and_scores_as_seqeval(recognizer: EntityR
         (["a", "b"], [0, None], r"y\[1\] = None is not a label"),
         (["a", "b"], [0, ["x"]], r"y\[1\] = \['x'\] is not a label"),
         (["a", "b"], [1, "1"], r"y: the labels 1 and '1' have the same name"),
-        (["a", "b"], ["x", ""], r"fit\(X, y\):2: column 'label' holds '', not a label"),
+        (["a", "b"], ["x", ""], r"fit\(X, y\):2: column 'label' is empty"),
     ],
 )
 def test_mistakes_in_texts_and_labels_are_one_line(bert: Path, X: Any, y: Any, message: str) -> None:

@@ -110,7 +110,9 @@ MISTAKES = (
     mistake(f"{TRAIN} --task ordinal", "task.order is missing", "bad, good"),
     mistake(f"{TRAIN} --task ordinal task.order=bad,god", "train.csv:", "'good' is not in the order", "'god'", code=3),
     mistake(f"{TRAIN} --task ordinal task.order=bad,bad", "task.order", "each once"),
-    mistake(f"{TRAIN} --task regression", "train.csv:2: column 'label' holds 'good', not a finite number", code=3),
+    mistake(
+        f"{TRAIN} --task regression", "train.csv:2, ", ": column 'label' holds 'good', not a finite number", code=3
+    ),
     mistake(f"{TRAIN} --task multi-label task.metric=macro_f1", "task.metric = 'macro_f1'", "'macro_f1_at_0.5'"),
     mistake(f"{TRAIN} --task regression task.calibrate=true", "task.calibrate = True belongs to sequence_classificat"),
     mistake(f"{TRAIN} --task regression --label text,label", "data.label names 2 columns", "needs one number"),

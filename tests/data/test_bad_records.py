@@ -46,6 +46,11 @@ def write(path: Path, records: list[dict | str]) -> Path:
     return path
 
 
+def lines_in(message: str, path: Path) -> list[int]:
+    places = re.findall(rf"{re.escape(str(path))}:(\d+(?:, \d+)*)", message)
+    return [int(line) for place in places for line in place.split(", ")]
+
+
 @pytest.mark.parametrize("kind", GOOD)
 def test_every_bad_record_is_told_or_left_out(tmp_path: Path, kind: str, again: bool) -> None:
     good, broken = GOOD[kind], "{oops"
@@ -55,7 +60,7 @@ def test_every_bad_record_is_told_or_left_out(tmp_path: Path, kind: str, again: 
         read(str(path), WANTS[kind], again=again)
     first = f"{path}: {len(lines)} records cannot be used; correct them, or leave them out with data.on_bad=skip: "
     assert str(caught.value).startswith(first)
-    assert [int(line) for line in re.findall(rf"{re.escape(str(path))}:(\d+)", str(caught.value))] == lines
+    assert sorted(lines_in(str(caught.value), path)) == lines
     found = read(str(path), WANTS[kind], columns=SKIP, again=again)
     assert (len(list(found.examples)), found.left_out) == (3, len(lines))
     assert any(f"{path}: bad records left out: {len(lines)} ({path}:2" in note for note in found.notes)
@@ -70,7 +75,8 @@ def test_ten_are_listed_and_the_rest_counted(tmp_path: Path, again: bool, monkey
         read(str(path), again=again)
     told = str(caught.value)
     assert told.startswith(f"{path}: 25 records cannot be used") and told.endswith("; and 15 more")
-    assert re.findall(rf"{re.escape(str(path))}:(\d+)", told) == [str(line) for line in range(2, 22, 2)]
+    assert sorted(lines_in(told, path)) == list(range(2, 22, 2))
+    assert "a.csv:2, 6, 10, 14, 18: " in told  # one reason, once
     found = read(str(path), columns=SKIP, again=again)
     assert [example.text for example in found.examples] == [f"text {i}" for i in range(1, 50, 2)]
 

@@ -578,6 +578,8 @@ def one_label(row: Row, column: str) -> str | Mapping[str, float]:
             "several, set task.name=multi_label_classification"
         )
     if (name := _name(value)) is None:
+        if isinstance(value, str) and not value.strip():
+            raise DataError(f"{row.where}: column {column!r} is empty")
         number = "; for numbers, set task.name=sequence_regression" if isinstance(value, float) else ""
         raise DataError(
             f"{row.where}: column {column!r} holds {short(value)}, not a label (a text, a whole number, true or "

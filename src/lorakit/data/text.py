@@ -277,14 +277,24 @@ def bad_records(source: str, bad: Sequence[DataError], n: int | None = None, *, 
         return bad[0]
     what = "none of its records can be used" if of_all else f"{n:,} records cannot be used"
     what += "; correct them" + ("" if of_all else ", or leave them out with data.on_bad=skip")
-    reasons = [*map(str, bad[:MOST_BAD]), *[f"and {n - MOST_BAD:,} more"] * (n > MOST_BAD)]
+    reasons = [*_reasons(bad[:MOST_BAD]), *[f"and {n - MOST_BAD:,} more"] * (n > MOST_BAD)]
     return DataError(f"{source}: {what}: {'; '.join(reasons)}")
+
+
+def _reasons(bad: Iterable[DataError]) -> list[str]:
+    """What is wrong with each record, once where it is the same of several: `a.csv:5, 13: column 'label' is empty`."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for err in bad:
+        match = re.fullmatch(r"(.+?):(\d+)(: .*)", str(err), re.DOTALL)
+        file, line, what = match.groups() if match else (str(err), "", "")
+        lines.setdefault((file, what), []).append(line)
+    return [f"{file}:{', '.join(numbers)}{what}" if what else file for (file, what), numbers in lines.items()]
 
 
 def left_out(source: str, bad: Sequence[DataError], n: int | None = None) -> list[str]:
     """The note of `n` records that were left out, with the first reasons; none where there is none."""
     n = n or len(bad)
-    reasons = [*map(str, bad[:MOST]), *["..."] * (n > MOST)]
+    reasons = [*_reasons(bad[:MOST]), *["..."] * (n > MOST)]
     return [f"{source}: bad records left out: {n:,} ({'; '.join(reasons)})"] if n else []
 
 
