@@ -51,6 +51,9 @@ NEEDS_WORDS = (
 NO_TAG = (
     "is not a tag; expected O, or B- or I- and a type (E-, S-, L-, U- in IOBES and BILOU); if it is a type, write I-"
 )
+JUDGED = "Nr,Satz,Gut,Wer\n" + "".join(
+    f"{i},Der Satz {i} klingt gut,{'ja' if i % 2 else 'nein'},{'AB'[i % 3 > 1]}\n" for i in range(20)
+)
 HEADLESS = '"1","Headline 0","Body 0"\n"2","Headline 1","Body 1"\n"1","Headline 2","Body 2"\n'
 BAD = [
     # bytes
@@ -103,6 +106,16 @@ BAD = [
         "a.csv", "words here,label\na,b\n", ": which column is the text? Set data.text=NAME; columns: words here, label"
     ),
     Bad("a.csv", "text,verdict\na,b\n", ": which column is the label? Set data.label=NAME; columns: text, verdict"),
+    Bad(
+        "a.csv",
+        JUDGED,
+        ": which column is the text? Set data.text=NAME; columns: Nr, Satz, Gut, Wer; probably data.text=Satz",
+    ),
+    Bad(
+        "a.csv",
+        JUDGED.replace("Satz", "text"),
+        ": which column is the label? Set data.label=NAME; columns: Nr, text, Gut, Wer; probably data.label=Gut or data",
+    ),
     *(
         Bad(
             "a.csv",

@@ -123,7 +123,7 @@ class Table:
             )
             raise DataError(
                 f"{self.source}: which column is the {role}? Set data.{KEYS.get(role, role)}=NAME; "
-                f"columns: {listed(self.names)}" + (f"; {NO_HEADER}" if looks_like_values else "")
+                f"columns: {listed(self.names)}" + (f"; {NO_HEADER}" if looks_like_values else self.likely(role))
             )
         if name is None:
             rivals = self.usual(role) if role == "text" else []
@@ -131,6 +131,17 @@ class Table:
             longest = f", the longest of {', '.join(map(repr, (column, *others)))}" if others else ""
             self.notes.append(f"{self.source}: {role} is column {column!r}{longest}")
         return column
+
+    def likely(self, role: str) -> str:
+        """For a message, the columns that look like texts (of three words on average) or like labels (four times each)."""
+        likely = []
+        for name in self.names[:MOST_NAMES]:
+            values = [value for row in self.rows[:SAMPLE] if isinstance(value := row.values.get(name), str) and value]
+            is_text = sum(map(len, map(str.split, values))) >= 3 * len(values) > 0
+            is_label = not is_text and 1 < len({value.strip().casefold() for value in values}) <= len(values) / 4
+            if (role == "text" and is_text) or (role == "label" and is_label):
+                likely.append(f"data.{role}={name}")
+        return f"; probably {' or '.join(likely)}" if likely else ""
 
     def usual(self, role: str) -> list[str]:
         """The columns whose names are usual for a role, in the order of these names, whatever their case."""
