@@ -11,7 +11,7 @@ import pytest
 
 from lorakit.app.console import Screen, score_lines
 from lorakit.app.printing import begin, echo, tell, visible
-from lorakit.runtime.events import Note, Started
+from lorakit.runtime.events import Note, Started, Step
 from tests.app.conftest import Cli
 
 SCORES = {"accuracy": 0.875, "intervals": {"accuracy": [0.85, 0.9]}, "train_seconds": 3.0}
@@ -61,6 +61,19 @@ def test_labels_names_and_texts_do_nothing_to_a_terminal(cli: Cli, bert_run: Pat
 def test_notes_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     Screen()(Note(f"file {TITLE}"))
     assert capsys.readouterr().err == "file \\u001b]0;owned\\u0007\\u009b2J\n"
+
+
+def test_time_left_is_judged_by_the_steps_after_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it adapters learn from pairs, so that of a minute's training ten were foretold."""
+    times = iter([0, 0, 100, *[110] * 3])
+    monkeypatch.setattr("lorakit.app.console.time.monotonic", lambda: next(times))
+    screen = Screen()
+    screen(Started(24, 0, "accuracy"))
+    for number in (1, 2):
+        screen(Step(number, 1.0, 0.5, 1e-3, 1.0, 16, 200, 16))
+    assert capsys.readouterr().err == "step 2/24  loss 0.5000  2 examples/s  220 s left\n"
 
 
 # A terminal

@@ -22,7 +22,8 @@ class Screen:
         self.console = Console(stderr=True, highlight=False)
         self.console.soft_wrap = not self.console.is_terminal  # a log has a line for a line
         self.progress: Progress | None = None
-        self.began = self.shown = time.monotonic()
+        self.began: float | None = None  # the end of the first step
+        self.shown = time.monotonic()
         self.examples, self.start, self.steps = 0, 0, 0
         self.loss = 0.0
 
@@ -54,7 +55,7 @@ class Screen:
         self.close()  # of the run before
         self.examples, self.loss = 0, 0.0
         self.steps, self.start, self.metric = event.steps, event.start, event.metric
-        self.began = self.shown = time.monotonic()
+        self.began, self.shown = None, time.monotonic()
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("training"),
@@ -70,8 +71,11 @@ class Screen:
             self.progress.start()
 
     def _step(self, step: Step) -> None:
-        self.examples += step.examples
         self.loss = step.loss if not self.loss else 0.95 * self.loss + 0.05 * step.loss
+        if self.began is None:  # the time before (pairs to learn, a first score) says nothing of the other steps
+            self.began, self.start = time.monotonic(), step.number
+            return
+        self.examples += step.examples
         elapsed = time.monotonic() - self.began
         rate = self.examples / max(elapsed, 1e-9)
         if self.progress is not None:
