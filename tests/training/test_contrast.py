@@ -12,8 +12,8 @@ from lorakit.errors import ConfigError
 from lorakit.lora import routed
 from lorakit.lora.inits import named_generator
 from lorakit.training import head_start
-from lorakit.training.budget import CONTRAST as CONTRAST_MOST
-from lorakit.training.budget import choose_head_start
+from lorakit.training.budget import CONTRAST as MOST
+from lorakit.training.budget import CONTRAST_TWO, choose_head_start
 from lorakit.training.checkpoint import newest_checkpoint
 from lorakit.training.head_start import balanced, warm_up
 from lorakit.training.joint import prepare_all
@@ -93,9 +93,12 @@ def test_resumed_run_equals_the_one_that_never_stopped_and_its_baseline_is_the_f
 
 def test_is_chosen_for_few_examples_of_one_label_each(bert: Path, files: Path) -> None:
     raw = sections(bert, files)
-    items = [{"labels": [1]}] * CONTRAST_MOST
+    items = [{"labels": [i % 2]} for i in range(CONTRAST_TWO)]
     assert choose_head_start(changed(raw, "train.head_start=auto"), items) == "contrast"
     assert choose_head_start(changed(raw, "train.head_start=auto"), [*items, items[0]]) == "probe"
+    three = [{"labels": [i % 3]} for i in range(MOST)]
+    assert choose_head_start(changed(raw, "train.head_start=auto"), three) == "contrast"
+    assert choose_head_start(changed(raw, "train.head_start=auto"), [*three, three[0]]) == "probe"
     assert choose_head_start(changed(raw, "train.head_start=auto"), [*items[1:], {"labels": [0.5, 0.5]}]) == "probe"
     assert choose_head_start(changed(raw, "train.head_start=auto", "train.method=head"), items) == "probe"
     assert choose_head_start(changed(raw, "train.head_start=random"), items) == "random"

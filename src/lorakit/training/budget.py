@@ -17,7 +17,7 @@ from lorakit.runtime.events import Note, Report, ignore
 FULL_SHARE = 0.1  # of the rate of an adapter, where the weights themselves are trained
 EVALUATIONS = 8  # in a run whose epochs are chosen
 LOOKS = 4  # the same where they choose no step, but show how it went
-CONTRAST = 100  # examples up to which an adapter learns from pairs first
+CONTRAST, CONTRAST_TWO = 300, 100  # examples up to which an adapter learns from pairs first; of two labels
 DROPOUT_FROM = 500  # examples; with fewer the base's dropout gave nothing, and adapters without it share their forwards
 
 
@@ -41,7 +41,7 @@ ROWS = (
 
 
 def choose_head_start(recipe: Recipe, items: Sequence[Mapping[str, Any]]) -> HeadStart:
-    """`contrast` for at most CONTRAST training examples with one label each, else `probe`, where the recipe says `auto`.
+    """`contrast` for few training examples with one label each, else `probe`, where the recipe says `auto`.
 
     Raises:
         ConfigError: the recipe says `contrast`, and an example has shares of several labels.
@@ -60,7 +60,10 @@ def choose_head_start(recipe: Recipe, items: Sequence[Mapping[str, Any]]) -> Hea
         return train.head_start
     if is_by_query:
         return "random"
-    return "contrast" if has_one_label and len(items) <= CONTRAST else "probe"
+    if not has_one_label or len(items) > CONTRAST:
+        return "probe"
+    n_labels = len({item["labels"][0] for item in items})
+    return "contrast" if n_labels > 2 or len(items) <= CONTRAST_TWO else "probe"
 
 
 def choose(
