@@ -83,6 +83,7 @@ def test_a_run_over_cp1252_reads_files_in_it_and_in_utf_8(cli: Cli, bert: Path, 
     assert cli("predict", "run", "--file", "in.csv", "--out", "out", "--format", "jsonl").code == 0
     single, shard = (read_lines(tmp_path / name)[0] for name in ("out.jsonl", "out/part-00000-000000000000.jsonl"))
     assert (single["text"], shard["score"]) == ("a café film", pytest.approx(single["score"]))
+    assert "but it is also valid UTF-8" not in cli("check", "in.csv", "--run", "run").out
     assert load(tmp_path / "run").read_labelled(str(tmp_path / "in.csv")).examples[0].text == "a café film"
 
 
