@@ -277,7 +277,7 @@ def children() -> Any:
     return multiprocessing.get_context("fork" if torch.get_num_threads() == 1 else "forkserver")
 
 
-def until(is_so: Callable[[], object], what: str, most_s: float = 20) -> float:
+def until(is_so: Callable[[], object], what: str, most_s: float = 60) -> float:
     """The seconds until something is so."""
     began = time.monotonic()
     while not is_so():
