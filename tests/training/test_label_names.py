@@ -11,7 +11,6 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.recipe import make_recipe
 from lorakit.runtime.events import Event
-from lorakit.training import parts
 from lorakit.training.parts import NAMED, label_texts
 from lorakit.training.prepare import prepare
 from tests.runs import changed, fit, resumed, sections
@@ -51,10 +50,7 @@ def test_need_single_texts_with_labels(bert: Path, files: Path) -> None:
         changed(sections(bert, files, "token_classification"), "data.label_names=true")
 
 
-def test_are_noted_and_belong_to_training_alone(
-    roberta: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parts, "NAMED", 18)
+def test_are_noted_and_belong_to_training_alone(roberta: Path, files: Path, tmp_path: Path) -> None:
     raw = sections(roberta, files)
     notes: list[Event] = []
     prepared = prepare(changed(raw), notes.append)

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     lr: float
 
 
-TWO_LABELS = Row(100, 8, 16, 5e-4)  # or a number: more steps made an adapter of few examples worse
+TWO_LABELS = (Row(100, 8, 16, 5e-4), Row(1_000, 10, 32, 1e-3))  # or a number: more steps brought nothing, or harm
 ROWS = (
     Row(100, 20, 16, 1e-3),
     Row(1_000, 20, 32, 1e-3),
@@ -78,7 +78,7 @@ def choose(
 
     `is_binary` is for whole texts with at most two labels, or a number; `keeps_last` for runs whose last step ships.
     """
-    rows = (TWO_LABELS, *ROWS) if is_binary else ROWS
+    rows = (*TWO_LABELS, *ROWS) if is_binary else ROWS
     row = next(row for row in rows if n <= row.examples)
     batch_size = train.batch_size or row.batch_size
     steps_per_epoch = math.ceil(n / batch_size)

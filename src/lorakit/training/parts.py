@@ -176,7 +176,7 @@ def labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report:
     return labels
 
 
-NAMED = 16  # examples a label, on average, up to which the names of labels are trained on
+NAMED = 20  # examples a label, on average, up to which the names of labels are trained on
 
 
 def label_texts(recipe: Recipe, labels: Sequence[str], examples: Sequence[Example], tokenizer: Any) -> list[Example]:
