@@ -87,8 +87,8 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a recipe leaves open is little, for runs that need not be good: two epochs, two folds, no pictures and no report."""
     from lorakit.training import budget
 
-    monkeypatch.setattr(budget, "TWO_LABELS", budget.TWO_LABELS._replace(epochs=2))
-    monkeypatch.setattr(budget, "ROWS", tuple(row._replace(epochs=2) for row in budget.ROWS))
+    for name in ("TWO_LABELS", "ROWS"):
+        monkeypatch.setattr(budget, name, tuple(row._replace(epochs=2) for row in getattr(budget, name)))
     monkeypatch.setattr("lorakit.training.parts.FOLDS", ((500, 2),))
     monkeypatch.setattr("lorakit.app.api.write_figures", lambda *arguments: None)
     monkeypatch.setattr("lorakit.app.api.write_report", lambda folder: (folder / "report.html").write_text("<p>"))
