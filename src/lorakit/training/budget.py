@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 TWO_LABELS = (Row(100, 8, 16, 5e-4), Row(1_000, 10, 32, 1e-3))  # or a number: more steps brought nothing, or harm
 ROWS = (
-    Row(100, 20, 16, 1e-3),
+    Row(100, 20, 8, 1e-3),
     Row(1_000, 20, 32, 1e-3),
     Row(3_000, 8, 32, 1e-3),
     Row(10_000, 4, 32, 5e-4),
