@@ -181,7 +181,7 @@ OUTCOMES = {
     "nyu-mll/glue:sst2@v9": "nyu-mll/glue:sst2@v9: no such file, and the data set cannot be loaded from the hub: ",
     "nyu-mll/glue:sst9": "nyu-mll/glue:sst9: ",
     "nyu-mll/glue:sst2#trian": "nyu-mll/glue:sst2#trian: no split 'trian'; did you mean 'train'?",
-    "nyu-mll/glue:sst2#test": "nyu-mll/glue:sst2#test:1: column 'label' holds None, not a label",
+    "nyu-mll/glue:sst2#test": "nyu-mll/glue:sst2#test:1, 2, 3, 4, 5, 6, 7, 8: column 'label' holds None, not a label",
     "somebody/gated:sst2": "somebody/gated:sst2: no such file, and the data set cannot be loaded from the hub: ",
     "somebody/empty": "somebody/empty: no such file, and the data set cannot be loaded from the hub: ",
 }
