@@ -1,7 +1,7 @@
 """How long, in batches of which size and at which rate to train where the recipe does not say: by the number of examples.
 
-The first rows are from a few runs on SST-2 and banking77 with MiniLM (docs/LOG.md, 2026-11-29); the last two are what was good on
-whole data sets before.
+The rows up to 1,000 examples are from a few runs on five data sets with MiniLM (docs/LOG.md, 2026-11-29 and 2026-11-30); the last
+two are what was good on whole data sets before.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ from lorakit.training.run_files import keeps_last
 
 # Below so many examples a share of them says little, and is missed in training: so many folds. More of them take more time.
 FOLDS = ((200, 3), (500, 2))
-WORD = re.compile(r"[^\W\d_]{2,}")  # of a label's name
 
 
 def with_usual_columns(recipe: Recipe, report: Report = ignore) -> Recipe:
@@ -176,6 +175,7 @@ def labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report:
     return labels
 
 
+WORD = re.compile(r"[^\W\d_]{2,}")  # of a label's name
 NAMED = 20  # examples a label, on average, up to which the names of labels are trained on
 
 
