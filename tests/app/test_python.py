@@ -73,6 +73,8 @@ def test_strings_and_shortcuts_stand_for_keys_of_sections(recipes: list[Recipe])
         ({"warmup": 0.1}, r"train\(\) has no argument 'warmup'; write train={'warmup': 0.1}"),
         ({"lr": 1.0, "train": {"lr": 2.0}}, r"lr=1.0 and train={'lr': 2.0}: set one of them"),
         ({"train": {"lrr": 2.0}}, r"train\(\): unknown key 'train.lrr'; did you mean 'train.lr'"),
+        ({"test_size": 0.2}, r"train\(\) has no argument 'test_size'; did you mean 'validation_share'\?"),
+        ({"class_weight": "balanced"}, r"'class_weight'; write task={'class_weights': 'balanced'}"),
         ({"learning_rate": 2.0}, r"train\(\) has no argument 'learning_rate'; did you mean 'lr'\?"),
         ({"lora": {"rank": 2}}, r"train\(\): unknown key 'lora.rank'; did you mean 'lora.r'\?"),
         ({"data": [["A delight.", "good"]]}, r"train\(\): data is a list, not the name of a file; save it as one, or "),

@@ -118,9 +118,10 @@ def _sections(given: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> dict[st
             sections[name] = dict(value) if isinstance(value, Mapping) else value
     for name, value in shortcuts.items():
         if name not in SHORTCUTS:
-            keys = [key.split(".") for key in known_keys()]
-            ways = [f"{section}={{{key!r}: {value!r}}}" for section, key in keys if key == name]
-            usual = [shortcut for shortcut, key in SHORTCUTS.items() if key == full_key(name)]
+            own = full_key(name)
+            keys = [key for key in known_keys() if key == own or key.partition(".")[2] == name]
+            usual = [shortcut for shortcut, key in SHORTCUTS.items() if key in keys]
+            ways = [f"{section}={{{key!r}: {value!r}}}" for section, _, key in (key.partition(".") for key in keys)]
             hint = f"write {' or '.join(ways)}" if ways else did_you_mean(name, [*given, *SHORTCUTS])
             hint = f"did you mean {usual[0]!r}?" if usual else hint
             raise ConfigError(f"train() has no argument {name!r}; {hint}")
