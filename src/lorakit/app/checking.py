@@ -16,7 +16,7 @@ import torch
 from lorakit.app.printing import Output
 from lorakit.data import audit
 from lorakit.data.audit import SHOWN, Finding, Parts, label_counts, labels_of, numbers, spread
-from lorakit.data.example import Columns, Dataset, Example
+from lorakit.data.example import Dataset, Example
 from lorakit.errors import ConfigError, DataError
 from lorakit.inference.adapter_folder import read_side, shipped_folder
 from lorakit.inference.answer import predict_all
@@ -165,7 +165,8 @@ def recipe_of_run(run: Path, source: str, changes: Sequence[str], options: Mappi
         raise ConfigError("use either --task or --run; a run has a task already")
     side = read_side(shipped_folder(run))
     columns = {
-        **dataclasses.asdict(Columns().over(side.columns, source)),
+        **dataclasses.asdict(side.columns),
+        "encoding": side.columns.encoding_of(source),
         **{role: options[role] for role in ("text", "label") if options[role]},
     }
     raw: dict[str, dict[str, Any]] = {

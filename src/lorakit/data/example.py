@@ -83,14 +83,14 @@ class Columns:
     columns: Mapping[str, int] | None = None  # of CoNLL lines, from 1: {"word": 2, "tag": 3}; unset: told from them
 
     def over(self, others: Columns, source: str | Path) -> Columns:
-        """The others, but with the text, the pair, the label and the choices that are named here.
-
-        The encoding of the others is that of the training data: a source that is valid UTF-8 is read as such.
-        """
+        """The others, but with the text, the pair, the label and the choices that are named here, for this source."""
         named = {role: name for role in ("text", "pair", "label", "choices") if (name := getattr(self, role))}
-        if others.encoding and Path(source).is_file() and is_utf8(Path(source)):
-            named["encoding"] = None
-        return replace(others, **named)
+        return replace(others, **named, encoding=others.encoding_of(source))
+
+    def encoding_of(self, source: str | Path) -> str | None:
+        """The encoding, if it is that of other files than this one: a source that is valid UTF-8 is read as such."""
+        is_other = self.encoding and Path(source).is_file() and is_utf8(Path(source))
+        return None if is_other else self.encoding
 
 
 OF_TRAINING = ("group", "on_bad")  # what a run does not ask of other files, which it answers or scores

@@ -102,8 +102,9 @@ def _job_folder(folder: Path, settings: Mapping[str, Any], report: Report) -> It
 
 def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -> _Scoring:
     """Detect the columns in the first rows and check every file, before anything is written."""
+    encoded = {path: Columns(encoding=answerer.columns.encoding_of(path)) for path in job.files}
     heads = {
-        path: [row for row in islice(stream(path, options=_encoded(answerer, path)), HEAD) if isinstance(row, Row)]
+        path: [row for row in islice(stream(path, options=encoded[path]), HEAD) if isinstance(row, Row)]
         for path in job.files
     }
     path, head = next(((path, head) for path, head in heads.items() if head), (job.files[0], []))
@@ -133,12 +134,7 @@ def _start_scoring(job: Job, answerer: Answerer, folder: Path, report: Report) -
         if other := next((path for path, type in by_path.items() if type != first), None):
             raise DataError(f"{other}: --keep {name} is {by_path[other]} here, and {first} in {job.files[0]}")
         types[name] = first or known["generated"]
-    return _Scoring(job, answerer, folder, report, columns, answer_schema(answerer.tasks, types))
-
-
-def _encoded(answerer: Answerer, path: Path) -> Columns:
-    """How the bytes of a file are read: as UTF-8, or else as the training data."""
-    return Columns(encoding=Columns().over(answerer.columns, path).encoding)
+    return _Scoring(job, answerer, folder, report, columns, encoded, answer_schema(answerer.tasks, types))
 
 
 @dataclass
@@ -150,6 +146,7 @@ class _Scoring:
     folder: Path
     report: Report
     columns: Columns
+    encoded: Mapping[Path, Columns]  # how the bytes of each file are read
     schema: Any
     begun: float = field(default_factory=time.monotonic)
     last_note: float = field(default_factory=time.monotonic)
@@ -187,7 +184,7 @@ class _Scoring:
         roles = (self.columns.text, self.columns.pair, self.columns.label, *choices, *self.job.keep)
         # all columns are read if texts are lists of words
         names = [n for n in roles if isinstance(n, str)] if self.columns.text else None
-        rows = stream(path, start, names, _encoded(self.answerer, path))
+        rows = stream(path, start, names, self.encoded[path])
         for first in count(start, size):
             if not (some := list(islice(rows, size))):
                 break

@@ -57,7 +57,7 @@ def embed(
 
     predictor = load(run, device=device, report=Screen())
     columns = predictor.side.columns
-    dataset = read_texts(source, Columns(text or columns.text, encoding=Columns().over(columns, source).encoding))
+    dataset = read_texts(source, Columns(text or columns.text, encoding=columns.encoding_of(source)))
     for note in dataset.notes:
         echo(note, err=True)
     texts = [example.text for example in dataset.examples]
