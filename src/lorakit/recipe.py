@@ -177,7 +177,7 @@ class DataSection(Section):
     folds: Folds = "auto"
     # Share to hold out. Stratified by label; identical texts stay together.
     validation_share: Share = 0.1
-    # Train on each label's name as one more text of it. Default: up to 20 texts a label, if names are words.
+    # Also train on each label's name, as a text. Default: up to 20 texts per label, if names are words.
     label_names: bool | None = None
     # Longest text in tokens. Default: the model's limit, at most 512.
     max_length: Annotated[int, Field(ge=8)] | None = None

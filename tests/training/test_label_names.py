@@ -11,7 +11,7 @@ from lorakit.data.example import Example
 from lorakit.errors import ConfigError
 from lorakit.recipe import make_recipe
 from lorakit.runtime.events import Event
-from lorakit.training.parts import NAMED, label_texts
+from lorakit.training.parts import FEW_PER_LABEL, label_texts
 from lorakit.training.prepare import prepare
 from tests.runs import changed, fit, resumed, sections
 
@@ -27,14 +27,14 @@ def tokenize(texts: list[str]) -> dict[str, list[list[int]]]:
 
 
 def test_are_trained_on_where_few_texts_have_labels_that_are_words() -> None:
-    assert [(e.text, e.label) for e in texts(("card_arrival", "lost-card"), 2 * NAMED)] == [
+    assert [(e.text, e.label) for e in texts(("card_arrival", "lost-card"), 2 * FEW_PER_LABEL)] == [
         ("card arrival", "card_arrival"),
         ("lost card", "lost-card"),
     ]
     assert [e.label for e in texts(("joy", "fear"), 9, "multi_label_classification")] == [("joy",), ("fear",)]
     assert len(texts(("gut", "schön"), 9, "ordinal_classification")) == 2
-    assert not texts(("joy", "fear"), 2 * NAMED + 1)
-    assert len(texts(("joy", "fear"), 2 * NAMED + 1, label_names=True)) == 2
+    assert not texts(("joy", "fear"), 2 * FEW_PER_LABEL + 1)
+    assert len(texts(("joy", "fear"), 2 * FEW_PER_LABEL + 1, label_names=True)) == 2
     assert not texts(("joy", "fear"), 9, label_names=False)
     assert not texts(("0", "1"), 9)
     assert not texts(("LABEL_0", "LABEL_1"), 9)  # would be one text under two labels

@@ -74,7 +74,7 @@ class DataKeys(TypedDict, total=False):
     validation_share: float
     """Share to hold out. Stratified by label; identical texts stay together."""
     label_names: bool | None
-    """Train on each label's name as one more text of it. Default: up to 20 texts a label, if names are words."""
+    """Also train on each label's name, as a text. Default: up to 20 texts per label, if names are words."""
     max_length: int | None
     """Longest text in tokens. Default: the model's limit, at most 512."""
     cache: str | None

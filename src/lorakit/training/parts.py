@@ -176,26 +176,26 @@ def labels_in(recipe: Recipe, examples: Mapping[str, Sequence[Example]], report:
 
 
 WORD = re.compile(r"[^\W\d_]{2,}")  # of a label's name
-NAMED = 20  # examples a label, on average, up to which the names of labels are trained on
+FEW_PER_LABEL = 20  # examples, on average, up to which the names of labels are trained on
 
 
 def label_texts(recipe: Recipe, labels: Sequence[str], examples: Sequence[Example], tokenizer: Any) -> list[Example]:
     """The name of each label as a text that has it, which says more than a few texts do (docs/LOG.md, 2026-11-30).
 
-    Where the recipe leaves it open: for at most NAMED examples a label, if all names are words that the
+    Where the recipe leaves it open: for at most FEW_PER_LABEL examples per label, if all names are words that the
     tokenizer tells apart.
 
     Raises:
         ConfigError: data.label_names is true, and the examples are pairs of texts.
     """
-    wished, wants, is_pair = recipe.data.label_names, recipe.task.info.wants, examples[0].pair is not None
-    if wished and is_pair:
+    use, wants, is_pair = recipe.data.label_names, recipe.task.info.wants, examples[0].pair is not None
+    if use and is_pair:
         raise ConfigError("data.label_names = true: a label's name is one text, and these examples are pairs of texts")
     words = {name: " ".join(WORD.findall(name)) for name in labels}
-    are_few = wants in ("label", "labels") and not is_pair and len(examples) <= NAMED * len(labels)
-    if wished is None and are_few and all(words.values()):
-        wished = len({tuple(ids) for ids in tokenizer([*words.values()])["input_ids"]}) == len(words)
-    if not wished:
+    are_few = wants in ("label", "labels") and not is_pair and len(examples) <= FEW_PER_LABEL * len(labels)
+    if use is None and are_few and all(words.values()):
+        use = len({tuple(ids) for ids in tokenizer([*words.values()])["input_ids"]}) == len(words)
+    if not use:
         return []
     return [
         Example(text=words[name] or name, label=(name,) if wants == "labels" else name, where="data.label_names")

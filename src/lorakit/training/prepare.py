@@ -172,10 +172,10 @@ def _prepare(
     labels = labels_in(recipe, examples, report)
     origin = origin and origin.for_labels(recipe, labels)
     base = _load(recipe, labels, once if once.several or folds else None)
-    named = label_texts(recipe, labels, examples["train"], base.tokenizer)
-    if named and recipe.data.label_names is None:
-        report(Note(f"the names of the {len(named)} labels are trained on as texts too (data.label_names)"))
-    recipe = recipe.with_keys(data={"label_names": bool(named)})
+    names = label_texts(recipe, labels, examples["train"], base.tokenizer)
+    if names and recipe.data.label_names is None:
+        report(Note(f"the names of the {len(names)} labels are trained on as texts too (data.label_names)"))
+    recipe = recipe.with_keys(data={"label_names": bool(names)})
     recipe, dtype = _complete(recipe, base, dtype, examples["train"], report)
     max_length = recipe.data.max_length or base.max_length
 
@@ -189,23 +189,22 @@ def _prepare(
         }
         cut = count_cut(fit.task, parts, max_length, report)
         parts.setdefault("validation", parts["train"])
-        if named:
-            names = [item for (item,) in fit.task.encode(named)]
-            parts["train"] = replace(parts["train"], names=names)
+        if names:
+            parts["train"] = replace(parts["train"], names=[item for (item,) in fit.task.encode(names)])
         return fit, parts, cut
 
-    made_for = (source, fold, bool(named), recipe.task.model_dump_json(), base.fingerprint, max_length)
+    made_for = (source, fold, bool(names), recipe.task.model_dump_json(), base.fingerprint, max_length)
     (task, head_bias, tuned), parts, cut = once(made_for, encoded)
     items = parts["train"].drawn(info)
     head = None if origin and origin.keeps_head else base.new_head()
     n = len(items) - len(parts["train"].names)
-    head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items[:n] if named else items)
+    head_start = recipe.train.head_start if head is None else choose_head_start(recipe, items[:n] if names else items)
     probed = head is not None and head_start != "random"
     if head is not None and probed:
         over = (recipe.task.model_dump_json(), base.fingerprint, max_length, recipe.model.model_dump_json(), train.seed)
         known: States | None = once(("states", source, *over), dict) if folds else None
         probed_head = once(
-            ("probe", source, fold, bool(named), *over),
+            ("probe", source, fold, bool(names), *over),
             lambda: _probe(base.model.to(device), head, task, parts["train"].flat, origin, known),
         )
         head.load_state_dict(probed_head)
